@@ -1,0 +1,68 @@
+"""Contrastive learning of visual representations: look-up in a dictionary of encoded images.
+
+The public names are imported when they are first used, so that ``import diptych`` is cheap.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from diptych.config_file import load_run_config as load_run_config
+    from diptych.configs import RunConfig as RunConfig
+    from diptych.configs import ViewsConfig as ViewsConfig
+    from diptych.contrast.dictionaries import InBatch as InBatch
+    from diptych.contrast.dictionaries import KeyQueue as KeyQueue
+    from diptych.contrast.losses import info_nce as info_nce
+    from diptych.contrast.losses import nt_xent as nt_xent
+    from diptych.contrast.method import Method as Method
+    from diptych.contrast.method import build_method as build_method
+    from diptych.errors import DiptychError as DiptychError
+    from diptych.evaluation.features import extract_features as extract_features
+    from diptych.evaluation.probes import evaluate as evaluate
+    from diptych.model.saved import load_encoder as load_encoder
+    from diptych.model.twin import Twin as Twin
+    from diptych.pretraining import pretrain as pretrain
+    from diptych.recipes import RECIPES as RECIPES
+    from diptych.recipes import recipe_config as recipe_config
+    from diptych.report.page import write_report as write_report
+    from diptych.training.optimizers import Lars as Lars
+    from diptych.views.cpu import make_views as make_views
+    from diptych.views.draw import draw_views as draw_views
+
+_HOMES = {
+    "DiptychError": "errors",
+    "InBatch": "contrast.dictionaries",
+    "KeyQueue": "contrast.dictionaries",
+    "Lars": "training.optimizers",
+    "Method": "contrast.method",
+    "RECIPES": "recipes",
+    "RunConfig": "configs",
+    "Twin": "model.twin",
+    "ViewsConfig": "configs",
+    "build_method": "contrast.method",
+    "draw_views": "views.draw",
+    "evaluate": "evaluation.probes",
+    "extract_features": "evaluation.features",
+    "info_nce": "contrast.losses",
+    "load_encoder": "model.saved",
+    "load_run_config": "config_file",
+    "make_views": "views.cpu",
+    "nt_xent": "contrast.losses",
+    "pretrain": "pretraining",
+    "recipe_config": "recipes",
+    "write_report": "report.page",
+}
+
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'diptych' has no attribute {name!r}")
+    return getattr(import_module(f"diptych.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

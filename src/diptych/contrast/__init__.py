@@ -1,0 +1,1 @@
+"""Queries, keys, dictionaries and losses, and the method they make."""

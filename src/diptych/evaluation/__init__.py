@@ -1,0 +1,1 @@
+"""What an encoder has learned: features, probes, geometry, verdict."""

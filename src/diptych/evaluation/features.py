@@ -1,0 +1,89 @@
+"""Features of images from a frozen encoder, and the pixel features they are compared with."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from diptych.configs import ViewsConfig
+from diptych.images.collection import ImageSet
+from diptych.images.sources import from_array, open_images
+from diptych.model.saved import PretrainedEncoder
+from diptych.threads import use_threads
+from diptych.views.batches import centre_batch
+
+PIXEL_SIDE = 32
+"""Raw pixels are compared at this side at most: more would measure position, not content."""
+
+_BATCH = 256  # images
+
+
+def extract_features(
+    encoder: PretrainedEncoder,
+    images: str | Path | NDArray[np.uint8],
+    *,
+    threads: int | None = None,
+) -> Tensor:
+    """Features before the head of every image, in the order of the images.
+
+    Args:
+        encoder: from ``load_encoder``.
+        images: anything that ``pretrain`` takes, or a uint8 array (images, height, width[,
+            channels]). Of a path with held-out images, those to learn from are used.
+        threads: CPU threads; all cores when not given.
+
+    Returns:
+        (images, features), float32, on the CPU.
+    """
+    config = encoder.config
+    with ThreadPoolExecutor(use_threads(threads)) as executor:
+        if isinstance(images, np.ndarray):
+            found = from_array(images, None, replace(config.images, limit=None))
+        else:
+            source = replace(config.images, path=str(images), limit=None)
+            found = open_images(source, executor).train
+        return encode(encoder, found, config.views, executor)
+
+
+def encode(network: nn.Module, images: ImageSet, views: ViewsConfig, executor: Executor) -> Tensor:
+    """Runs a network over the centred images, in evaluation mode, without gradients.
+
+    Batch norms use their running statistics, so an image's features do not depend on its batch.
+    """
+    device = next(network.parameters()).device
+    return _over(images, views, executor, lambda batch: _in_evaluation(network, batch.to(device)))
+
+
+def pixel_features(images: ImageSet, views: ViewsConfig, executor: Executor) -> Tensor:
+    """The pixels themselves as features, at the encoder's side or ``PIXEL_SIDE``."""
+    small = replace(views, side_pixels=min(views.side_pixels, PIXEL_SIDE))
+    return _over(images, small, executor, lambda batch: batch.flatten(1))
+
+
+def _over(
+    images: ImageSet, views: ViewsConfig, executor: Executor, work: Callable[[Tensor], Tensor]
+) -> Tensor:
+    parts = [
+        work(centre_batch(images, indices, views, executor)).float().cpu()
+        for indices in _chunks(len(images))
+    ]
+    return torch.cat(parts)
+
+
+def _chunks(count: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, count, _BATCH):
+        yield np.arange(start, min(start + _BATCH, count))
+
+
+def _in_evaluation(network: nn.Module, batch: Tensor) -> Tensor:
+    training = network.training
+    network.eval()
+    with torch.no_grad():
+        features: Tensor = network(batch)
+    network.train(training)
+    return features

@@ -1,0 +1,82 @@
+"""Plain sentences on what the curves of a run show: what is wrong, and what only looks so."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+COLLAPSED_RANK: Final = 2.0
+AT_CHANCE: Final = 0.02  # of the chance level
+SHORTCUT_ACCURACY: Final = 0.98
+
+
+class Symptom(NamedTuple):
+    """One thing to say.
+
+    Attributes:
+        name: stable, for programs.
+        alarming: whether something is wrong, or it only looks frightening.
+        sentence: for people.
+    """
+
+    name: str
+    alarming: bool
+    sentence: str
+
+
+def find_symptoms(metrics: Sequence[Mapping[str, Any]], *, queue_size: int | None) -> list[Symptom]:
+    """Reads the metrics so far, oldest first.
+
+    Args:
+        metrics: the lines of ``metrics.jsonl``.
+        queue_size: keys that the queue holds when full; None for other dictionaries.
+    """
+    if not metrics:
+        return []
+    last = metrics[-1]
+    health = [line for line in metrics if "effective_rank" in line]
+    found = []
+    if queue_size is not None and last["candidates"] < queue_size + 1:
+        found.append(
+            Symptom(
+                "queue_filling",
+                False,
+                f"The queue is filling ({last['candidates'] - 1:,} of {queue_size:,} keys): loss "
+                "and chance level rise together until it is full. This is normal.",
+            )
+        )
+    if health and health[-1]["effective_rank"] < COLLAPSED_RANK:
+        found.append(
+            Symptom(
+                "collapse",
+                True,
+                f"The features have collapsed: their effective rank is "
+                f"{health[-1]['effective_rank']:.1f}, so all images look alike to the encoder. Try "
+                "a lower --optimizer.learning-rate or a longer --schedule.warmup-epochs.",
+            )
+        )
+    elif last["epoch"] >= 1 and last["loss"] > (1 - AT_CHANCE) * last["chance"]:
+        found.append(
+            Symptom(
+                "at_chance",
+                True,
+                f"The loss ({last['loss']:.2f}) is still at chance ({last['chance']:.2f}): the "
+                "encoder cannot tell one image from another. Try another "
+                "--optimizer.learning-rate, or weaker views (--views.crop-area 0.5 1.0).",
+            )
+        )
+    if _is_shortcut(last, health):
+        found.append(
+            Symptom(
+                "shortcut",
+                True,
+                f"Nearly every query finds its key ({last['accuracy']:.0%}), yet kNN accuracy has "
+                "not risen: the encoder may match views by a shortcut, such as colour or batch "
+                "statistics. Try stronger views (colour jitter, smaller crops).",
+            )
+        )
+    return found
+
+
+def _is_shortcut(last: Mapping[str, Any], health: Sequence[Mapping[str, Any]]) -> bool:
+    scores = [line["knn"] for line in health if "knn" in line]
+    easy = last["accuracy"] >= SHORTCUT_ACCURACY and last["candidates"] > 64
+    return bool(easy and len(scores) >= 2 and scores[-1] <= scores[0])

@@ -1,0 +1,194 @@
+"""Arrays of equal-sized images: .npy, .npz and IDX files. Nothing is ever unpickled."""
+
+import gzip
+import math
+import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.configs import ImagesConfig
+from diptych.errors import ImagesError
+from diptych.images.collection import ImageSet
+from diptych.images.folder import choose
+from diptych.images.pixels import HeldPixels, PixelBatch
+
+_IMAGE_KEYS: Final = ("images", "x", "x_train", "train_images")
+_LABEL_KEYS: Final = ("labels", "y", "y_train", "train_labels")
+_TEST_IMAGE_KEYS: Final = ("test_images", "x_test")
+_TEST_LABEL_KEYS: Final = ("test_labels", "y_test")
+_IDX_UINT8: Final = 0x08
+_LARGEST_ARRAY: Final = 64 * 2**30  # bytes; a header that claims more is not believed
+
+
+def open_npy(path: Path, config: ImagesConfig) -> ImageSet:
+    """A .npy file of uint8, (images, height, width) or (images, height, width, channels).
+
+    The file is memory-mapped, so that it may be larger than memory.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ImagesError(f"{path} is not a readable .npy file: {error}") from error
+    return image_set(array, None, config, path)
+
+
+def open_npz(path: Path, config: ImagesConfig) -> tuple[ImageSet, ImageSet | None]:
+    """A .npz file with images and, if it has them, labels and a test part.
+
+    Names that are looked for: images, x, x_train or train_images; labels, y, y_train or
+    train_labels; test_images or x_test; test_labels or y_test.
+    """
+    try:
+        _refuse_bomb(path)
+        with np.load(path, allow_pickle=False) as archive:
+            train = _from_keys(archive, _IMAGE_KEYS, _LABEL_KEYS, config, path)
+            everything = replace(config, limit=None)  # a limit is on the images to learn from
+            test = _from_keys(archive, _TEST_IMAGE_KEYS, _TEST_LABEL_KEYS, everything, path)
+            names = list(archive)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ImagesError(f"{path} is not a readable .npz file: {error}") from error
+    if train is None:
+        raise ImagesError(
+            f"{path} holds {', '.join(names) or 'nothing'}; wanted an array named "
+            f"{' or '.join(_IMAGE_KEYS)}."
+        )
+    return train, test
+
+
+def open_idx(path: Path, config: ImagesConfig) -> ImageSet:
+    """An IDX file of images, as MNIST's; labels are taken from the file beside it.
+
+    ``train-images-idx3-ubyte.gz`` finds ``train-labels-idx1-ubyte.gz``, compressed or not.
+    """
+    images, labels = read_idx(path), None
+    name = path.name.replace("images", "labels").replace("idx3", "idx1")
+    beside = [path.with_name(name), path.with_name(name.removesuffix(".gz"))]
+    for candidate in [*beside, path.with_name(name + ".gz")]:
+        if candidate != path and candidate.is_file():
+            labels = read_idx(candidate)
+            break
+    return image_set(images, labels, config, path)
+
+
+def is_idx(path: Path) -> bool:
+    """Whether the first bytes are those of an IDX file of uint8 with three or four dimensions."""
+    try:
+        with _open_maybe_gzip(path) as file:
+            magic = file.read(4)
+    except (OSError, EOFError):
+        return False
+    return magic[:3] == bytes([0, 0, _IDX_UINT8]) and magic[3:] in (b"\x03", b"\x04")
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """Reads an IDX file of uint8, plain or gzip, of any number of dimensions.
+
+    Raises:
+        ImagesError: it is not such a file, or has fewer or more bytes than its header says.
+    """
+    try:
+        with _open_maybe_gzip(path) as file:
+            magic = file.read(4)
+            if magic[:3] != bytes([0, 0, _IDX_UINT8]) or len(magic) < 4:
+                raise ImagesError(f"{path} is not an IDX file of uint8: it begins {magic!r}.")
+            shape = tuple(int(n) for n in np.frombuffer(file.read(4 * magic[3]), dtype=">u4"))
+            size = math.prod(shape)
+            if size > _LARGEST_ARRAY or len(shape) != magic[3]:
+                raise ImagesError(f"{path} claims an array of shape {shape}; not believed.")
+            data = file.read(size + 1)
+    except (OSError, EOFError) as error:
+        raise ImagesError(f"{path} cannot be read: {error}") from error
+    if len(data) != size:
+        raise ImagesError(
+            f"{path} should hold {size} bytes for shape {shape}, but holds "
+            f"{'more' if len(data) > size else len(data)}; it is damaged."
+        )
+    return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+
+
+def image_set(
+    array: NDArray[np.generic],
+    labels: NDArray[np.generic] | None,
+    config: ImagesConfig,
+    origin: str | Path,
+) -> ImageSet:
+    """Checks an array of images and its labels and wraps them.
+
+    Args:
+        array: (images, height, width) or (images, height, width, 1 or 3), uint8.
+        labels: (images,) or (images, 1), integers.
+        config: limit and colour mode.
+        origin: named in errors.
+
+    Raises:
+        ImagesError: the type or the shape is another.
+    """
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or 0 in array.shape:
+        raise ImagesError(
+            f"{origin}: wanted uint8 images of shape (images, height, width) or (images, height, "
+            f"width, channels); got {array.dtype} of shape {array.shape}."
+        )
+    stack = array[..., None] if array.ndim == 3 else array
+    if stack.shape[3] not in (1, 3):
+        raise ImagesError(f"{origin}: wanted 1 or 3 channels, last; got {stack.shape[3]}.")
+    if labels is not None:
+        labels = labels.reshape(len(labels), -1)
+        if labels.shape != (len(stack), 1) or not np.issubdtype(labels.dtype, np.integer):
+            raise ImagesError(
+                f"{origin}: wanted one integer label for each of {len(stack)} images; got "
+                f"{labels.dtype} of shape {labels.shape}."
+            )
+    chosen = np.array(choose([str(i) for i in range(len(stack))], config.limit), dtype=np.int64)
+    if len(chosen) < len(stack):
+        stack, labels = stack[chosen], labels if labels is None else labels[chosen]
+    pixels = PixelBatch.of_stack(_to_color(stack.astype(np.uint8, copy=False), config))
+    values, positions = (None, None) if labels is None else np.unique(labels, return_inverse=True)
+    return ImageSet(
+        pixels=HeldPixels(pixels),
+        names=[str(i) for i in chosen],
+        heights=pixels.heights,
+        widths=pixels.widths,
+        channels=config.channels,
+        labels=None if positions is None else positions.reshape(-1).astype(np.int64),
+        classes=() if values is None else tuple(str(value) for value in values),
+    )
+
+
+def _to_color(stack: NDArray[np.uint8], config: ImagesConfig) -> NDArray[np.uint8]:
+    if stack.shape[3] == config.channels:
+        return stack
+    if config.channels == 3:
+        return np.repeat(stack, 3, axis=3)
+    luma = stack @ np.array([0.299, 0.587, 0.114])
+    gray: NDArray[np.uint8] = np.rint(luma).astype(np.uint8)[..., None]
+    return gray
+
+
+def _from_keys(
+    archive: Mapping[str, NDArray[np.generic]],
+    image_keys: tuple[str, ...],
+    label_keys: tuple[str, ...],
+    config: ImagesConfig,
+    path: Path,
+) -> ImageSet | None:
+    images = next((archive[key] for key in image_keys if key in archive), None)
+    labels = next((archive[key] for key in label_keys if key in archive), None)
+    return None if images is None else image_set(images, labels, config, path)
+
+
+def _refuse_bomb(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > _LARGEST_ARRAY:
+        raise ImagesError(f"{path} claims to unpack to {size} bytes; not believed.")
+
+
+def _open_maybe_gzip(path: Path) -> BinaryIO | gzip.GzipFile:
+    with open(path, "rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if compressed else open(path, "rb")

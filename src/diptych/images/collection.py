@@ -1,0 +1,95 @@
+"""A set of images with what is known about them, whatever it came from."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.images.pixels import PixelSource, SelectedPixels
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image that cannot be used, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images in a fixed order: an image's index is its identity in every random draw.
+
+    Attributes:
+        pixels: gives the pixels of any images.
+        names: one for each image, in the order of the indices.
+        heights: int64 (images,), in pixels.
+        widths: int64 (images,), in pixels.
+        channels: 1 or 3.
+        labels: int64 (images,), positions in ``classes``; used for evaluation only.
+        classes: names of the classes; empty where there are no labels.
+        skipped: the images left out.
+    """
+
+    pixels: PixelSource
+    names: Sequence[str]
+    heights: NDArray[np.int64]
+    widths: NDArray[np.int64]
+    channels: int
+    labels: NDArray[np.int64] | None = None
+    classes: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def select(self, indices: NDArray[np.int64]) -> "ImageSet":
+        """Some of the images, in the order of ``indices``, with their labels."""
+        return replace(
+            self,
+            pixels=SelectedPixels(self.pixels, indices),
+            names=[self.names[i] for i in indices],
+            heights=self.heights[indices],
+            widths=self.widths[indices],
+            labels=None if self.labels is None else self.labels[indices],
+        )
+
+    @property
+    def median_side_pixels(self) -> int:
+        """Median over the images of the shorter side."""
+        return int(np.median(np.minimum(self.heights, self.widths)))
+
+    def fingerprint(self) -> str:
+        """A hash of the names and sizes, to notice that a run resumes on other images."""
+        digest = hashlib.sha256()
+        for name in self.names:
+            digest.update(name.encode(errors="surrogateescape") + b"\0")
+        digest.update(self.heights.tobytes() + self.widths.tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What a path holds: images to learn from, and held-out ones where it has them.
+
+    Attributes:
+        train: the images to learn from.
+        test: held-out images, for evaluation only.
+        description: one sentence that says what was found.
+    """
+
+    train: ImageSet
+    test: ImageSet | None
+    description: str
+
+
+def match_classes(train: ImageSet, test: ImageSet) -> NDArray[np.int64]:
+    """The test labels as positions in the training set's classes; -1 for a class it lacks."""
+    if test.labels is None:
+        raise ValueError("the test images have no labels")
+    position = {name: index for index, name in enumerate(train.classes)}
+    table = np.array([position.get(name, -1) for name in test.classes], dtype=np.int64)
+    matched: NDArray[np.int64] = table[test.labels]
+    return matched

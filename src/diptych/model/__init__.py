@@ -1,0 +1,1 @@
+"""Networks: encoders, heads, the twin, and the trained encoder as a file."""

@@ -1,0 +1,79 @@
+"""The trained encoder as one file: weights by their usual names, the config in the header."""
+
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from diptych.config_file import overlay, parse_toml, to_toml
+from diptych.configs import RunConfig
+from diptych.errors import RunFolderError
+from diptych.model.encoders import build_encoder
+from diptych.run_folder import RunFolder, write_aside
+
+
+class PretrainedEncoder(nn.Module):
+    """A frozen backbone with what is needed to feed it.
+
+    Attributes:
+        network: from (batch, channels, side, side) to (batch, features); the bare backbone.
+        config: of the run; ``config.views`` has the side and the normalisation.
+    """
+
+    def __init__(self, network: nn.Module, config: RunConfig) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+        self.config = config
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (batch, channels, side, side) to features (batch, features)."""
+        features: Tensor = self.network(images)
+        return features
+
+
+def save_encoder(path: Path, encoder: nn.Module, config: RunConfig) -> None:
+    """Writes an encoder's weights, under torchvision's names for torchvision's networks."""
+    weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
+    write_aside(path, save(weights, metadata={"config": to_toml(config)}))
+
+
+def load_encoder(run: str | Path | RunFolder) -> PretrainedEncoder:
+    """Loads the trained encoder of a run, frozen and in evaluation mode.
+
+    Args:
+        run: a run folder, or its ``encoder.safetensors``.
+
+    Raises:
+        RunFolderError: there is no such file, or it is damaged or of another network.
+    """
+    path = run.path if isinstance(run, RunFolder) else Path(run)
+    file = RunFolder(path).encoder if path.is_dir() else path
+    if not file.is_file():
+        raise RunFolderError(
+            f"{file} does not exist. Wanted a run folder whose training has ended; an interrupted "
+            "run goes on with `diptych pretrain --resume --out RUN`."
+        )
+    try:
+        with safetensors.safe_open(file, framework="pt") as header:
+            text = (header.metadata() or {}).get("config", "")
+        weights = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise RunFolderError(f"{file} is damaged: {error}") from error
+    if not text:
+        raise RunFolderError(f"{file} is not an encoder of diptych: its header has no config.")
+    config = overlay(RunConfig(), parse_toml(text, str(file)), str(file))
+    network = untrained_encoder(config)
+    try:
+        network.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise RunFolderError(f"{file} does not fit its own config: {error}") from error
+    return PretrainedEncoder(network, config)
+
+
+def untrained_encoder(config: RunConfig) -> nn.Module:
+    """The encoder as the run began with it: random weights from its seed."""
+    encoder = build_encoder(config.encoder, channels=config.images.channels, seed=config.seed)
+    return encoder.to(memory_format=torch.channels_last)

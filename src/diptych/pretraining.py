@@ -1,0 +1,160 @@
+"""From a path to a trained encoder: settings resolved, images opened, the run folder kept safe."""
+
+import csv
+import io
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from diptych.config_file import SHORT_NAMES, differing_keys, load_run_config, nest, to_toml
+from diptych.configs import RunConfig
+from diptych.errors import RunFolderError
+from diptych.images.collection import Skipped
+from diptych.images.folder import Progress, ignore_progress
+from diptych.images.sources import open_images
+from diptych.model.saved import save_encoder
+from diptych.resolve import Layers, asked_recipe, layers_of, overlay_all, resolve
+from diptych.run_folder import RunFolder, write_aside
+from diptych.threads import use_threads
+from diptych.training.checkpoint import list_checkpoints
+from diptych.training.loop import Silent, Watcher, train
+from diptych.training.progress import Display
+
+
+def pretrain(
+    path: str | Path | None = None,
+    *,
+    recipe: str | None = None,
+    scale: str | None = None,
+    out: str | Path | None = None,
+    config_file: str | Path | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+    **settings: Any,
+) -> Path:
+    """Learns a representation of the images at a path and returns the run's folder.
+
+    Args:
+        path: a folder of images, a .npz, .npy or IDX file, or ``photographs``.
+        recipe: name in ``diptych.RECIPES``; ``simclr`` when not given.
+        scale: ``tiny``, ``small`` or ``paper``; chosen from images and device when not given.
+        out: the run folder; a new one under ``runs/`` when not given.
+        config_file: TOML with settings that override the recipe's.
+        resume: go on from the newest good checkpoint in ``out``.
+        quiet: show nothing.
+        **settings: override both; ``epochs``, ``batch_size``, ``threads``, ``seed``, or any other
+            by its dotted name, as ``**{"optimizer.learning_rate": 0.1}``.
+
+    Raises:
+        DiptychError: see ``diptych.errors``; the message says what to do.
+
+    Example:
+        >>> run = diptych.pretrain("photos/", epochs=20)  # doctest: +SKIP
+    """
+    flat = {SHORT_NAMES.get(name, name): value for name, value in settings.items()}
+    wanted = {"images.path": None if path is None else str(path), "recipe": recipe, "scale": scale}
+    flat |= {name: value for name, value in wanted.items() if value is not None}
+    with Display(Console(quiet=quiet)) as display:
+        folder = run_pretraining(
+            nest(flat),
+            out=None if out is None else Path(out),
+            config_file=None if config_file is None else Path(config_file),
+            resume=resume,
+            watcher=Silent() if quiet else display,
+        )
+    return folder.path
+
+
+def run_pretraining(
+    settings: Mapping[str, Any],
+    *,
+    out: Path | None,
+    config_file: Path | None,
+    resume: bool,
+    watcher: Watcher,
+    on_progress: Progress = ignore_progress,
+) -> RunFolder:
+    """What ``pretrain`` and the command line share.
+
+    Args:
+        settings: nested tables, as the user gave them; they override everything else.
+        out: the run folder.
+        config_file: TOML whose settings override the recipe's.
+        resume: go on with the run in ``out``.
+        watcher: told how it goes.
+        on_progress: told how many image files are checked.
+    """
+    layers = layers_of(settings, config_file)
+    folder = _locate(out, resume, asked_recipe(layers))
+    earlier = load_run_config(folder.config) if folder.config.exists() else None
+    if earlier is not None:
+        _refuse_other_config(earlier, layers, folder)
+    asked = overlay_all(earlier or RunConfig(), layers)
+    with ThreadPoolExecutor(use_threads(asked.training.threads)) as executor:
+        collection = open_images(asked.images, executor, on_progress)
+        watcher.say(collection.description)
+        if earlier is None:
+            config, sentence = resolve(
+                layers,
+                image_count=len(collection.train),
+                median_side_pixels=collection.train.median_side_pixels,
+            )
+            watcher.say(sentence)
+            _begin(folder, config)
+        else:
+            config = earlier
+        _write_skipped(folder, collection.train.skipped)
+        state = train(config, collection, folder, executor, watcher)
+    save_encoder(folder.encoder, state.method.encoder, config)
+    return folder
+
+
+def _refuse_other_config(earlier: RunConfig, layers: Layers, folder: RunFolder) -> None:
+    """A run goes on with its own settings only; those that were not given again are its own."""
+    asked = overlay_all(earlier, layers)
+    different = differing_keys(earlier, asked)
+    if different:
+        listed = ", ".join(different)
+        raise RunFolderError(
+            f"{folder.path} holds a run with other settings: {listed} differ. Resume it without "
+            "them, or begin a new run in another --out."
+        )
+
+
+def _locate(out: Path | None, resume: bool, recipe: str) -> RunFolder:
+    """The run folder: a new one, or an earlier run's if it may go on."""
+    if out is None:
+        if resume:
+            raise RunFolderError("--resume needs --out RUN, to know which run to go on with.")
+        out = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{recipe}"
+    folder = RunFolder(out)
+    if out.exists() and not out.is_dir():
+        raise RunFolderError(f"{out} is a file; --out needs a folder.")
+    if folder.config.exists():
+        if not resume:
+            raise RunFolderError(
+                f"{out} holds a run already, which is never overwritten. Go on with it by "
+                "--resume, or choose another --out."
+            )
+    elif list_checkpoints(folder.checkpoints):
+        raise RunFolderError(f"{out} has checkpoints but no config.toml; choose another --out.")
+    elif out.is_dir() and any(not name.name.startswith(".") for name in out.iterdir()):
+        raise RunFolderError(f"{out} is not empty and holds no run; choose another --out.")
+    return folder
+
+
+def _begin(folder: RunFolder, config: RunConfig) -> None:
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_aside(folder.config, to_toml(config).encode())
+
+
+def _write_skipped(folder: RunFolder, skipped: tuple[Skipped, ...]) -> None:
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(["name", "reason"])
+    writer.writerows([one.name, one.reason] for one in skipped)
+    write_aside(folder.skipped, table.getvalue().encode("utf-8", "backslashreplace"))

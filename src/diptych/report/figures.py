@@ -1,0 +1,149 @@
+"""The report's pictures: curves as SVG, image sheets and the map as embedded bitmaps."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+INK: Final = "#262a33"
+ACCENT: Final = "#c2571a"
+SECOND: Final = "#2f6690"
+FAINT: Final = "#9aa1ad"
+
+_MAP_PIXELS: Final = 1080
+_THUMBNAIL_PIXELS: Final = 30
+_STYLE: Final[Any] = {
+    "font.size": 10.0,
+    "font.family": "sans-serif",
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.hashsalt": "diptych",
+}
+
+
+def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """Loss against chance over the steps, and the share of queries that found their key; SVG."""
+    with matplotlib.rc_context(_STYLE):
+        figure, (left, right) = _two_panels()
+        steps = [line["step"] for line in metrics]
+        left.plot(steps, [line["chance"] for line in metrics], color=FAINT, ls="--", label="chance")
+        left.plot(steps, [line["loss"] for line in metrics], color=ACCENT, label="loss")
+        left.set(xlabel="step", ylabel="loss (nats)", ylim=(0, None))
+        left.legend(frameon=False)
+        right.plot(steps, [100 * line["accuracy"] for line in metrics], color=SECOND)
+        right.set(xlabel="step", ylabel="queries that found their key (%)", ylim=(0, 100))
+        return _svg(figure)
+
+
+def health_curve(metrics: Sequence[Mapping[str, Any]]) -> str | None:
+    """KNN accuracy or uniformity, and effective rank, over the steps; SVG. None without any."""
+    measured = [line for line in metrics if "effective_rank" in line]
+    if not measured:
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure, (left, right) = _two_panels()
+        scored = [line for line in measured if "knn" in line]
+        if scored:
+            left.plot(*_series(scored, "knn", 100), color=ACCENT, marker="o", ms=3)
+            left.set(xlabel="step", ylabel="kNN accuracy (%)")
+        else:
+            left.plot(*_series(measured, "uniformity"), color=ACCENT, marker="o", ms=3)
+            left.set(xlabel="step", ylabel="uniformity (lower is better spread)")
+        right.plot(*_series(measured, "effective_rank"), color=SECOND, marker="o", ms=3)
+        right.set(xlabel="step", ylabel="effective rank of the features", ylim=(0, None))
+        return _svg(figure)
+
+
+def accuracy_bars(evaluation: Mapping[str, Any]) -> str:
+    """KNN and linear accuracy of pixels, untrained and trained encoder; SVG."""
+    names = ("pixels", "untrained", "trained")
+    with matplotlib.rc_context(_STYLE):
+        figure, panels = _two_panels(height=2.4)
+        titles = {"knn": "20 nearest neighbours", "linear": "linear classifier"}
+        for axes, (probe, title) in zip(panels, titles.items(), strict=True):
+            values = [100 * evaluation[probe][name] for name in names]
+            bars = axes.barh(names, values, color=[FAINT, FAINT, ACCENT], height=0.6)
+            axes.bar_label(bars, fmt="%.1f", padding=4)
+            axes.axvline(100 * evaluation["protocol"]["chance"], color=INK, lw=0.8, ls=":")
+            axes.set(xlim=(0, 108), xlabel="test accuracy (%), dots: largest class", title=title)
+        return _svg(figure)
+
+
+def feature_map(
+    features: NDArray[np.float32],
+    thumbnails: Sequence[Image.Image],
+    labels: NDArray[np.int64] | None,
+) -> Image.Image:
+    """Images laid out in the plane so that similar features lie close (t-SNE, seed fixed).
+
+    Args:
+        features: (images, dim).
+        thumbnails: one for each.
+        labels: (images,), colours the frames; None for no frames.
+    """
+    from sklearn.manifold import TSNE
+
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    unit = features / np.maximum(lengths, 1e-12)
+    perplexity = min(30.0, (len(unit) - 1) / 3)
+    plane = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(unit)
+    span = np.ptp(plane, axis=0)
+    places = (plane - plane.min(axis=0)) / np.where(span > 0, span, 1.0)
+    frame = _THUMBNAIL_PIXELS + 4
+    corners = (places * (_MAP_PIXELS - frame)).astype(int)
+    sheet = Image.new("RGB", (_MAP_PIXELS, _MAP_PIXELS), "white")
+    for index, corner in enumerate(corners.tolist()):
+        color = "white" if labels is None else class_color(int(labels[index]))
+        card = Image.new("RGB", (frame, frame), color)
+        card.paste(thumbnails[index].resize((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS)), (2, 2))
+        sheet.paste(card, tuple(corner))
+    return sheet
+
+
+def class_color(label: int) -> str:
+    """A colour for a class: hues a golden angle apart, so that neighbours differ."""
+    hue = (label * 137.508) % 360
+    red, green, blue = matplotlib.colors.hsv_to_rgb((hue / 360, 0.75, 0.85))
+    return f"#{int(255 * red):02x}{int(255 * green):02x}{int(255 * blue):02x}"
+
+
+def data_uri(picture: Image.Image, *, lossless: bool = False) -> str:
+    """A picture as text that a page can hold."""
+    buffer = io.BytesIO()
+    if lossless:
+        picture.save(buffer, "PNG", optimize=True)
+    else:
+        picture.save(buffer, "JPEG", quality=88)
+    kind = "png" if lossless else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _series(
+    lines: Sequence[Mapping[str, Any]], name: str, factor: float = 1.0
+) -> tuple[list[int], list[float]]:
+    return [line["step"] for line in lines], [factor * line[name] for line in lines]
+
+
+def _two_panels(height: float = 2.9) -> tuple[Figure, tuple[Axes, Axes]]:
+    figure = Figure(figsize=(9.4, height), layout="constrained")
+    axes = figure.subplots(1, 2)
+    return figure, (axes[0], axes[1])
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

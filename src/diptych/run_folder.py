@@ -1,0 +1,76 @@
+"""What a run folder holds, and how its files are written: aside, synced, renamed."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run; the names of its files are stable and documented.
+
+    Attributes:
+        path: of the folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config; alone it repeats the run."""
+        return self.path / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The same metrics as TensorBoard events."""
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder for each checkpoint that is kept."""
+        return self.path / "checkpoints"
+
+    @property
+    def encoder(self) -> Path:
+        """The trained encoder alone, written when training ends."""
+        return self.path / "encoder.safetensors"
+
+    @property
+    def evaluation(self) -> Path:
+        """Accuracies as fractions."""
+        return self.path / "evaluation.json"
+
+    @property
+    def skipped(self) -> Path:
+        """The images that could not be used, with the reason for each."""
+        return self.path / "skipped.csv"
+
+    @property
+    def report(self) -> Path:
+        """The report: one page that opens offline."""
+        return self.path / "report.html"
+
+
+def write_aside(path: Path, data: bytes) -> None:
+    """Replaces a file so that a reader sees the old bytes or the new ones, never a part."""
+    aside = path.with_name(f".{path.name}.aside")
+    with open(aside, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes renames and new names in a folder survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,106 @@
+"""What is measured of the encoder while it trains: geometry always, kNN where labels exist."""
+
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from diptych.configs import ViewsConfig
+from diptych.contrast.method import Method
+from diptych.evaluation.features import encode
+from diptych.evaluation.geometry import alignment, effective_rank, uniformity
+from diptych.evaluation.knn import accuracy, knn_predict
+from diptych.evaluation.probes import Labelled, labelled_parts
+from diptych.images.collection import Collection, ImageSet
+from diptych.views.batches import ViewBatches
+
+_BANK_SHARE = 2  # kNN looks among this many times as many images as it classifies
+_VIEW_PAIRS = 512
+
+
+@dataclass(frozen=True)
+class HealthProbe:
+    """Measures the same images in the same way at every call; changes no state of the run.
+
+    Attributes:
+        sample: images for the effective rank.
+        sample_indices: a few images to learn from, for alignment and uniformity.
+        labelled: images for kNN, or None.
+        views: how images are evaluated.
+        executor: its threads make views.
+    """
+
+    sample: ImageSet
+    sample_indices: NDArray[np.int64]
+    labelled: Labelled | None
+    views: ViewsConfig
+    executor: Executor
+
+    def measure(self, method: Method, batches: ViewBatches) -> dict[str, float]:
+        """Alignment, uniformity, effective rank, and kNN accuracy if there are labels."""
+        pairs = _projections(method, batches, self.sample_indices)
+        found = {"alignment": alignment(*pairs), "uniformity": uniformity(pairs[0])}
+        if self.labelled is None:
+            features = encode(method.encoder, self.sample, self.views, self.executor)
+            return found | {"effective_rank": effective_rank(features)}
+        train = encode(method.encoder, self.labelled.train, self.views, self.executor)
+        test = encode(method.encoder, self.labelled.test, self.views, self.executor)
+        predicted = knn_predict(train, self.labelled.train_labels, test)
+        return found | {
+            "effective_rank": effective_rank(train),
+            "knn": accuracy(predicted, self.labelled.test_labels),
+        }
+
+
+def build_probe(
+    collection: Collection, views: ViewsConfig, executor: Executor, *, image_count: int
+) -> HealthProbe:
+    """Chooses the images to measure, at most ``image_count`` for each purpose.
+
+    Always the same ones, evenly spread over the set.
+    """
+    labelled = labelled_parts(collection)
+    if labelled is not None:
+        bank = _spread(len(labelled.train), _BANK_SHARE * image_count)
+        queries = _spread(len(labelled.test), image_count)
+        labelled = Labelled(
+            labelled.train.select(bank),
+            labelled.train_labels[torch.from_numpy(bank)],
+            labelled.test.select(queries),
+            labelled.test_labels[torch.from_numpy(queries)],
+            labelled.classes,
+        )
+    chosen = _spread(len(collection.train), image_count)
+    return HealthProbe(
+        sample=collection.train.select(chosen),
+        sample_indices=chosen[:: max(1, len(chosen) // _VIEW_PAIRS)],
+        labelled=labelled,
+        views=views,
+        executor=executor,
+    )
+
+
+def _spread(count: int, most: int) -> NDArray[np.int64]:
+    chosen: NDArray[np.int64] = np.unique(
+        np.linspace(0, count - 1, min(count, most)).astype(np.int64)
+    )
+    return chosen
+
+
+@torch.no_grad()
+def _projections(
+    method: Method, batches: ViewBatches, indices: NDArray[np.int64]
+) -> tuple[Tensor, Tensor]:
+    """The heads' unit vectors for two views of each image, (images, dim), in evaluation mode."""
+    device = next(method.parameters()).device
+    method.network.eval()
+    views = batches.of(indices, epoch=0)
+    first, second = (
+        functional.normalize(method.network(view.to(device)).float(), dim=1).cpu() for view in views
+    )
+    method.network.train()
+    return first, second

@@ -1,0 +1,311 @@
+"""Training from where a run stands to its end: steps, metrics, checkpoints, signals."""
+
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from diptych.configs import RunConfig
+from diptych.contrast.method import build_method
+from diptych.errors import Interrupted, TrainingError
+from diptych.evaluation.symptoms import Symptom, find_symptoms
+from diptych.images.collection import Collection
+from diptych.images.order import Order
+from diptych.run_folder import RunFolder
+from diptych.training.checkpoint import load_newest, save_checkpoint
+from diptych.training.health import HealthProbe, build_probe
+from diptych.training.memory import keep_freed_memory
+from diptych.training.optimizers import build_optimizer
+from diptych.training.run_log import RunLog, read_metrics
+from diptych.training.schedules import learning_rate, peak_learning_rate
+from diptych.training.state import RunState
+from diptych.training.step import StepResult, train_step
+from diptych.views.batches import ViewBatches
+
+
+class Watcher(Protocol):
+    """Is told how training goes. The command line's watcher draws a progress bar."""
+
+    def begin(self, *, step: int, total_steps: int) -> None:
+        """Training begins, or goes on, after ``step`` steps."""
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        """A line of metrics was written."""
+
+    def symptom(self, symptom: Symptom) -> None:
+        """Something new is to be seen in the metrics."""
+
+    def say(self, sentence: str) -> None:
+        """Something else happened that people should know."""
+
+
+class Silent:
+    """A watcher that shows nothing."""
+
+    def begin(self, *, step: int, total_steps: int) -> None:
+        """Nothing."""
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def symptom(self, symptom: Symptom) -> None:
+        """Nothing."""
+
+    def say(self, sentence: str) -> None:
+        """Nothing."""
+
+
+def train(
+    config: RunConfig,
+    collection: Collection,
+    folder: RunFolder,
+    executor: Executor,
+    watcher: Watcher,
+) -> RunState:
+    """Trains until the last epoch ends, from the newest good checkpoint in the folder if any.
+
+    Args:
+        config: of the run, resolved.
+        collection: the images.
+        folder: of the run; checkpoints and metrics go there.
+        executor: its threads make views; as many as ``config.training.threads``.
+        watcher: told how it goes.
+
+    Returns:
+        The state at the end, which is also the newest checkpoint.
+
+    Raises:
+        TrainingError: the loss or a weight is not a finite number; the last checkpoint is good.
+        Interrupted: SIGINT or SIGTERM came; a checkpoint was written first.
+        DamagedCheckpoint: there are checkpoints, but none is good or of these images.
+    """
+    keep_freed_memory()
+    order = Order(config.seed, len(collection.train), config.training.batch_size)
+    state = _build_state(config)
+    _restore(state, folder, collection, watcher)
+    run = _Run(
+        config=config,
+        folder=folder,
+        batches=ViewBatches(collection.train, order, (config.views, config.views), executor),
+        probe=build_probe(collection, config.views, executor, image_count=config.probe.images),
+        state=state,
+        watcher=watcher,
+        fingerprint=collection.train.fingerprint(),
+        total_steps=config.training.epochs * order.steps_per_epoch,
+    )
+    watcher.begin(step=state.step, total_steps=run.total_steps)
+    with RunLog(folder, resumed_step=state.step) as log, _signals() as received:
+        run.train(log, received)
+    return state
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device for ``training.device``: for ``auto`` an accelerator if there is one."""
+    if wanted != "auto":
+        return torch.device(wanted)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@dataclass
+class _Run:
+    """One sitting of a run."""
+
+    config: RunConfig
+    folder: RunFolder
+    batches: ViewBatches
+    probe: HealthProbe
+    state: RunState
+    watcher: Watcher
+    fingerprint: str
+    total_steps: int
+    unchecked: list[tuple[int, Tensor]] = field(default_factory=list)
+    symptoms: set[str] = field(default_factory=set)
+
+    def train(self, log: RunLog, received: list[int]) -> None:
+        """Steps, metrics, checkpoints until the end or a signal."""
+        state, every = self.state, self.config.checkpoint.every_seconds
+        begun, earlier = time.monotonic(), state.seconds
+        saved = line_time = begun
+        lines = read_metrics(self.folder.metrics)
+        for views in self._views():
+            result = self._step(views)
+            state.step += 1
+            now = time.monotonic()
+            state.seconds = earlier + now - begun
+            last = state.step == self.total_steps
+            if self._is_due(self.config.probe.log_every_steps) or last or self._health_is_due():
+                self._check_losses()
+                line = self._line(result, now - line_time, lines)
+                line_time = time.monotonic()
+                log.write(line)
+                lines.append(line)
+                self._watch(line, lines)
+            if received or last or now - saved >= every:
+                self._save()
+                saved = time.monotonic()
+            if received and not last:
+                raise _interruption(received[0], state.step, self.folder)
+
+    def _views(self) -> Iterator[tuple[Tensor, Tensor]]:
+        steps = range(self.state.step, self.total_steps)
+        device = next(self.state.method.parameters()).device
+        if device.type == "cpu":  # views and network share the cores: nothing to gain ahead
+            yield from map(self.batches.at, steps)
+            return
+        for first, second in self.batches.prefetched(steps):
+            yield (
+                first.to(device, non_blocking=True),
+                second.to(device, non_blocking=True),
+            )
+
+    def _step(self, views: tuple[Tensor, Tensor]) -> StepResult:
+        config, state = self.config, self.state
+        rate = learning_rate(
+            config.schedule,
+            peak=peak_learning_rate(config.optimizer, config.training.batch_size),
+            step=state.step,
+            steps_per_epoch=self.batches.order.steps_per_epoch,
+            total_steps=self.total_steps,
+        )
+        result = train_step(state.method, state.optimizer, views, rate=rate, config=config)
+        self.unchecked.append((state.step, result.look_up.loss.detach()))
+        if views[0].device.type == "cpu":  # reading a loss there waits for nothing
+            self._check_losses()
+        return result
+
+    def _check_losses(self) -> None:
+        steps, losses = zip(*self.unchecked, strict=True) if self.unchecked else ((), ())
+        self.unchecked.clear()
+        for step, loss in zip(steps, torch.stack(losses).tolist() if losses else [], strict=True):
+            if not -float("inf") < loss < float("inf"):
+                raise _not_finite(f"the loss is {loss}", step + 1, self.config, self.folder)
+
+    def _is_due(self, interval: int) -> bool:
+        return self.state.step % interval == 0
+
+    def _health_is_due(self) -> bool:
+        """At the ends of some epochs, after the first step, and at the end of the run."""
+        interval = self.config.probe.health_every_epochs * self.batches.order.steps_per_epoch
+        return self.state.step in (1, self.total_steps) or self._is_due(interval)
+
+    def _line(
+        self, result: StepResult, seconds: float, lines: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """One line of metrics: of this very step, so that a resumed run writes the same."""
+        state, found = self.state, result.look_up
+        steps = state.step - (lines[-1]["step"] if lines else 0)
+        line: dict[str, Any] = {
+            "step": state.step,
+            "epoch": (state.step - 1) // self.batches.order.steps_per_epoch,
+            "seconds": round(state.seconds, 3),
+            "loss": float(found.loss.detach()),
+            "chance": found.chance_loss,
+            "accuracy": float(found.accuracy),
+            "candidates": found.candidates,
+            "learning_rate": state.optimizer.param_groups[0]["lr"],
+            "views_per_second": round(2 * self.config.training.batch_size * steps / seconds, 1),
+        }
+        if result.gradient_norm is not None:
+            line["gradient_norm"] = float(result.gradient_norm)
+        if self._health_is_due():
+            line |= self.probe.measure(state.method, self.batches)
+        return line
+
+    def _watch(self, line: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+        self.watcher.metrics(line)
+        dictionary = self.config.method.dictionary
+        queue_size = dictionary.queue_size if dictionary.kind == "queue" else None
+        for symptom in find_symptoms(lines, queue_size=queue_size):
+            if symptom.name not in self.symptoms:
+                self.symptoms.add(symptom.name)
+                self.watcher.symptom(symptom)
+
+    def _save(self) -> None:
+        self._check_losses()
+        if not self.state.is_finite():
+            raise _not_finite("a weight is not finite", self.state.step, self.config, self.folder)
+        save_checkpoint(
+            self.folder.checkpoints,
+            self.state.tensors(),
+            {**self.state.scalars(), "images": self.fingerprint},
+            keep=self.config.checkpoint.keep,
+        )
+
+
+def _build_state(config: RunConfig) -> RunState:
+    method = build_method(config).train()
+    layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
+    method.to(choose_device(config.training.device)).to(memory_format=layout)
+    if config.training.compile:
+        method.network.compile()
+        if method.twin is not None:
+            method.twin.network.compile()
+    return RunState(method, build_optimizer(config.optimizer, method.network))
+
+
+def _restore(state: RunState, folder: RunFolder, collection: Collection, watcher: Watcher) -> None:
+    found = load_newest(
+        folder.checkpoints, lambda why: watcher.say(f"{why} The one before it is used.")
+    )
+    if found is None:
+        return
+    tensors, scalars = found
+    if scalars["images"] != collection.train.fingerprint():
+        raise TrainingError(
+            "the images are not those that this run began with: their names or sizes differ. "
+            "Restore them, or begin a new run in another folder."
+        )
+    state.restore(tensors, scalars)
+    watcher.say(f"Going on from the checkpoint after step {state.step}.")
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; a second one does end the process."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    previous: dict[int, Any] = {}
+    try:
+        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+            previous[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread: the program around us minds its signals itself
+        pass
+    try:
+        yield received
+    finally:
+        for restored, handler in previous.items():
+            signal.signal(restored, handler)
+
+
+def _interruption(number: int, step: int, folder: RunFolder) -> Interrupted:
+    return Interrupted(
+        f"{signal.Signals(number).name} came; the run was saved after step {step}. Go on with "
+        f"--resume --out {folder.path}.",
+        number,
+    )
+
+
+def _not_finite(what: str, step: int, config: RunConfig, folder: RunFolder) -> TrainingError:
+    kept = (
+        "The last good checkpoint is intact"
+        if any(folder.checkpoints.glob("step-*"))
+        else "No checkpoint was due before"
+    )
+    return TrainingError(
+        f"{what} at step {step}, so training stopped. {kept}. Try a lower "
+        f"--optimizer.learning-rate (now {config.optimizer.learning_rate:g}), a longer "
+        "--schedule.warmup-epochs, or --optimizer.clip-norm 1."
+    )

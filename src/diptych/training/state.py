@@ -1,0 +1,73 @@
+"""All that must be saved of a run, in one object."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diptych.contrast.method import Method
+from diptych.errors import DamagedCheckpoint
+
+
+@dataclass
+class RunState:
+    """A run between two steps.
+
+    The learning rate and the position in the data follow from the step, the views from the seed;
+    neither needs saving.
+
+    Attributes:
+        method: encoder, head, twin and dictionary with its pointer.
+        optimizer: of ``method.network``.
+        step: steps done.
+        seconds: spent in training, over all sittings.
+    """
+
+    method: Method
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state by a stable name, on the CPU, contiguous."""
+        named = {f"method/{name}": value for name, value in self.method.state_dict().items()}
+        for name, parameter in self.method.network.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    named[f"optimizer/{name}/{key}"] = value
+        named["generator/cpu"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            named["generator/cuda"] = torch.cuda.get_rng_state()
+        return {name: value.detach().cpu().contiguous() for name, value in named.items()}
+
+    def scalars(self) -> dict[str, Any]:
+        """Every plain number of the state."""
+        return {"step": self.step, "seconds": self.seconds}
+
+    def restore(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+        """Takes back what ``tensors`` and ``scalars`` gave.
+
+        Raises:
+            DamagedCheckpoint: a name or a shape is not the one of this run.
+        """
+        prefix = "method/"
+        saved = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        try:
+            self.method.load_state_dict(saved, strict=True)
+        except RuntimeError as error:
+            raise DamagedCheckpoint(f"the checkpoint is of another network: {error}") from error
+        for name, parameter in self.method.network.named_parameters():
+            prefix = f"optimizer/{name}/"
+            for key in [key for key in tensors if key.startswith(prefix)]:
+                # In the parameter's own layout, so that the next step computes the same bits.
+                value = torch.empty_like(parameter).copy_(tensors[key])
+                self.optimizer.state[parameter][key.removeprefix(prefix)] = value.detach()
+        torch.set_rng_state(tensors["generator/cpu"])
+        if "generator/cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["generator/cuda"])
+        self.step, self.seconds = int(scalars["step"]), float(scalars["seconds"])
+
+    def is_finite(self) -> bool:
+        """Whether every weight of the network is a number."""
+        return all(bool(torch.isfinite(p).all()) for p in self.method.network.parameters())

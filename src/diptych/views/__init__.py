@@ -1,0 +1,1 @@
+"""Random views: parameters drawn as a function, pixels made in one pass."""
