@@ -51,5 +51,6 @@ class Order:
 
 @lru_cache(maxsize=2)
 def _shuffled(seed: int, epoch: int, image_count: int) -> NDArray[np.int64]:
-    bits = np.random.Philox(key=[seed, ORDER_STREAM], counter=[0, 0, 0, epoch])
+    key = np.array([seed, ORDER_STREAM], dtype=np.uint64)
+    bits = np.random.Philox(key=key, counter=np.array([0, 0, 0, epoch], dtype=np.uint64))
     return np.random.Generator(bits).permutation(image_count)

@@ -1,0 +1,56 @@
+# Every target sets up what it needs: only Python (3.11 to 3.14) and make have to be there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Set-up is repeated when the declared dependencies or the interpreter change, and not otherwise.
+WANTED := $(shell { $(PYTHON) --version; cat pyproject.toml; } | cksum | cut -d' ' -f1)
+
+.PHONY: help setup demo test check slow bench fix clean
+
+help:
+	@echo "make demo    learn from built-in photographs and write runs/demo/report.html"
+	@echo "make test    all tests"
+	@echo "make check   format, lint, types, import direction and the fast tests"
+	@echo "make slow    only the slow tests"
+	@echo "make bench   every benchmark, quickly; tables on the screen"
+	@echo "make fix     mend format and lint where that can be done by itself"
+	@echo "make setup   the virtual environment for all of these"
+
+$(VENV)/runtime-$(WANTED):
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e .
+	@rm -f $(VENV)/runtime-*
+	@touch $@
+
+$(VENV)/dev-$(WANTED): $(VENV)/runtime-$(WANTED)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
+	@rm -f $(VENV)/dev-*
+	@touch $@
+
+setup: $(VENV)/dev-$(WANTED)
+
+demo: $(VENV)/runtime-$(WANTED)
+	$(BIN)/diptych demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: setup
+	$(BIN)/python -m pytest -m slow
+
+bench: setup
+	@for script in benchmarks/*.py; do $(BIN)/python $$script --quick || exit 1; done
+
+fix: setup
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,84 @@
+"""Shapes in signatures are checked while the tests run; small image folders to test on."""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+from numpy.typing import NDArray
+from PIL import Image
+
+# Before anything of diptych is imported. The compiled loops are left out: numba reads their code.
+install_import_hook(
+    [
+        "diptych.contrast.losses",
+        "diptych.contrast.dictionaries",
+        "diptych.evaluation.geometry",
+        "diptych.evaluation.knn",
+        "diptych.evaluation.linear",
+    ],
+    "beartype.beartype",
+)
+
+
+@pytest.fixture
+def executor() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20261123)
+
+
+def striped(label: int, rng: np.random.Generator, side: int = 32) -> NDArray[np.uint8]:
+    """An image whose class shows in the direction and the colour of its stripes."""
+    rows, columns = np.mgrid[:side, :side]
+    across = columns if label % 2 else rows
+    wave = np.sin(across * rng.uniform(0.7, 1.1) + rng.uniform(0, 6))
+    color = np.array([[255, 80, 60], [60, 120, 255], [80, 220, 90]])[label % 3]
+    noise = rng.normal(0, 12, (side, side, 3))
+    return np.clip((0.6 + 0.4 * wave)[..., None] * color + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def stripes() -> Callable[[int, int], tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    """Makes (images, labels): so many 32x32 images of so many classes."""
+
+    def make(count: int, classes: int = 3) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        rng = np.random.default_rng(5)
+        labels = np.arange(count) % classes
+        return np.stack([striped(int(label), rng) for label in labels]), labels
+
+    return make
+
+
+@pytest.fixture
+def class_folder(tmp_path: Path) -> Path:
+    """A folder of 48 PNG files in three class folders."""
+    rng = np.random.default_rng(7)
+    root = tmp_path / "images"
+    for label in range(3):
+        folder = root / f"class{label}"
+        folder.mkdir(parents=True)
+        for number in range(16):
+            Image.fromarray(striped(label, rng)).save(folder / f"{number:03d}.png")
+    return root
+
+
+def encoded(pixels: NDArray[np.uint8], kind: str, **options: object) -> bytes:
+    """An image file in memory."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def _no_color_on_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "NO_COLOR", "1")
+    monkeypatch.setitem(os.environ, "COLUMNS", "100")

@@ -1,0 +1,200 @@
+"""Every kind of source gives the same images; every wrong one a sentence that helps."""
+
+import gzip
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from diptych.configs import ImagesConfig
+from diptych.errors import ImagesError
+from diptych.images.collection import Collection
+from diptych.images.photographs import CELL_PIXELS, PHOTOGRAPHS
+from diptych.images.pixels import HeldPixels
+from diptych.images.sources import open_images
+
+Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
+
+
+def opened(path: Path | str, executor: ThreadPoolExecutor, **options: Any) -> Collection:
+    return open_images(ImagesConfig(path=str(path), **options), executor)
+
+
+def pixels_of(collection: Collection, executor: ThreadPoolExecutor) -> NDArray[np.uint8]:
+    train = collection.train
+    batch = train.pixels.gather(np.arange(len(train)), executor)
+    return np.stack([batch.image(i) for i in range(len(train))])
+
+
+def idx_bytes(array: NDArray[Any]) -> bytes:
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+def test_class_folders_are_noticed(class_folder: Path, executor: ThreadPoolExecutor) -> None:
+    train = opened(class_folder, executor).train
+    assert train.classes == ("class0", "class1", "class2")
+    assert train.labels is not None
+    assert train.labels.tolist() == [0] * 16 + [1] * 16 + [2] * 16
+
+
+def test_images_beside_folders_are_not_labelled(
+    class_folder: Path, executor: ThreadPoolExecutor
+) -> None:
+    Image.new("RGB", (8, 8)).save(class_folder / "loose.png")
+    assert opened(class_folder, executor).train.labels is None
+
+
+def test_train_and_test_folders_are_noticed(
+    class_folder: Path, executor: ThreadPoolExecutor
+) -> None:
+    root = class_folder.parent / "both"
+    root.mkdir()
+    (root / "train").symlink_to(class_folder)
+    (root / "val").symlink_to(class_folder)
+    found = opened(root, executor, limit=10)
+    assert len(found.train) == 10
+    assert found.test is not None
+    assert len(found.test) == 48
+    assert "3 classes" in found.description
+
+
+def test_large_sets_are_decoded_at_each_use(
+    class_folder: Path, executor: ThreadPoolExecutor
+) -> None:
+    held = opened(class_folder, executor)
+    decoded = opened(class_folder, executor, cache_megabytes=0)
+    assert isinstance(held.train.pixels, HeldPixels)
+    assert not isinstance(decoded.train.pixels, HeldPixels)
+    assert np.array_equal(pixels_of(held, executor), pixels_of(decoded, executor))
+    assert held.train.fingerprint() == decoded.train.fingerprint()
+    (class_folder / "class1" / "003.png").unlink()
+    with pytest.raises(ImagesError, match=r"003\.png was readable at the start and is not now"):
+        pixels_of(decoded, executor)
+
+
+def test_arrays(tmp_path: Path, stripes: Stripes, executor: ThreadPoolExecutor) -> None:
+    images, labels = stripes(30)
+    np.save(tmp_path / "images.npy", images)
+    np.savez(tmp_path / "images.npz", images=images, labels=labels + 5)
+    np.savez_compressed(
+        tmp_path / "parts.npz",
+        train_images=images,
+        train_labels=labels[:, None],
+        test_images=images[:6],
+        test_labels=labels[:6, None],
+    )
+    for name in ("images.npy", "images.npz", "parts.npz"):
+        found = opened(tmp_path / name, executor)
+        assert np.array_equal(pixels_of(found, executor), images), name
+    found = opened(tmp_path / "images.npz", executor)
+    assert found.train.classes == ("5", "6", "7")
+    parts = opened(tmp_path / "parts.npz", executor, limit=7)
+    assert parts.test is not None
+    assert (len(parts.train), len(parts.test)) == (7, 6)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_idx(
+    compress: bool, tmp_path: Path, stripes: Stripes, executor: ThreadPoolExecutor
+) -> None:
+    images, labels = stripes(30)
+    gray = images[..., 1]
+    pack = gzip.compress if compress else bytes
+    end = ".gz" if compress else ""
+    for part, some in (("train", slice(None)), ("t10k", slice(5))):
+        images_file = tmp_path / f"{part}-images-idx3-ubyte{end}"
+        images_file.write_bytes(pack(idx_bytes(gray[some])))
+        labels_file = tmp_path / f"{part}-labels-idx1-ubyte{end}"
+        labels_file.write_bytes(pack(idx_bytes(labels[some])))
+    folder = opened(tmp_path, executor)
+    file = opened(tmp_path / f"train-images-idx3-ubyte{end}", executor, color="gray")
+    assert folder.test is not None
+    assert len(folder.test) == 5
+    assert np.array_equal(pixels_of(folder, executor), np.repeat(gray[..., None], 3, axis=3))
+    assert np.array_equal(pixels_of(file, executor), gray[..., None])
+    for found in (folder, file):
+        assert found.train.labels is not None
+        assert found.train.labels.tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.npy", b"not numpy", "not a readable .npy"),
+        ("a.npz", b"not a zip", "not a readable .npz"),
+        ("a.bin", b"whatever", "not a .npz, .npy or IDX"),
+        ("a-idx3", bytes([0, 0, 8, 3]) + struct.pack(">3I", 9, 9, 9) + b"short", "damaged"),
+        ("b-idx3", bytes([0, 0, 8, 3]) + struct.pack(">3I", *[2**31] * 3), "not believed"),
+    ],
+)
+def test_damaged_arrays_are_refused(
+    name: str, data: bytes, words: str, tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ImagesError, match=words):
+        opened(tmp_path / name, executor)
+
+
+def test_wrong_arrays_are_refused(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"images": np.zeros((4, 8, 8, 3), np.float32)}, "wanted uint8"),
+        ({"images": np.zeros((4, 8), np.uint8)}, "wanted uint8 images of shape"),
+        ({"images": np.zeros((4, 8, 8, 7), np.uint8)}, "1 or 3 channels"),
+        ({"pictures": np.zeros((4, 8, 8), np.uint8)}, "holds pictures; wanted an array named"),
+        (
+            {"images": np.zeros((4, 8, 8), np.uint8), "labels": np.zeros(3, int)},
+            "one integer label for each of 4 images",
+        ),
+        ({"images": np.array([{"a": 1}], dtype=object)}, "not a readable .npz"),
+    ]
+    for arrays, words in cases:
+        np.savez(tmp_path / "wrong.npz", **arrays)
+        with pytest.raises(ImagesError, match=words):
+            opened(tmp_path / "wrong.npz", executor)
+
+
+def test_nothing_is_unpickled(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+    np.save(tmp_path / "evil.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(ImagesError, match="Python objects"):
+        opened(tmp_path / "evil.npy", executor)
+
+
+def test_missing_and_empty_paths(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+    with pytest.raises(ImagesError, match="does not exist"):
+        opened(tmp_path / "nothing", executor)
+    with pytest.raises(ImagesError, match="no images in"):
+        opened(tmp_path, executor)
+
+
+def test_photographs_are_whole_and_disjoint(executor: ThreadPoolExecutor) -> None:
+    found = opened("photographs", executor)
+    assert found.test is not None
+    assert found.train.classes == found.test.classes == tuple(PHOTOGRAPHS)
+    assert len(PHOTOGRAPHS) == 16
+    assert found.train.labels is not None
+    assert np.bincount(found.train.labels).tolist() == [len(found.train) // 16] * 16
+    again = opened("photographs", executor)
+    assert np.array_equal(pixels_of(found, executor), pixels_of(again, executor))
+
+
+def test_no_patch_of_the_test_part_shares_a_pixel_with_training() -> None:
+    from diptych.images import photographs
+
+    places = np.arange(300 * 400).reshape(300, 400, 1)
+    generator = np.random.default_rng(0)
+    train_cells, test_cells = photographs._cells(places, generator)  # type: ignore[arg-type]
+    parts = [
+        set(photographs._patches(places, cells, 400, generator).ravel().tolist())  # type: ignore[arg-type]
+        for cells in (train_cells, test_cells)
+    ]
+    assert parts[0]
+    assert parts[1]
+    assert not parts[0] & parts[1]
+    assert len(test_cells) == (300 // CELL_PIXELS) * (400 // CELL_PIXELS) // 4
