@@ -35,7 +35,7 @@ examples:
 
 EXIT_ERROR: Final = 1
 EXIT_USAGE: Final = 2
-DEMO_EPOCHS: Final = 10
+DEMO_EPOCHS: Final = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,7 +88,9 @@ def demo(arguments: Sequence[str]) -> None:
         "images": {"path": "photographs"},
         "scale": "tiny",
         "seed": flags.seed,
+        "encoder": {"width": 16},
         "training": {"epochs": DEMO_EPOCHS, "threads": flags.threads},
+        "probe": {"health_every_epochs": 2},
     }
     _run_to_report(settings, out=flags.out, config_file=None, resume=False, quiet=False)
 

@@ -4,7 +4,7 @@ import difflib
 import json
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -117,14 +117,29 @@ def differing_keys(one: RunConfig, other: RunConfig) -> list[str]:
     return [name for name in ours if ours[name] != theirs[name]]
 
 
+def nearest_name(name: str, known: Sequence[str]) -> str | None:
+    """The known dotted name that was probably meant, or None.
+
+    First the same name in another section, then one of the same section that is abbreviated (lr
+    for learning_rate), then the most similar spelling.
+    """
+    section, _, last = name.rpartition(".")
+    for candidate in known:
+        if candidate.rpartition(".")[2] == last:
+            return candidate
+    for candidate in known:
+        its_section, _, its_last = candidate.rpartition(".")
+        if its_section == section and "".join(word[:1] for word in its_last.split("_")) == last:
+            return candidate
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return close[0] if close else None
+
+
 def _unknown(name: str, origin: str) -> str:
-    known = list(flatten(RunConfig()))
-    sections = {key.rsplit(".", 1)[0] for key in known if "." in key}
-    nearest = difflib.get_close_matches(name, [*known, *sections], n=1, cutoff=0.5)
-    if not nearest:  # right name, wrong section
-        last = name.rsplit(".", 1)[-1]
-        nearest = [key for key in known if key.rsplit(".", 1)[-1] == last][:1]
-    hint = f" Did you mean {nearest[0]}?" if nearest else ""
+    settings = list(flatten(RunConfig()))
+    sections = sorted({key.rpartition(".")[0] for key in settings if "." in key})
+    nearest = nearest_name(name, settings + sections)
+    hint = f" Did you mean {nearest}?" if nearest else ""
     return f"{origin}: there is no setting {name}.{hint}"
 
 

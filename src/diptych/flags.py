@@ -1,15 +1,17 @@
 """What each verb of the command line takes, and how it is read."""
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import tyro
 from tyro.conf import Positional
 
-from diptych.config_file import SHORT_NAMES, nest
+from diptych.config_file import SHORT_NAMES, nearest_name, nest
 from diptych.configs import (
     CheckpointConfig,
     EncoderConfig,
@@ -137,10 +139,12 @@ class ViewsFlags:
 
 def parse(kind: type[Flags], verb: Callable[..., None], arguments: Sequence[str]) -> Flags:
     """Flags of a verb. Wrong ones end the process with a hint at the nearest right one."""
+    command = f"diptych {verb.__name__}"
+    _refuse_unknown(_flag_names(kind), arguments, command)
     parsed: Flags = tyro.cli(
         kind,
         args=list(arguments),
-        prog=f"diptych {verb.__name__}",
+        prog=command,
         description=inspect.cleandoc(verb.__doc__ or ""),
     )
     return parsed
@@ -150,23 +154,47 @@ def explicit_settings(
     flags: PretrainFlags | ViewsFlags, arguments: Sequence[str]
 ) -> dict[str, Any]:
     """The settings that were given, and not those that only have defaults, as nested tables."""
-    values = _flag_values(flags)
-    given = {}
-    for argument in arguments:
-        if argument.startswith("--"):
-            name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
-            if name not in values and ".no_" in f".{name}":
-                name = ".".join(part.removeprefix("no_") for part in name.split("."))
-            if name in values and name not in _NOT_SETTINGS:
-                given[SHORT_NAMES.get(name, name)] = values[name]
+    names = _flag_names(type(flags))
+    given: dict[str, Any] = {}
+    for name in (_to_name(a, names) for a in arguments if a.startswith("--")):
+        if name in names and name not in _NOT_SETTINGS:
+            given[SHORT_NAMES.get(name, name)] = attrgetter(name)(flags)
     if flags.path is not None:
         given["images.path"] = flags.path
     return nest(given)
 
 
-def _flag_values(flags: object, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for one in fields(flags):  # type: ignore[arg-type]
-        value, name = getattr(flags, one.name), f"{prefix}{one.name}"
-        found |= _flag_values(value, f"{name}.") if is_dataclass(value) else {name: value}
+def _flag_names(kind: type, prefix: str = "") -> list[str]:
+    """Dotted names of all flags of a dataclass and of the configs in it, in order."""
+    found: list[str] = []
+    for one in fields(kind):
+        section = one.default_factory if isinstance(one.default_factory, type) else None
+        if section is not None and is_dataclass(section):
+            found += _flag_names(section, f"{prefix}{one.name}.")
+        else:
+            found.append(f"{prefix}{one.name}")
     return found
+
+
+def _to_name(argument: str, names: Sequence[str]) -> str:
+    """``--training.no-compile`` to ``training.compile``, ``--epochs=3`` to ``epochs``."""
+    name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
+    section, dot, last = name.rpartition(".")
+    positive = f"{section}{dot}{last.removeprefix('no_')}"
+    return positive if name not in names and positive in names else name
+
+
+def _refuse_unknown(names: Sequence[str], arguments: Sequence[str], command: str) -> None:
+    for argument in arguments:
+        if not argument.startswith("--") or argument in ("--", "--help"):
+            continue
+        name = _to_name(argument, names)
+        if name not in names:
+            nearest = nearest_name(name, names)
+            hint = f" Did you mean --{nearest.replace('_', '-')}?" if nearest else ""
+            given = argument.partition("=")[0]
+            print(
+                f"{command}: there is no flag {given}.{hint} `{command} --help` lists all.",
+                file=sys.stderr,
+            )
+            raise SystemExit(2)

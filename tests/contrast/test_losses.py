@@ -3,12 +3,12 @@
 import math
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+import oracles
 from diptych.contrast.losses import (
     info_nce,
     info_nce_scores,

@@ -4,11 +4,11 @@ import copy
 from dataclasses import replace
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from torch import Tensor, nn
 
+import oracles
 from diptych.configs import (
     DictionaryConfig,
     EncoderConfig,

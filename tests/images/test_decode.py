@@ -285,7 +285,7 @@ def test_too_many_unreadable_images_stop_before_training(
 
 def test_a_set_limit_on_pixels_is_kept(tmp_path: Path) -> None:
     sized(40, 50)(tmp_path / "image.png")
-    with pytest.raises(UnreadableImage, match="40 x 50|50 x 40"):
+    with pytest.raises(UnreadableImage, match="50 x 40"):
         decode_file(tmp_path / "image.png", ImagesConfig(max_megapixels=0.001))
 
 

@@ -1,7 +1,5 @@
 """Encoders: shapes, names, stems, and errors that name the right one."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torchvision.models
@@ -12,9 +10,8 @@ from diptych.model.encoders import build_encoder, count_features
 
 
 @pytest.fixture(autouse=True)
-def _one_generator() -> Iterator[None]:
+def _one_generator() -> None:
     torch.manual_seed(0)
-    yield
 
 
 def test_the_small_resnet_has_the_size_it_says() -> None:
@@ -62,5 +59,5 @@ def test_the_small_stem_keeps_the_resolution() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="small_resnet.*resnet18"):
+    with pytest.raises(ConfigError, match=r"small_resnet.*resnet18"):
         build_encoder(EncoderConfig(name="resnet19", stem="imagenet"), channels=3, seed=0)

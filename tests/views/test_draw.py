@@ -117,4 +117,4 @@ def test_a_change_above_one_is_cut_at_zero() -> None:
 def test_centre_is_the_largest_square() -> None:
     view = centre_views(np.array([480]), np.array([640]))[0, 0]
     assert (view["top"], view["left"], view["height"], view["width"]) == (0, 80, 480, 480)
-    assert not (view["flip"] or view["jitter"] or view["gray"] or view["blur"])
+    assert not any(view[name] for name in ("flip", "jitter", "gray", "blur"))

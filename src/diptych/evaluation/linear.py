@@ -18,6 +18,7 @@ L2_STRENGTHS: Final = tuple(10.0**power for power in range(0, -7, -1))
 
 _HELD_OUT: Final = 5  # one image in this many chooses the strength
 _MOST_ITERATIONS: Final = 100
+_PATIENCE: Final = 2  # weaker strengths that do no better, after which none weaker is tried
 
 
 class LinearClassifier(NamedTuple):
@@ -54,13 +55,16 @@ def fit_linear(
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(features), generator=generator)
     held_out, rest = order[: len(order) // _HELD_OUT], order[len(order) // _HELD_OUT :]
-    best, best_accuracy, start = L2_STRENGTHS[0], -1.0, None
-    if len(held_out) > 0:
-        for l2 in L2_STRENGTHS:
-            start = fit_with_strength(features[rest], labels[rest], classes, l2, start)
-            reached = accuracy(start.predict(features[held_out]), labels[held_out])
-            if reached > best_accuracy:
-                best, best_accuracy = l2, reached
+    best, best_accuracy, worse = L2_STRENGTHS[0], -1.0, 0
+    start: LinearClassifier | None = None
+    for l2 in L2_STRENGTHS if len(held_out) else ():
+        start = fit_with_strength(features[rest], labels[rest], classes, l2, start)
+        reached = accuracy(start.predict(features[held_out]), labels[held_out])
+        worse = 0 if reached > best_accuracy else worse + 1
+        if worse == 0:
+            best, best_accuracy = l2, reached
+        elif worse == _PATIENCE:
+            break
     return fit_with_strength(features, labels, classes, best, None)
 
 

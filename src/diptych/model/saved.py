@@ -25,8 +25,9 @@ class PretrainedEncoder(nn.Module):
 
     def __init__(self, network: nn.Module, config: RunConfig) -> None:
         super().__init__()
-        self.network = network.requires_grad_(False).eval()
+        self.network = network.requires_grad_(False)
         self.config = config
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (batch, channels, side, side) to features (batch, features)."""

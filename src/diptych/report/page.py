@@ -10,11 +10,10 @@ from typing import Any, Final
 
 import jinja2
 import numpy as np
-import torch
 from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import nn
 
 from diptych.config_file import flatten, load_run_config
 from diptych.configs import RunConfig
@@ -130,46 +129,75 @@ def _pictures(folder: RunFolder, config: RunConfig, executor: Executor) -> dict[
     except ImagesError as error:
         return {"missing_images": str(error), "sheet": None, "neighbours": [], "map": None}
     shown = _spread(collection.train, _BANK_IMAGES)
-    trained = encode(encoder, shown, config.views, executor)
-    untrained = encode(untrained_encoder(config), shown, config.views, executor)
+    samples = _spread(collection.test or collection.train, _SAMPLES)
+    untrained = untrained_encoder(config)
     few = _spread(shown, _MAP_IMAGES)
     thumbnails = _thumbnails(few, config, executor)
-    rows = _spread_indices(len(shown), _MAP_IMAGES)
+    trained = encode(encoder, few, config.views, executor)
     sheet = contact_sheet(collection.train, config.views, executor, seed=config.seed)
-    plane = figures.feature_map(trained[rows].numpy(), thumbnails, few.labels)
+    plane = figures.feature_map(trained.numpy(), thumbnails, few.labels)
     return {
         "missing_images": None,
         "sheet": figures.data_uri(sheet, lossless=True),
-        "neighbours": _neighbours(shown, untrained, trained, config, executor),
+        "neighbours": _neighbours(
+            samples,
+            shown,
+            (untrained, encoder),
+            config,
+            executor,
+            held_out=collection.test is not None,
+        ),
         "map": figures.data_uri(plane),
     }
 
 
 def _neighbours(
-    images: ImageSet, untrained: Tensor, trained: Tensor, config: RunConfig, executor: Executor
+    samples: ImageSet,
+    bank: ImageSet,
+    encoders: tuple[nn.Module, nn.Module],
+    config: RunConfig,
+    executor: Executor,
+    *,
+    held_out: bool,
 ) -> list[Neighbours]:
-    samples = _spread_indices(len(images), _SAMPLES + 2)[1:-1]
-    rows = torch.from_numpy(samples)
-    found = [
-        nearest(features[rows], features, _NEIGHBOURS + 1)[1].tolist()
-        for features in (untrained, trained)
-    ]
+    """The nearest images of the bank to each sample, by each encoder.
 
-    def show(index: int, sample: int | None) -> Thumbnail:
-        picture = _thumbnails(images.select(np.array([index])), config, executor)[0]
-        enlarged = picture.resize((_NEIGHBOUR_PIXELS, _NEIGHBOUR_PIXELS), Image.Resampling.NEAREST)
-        if images.labels is None:
-            return Thumbnail(figures.data_uri(enlarged), images.names[index])
-        label = images.classes[images.labels[index]]
-        agrees = None if sample is None else bool(images.labels[index] == images.labels[sample])
-        return Thumbnail(figures.data_uri(enlarged), label, agrees)
-
+    Samples that are not held out may lie in the bank; an image is no neighbour of itself.
+    """
+    found = []
+    for encoder in encoders:
+        queries, keys = (encode(encoder, s, config.views, executor) for s in (samples, bank))
+        found.append(nearest(queries, keys, _NEIGHBOURS + 1)[1].tolist())
     result = []
-    for sample, before, after in zip(samples.tolist(), *found, strict=True):
-        others = [[i for i in some if i != sample][:_NEIGHBOURS] for some in (before, after)]
-        sides = [[show(i, sample) for i in some] for some in others]
-        result.append(Neighbours(show(sample, None), *sides))
+    for row, name in enumerate(samples.names):
+        sample = samples.select(np.array([row]))
+        own = _class_names(sample)[0]
+        sides = []
+        for rows in found:
+            others = [i for i in rows[row] if held_out or bank.names[i] != name][:_NEIGHBOURS]
+            sides.append(_strip(bank.select(np.array(others)), config, executor, own=own))
+        result.append(Neighbours(_strip(sample, config, executor)[0], *sides))
     return result
+
+
+def _strip(
+    images: ImageSet, config: RunConfig, executor: Executor, *, own: str | None = None
+) -> list[Thumbnail]:
+    """Pictures for the page; with ``own``, each says whether its class is that one."""
+    size = (_NEIGHBOUR_PIXELS, _NEIGHBOUR_PIXELS)
+    result = []
+    pictures = _thumbnails(images, config, executor)
+    for picture, name, label in zip(pictures, images.names, _class_names(images), strict=True):
+        enlarged = picture.resize(size, Image.Resampling.NEAREST)
+        agrees = None if own is None else label == own
+        result.append(Thumbnail(figures.data_uri(enlarged), label or name, agrees))
+    return result
+
+
+def _class_names(images: ImageSet) -> list[str | None]:
+    if images.labels is None:
+        return [None] * len(images)
+    return [images.classes[label] for label in images.labels.tolist()]
 
 
 def _thumbnails(images: ImageSet, config: RunConfig, executor: Executor) -> list[Image.Image]:

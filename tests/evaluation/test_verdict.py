@@ -1,0 +1,86 @@
+"""Words that follow from the figures, and change when the figures do."""
+
+import math
+from typing import Any
+
+import pytest
+
+from diptych.evaluation.symptoms import find_symptoms
+from diptych.evaluation.verdict import judge
+
+
+def line(step: int, **values: float) -> dict[str, Any]:
+    healthy = {
+        "step": step,
+        "epoch": step // 10,
+        "loss": 3.0,
+        "chance": math.log(512),
+        "accuracy": 0.4,
+        "candidates": 512,
+    }
+    return {**healthy, **values}
+
+
+def names(metrics: list[dict[str, Any]], queue_size: int | None = None) -> dict[str, bool]:
+    return {s.name: s.alarming for s in find_symptoms(metrics, queue_size=queue_size)}
+
+
+def test_a_healthy_run_has_no_symptoms() -> None:
+    assert names([line(s, effective_rank=30.0, knn=0.3 + s / 100) for s in (1, 10, 20)]) == {}
+    assert names([]) == {}
+
+
+def test_a_filling_queue_is_normal() -> None:
+    assert names([line(1, candidates=257)], queue_size=4096) == {"queue_filling": False}
+    assert names([line(99, candidates=4097)], queue_size=4096) == {}
+
+
+def test_collapse_chance_and_shortcut_are_alarming() -> None:
+    assert names([line(30, effective_rank=1.3)]) == {"collapse": True}
+    assert names([line(30, loss=math.log(512))]) == {"at_chance": True}
+    assert names([line(3, loss=math.log(512))]) == {}  # too early to say
+    easy = [line(s, accuracy=0.999, effective_rank=20.0, knn=0.3) for s in (10, 40)]
+    assert names(easy) == {"shortcut": True}
+
+
+def evaluation(trained: float, untrained: float, pixels: float = 0.2, count: int = 1000) -> Any:
+    knn = {"trained": trained, "untrained": untrained, "pixels": pixels}
+    return {"knn": knn, "linear": knn, "protocol": {"test_images": count}}
+
+
+@pytest.mark.parametrize(
+    ("trained", "untrained", "count", "words"),
+    [
+        (0.76, 0.58, 1280, "clearly better"),
+        (0.64, 0.58, 1280, "learned a little"),
+        (0.59, 0.58, 1280, "No gain that can be told from chance"),
+        (0.76, 0.58, 20, "No gain that can be told from chance"),
+        (0.40, 0.58, 1280, "worse"),
+    ],
+)
+def test_headlines_follow_the_gain_and_its_error(
+    trained: float, untrained: float, count: int, words: str
+) -> None:
+    found = judge([line(9)], evaluation(trained, untrained, count=count), queue_size=None)
+    assert words in found.headline
+    assert f"{100 * (trained - untrained):+.1f} points" in " ".join(found.sentences)
+
+
+def test_a_better_baseline_is_named() -> None:
+    found = judge([line(9)], evaluation(0.4, 0.3, pixels=0.5), queue_size=None)
+    assert any("raw pixels would serve better" in sentence for sentence in found.sentences)
+
+
+def test_without_labels_it_says_what_is_not_known() -> None:
+    found = judge([line(9, effective_rank=20.0)], None, queue_size=None)
+    assert "without labels" in found.headline
+    sick = judge([line(30, effective_rank=1.1)], None, queue_size=None)
+    assert "Something is wrong" in sick.headline
+    assert "collapsed" in sick.sentences[0]
+
+
+def test_a_rising_end_asks_for_a_longer_run() -> None:
+    rising = [line(s, knn=0.3 + s / 500, effective_rank=9.0) for s in range(10, 100, 10)]
+    flat = [line(s, knn=0.4, effective_rank=9.0) for s in range(10, 100, 10)]
+    assert any("still rising" in s for s in judge(rising, None, queue_size=None).sentences)
+    assert not any("still rising" in s for s in judge(flat, None, queue_size=None).sentences)

@@ -1,0 +1,273 @@
+"""The command line from end to end, and what it says when it is used wrongly."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+import diptych
+from diptych.cli import VERBS, main
+from diptych.config_file import load_run_config
+from diptych.report.page import write_report
+
+Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
+TINY = [
+    *("--encoder.width", "4", "--encoder.stage-blocks", "1", "1", "--batch-size", "16"),
+    *("--views.side-pixels", "16", "--probe.images", "32", "--threads", "1"),
+]
+
+
+def ran(*arguments: str) -> int:
+    return main([str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of class folders with a hostile file, evaluated and reported."""
+    from conftest import striped
+
+    root = tmp_path_factory.mktemp("finished")
+    rng = np.random.default_rng(3)
+    for label in range(3):
+        folder = root / "images" / f"class {label}"
+        folder.mkdir(parents=True)
+        for number in range(20):
+            Image.fromarray(striped(label, rng)).save(folder / f"{number}.png")
+    (root / "images" / "class 0" / "<script>alert(1)<").with_suffix(".png").write_bytes(b"junk")
+    out = root / "run"
+    assert ran("pretrain", str(root / "images"), "--out", str(out), "--epochs", "3", *TINY) == 0
+    return out
+
+
+def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
+    for name in ("config.toml", "metrics.jsonl", "encoder.safetensors", "evaluation.json"):
+        assert (finished / name).is_file(), name
+    assert (finished / "report.html").is_file()
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    for key in ("step", "epoch", "seconds", "loss", "chance", "accuracy", "views_per_second"):
+        assert all(key in line for line in lines), key
+    assert lines[-1]["step"] == 3 * (60 // 16)
+    assert {"knn", "alignment", "uniformity", "effective_rank"} <= lines[-1].keys()
+    found = json.loads((finished / "evaluation.json").read_text())
+    for probe in ("knn", "linear"):
+        assert set(found[probe]) == {"trained", "untrained", "pixels"}
+        assert all(0.0 <= value <= 1.0 for value in found[probe].values())
+    skipped = (finished / "skipped.csv").read_text()
+    assert "script" in skipped
+    assert "not an image of a known format" in skipped
+    assert list((finished / "tensorboard").iterdir())
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.outside: list[str] = []
+        self.scripts = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.scripts += tag == "script"
+        for name, value in attrs:
+            local = value is None or value.startswith(("data:", "#"))
+            if name in ("src", "href", "xlink:href") and not local:
+                self.outside.append(str(value))
+
+
+def test_the_report_is_one_file_that_trusts_no_name(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    links = _Links()
+    links.feed(page)
+    assert links.outside == []
+    assert links.scripts == 0
+    assert "&lt;script&gt;" in page
+    for words in ("Nearest neighbours", "Map of the features", "What the encoder saw", "Training"):
+        assert words in page
+    assert page.index('class="verdict"') < page.index("<svg")
+
+
+def test_the_report_of_a_run_without_images_says_so(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    config = (copy / "config.toml").read_text()
+    (copy / "config.toml").write_text(re.sub(r'path = ".*"', 'path = "/nowhere"', config))
+    (copy / "evaluation.json").unlink()
+    page = write_report(copy, threads=1).read_text()
+    assert "&#39;/nowhere&#39; does not exist" in page
+    assert "without labels" in page
+
+
+def test_evaluate_takes_other_images(
+    finished: Path, class_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished / "evaluation.json").read_bytes()
+    folder = str(class_folder)
+    assert (
+        ran("evaluate", str(finished), "--train", folder, "--test", folder, "--threads", "1") == 0
+    )
+    printed = capsys.readouterr().out
+    assert "trained encoder" in printed
+    assert "untrained encoder" in printed
+    assert "raw pixels" in printed
+    found = json.loads((finished / "evaluation.json").read_text())
+    assert found["protocol"]["test_images"] == 48
+    assert found["linear"]["pixels"] > 0.9  # the same images: the classes can be told apart
+    (finished / "evaluation.json").write_bytes(before)
+
+
+def test_the_encoder_is_used_from_python(finished: Path, stripes: Stripes) -> None:
+    encoder = diptych.load_encoder(finished)
+    images, _ = stripes(10)
+    features = diptych.extract_features(encoder, images, threads=1)
+    assert features.shape == (10, 8)
+    again = diptych.extract_features(diptych.load_encoder(finished / "encoder.safetensors"), images)
+    assert torch.equal(features, again)
+    alone = torch.cat([diptych.extract_features(encoder, images[i : i + 1]) for i in range(10)])
+    torch.testing.assert_close(features, alone)
+    assert not encoder.training
+    assert not any(p.requires_grad for p in encoder.parameters())
+
+
+def test_the_resolved_config_alone_repeats_the_run(finished: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    config = str(finished / "config.toml")
+    assert ran("pretrain", "--config", config, "--out", str(again), "--no-report", "--quiet") == 0
+    assert (again / "encoder.safetensors").read_bytes() == (
+        finished / "encoder.safetensors"
+    ).read_bytes()
+    assert (again / "config.toml").read_bytes() == (finished / "config.toml").read_bytes()
+
+
+def test_flags_override_the_file_and_the_file_the_recipe(
+    class_folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'recipe = "moco_v2"\n[training]\nepochs = 9\n[method.loss]\ntemperature = 0.3\n'
+    )
+    out = tmp_path / "run"
+    flags = ["--config", str(file), "--epochs=1", "--out", str(out), "--no-report", "--quiet"]
+    assert ran("pretrain", str(class_folder), *flags, *TINY) == 0
+    config = load_run_config(out / "config.toml")
+    assert config.training.epochs == 1
+    assert config.method.loss.temperature == 0.3
+    assert config.method.dictionary.kind == "queue"
+    assert config.recipe == "moco_v2"
+    assert config.images.path == str(class_folder)
+
+
+def test_views_draws_a_sheet(
+    class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = tmp_path / "deep" / "sheet.png"
+    assert ran("views", str(class_folder), "--out", str(sheet), "--rows", "3") == 0
+    with Image.open(sheet) as image:
+        assert image.format == "PNG"
+        assert image.width > image.height
+        assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 500
+    assert "colour jitter, 80%" in capsys.readouterr().out
+
+
+def test_unlabelled_images_are_reported_without_accuracies(
+    tmp_path: Path, stripes: Stripes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, _ = stripes(40)
+    np.save(tmp_path / "images.npy", images)
+    out = tmp_path / "run"
+    assert (
+        ran("pretrain", str(tmp_path / "images.npy"), "--out", str(out), "--epochs", "1", *TINY)
+        == 0
+    )
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "evaluation needs labels" in printed
+    assert "without labels, how useful the features are is not known" in printed
+    assert not (out / "evaluation.json").exists()
+    assert "without labels" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["pretrian", "x"], 2, "Did you mean `diptych pretrain`"),
+        (["pretrain", "x", "--epoch", "3"], 2, "--epochs"),
+        (["pretrain", "x", "--optimizer.lr", "3"], 2, "--optimizer.learning-rate"),
+        (["pretrain", "x", "--epochs", "many"], 2, "many"),
+        (["pretrain"], 1, "no images: give a path"),
+        (["pretrain", "nowhere"], 1, "does not exist"),
+        (["pretrain", "photographs", "--recipe", "simcrl"], 1, "no recipe 'simcrl'"),
+        (["pretrain", "photographs", "--resume"], 1, "--resume needs --out"),
+        (["pretrain", "photographs", "--batch-size", "100000"], 1, "or less"),
+        (["pretrain", "photographs", "--views.hue", "3"], 1, "views.hue must lie"),
+        (["evaluate", "nowhere"], 1, "does not exist"),
+        (["report", "nowhere"], 1, "holds no run"),
+        (["demo", "--out", "src"], 1, "is not replaced"),
+    ],
+)
+def test_wrong_use_gets_one_helpful_error(
+    arguments: list[str],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "src").mkdir()
+    monkeypatch.chdir(tmp_path)
+    try:
+        found = main(arguments)
+    except SystemExit as stop:
+        found = int(stop.code or 0)
+    captured = capsys.readouterr()
+    assert words in " ".join((captured.err + captured.out).replace("│", " ").split())
+    assert "Traceback" not in captured.err
+    assert found == code
+    assert (tmp_path / "src").is_dir()
+
+
+def test_a_wrong_key_in_the_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.toml").write_text("[training]\nepoch = 3\n")
+    assert ran("pretrain", "photographs", "--config", str(tmp_path / "run.toml")) == 1
+    assert "no setting training.epoch. Did you mean training.epochs?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [None, *VERBS])
+def test_help_has_examples(verb: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    if verb is None:
+        assert main(["--help"]) == 0
+    else:
+        with pytest.raises(SystemExit) as stop:
+            main([verb, "--help"])
+        assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"(?i)examples:", printed)
+    assert f"diptych {verb or 'demo'}" in printed
+
+
+def test_help_and_version_load_nothing_heavy() -> None:
+    code = (
+        "import sys; from diptych.cli import main; main(['--help']); main(['--version'])\n"
+        "print(sorted({'torch', 'numba', 'numpy', 'matplotlib'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "[]"
+    assert f"diptych {diptych.__version__}" in found.stdout
+
+
+def test_every_public_name_is_there() -> None:
+    for name in diptych.__all__:
+        assert getattr(diptych, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        diptych.nothing  # noqa: B018

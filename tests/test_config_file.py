@@ -1,0 +1,147 @@
+"""Settings: what is unknown or wrong is refused with the nearest right one; nothing is lost."""
+
+import subprocess
+import sys
+import tomllib
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+
+import pytest
+
+from diptych.config_file import (
+    differing_keys,
+    flatten,
+    load_run_config,
+    nest,
+    overlay,
+    read_config_file,
+    to_toml,
+)
+from diptych.configs import EncoderConfig, ImagesConfig, RunConfig, ViewsConfig
+from diptych.errors import ConfigError
+from diptych.recipes import RECIPES, SCALES, choose_scale, fitted_batch, recipe_config
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_survives_its_file(recipe: str, scale: str, tmp_path: Path) -> None:
+    config = recipe_config(recipe, scale)
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    assert load_run_config(tmp_path / "config.toml") == config
+    assert (config.recipe, config.scale) == (recipe, scale)
+
+
+def test_awkward_values_survive() -> None:
+    config = RunConfig(
+        seed=2**62, images=ImagesConfig(path='a "quoted" \\ path\nüñ', limit=7), scale="x"
+    )
+    assert overlay(RunConfig(), tomllib.loads(to_toml(config)), "text") == config
+
+
+def test_papers_settings_are_the_papers() -> None:
+    simclr, moco = recipe_config("simclr", "paper"), recipe_config("moco_v2", "paper")
+    assert simclr.optimizer.kind == "lars"
+    assert (simclr.training.batch_size, simclr.optimizer.learning_rate) == (4096, 0.3)
+    assert (simclr.schedule.warmup_epochs, simclr.optimizer.weight_decay) == (10.0, 1e-6)
+    assert (simclr.views.brightness, simclr.views.hue) == (0.8, 0.2)
+    assert (simclr.method.loss.temperature, simclr.views.crop_area) == (0.1, (0.08, 1.0))
+    assert moco.method.dictionary.queue_size == 65536
+    assert (moco.method.key_encoder.momentum, moco.method.loss.temperature) == (0.999, 0.2)
+    assert (moco.optimizer.learning_rate, moco.training.batch_size) == (0.03, 256)
+    assert moco.head.hidden_features == 2048
+    assert simclr.views.blur_kernel_pixels == 23
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"optimizr": {"learning_rate": 1.0}}, "no setting optimizr. Did you mean optimizer"),
+        ({"optimizer": {"lr": 1.0}}, "no setting optimizer.lr. Did you mean optimizer"),
+        ({"optimizer": {"learning_rat": 1.0}}, "Did you mean optimizer.learning_rate"),
+        ({"batch_size": 4}, "Did you mean training.batch_size"),
+        ({"training": {"epochs": 2.5}}, "training.epochs must be a whole number; got 2.5"),
+        ({"training": {"epochs": True}}, "training.epochs must be a whole number; got True"),
+        ({"training": {"channels_last": 1}}, "must be true or false; got 1"),
+        ({"training": {"device": "gpu"}}, "'auto' or 'cpu' or 'cuda' or 'mps'; got 'gpu'"),
+        ({"method": {"dictionary": {"kind": "queu"}}}, "Did you mean queue"),
+        ({"views": {"crop_area": [0.2]}}, "a list of 2 a number values"),
+        ({"views": {"crop_area": [0.9, 0.2]}}, "low <= high"),
+        ({"views": 3}, "views is a table"),
+        ({"seed": -1}, "seed must lie between"),
+        ({"method": {"key_encoder": {"kind": "twin"}}}, "'batch' with 'shared'"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        overlay(RunConfig(), settings, "run.toml")
+    assert words in str(caught.value)
+    assert str(caught.value).startswith("run.toml: ")
+
+
+def test_files_that_are_not_toml_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("a = = b")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        read_config_file(tmp_path / "bad.toml")
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        read_config_file(tmp_path / "bytes.toml")
+    with pytest.raises(ConfigError, match="cannot read the config file"):
+        read_config_file(tmp_path / "none.toml")
+
+
+def test_layers_and_differences() -> None:
+    config = overlay(RunConfig(), {"training": {"epochs": 7}, "seed": 2}, "here")
+    assert (config.training.epochs, config.seed) == (7, 2)
+    assert differing_keys(RunConfig(), config) == ["seed", "training.epochs"]
+    assert overlay(RunConfig(), nest(flatten(config)), "flat") == config
+
+
+def test_configs_are_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        RunConfig().seed = 3  # type: ignore[misc]
+
+
+def test_the_batch_is_made_to_fit_few_images() -> None:
+    config = recipe_config("simclr", "tiny")
+    assert fitted_batch(config, 25).training.batch_size == 16
+    assert fitted_batch(config, 10**6) == config
+    assert fitted_batch(config, 3).training.batch_size == 2
+
+
+def test_scales_follow_device_and_size() -> None:
+    def scale(side: int, accelerator: bool) -> str:
+        return choose_scale(median_side_pixels=side, accelerator=accelerator)[0]
+
+    assert [scale(side, True) for side in (32, 96, 480)] == ["tiny", "small", "paper"]
+    assert [scale(side, False) for side in (32, 480)] == ["tiny", "tiny"]
+    assert "480 pixels" in choose_scale(median_side_pixels=480, accelerator=False)[1]
+
+
+def test_unknown_recipes_and_scales_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no recipe 'simcrl'; wanted one of simclr, moco_v2"):
+        recipe_config("simcrl", "tiny")
+    with pytest.raises(ConfigError, match="no scale 'huge'; wanted one of tiny"):
+        recipe_config("simclr", "huge")
+
+
+def test_bad_ranges_are_refused() -> None:
+    for make in (
+        lambda: ViewsConfig(side_pixels=4),
+        lambda: ViewsConfig(hue=0.6),
+        lambda: ViewsConfig(flip_probability=1.5),
+        lambda: EncoderConfig(stage_blocks=()),
+        lambda: EncoderConfig(stem="imagenet"),
+        lambda: replace(RunConfig().training, batch_size=1),
+    ):
+        with pytest.raises(ConfigError):
+            make()
+
+
+def test_configs_import_neither_torch_nor_numba() -> None:
+    code = (
+        "import sys, diptych, diptych.configs, diptych.config_file, diptych.recipes, diptych.cli\n"
+        "heavy = {'torch', 'numba', 'torchvision', 'matplotlib', 'numpy', 'tyro', 'rich'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

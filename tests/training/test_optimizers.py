@@ -1,0 +1,121 @@
+"""Optimizers and schedules against the formulas."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import oracles
+from diptych.configs import OptimizerConfig, ScheduleConfig
+from diptych.training.optimizers import Lars, build_optimizer, set_learning_rate
+from diptych.training.schedules import learning_rate, peak_learning_rate
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2)
+    ).double()
+
+
+def test_lars_equals_the_formula() -> None:
+    net, config = network(), OptimizerConfig(kind="lars", weight_decay=0.02, momentum=0.9)
+    optimizer = build_optimizer(config, net)
+    mirror = {n: (p.detach().numpy().copy(), np.zeros(p.shape)) for n, p in net.named_parameters()}
+    for step in range(5):
+        set_learning_rate(optimizer, 0.3)
+        optimizer.zero_grad()
+        net(torch.randn(4, 3, 8, 8, dtype=torch.float64)).square().sum().backward()
+        gradients = {
+            n: p.grad.numpy().copy() for n, p in net.named_parameters() if p.grad is not None
+        }
+        optimizer.step()
+        for name, parameter in net.named_parameters():
+            weight, velocity = mirror[name]
+            if weight.ndim > 1:
+                mirror[name] = oracles.lars_step(
+                    weight,
+                    gradients[name],
+                    velocity,
+                    rate=0.3,
+                    momentum=0.9,
+                    decay=0.02,
+                    trust=0.001,
+                )
+            else:  # norms and biases: plain SGD, no decay
+                velocity = 0.9 * velocity + 0.3 * gradients[name]
+                mirror[name] = (weight - velocity, velocity)
+            np.testing.assert_allclose(
+                parameter.detach().numpy(),
+                mirror[name][0],
+                rtol=1e-10,
+                atol=1e-12,
+                err_msg=f"{name} {step}",
+            )
+
+
+def test_lars_leaves_a_zero_gradient_or_weight_alone() -> None:
+    weight = nn.Parameter(torch.zeros(3, 3))
+    optimizer = Lars([{"params": [weight], "weight_decay": 0.0}], momentum=0.0, trust=0.001, lr=1.0)
+    weight.grad = torch.ones(3, 3)
+    optimizer.step()
+    assert torch.equal(weight.detach(), -torch.ones(3, 3))
+    weight.grad = torch.zeros(3, 3)
+    optimizer.step()
+    assert torch.equal(weight.detach(), -torch.ones(3, 3))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "lars"])
+def test_decay_is_on_weights_only(kind: str) -> None:
+    optimizer = build_optimizer(OptimizerConfig(kind=kind, weight_decay=0.1), network())  # type: ignore[arg-type]
+    decayed = {
+        p.ndim > 1: group["weight_decay"]
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert decayed == {True: 0.1, False: 0.0}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "batch", "wanted"),
+    [("linear", 256, 0.3), ("linear", 4096, 4.8), ("square_root", 4096, 19.2), ("none", 4096, 0.3)],
+)
+def test_rates_scale_with_the_batch(scaling: str, batch: int, wanted: float) -> None:
+    config = OptimizerConfig(learning_rate=0.3, scaling=scaling)  # type: ignore[arg-type]
+    assert peak_learning_rate(config, batch) == pytest.approx(wanted)
+
+
+def rates(warmup_epochs: float, total: int = 100, per_epoch: int = 10) -> list[float]:
+    return [
+        learning_rate(
+            ScheduleConfig(warmup_epochs),
+            peak=2.0,
+            step=step,
+            steps_per_epoch=per_epoch,
+            total_steps=total,
+        )
+        for step in range(total)
+    ]
+
+
+def test_warm_up_is_a_line_and_then_half_a_cosine() -> None:
+    found = rates(2.0)
+    np.testing.assert_allclose(found[:20], 2.0 * np.arange(1, 21) / 20)
+    assert found[20] == 2.0
+    assert found[60] == pytest.approx(1.0)
+    assert found[40] == pytest.approx(1 + math.cos(math.pi / 4))
+    assert 0 < found[-1] < 0.01
+    assert all(a > b for a, b in pairwise(found[20:]))
+
+
+def test_without_warm_up_it_begins_at_the_peak() -> None:
+    assert rates(0.0)[0] == 2.0
+
+
+def test_warm_up_takes_half_the_run_at_most() -> None:
+    found = rates(1000.0)
+    assert max(found) == found[49] == 2.0
+    assert found[-1] < 0.01

@@ -1,0 +1,238 @@
+"""Killed at any moment and resumed, a run ends with the bits of the one that was not killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from diptych.errors import Interrupted, RunFolderError, TrainingError
+from diptych.pretraining import pretrain
+from diptych.training.checkpoint import list_checkpoints, load_checkpoint
+
+Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
+
+SMALL = {
+    "encoder.width": 4,
+    "encoder.stage_blocks": (1, 1),
+    "head.hidden_features": 16,
+    "head.output_features": 8,
+    "views.side_pixels": 16,
+    "views.blur_probability": 0.5,
+    "training.batch_size": 16,
+    "training.threads": 1,
+    "probe.images": 32,
+    "checkpoint.every_seconds": 0.0,
+}
+MOCO = {"recipe": "moco_v2", "method.dictionary.queue_size": 50}
+SIMCLR = {"recipe": "simclr", "optimizer.kind": "lars", "optimizer.clip_norm": 1.0}
+
+
+@pytest.fixture
+def images(tmp_path: Path, stripes: Stripes) -> Path:
+    pixels, labels = stripes(64)
+    np.savez(tmp_path / "images.npz", images=pixels, labels=labels)
+    return tmp_path / "images.npz"
+
+
+def run(images: Path, out: Path, *, resume: bool = False, epochs: int = 3, **more: object) -> Path:
+    settings = {**SMALL, **more}
+    return pretrain(images, out=out, resume=resume, quiet=True, epochs=epochs, **settings)
+
+
+def final_state(out: Path) -> dict[str, torch.Tensor]:
+    """Encoder, head, twin, queue and its pointer, optimizer and generators."""
+    return load_checkpoint(list_checkpoints(out / "checkpoints")[0])[0]
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    ours, theirs = final_state(one), final_state(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+    ours, theirs = (load_file(out / "encoder.safetensors") for out in (one, other))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def losses(out: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
+    """Sends this process a signal when the views of a step are asked for."""
+    from diptych.views.batches import ViewBatches
+
+    original = ViewBatches.at
+
+    def at(self: ViewBatches, wanted: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if wanted == step:
+            os.kill(os.getpid(), number)
+        return original(self, wanted)
+
+    monkeypatch.setattr(ViewBatches, "at", at)
+
+
+@pytest.mark.parametrize("recipe", [SIMCLR, MOCO], ids=["simclr", "moco"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_resumes_bit_for_bit(
+    number: int, recipe: dict[str, object], images: Path, tmp_path: Path
+) -> None:
+    unbroken = run(images, tmp_path / "unbroken", **recipe)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 4, number)
+        with pytest.raises(Interrupted, match="saved after step 5") as caught:
+            run(images, tmp_path / "broken", **{**recipe, "checkpoint.every_seconds": 1e9})
+    assert caught.value.signal_number == number
+    assert not (tmp_path / "broken" / "encoder.safetensors").exists()
+    broken = run(
+        images, tmp_path / "broken", resume=True, **{**recipe, "checkpoint.every_seconds": 1e9}
+    )
+    assert_same_bits(unbroken, broken)
+    assert losses(unbroken) == losses(broken)
+
+
+def test_a_finished_run_resumes_to_itself(images: Path, tmp_path: Path) -> None:
+    out = run(images, tmp_path / "run", epochs=1)
+    before = (out / "encoder.safetensors").read_bytes()
+    run(images, out, resume=True, epochs=1)
+    assert (out / "encoder.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip"])
+def test_a_damaged_newest_checkpoint_costs_only_its_steps(
+    damage: str, images: Path, tmp_path: Path
+) -> None:
+    unbroken = run(images, tmp_path / "unbroken", **MOCO)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 6)
+        with pytest.raises(Interrupted):
+            run(images, tmp_path / "broken", **MOCO)
+    newest = list_checkpoints(tmp_path / "broken" / "checkpoints")[0] / "tensors.safetensors"
+    data = bytearray(newest.read_bytes())
+    if damage == "truncate":
+        del data[len(data) // 2 :]
+    else:
+        data[len(data) // 2] ^= 4
+    newest.write_bytes(bytes(data))
+    broken = run(images, tmp_path / "broken", resume=True, **MOCO)
+    assert_same_bits(unbroken, broken)
+
+
+def test_a_run_with_other_settings_is_refused(images: Path, tmp_path: Path) -> None:
+    out = run(images, tmp_path / "run", epochs=1)
+    with pytest.raises(RunFolderError, match=r"seed, training\.epochs differ"):
+        run(images, out, resume=True, epochs=2, seed=5)
+    with pytest.raises(RunFolderError, match="recipe differ"):
+        run(images, out, resume=True, epochs=1, recipe="moco_v2")
+
+
+def test_settings_not_given_again_are_the_runs_own(images: Path, tmp_path: Path) -> None:
+    out = run(images, tmp_path / "run", epochs=1)
+    assert pretrain(images, out=out, resume=True, quiet=True) == out
+
+
+def test_a_run_is_never_overwritten(images: Path, tmp_path: Path) -> None:
+    out = run(images, tmp_path / "run", epochs=1)
+    with pytest.raises(RunFolderError, match=r"never overwritten.*--resume"):
+        run(images, out, epochs=1)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    with pytest.raises(RunFolderError, match="not empty"):
+        run(images, other, epochs=1)
+
+
+def test_resume_without_a_checkpoint_begins_at_the_start(images: Path, tmp_path: Path) -> None:
+    unbroken = run(images, tmp_path / "unbroken", epochs=1)
+    fresh = run(images, tmp_path / "fresh", resume=True, epochs=1)
+    assert_same_bits(unbroken, fresh)
+
+
+def test_other_images_are_refused(images: Path, stripes: Stripes, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Interrupted):
+            run(images, tmp_path / "run")
+    pixels, labels = stripes(80)
+    np.savez(images, images=pixels, labels=labels)
+    with pytest.raises(TrainingError, match="names or sizes differ"):
+        run(images, tmp_path / "run", resume=True)
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diptych.training import loop
+
+    original = loop.train_step
+    calls = 0
+
+    def step(method, optimizer, views, **named):  # type: ignore[no-untyped-def]
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            views = (views[0] * float("nan"), views[1])
+        return original(method, optimizer, views, **named)
+
+    monkeypatch.setattr(loop, "train_step", step)
+    with pytest.raises(TrainingError, match=r"loss is nan at step 6.*checkpoint is intact"):
+        run(images, tmp_path / "run")
+    newest = list_checkpoints(tmp_path / "run" / "checkpoints")[0]
+    assert newest.name == "step-000000005"
+    assert all(
+        torch.isfinite(v).all()
+        for v in load_checkpoint(newest)[0].values()
+        if v.is_floating_point()
+    )
+    monkeypatch.setattr(loop, "train_step", original)
+    unbroken = run(images, tmp_path / "unbroken")
+    assert_same_bits(unbroken, run(images, tmp_path / "run", resume=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["simclr", "moco_v2"])
+def test_killed_at_random_moments(recipe: str, images: Path, tmp_path: Path) -> None:
+    flags = [
+        *("--recipe", recipe, "--epochs", "15", "--no-report", "--quiet", "--threads", "2"),
+        *("--batch-size", "16", "--encoder.width", "4", "--views.side-pixels", "16"),
+        *("--method.dictionary.queue-size", "50", "--probe.images", "32"),
+        *("--checkpoint.every-seconds", "0.2"),
+    ]
+
+    def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "diptych", "pretrain", str(images), "--out", str(out)]
+        return subprocess.Popen([*command, *flags, *more])
+
+    whole = tmp_path / "unbroken"
+    assert start(whole).wait() == 0
+    moments, kills, out = random.Random(recipe), 0, tmp_path / "broken"
+    for _ in range(40):
+        process = start(out, "--resume")
+        # From before the first checkpoint to after the last one; start-up itself takes seconds.
+        begun = time.monotonic()
+        while not (out / "config.toml").exists() and process.poll() is None:
+            time.sleep(0.02)
+        first = time.monotonic() - begun
+        time.sleep(moments.uniform(0.0, 2.5) if first > 0.1 else moments.uniform(4.0, 9.0))
+        if kills < 5 and process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        assert process.wait() == 0
+        break
+    assert kills >= 3
+    assert_same_bits(whole, out)
+    assert losses(whole) == losses(out)
