@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from diptych import __version__
 from diptych.errors import DiptychError, Interrupted
+from diptych.threads import shorten_spinning
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f" Did you mean `diptych {near[0]}`?" if near else ""
         print(f"diptych: there is no verb {verb!r}.{hint}\n\n{_USAGE}", end="", file=sys.stderr)
         return EXIT_USAGE
+    shorten_spinning()
     try:
         VERBS[verb](given)
     except Interrupted as interruption:

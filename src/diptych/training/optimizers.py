@@ -24,7 +24,7 @@ def build_optimizer(config: OptimizerConfig, network: nn.Module) -> torch.optim.
         return Lars(groups, momentum=config.momentum, trust=config.lars_trust)
     for group in groups:
         group.pop("trust", None)
-    return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, foreach=True)
+    return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

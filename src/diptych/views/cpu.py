@@ -16,7 +16,7 @@ from diptych.configs import ViewsConfig
 from diptych.images.pixels import PixelBatch
 from diptych.views.kernels import JITTER_ORDERS, make_views_into
 
-_CHUNK = 16  # images per task: small enough to share evenly, large enough to hide the dispatch
+_CHUNK = 32  # images per task: few enough dispatches, enough tasks to share evenly
 
 
 def make_views(

@@ -1,0 +1,66 @@
+"""What every benchmark shares: its flags, a table on the screen, figures as JSON."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured figure and what it should be at least."""
+
+    name: str
+    value: float
+    goal: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the goal is reached."""
+        return self.value >= self.goal
+
+
+def parse_arguments(description: str | None) -> argparse.Namespace:
+    """The flags of every benchmark."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    parser.add_argument("--quick", action="store_true", help="end within two minutes")
+    return parser.parse_args()
+
+
+def publish(figures: Sequence[Figure], title: str, file: Path | None) -> None:
+    """Prints the figures as a table and writes them as JSON if a file is given."""
+    table = Table(title=title, title_justify="left")
+    for column in ("figure", "measured", "goal", ""):
+        table.add_column(column, justify="left" if column == "figure" else "right")
+    for one in figures:
+        mark = "holds" if one.holds else "missed"
+        table.add_row(one.name, f"{one.value:.3f}", f"{one.goal:.3f}", mark)
+    Console(width=100 if not sys.stdout.isatty() else None).print(table)
+    if file is not None:
+        document = {
+            "figures": {
+                one.name: {"value": one.value, "goal": one.goal, "holds": one.holds}
+                for one in figures
+            },
+            "machine": {
+                "processor": platform.processor() or platform.machine(),
+                "cores": len(os.sched_getaffinity(0)),
+                "system": platform.platform(),
+            },
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("diptych", "torch", "numba", "numpy")},
+            },
+        }
+        file.write_text(json.dumps(document, indent=1) + "\n")
