@@ -59,7 +59,7 @@ def test_look_ups_change_nothing_and_see_only_what_is_filled() -> None:
     before = {name: value.clone() for name, value in queue.state_dict().items()}
     queries = torch.randn(5, 4, requires_grad=True)
     found = queue.look_up(queries, torch.randn(5, 4), temperature=0.2)
-    found.loss.backward()
+    torch.autograd.backward(found.loss)
     assert found.candidates == 4
     assert found.chance_loss == pytest.approx(math.log(4))
     assert all(torch.equal(before[name], value) for name, value in queue.state_dict().items())
@@ -74,7 +74,7 @@ def test_keys_keep_no_graph() -> None:
 def test_an_empty_queue_teaches_nothing() -> None:
     queries = torch.randn(5, 4, requires_grad=True)
     found = KeyQueue(8, 4).look_up(queries, torch.randn(5, 4), temperature=0.2)
-    found.loss.backward()
+    torch.autograd.backward(found.loss)
     assert float(found.loss.detach()) == 0.0
     assert found.chance_loss == 0.0
     assert queries.grad is not None
@@ -84,7 +84,7 @@ def test_an_empty_queue_teaches_nothing() -> None:
 def test_in_batch_gives_gradients_to_the_keys() -> None:
     queries, keys = (torch.randn(4, 3, requires_grad=True) for _ in range(2))
     found = InBatch().look_up(queries, keys, temperature=0.5)
-    found.loss.backward()
+    torch.autograd.backward(found.loss)
     assert found.candidates == 7
     assert keys.grad is not None
     assert keys.grad.abs().sum() > 0

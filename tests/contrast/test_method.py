@@ -56,7 +56,7 @@ def sgd(network: nn.Module, velocities: dict[str, Tensor]) -> None:
             assert weight.grad is not None
             change = weight.grad + (DECAY * weight if weight.ndim > 1 else 0)
             velocities[name] = MOMENTUM * velocities.get(name, 0) + change
-            weight -= RATE * velocities[name]
+            weight.sub_(RATE * velocities[name])
             weight.grad = None
 
 
@@ -118,18 +118,17 @@ def test_moco_equals_the_plain_loop() -> None:
     assert method.twin is not None
     for ours, theirs in zip(method.twin.parameters(), slow.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
-    for (name, ours), theirs in zip(
-        method.twin.network.named_buffers(), slow.buffers(), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10, msg=name)
+    for mine, other in zip(method.twin.network.buffers(), slow.buffers(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-10)
 
 
 def test_the_twin_begins_as_the_network_head_included() -> None:
     method = build_method(MOCO)
     assert method.twin is not None
-    for ours, theirs in zip(method.twin.parameters(), method.network.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-        assert not ours.requires_grad
+    copies, originals = method.twin.parameters(), method.network.parameters()
+    for copied, original in zip(copies, originals, strict=True):
+        assert torch.equal(copied, original)
+        assert not copied.requires_grad
 
 
 @pytest.mark.parametrize("config", [SIMCLR, MOCO], ids=["simclr", "moco"])

@@ -42,7 +42,7 @@ def test_torchvisions_names_are_kept() -> None:
     result = theirs.load_state_dict(ours.state_dict(), strict=False)
     assert sorted(result.missing_keys) == ["fc.bias", "fc.weight"]
     images = torch.randn(2, 3, 64, 64)
-    theirs.fc = torch.nn.Identity()  # type: ignore[assignment]
+    theirs.fc = torch.nn.Identity()
     assert torch.equal(theirs.eval()(images), ours.eval()(images))
 
 
@@ -51,7 +51,7 @@ def test_the_small_stem_keeps_the_resolution() -> None:
     encoder = build_encoder(config, channels=1, seed=0)
     assert encoder.conv1.weight.shape == (64, 1, 3, 3)  # type: ignore[union-attr]
     shapes = []
-    encoder.layer1.register_forward_hook(  # type: ignore[union-attr, operator]
+    encoder.layer1.register_forward_hook(  # type: ignore[union-attr]
         lambda _module, inputs, _output: shapes.append(inputs[0].shape)
     )
     encoder(torch.randn(2, 1, 32, 32))

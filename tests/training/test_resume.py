@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from diptych.training.checkpoint import list_checkpoints, load_checkpoint
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "encoder.width": 4,
     "encoder.stage_blocks": (1, 1),
     "head.hidden_features": 16,
@@ -34,8 +35,8 @@ SMALL = {
     "probe.images": 32,
     "checkpoint.every_seconds": 0.0,
 }
-MOCO = {"recipe": "moco_v2", "method.dictionary.queue_size": 50}
-SIMCLR = {"recipe": "simclr", "optimizer.kind": "lars", "optimizer.clip_norm": 1.0}
+MOCO: dict[str, Any] = {"recipe": "moco_v2", "method.dictionary.queue_size": 50}
+SIMCLR: dict[str, Any] = {"recipe": "simclr", "optimizer.kind": "lars", "optimizer.clip_norm": 1.0}
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def images(tmp_path: Path, stripes: Stripes) -> Path:
     return tmp_path / "images.npz"
 
 
-def run(images: Path, out: Path, *, resume: bool = False, epochs: int = 3, **more: object) -> Path:
+def run(images: Path, out: Path, *, resume: bool = False, epochs: int = 3, **more: Any) -> Path:
     settings = {**SMALL, **more}
     return pretrain(images, out=out, resume=resume, quiet=True, epochs=epochs, **settings)
 
@@ -87,7 +88,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.
 @pytest.mark.parametrize("recipe", [SIMCLR, MOCO], ids=["simclr", "moco"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_resumes_bit_for_bit(
-    number: int, recipe: dict[str, object], images: Path, tmp_path: Path
+    number: int, recipe: dict[str, Any], images: Path, tmp_path: Path
 ) -> None:
     unbroken = run(images, tmp_path / "unbroken", **recipe)
     with pytest.MonkeyPatch.context() as patch:
@@ -175,8 +176,9 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from diptych.training import loop
+    from diptych.training import step as step_module
 
-    original = loop.train_step
+    original = step_module.train_step
     calls = 0
 
     def step(method, optimizer, views, **named):  # type: ignore[no-untyped-def]
