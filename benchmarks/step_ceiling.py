@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from diptych.threads import shorten_spinning, use_threads
+from diptych.hardware import shorten_spinning, use_threads
 
 shorten_spinning()  # as the command line does, before torch is imported
 

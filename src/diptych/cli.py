@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from diptych import __version__
 from diptych.errors import DiptychError, Interrupted
-from diptych.threads import shorten_spinning
+from diptych.hardware import shorten_spinning
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as interruption:
         print(f"diptych: {interruption}", file=sys.stderr)
         return 128 + interruption.signal_number
+    except KeyboardInterrupt:  # outside of training, where there is nothing to save
+        print("diptych: interrupted.", file=sys.stderr)
+        return 128 + signal.SIGINT
     except DiptychError as error:
         print(f"diptych: {error}", file=sys.stderr)
         return EXIT_ERROR
@@ -166,9 +170,9 @@ def views(arguments: Sequence[str]) -> None:
 
     from diptych.configs import RunConfig
     from diptych.flags import ViewsFlags, explicit_settings, parse
+    from diptych.hardware import use_threads
     from diptych.images.sources import open_images
     from diptych.resolve import layers_of, overlay_all, resolve
-    from diptych.threads import use_threads
     from diptych.views.preview import contact_sheet, policy_in_words
 
     flags = parse(ViewsFlags, views, arguments)

@@ -13,13 +13,13 @@ from rich.console import Console
 from diptych.config_file import SHORT_NAMES, differing_keys, load_run_config, nest, to_toml
 from diptych.configs import RunConfig
 from diptych.errors import RunFolderError
+from diptych.hardware import use_threads
 from diptych.images.collection import Skipped
 from diptych.images.folder import Progress, ignore_progress
 from diptych.images.sources import open_images
 from diptych.model.saved import save_encoder
 from diptych.resolve import Layers, asked_recipe, layers_of, overlay_all, resolve
 from diptych.run_folder import RunFolder, write_aside
-from diptych.threads import use_threads
 from diptych.training.checkpoint import list_checkpoints
 from diptych.training.loop import Silent, Watcher, train
 from diptych.training.progress import Display

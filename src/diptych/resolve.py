@@ -8,10 +8,9 @@ from typing import Any
 from diptych.config_file import overlay, read_config_file
 from diptych.configs import RunConfig
 from diptych.errors import ConfigError
+from diptych.hardware import available_threads, choose_device
 from diptych.images.photographs import PHOTOGRAPHS_NAME
 from diptych.recipes import choose_scale, fitted_batch, recipe_config
-from diptych.threads import available_threads
-from diptych.training.loop import choose_device
 
 DEFAULT_RECIPE = "simclr"
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diptych.configs import ViewsConfig
+from diptych.hardware import use_threads
 from diptych.images.collection import ImageSet
 from diptych.images.sources import from_array, open_images
 from diptych.model.saved import PretrainedEncoder
-from diptych.threads import use_threads
 from diptych.views.batches import centre_batch
 
 PIXEL_SIDE = 32
@@ -51,7 +51,7 @@ def extract_features(
 
 
 def encode(network: nn.Module, images: ImageSet, views: ViewsConfig, executor: Executor) -> Tensor:
-    """Runs a network over the centred images, in evaluation mode, without gradients.
+    """Runs a network, on its device, over the centred images, in evaluation mode.
 
     Batch norms use their running statistics, so an image's features do not depend on its batch.
     """

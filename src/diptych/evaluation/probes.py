@@ -16,12 +16,12 @@ from diptych.errors import ImagesError
 from diptych.evaluation.features import encode, pixel_features
 from diptych.evaluation.knn import NEIGHBOURS, TEMPERATURE, accuracy, knn_predict
 from diptych.evaluation.linear import fit_linear
+from diptych.hardware import choose_device, use_threads
 from diptych.images.collection import Collection, ImageSet, match_classes
 from diptych.images.folder import Progress, ignore_progress
 from diptych.images.sources import open_images
 from diptych.model.saved import load_encoder, untrained_encoder
 from diptych.run_folder import RunFolder, write_aside
-from diptych.threads import use_threads
 
 FEATURES: Final = ("trained", "untrained", "pixels")
 _HELD_OUT: Final = 5  # without test images, one in this many is held out
@@ -77,7 +77,9 @@ def evaluate(
     config = encoder.config
     with ThreadPoolExecutor(use_threads(threads)) as executor:
         labelled = _labelled_images(config, train, test, executor, on_progress)
-        untrained = untrained_encoder(config)
+        device = choose_device("auto")
+        encoder.to(device)
+        untrained = untrained_encoder(config).to(device)
         features = {
             "trained": _both(labelled, lambda s: encode(encoder, s, config.views, executor)),
             "untrained": _both(labelled, lambda s: encode(untrained, s, config.views, executor)),

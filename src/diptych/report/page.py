@@ -21,12 +21,12 @@ from diptych.errors import ImagesError, RunFolderError
 from diptych.evaluation.features import encode
 from diptych.evaluation.knn import nearest
 from diptych.evaluation.verdict import Verdict, judge
+from diptych.hardware import use_threads
 from diptych.images.collection import ImageSet
 from diptych.images.sources import open_images
 from diptych.model.saved import load_encoder, untrained_encoder
 from diptych.report import figures
 from diptych.run_folder import RunFolder, write_aside
-from diptych.threads import use_threads
 from diptych.training.run_log import read_metrics
 from diptych.views.cpu import make_views, to_pixels
 from diptych.views.draw import centre_views
@@ -37,6 +37,7 @@ _MAP_IMAGES: Final = 500
 _SAMPLES: Final = 8
 _NEIGHBOURS: Final = 6
 _NEIGHBOUR_PIXELS: Final = 64
+_MOST_IN_LEGEND: Final = 24
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def _pictures(folder: RunFolder, config: RunConfig, executor: Executor) -> dict[
     try:
         collection = open_images(config.images, executor)
     except ImagesError as error:
-        return {"missing_images": str(error), "sheet": None, "neighbours": [], "map": None}
+        nothing = {"sheet": None, "neighbours": [], "map": None, "legend": []}
+        return {"missing_images": str(error), **nothing}
     shown = _spread(collection.train, _BANK_IMAGES)
     samples = _spread(collection.test or collection.train, _SAMPLES)
     untrained = untrained_encoder(config)
@@ -148,7 +150,15 @@ def _pictures(folder: RunFolder, config: RunConfig, executor: Executor) -> dict[
             held_out=collection.test is not None,
         ),
         "map": figures.data_uri(plane),
+        "legend": _legend(few),
     }
+
+
+def _legend(images: ImageSet) -> list[tuple[str, str]]:
+    """Name and frame colour of each class, where there are few enough to tell apart."""
+    if images.labels is None or len(images.classes) > _MOST_IN_LEGEND:
+        return []
+    return [(name, figures.class_color(label)) for label, name in enumerate(images.classes)]
 
 
 def _neighbours(

@@ -16,6 +16,7 @@ from diptych.configs import RunConfig
 from diptych.contrast.method import build_method
 from diptych.errors import Interrupted, TrainingError
 from diptych.evaluation.symptoms import Symptom, find_symptoms
+from diptych.hardware import choose_device
 from diptych.images.collection import Collection
 from diptych.images.order import Order
 from diptych.run_folder import RunFolder
@@ -104,15 +105,6 @@ def train(
     with RunLog(folder, resumed_step=state.step) as log, _signals() as received:
         run.train(log, received)
     return state
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device for ``training.device``: for ``auto`` an accelerator if there is one."""
-    if wanted != "auto":
-        return torch.device(wanted)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 @dataclass

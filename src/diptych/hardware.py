@@ -1,6 +1,13 @@
-"""How many CPU threads to use, for the networks and for making views."""
+"""What a run works on: CPU threads, for networks and views alike, and the device.
+
+Imports torch only when it is needed: the command line comes here before it may be imported.
+"""
 
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def available_threads() -> int:
@@ -27,3 +34,14 @@ def use_threads(count: int | None) -> int:
     threads = count or available_threads()
     torch.set_num_threads(threads)
     return threads
+
+
+def choose_device(wanted: str) -> "torch.device":
+    """The device for ``training.device``: for ``auto`` an accelerator if there is one."""
+    import torch
+
+    if wanted != "auto":
+        return torch.device(wanted)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
