@@ -128,7 +128,7 @@ def _pictures(folder: RunFolder, config: RunConfig, executor: Executor) -> dict[
     try:
         collection = open_images(config.images, executor)
     except ImagesError as error:
-        nothing = {"sheet": None, "neighbours": [], "map": None, "legend": []}
+        nothing: dict[str, Any] = {"sheet": None, "neighbours": [], "map": None, "legend": []}
         return {"missing_images": str(error), **nothing}
     shown = _spread(collection.train, _BANK_IMAGES)
     samples = _spread(collection.test or collection.train, _SAMPLES)
