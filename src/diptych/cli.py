@@ -37,7 +37,7 @@ examples:
 
 EXIT_ERROR: Final = 1
 EXIT_USAGE: Final = 2
-DEMO_EPOCHS: Final = 20
+DEMO_EPOCHS: Final = 16
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
