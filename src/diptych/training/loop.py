@@ -89,6 +89,7 @@ def train(
     """
     keep_freed_memory()
     order = Order(config.seed, len(collection.train), config.training.batch_size)
+    torch.manual_seed(config.seed)  # for what a network may draw itself, as dropout does
     state = _build_state(config)
     _restore(state, folder, collection, watcher)
     run = _Run(
