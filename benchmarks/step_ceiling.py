@@ -42,8 +42,8 @@ ENCODERS = {
     "small_resnet": EncoderConfig(),
     "resnet18": EncoderConfig(name="resnet18", stem="small"),
 }
-BATCHES = {"small_resnet": 128, "resnet18": 64}
-BLOCK_STEPS = {"small_resnet": 8, "resnet18": 1}
+BATCHES = {"small_resnet": 256, "resnet18": 64}
+BLOCK_STEPS = {"small_resnet": 4, "resnet18": 1}
 BLOCKS = {"small_resnet": 41, "resnet18": 25}
 BLOCKS_QUICK = {"small_resnet": 5, "resnet18": 3}
 

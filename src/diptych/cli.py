@@ -96,7 +96,7 @@ def demo(arguments: Sequence[str]) -> None:
         "seed": flags.seed,
         "encoder": {"width": 16},
         "training": {"epochs": DEMO_EPOCHS, "threads": flags.threads},
-        "probe": {"health_every_epochs": 2},
+        "probe": {"health_every_epochs": 4},
     }
     _run_to_report(settings, out=flags.out, config_file=None, resume=False, quiet=False)
 
