@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -16,26 +17,32 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured figure and what it should be at least."""
+    """One measured figure and what it should be, at least or at most."""
 
     name: str
     value: float
     goal: float
+    bound: Literal["at least", "at most"] = "at least"
 
     @property
     def holds(self) -> bool:
         """Whether the goal is reached."""
-        return self.value >= self.goal
+        return self.value >= self.goal if self.bound == "at least" else self.value <= self.goal
 
 
-def parse_arguments(description: str | None) -> argparse.Namespace:
-    """The flags of every benchmark."""
+def add_arguments(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the flags of every benchmark, for one that adds its own."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     parser.add_argument("--quick", action="store_true", help="end within two minutes")
-    return parser.parse_args()
+    return parser
+
+
+def parse_arguments(description: str | None) -> argparse.Namespace:
+    """The flags of every benchmark."""
+    return add_arguments(description).parse_args()
 
 
 def publish(figures: Sequence[Figure], title: str, file: Path | None) -> None:
@@ -45,12 +52,17 @@ def publish(figures: Sequence[Figure], title: str, file: Path | None) -> None:
         table.add_column(column, justify="left" if column == "figure" else "right")
     for one in figures:
         mark = "holds" if one.holds else "missed"
-        table.add_row(one.name, f"{one.value:.3f}", f"{one.goal:.3f}", mark)
+        table.add_row(one.name, f"{one.value:.3f}", f"{one.bound} {one.goal:.3f}", mark)
     Console(width=100 if not sys.stdout.isatty() else None).print(table)
     if file is not None:
         document = {
             "figures": {
-                one.name: {"value": one.value, "goal": one.goal, "holds": one.holds}
+                one.name: {
+                    "value": one.value,
+                    "goal": one.goal,
+                    "bound": one.bound,
+                    "holds": one.holds,
+                }
                 for one in figures
             },
             "machine": {

@@ -35,7 +35,8 @@ from diptych.images.collection import Collection
 from diptych.images.sources import from_array
 from diptych.recipes import recipe_config
 from diptych.run_folder import RunFolder
-from diptych.training.loop import Silent, train
+from diptych.training.loop import train
+from diptych.training.watcher import Silent
 
 GOAL = 0.90
 ENCODERS = {

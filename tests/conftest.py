@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from jaxtyping import install_import_hook
 from numpy.typing import NDArray
 from PIL import Image
@@ -16,13 +17,20 @@ from PIL import Image
 install_import_hook(
     [
         "diptych.contrast.losses",
+        "diptych.contrast.scores",
         "diptych.contrast.dictionaries",
+        "diptych.contrast.look_up",
+        "diptych.contrast.shuffle",
+        "diptych.training.leak",
         "diptych.evaluation.geometry",
         "diptych.evaluation.knn",
         "diptych.evaluation.linear",
     ],
     "beartype.beartype",
 )
+
+# Tests work on tiny tensors, where a second thread only waits for the first.
+torch.set_num_threads(1)
 
 
 @pytest.fixture

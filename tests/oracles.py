@@ -67,3 +67,84 @@ def uniformity(vectors: Array) -> float:
         for b in vectors[:i]
     ]
     return math.log(sum(potentials) / len(potentials))
+
+
+def scores(query: Array, keys: Array, temperature: float, left_out: set[int]) -> list[float]:
+    """Scores of a query with the keys that count."""
+    kept = [key for column, key in enumerate(keys) if column not in left_out]
+    return [float(np.dot(query, key)) / temperature for key in kept]
+
+
+def log_sum_exp(values: list[float]) -> float:
+    """Of nothing: -inf."""
+    if not values:
+        return -math.inf
+    largest = max(values)
+    return largest + math.log(sum(math.exp(value - largest) for value in values))
+
+
+def supervised_contrastive(views: Array, labels: list[int], temperature: float) -> float:
+    """SupCon, equation 2; views without another of their class are no queries."""
+    losses = []
+    for i, query in enumerate(views):
+        partners = [p for p, label in enumerate(labels) if label == labels[i] and p != i]
+        normaliser = log_sum_exp(scores(query, views, temperature, {i}))
+        terms = [normaliser - float(np.dot(query, views[p])) / temperature for p in partners]
+        if terms:
+            losses.append(sum(terms) / len(terms))
+    return sum(losses) / len(losses) if losses else 0.0
+
+
+def decoupled_nt_xent(first: Array, second: Array, temperature: float) -> float:
+    """DCL, equation 6, as a mean over images and views."""
+    views, count = np.concatenate([first, second]), len(first)
+    total = 0.0
+    for i, query in enumerate(views):
+        partner = (i + count) % (2 * count)
+        normaliser = log_sum_exp(scores(query, views, temperature, {i, partner}))
+        total += normaliser - float(np.dot(query, views[partner])) / temperature
+    return total / (2 * count)
+
+
+def hardest_below(own: float, others: list[float]) -> list[float]:
+    """The largest of the others that is smaller than the own score, if there is one."""
+    return sorted(score for score in others if score < own)[-1:]
+
+
+def nt_logistic(
+    queries: Array,
+    positives: Array,
+    negatives: Array,
+    temperature: float,
+    left_out: list[set[int]],
+    semi_hard_only: bool,
+) -> float:
+    """SimCLR, table 2, NT-Logistic, with the mean over the negatives."""
+    total = 0.0
+    for query, positive, columns in zip(queries, positives, left_out, strict=True):
+        own = float(np.dot(query, positive)) / temperature
+        others = scores(query, negatives, temperature, columns)
+        others = hardest_below(own, others) if semi_hard_only else others
+        total -= math.log(1 / (1 + math.exp(-own)))
+        for other in others:
+            total -= math.log(1 / (1 + math.exp(other))) / len(others)
+    return total / len(queries)
+
+
+def triplet(
+    queries: Array,
+    positives: Array,
+    negatives: Array,
+    margin: float,
+    left_out: list[set[int]],
+    semi_hard_only: bool,
+) -> float:
+    """SimCLR, table 2, margin triplet, with the mean over the negatives."""
+    total = 0.0
+    for query, positive, columns in zip(queries, positives, left_out, strict=True):
+        own = float(np.dot(query, positive))
+        others = scores(query, negatives, 1.0, columns)
+        others = hardest_below(own, others) if semi_hard_only else others
+        for other in others:
+            total += max(0.0, other - own + margin) / len(others)
+    return total / len(queries)

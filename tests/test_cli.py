@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import diptych
+from diptych import cli
 from diptych.cli import VERBS, main
 from diptych.config_file import load_run_config
+from diptych.report.figures import accuracy_bars
 from diptych.report.page import write_report
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
@@ -24,6 +26,7 @@ TINY = [
     *("--encoder.width", "4", "--encoder.stage-blocks", "1", "1", "--batch-size", "16"),
     *("--views.side-pixels", "16", "--probe.images", "32", "--threads", "1"),
 ]
+ONE_EPOCH = ["--epochs", "1", "--no-report", *TINY]
 
 
 def ran(*arguments: str) -> int:
@@ -91,6 +94,13 @@ def test_the_report_is_one_file_that_trusts_no_name(finished: Path) -> None:
     for words in ("Nearest neighbours", "Map of the features", "What the encoder saw", "Training"):
         assert words in page
     assert page.index('class="verdict"') < page.index("<svg")
+
+
+def test_the_bars_name_the_neighbours_that_were_asked() -> None:
+    accuracies = {"trained": 0.7, "untrained": 0.5, "pixels": 0.4}
+    protocol = {"chance": 0.1, "knn_neighbours": 7}
+    drawn = accuracy_bars({"knn": accuracies, "linear": accuracies, "protocol": protocol})
+    assert "<!-- 7 nearest neighbours -->" in drawn  # matplotlib draws letters as outlines
 
 
 def test_the_report_of_a_run_without_images_says_so(
@@ -235,6 +245,94 @@ def test_wrong_use_gets_one_helpful_error(
     assert (tmp_path / "src").is_dir()
 
 
+def run_on(images: str, folder: Path) -> Path:
+    """What the demo looks at before it replaces a run, and files that must not be lost."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.toml").write_text(f'[images]\npath = "{images}"\n')
+    (folder / "checkpoints" / "weights").write_bytes(b"days of work")
+    return folder
+
+
+def bytes_under(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The run folders that the demo would fill."""
+    folders: list[Path] = []
+    monkeypatch.setattr(cli, "_run_to_report", lambda _, out, **rest: folders.append(out))
+    return folders
+
+
+def test_the_demo_replaces_an_earlier_demo(tmp_path: Path, begun: list[Path]) -> None:
+    out = run_on("photographs", tmp_path / "demo")
+    assert ran("demo", "--out", str(out)) == 0
+    assert begun == [out]
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ('[images]\npath = "photos"\n', "it holds a run on 'photos'"),
+        ('[images]\npath = "/data/photographs"\n', "it holds a run on '/data/photographs'"),
+        ('[tool]\nname = "another program"\n', "there is no setting tool"),
+        ("path = photographs", "is not TOML"),
+        (None, "cannot read the config file"),
+    ],
+)
+def test_the_demo_replaces_nothing_else(
+    config: str | None,
+    words: str,
+    tmp_path: Path,
+    begun: list[Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = run_on("photos", tmp_path / "photos")
+    (out / "config.toml").unlink()
+    if config is not None:
+        (out / "config.toml").write_text(config)
+    before = bytes_under(out)
+    assert ran("demo", "--out", str(out)) == 1
+    said = capsys.readouterr().err
+    assert f"{out} is not replaced: wanted an earlier demo" in said
+    assert words in said
+    assert "Choose another --out" in said
+    assert bytes_under(out) == before
+    assert begun == []
+
+
+def test_an_earlier_demo_inside_does_not_give_its_parent_away(
+    tmp_path: Path, begun: list[Path]
+) -> None:
+    run_on("photographs", tmp_path / "runs" / "demo")
+    before = bytes_under(tmp_path)
+    assert ran("demo", "--out", str(tmp_path / "runs")) == 1
+    assert bytes_under(tmp_path) == before
+    assert begun == []
+
+
+@pytest.mark.parametrize("name", ["", "config.toml", "nowhere"])
+def test_the_demo_follows_no_link(
+    name: str, tmp_path: Path, begun: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A link to an earlier demo, a linked config.toml, and a link to nothing."""
+    real = run_on("photographs", tmp_path / "real")
+    out = tmp_path / "out"
+    if name == "config.toml":
+        out.mkdir()
+        (out / name).symlink_to(real / name)
+    else:
+        out.symlink_to(real / name)
+    before = bytes_under(real)
+    assert ran("demo", "--out", str(out)) == 1
+    assert "is a link" in capsys.readouterr().err
+    assert out.is_symlink() or (out / name).is_symlink()
+    assert bytes_under(real) == before
+    assert begun == []
+
+
 def test_a_wrong_key_in_the_file_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -271,3 +369,86 @@ def test_every_public_name_is_there() -> None:
         assert getattr(diptych, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         diptych.nothing  # noqa: B018
+
+
+def test_recipes_are_listed_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ran("recipes") == 0
+    listed = capsys.readouterr().out
+    for name in diptych.RECIPES:
+        assert f"\n{name}" in f"\n{listed}"
+    assert ran("recipes", "moco_v3", "--scale", "small") == 0
+    file = tmp_path / "recipe.toml"
+    file.write_text(capsys.readouterr().out)
+    assert load_run_config(file) == diptych.recipe_config("moco_v3", "small")
+    assert ran("recipes", "moco") == 1
+    assert "no recipe 'moco'; wanted one of memory_bank" in capsys.readouterr().err
+
+
+def test_a_runs_leak_is_checked(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ran("check-leak", str(finished), "--threads", "1") == 0
+    said = capsys.readouterr().out
+    assert "a wrong key of the query's own group of 16 beats a wrong key of another" in said
+    found = json.loads((finished / "leak.json").read_text())
+    assert f"{found['marked_wins']:.1%} of pairs" in said
+
+
+def test_the_heads_first_layer_can_be_kept(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished / "evaluation.json").read_bytes()
+    assert ran("evaluate", str(finished), "--head-layers", "1", "--threads", "1") == 0
+    capsys.readouterr()
+    assert json.loads((finished / "evaluation.json").read_text())["protocol"]["head_layers"] == 1
+    (finished / "evaluation.json").write_bytes(before)
+    deeper = diptych.load_encoder(finished, head_layers=1)
+    images = torch.randn(2, 3, 16, 16)
+    config = load_run_config(finished / "config.toml")
+    assert deeper(images).shape == (2, config.head.hidden_features)
+    assert (deeper(images) >= 0).all()  # behind the activation
+    assert ran("evaluate", str(finished), "--head-layers", "2", "--threads", "1") == 1
+    assert "hidden" in capsys.readouterr().err
+
+
+def test_the_second_view_comes_from_another_image_of_the_group(
+    class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    flags = ["--images.group-by", "folder", "--out", str(out), "--epochs", "2", *TINY]
+    assert ran("pretrain", str(class_folder), *flags, "--no-report") == 0
+    capsys.readouterr()
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    # Three classes are three groups: about a third of the batch's 32 views are no negatives.
+    assert all(15 <= line["candidates"] <= 27 for line in lines)
+    assert ran("pretrain", str(class_folder), "--images.group-by", "patient", *TINY) == 1
+    assert "images.group_by must be 'folder'" in capsys.readouterr().err
+
+
+def test_a_run_says_what_its_queries_meet(
+    class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*flags: str) -> str:
+        out = str(tmp_path / flags[1].replace("/", ""))
+        assert ran("pretrain", str(class_folder), "--out", out, *flags, *ONE_EPOCH) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "meets 30 negatives, all of its own batch." in said("--recipe", "simclr")
+    assert "meets 15 negatives, all of its own batch." in said("--recipe", "end_to_end")
+    assert "up to 2,048 negatives from the queue" in said("--recipe", "moco_v1")
+    bank = said("--recipe", "memory_bank", "--method.dictionary.bank-precision", "fp16")
+    assert "47 negatives drawn from a bank of 48 keys in 0.0 MB (fp16)" in bank
+    chunked = said("--seed", "1", "--training.chunk-size", "8")
+    assert "meets 30 negatives, all of its own batch, encoded 8 images at a time." in chunked
+
+
+def test_the_supervised_loss_needs_labels(
+    tmp_path: Path, stripes: Stripes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, labels = stripes(40)
+    np.save(tmp_path / "images.npy", images)
+    np.savez(tmp_path / "images.npz", images=images, labels=labels)
+    flags = ["--method.loss.kind", "supervised", *ONE_EPOCH]
+    out = ["--out", str(tmp_path / "run")]
+    assert ran("pretrain", str(tmp_path / "images.npz"), *out, *flags) == 0
+    out = ["--out", str(tmp_path / "other")]
+    assert ran("pretrain", str(tmp_path / "images.npy"), *out, *flags) == 1
+    assert "needs labels" in capsys.readouterr().err

@@ -19,16 +19,13 @@ from diptych.config_file import (
 )
 from diptych.configs import EncoderConfig, ImagesConfig, RunConfig, ViewsConfig
 from diptych.errors import ConfigError
-from diptych.recipes import RECIPES, SCALES, choose_scale, fitted_batch, recipe_config
+from diptych.recipes import choose_scale, fitted_batch, recipe_config
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_survives_its_file(recipe: str, scale: str, tmp_path: Path) -> None:
-    config = recipe_config(recipe, scale)
+def test_a_recipe_survives_its_file(tmp_path: Path) -> None:
+    config = recipe_config("moco_v3", "small")
     (tmp_path / "config.toml").write_text(to_toml(config))
     assert load_run_config(tmp_path / "config.toml") == config
-    assert (config.recipe, config.scale) == (recipe, scale)
 
 
 def test_awkward_values_survive() -> None:
@@ -68,7 +65,19 @@ def test_papers_settings_are_the_papers() -> None:
         ({"views": {"crop_area": [0.9, 0.2]}}, "low <= high"),
         ({"views": 3}, "views is a table"),
         ({"seed": -1}, "seed must lie between"),
-        ({"method": {"key_encoder": {"kind": "twin"}}}, "'batch' with 'shared'"),
+        ({"method": {"key_encoder": {"kind": "twin"}}}, "which needs the key encoder 'shared'"),
+        ({"method": {"views": 3, "dictionary": {"kind": "queue"}}}, "method.views above 2 go with"),
+        (
+            {"method": {"dictionary": {"kind": "bank"}, "key_encoder": {"kind": "twin"}}},
+            "a bank remembers keys",
+        ),
+        ({"method": {"loss": {"semi_hard": True}}}, "goes with the kinds nt_logistic and triplet"),
+        ({"method": {"loss": {"temperature": 0.001}}}, "must be 0.01 or more"),
+        (
+            {"norm": {"kind": "split", "images_per_group": 48}},
+            "training.batch_size to be a multiple of norm.images_per_group = 48; got 256",
+        ),
+        ({"training": {"chunk_size": 100}}, "must divide training.batch_size = 256; got 100"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, object], words: str) -> None:
@@ -115,13 +124,6 @@ def test_scales_follow_device_and_size() -> None:
     assert [scale(side, True) for side in (32, 96, 480)] == ["tiny", "small", "paper"]
     assert [scale(side, False) for side in (32, 480)] == ["tiny", "tiny"]
     assert "480 pixels" in choose_scale(median_side_pixels=480, accelerator=False)[1]
-
-
-def test_unknown_recipes_and_scales_are_refused() -> None:
-    with pytest.raises(ConfigError, match="no recipe 'simcrl'; wanted one of simclr, moco_v2"):
-        recipe_config("simcrl", "tiny")
-    with pytest.raises(ConfigError, match="no scale 'huge'; wanted one of tiny"):
-        recipe_config("simclr", "huge")
 
 
 def test_bad_ranges_are_refused() -> None:

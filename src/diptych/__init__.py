@@ -10,38 +10,54 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from diptych.config_file import load_run_config as load_run_config
+    from diptych.configs import MethodConfig as MethodConfig
     from diptych.configs import RunConfig as RunConfig
     from diptych.configs import ViewsConfig as ViewsConfig
+    from diptych.contrast.dictionaries import ImageBank as ImageBank
     from diptych.contrast.dictionaries import InBatch as InBatch
     from diptych.contrast.dictionaries import KeyQueue as KeyQueue
+    from diptych.contrast.large_batch import backward_in_chunks as backward_in_chunks
+    from diptych.contrast.losses import decoupled_nt_xent as decoupled_nt_xent
     from diptych.contrast.losses import info_nce as info_nce
+    from diptych.contrast.losses import nt_logistic as nt_logistic
     from diptych.contrast.losses import nt_xent as nt_xent
+    from diptych.contrast.losses import supervised_contrastive as supervised_contrastive
+    from diptych.contrast.losses import triplet as triplet
     from diptych.contrast.method import Method as Method
     from diptych.contrast.method import build_method as build_method
     from diptych.errors import DiptychError as DiptychError
     from diptych.evaluation.features import extract_features as extract_features
     from diptych.evaluation.probes import evaluate as evaluate
+    from diptych.model.norms import use_norm as use_norm
     from diptych.model.saved import load_encoder as load_encoder
     from diptych.model.twin import Twin as Twin
     from diptych.pretraining import pretrain as pretrain
     from diptych.recipes import RECIPES as RECIPES
     from diptych.recipes import recipe_config as recipe_config
     from diptych.report.page import write_report as write_report
+    from diptych.training.leak import check_leak as check_leak
     from diptych.training.optimizers import Lars as Lars
+    from diptych.views.batches import Batch as Batch
     from diptych.views.cpu import make_views as make_views
     from diptych.views.draw import draw_views as draw_views
 
 _HOMES = {
+    "Batch": "views.batches",
     "DiptychError": "errors",
+    "ImageBank": "contrast.dictionaries",
     "InBatch": "contrast.dictionaries",
     "KeyQueue": "contrast.dictionaries",
     "Lars": "training.optimizers",
     "Method": "contrast.method",
+    "MethodConfig": "configs",
     "RECIPES": "recipes",
     "RunConfig": "configs",
     "Twin": "model.twin",
     "ViewsConfig": "configs",
+    "backward_in_chunks": "contrast.large_batch",
     "build_method": "contrast.method",
+    "check_leak": "training.leak",
+    "decoupled_nt_xent": "contrast.losses",
     "draw_views": "views.draw",
     "evaluate": "evaluation.probes",
     "extract_features": "evaluation.features",
@@ -49,9 +65,13 @@ _HOMES = {
     "load_encoder": "model.saved",
     "load_run_config": "config_file",
     "make_views": "views.cpu",
+    "nt_logistic": "contrast.losses",
     "nt_xent": "contrast.losses",
     "pretrain": "pretraining",
     "recipe_config": "recipes",
+    "supervised_contrastive": "contrast.losses",
+    "triplet": "contrast.losses",
+    "use_norm": "model.norms",
     "write_report": "report.page",
 }
 

@@ -26,6 +26,8 @@ verbs:
   evaluate   measure a run's encoder: kNN and a linear classifier, against two baselines
   report     write a run's report, one page that opens offline
   views      preview the random views of some images on a contact sheet
+  recipes    list the recipes, or print one's settings
+  check-leak measure whether batch norm tells a run's queries which key is theirs
 
 examples:
   diptych demo
@@ -142,7 +144,13 @@ def evaluate(arguments: Sequence[str]) -> None:
     from diptych.flags import EvaluateFlags, parse
 
     flags = parse(EvaluateFlags, evaluate, arguments)
-    found = measure(flags.run, train=flags.train, test=flags.test, threads=flags.threads)
+    found = measure(
+        flags.run,
+        train=flags.train,
+        test=flags.test,
+        head_layers=flags.head_layers,
+        threads=flags.threads,
+    )
     _print_table(Console(), found)
 
 
@@ -200,12 +208,52 @@ def views(arguments: Sequence[str]) -> None:
     print(f"Sheet: {flags.out}")
 
 
+def recipes(arguments: Sequence[str]) -> None:
+    """List the recipes, or print one as a config file.
+
+    Examples:
+      diptych recipes
+      diptych recipes moco_v2 --scale small > moco.toml
+    """
+    import inspect
+
+    from diptych.config_file import to_toml
+    from diptych.flags import RecipesFlags, parse
+    from diptych.recipes import RECIPES, recipe_config
+
+    flags = parse(RecipesFlags, recipes, arguments)
+    if flags.recipe is not None:
+        print(to_toml(recipe_config(flags.recipe, flags.scale)), end="")
+        return
+    for name, make in RECIPES.items():
+        print(f"{name:12} {inspect.cleandoc(make.__doc__ or '').splitlines()[0]}")
+    print("\n`diptych recipes NAME --scale tiny|small|paper` prints one as a config file.")
+
+
+def check_leak(arguments: Sequence[str]) -> None:
+    """Measure how far batch statistics alone tell a run's queries which key is theirs.
+
+    Encodes images as in training, with the head and the key encoder of the newest checkpoint, and
+    asks how often a wrong key of the query's own group beats a wrong key of another group.
+
+    Examples:
+      diptych check-leak runs/photos
+    """
+    from diptych.flags import CheckLeakFlags, parse
+    from diptych.training.leak import check_leak as measure
+
+    flags = parse(CheckLeakFlags, check_leak, arguments)
+    print(measure(flags.run, image_count=flags.images, threads=flags.threads).sentence())
+
+
 VERBS: Final[dict[str, Callable[[Sequence[str]], None]]] = {
     "demo": demo,
     "pretrain": pretrain,
     "evaluate": evaluate,
     "report": report,
     "views": views,
+    "recipes": recipes,
+    "check-leak": check_leak,
 }
 
 
@@ -251,17 +299,36 @@ def _run_to_report(
 
 
 def _remove_earlier_demo(out: Path) -> None:
-    """Deletes a run folder, and nothing that is not one."""
+    """Deletes the run of an earlier demo, and nothing else.
+
+    Raises:
+        RunFolderError: there is something else at ``out``; it is left as it was.
+    """
     import shutil
 
-    from diptych.errors import RunFolderError
+    from diptych.config_file import load_run_config
+    from diptych.errors import ConfigError, RunFolderError
+    from diptych.images.photographs import PHOTOGRAPHS_NAME
     from diptych.run_folder import RunFolder
 
-    if not out.exists():
+    if not os.path.lexists(out):
         return
-    if not RunFolder(out).config.is_file():
-        raise RunFolderError(f"{out} exists and holds no run, so it is not replaced.")
-    shutil.rmtree(out)
+    config = RunFolder(out).config
+    try:
+        if out.is_symlink() or config.is_symlink():  # what it points to may be anyone's
+            problem = f"{out if out.is_symlink() else config} is a link"
+        else:
+            learned_from = load_run_config(config).images.path
+            if learned_from == PHOTOGRAPHS_NAME:
+                shutil.rmtree(out)
+                return
+            problem = f"it holds a run on {learned_from!r}"
+    except ConfigError as error:
+        problem = str(error).rstrip(".")
+    raise RunFolderError(
+        f"{out} is not replaced: wanted an earlier demo, whose config.toml says images.path = "
+        f'"{PHOTOGRAPHS_NAME}"; but {problem}. Choose another --out, or remove it yourself.'
+    )
 
 
 def _print_table(console: "Console", found: dict[str, Any]) -> None:

@@ -33,6 +33,10 @@ class ImagesConfig:
     """A folder of images, a .npz, .npy or IDX file, or the name `photographs`."""
     limit: int | None = None
     """Use a random subset of this many images. All of them when not given."""
+    group_by: str | None = None
+    """Take the second view from another image of the same group: `folder` (the folder that an
+    image lies in), `folder:2` (its second folder level), `name:PATTERN` (the first parenthesis of a
+    regular expression in the file's name) or `FILE.csv:COLUMN` (a table with a `name` column)."""
     color: Literal["rgb", "gray"] = "rgb"
     """The channels that the encoder sees; every image is converted."""
     max_megapixels: float = 80.0
@@ -128,7 +132,8 @@ class EncoderConfig:
     """The backbone whose features are kept."""
 
     name: str = "small_resnet"
-    """`small_resnet` (diptych's own, for tiny images) or a ResNet of torchvision, as `resnet18`."""
+    """`small_resnet` (diptych's own, for tiny images), or any network of torchvision or timm by its
+    name there, as `resnet50` or `vit_small_patch16_224`; `timm:NAME` asks for timm's."""
     width: int = 32
     """Channels of the first stage of `small_resnet`; each later stage doubles them."""
     stem_stride: int = 2
@@ -136,7 +141,14 @@ class EncoderConfig:
     stage_blocks: tuple[int, ...] = (1, 1, 1)
     """Residual blocks in each stage of `small_resnet`."""
     stem: Literal["small", "imagenet"] = "small"
-    """First layers: `small` is one 3x3 convolution, `imagenet` a strided 7x7 and a max-pool."""
+    """First layers of a ResNet: `small` is one 3x3 convolution, `imagenet` a strided 7x7 and a
+    max-pool. Other networks have only their own, `imagenet`."""
+    width_multiplier: int = 1
+    """Of resnet18 to resnet152: all channels times this (SimCLR's 2x and 4x)."""
+    selective_kernels: bool = False
+    """Of resnet50 to resnet152: 3x3 convolutions that choose their kernel (SimCLR v2's SK)."""
+    freeze_patches: bool = False
+    """Of a vision transformer: the patch projection stays random (MoCo v3, section 4)."""
 
     def __post_init__(self) -> None:
         _require(self.width > 0, "encoder.width must be positive", self.width)
@@ -151,20 +163,72 @@ class EncoderConfig:
             "small_resnet has the small stem only; set encoder.stem = 'small'",
             self.stem,
         )
+        _require(
+            1 <= self.width_multiplier <= 16,
+            "encoder.width_multiplier must lie between 1 and 16",
+            self.width_multiplier,
+        )
+
+
+@dataclass(frozen=True)
+class NormConfig:
+    """What the normalisation layers of encoder and head share statistics over."""
+
+    kind: Literal["batch", "split", "shuffle", "sync", "layer", "group"] = "batch"
+    """`batch`: the batch of this process. `split`: groups of images, as one group per device.
+    `shuffle`: the same, the keys in other groups than their queries (MoCo, section 3.3). `sync`:
+    the batches of all processes. `layer`, `group`: each image alone, over its channels."""
+    images_per_group: int = 32
+    """Of `split` and `shuffle`: consecutive images that share statistics; a smaller batch is one
+    group."""
+    channel_groups: int = 8
+    """Of `group`: groups of channels, fewer where the channels do not divide by it."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.images_per_group > 1,
+            "norm.images_per_group must be 2 or more",
+            self.images_per_group,
+        )
+        _require(
+            self.channel_groups > 0, "norm.channel_groups must be positive", self.channel_groups
+        )
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether groups of images inside one batch share statistics."""
+        return self.kind in ("split", "shuffle")
+
+    @property
+    def is_per_image(self) -> bool:
+        """Whether an image's output depends on that image alone."""
+        return self.kind in ("layer", "group")
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The projection head g: an MLP with one hidden layer, used in training only."""
+    """The projection head g, used in training only, and the predictor behind it."""
 
+    layers: int = 2
+    """Linear layers: 0 is no head, 1 a linear one, 2 and more an MLP (SimCLR v2 has 3)."""
     hidden_features: int = 128
-    """Width of the hidden layer."""
+    """Width of the hidden layers."""
     output_features: int = 128
     """Width of the projection that the loss sees."""
     batch_norm: bool = False
-    """Normalise the hidden layer (SimCLR's published code does, MoCo v2 does not)."""
+    """Normalise the hidden layers (SimCLR's published code does, MoCo v2 does not)."""
+    output_norm: bool = False
+    """Normalise the projection as well, without scale and shift (SimCLR's code, MoCo v3)."""
+    predictor_layers: int = 0
+    """Layers of a predictor on the queries' side only (MoCo v3 has 2); 0 is none."""
 
     def __post_init__(self) -> None:
+        _require(0 <= self.layers <= 8, "head.layers must lie between 0 and 8", self.layers)
+        _require(
+            0 <= self.predictor_layers <= 8,
+            "head.predictor_layers must lie between 0 and 8",
+            self.predictor_layers,
+        )
         _require(
             self.hidden_features > 0, "head.hidden_features must be positive", self.hidden_features
         )
@@ -179,13 +243,29 @@ class HeadConfig:
 class DictionaryConfig:
     """The encoded keys that a query is compared with."""
 
-    kind: Literal["batch", "queue"] = "batch"
-    """`batch`: the other images of the batch, with gradients to the keys. `queue`: past keys."""
+    kind: Literal["batch", "queue", "bank"] = "batch"
+    """`batch`: the other images of the batch, with gradients to the keys. `queue`: past keys.
+    `bank`: one remembered key for each image."""
+    both_views: bool = True
+    """Of `batch`: a query meets all other views of the batch (SimCLR), not only the keys (MoCo's
+    end-to-end mechanism)."""
     queue_size: int = 4096
-    """Keys that the queue holds. Not used by `batch`."""
+    """Of `queue`: keys that it holds."""
+    bank_negatives: int = 4096
+    """Of `bank`: keys of other images drawn for each query at each step."""
+    bank_momentum: float = 0.5
+    """Of `bank`: share of its key that an image keeps when it is seen again."""
+    bank_precision: Literal["fp32", "fp16"] = "fp32"
+    """Of `bank`: numbers that its keys are kept in."""
 
     def __post_init__(self) -> None:
         _require(self.queue_size > 0, "method.dictionary.queue_size must be positive", self)
+        _require(
+            self.bank_negatives > 0,
+            "method.dictionary.bank_negatives must be positive",
+            self.bank_negatives,
+        )
+        _require_probability("method.dictionary.bank_momentum", self.bank_momentum)
 
 
 @dataclass(frozen=True)
@@ -195,7 +275,9 @@ class KeyEncoderConfig:
     kind: Literal["shared", "twin"] = "shared"
     """`shared`: the query encoder itself. `twin`: a copy that follows it slowly (MoCo, eq. 2)."""
     momentum: float = 0.999
-    """Share of itself that the twin keeps at each step. Not used by `shared`."""
+    """Of `twin`: share of itself that it keeps at each step; 0 is a plain copy of each step."""
+    momentum_schedule: Literal["constant", "cosine"] = "constant"
+    """Of `twin`: the momentum stays, or rises to 1 along half a cosine (MoCo v3, section 4)."""
 
     def __post_init__(self) -> None:
         _require_probability("method.key_encoder.momentum", self.momentum)
@@ -203,30 +285,82 @@ class KeyEncoderConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """How a match is scored: cross-entropy over cosines divided by the temperature."""
+    """How a match is scored."""
 
+    kind: Literal["info_nce", "decoupled", "nt_logistic", "triplet", "supervised"] = "info_nce"
+    """`info_nce`: cross-entropy at the own key (over all views of a batch it is NT-Xent).
+    `decoupled`: the same without the own key in the denominator (DCL). `nt_logistic`, `triplet`:
+    SimCLR's table 2. `supervised`: all images of the same class are keys (SupCon)."""
+    similarity: Literal["cosine", "dot"] = "cosine"
+    """Compare directions only, or lengths too."""
     temperature: float = 0.2
-    """Cosines are divided by this before the softmax."""
+    """Scores are divided by this."""
+    learn_temperature: bool = False
+    """Begin at `temperature` and learn it with the weights; never below 0.01."""
+    margin: float = 0.8
+    """Of `triplet`: how much closer than a negative the own key must be."""
+    semi_hard: bool = False
+    """Of `nt_logistic` and `triplet`: each query learns from one negative only, the closest of
+    those that are farther than its own key."""
+    weight: float = 1.0
+    """The gradient is multiplied by this; metrics show the plain loss."""
 
     def __post_init__(self) -> None:
-        _require(self.temperature > 0, "method.loss.temperature must be positive", self.temperature)
+        _require(
+            self.temperature >= 0.01,
+            "method.loss.temperature must be 0.01 or more",
+            self.temperature,
+        )
+        _require(self.margin > 0, "method.loss.margin must be positive", self.margin)
+        _require(self.weight > 0, "method.loss.weight must be positive", self.weight)
+        _require(
+            not self.semi_hard or self.kind in ("nt_logistic", "triplet"),
+            "method.loss.semi_hard goes with the kinds nt_logistic and triplet",
+            self.kind,
+        )
 
 
 @dataclass(frozen=True)
 class MethodConfig:
     """Which dictionary, which key encoder, which loss: all that tells the methods apart."""
 
+    views: int = 2
+    """Views of each image. More than 2 go with the `batch` dictionary's both_views only."""
+    symmetric: bool = False
+    """Each view is the query once and the key once (MoCo v3). A batch's both_views always is."""
     dictionary: DictionaryConfig = field(default_factory=DictionaryConfig)
     key_encoder: KeyEncoderConfig = field(default_factory=KeyEncoderConfig)
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
-        pair = (self.dictionary.kind, self.key_encoder.kind)
+        dictionary, loss = self.dictionary, self.loss
+        end_to_end = dictionary.kind == "batch" and self.key_encoder.kind == "shared"
+        _require(2 <= self.views <= 16, "method.views must lie between 2 and 16", self.views)
         _require(
-            pair in {("batch", "shared"), ("queue", "twin")},
-            "method.dictionary.kind and method.key_encoder.kind must be 'batch' with 'shared' "
-            "(SimCLR) or 'queue' with 'twin' (MoCo)",
-            pair,
+            self.views == 2 or (end_to_end and dictionary.both_views),
+            "method.views above 2 go with the dictionary 'batch', both_views and a shared encoder",
+            self.views,
+        )
+        _require(
+            dictionary.kind != "bank" or self.key_encoder.kind == "shared",
+            "a bank remembers keys and encodes none: set method.key_encoder.kind = 'shared'",
+            self.key_encoder.kind,
+        )
+        _require(
+            dictionary.kind != "batch" or not dictionary.both_views or end_to_end,
+            "method.dictionary.both_views lets every view be a key, which needs the key encoder "
+            "'shared'; with a twin, set method.dictionary.both_views = false",
+            self.key_encoder.kind,
+        )
+        _require(
+            loss.kind != "supervised" or (end_to_end and dictionary.both_views),
+            "method.loss.kind = 'supervised' goes with the dictionary 'batch' and both_views",
+            dictionary.kind,
+        )
+        _require(
+            self.views == 2 or loss.kind in ("info_nce", "supervised"),
+            "method.views above 2 go with the losses info_nce and supervised",
+            loss.kind,
         )
 
 
@@ -234,18 +368,20 @@ class MethodConfig:
 class OptimizerConfig:
     """How weights move."""
 
-    kind: Literal["sgd", "lars"] = "sgd"
-    """`sgd` with momentum, or `lars`, which scales each layer's step to its weights."""
+    kind: Literal["sgd", "lars", "adamw"] = "sgd"
+    """`sgd` with momentum, `lars`, which scales each layer's step to its weights, or `adamw`."""
     learning_rate: float = 0.03
     """Before scaling by the batch size; see `scaling`."""
     scaling: Literal["linear", "square_root", "none"] = "linear"
     """Peak rate: learning_rate x batch / 256, or learning_rate x sqrt(batch), or as given."""
     momentum: float = 0.9
-    """Share of the last step that is kept."""
+    """Share of the last step that is kept; AdamW's first beta."""
     weight_decay: float = 1e-4
     """Pull of each weight towards zero; never on norms and biases."""
     lars_trust: float = 0.001
     """LARS: length of a layer's step as a share of the length of its weights."""
+    adamw_beta: float = 0.999
+    """AdamW's second beta: share of the mean squared gradient that is kept."""
     clip_norm: float | None = None
     """Longest gradient over all weights; longer ones are shortened to it. No bound if not given."""
 
@@ -265,6 +401,11 @@ class OptimizerConfig:
         )
         _require(self.lars_trust > 0, "optimizer.lars_trust must be positive", self.lars_trust)
         _require(
+            0.0 <= self.adamw_beta < 1.0,
+            "optimizer.adamw_beta must be at least 0 and below 1",
+            self.adamw_beta,
+        )
+        _require(
             self.clip_norm is None or self.clip_norm > 0,
             "optimizer.clip_norm must be positive, or left out for no bound",
             self.clip_norm,
@@ -273,16 +414,32 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How the learning rate changes: a linear warm-up, then half a cosine down to zero."""
+    """How the learning rate changes: a linear warm-up, then down in one way or another."""
 
+    kind: Literal["cosine", "step", "constant"] = "cosine"
+    """`cosine`: half a cosine down to zero. `step`: a drop at each of `drops`. `constant`."""
     warmup_epochs: float = 0.0
     """Epochs in which the rate rises from zero to its peak; never more than half the run."""
+    drops: tuple[float, ...] = (0.6, 0.8)
+    """Of `step`: shares of the run at which the rate drops (MoCo: epochs 120 and 160 of 200)."""
+    drop_factor: float = 0.1
+    """Of `step`: what is left of the rate after each drop."""
 
     def __post_init__(self) -> None:
         _require(
             self.warmup_epochs >= 0,
             "schedule.warmup_epochs must not be negative",
             self.warmup_epochs,
+        )
+        _require(
+            all(0.0 < drop < 1.0 for drop in self.drops),
+            "schedule.drops must lie between 0 and 1",
+            self.drops,
+        )
+        _require(
+            0.0 < self.drop_factor <= 1.0,
+            "schedule.drop_factor must be above 0 and at most 1",
+            self.drop_factor,
         )
 
 
@@ -294,6 +451,9 @@ class TrainingConfig:
     """Passes over the images."""
     batch_size: int = 256
     """Images in a batch; each gives two views."""
+    chunk_size: int | None = None
+    """Images encoded at once, if fewer than the batch: the same loss and gradients in the memory of
+    a chunk, for about a third more time (cached gradients). The whole batch when not given."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the networks run. `auto` takes an accelerator when there is one."""
     threads: int | None = None
@@ -308,6 +468,11 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _require(self.epochs > 0, "training.epochs must be positive", self.epochs)
         _require(self.batch_size > 1, "training.batch_size must be 2 or more", self.batch_size)
+        _require(
+            self.chunk_size is None or self.chunk_size > 1,
+            "training.chunk_size must be 2 or more, or left out for the whole batch",
+            self.chunk_size,
+        )
         _require(
             self.threads is None or self.threads > 0,
             "training.threads must be positive",
@@ -359,6 +524,31 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True)
+class DistillationConfig:
+    """Learning from a teacher's predictions instead of by contrast (SimCLR v2, section 2)."""
+
+    teacher: str | None = None
+    """A run folder: its encoder, with a linear classifier, is the teacher. No distillation when
+    not given."""
+    labelled: str | None = None
+    """Labelled images to fit the teacher's classifier on. Those of the run when not given."""
+    labelled_share: float = 1.0
+    """Share of the labelled images used, the same of each class."""
+    temperature: float = 1.0
+    """The teacher's and the student's logits are divided by this."""
+
+    def __post_init__(self) -> None:
+        _require(
+            0.0 < self.labelled_share <= 1.0,
+            "distillation.labelled_share must be above 0 and at most 1",
+            self.labelled_share,
+        )
+        _require(
+            self.temperature > 0, "distillation.temperature must be positive", self.temperature
+        )
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run. Written to `config.toml`, from which alone the run can be repeated."""
 
@@ -371,6 +561,7 @@ class RunConfig:
     images: ImagesConfig = field(default_factory=ImagesConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    norm: NormConfig = field(default_factory=NormConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -378,6 +569,22 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, "seed must lie between 0 and 2^63 - 1", self.seed)
+        batch, chunk = self.training.batch_size, self.training.chunk_size
+        if self.norm.is_grouped:
+            group = self.norm.images_per_group
+            for name, images in (("batch_size", batch), ("chunk_size", chunk or batch)):
+                _require(
+                    images <= group or images % group == 0,
+                    f"norm.kind = {self.norm.kind!r} needs training.{name} to be a multiple of "
+                    f"norm.images_per_group = {group}",
+                    images,
+                )
+        _require(
+            chunk is None or batch % chunk == 0 or chunk > batch,
+            f"training.chunk_size must divide training.batch_size = {batch}",
+            chunk,
+        )

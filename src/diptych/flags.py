@@ -14,10 +14,12 @@ from tyro.conf import Positional
 from diptych.config_file import SHORT_NAMES, nearest_name, nest
 from diptych.configs import (
     CheckpointConfig,
+    DistillationConfig,
     EncoderConfig,
     HeadConfig,
     ImagesConfig,
     MethodConfig,
+    NormConfig,
     OptimizerConfig,
     ProbeConfig,
     ScheduleConfig,
@@ -41,10 +43,10 @@ class PretrainFlags:
     """A folder of images (nested, any mix of formats), a .npz, .npy or IDX file, or the built-in
     set named photographs."""
     recipe: str = "simclr"
-    """The method with its paper's settings: simclr or moco_v2."""
+    """The method with its paper's settings; `diptych recipes` lists them."""
     scale: str | None = None
-    """The size of it all: tiny (small ResNet, 32 pixels), small (ResNet-18, 96) or paper
-    (ResNet-50, 224). By default chosen from the images' size and the device."""
+    """The size of it all: tiny (small ResNet, 32 pixels), small (ResNet-18, 96), paper
+    (ResNet-50, 224), or cifar10. By default chosen from the images' size and the device."""
     out: Path | None = None
     """The run folder. A new one under runs/ by default."""
     config: Path | None = None
@@ -66,6 +68,7 @@ class PretrainFlags:
     images: ImagesConfig = field(default_factory=ImagesConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    norm: NormConfig = field(default_factory=NormConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -73,6 +76,7 @@ class PretrainFlags:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,8 @@ class EvaluateFlags:
     test: Path | None = None
     """Labelled images to measure on. By default those held out with the run's own images, or one
     in five of them."""
+    head_layers: int = 0
+    """Hidden layers of the projection head to keep behind the encoder."""
     threads: int | None = None
     """CPU threads; all cores by default."""
 
@@ -109,6 +115,28 @@ class ReportFlags:
 
     run: Positional[Path]
     """A run folder whose training has ended."""
+    threads: int | None = None
+    """CPU threads; all cores by default."""
+
+
+@dataclass(frozen=True)
+class RecipesFlags:
+    """What `diptych recipes` takes."""
+
+    recipe: Positional[str | None] = None
+    """Print this recipe's settings; list all recipes when not given."""
+    scale: str = "paper"
+    """At which scale: tiny, small, paper, or cifar10 where the paper gives it."""
+
+
+@dataclass(frozen=True)
+class CheckLeakFlags:
+    """What `diptych check-leak` takes."""
+
+    run: Positional[Path]
+    """A run folder with a checkpoint."""
+    images: int = 2048
+    """Images to encode, in whole batches."""
     threads: int | None = None
     """CPU threads; all cores by default."""
 
@@ -139,7 +167,7 @@ class ViewsFlags:
 
 def parse(kind: type[Flags], verb: Callable[..., None], arguments: Sequence[str]) -> Flags:
     """Flags of a verb. Wrong ones end the process with a hint at the nearest right one."""
-    command = f"diptych {verb.__name__}"
+    command = f"diptych {verb.__name__.replace('_', '-')}"
     _refuse_unknown(_flag_names(kind), arguments, command)
     parsed: Flags = tyro.cli(
         kind,

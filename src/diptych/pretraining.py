@@ -17,12 +17,13 @@ from diptych.hardware import use_threads
 from diptych.images.collection import Skipped
 from diptych.images.folder import Progress, ignore_progress
 from diptych.images.sources import open_images
-from diptych.model.saved import save_encoder
+from diptych.model.saved import save_encoder, save_head
 from diptych.resolve import Layers, asked_recipe, layers_of, overlay_all, resolve
 from diptych.run_folder import RunFolder, write_aside
 from diptych.training.checkpoint import list_checkpoints
-from diptych.training.loop import Silent, Watcher, train
+from diptych.training.loop import train
 from diptych.training.progress import Display
+from diptych.training.watcher import Silent, Watcher
 
 
 def pretrain(
@@ -110,6 +111,7 @@ def run_pretraining(
         _write_skipped(folder, collection.train.skipped)
         state = train(config, collection, folder, executor, watcher)
     save_encoder(folder.encoder, state.method.encoder, config)
+    save_head(folder.head, state.method.network.get_submodule("head"))
     return folder
 
 

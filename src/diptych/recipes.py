@@ -1,8 +1,9 @@
 """The papers' settings at a scale, as functions to a config.
 
-``paper`` carries what the papers give for ImageNet. ``small`` and ``tiny`` keep the method and
-change what depends on size: encoder, side of a view, batch, dictionary, length; docs/recipes.md
-says what was tried. A recipe is only a starting point: a config file and flags override it.
+``paper`` carries what the papers give for ImageNet, ``cifar10`` what SimCLR gives for CIFAR-10.
+``small`` and ``tiny`` keep the method and change what depends on size: encoder, side of a view,
+batch, dictionary, length; docs/recipes.md says what was tried. A recipe is only a starting point: a
+config file and flags override it.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from diptych.configs import (
     KeyEncoderConfig,
     LossConfig,
     MethodConfig,
+    NormConfig,
     OptimizerConfig,
     RunConfig,
     ScheduleConfig,
@@ -24,21 +26,125 @@ from diptych.configs import (
 )
 from diptych.errors import ConfigError
 
-Scale = Literal["tiny", "small", "paper"]
-SCALES: Final[tuple[Scale, ...]] = ("tiny", "small", "paper")
+Scale = Literal["tiny", "small", "cifar10", "paper"]
+SCALES: Final[tuple[Scale, ...]] = ("tiny", "small", "cifar10", "paper")
+HAVE_CIFAR10: Final = frozenset({"simclr"})
+"""The recipes whose papers give settings for CIFAR-10."""
 
 _ENCODERS: Final[Mapping[Scale, EncoderConfig]] = {
     "tiny": EncoderConfig(name="small_resnet", stem="small"),
     "small": EncoderConfig(name="resnet18", stem="imagenet"),
+    "cifar10": EncoderConfig(name="resnet50", stem="small"),
     "paper": EncoderConfig(name="resnet50", stem="imagenet"),
 }
-_SIDES: Final[Mapping[Scale, int]] = {"tiny": 32, "small": 96, "paper": 224}
+_SIDES: Final[Mapping[Scale, int]] = {"tiny": 32, "small": 96, "cifar10": 32, "paper": 224}
+_TINY: Final = ("tiny", "cifar10")
+_SGD: Final = OptimizerConfig(kind="sgd", learning_rate=0.24, weight_decay=1e-4)
+
+
+def memory_bank(scale: Scale) -> RunConfig:
+    """Instance discrimination (1805.01978) with InfoNCE: one remembered key for each image.
+
+    MoCo (1911.05722, section 3.2) compares it with its queue; settings are MoCo v1's.
+    """
+    config = _moco(scale, "memory_bank")
+    return replace(
+        config,
+        norm=NormConfig(kind="batch"),  # a key from an earlier epoch leaks no statistics
+        method=MethodConfig(
+            dictionary=DictionaryConfig(
+                kind="bank",
+                bank_negatives={"tiny": 2048, "small": 16384, "paper": 65536}[scale],
+                bank_momentum=0.5,
+            ),
+            key_encoder=KeyEncoderConfig(kind="shared"),
+            loss=config.method.loss,
+        ),
+    )
+
+
+def end_to_end(scale: Scale) -> RunConfig:
+    """MoCo's end-to-end mechanism (1911.05722, section 3.2): keys of the batch, with gradients.
+
+    The learning rate grows with the batch, without which it loses about two points (section 4.1).
+    """
+    config = _moco(scale, "end_to_end")
+    return replace(
+        config,
+        method=MethodConfig(
+            dictionary=DictionaryConfig(kind="batch", both_views=False),
+            key_encoder=KeyEncoderConfig(kind="shared"),
+            loss=config.method.loss,
+        ),
+        training=_training(scale, batch_size=1024),
+    )
+
+
+def moco_v1(scale: Scale) -> RunConfig:
+    """MoCo (1911.05722): InfoNCE against a queue of keys from a momentum twin, a linear head."""
+    return _moco(scale, "moco_v1")
+
+
+def moco_v2(scale: Scale) -> RunConfig:
+    """MoCo v2 (2003.04297): MoCo with an MLP head, stronger views and a cosine schedule."""
+    config = _moco(scale, "moco_v2")
+    return replace(
+        config,
+        views=ViewsConfig(
+            side_pixels=_SIDES[scale],
+            crop_area=(0.2, 1.0),
+            blur_probability=0.0 if scale in _TINY else 0.5,
+        ),
+        head=_head(scale),
+        method=replace(config.method, loss=LossConfig(temperature=0.2)),
+        schedule=ScheduleConfig(kind="cosine"),
+    )
+
+
+def moco_v3(scale: Scale) -> RunConfig:
+    """MoCo v3 (2104.02057): keys of the batch from a momentum twin, a predictor, both directions.
+
+    Its settings for ResNet-50 (section 4). The paper's loss is the sum over both directions times
+    2T; ours is their mean times 4T.
+    """
+    temperature = {"tiny": 0.2, "small": 0.2, "paper": 1.0}[scale]
+    hidden = {"tiny": 256, "small": 1024, "paper": 4096}[scale]
+    simclr_views = simclr(scale).views
+    return RunConfig(
+        recipe="moco_v3",
+        scale=scale,
+        views=replace(simclr_views, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),
+        encoder=_ENCODERS[scale],
+        norm=NormConfig(kind="sync"),
+        head=HeadConfig(
+            layers=2,
+            hidden_features=hidden,
+            output_features=256 if scale == "paper" else 128,
+            batch_norm=True,
+            output_norm=True,
+            predictor_layers=2,
+        ),
+        method=MethodConfig(
+            symmetric=True,
+            dictionary=DictionaryConfig(kind="batch", both_views=False),
+            key_encoder=KeyEncoderConfig(kind="twin", momentum=0.99, momentum_schedule="cosine"),
+            loss=LossConfig(temperature=temperature, weight=4 * temperature),
+        ),
+        optimizer=OptimizerConfig(kind="lars", learning_rate=0.3, weight_decay=1.5e-6)
+        if scale == "paper"
+        else _SGD,
+        schedule=ScheduleConfig(warmup_epochs=10.0 if scale == "paper" else 1.0),
+        training=_training(scale, batch_size=4096),
+    )
 
 
 def simclr(scale: Scale) -> RunConfig:
-    """SimCLR (2002.05709): NT-Xent over the batch, strong colour, LARS."""
+    """SimCLR (2002.05709): NT-Xent over the batch, strong colour, LARS.
+
+    ``cifar10`` is appendix B.9: a 3x3 stem, no blur, half the strength of colour, T = 0.5.
+    """
     # 0.5 on CIFAR-10, appendix B.9, in 1,000 epochs; in ten or twenty, half of it learns faster.
-    strength = {"tiny": 0.25, "small": 1.0, "paper": 1.0}[scale]
+    strength = {"tiny": 0.25, "cifar10": 0.5}.get(scale, 1.0)
     views = ViewsConfig(
         side_pixels=_SIDES[scale],
         # Crops of a twelfth of 32 pixels leave too little to learn from in a short run.
@@ -50,40 +156,70 @@ def simclr(scale: Scale) -> RunConfig:
         hue=0.2 * strength,
         gray_probability=0.2,
         # No blur at 32 pixels, appendix B.9.
-        blur_probability=0.0 if scale == "tiny" else 0.5,
+        blur_probability=0.0 if scale in _TINY else 0.5,
     )
-    lars = OptimizerConfig(kind="lars", learning_rate=0.3, weight_decay=1e-6)
-    sgd = OptimizerConfig(kind="sgd", learning_rate=0.24, weight_decay=1e-4)
+    temperatures = {"tiny": 0.2, "small": 0.2, "cifar10": 0.5, "paper": 0.1}
     return RunConfig(
         recipe="simclr",
         scale=scale,
         views=views,
         encoder=_ENCODERS[scale],
+        norm=NormConfig(kind="sync"),  # section 2.2: over all devices
         head=_head(scale, batch_norm=True),
         method=MethodConfig(
             dictionary=DictionaryConfig(kind="batch"),
             key_encoder=KeyEncoderConfig(kind="shared"),
-            loss=LossConfig(temperature={"tiny": 0.2, "small": 0.2, "paper": 0.1}[scale]),
+            loss=LossConfig(temperature=temperatures[scale]),
         ),
         # LARS is for batches of thousands; below, plain SGD learns as much and has one knob less.
-        optimizer=lars if scale == "paper" else sgd,
-        schedule=ScheduleConfig(warmup_epochs=10.0 if scale == "paper" else 1.0),
-        training=_training(scale, batch_size=4096),
+        optimizer={
+            "paper": OptimizerConfig(kind="lars", learning_rate=0.3, weight_decay=1e-6),
+            "cifar10": OptimizerConfig(kind="lars", learning_rate=0.25, weight_decay=1e-6),
+        }.get(scale, _SGD),
+        schedule=ScheduleConfig(warmup_epochs=10.0 if scale in ("paper", "cifar10") else 1.0),
+        training=_training(scale, batch_size=1024 if scale == "cifar10" else 4096),
     )
 
 
-def moco_v2(scale: Scale) -> RunConfig:
-    """MoCo v2 (2003.04297): InfoNCE against a queue of keys from a momentum twin."""
+def simclr_v2(scale: Scale) -> RunConfig:
+    """SimCLR v2 (2006.10029): SimCLR with a larger encoder and a head of three layers.
+
+    Fine-tuning begins at the head's first layer (section 2), and distillation comes after. At
+    ``paper`` the encoder is the paper's largest: ResNet-152, three times as wide, with selective
+    kernels.
+    """
+    config = simclr(scale)
+    large = replace(config.encoder, name="resnet152", width_multiplier=3, selective_kernels=True)
+    return replace(
+        config,
+        recipe="simclr_v2",
+        encoder=large if scale == "paper" else config.encoder,
+        head=replace(config.head, layers=3),
+        optimizer=OptimizerConfig(
+            kind="lars", learning_rate=0.1, scaling="square_root", weight_decay=1e-4
+        )
+        if scale == "paper"
+        else config.optimizer,
+        schedule=ScheduleConfig(warmup_epochs=40.0 if scale == "paper" else 1.0),
+        training=replace(config.training, epochs=800) if scale == "paper" else config.training,
+    )
+
+
+def _moco(scale: Scale, name: str) -> RunConfig:
+    """MoCo v1 (1911.05722, sections 3.3 and 4), of which its comparisons keep what they can."""
     return RunConfig(
-        recipe="moco_v2",
+        recipe=name,
         scale=scale,
         views=ViewsConfig(
             side_pixels=_SIDES[scale],
             crop_area=(0.2, 1.0),
-            blur_probability=0.0 if scale == "tiny" else 0.5,
+            jitter_probability=1.0,
+            hue=0.4,
+            blur_probability=0.0,
         ),
         encoder=_ENCODERS[scale],
-        head=_head(scale, batch_norm=False),
+        norm=NormConfig(kind="shuffle", images_per_group=32),  # 256 images on 8 devices
+        head=HeadConfig(layers=1, output_features=128),
         method=MethodConfig(
             dictionary=DictionaryConfig(
                 kind="queue", queue_size={"tiny": 2048, "small": 16384, "paper": 65536}[scale]
@@ -92,21 +228,26 @@ def moco_v2(scale: Scale) -> RunConfig:
             key_encoder=KeyEncoderConfig(
                 kind="twin", momentum={"tiny": 0.99, "small": 0.996, "paper": 0.999}[scale]
             ),
-            loss=LossConfig(temperature=0.2),
+            loss=LossConfig(temperature=0.07),
         ),
         optimizer=OptimizerConfig(
             kind="sgd",
             learning_rate={"tiny": 0.12, "small": 0.06, "paper": 0.03}[scale],
             weight_decay=1e-4,
         ),
-        schedule=ScheduleConfig(warmup_epochs=0.0),
+        schedule=ScheduleConfig(kind="step", drops=(0.6, 0.8)),
         training=_training(scale, batch_size=256),
     )
 
 
 RECIPES: Final[Mapping[str, Callable[[Scale], RunConfig]]] = {
-    "simclr": simclr,
+    "memory_bank": memory_bank,
+    "end_to_end": end_to_end,
+    "moco_v1": moco_v1,
     "moco_v2": moco_v2,
+    "moco_v3": moco_v3,
+    "simclr": simclr,
+    "simclr_v2": simclr_v2,
 }
 
 
@@ -120,6 +261,11 @@ def recipe_config(recipe: str, scale: str) -> RunConfig:
         raise ConfigError(f"there is no recipe {recipe!r}; wanted one of {', '.join(RECIPES)}.")
     if scale not in SCALES:
         raise ConfigError(f"there is no scale {scale!r}; wanted one of {', '.join(SCALES)}.")
+    if scale == "cifar10" and recipe not in HAVE_CIFAR10:
+        raise ConfigError(
+            f"{recipe} has no scale cifar10, as its paper gives no settings for it; wanted "
+            f"{', '.join(one for one in SCALES if one != scale)}."
+        )
     return RECIPES[recipe](scale)
 
 
@@ -148,12 +294,12 @@ def choose_scale(*, median_side_pixels: int, accelerator: bool) -> tuple[Scale, 
     return "tiny", f"the images' median side is {median_side_pixels} pixels"
 
 
-def _head(scale: Scale, *, batch_norm: bool) -> HeadConfig:
-    hidden = {"tiny": 128, "small": 512, "paper": 2048}[scale]
+def _head(scale: Scale, *, batch_norm: bool = False) -> HeadConfig:
+    hidden = {"tiny": 128, "small": 512, "cifar10": 2048, "paper": 2048}[scale]
     return HeadConfig(hidden_features=hidden, output_features=128, batch_norm=batch_norm)
 
 
 def _training(scale: Scale, *, batch_size: int) -> TrainingConfig:
-    batches = {"tiny": 128, "small": 256, "paper": batch_size}
-    epochs = {"tiny": 30, "small": 100, "paper": 200}
-    return TrainingConfig(epochs=epochs[scale], batch_size=batches[scale])
+    batches = {"tiny": 128, "small": 256}
+    epochs = {"tiny": 30, "small": 100, "cifar10": 1000, "paper": 200}
+    return TrainingConfig(epochs=epochs[scale], batch_size=batches.get(scale, batch_size))

@@ -13,6 +13,7 @@ from diptych.images.photographs import PHOTOGRAPHS_NAME
 from diptych.recipes import choose_scale, fitted_batch, recipe_config
 
 DEFAULT_RECIPE = "simclr"
+_PATHS = (("images", "path"), ("distillation", "teacher"), ("distillation", "labelled"))
 
 Layers = list[tuple[Mapping[str, Any], str]]
 """Settings as nested tables, in rising order of rank, each with its origin for errors."""
@@ -24,7 +25,7 @@ def layers_of(settings: Mapping[str, Any], config_file: Path | None) -> Layers:
         [] if config_file is None else [(read_config_file(config_file), str(config_file))]
     )
     layers.append((settings, "the command"))
-    return [(_with_absolute_path(given), origin) for given, origin in layers]
+    return [(_with_absolute_paths(given), origin) for given, origin in layers]
 
 
 def overlay_all(config: RunConfig, layers: Layers) -> RunConfig:
@@ -69,16 +70,37 @@ def resolve(layers: Layers, *, image_count: int, median_side_pixels: int) -> tup
     sentence = (
         f"Recipe {config.recipe} at scale {scale} ({reason}): {config.encoder.name} on views of "
         f"{config.views.side_pixels} pixels, batch {training.batch_size}, {training.epochs} "
-        f"epochs, on {device} with {threads} threads."
+        f"epochs, on {device} with {threads} threads. {in_effect(config, image_count)}"
     )
     return replace(config, training=training), sentence
 
 
-def _with_absolute_path(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same settings; a path to images means the same from any folder."""
-    images = settings.get("images")
-    path = images.get("path") if isinstance(images, Mapping) else None
-    if not isinstance(path, str) or path in ("", PHOTOGRAPHS_NAME):
-        return settings
-    absolute = str(Path(path).expanduser().absolute())
-    return {**settings, "images": {**images, "path": absolute}}  # type: ignore[dict-item]
+def in_effect(config: RunConfig, image_count: int) -> str:
+    """What each query is compared with, and what that costs, in one or two sentences."""
+    if config.distillation.teacher is not None:
+        return f"The student learns the predictions of {config.distillation.teacher}."
+    batch, dictionary = config.training.batch_size, config.method.dictionary
+    chunk = config.training.chunk_size
+    parts = "" if chunk is None or chunk >= batch else f", encoded {chunk} images at a time"
+    if dictionary.kind == "batch":
+        keys = config.method.views * (batch - 1) if dictionary.both_views else batch - 1
+        return f"Each query meets {keys:,} negatives, all of its own batch{parts}."
+    if dictionary.kind == "queue":
+        return f"Each query meets up to {dictionary.queue_size:,} negatives from the queue{parts}."
+    negatives = min(dictionary.bank_negatives, image_count - 1)
+    size = f"{image_count:,} keys"
+    if config.head.layers:
+        bytes_each = config.head.output_features * (2 if dictionary.bank_precision == "fp16" else 4)
+        size += f" in {image_count * bytes_each / 1e6:,.1f} MB ({dictionary.bank_precision})"
+    return f"Each query meets {negatives:,} negatives drawn from a bank of {size}{parts}."
+
+
+def _with_absolute_paths(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same settings; a path means the same from any folder."""
+    found = dict(settings)
+    for section, name in _PATHS:
+        table = found.get(section)
+        path = table.get(name) if isinstance(table, Mapping) else None
+        if isinstance(path, str) and path not in ("", PHOTOGRAPHS_NAME):
+            found[section] = {**table, name: str(Path(path).expanduser().absolute())}  # type: ignore[dict-item]
+    return found

@@ -41,9 +41,19 @@ class RunFolder:
         return self.path / "encoder.safetensors"
 
     @property
+    def head(self) -> Path:
+        """The projection head alone, written when training ends."""
+        return self.path / "head.safetensors"
+
+    @property
     def evaluation(self) -> Path:
         """Accuracies as fractions."""
         return self.path / "evaluation.json"
+
+    @property
+    def leak(self) -> Path:
+        """What batch statistics give away, once that was measured."""
+        return self.path / "leak.json"
 
     @property
     def skipped(self) -> Path:

@@ -21,8 +21,8 @@ def line(step: int, **values: float) -> dict[str, Any]:
     return {**healthy, **values}
 
 
-def names(metrics: list[dict[str, Any]], queue_size: int | None = None) -> dict[str, bool]:
-    return {s.name: s.alarming for s in find_symptoms(metrics, queue_size=queue_size)}
+def names(metrics: list[dict[str, Any]], dictionary_size: int | None = None) -> dict[str, bool]:
+    return {s.name: s.alarming for s in find_symptoms(metrics, dictionary_size=dictionary_size)}
 
 
 def test_a_healthy_run_has_no_symptoms() -> None:
@@ -31,8 +31,8 @@ def test_a_healthy_run_has_no_symptoms() -> None:
 
 
 def test_a_filling_queue_is_normal() -> None:
-    assert names([line(1, candidates=257)], queue_size=4096) == {"queue_filling": False}
-    assert names([line(99, candidates=4097)], queue_size=4096) == {}
+    assert names([line(1, candidates=257)], dictionary_size=4096) == {"dictionary_filling": False}
+    assert names([line(99, candidates=4097)], dictionary_size=4096) == {}
 
 
 def test_collapse_chance_and_shortcut_are_alarming() -> None:
@@ -45,7 +45,7 @@ def test_collapse_chance_and_shortcut_are_alarming() -> None:
 
 def evaluation(trained: float, untrained: float, pixels: float = 0.2, count: int = 1000) -> Any:
     knn = {"trained": trained, "untrained": untrained, "pixels": pixels}
-    return {"knn": knn, "linear": knn, "protocol": {"test_images": count}}
+    return {"knn": knn, "linear": knn, "protocol": {"test_images": count, "knn_neighbours": 7}}
 
 
 @pytest.mark.parametrize(
@@ -61,20 +61,21 @@ def evaluation(trained: float, untrained: float, pixels: float = 0.2, count: int
 def test_headlines_follow_the_gain_and_its_error(
     trained: float, untrained: float, count: int, words: str
 ) -> None:
-    found = judge([line(9)], evaluation(trained, untrained, count=count), queue_size=None)
+    found = judge([line(9)], evaluation(trained, untrained, count=count))
     assert words in found.headline
     assert f"{100 * (trained - untrained):+.1f} points" in " ".join(found.sentences)
+    assert f"By its 7 nearest neighbours, {trained:.1%} of {count:,} test" in found.sentences[0]
 
 
 def test_a_better_baseline_is_named() -> None:
-    found = judge([line(9)], evaluation(0.4, 0.3, pixels=0.5), queue_size=None)
+    found = judge([line(9)], evaluation(0.4, 0.3, pixels=0.5))
     assert any("raw pixels would serve better" in sentence for sentence in found.sentences)
 
 
 def test_without_labels_it_says_what_is_not_known() -> None:
-    found = judge([line(9, effective_rank=20.0)], None, queue_size=None)
+    found = judge([line(9, effective_rank=20.0)], None)
     assert "without labels" in found.headline
-    sick = judge([line(30, effective_rank=1.1)], None, queue_size=None)
+    sick = judge([line(30, effective_rank=1.1)], None)
     assert "Something is wrong" in sick.headline
     assert "collapsed" in sick.sentences[0]
 
@@ -82,5 +83,5 @@ def test_without_labels_it_says_what_is_not_known() -> None:
 def test_a_rising_end_asks_for_a_longer_run() -> None:
     rising = [line(s, knn=0.3 + s / 500, effective_rank=9.0) for s in range(10, 100, 10)]
     flat = [line(s, knn=0.4, effective_rank=9.0) for s in range(10, 100, 10)]
-    assert any("still rising" in s for s in judge(rising, None, queue_size=None).sentences)
-    assert not any("still rising" in s for s in judge(flat, None, queue_size=None).sentences)
+    assert any("still rising" in s for s in judge(rising, None).sentences)
+    assert not any("still rising" in s for s in judge(flat, None).sentences)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.collection import Collection
+from diptych.images.collection import Collection, spread_indices
 from diptych.images.photographs import CELL_PIXELS, PHOTOGRAPHS
 from diptych.images.pixels import HeldPixels
 from diptych.images.sources import open_images
@@ -98,6 +98,27 @@ def test_arrays(tmp_path: Path, stripes: Stripes, executor: ThreadPoolExecutor) 
     parts = opened(tmp_path / "parts.npz", executor, limit=7)
     assert parts.test is not None
     assert (len(parts.train), len(parts.test)) == (7, 6)
+
+
+@pytest.mark.parametrize(("count", "most"), [(0, 5), (1, 5), (5, 5), (6, 5), (48, 7), (999, 500)])
+def test_spread_indices_reach_from_end_to_end_in_even_steps(count: int, most: int) -> None:
+    found = spread_indices(count, most)
+    assert found.dtype == np.int64
+    assert len(found) == min(count, most)
+    assert found[:1].tolist() == [0][:count]
+    assert found[-1:].tolist() == [count - 1][:count]
+    steps = set(np.diff(found).tolist())
+    assert not steps or max(steps) - min(steps) <= 1
+    assert min(steps, default=1) >= 1
+
+
+def test_a_spread_keeps_names_and_labels(class_folder: Path, executor: ThreadPoolExecutor) -> None:
+    train = opened(class_folder, executor).train
+    few = train.spread(3)
+    assert list(few.names) == [train.names[i] for i in (0, 23, 47)]
+    assert few.labels is not None
+    assert few.labels.tolist() == [0, 1, 2]
+    assert len(train.spread(1000)) == 48
 
 
 @pytest.mark.parametrize("compress", [False, True])

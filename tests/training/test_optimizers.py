@@ -91,7 +91,7 @@ def test_rates_scale_with_the_batch(scaling: str, batch: int, wanted: float) -> 
 def rates(warmup_epochs: float, total: int = 100, per_epoch: int = 10) -> list[float]:
     return [
         learning_rate(
-            ScheduleConfig(warmup_epochs),
+            ScheduleConfig(warmup_epochs=warmup_epochs),
             peak=2.0,
             step=step,
             steps_per_epoch=per_epoch,
@@ -119,3 +119,52 @@ def test_warm_up_takes_half_the_run_at_most() -> None:
     found = rates(1000.0)
     assert max(found) == found[49] == 2.0
     assert found[-1] < 0.01
+
+
+def test_steps_drop_where_they_should() -> None:
+    config = ScheduleConfig(kind="step", drops=(0.6, 0.8), drop_factor=0.1, warmup_epochs=1)
+    rates = [
+        learning_rate(config, peak=2.0, step=step, steps_per_epoch=10, total_steps=200)
+        for step in range(200)
+    ]
+    assert rates[4] == pytest.approx(2.0 * 5 / 10)
+    assert set(rates[10:120]) == {2.0}
+    assert rates[120:160] == pytest.approx([0.2] * 40)
+    assert rates[160:] == pytest.approx([0.02] * 40)
+
+
+def test_a_constant_rate_stays() -> None:
+    config = ScheduleConfig(kind="constant")
+    rates = {
+        learning_rate(config, peak=0.3, step=s, steps_per_epoch=5, total_steps=50)
+        for s in range(50)
+    }
+    assert rates == {0.3}
+
+
+def test_adamw_equals_the_formula() -> None:
+    """Loshchilov and Hutter 2019, algorithm 2; no decay on vectors."""
+    net = network()
+    config = OptimizerConfig(kind="adamw", weight_decay=0.05, momentum=0.9, adamw_beta=0.99)
+    optimizer = build_optimizer(config, net)
+    mirror = {
+        n: [p.detach().numpy().copy(), np.zeros(p.shape), np.zeros(p.shape)]
+        for n, p in net.named_parameters()
+    }
+    for step in range(1, 6):
+        set_learning_rate(optimizer, 0.01)
+        optimizer.zero_grad()
+        net(torch.randn(4, 3, 8, 8, dtype=torch.float64)).square().sum().backward()
+        for name, parameter in net.named_parameters():
+            assert parameter.grad is not None
+            gradient = parameter.grad.numpy()
+            weight, first, second = mirror[name]
+            weight = weight * (1 - 0.01 * (0.05 if weight.ndim > 1 else 0.0))
+            first = 0.9 * first + 0.1 * gradient
+            second = 0.99 * second + 0.01 * gradient**2
+            scale = np.sqrt(second / (1 - 0.99**step)) + 1e-8
+            weight = weight - 0.01 * first / (1 - 0.9**step) / scale
+            mirror[name] = [weight, first, second]
+        optimizer.step()
+        for name, parameter in net.named_parameters():
+            np.testing.assert_allclose(parameter.detach().numpy(), mirror[name][0], rtol=1e-9)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,14 @@ SMALL: dict[str, Any] = {
 }
 MOCO: dict[str, Any] = {"recipe": "moco_v2", "method.dictionary.queue_size": 50}
 SIMCLR: dict[str, Any] = {"recipe": "simclr", "optimizer.kind": "lars", "optimizer.clip_norm": 1.0}
+MOCO_V3: dict[str, Any] = {
+    "recipe": "moco_v3",
+    "optimizer.kind": "adamw",
+    "method.loss.learn_temperature": True,
+    "training.chunk_size": 8,
+}
+BANK: dict[str, Any] = {"recipe": "memory_bank", "method.dictionary.bank_negatives": 20}
+RECIPES = {"simclr": SIMCLR, "moco": MOCO, "moco_v3": MOCO_V3, "bank": BANK}
 
 
 @pytest.fixture
@@ -52,7 +61,7 @@ def run(images: Path, out: Path, *, resume: bool = False, epochs: int = 3, **mor
 
 
 def final_state(out: Path) -> dict[str, torch.Tensor]:
-    """Encoder, head, twin, queue and its pointer, optimizer and generators."""
+    """Encoder, head, twin, dictionary with its pointer, optimizer and generators."""
     return load_checkpoint(list_checkpoints(out / "checkpoints")[0])[0]
 
 
@@ -73,11 +82,11 @@ def losses(out: Path) -> list[tuple[int, float]]:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
     """Sends this process a signal when the views of a step are asked for."""
-    from diptych.views.batches import ViewBatches
+    from diptych.views.batches import Batch, ViewBatches
 
     original = ViewBatches.at
 
-    def at(self: ViewBatches, wanted: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def at(self: ViewBatches, wanted: int) -> Batch:
         if wanted == step:
             os.kill(os.getpid(), number)
         return original(self, wanted)
@@ -85,7 +94,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.
     monkeypatch.setattr(ViewBatches, "at", at)
 
 
-@pytest.mark.parametrize("recipe", [SIMCLR, MOCO], ids=["simclr", "moco"])
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_resumes_bit_for_bit(
     number: int, recipe: dict[str, Any], images: Path, tmp_path: Path
@@ -181,12 +190,13 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     original = step_module.train_step
     calls = 0
 
-    def step(method, optimizer, views, **named):  # type: ignore[no-untyped-def]
+    def step(method, optimizer, batch, **named):  # type: ignore[no-untyped-def]
         nonlocal calls
         calls += 1
         if calls == 6:
-            views = (views[0] * float("nan"), views[1])
-        return original(method, optimizer, views, **named)
+            first, second = batch.views
+            batch = replace(batch, views=(first * float("nan"), second))
+        return original(method, optimizer, batch, **named)
 
     monkeypatch.setattr(loop, "train_step", step)
     with pytest.raises(TrainingError, match=r"loss is nan at step 6.*checkpoint is intact"):
@@ -204,7 +214,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["simclr", "moco_v2"])
+@pytest.mark.parametrize("recipe", ["simclr", "moco_v2", "memory_bank"])
 def test_killed_at_random_moments(recipe: str, images: Path, tmp_path: Path) -> None:
     flags = [
         *("--recipe", recipe, "--epochs", "100", "--no-report", "--quiet", "--threads", "2"),

@@ -1,16 +1,41 @@
-"""A contrastive method: an encoder, a head, a twin or none, a dictionary, a temperature."""
+"""A contrastive method: encoder, head, predictor or none, twin or none, dictionary, loss."""
 
+import math
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diptych.configs import RunConfig
-from diptych.contrast.dictionaries import Dictionary, LookUp, build_dictionary
+from diptych.configs import MethodConfig, RunConfig
+from diptych.contrast.dictionaries import Dictionary, InBatch, build_dictionary
+from diptych.contrast.look_up import LookUp, look_up, look_up_many
+from diptych.contrast.scores import Temperature
+from diptych.contrast.shuffle import restore_rows, shuffle_rows
 from diptych.model.encoders import build_encoder, count_features
-from diptych.model.heads import build_head
+from diptych.model.heads import build_head, build_predictor, output_dim
+from diptych.model.norms import use_norm
 from diptych.model.twin import Twin
+from diptych.views.batches import Batch
+
+LOWEST_TEMPERATURE = 0.01
+
+Views = tuple[Tensor, ...]
+
+
+class Panels(NamedTuple):
+    """The views of a batch as they are encoded.
+
+    Attributes:
+        queries: each (batch, channels, side, side); row i shows image i of the batch, except in
+            views that are shuffled.
+        keys: the same for the keys, in the order of the queries they belong to; empty where the
+            queries are the keys, or the dictionary has them.
+    """
+
+    queries: Views
+    keys: Views
 
 
 class Output(NamedTuple):
@@ -18,11 +43,13 @@ class Output(NamedTuple):
 
     Attributes:
         look_up: loss, accuracy and number of candidates.
-        keys: (batch, dim), of length one, without gradient; for the dictionary.
+        keys: (keys, dim), without gradient; for the dictionary.
+        indices: (batch,), the images that the keys are of.
     """
 
     look_up: LookUp
     keys: Tensor
+    indices: Tensor
 
 
 class Method(nn.Module):
@@ -32,10 +59,13 @@ class Method(nn.Module):
     moves the twin and ``remember`` advances the dictionary, in this order.
 
     Attributes:
-        network: encoder and head, one after the other; what the optimizer moves.
-        twin: encodes the keys; None where the network itself does, with gradients.
+        network: encoder and head, one after the other.
+        predictor: behind the head on the queries' side, or None.
+        twin: encodes the keys; None where the network itself does.
         dictionary: what each query is compared with.
-        temperature: cosines are divided by it.
+        config: loss, symmetry, number of views.
+        shuffle_seed: shuffles keys across norm groups and processes; None for no shuffling.
+        bf16: encode under bf16 autocast; the loss stays in fp32.
     """
 
     def __init__(
@@ -43,63 +73,215 @@ class Method(nn.Module):
         encoder: nn.Module,
         head: nn.Module,
         dictionary: Dictionary,
+        config: MethodConfig,
         *,
-        temperature: float,
-        twin_momentum: float | None = None,
+        predictor: nn.Module | None = None,
+        shuffle_seed: int | None = None,
+        bf16: bool = False,
     ) -> None:
         super().__init__()
         self.network = nn.Sequential()
         self.network.add_module("encoder", encoder)
         self.network.add_module("head", head)
+        self.predictor = predictor
         # A copy, not a second initialisation: twin and original start as one network.
-        self.twin = None if twin_momentum is None else Twin(self.network, twin_momentum)
+        self.twin = Twin(self.network) if config.key_encoder.kind == "twin" else None
         self.dictionary = dictionary
-        self.temperature = temperature
+        self.config = config
+        self.shuffle_seed = shuffle_seed
+        self.bf16 = bf16
+        learned = config.loss.learn_temperature
+        start = torch.tensor(math.log(config.loss.temperature))
+        self.log_temperature = nn.Parameter(start) if learned else None
 
     @property
     def encoder(self) -> nn.Module:
         """The part that is kept."""
         return self.network.get_submodule("encoder")
 
-    def forward(self, first: Tensor, second: Tensor) -> Output:
-        """Looks up the queries of a batch.
+    @property
+    def temperature(self) -> Temperature:
+        """Scores are divided by it."""
+        if self.log_temperature is None:
+            return self.config.loss.temperature
+        return self.log_temperature.exp().clamp(min=LOWEST_TEMPERATURE)
+
+    def forward(self, batch: Batch) -> Output:
+        """Looks up the queries of a batch in the dictionary."""
+        panels = self.arrange(batch)
+        keys = self.encode_keys(panels.keys) if panels.keys else None
+        return self.compare(self.encode_queries(panels.queries), keys, batch)
+
+    def arrange(self, batch: Batch) -> Panels:
+        """Chooses the views that are encoded as queries and as keys; shuffles those of keys."""
+        if self._queries_are_keys:
+            first, *others = batch.views
+            return Panels((first, *(self._shuffled(view, batch) for view in others)), ())
+        first, second = batch.views
+        queries, keys = (
+            ((first, second), (second, first))
+            if self.config.symmetric
+            else (
+                (first,),
+                (second,),
+            )
+        )
+        if not self.dictionary.lacks(batch.indices):
+            return Panels(queries, ())
+        return Panels(queries, tuple(self._shuffled(view, batch) for view in keys))
+
+    def encode_queries(self, views: Views) -> Tensor:
+        """(views, images, dim), in one pass, so that all views share their batch statistics."""
+        with self._precision(views[0]):
+            vectors = self.network(torch.cat(views))
+            if self.predictor is not None:
+                vectors = self.predictor(vectors)
+        return _at_least_fp32(vectors).reshape(len(views), -1, vectors.shape[1])
+
+    def encode_keys(self, views: Views) -> Tensor:
+        """(views, images, dim); gradients flow only to the keys of a batch."""
+        network = self.network if self.twin is None else self.twin
+        with self._precision(views[0]), torch.set_grad_enabled(self.keys_learn):
+            vectors = network(torch.cat(views))
+        return _at_least_fp32(vectors).reshape(len(views), -1, vectors.shape[1])
+
+    def compare(self, queries: Tensor, keys: Tensor | None, batch: Batch) -> Output:
+        """Scores encoded queries against the dictionary.
 
         Args:
-            first: (batch, channels, side, side), one view of each image.
-            second: the same shape, the other view of each.
+            queries: (views, batch, dim), as encoded, in the order of ``arrange``.
+            keys: the same shape, or None where ``arrange`` asks for none.
+            batch: that they come from.
         """
-        if self.twin is None:  # one pass, so that both views share their batch statistics
-            queries, keys = _unit(self.network(torch.cat([first, second]))).chunk(2)
-        else:
-            queries, keys = _unit(self.network(first)), _unit(self.twin(second))
-        found = self.dictionary.look_up(queries, keys, temperature=self.temperature)
-        return Output(found, keys.detach())
+        with torch.autocast(queries.device.type, enabled=False):
+            if self._queries_are_keys:
+                rest = [self._restored(view, batch) for view in queries[1:]]
+                queries = self._scaled(torch.stack([queries[0], *rest]))
+                found = self._look_up_among(queries.flatten(0, 1), batch)
+                return Output(found, queries[0].detach(), batch.indices)
+            queries = self._scaled(queries)
+            if keys is None:
+                keys = queries.detach()
+            else:
+                keys = self._scaled(torch.stack([self._restored(view, batch) for view in keys]))
+            found = _mean([self._look_up(q, k, batch) for q, k in zip(queries, keys, strict=True)])
+        bank = self.config.dictionary.kind == "bank"
+        remembered = self._scaled(queries.mean(dim=0)) if bank else keys.flatten(0, 1)
+        return Output(found, remembered.detach(), batch.indices)
 
-    def follow(self) -> None:
-        """Moves the twin towards the network."""
+    def encode_pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Query and key of each image, (batch, dim) each, as in training but without a look-up."""
+        panels = self.arrange(batch)
+        if self._queries_are_keys:
+            both = self.encode_queries(panels.queries)
+            query, key = both[0], self._restored(both[1], batch)
+        elif panels.keys:
+            query = self.encode_queries(panels.queries[:1])[0]
+            key = self._restored(self.encode_keys(panels.keys[:1])[0], batch)
+        else:  # the dictionary has its own keys: what it would remember of the other view
+            query, key = (self.encode_queries((view,))[0] for view in batch.views[:2])
+        return self._scaled(query), self._scaled(key)
+
+    @property
+    def keys_learn(self) -> bool:
+        """Whether gradients flow to keys that are encoded apart from the queries."""
+        return (
+            self.twin is None and self.config.dictionary.kind != "bank" and torch.is_grad_enabled()
+        )
+
+    def follow(self, momentum: float) -> None:
+        """Moves the twin towards the network; it keeps ``momentum`` of itself."""
         if self.twin is not None:
-            self.twin.follow(self.network)
+            self.twin.follow(self.network, momentum)
 
     def remember(self, output: Output) -> None:
         """Hands the keys of a batch to the dictionary."""
-        self.dictionary.remember(output.keys)
+        self.dictionary.remember(output.keys, output.indices)
+
+    def figures(self) -> dict[str, float]:
+        """What is worth a place in the metrics besides the loss."""
+        learned = self.log_temperature is not None
+        temperature = (
+            {"temperature": float(torch.as_tensor(self.temperature).detach())} if learned else {}
+        )
+        return self.dictionary.figures() | temperature
+
+    @property
+    def _queries_are_keys(self) -> bool:
+        return isinstance(self.dictionary, InBatch) and self.dictionary.both_views
+
+    def _look_up(self, queries: Tensor, keys: Tensor, batch: Batch) -> LookUp:
+        comparison = self.dictionary.compare(queries, keys, batch)
+        return look_up(comparison, self.config.loss, temperature=self.temperature)
+
+    def _look_up_among(self, vectors: Tensor, batch: Batch) -> LookUp:
+        """Every view against all others of the batch."""
+        supervised = self.config.loss.kind == "supervised"
+        if not supervised and self.config.views == 2:
+            return self._look_up(vectors, vectors, batch)
+        ids = batch.indices if batch.groups is None else batch.groups
+        if supervised:
+            assert batch.labels is not None
+            ids = batch.labels
+        many = ids.repeat(self.config.views)
+        return look_up_many(vectors, many, self.config.loss, temperature=self.temperature)
+
+    def _shuffled(self, view: Tensor, batch: Batch) -> Tensor:
+        if self.shuffle_seed is None:
+            return view
+        return shuffle_rows(view, seed=self.shuffle_seed, step=batch.step)
+
+    def _restored(self, vectors: Tensor, batch: Batch) -> Tensor:
+        if self.shuffle_seed is None:
+            return vectors
+        return restore_rows(vectors, seed=self.shuffle_seed, step=batch.step)
+
+    def _scaled(self, vectors: Tensor) -> Tensor:
+        """Vectors of length one for cosines, as they are for dot products."""
+        if self.config.loss.similarity == "dot":
+            return vectors
+        return functional.normalize(vectors, dim=-1)
+
+    def _precision(self, images: Tensor) -> AbstractContextManager[object]:
+        return torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16)
 
 
-def build_method(config: RunConfig) -> Method:
-    """Builds a method with random weights that follow from the config's seed."""
-    channels = config.images.channels
-    encoder = build_encoder(config.encoder, channels=channels, seed=config.seed)
-    features = count_features(encoder, channels=channels, side_pixels=config.views.side_pixels)
-    twin = config.method.key_encoder if config.method.key_encoder.kind == "twin" else None
+def build_method(config: RunConfig, *, image_count: int = 1) -> Method:
+    """Builds a method with random weights that follow from the config's seed.
+
+    Args:
+        config: of the run.
+        image_count: images to learn from; a memory bank holds a key for each.
+    """
+    channels, side = config.images.channels, config.views.side_pixels
+    encoder = build_encoder(config.encoder, channels=channels, side_pixels=side, seed=config.seed)
+    features = count_features(encoder, channels=channels, side_pixels=side)
+    dim = output_dim(config.head, features)
+    head = build_head(config.head, features=features, seed=config.seed + 1)
+    predictor = build_predictor(config.head, dim=dim, seed=config.seed + 2)
     return Method(
-        encoder,
-        build_head(config.head, features=features, seed=config.seed + 1),
-        build_dictionary(config.method.dictionary, dim=config.head.output_features),
-        temperature=config.method.loss.temperature,
-        twin_momentum=None if twin is None else twin.momentum,
+        use_norm(encoder, config.norm),
+        use_norm(head, config.norm),
+        build_dictionary(
+            config.method.dictionary,
+            dim=dim,
+            image_count=image_count,
+            unit_length=config.method.loss.similarity == "cosine",
+            seed=config.seed,
+        ),
+        config.method,
+        predictor=None if predictor is None else use_norm(predictor, config.norm),
+        shuffle_seed=config.seed if config.norm.kind == "shuffle" else None,
+        bf16=config.training.precision == "bf16",
     )
 
 
-def _unit(vectors: Tensor) -> Tensor:
-    """Vectors scaled to length one, in at least float32."""
-    return functional.normalize(vectors.float() if vectors.dtype.itemsize < 4 else vectors, dim=1)
+def _mean(found: list[LookUp]) -> LookUp:
+    """The mean over the two directions of a symmetric method."""
+    loss = torch.stack([one.loss for one in found]).mean()
+    accuracy = torch.stack([one.accuracy for one in found]).mean()
+    return found[0]._replace(loss=loss, accuracy=accuracy)
+
+
+def _at_least_fp32(vectors: Tensor) -> Tensor:
+    return vectors.float() if vectors.dtype.itemsize < 4 else vectors

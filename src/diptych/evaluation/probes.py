@@ -23,7 +23,6 @@ from diptych.images.sources import open_images
 from diptych.model.saved import load_encoder, untrained_encoder
 from diptych.run_folder import RunFolder, write_aside
 
-FEATURES: Final = ("trained", "untrained", "pixels")
 _HELD_OUT: Final = 5  # without test images, one in this many is held out
 
 
@@ -51,6 +50,7 @@ def evaluate(
     *,
     train: str | Path | None = None,
     test: str | Path | None = None,
+    head_layers: int = 0,
     threads: int | None = None,
     on_progress: Progress = ignore_progress,
 ) -> dict[str, Any]:
@@ -61,6 +61,7 @@ def evaluate(
         train: labelled images to fit the probes on; by default the run's own.
         test: labelled images to measure them on; by default those held out with ``train``, or one
             in five of its images.
+        head_layers: hidden layers of the projection head to keep behind the trained encoder.
         threads: CPU threads; all cores when not given.
         on_progress: told how many images are read.
 
@@ -73,7 +74,7 @@ def evaluate(
         ImagesError: there are no labels.
     """
     folder = RunFolder(Path(run))
-    encoder = load_encoder(folder)
+    encoder = load_encoder(folder, head_layers=head_layers)
     config = encoder.config
     with ThreadPoolExecutor(use_threads(threads)) as executor:
         labelled = _labelled_images(config, train, test, executor, on_progress)
@@ -86,6 +87,7 @@ def evaluate(
             "pixels": _both(labelled, lambda s: pixel_features(s, config.views, executor)),
         }
     found = _measure(labelled, features)
+    found["protocol"]["head_layers"] = head_layers
     write_aside(folder.evaluation, (json.dumps(found, indent=1) + "\n").encode())
     return found
 

@@ -22,24 +22,27 @@ class Symptom(NamedTuple):
     sentence: str
 
 
-def find_symptoms(metrics: Sequence[Mapping[str, Any]], *, queue_size: int | None) -> list[Symptom]:
+def find_symptoms(
+    metrics: Sequence[Mapping[str, Any]], *, dictionary_size: int | None
+) -> list[Symptom]:
     """Reads the metrics so far, oldest first.
 
     Args:
         metrics: the lines of ``metrics.jsonl``.
-        queue_size: keys that the queue holds when full; None for other dictionaries.
+        dictionary_size: keys that a query meets once queue or bank is full; None for a batch.
     """
     if not metrics:
         return []
     last = metrics[-1]
     health = [line for line in metrics if "effective_rank" in line]
     found = []
-    if queue_size is not None and last["candidates"] < queue_size + 1:
+    if dictionary_size is not None and last["candidates"] < dictionary_size + 1:
         found.append(
             Symptom(
-                "queue_filling",
+                "dictionary_filling",
                 False,
-                f"The queue is filling ({last['candidates'] - 1:,} of {queue_size:,} keys): loss "
+                f"The dictionary is filling ({last['candidates'] - 1:,} of {dictionary_size:,} "
+                "keys): loss "
                 "and chance level rise together until it is full. This is normal.",
             )
         )

@@ -17,18 +17,15 @@ class Verdict(NamedTuple):
 def judge(
     metrics: Sequence[Mapping[str, Any]],
     evaluation: Mapping[str, Any] | None,
-    *,
-    queue_size: int | None,
 ) -> Verdict:
     """Says what the figures of a run mean.
 
     Args:
         metrics: the lines of ``metrics.jsonl``.
         evaluation: ``evaluation.json``, or None without labels.
-        queue_size: keys in the full queue; None for other dictionaries.
     """
     sentences = [*_about_training(metrics)]
-    alarms = [s.sentence for s in find_symptoms(metrics, queue_size=queue_size) if s.alarming]
+    alarms = [s.sentence for s in find_symptoms(metrics, dictionary_size=None) if s.alarming]
     if evaluation is None:
         headline = (
             "Something is wrong with this run."
@@ -46,7 +43,8 @@ def judge(
 
 def _about_accuracy(evaluation: Mapping[str, Any]) -> tuple[str, str]:
     knn, linear = evaluation["knn"], evaluation["linear"]
-    gain, count = knn["trained"] - knn["untrained"], evaluation["protocol"]["test_images"]
+    protocol = evaluation["protocol"]
+    gain, count = knn["trained"] - knn["untrained"], protocol["test_images"]
     # Two independent proportions; the pairing of the images makes the true error smaller.
     error = math.sqrt(sum(knn[k] * (1 - knn[k]) for k in ("trained", "untrained")) / count)
     if gain > 4 * error:
@@ -59,8 +57,9 @@ def _about_accuracy(evaluation: Mapping[str, Any]) -> tuple[str, str]:
         headline = "Training made the features worse for these classes."
     rival = "raw pixels" if knn["pixels"] > knn["untrained"] else "the untrained encoder"
     explanation = (
-        f"By its 20 nearest neighbours, {knn['trained']:.1%} of {count:,} test images get the "
-        f"right class, against {knn['untrained']:.1%} with the untrained encoder and "
+        f"By its {protocol['knn_neighbours']} nearest neighbours, {knn['trained']:.1%} of "
+        f"{count:,} test images get the right class, against {knn['untrained']:.1%} with the "
+        "untrained encoder and "
         f"{knn['pixels']:.1%} with raw pixels ({gain * 100:+.1f} points over the untrained one, "
         f"give or take {200 * error:.1f}). A linear classifier on the frozen features reaches "
         f"{linear['trained']:.1%}."

@@ -56,6 +56,10 @@ class ImageSet:
             labels=None if self.labels is None else self.labels[indices],
         )
 
+    def spread(self, most: int) -> "ImageSet":
+        """At most ``most`` of the images, evenly spread over the set; always the same ones."""
+        return self.select(spread_indices(len(self), most))
+
     @property
     def median_side_pixels(self) -> int:
         """Median over the images of the shorter side."""
@@ -83,6 +87,25 @@ class Collection:
     train: ImageSet
     test: ImageSet | None
     description: str
+
+
+def spread_indices(count: int, most: int) -> NDArray[np.int64]:
+    """Which of ``count`` images to take so that they are evenly spread: the first, ..., the last.
+
+    Args:
+        count: images there are.
+        most: images wanted; all are taken where there are no more.
+
+    Returns:
+        (min(count, most),) indices in ascending order.
+
+    >>> spread_indices(10, 4).tolist()
+    [0, 3, 6, 9]
+    """
+    chosen: NDArray[np.int64] = np.unique(
+        np.linspace(0, count - 1, min(count, most)).astype(np.int64)
+    )
+    return chosen
 
 
 def match_classes(train: ImageSet, test: ImageSet) -> NDArray[np.int64]:

@@ -1,4 +1,7 @@
-"""The trained encoder as one file: weights by their usual names, the config in the header."""
+"""The trained encoder as one file: weights by their usual names, the config in the header.
+
+The head is a file of its own beside it: fine-tuning may begin at its first layer (SimCLR v2).
+"""
 
 from pathlib import Path
 
@@ -11,7 +14,9 @@ from torch import Tensor, nn
 from diptych.config_file import overlay, parse_toml, to_toml
 from diptych.configs import RunConfig
 from diptych.errors import RunFolderError
-from diptych.model.encoders import build_encoder
+from diptych.model.encoders import build_encoder, count_features
+from diptych.model.heads import build_head, first_layers
+from diptych.model.norms import use_norm
 from diptych.run_folder import RunFolder, write_aside
 
 
@@ -41,14 +46,23 @@ def save_encoder(path: Path, encoder: nn.Module, config: RunConfig) -> None:
     write_aside(path, save(weights, metadata={"config": to_toml(config)}))
 
 
-def load_encoder(run: str | Path | RunFolder) -> PretrainedEncoder:
+def save_head(path: Path, head: nn.Module) -> None:
+    """Writes a head's weights; nothing for one that has none."""
+    weights = {name: value.cpu().contiguous() for name, value in head.state_dict().items()}
+    write_aside(path, save(weights))
+
+
+def load_encoder(run: str | Path | RunFolder, *, head_layers: int = 0) -> PretrainedEncoder:
     """Loads the trained encoder of a run, frozen and in evaluation mode.
 
     Args:
         run: a run folder, or its ``encoder.safetensors``.
+        head_layers: hidden layers of the projection head to keep behind the encoder (SimCLR v2,
+            section 2, fine-tunes from the first of three).
 
     Raises:
         RunFolderError: there is no such file, or it is damaged or of another network.
+        ConfigError: the head has fewer hidden layers.
     """
     path = run.path if isinstance(run, RunFolder) else Path(run)
     file = RunFolder(path).encoder if path.is_dir() else path
@@ -67,14 +81,43 @@ def load_encoder(run: str | Path | RunFolder) -> PretrainedEncoder:
         raise RunFolderError(f"{file} is not an encoder of diptych: its header has no config.")
     config = overlay(RunConfig(), parse_toml(text, str(file)), str(file))
     network = untrained_encoder(config)
-    try:
-        network.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise RunFolderError(f"{file} does not fit its own config: {error}") from error
+    _fill(network, weights, file)
+    if head_layers:
+        head = _load_head(file.with_name(RunFolder(file.parent).head.name), network, config)
+        network = nn.Sequential(network, first_layers(head, head_layers))
     return PretrainedEncoder(network, config)
 
 
 def untrained_encoder(config: RunConfig) -> nn.Module:
     """The encoder as the run began with it: random weights from its seed."""
-    encoder = build_encoder(config.encoder, channels=config.images.channels, seed=config.seed)
-    return encoder.to(memory_format=torch.channels_last)
+    encoder = build_encoder(
+        config.encoder,
+        channels=config.images.channels,
+        side_pixels=config.views.side_pixels,
+        seed=config.seed,
+    )
+    return use_norm(encoder, config.norm).to(memory_format=torch.channels_last)
+
+
+def _load_head(file: Path, encoder: nn.Module, config: RunConfig) -> nn.Module:
+    if config.distillation.teacher is not None:
+        raise RunFolderError(
+            f"{file} is a student's classifier and has no hidden layers; use the encoder alone."
+        )
+    try:
+        weights = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise RunFolderError(f"{file} is missing or damaged: {error}") from error
+    features = count_features(
+        encoder, channels=config.images.channels, side_pixels=config.views.side_pixels
+    )
+    head = use_norm(build_head(config.head, features=features, seed=config.seed), config.norm)
+    _fill(head, weights, file)
+    return head
+
+
+def _fill(network: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
+    try:
+        network.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise RunFolderError(f"{file} does not fit its own config: {error}") from error

@@ -10,15 +10,11 @@ class Twin(nn.Module):
     """A copy of a network, weights and buffers, that follows it without gradients.
 
     It runs in training mode like the original, so its batch norms keep statistics of their own.
-
-    Attributes:
-        momentum: share of itself that it keeps at each step, m in MoCo's equation 2.
     """
 
-    def __init__(self, network: nn.Module, momentum: float) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).requires_grad_(False)
-        self.momentum = momentum
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -27,8 +23,13 @@ class Twin(nn.Module):
         return encoded
 
     @torch.no_grad()
-    def follow(self, network: nn.Module) -> None:
-        """theta_k <- m theta_k + (1 - m) theta_q, over all parameters at once."""
+    def follow(self, network: nn.Module, momentum: float) -> None:
+        """theta_k <- m theta_k + (1 - m) theta_q, over all parameters at once (MoCo, eq. 2).
+
+        Args:
+            network: what this is a copy of.
+            momentum: m, the share of itself that it keeps; 0 makes it a plain copy.
+        """
         torch._foreach_lerp_(
-            list(self.network.parameters()), list(network.parameters()), 1.0 - self.momentum
+            list(self.network.parameters()), list(network.parameters()), 1.0 - momentum
         )

@@ -69,9 +69,10 @@ def health_curve(metrics: Sequence[Mapping[str, Any]]) -> str | None:
 def accuracy_bars(evaluation: Mapping[str, Any]) -> str:
     """KNN and linear accuracy of pixels, untrained and trained encoder; SVG."""
     names = ("pixels", "untrained", "trained")
+    neighbours = evaluation["protocol"]["knn_neighbours"]
     with matplotlib.rc_context(_STYLE):
         figure, panels = _two_panels(height=2.4)
-        titles = {"knn": "20 nearest neighbours", "linear": "linear classifier"}
+        titles = {"knn": f"{neighbours} nearest neighbours", "linear": "linear classifier"}
         for axes, (probe, title) in zip(panels, titles.items(), strict=True):
             values = [100 * evaluation[probe][name] for name in names]
             bars = axes.barh(names, values, color=[FAINT, FAINT, ACCENT], height=0.6)

@@ -11,7 +11,6 @@ from typing import Any, Final
 import jinja2
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
@@ -92,9 +91,7 @@ def write_report(run: str | Path, *, threads: int | None = None) -> Path:
 def verdict_of(run: str | Path) -> Verdict:
     """What the metrics and the evaluation of a run mean, in words."""
     folder = RunFolder(Path(run))
-    dictionary = load_run_config(folder.config).method.dictionary
-    queue_size = dictionary.queue_size if dictionary.kind == "queue" else None
-    return judge(read_metrics(folder.metrics), _evaluation(folder), queue_size=queue_size)
+    return judge(read_metrics(folder.metrics), _evaluation(folder))
 
 
 def _evaluation(folder: RunFolder) -> dict[str, Any] | None:
@@ -130,10 +127,10 @@ def _pictures(folder: RunFolder, config: RunConfig, executor: Executor) -> dict[
     except ImagesError as error:
         nothing: dict[str, Any] = {"sheet": None, "neighbours": [], "map": None, "legend": []}
         return {"missing_images": str(error), **nothing}
-    shown = _spread(collection.train, _BANK_IMAGES)
-    samples = _spread(collection.test or collection.train, _SAMPLES)
+    shown = collection.train.spread(_BANK_IMAGES)
+    samples = (collection.test or collection.train).spread(_SAMPLES)
     untrained = untrained_encoder(config)
-    few = _spread(shown, _MAP_IMAGES)
+    few = shown.spread(_MAP_IMAGES)
     thumbnails = _thumbnails(few, config, executor)
     trained = encode(encoder, few, config.views, executor)
     sheet = contact_sheet(collection.train, config.views, executor, seed=config.seed)
@@ -216,14 +213,3 @@ def _thumbnails(images: ImageSet, config: RunConfig, executor: Executor) -> list
     views = to_pixels(make_views(pixels, centred, config.views, executor)[0], config.views)
     side = min(_NEIGHBOUR_PIXELS, config.views.side_pixels)
     return [to_picture(view, side) for view in views]
-
-
-def _spread(images: ImageSet, most: int) -> ImageSet:
-    return images.select(_spread_indices(len(images), most))
-
-
-def _spread_indices(count: int, most: int) -> NDArray[np.int64]:
-    chosen: NDArray[np.int64] = np.unique(
-        np.linspace(0, count - 1, min(count, most)).astype(np.int64)
-    )
-    return chosen

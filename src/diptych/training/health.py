@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from diptych.configs import ViewsConfig
-from diptych.contrast.method import Method
 from diptych.evaluation.features import encode
 from diptych.evaluation.geometry import alignment, effective_rank, uniformity
 from diptych.evaluation.knn import accuracy, knn_predict
 from diptych.evaluation.probes import Labelled, labelled_parts
-from diptych.images.collection import Collection, ImageSet
+from diptych.images.collection import Collection, ImageSet, spread_indices
+from diptych.training.learner import Learner
 from diptych.views.batches import ViewBatches
 
 _BANK_SHARE = 2  # kNN looks among this many times as many images as it classifies
@@ -40,7 +40,7 @@ class HealthProbe:
     views: ViewsConfig
     executor: Executor
 
-    def measure(self, method: Method, batches: ViewBatches) -> dict[str, float]:
+    def measure(self, method: Learner, batches: ViewBatches) -> dict[str, float]:
         """Alignment, uniformity, effective rank, and kNN accuracy if there are labels."""
         pairs = _projections(method, batches, self.sample_indices)
         found = {"alignment": alignment(*pairs), "uniformity": uniformity(pairs[0])}
@@ -65,8 +65,8 @@ def build_probe(
     """
     labelled = labelled_parts(collection)
     if labelled is not None:
-        bank = _spread(len(labelled.train), _BANK_SHARE * image_count)
-        queries = _spread(len(labelled.test), image_count)
+        bank = spread_indices(len(labelled.train), _BANK_SHARE * image_count)
+        queries = spread_indices(len(labelled.test), image_count)
         labelled = Labelled(
             labelled.train.select(bank),
             labelled.train_labels[torch.from_numpy(bank)],
@@ -74,7 +74,7 @@ def build_probe(
             labelled.test_labels[torch.from_numpy(queries)],
             labelled.classes,
         )
-    chosen = _spread(len(collection.train), image_count)
+    chosen = spread_indices(len(collection.train), image_count)
     return HealthProbe(
         sample=collection.train.select(chosen),
         sample_indices=chosen[:: max(1, len(chosen) // _VIEW_PAIRS)],
@@ -84,21 +84,14 @@ def build_probe(
     )
 
 
-def _spread(count: int, most: int) -> NDArray[np.int64]:
-    chosen: NDArray[np.int64] = np.unique(
-        np.linspace(0, count - 1, min(count, most)).astype(np.int64)
-    )
-    return chosen
-
-
 @torch.no_grad()
 def _projections(
-    method: Method, batches: ViewBatches, indices: NDArray[np.int64]
+    method: Learner, batches: ViewBatches, indices: NDArray[np.int64]
 ) -> tuple[Tensor, Tensor]:
     """The heads' unit vectors for two views of each image, (images, dim), in evaluation mode."""
     device = next(method.parameters()).device
     method.network.eval()
-    views = batches.of(indices, epoch=0)
+    views = batches.of(indices, epoch=0)[:2]
     first, second = (
         functional.normalize(method.network(view.to(device)).float(), dim=1).cpu() for view in views
     )

@@ -1,66 +1,36 @@
 """Training from where a run stands to its end: steps, metrics, checkpoints, signals."""
 
-import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diptych.configs import RunConfig
-from diptych.contrast.method import build_method
-from diptych.errors import Interrupted, TrainingError
-from diptych.evaluation.symptoms import Symptom, find_symptoms
+from diptych.contrast.dictionaries import full_size
+from diptych.contrast.method import Method
+from diptych.errors import ConfigError, TrainingError
+from diptych.evaluation.symptoms import find_symptoms
 from diptych.hardware import choose_device
 from diptych.images.collection import Collection
+from diptych.images.groups import find_groups
 from diptych.images.order import Order
 from diptych.run_folder import RunFolder
 from diptych.training.checkpoint import load_newest, save_checkpoint
 from diptych.training.health import HealthProbe, build_probe
+from diptych.training.learner import build_learner
 from diptych.training.memory import keep_freed_memory
 from diptych.training.optimizers import build_optimizer
 from diptych.training.run_log import RunLog, read_metrics
-from diptych.training.schedules import learning_rate, peak_learning_rate
+from diptych.training.schedules import learning_rate, peak_learning_rate, twin_momentum
+from diptych.training.signals import collected_signals, interruption
 from diptych.training.state import RunState
 from diptych.training.step import StepResult, train_step
-from diptych.views.batches import ViewBatches
-
-
-class Watcher(Protocol):
-    """Is told how training goes. The command line's watcher draws a progress bar."""
-
-    def begin(self, *, step: int, total_steps: int) -> None:
-        """Training begins, or goes on, after ``step`` steps."""
-
-    def metrics(self, line: dict[str, Any]) -> None:
-        """A line of metrics was written."""
-
-    def symptom(self, symptom: Symptom) -> None:
-        """Something new is to be seen in the metrics."""
-
-    def say(self, sentence: str) -> None:
-        """Something else happened that people should know."""
-
-
-class Silent:
-    """A watcher that shows nothing."""
-
-    def begin(self, *, step: int, total_steps: int) -> None:
-        """Nothing."""
-
-    def metrics(self, line: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def symptom(self, symptom: Symptom) -> None:
-        """Nothing."""
-
-    def say(self, sentence: str) -> None:
-        """Nothing."""
+from diptych.training.watcher import Watcher
+from diptych.views.batches import Batch, ViewBatches
 
 
 def train(
@@ -86,24 +56,38 @@ def train(
         TrainingError: the loss or a weight is not a finite number; the last checkpoint is good.
         Interrupted: SIGINT or SIGTERM came; a checkpoint was written first.
         DamagedCheckpoint: there are checkpoints, but none is good or of these images.
+        ConfigError: the settings ask for labels or groups that the images do not have.
     """
     keep_freed_memory()
-    order = Order(config.seed, len(collection.train), config.training.batch_size)
+    images = collection.train
+    order = Order(config.seed, len(images), config.training.batch_size)
+    if config.method.loss.kind == "supervised" and images.labels is None:
+        raise ConfigError(
+            "method.loss.kind = 'supervised' needs labels: put the images of each class into a "
+            "folder of its own, or choose another loss."
+        )
+    group_by = config.images.group_by
     torch.manual_seed(config.seed)  # for what a network may draw itself, as dropout does
-    state = _build_state(config)
+    state = _build_state(config, collection, executor)
     _restore(state, folder, collection, watcher)
     run = _Run(
         config=config,
         folder=folder,
-        batches=ViewBatches(collection.train, order, (config.views, config.views), executor),
+        batches=ViewBatches(
+            images,
+            order,
+            (config.views,) * config.method.views,
+            executor,
+            None if group_by is None else find_groups(images.names, group_by),
+        ),
         probe=build_probe(collection, config.views, executor, image_count=config.probe.images),
         state=state,
         watcher=watcher,
-        fingerprint=collection.train.fingerprint(),
+        fingerprint=images.fingerprint(),
         total_steps=config.training.epochs * order.steps_per_epoch,
     )
     watcher.begin(step=state.step, total_steps=run.total_steps)
-    with RunLog(folder, resumed_step=state.step) as log, _signals() as received:
+    with RunLog(folder, resumed_step=state.step) as log, collected_signals() as received:
         run.train(log, received)
     return state
 
@@ -129,8 +113,8 @@ class _Run:
         begun, earlier = time.monotonic(), state.seconds
         saved = line_time = begun
         lines = read_metrics(self.folder.metrics)
-        for views in self._views():
-            result = self._step(views)
+        for batch in self._batches():
+            result = self._step(batch)
             state.step += 1
             now = time.monotonic()
             state.seconds = earlier + now - begun
@@ -146,21 +130,18 @@ class _Run:
                 self._save()
                 saved = time.monotonic()
             if received and not last:
-                raise _interruption(received[0], state.step, self.folder)
+                raise interruption(received[0], state.step, self.folder)
 
-    def _views(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self) -> Iterator[Batch]:
         steps = range(self.state.step, self.total_steps)
         device = next(self.state.method.parameters()).device
         if device.type == "cpu":  # views and network share the cores: nothing to gain ahead
             yield from map(self.batches.at, steps)
             return
-        for first, second in self.batches.prefetched(steps):
-            yield (
-                first.to(device, non_blocking=True),
-                second.to(device, non_blocking=True),
-            )
+        for batch in self.batches.prefetched(steps):
+            yield batch.to(device)
 
-    def _step(self, views: tuple[Tensor, Tensor]) -> StepResult:
+    def _step(self, batch: Batch) -> StepResult:
         config, state = self.config, self.state
         rate = learning_rate(
             config.schedule,
@@ -169,9 +150,14 @@ class _Run:
             steps_per_epoch=self.batches.order.steps_per_epoch,
             total_steps=self.total_steps,
         )
-        result = train_step(state.method, state.optimizer, views, rate=rate, config=config)
+        momentum = twin_momentum(
+            config.method.key_encoder, step=state.step, total_steps=self.total_steps
+        )
+        result = train_step(
+            state.method, state.optimizer, batch, rate=rate, momentum=momentum, config=config
+        )
         self.unchecked.append((state.step, result.look_up.loss.detach()))
-        if views[0].device.type == "cpu":  # reading a loss there waits for nothing
+        if batch.indices.device.type == "cpu":  # reading a loss there waits for nothing
             self._check_losses()
         return result
 
@@ -205,8 +191,11 @@ class _Run:
             "accuracy": float(found.accuracy),
             "candidates": found.candidates,
             "learning_rate": state.optimizer.param_groups[0]["lr"],
-            "views_per_second": round(2 * self.config.training.batch_size * steps / seconds, 1),
+            "views_per_second": round(
+                self.config.method.views * self.config.training.batch_size * steps / seconds, 1
+            ),
         }
+        line |= state.method.figures()
         if result.gradient_norm is not None:
             line["gradient_norm"] = float(result.gradient_norm)
         if self._health_is_due():
@@ -215,9 +204,8 @@ class _Run:
 
     def _watch(self, line: dict[str, Any], lines: list[dict[str, Any]]) -> None:
         self.watcher.metrics(line)
-        dictionary = self.config.method.dictionary
-        queue_size = dictionary.queue_size if dictionary.kind == "queue" else None
-        for symptom in find_symptoms(lines, queue_size=queue_size):
+        full = full_size(self.config.method.dictionary, self.batches.order.image_count)
+        for symptom in find_symptoms(lines, dictionary_size=full):
             if symptom.name not in self.symptoms:
                 self.symptoms.add(symptom.name)
                 self.watcher.symptom(symptom)
@@ -234,15 +222,15 @@ class _Run:
         )
 
 
-def _build_state(config: RunConfig) -> RunState:
-    method = build_method(config).train()
+def _build_state(config: RunConfig, collection: Collection, executor: Executor) -> RunState:
+    method = build_learner(config, collection, executor).train()
     layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
     method.to(choose_device(config.training.device)).to(memory_format=layout)
     if config.training.compile:
         method.network.compile()
-        if method.twin is not None:
+        if isinstance(method, Method) and method.twin is not None:
             method.twin.network.compile()
-    return RunState(method, build_optimizer(config.optimizer, method.network))
+    return RunState(method, build_optimizer(config.optimizer, method))
 
 
 def _restore(state: RunState, folder: RunFolder, collection: Collection, watcher: Watcher) -> None:
@@ -259,36 +247,6 @@ def _restore(state: RunState, folder: RunFolder, collection: Collection, watcher
         )
     state.restore(tensors, scalars)
     watcher.say(f"Going on from the checkpoint after step {state.step}.")
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; a second one does end the process."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, previous[number])
-
-    previous: dict[int, Any] = {}
-    try:
-        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-            previous[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread: the program around us minds its signals itself
-        pass
-    try:
-        yield received
-    finally:
-        for restored, handler in previous.items():
-            signal.signal(restored, handler)
-
-
-def _interruption(number: int, step: int, folder: RunFolder) -> Interrupted:
-    return Interrupted(
-        f"{signal.Signals(number).name} came; the run was saved after step {step}. Go on with "
-        f"--resume --out {folder.path}.",
-        number,
-    )
 
 
 def _not_finite(what: str, step: int, config: RunConfig, folder: RunFolder) -> TrainingError:

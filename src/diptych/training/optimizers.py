@@ -1,4 +1,4 @@
-"""How weights move: SGD from torch, LARS of our own, and what both leave alone."""
+"""How weights move: SGD and AdamW from torch, LARS of our own, and what all leave alone."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,7 +10,7 @@ from diptych.configs import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """Builds the optimizer of a network's trainable parameters.
+    """Builds the optimizer of a module's trainable parameters.
 
     Weight decay, and LARS's scaling, act on weights only. Norms and biases, all of which are
     vectors, are left out (SimCLR, appendix B.1).
@@ -24,6 +24,9 @@ def build_optimizer(config: OptimizerConfig, network: nn.Module) -> torch.optim.
         return Lars(groups, momentum=config.momentum, trust=config.lars_trust)
     for group in groups:
         group.pop("trust", None)
+    if config.kind == "adamw":
+        betas = (config.momentum, config.adamw_beta)
+        return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
     return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
 
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from diptych.contrast.method import Method
 from diptych.errors import DamagedCheckpoint
+from diptych.training.learner import Learner
 
 
 @dataclass
@@ -18,13 +18,13 @@ class RunState:
     neither needs saving.
 
     Attributes:
-        method: encoder, head, twin and dictionary with its pointer.
-        optimizer: of ``method.network``.
+        method: encoder, head, twin and dictionary with its pointer; or a student and its teacher.
+        optimizer: of the method's trainable parameters.
         step: steps done.
         seconds: spent in training, over all sittings.
     """
 
-    method: Method
+    method: Learner
     optimizer: torch.optim.Optimizer
     step: int = 0
     seconds: float = 0.0
@@ -32,7 +32,7 @@ class RunState:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state by a stable name, on the CPU, contiguous."""
         named = {f"method/{name}": value for name, value in self.method.state_dict().items()}
-        for name, parameter in self.method.network.named_parameters():
+        for name, parameter in trainable(self.method):
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     named[f"optimizer/{name}/{key}"] = value
@@ -57,11 +57,13 @@ class RunState:
             self.method.load_state_dict(saved, strict=True)
         except RuntimeError as error:
             raise DamagedCheckpoint(f"the checkpoint is of another network: {error}") from error
-        for name, parameter in self.method.network.named_parameters():
+        for name, parameter in trainable(self.method):
             prefix = f"optimizer/{name}/"
             for key in [key for key in tensors if key.startswith(prefix)]:
-                # In the parameter's own layout, so that the next step computes the same bits.
-                value = torch.empty_like(parameter).copy_(tensors[key])
+                value = tensors[key].to(parameter.device)
+                if value.shape == parameter.shape and value.ndim:
+                    # In the parameter's own layout, so that the next step computes the same bits.
+                    value = torch.empty_like(parameter).copy_(value)
                 self.optimizer.state[parameter][key.removeprefix(prefix)] = value.detach()
         torch.set_rng_state(tensors["generator/cpu"])
         if "generator/cuda" in tensors and torch.cuda.is_available():
@@ -69,5 +71,10 @@ class RunState:
         self.step, self.seconds = int(scalars["step"]), float(scalars["seconds"])
 
     def is_finite(self) -> bool:
-        """Whether every weight of the network is a number."""
-        return all(bool(torch.isfinite(p).all()) for p in self.method.network.parameters())
+        """Whether every weight that is trained is a number."""
+        return all(bool(torch.isfinite(p).all()) for _, p in trainable(self.method))
+
+
+def trainable(method: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that the optimizer moves, by name; not those of a twin or a teacher."""
+    return [(name, p) for name, p in method.named_parameters() if p.requires_grad]

@@ -6,9 +6,13 @@ import torch
 from torch import Tensor
 
 from diptych.configs import RunConfig
-from diptych.contrast.dictionaries import LookUp
-from diptych.contrast.method import Method
+from diptych.contrast.large_batch import backward_in_chunks
+from diptych.contrast.look_up import LookUp
+from diptych.contrast.method import Method, Output
+from diptych.training.learner import Learner
 from diptych.training.optimizers import set_learning_rate
+from diptych.training.state import trainable
+from diptych.views.batches import Batch
 
 
 class StepResult(NamedTuple):
@@ -24,36 +28,45 @@ class StepResult(NamedTuple):
 
 
 def train_step(
-    method: Method,
+    method: Learner,
     optimizer: torch.optim.Optimizer,
-    views: tuple[Tensor, Tensor],
+    batch: Batch,
     *,
     rate: float,
+    momentum: float,
     config: RunConfig,
 ) -> StepResult:
     """Learns from one batch.
 
     Args:
         method: is moved, and remembers the batch's keys.
-        optimizer: of ``method.network``.
-        views: two of (batch, channels, side, side), on the method's device.
+        optimizer: of the method's trainable parameters.
+        batch: on the method's device.
         rate: learning rate of this step.
-        config: clipping and precision.
+        momentum: share of itself that the twin keeps.
+        config: clipping, chunks and the loss's weight.
     """
-    bf16 = config.training.precision == "bf16"
-    with torch.autocast(views[0].device.type, torch.bfloat16, enabled=bf16):
-        output = method(*views)
-
     optimizer.zero_grad(set_to_none=True)
-    output.look_up.loss.backward()
+    output = _forward_and_backward(method, batch, config)
+
     gradient_norm = None
     if config.optimizer.clip_norm is not None:
         gradient_norm = torch.nn.utils.clip_grad_norm_(
-            method.network.parameters(), config.optimizer.clip_norm
+            [parameter for _, parameter in trainable(method)], config.optimizer.clip_norm
         )
     set_learning_rate(optimizer, rate)
     optimizer.step()
 
-    method.follow()  # after the network has moved, MoCo's algorithm 1
+    method.follow(momentum)  # after the network has moved, MoCo's algorithm 1
     method.remember(output)  # after the loss: a query must not meet its own key as a negative
     return StepResult(output.look_up, gradient_norm)
+
+
+def _forward_and_backward(method: Learner, batch: Batch, config: RunConfig) -> Output:
+    """The batch at once, or in chunks where that is asked for; the same gradients."""
+    chunk_size, weight = config.training.chunk_size, config.method.loss.weight
+    if chunk_size is not None and chunk_size < len(batch) and isinstance(method, Method):
+        return backward_in_chunks(method, batch, chunk_size=chunk_size, weight=weight)
+    output: Output = method(batch)
+    torch.autograd.backward(output.look_up.loss * weight)
+    return output

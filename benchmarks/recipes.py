@@ -1,0 +1,89 @@
+"""Trains every recipe at scale tiny from the command line, and puts what came of it in one table.
+
+Each recipe runs as a user would run it: `diptych pretrain PATH --recipe NAME --scale tiny`, in a
+process of its own, then `diptych evaluate`. The table has the loss at the end beside the loss of
+guessing, kNN and linear accuracy of the trained and the untrained encoder, the minutes, and the
+peak memory of the process. A figure holds where kNN beats the untrained encoder.
+
+    python benchmarks/recipes.py --images cifar10/ --limit 5000 --epochs 10
+    python benchmarks/recipes.py --quick         # the built-in photographs, 2 epochs
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from command_line_runs import Run, pretrain_and_evaluate
+from measuring import Figure, add_arguments, publish
+from rich.console import Console
+from rich.table import Table
+
+from diptych.recipes import RECIPES
+
+
+def show(runs: dict[str, Run]) -> None:
+    """One row for each recipe."""
+    test_images = next(iter(runs.values())).evaluation["protocol"]["test_images"]
+    table = Table(
+        title=f"Every recipe at scale tiny; accuracy in % on {test_images:,} test images",
+        title_justify="left",
+    )
+    for column in (
+        "recipe",
+        "loss",
+        "guessing",
+        "found",
+        "kNN",
+        "untrained",
+        "linear",
+        "untrained",
+    ):
+        table.add_column(column, justify="left" if column == "recipe" else "right")
+    table.add_column("minutes", justify="right")
+    table.add_column("peak MB", justify="right")
+    for recipe, run in runs.items():
+        knn, linear = run.evaluation["knn"], run.evaluation["linear"]
+        shares = [run.last["accuracy"], knn["trained"], knn["untrained"]]
+        shares += [linear["trained"], linear["untrained"]]
+        table.add_row(
+            recipe,
+            f"{run.last['loss']:.2f}",
+            f"{run.last['chance']:.2f}",
+            *(f"{100 * share:.1f}" for share in shares),
+            f"{run.minutes:.1f}",
+            f"{run.peak_megabytes:,.0f}",
+        )
+    Console(width=100 if not sys.stdout.isatty() else None).print(table)
+
+
+def main() -> None:
+    parser = add_arguments(__doc__)
+    parser.add_argument("--images", default="photographs", help="a folder with class folders")
+    parser.add_argument("--limit", type=int, help="use so many of them")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--keep", type=Path, help="keep the run folders in this new folder")
+    arguments = parser.parse_args()
+    flags = ["--scale", "tiny", "--epochs", str(2 if arguments.quick else arguments.epochs)]
+    if arguments.limit is not None:
+        flags += ["--images.limit", str(arguments.limit)]
+    if arguments.quick:
+        flags += ["--encoder.width", "16", "--images.limit", "1024"]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        runs = {
+            recipe: pretrain_and_evaluate(
+                arguments.images, ["--recipe", recipe, *flags], folder / recipe
+            )
+            for recipe in arguments.recipes
+        }
+    show(runs)
+    figures = [
+        Figure(f"{name}: kNN points over untrained", run.gain, 0.0) for name, run in runs.items()
+    ]
+    publish(figures, "Points of kNN accuracy gained by training", arguments.json)
+
+
+if __name__ == "__main__":
+    main()

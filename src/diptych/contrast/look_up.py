@@ -1,0 +1,130 @@
+"""A comparison scored: the loss, and how many queries found their own key."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diptych.configs import LossConfig
+from diptych.contrast import losses
+from diptych.contrast.dictionaries import Comparison
+from diptych.contrast.scores import (
+    Temperature,
+    all_scores,
+    batch_exclusions,
+    own_scores,
+    sum_up,
+    sum_up_among,
+)
+
+
+class LookUp(NamedTuple):
+    """What came of looking up a batch of queries.
+
+    Attributes:
+        loss: (), mean over queries in nats.
+        accuracy: (), share of queries that found their own key first; no gradient.
+        candidates: keys that each query chose among, its own included.
+        chance_loss: the loss of an encoder that cannot tell the candidates apart.
+    """
+
+    loss: Float[Tensor, ""]
+    accuracy: Float[Tensor, ""]
+    candidates: int
+    chance_loss: float
+
+
+def look_up(comparison: Comparison, config: LossConfig, *, temperature: Temperature) -> LookUp:
+    """Scores each query with its own key and with the others.
+
+    Args:
+        comparison: of one own key for each query.
+        config: the loss.
+        temperature: scores are divided by it.
+    """
+    own = own_scores(comparison.queries, comparison.positives, temperature=temperature)
+    score = _from_sums if config.kind in ("info_nce", "decoupled") else _from_all_scores
+    loss, best = score(own, comparison, config, temperature)
+    chance = chance_loss(config, comparison.candidates)
+    accuracy = losses.pretext_accuracy(own.detach(), best)
+    return LookUp(loss, accuracy, comparison.candidates, chance)
+
+
+def _from_sums(
+    own: Tensor, comparison: Comparison, config: LossConfig, temperature: Temperature
+) -> tuple[Tensor, Tensor]:
+    """Loss and best negative scores where the log sum exp of scores is enough: in tiles."""
+    excluded = comparison.excluded
+    if comparison.among and excluded is not None:
+        others = sum_up_among(comparison.queries, temperature=temperature, excluded=excluded)
+    else:
+        others = sum_up(
+            comparison.queries, comparison.negatives, temperature=temperature, excluded=excluded
+        )
+    if config.kind == "decoupled":
+        return losses.decoupled_cross_entropy(own, others.log_sum), others.best
+    return losses.cross_entropy(own, others.log_sum), others.best
+
+
+def _from_all_scores(
+    own: Tensor, comparison: Comparison, config: LossConfig, temperature: Temperature
+) -> tuple[Tensor, Tensor]:
+    """Loss and best negative scores where each score counts by itself: all in one matrix."""
+    scores = all_scores(
+        comparison.queries,
+        comparison.negatives,
+        temperature=temperature,
+        excluded=comparison.excluded,
+    )
+    learned = losses.semi_hard(own, scores) if config.semi_hard else scores
+    if config.kind == "nt_logistic":
+        return losses.logistic(own, learned), _largest(scores.detach())
+    return losses.margin_triplet(own, learned, margin=config.margin), _largest(scores.detach())
+
+
+def look_up_many(
+    views: Float[Tensor, "views dim"],
+    ids: Int[Tensor, " views"],
+    config: LossConfig,
+    *,
+    temperature: Temperature,
+) -> LookUp:
+    """Scores views that have several own keys each: all other views with the same id.
+
+    Args:
+        views: all views of a batch.
+        ids: the image of each view, or its class for the supervised loss.
+        config: the loss; only its name for chance is read.
+        temperature: scores are divided by it.
+    """
+    loss = losses.supervised_contrastive(views, ids, temperature=temperature)
+    with torch.no_grad():
+        same = batch_exclusions(ids)
+        best = sum_up_among(views, temperature=temperature, excluded=same).best
+        rows = torch.arange(len(views), device=views.device)[:, None]
+        fits = (views[:, None, :] * views[same.clamp(min=0)]).sum(dim=2) / temperature
+        own = _largest(fits.masked_fill((same < 0) | (same == rows), -math.inf))
+    candidates = len(views) - 1
+    accuracy = losses.pretext_accuracy(own, best)
+    return LookUp(loss, accuracy, candidates, chance_loss(config, candidates))
+
+
+def chance_loss(config: LossConfig, candidates: int) -> float:
+    """The loss where every score is the same.
+
+    ``info_nce`` and ``supervised``: log(candidates). ``decoupled``: log(candidates - 1), as the own
+    key is not in its denominator. ``nt_logistic``: 2 log 2, all scores 0. ``triplet``: the margin.
+    """
+    if config.kind == "decoupled":
+        return math.log(max(1, candidates - 1))
+    if config.kind == "nt_logistic":
+        return 2 * math.log(2)
+    return config.margin if config.kind == "triplet" else math.log(max(1, candidates))
+
+
+def _largest(scores: Float[Tensor, "queries keys"]) -> Float[Tensor, " queries"]:
+    if not scores.shape[1]:
+        return scores.new_full((len(scores),), -math.inf)
+    return scores.amax(dim=1)

@@ -1,0 +1,218 @@
+"""How far a network can tell the right key from batch statistics alone (MoCo, section 3.3).
+
+Where images of a group share batch-norm statistics, a query and its own key carry the mark of the
+same group, and so do the keys of the group's other images. Those are wrong keys: whatever makes
+them score above the wrong keys of other groups is the mark and nothing else, as images come to
+their groups by chance. The share of such pairs in which the marked key wins is 0.5 where nothing
+leaks.
+"""
+
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diptych.config_file import load_run_config
+from diptych.configs import RunConfig
+from diptych.contrast.method import Method, build_method
+from diptych.errors import ImagesError, RunFolderError
+from diptych.hardware import use_threads
+from diptych.images.order import Order
+from diptych.images.sources import open_images
+from diptych.model.norms import SplitBatchNorm, frozen_statistics
+from diptych.run_folder import RunFolder, write_aside
+from diptych.training.checkpoint import load_newest
+from diptych.views.batches import Batch, ViewBatches
+
+CERTAIN_ERRORS = 3.0  # standard errors from 0.5 beyond which a leak is called one
+
+
+class Leak(NamedTuple):
+    """What batch statistics give away.
+
+    Attributes:
+        marked_wins: share of pairs of wrong keys in which the one of the query's own group scores
+            above one of another group; 0.5 is no leak, 1 is a mark that always shows.
+        error: standard error of ``marked_wins`` over the groups.
+        found: share of queries that find their own key among all images' keys, encoded as in
+            training.
+        found_in_other_company: the same with every key encoded among other images.
+        groups: groups that were compared.
+        images_per_group: that share statistics.
+    """
+
+    marked_wins: float
+    error: float
+    found: float
+    found_in_other_company: float
+    groups: int
+    images_per_group: int
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the marked keys win more often than chance explains."""
+        return self.marked_wins - 0.5 > CERTAIN_ERRORS * self.error
+
+    def sentence(self) -> str:
+        """What the figures mean."""
+        figures = (
+            f"a wrong key of the query's own group of {self.images_per_group} beats a wrong key of "
+            f"another in {self.marked_wins:.1%} of pairs (50% is no leak; give or take "
+            f"{2 * self.error:.1%}); {self.found:.1%} of queries find their key as in training, "
+            f"{self.found_in_other_company:.1%} when keys are encoded in other company"
+        )
+        if self.is_certain:
+            return (
+                f"Batch statistics leak: {figures}. Use norm.kind = 'shuffle', 'sync', 'layer' or "
+                "'group'."
+            )
+        return f"No leak can be told from chance: {figures}."
+
+
+def check_leak(run: str | Path, *, image_count: int = 2048, threads: int | None = None) -> Leak:
+    """Measures the leak of a run on its own images and writes ``leak.json``.
+
+    Args:
+        run: a run folder with a checkpoint.
+        image_count: images to encode, in whole batches; at least two of them.
+        threads: CPU threads; all cores when not given.
+
+    Raises:
+        RunFolderError: there is no run, or no good checkpoint.
+        ImagesError: its images are not there any more, or too few for two batches.
+    """
+    folder = RunFolder(Path(run))
+    config = load_run_config(folder.config)
+    method = load_trained_method(folder, config)
+    with ThreadPoolExecutor(use_threads(threads)) as executor:
+        images = open_images(config.images, executor).train
+        order = Order(config.seed, len(images), config.training.batch_size)
+        batch_count = min(max(2, image_count // order.batch_size), order.steps_per_epoch)
+        if batch_count < 2:
+            raise ImagesError(
+                f"{config.images.path} has {len(images)} images; wanted two batches of "
+                f"{order.batch_size} at least, to compare one with the other."
+            )
+        policies = (config.views,) * config.method.views
+        batches = ViewBatches(images, order, policies, executor)
+        found = measure_leak(method, batches, batch_count=batch_count)
+    write_aside(folder.leak, (json.dumps(found._asdict(), indent=1) + "\n").encode())
+    return found
+
+
+def load_trained_method(folder: RunFolder, config: RunConfig) -> Method:
+    """The whole method of a run as its newest checkpoint has it: head, twin and dictionary too.
+
+    Raises:
+        RunFolderError: there is no checkpoint.
+        DamagedCheckpoint: there are some, but none is good.
+    """
+    found = load_newest(folder.checkpoints, lambda why: None)
+    if found is None:
+        raise RunFolderError(f"{folder.path} has no checkpoint. Wanted the folder of a run.")
+    tensors, _ = found
+    state = {n.removeprefix("method/"): v for n, v in tensors.items() if n.startswith("method/")}
+    keys = state.get("dictionary.keys")
+    method = build_method(config, image_count=1 if keys is None else len(keys))
+    method.load_state_dict(state)
+    return method.to(memory_format=torch.channels_last)
+
+
+def measure_leak(method: Method, batches: ViewBatches, *, batch_count: int) -> Leak:
+    """Compares keys of each group with those of all others, encoded as in training.
+
+    Args:
+        method: trained; its running statistics and its dictionary stay as they are.
+        batches: of the run's images.
+        batch_count: whole batches to take, 2 or more, from the first epoch's.
+
+    Raises:
+        ValueError: fewer than two groups.
+    """
+    norm_images = _images_per_group(method, batches.order.batch_size)
+    taken = [batches.order.batch(step) for step in range(batch_count)]
+    indices = np.concatenate([chosen for _, chosen in taken])
+    groups = torch.arange(len(indices)) // norm_images
+    if int(groups[-1]) < 1:
+        raise ValueError("wanted two groups or more to compare")
+    shuffled = np.random.Generator(np.random.Philox(0)).permutation(len(indices))
+    epoch = taken[0][0]
+    queries, keys = _encode(method, batches, indices, epoch)
+    _, moved = _encode(method, batches, indices[shuffled], epoch)
+    elsewhere = moved[torch.from_numpy(np.argsort(shuffled))]
+    wins, error = marked_wins(queries @ keys.T, groups)
+    return Leak(
+        wins,
+        error,
+        _found(queries @ keys.T),
+        _found(queries @ elsewhere.T),
+        int(groups[-1]) + 1,
+        norm_images,
+    )
+
+
+def marked_wins(
+    scores: Float[Tensor, "images images"], groups: Int[Tensor, " images"]
+) -> tuple[float, float]:
+    """Share of (wrong key of the own group, wrong key of another) in which the first scores higher.
+
+    Ties count half: the area under the curve of telling the groups apart by score.
+
+    Args:
+        scores: of each query with each key; the diagonal, the right key, does not count.
+        groups: of each image.
+
+    Returns:
+        The mean over queries, and its standard error over groups.
+    """
+    rows = torch.arange(len(scores))
+    same = groups[:, None] == groups[None, :]
+    marked: Bool[Tensor, "images images"] = same & (rows[:, None] != rows[None, :])
+    per_query = []
+    for row in range(len(scores)):
+        ours = scores[row][marked[row]]
+        theirs = torch.sort(scores[row][~same[row]]).values
+        below = torch.searchsorted(theirs, ours, side="left")
+        not_above = torch.searchsorted(theirs, ours, side="right")
+        per_query.append((below + not_above).double().mean() / (2 * len(theirs)))
+    each = torch.stack(per_query)
+    count = int(groups.max()) + 1
+    means = torch.stack([each[groups == group].mean() for group in range(count)])
+    return float(each.mean()), float(means.std() / math.sqrt(count))
+
+
+def _images_per_group(method: Method, batch_size: int) -> int:
+    """Images that share statistics: the smallest group of a split norm, or the whole batch."""
+    sizes = [norm.images_per_group for norm in method.modules() if isinstance(norm, SplitBatchNorm)]
+    return min([*sizes, batch_size])
+
+
+@torch.no_grad()
+def _encode(
+    method: Method, batches: ViewBatches, indices: NDArray[np.int64], epoch: int
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys of images, (images, dim) each, batch by batch with batch statistics."""
+    size, found = batches.order.batch_size, list[tuple[Tensor, Tensor]]()
+    method.train()
+    with frozen_statistics(method):
+        for step, start in enumerate(range(0, len(indices), size)):
+            chosen = indices[start : start + size]
+            views = batches.of(chosen, epoch)[:2]
+            batch = Batch(views, torch.from_numpy(chosen), step)
+            found.append(method.encode_pairs(batch))
+    method.eval()
+    queries, keys = zip(*found, strict=True)
+    return torch.cat(queries).float(), torch.cat(keys).float()
+
+
+def _found(scores: Float[Tensor, "images images"]) -> float:
+    own = scores.diagonal()
+    others = scores.clone().fill_diagonal_(-math.inf).amax(dim=1)
+    return float((own > others).double().mean())

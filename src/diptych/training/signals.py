@@ -1,0 +1,41 @@
+"""SIGINT and SIGTERM ask a run to save itself before it stops."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from diptych.errors import Interrupted
+from diptych.run_folder import RunFolder
+
+
+@contextmanager
+def collected_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; a second one does end the process."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    previous: dict[int, Any] = {}
+    try:
+        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+            previous[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread: the program around us minds its signals itself
+        pass
+    try:
+        yield received
+    finally:
+        for restored, handler in previous.items():
+            signal.signal(restored, handler)
+
+
+def interruption(number: int, step: int, folder: RunFolder) -> Interrupted:
+    """The error that ends a run which a signal stopped after it was saved."""
+    return Interrupted(
+        f"{signal.Signals(number).name} came; the run was saved after step {step}. Go on with "
+        f"--resume --out {folder.path}.",
+        number,
+    )

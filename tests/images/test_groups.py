@@ -1,0 +1,83 @@
+"""Groups by folder, name and table; partners are drawn evenly and follow from seed and epoch."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diptych.errors import ConfigError
+from diptych.images.groups import Groups, find_groups
+
+NAMES = ["cats/tom/1.png", "cats/tom/2.png", "cats/kit/1.png", "dogs/rex/9.png"]
+
+
+@pytest.mark.parametrize(
+    ("group_by", "numbers"),
+    [
+        ("folder", [0, 0, 1, 2]),
+        ("folder:1", [0, 0, 0, 1]),
+        ("folder:2", [0, 0, 1, 2]),
+        (r"name:/(\d+)\.png$", [0, 1, 0, 2]),
+    ],
+)
+def test_groups_by_folder_and_name(group_by: str, numbers: list[int]) -> None:
+    assert find_groups(NAMES, group_by).numbers.tolist() == numbers
+
+
+def test_groups_by_a_table(tmp_path: Path) -> None:
+    table = tmp_path / "patients.csv"
+    rows = ["patient,name", "p1,cats/tom/1.png", "p2,cats/tom/2.png", "p2,cats/kit/1.png"]
+    table.write_text("\n".join([*rows, "p1,dogs/rex/9.png", "p7,another.png"]))
+    assert find_groups(NAMES, f"{table}:patient").numbers.tolist() == [0, 1, 1, 0]
+    with pytest.raises(
+        ConfigError, match=r"needs the columns 'name' and 'hospital'; it has patient"
+    ):
+        find_groups(NAMES, f"{table}:hospital")
+    with pytest.raises(ConfigError, match=r"no row for 1 of 1 images, as 'new\.png'"):
+        find_groups(["new.png"], f"{table}:patient")
+
+
+@pytest.mark.parametrize(
+    ("group_by", "message"),
+    [
+        ("patient", "must be 'folder'"),
+        ("name:", "must be 'folder'"),
+        ("folder:3", "needs a level between 1 and 2 for 'cats/tom/1.png'"),
+        ("folder:0", "needs a level between 1 and 2"),
+        ("folder:x", "needs a level between 1 and 2"),
+        ("name:tom", "needs a parenthesis"),
+        ("name:(", "no regular expression"),
+        ("name:(tom)", r"not found in 2 of 4 names, as 'cats/kit/1\.png'"),
+        ("missing.csv:patient", "cannot read missing.csv"),
+    ],
+)
+def test_what_cannot_be_grouped_is_refused(group_by: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find_groups(NAMES, group_by)
+
+
+def test_partners_are_other_images_of_the_group_equally_often() -> None:
+    numbers = np.array([3, 0, 3, 1, 3, 0, 3, 2])
+    groups = Groups.of(np.unique(numbers, return_inverse=True)[1])
+    met: Counter[int] = Counter()
+    everything = np.arange(8)
+    for epoch in range(3000):
+        shown = groups.partners(everything, seed=1, epoch=epoch, views=3)
+        assert shown.shape == (3, 8)
+        assert (shown[0] == everything).all()
+        assert (numbers[shown] == numbers[None, :]).all()
+        assert (shown[1:, [0, 2, 4, 6, 1, 5]] != everything[[0, 2, 4, 6, 1, 5]]).all()
+        assert (shown[:, [3, 7]] == everything[[3, 7]]).all()
+        met.update(shown[1:, 0].tolist())
+    assert set(met) == {2, 4, 6}
+    assert sum((met[i] - 2000) ** 2 / 2000 for i in (2, 4, 6)) < 13.8  # chi-squared, 2, p = 0.001
+
+
+def test_a_partner_does_not_depend_on_the_batch() -> None:
+    groups = Groups.of(np.arange(40) // 5)
+    whole = groups.partners(np.arange(40), seed=7, epoch=2, views=2)
+    some = np.array([31, 4, 17])
+    assert (groups.partners(some, seed=7, epoch=2, views=2) == whole[:, some]).all()
+    assert (groups.partners(some, seed=8, epoch=2, views=2) != whole[:, some]).any()
+    assert (groups.partners(np.arange(40), seed=7, epoch=3, views=2) != whole).any()

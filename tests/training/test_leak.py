@@ -1,0 +1,153 @@
+"""The leak's measure against plain loops, and on networks that must or cannot leak."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from diptych.configs import MethodConfig, NormConfig, RunConfig, ViewsConfig
+from diptych.contrast.dictionaries import KeyQueue
+from diptych.contrast.method import Method
+from diptych.errors import ImagesError
+from diptych.images.order import Order
+from diptych.images.sources import from_array
+from diptych.pretraining import pretrain
+from diptych.training.leak import Leak, check_leak, marked_wins, measure_leak
+from diptych.views.batches import ViewBatches
+
+Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
+
+
+def test_marked_wins_equals_the_plain_loop() -> None:
+    rng = np.random.default_rng(2)
+    scores = rng.integers(0, 6, (12, 12)).astype(float)  # few values, so that there are ties
+    groups = np.arange(12) // 4
+    means = []
+    for group in range(3):
+        shares = []
+        for i in np.flatnonzero(groups == group):
+            wins = [
+                1.0 if scores[i, j] > scores[i, k] else 0.5 if scores[i, j] == scores[i, k] else 0.0
+                for j in range(12)
+                if groups[j] == group and j != i
+                for k in range(12)
+                if groups[k] != group
+            ]
+            shares.append(np.mean(wins))
+        means.append(np.mean(shares))
+    found, error = marked_wins(torch.from_numpy(scores), torch.from_numpy(groups))
+    assert found == pytest.approx(np.mean(means))
+    assert error == pytest.approx(np.std(means, ddof=1) / np.sqrt(3))
+
+
+class GroupMean(nn.Module):
+    """An encoder that gives every image the mean of its group of four, and nothing of its own."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images[:, :, ::4, ::4].flatten(1)
+        mean = pixels.reshape(-1, 4, pixels.shape[1]).mean(dim=1)
+        return mean.repeat_interleave(4, dim=0) + 1e-3 * pixels
+
+
+class OwnPixels(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images[:, :, ::4, ::4].flatten(1)
+
+
+def leak_of(encoder: nn.Module, *, shuffle: bool) -> Leak:
+    """Of images of one colour each in groups of four, in batches of 16."""
+    colors = np.random.default_rng(0).integers(0, 256, (64, 1, 1, 3), dtype=np.uint8)
+    pixels = np.ascontiguousarray(np.broadcast_to(colors, (64, 16, 16, 3)))
+    config = RunConfig()
+    images = from_array(pixels, None, config.images)
+    method = Method(
+        encoder,
+        # The size of a group is read off the norms.
+        nn.Sequential(_norm_of_four()),
+        KeyQueue(8, dim=48),
+        replace(MethodConfig(), dictionary=replace(config.method.dictionary, kind="queue")),
+        shuffle_seed=3 if shuffle else None,
+    )
+    views = ViewsConfig(
+        side_pixels=16, jitter_probability=0.0, gray_probability=0.0, blur_probability=0.0
+    )
+    with ThreadPoolExecutor(1) as executor:
+        batches = ViewBatches(images, Order(0, 64, 16), (views, views), executor)
+        return measure_leak(method, batches, batch_count=4)
+
+
+def _norm_of_four() -> nn.Module:
+    from diptych.model.norms import SplitBatchNorm
+
+    class Marked(SplitBatchNorm):
+        def forward(self, input: Tensor) -> Tensor:
+            return input
+
+    return Marked(48, images_per_group=4)
+
+
+def test_a_network_that_encodes_its_group_is_found_out_unless_keys_are_shuffled() -> None:
+    leaking = leak_of(GroupMean(), shuffle=False)
+    assert leaking.images_per_group == 4
+    assert leaking.groups == 16
+    assert leaking.marked_wins > 0.9
+    assert leaking.is_certain
+    assert leaking.found > leaking.found_in_other_company + 0.1
+    assert "Batch statistics leak" in leaking.sentence()
+    shuffled = leak_of(GroupMean(), shuffle=True)
+    assert shuffled.marked_wins < 0.75 < leaking.marked_wins
+    assert not leak_of(OwnPixels(), shuffle=False).is_certain
+    assert "No leak" in leak_of(OwnPixels(), shuffle=False).sentence()
+
+
+def test_a_finished_run_is_checked_with_its_head_and_key_encoder(
+    tmp_path: Path, stripes: Stripes
+) -> None:
+    pixels, labels = stripes(96)
+    np.savez(tmp_path / "images.npz", images=pixels, labels=labels)
+    settings: dict[str, Any] = {
+        "recipe": "moco_v2",
+        "scale": "tiny",
+        "encoder.width": 4,
+        "encoder.stage_blocks": (1, 1),
+        "views.side_pixels": 16,
+        "training.batch_size": 32,
+        "training.threads": 1,
+        "norm.images_per_group": 8,
+    }
+    run = pretrain(tmp_path / "images.npz", out=tmp_path / "run", quiet=True, epochs=1, **settings)
+    before = (run / "encoder.safetensors").read_bytes()
+    found = check_leak(run, image_count=96, threads=1)
+    assert (found.groups, found.images_per_group) == (12, 8)
+    assert 0.0 <= found.marked_wins <= 1.0
+    assert (run / "encoder.safetensors").read_bytes() == before
+    assert json.loads((run / "leak.json").read_text())["marked_wins"] == found.marked_wins
+
+
+def test_one_batch_is_too_little(tmp_path: Path, stripes: Stripes) -> None:
+    pixels, _ = stripes(16)
+    np.savez(tmp_path / "images.npz", images=pixels)
+    settings: dict[str, Any] = {"encoder.width": 4, "training.threads": 1, "scale": "tiny"}
+    run = pretrain(
+        tmp_path / "images.npz",
+        out=tmp_path / "run",
+        quiet=True,
+        epochs=1,
+        batch_size=16,
+        **settings,
+    )
+    with pytest.raises(ImagesError, match="wanted two batches of 16"):
+        check_leak(run, threads=1)
+
+
+def test_norms_per_image_have_no_groups() -> None:
+    assert NormConfig("layer").is_per_image
+    assert NormConfig("shuffle").is_grouped
