@@ -10,7 +10,6 @@ resident memory of a process that does nothing else, one process for each.
     python benchmarks/large_batch.py --quick     # batch 512 in chunks of 32
 """
 
-import resource
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from diptych.hardware import shorten_spinning, use_threads
 shorten_spinning()  # as the command line does, before torch is imported
 
 import torch
-from measuring import Figure, add_arguments, publish
+from measuring import Figure, add_arguments, publish, resident_bytes
 
 from diptych.configs import EncoderConfig, NormConfig, RunConfig
 from diptych.contrast.large_batch import backward_in_chunks
@@ -103,7 +102,7 @@ def one_step(images: int, chunk_size: int) -> None:
     else:
         plain_step(method, batch)
         plain_step(method, batch)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(resident_bytes("VmHWM") / 2**20)
 
 
 def main() -> None:

@@ -18,15 +18,13 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Literal
 
 from diptych.hardware import shorten_spinning
 
 shorten_spinning()  # as the command line does, before torch is imported
 
 import torch
-from measuring import Figure, parse_arguments, publish
+from measuring import Figure, parse_arguments, publish, resident_bytes
 from torch import Tensor
 from torch.nn import functional
 
@@ -67,15 +65,6 @@ def timed(loss: Loss, first: Tensor, second: Tensor) -> float:
     begun = time.perf_counter()
     loss(first, second).backward()  # type: ignore[no-untyped-call]
     return time.perf_counter() - begun
-
-
-def resident_bytes(kind: Literal["VmRSS", "VmHWM"]) -> int:
-    """Memory that this process holds now (VmRSS), or held at most so far (VmHWM).
-
-    Not getrusage's ru_maxrss: that one begins at what the parent process held.
-    """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(kind))
 
 
 def measure_here(name: str, pairs: int) -> dict[str, float]:

@@ -45,6 +45,15 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     return add_arguments(description).parse_args()
 
 
+def resident_bytes(kind: Literal["VmRSS", "VmHWM"]) -> int:
+    """Memory that this process holds now (VmRSS), or held at most so far (VmHWM).
+
+    Not getrusage's ru_maxrss: that one begins at what the parent process held.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(kind))
+
+
 def publish(figures: Sequence[Figure], title: str, file: Path | None) -> None:
     """Prints the figures as a table and writes them as JSON if a file is given."""
     table = Table(title=title, title_justify="left")

@@ -5,7 +5,7 @@ process of its own, then `diptych evaluate`. The table has the loss at the end b
 guessing, kNN and linear accuracy of the trained and the untrained encoder, the minutes, and the
 peak memory of the process. A figure holds where kNN beats the untrained encoder.
 
-    python benchmarks/recipes.py --images cifar10/ --limit 5000 --epochs 10
+    python benchmarks/recipes.py --images cifar10/ --limit 5000 --epochs 20
     python benchmarks/recipes.py --quick         # the built-in photographs, 2 epochs
 """
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser = add_arguments(__doc__)
     parser.add_argument("--images", default="photographs", help="a folder with class folders")
     parser.add_argument("--limit", type=int, help="use so many of them")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--keep", type=Path, help="keep the run folders in this new folder")
     arguments = parser.parse_args()

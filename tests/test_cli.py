@@ -384,11 +384,19 @@ def test_recipes_are_listed_and_printed(tmp_path: Path, capsys: pytest.CaptureFi
     assert "no recipe 'moco'; wanted one of memory_bank" in capsys.readouterr().err
 
 
-def test_a_runs_leak_is_checked(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_runs_leak_is_checked(
+    finished: Path, class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert ran("check-leak", str(finished), "--threads", "1") == 0
+    assert "Nothing can leak: all keys that a query meets share" in capsys.readouterr().out
+    out = tmp_path / "run"
+    flags = ["--recipe", "moco_v1", "--norm.images-per-group", "4", "--out", str(out)]
+    assert ran("pretrain", str(class_folder), *flags, *ONE_EPOCH) == 0
+    capsys.readouterr()
+    assert ran("check-leak", str(out), "--threads", "1") == 0
     said = capsys.readouterr().out
-    assert "a wrong key of the query's own group of 16 beats a wrong key of another" in said
-    found = json.loads((finished / "leak.json").read_text())
+    assert "a wrong key of the query's own group of 4 beats a wrong key of another" in said
+    found = json.loads((out / "leak.json").read_text())
     assert f"{found['marked_wins']:.1%} of pairs" in said
 
 
@@ -413,13 +421,13 @@ def test_the_second_view_comes_from_another_image_of_the_group(
     class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    flags = ["--images.group-by", "folder", "--out", str(out), "--epochs", "2", *TINY]
+    flags = ["--group-by", "folder", "--out", str(out), "--epochs", "2", *TINY]
     assert ran("pretrain", str(class_folder), *flags, "--no-report") == 0
     capsys.readouterr()
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     # Three classes are three groups: about a third of the batch's 32 views are no negatives.
     assert all(15 <= line["candidates"] <= 27 for line in lines)
-    assert ran("pretrain", str(class_folder), "--images.group-by", "patient", *TINY) == 1
+    assert ran("pretrain", str(class_folder), "--group-by", "patient", *TINY) == 1
     assert "images.group_by must be 'folder'" in capsys.readouterr().err
 
 
@@ -437,7 +445,10 @@ def test_a_run_says_what_its_queries_meet(
     bank = said("--recipe", "memory_bank", "--method.dictionary.bank-precision", "fp16")
     assert "47 negatives drawn from a bank of 48 keys in 0.0 MB (fp16)" in bank
     chunked = said("--seed", "1", "--training.chunk-size", "8")
-    assert "meets 30 negatives, all of its own batch, encoded 8 images at a time." in chunked
+    assert "meets 30 negatives, all of its own batch, encoded 8 images at a time; norm" in chunked
+    assert "'sync' then normalises each 8 by themselves" in chunked
+    exact = said("--seed", "2", "--training.chunk-size", "8", "--norm.kind", "layer")
+    assert "all of its own batch, encoded 8 images at a time." in exact
 
 
 def test_the_supervised_loss_needs_labels(
@@ -452,3 +463,56 @@ def test_the_supervised_loss_needs_labels(
     out = ["--out", str(tmp_path / "other")]
     assert ran("pretrain", str(tmp_path / "images.npy"), *out, *flags) == 1
     assert "needs labels" in capsys.readouterr().err
+
+
+def test_an_encoder_is_asked_for_by_name(class_folder: Path, tmp_path: Path) -> None:
+    def encoder_of(*flags: str) -> tuple[str, str]:
+        out = tmp_path / flags[1].replace(":", "")
+        given = [*flags, "--out", str(out), "--quiet", *ONE_EPOCH[:3], "--batch-size", "16"]
+        given += ["--views.side-pixels", "32", "--probe.images", "16", "--threads", "1"]
+        assert ran("pretrain", str(class_folder), *given) == 0
+        assert diptych.load_encoder(out)(torch.zeros(1, 3, 32, 32)).ndim == 2
+        config = load_run_config(out / "config.toml").encoder
+        return config.name, config.stem
+
+    assert encoder_of("--encoder", "mobilenet_v3_small") == ("mobilenet_v3_small", "imagenet")
+    assert encoder_of("--encoder", "timm:resnet10t") == ("timm:resnet10t", "imagenet")
+    vit = ("--encoder", "vit_tiny_patch16_224", "--encoder.freeze-patches", "--head.layers", "3")
+    assert encoder_of(*vit, "--recipe", "moco_v3") == ("vit_tiny_patch16_224", "imagenet")
+    none = ("--encoder=resnet18", "--scale", "small", "--head.layers", "0")
+    assert encoder_of(*none) == ("resnet18", "small")
+
+
+def test_flags_are_checked_on_top_of_their_recipe(class_folder: Path, tmp_path: Path) -> None:
+    """A flag that fits no default may fit the recipe."""
+    out = tmp_path / "run"
+    flags = ["--recipe", "end_to_end", "--method.key-encoder.kind", "twin", "--out", str(out)]
+    assert ran("pretrain", str(class_folder), *flags, "--quiet", *ONE_EPOCH) == 0
+    config = load_run_config(out / "config.toml")
+    assert config.method.key_encoder.kind == "twin"
+    assert not config.method.dictionary.both_views
+
+
+def test_settings_that_fail_leave_the_folder_free(
+    class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    given = ["pretrain", str(class_folder), "--out", str(out), "--quiet", *ONE_EPOCH]
+    for wrong in (["--encoder", "resnet19"], ["--group-by", "folder:3"]):
+        assert ran(*given, *wrong) == 1
+    assert "resnet18" in capsys.readouterr().err
+    assert ran(*given) == 0
+
+
+def test_the_stem_follows_the_side_of_the_views() -> None:
+    from diptych.resolve import layers_of, resolve
+
+    def stem_of(**settings: dict[str, object]) -> str:
+        layers = layers_of({"images": {"path": "photographs"}, "scale": "tiny", **settings}, None)
+        return resolve(layers, image_count=500, median_side_pixels=32)[0].encoder.stem
+
+    assert stem_of(encoder={"name": "resnet18"}) == "small"
+    assert stem_of(encoder={"name": "resnet18"}, views={"side_pixels": 224}) == "imagenet"
+    assert stem_of(encoder={"name": "resnet26"}) == "imagenet"
+    assert stem_of(encoder={"name": "resnet18", "stem": "imagenet"}) == "imagenet"
+    assert stem_of() == "small"

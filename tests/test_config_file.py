@@ -17,9 +17,15 @@ from diptych.config_file import (
     read_config_file,
     to_toml,
 )
-from diptych.configs import EncoderConfig, ImagesConfig, RunConfig, ViewsConfig
+from diptych.configs import (
+    EncoderConfig,
+    ImagesConfig,
+    RunConfig,
+    ViewsConfig,
+    require_consistent,
+)
 from diptych.errors import ConfigError
-from diptych.recipes import choose_scale, fitted_batch, recipe_config
+from diptych.recipes import RECIPES, choose_scale, fitted_batch, recipe_config
 
 
 def test_a_recipe_survives_its_file(tmp_path: Path) -> None:
@@ -65,19 +71,7 @@ def test_papers_settings_are_the_papers() -> None:
         ({"views": {"crop_area": [0.9, 0.2]}}, "low <= high"),
         ({"views": 3}, "views is a table"),
         ({"seed": -1}, "seed must lie between"),
-        ({"method": {"key_encoder": {"kind": "twin"}}}, "which needs the key encoder 'shared'"),
-        ({"method": {"views": 3, "dictionary": {"kind": "queue"}}}, "method.views above 2 go with"),
-        (
-            {"method": {"dictionary": {"kind": "bank"}, "key_encoder": {"kind": "twin"}}},
-            "a bank remembers keys",
-        ),
-        ({"method": {"loss": {"semi_hard": True}}}, "goes with the kinds nt_logistic and triplet"),
         ({"method": {"loss": {"temperature": 0.001}}}, "must be 0.01 or more"),
-        (
-            {"norm": {"kind": "split", "images_per_group": 48}},
-            "training.batch_size to be a multiple of norm.images_per_group = 48; got 256",
-        ),
-        ({"training": {"chunk_size": 100}}, "must divide training.batch_size = 256; got 100"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, object], words: str) -> None:
@@ -85,6 +79,57 @@ def test_wrong_settings_are_refused(settings: dict[str, object], words: str) -> 
         overlay(RunConfig(), settings, "run.toml")
     assert words in str(caught.value)
     assert str(caught.value).startswith("run.toml: ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"method": {"key_encoder": {"kind": "twin"}}}, "which needs the key encoder 'shared'"),
+        ({"method": {"views": 3, "dictionary": {"kind": "queue"}}}, "method.views above 2 go with"),
+        (
+            {"method": {"dictionary": {"kind": "bank"}, "key_encoder": {"kind": "twin"}}},
+            "a bank remembers keys",
+        ),
+        ({"method": {"loss": {"semi_hard": True}}}, "goes with the kinds nt_logistic and triplet"),
+        (
+            {"norm": {"kind": "split", "images_per_group": 48}},
+            "training.batch_size to be a multiple of norm.images_per_group = 48; got 256",
+        ),
+        ({"training": {"chunk_size": 100}}, "must divide training.batch_size = 256; got 100"),
+        ({"encoder": {"stem": "imagenet"}}, "small_resnet has the small stem only"),
+        ({"head": {"predictor_layers": 2}}, "here every query is a key"),
+        (
+            {"images": {"group_by": "folder"}, "method": {"dictionary": {"kind": "bank"}}},
+            "set method.symmetric = true",
+        ),
+        (
+            {"images": {"group_by": "folder"}, "method": {"loss": {"kind": "supervised"}}},
+            "leave one of them out",
+        ),
+        (
+            {"norm": {"kind": "split"}, "training": {"batch_size": 96, "chunk_size": 24}},
+            "training.chunk_size to be a multiple of norm.images_per_group = 32; got 24",
+        ),
+        ({"training": {"chunk_size": 64, "compile": True}}, "leave one of them out"),
+        (
+            {"distillation": {"teacher": "runs/x"}, "training": {"chunk_size": 64}},
+            "distillation has no cached gradients",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(
+    settings: dict[str, object], words: str
+) -> None:
+    config = overlay(RunConfig(), settings, "run.toml")  # each is right by itself
+    with pytest.raises(ConfigError) as caught:
+        require_consistent(config)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("scale", ["tiny", "small", "paper"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_go_together(recipe: str, scale: str) -> None:
+    require_consistent(recipe_config(recipe, scale))
 
 
 def test_files_that_are_not_toml_are_refused(tmp_path: Path) -> None:
@@ -132,7 +177,7 @@ def test_bad_ranges_are_refused() -> None:
         lambda: ViewsConfig(hue=0.6),
         lambda: ViewsConfig(flip_probability=1.5),
         lambda: EncoderConfig(stage_blocks=()),
-        lambda: EncoderConfig(stem="imagenet"),
+        lambda: EncoderConfig(width_multiplier=0),
         lambda: replace(RunConfig().training, batch_size=1),
     ):
         with pytest.raises(ConfigError):

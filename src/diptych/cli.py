@@ -107,12 +107,13 @@ def pretrain(arguments: Sequence[str]) -> None:
     """Learn a representation of unlabelled images; write encoder, metrics, checkpoints and report.
 
     Settings come from the recipe at a scale, then from --config, then from flags, each overriding
-    the one before. Folders of classes are noticed and used for evaluation only.
+    the one before. Folders of classes are noticed, and used for evaluation.
 
     Examples:
       diptych pretrain photos/ --epochs 50 --out runs/photos
       diptych pretrain photos/ --out runs/photos --resume
       diptych pretrain cells.npz --recipe moco_v2 --scale small --optimizer.learning-rate 0.1
+      diptych pretrain photos/ --encoder resnet50 --norm.kind shuffle --training.chunk-size 64
       diptych pretrain --config runs/photos/config.toml --out runs/again
     """
     from diptych.flags import PretrainFlags, explicit_settings, parse
@@ -239,11 +240,18 @@ def check_leak(arguments: Sequence[str]) -> None:
     Examples:
       diptych check-leak runs/photos
     """
+    from diptych.config_file import load_run_config
     from diptych.flags import CheckLeakFlags, parse
+    from diptych.run_folder import RunFolder
+    from diptych.training.leak import cannot_leak
     from diptych.training.leak import check_leak as measure
 
     flags = parse(CheckLeakFlags, check_leak, arguments)
-    print(measure(flags.run, image_count=flags.images, threads=flags.threads).sentence())
+    found = measure(flags.run, image_count=flags.images, threads=flags.threads)
+    if found is None:
+        print(f"Nothing can leak: {cannot_leak(load_run_config(RunFolder(flags.run).config))}.")
+    else:
+        print(found.sentence())
 
 
 VERBS: Final[dict[str, Callable[[Sequence[str]], None]]] = {

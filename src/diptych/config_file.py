@@ -21,6 +21,7 @@ SHORT_NAMES: Final = {
     "epochs": "training.epochs",
     "batch_size": "training.batch_size",
     "threads": "training.threads",
+    "group_by": "images.group_by",
 }
 """Settings that may be given without their section, as flags and in Python."""
 

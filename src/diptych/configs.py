@@ -5,7 +5,7 @@ steps) is a function elsewhere. The docstrings under the fields are the help tex
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from diptych.errors import ConfigError
@@ -159,11 +159,6 @@ class EncoderConfig:
             self.stage_blocks,
         )
         _require(
-            self.name != "small_resnet" or self.stem == "small",
-            "small_resnet has the small stem only; set encoder.stem = 'small'",
-            self.stem,
-        )
-        _require(
             1 <= self.width_multiplier <= 16,
             "encoder.width_multiplier must lie between 1 and 16",
             self.width_multiplier,
@@ -218,7 +213,7 @@ class HeadConfig:
     batch_norm: bool = False
     """Normalise the hidden layers (SimCLR's published code does, MoCo v2 does not)."""
     output_norm: bool = False
-    """Normalise the projection as well, without scale and shift (SimCLR's code, MoCo v3)."""
+    """Normalise the projection as well, without scale and shift (MoCo v3)."""
     predictor_layers: int = 0
     """Layers of a predictor on the queries' side only (MoCo v3 has 2); 0 is none."""
 
@@ -298,7 +293,8 @@ class LossConfig:
     learn_temperature: bool = False
     """Begin at `temperature` and learn it with the weights; never below 0.01."""
     margin: float = 0.8
-    """Of `triplet`: how much closer than a negative the own key must be."""
+    """Of `triplet`: how much higher than a negative's score the own key's must be; scores are
+    cosines divided by the temperature."""
     semi_hard: bool = False
     """Of `nt_logistic` and `triplet`: each query learns from one negative only, the closest of
     those that are farther than its own key."""
@@ -313,11 +309,6 @@ class LossConfig:
         )
         _require(self.margin > 0, "method.loss.margin must be positive", self.margin)
         _require(self.weight > 0, "method.loss.weight must be positive", self.weight)
-        _require(
-            not self.semi_hard or self.kind in ("nt_logistic", "triplet"),
-            "method.loss.semi_hard goes with the kinds nt_logistic and triplet",
-            self.kind,
-        )
 
 
 @dataclass(frozen=True)
@@ -333,35 +324,7 @@ class MethodConfig:
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
-        dictionary, loss = self.dictionary, self.loss
-        end_to_end = dictionary.kind == "batch" and self.key_encoder.kind == "shared"
         _require(2 <= self.views <= 16, "method.views must lie between 2 and 16", self.views)
-        _require(
-            self.views == 2 or (end_to_end and dictionary.both_views),
-            "method.views above 2 go with the dictionary 'batch', both_views and a shared encoder",
-            self.views,
-        )
-        _require(
-            dictionary.kind != "bank" or self.key_encoder.kind == "shared",
-            "a bank remembers keys and encodes none: set method.key_encoder.kind = 'shared'",
-            self.key_encoder.kind,
-        )
-        _require(
-            dictionary.kind != "batch" or not dictionary.both_views or end_to_end,
-            "method.dictionary.both_views lets every view be a key, which needs the key encoder "
-            "'shared'; with a twin, set method.dictionary.both_views = false",
-            self.key_encoder.kind,
-        )
-        _require(
-            loss.kind != "supervised" or (end_to_end and dictionary.both_views),
-            "method.loss.kind = 'supervised' goes with the dictionary 'batch' and both_views",
-            dictionary.kind,
-        )
-        _require(
-            self.views == 2 or loss.kind in ("info_nce", "supervised"),
-            "method.views above 2 go with the losses info_nce and supervised",
-            loss.kind,
-        )
 
 
 @dataclass(frozen=True)
@@ -452,8 +415,9 @@ class TrainingConfig:
     batch_size: int = 256
     """Images in a batch; each gives two views."""
     chunk_size: int | None = None
-    """Images encoded at once, if fewer than the batch: the same loss and gradients in the memory of
-    a chunk, for about a third more time (cached gradients). The whole batch when not given."""
+    """Images encoded at once, if fewer than the batch: the loss and gradients of the whole in the
+    memory of a chunk, for about a third more time (cached gradients). Norms `batch` and `sync` see
+    one chunk at a time. The whole batch when not given."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the networks run. `auto` takes an accelerator when there is one."""
     threads: int | None = None
@@ -573,18 +537,117 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, "seed must lie between 0 and 2^63 - 1", self.seed)
-        batch, chunk = self.training.batch_size, self.training.chunk_size
-        if self.norm.is_grouped:
-            group = self.norm.images_per_group
-            for name, images in (("batch_size", batch), ("chunk_size", chunk or batch)):
-                _require(
-                    images <= group or images % group == 0,
-                    f"norm.kind = {self.norm.kind!r} needs training.{name} to be a multiple of "
-                    f"norm.images_per_group = {group}",
-                    images,
-                )
+
+
+def norm_of_batch(config: RunConfig) -> NormConfig:
+    """The norm of a run; a batch that is smaller than a group of images is one group."""
+    group = min(config.norm.images_per_group, config.training.batch_size)
+    return replace(config.norm, images_per_group=group)
+
+
+def require_consistent(config: RunConfig) -> None:
+    """Refuses settings that are right by themselves and do not go together.
+
+    Not part of the configs themselves: while a file and flags are laid over a recipe one by one,
+    some of them do not fit yet.
+
+    Raises:
+        ConfigError: names the settings, and says which would go together.
+    """
+    _require(
+        config.encoder.name != "small_resnet" or config.encoder.stem == "small",
+        "small_resnet has the small stem only; set encoder.stem = 'small'",
+        config.encoder.stem,
+    )
+    _require_consistent_method(config)
+    _require_consistent_batch(config)
+    if config.distillation.teacher is not None:
         _require(
-            chunk is None or batch % chunk == 0 or chunk > batch,
+            config.training.chunk_size is None,
+            "distillation has no cached gradients, as it compares no images: leave out "
+            "training.chunk_size and take a smaller training.batch_size",
+            config.training.chunk_size,
+        )
+
+
+def _require_consistent_method(config: RunConfig) -> None:
+    method, dictionary, loss = config.method, config.method.dictionary, config.method.loss
+    end_to_end = dictionary.kind == "batch" and method.key_encoder.kind == "shared"
+    queries_are_keys = end_to_end and dictionary.both_views
+    grouped = config.images.group_by is not None
+    _require(
+        method.views == 2 or queries_are_keys,
+        "method.views above 2 go with the dictionary 'batch', both_views and a shared encoder",
+        method.views,
+    )
+    _require(
+        dictionary.kind != "bank" or method.key_encoder.kind == "shared",
+        "a bank remembers keys and encodes none: set method.key_encoder.kind = 'shared'",
+        method.key_encoder.kind,
+    )
+    _require(
+        dictionary.kind != "batch" or not dictionary.both_views or end_to_end,
+        "method.dictionary.both_views lets every view be a key, which needs the key encoder "
+        "'shared'; with a twin, set method.dictionary.both_views = false",
+        method.key_encoder.kind,
+    )
+    _require(
+        not queries_are_keys or config.head.predictor_layers == 0,
+        "head.predictor_layers stands on the queries' side only, and here every query is a key; "
+        "set it to 0, or method.dictionary.both_views = false",
+        config.head.predictor_layers,
+    )
+    _require(
+        loss.kind != "supervised" or queries_are_keys,
+        "method.loss.kind = 'supervised' goes with the dictionary 'batch' and both_views",
+        dictionary.kind,
+    )
+    _require(
+        method.views == 2 or loss.kind in ("info_nce", "supervised"),
+        "method.views above 2 go with the losses info_nce and supervised",
+        loss.kind,
+    )
+    _require(
+        not loss.semi_hard or loss.kind in ("nt_logistic", "triplet"),
+        "method.loss.semi_hard goes with the kinds nt_logistic and triplet",
+        loss.kind,
+    )
+    _require(
+        not grouped or loss.kind != "supervised",
+        "images.group_by and method.loss.kind = 'supervised' both say which images are keys of "
+        "each other; leave one of them out",
+        config.images.group_by,
+    )
+    _require(
+        not grouped or dictionary.kind != "bank" or method.symmetric,
+        "images.group_by pairs a query with another image, and a bank with its own key: set "
+        "method.symmetric = true, so that both images are queries, or choose another dictionary",
+        config.images.group_by,
+    )
+
+
+def _require_consistent_batch(config: RunConfig) -> None:
+    batch, chunk = config.training.batch_size, config.training.chunk_size
+    group = config.norm.images_per_group
+    if config.norm.is_grouped:
+        # A batch smaller than a group is one group; a chunk has to hold whole ones.
+        wanted = f"norm.kind = {config.norm.kind!r} needs {{}} to be a multiple of "
+        wanted += f"norm.images_per_group = {group}"
+        _require(batch <= group or batch % group == 0, wanted.format("training.batch_size"), batch)
+        _require(
+            chunk is None or chunk >= batch or chunk % min(group, batch) == 0,
+            wanted.format("training.chunk_size"),
+            chunk,
+        )
+    if chunk is not None and chunk < batch:
+        _require(
+            batch % chunk == 0,
             f"training.chunk_size must divide training.batch_size = {batch}",
+            chunk,
+        )
+        _require(
+            not config.training.compile,
+            "training.compile and training.chunk_size do not go together, as each chunk would be "
+            "compiled anew; leave one of them out",
             chunk,
         )

@@ -61,6 +61,9 @@ class PretrainFlags:
     """Decides the initial weights, the order of the images and every view."""
     threads: int | None = None
     """CPU threads; all cores by default. Short for --training.threads."""
+    group_by: str | None = None
+    """Take the second view from another image of the same group: folder, folder:LEVEL,
+    name:PATTERN or FILE.csv:COLUMN. Short for --images.group-by."""
     report: bool = True
     """Evaluate (where there are labels) and write the report when training ends."""
     quiet: bool = False
@@ -167,6 +170,7 @@ class ViewsFlags:
 
 def parse(kind: type[Flags], verb: Callable[..., None], arguments: Sequence[str]) -> Flags:
     """Flags of a verb. Wrong ones end the process with a hint at the nearest right one."""
+    arguments = _whole_names(arguments)
     command = f"diptych {verb.__name__.replace('_', '-')}"
     _refuse_unknown(_flag_names(kind), arguments, command)
     parsed: Flags = tyro.cli(
@@ -182,7 +186,7 @@ def explicit_settings(
     flags: PretrainFlags | ViewsFlags, arguments: Sequence[str]
 ) -> dict[str, Any]:
     """The settings that were given, and not those that only have defaults, as nested tables."""
-    names = _flag_names(type(flags))
+    arguments, names = _whole_names(arguments), _flag_names(type(flags))
     given: dict[str, Any] = {}
     for name in (_to_name(a, names) for a in arguments if a.startswith("--")):
         if name in names and name not in _NOT_SETTINGS:
@@ -202,6 +206,16 @@ def _flag_names(kind: type, prefix: str = "") -> list[str]:
         else:
             found.append(f"{prefix}{one.name}")
     return found
+
+
+def _whole_names(arguments: Sequence[str]) -> list[str]:
+    """The same arguments with ``--encoder NAME`` written out; a section cannot be a flag itself."""
+
+    def whole(argument: str) -> str:
+        name, equals, value = argument.partition("=")
+        return f"--encoder.name{equals}{value}" if name == "--encoder" else argument
+
+    return [whole(argument) for argument in arguments]
 
 
 def _to_name(argument: str, names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from diptych.config_file import SHORT_NAMES, differing_keys, load_run_config, nest, to_toml
 from diptych.configs import RunConfig
-from diptych.errors import RunFolderError
+from diptych.errors import ConfigError, RunFolderError
 from diptych.hardware import use_threads
 from diptych.images.collection import Skipped
 from diptych.images.folder import Progress, ignore_progress
@@ -109,7 +109,12 @@ def run_pretraining(
         else:
             config = earlier
         _write_skipped(folder, collection.train.skipped)
-        state = train(config, collection, folder, executor, watcher)
+        try:
+            state = train(config, collection, folder, executor, watcher)
+        except ConfigError:
+            if earlier is None:
+                _take_back(folder)
+            raise
     save_encoder(folder.encoder, state.method.encoder, config)
     save_head(folder.head, state.method.network.get_submodule("head"))
     return folder
@@ -152,6 +157,16 @@ def _locate(out: Path | None, resume: bool, recipe: str) -> RunFolder:
 def _begin(folder: RunFolder, config: RunConfig) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     write_aside(folder.config, to_toml(config).encode())
+
+
+def _take_back(folder: RunFolder) -> None:
+    """Removes what was written of a run whose settings turned out not to work.
+
+    So the mended command can be given with the same --out.
+    """
+    if not list_checkpoints(folder.checkpoints):
+        folder.config.unlink(missing_ok=True)
+        folder.skipped.unlink(missing_ok=True)
 
 
 def _write_skipped(folder: RunFolder, skipped: tuple[Skipped, ...]) -> None:

@@ -39,6 +39,11 @@ _ENCODERS: Final[Mapping[Scale, EncoderConfig]] = {
 }
 _SIDES: Final[Mapping[Scale, int]] = {"tiny": 32, "small": 96, "cifar10": 32, "paper": 224}
 _TINY: Final = ("tiny", "cifar10")
+_RESNETS: Final = (
+    *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+    *("wide_resnet50_2", "wide_resnet101_2"),
+)
 _SGD: Final = OptimizerConfig(kind="sgd", learning_rate=0.24, weight_decay=1e-4)
 
 
@@ -113,7 +118,14 @@ def moco_v3(scale: Scale) -> RunConfig:
     return RunConfig(
         recipe="moco_v3",
         scale=scale,
-        views=replace(simclr_views, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),
+        views=replace(
+            simclr_views,
+            crop_area=(0.2, 1.0),
+            brightness=0.4,
+            contrast=0.4,
+            saturation=0.2,
+            hue=0.1,
+        ),
         encoder=_ENCODERS[scale],
         norm=NormConfig(kind="sync"),
         head=HeadConfig(
@@ -130,7 +142,7 @@ def moco_v3(scale: Scale) -> RunConfig:
             key_encoder=KeyEncoderConfig(kind="twin", momentum=0.99, momentum_schedule="cosine"),
             loss=LossConfig(temperature=temperature, weight=4 * temperature),
         ),
-        optimizer=OptimizerConfig(kind="lars", learning_rate=0.3, weight_decay=1.5e-6)
+        optimizer=OptimizerConfig(kind="lars", learning_rate=0.3, weight_decay=1e-6)
         if scale == "paper"
         else _SGD,
         schedule=ScheduleConfig(warmup_epochs=10.0 if scale == "paper" else 1.0),
@@ -194,7 +206,12 @@ def simclr_v2(scale: Scale) -> RunConfig:
         config,
         recipe="simclr_v2",
         encoder=large if scale == "paper" else config.encoder,
-        head=replace(config.head, layers=3),
+        # As wide as the features, in the published code.
+        head=replace(
+            config.head,
+            layers=3,
+            hidden_features=6144 if scale == "paper" else config.head.hidden_features,
+        ),
         optimizer=OptimizerConfig(
             kind="lars", learning_rate=0.1, scaling="square_root", weight_decay=1e-4
         )
@@ -213,8 +230,9 @@ def _moco(scale: Scale, name: str) -> RunConfig:
         views=ViewsConfig(
             side_pixels=_SIDES[scale],
             crop_area=(0.2, 1.0),
-            jitter_probability=1.0,
-            hue=0.4,
+            # Of a few thousand tiny images in a short run, so strong a colour leaves too little.
+            jitter_probability=0.8 if scale == "tiny" else 1.0,
+            hue=0.1 if scale == "tiny" else 0.4,
             blur_probability=0.0,
         ),
         encoder=_ENCODERS[scale],
@@ -228,7 +246,7 @@ def _moco(scale: Scale, name: str) -> RunConfig:
             key_encoder=KeyEncoderConfig(
                 kind="twin", momentum={"tiny": 0.99, "small": 0.996, "paper": 0.999}[scale]
             ),
-            loss=LossConfig(temperature=0.07),
+            loss=LossConfig(temperature=0.2 if scale == "tiny" else 0.07),
         ),
         optimizer=OptimizerConfig(
             kind="sgd",
@@ -273,8 +291,18 @@ def fitted_batch(config: RunConfig, image_count: int) -> RunConfig:
     """The same config with a batch that the images fill, if its own is too large for them."""
     if config.training.batch_size <= image_count:
         return config
-    fitting = 2 ** max(1, image_count.bit_length() - 1)
+    fitting = 2 ** max(1, image_count.bit_length() - 1)  # a norm's groups divide it, or it is one
     return replace(config, training=replace(config.training, batch_size=fitting))
+
+
+def fitting_stem(encoder: str, side_pixels: int) -> Literal["small", "imagenet"]:
+    """The first layers that suit an encoder named by the user: small ones for tiny images.
+
+    Only ResNets have a choice (SimCLR, appendix B.9).
+    """
+    if encoder == "small_resnet":
+        return "small"
+    return "small" if encoder in _RESNETS and side_pixels <= 2 * _SIDES["tiny"] else "imagenet"
 
 
 def choose_scale(*, median_side_pixels: int, accelerator: bool) -> tuple[Scale, str]:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from diptych.config_file import overlay, read_config_file
-from diptych.configs import RunConfig
+from diptych.configs import EncoderConfig, RunConfig, require_consistent
 from diptych.errors import ConfigError
 from diptych.hardware import available_threads, choose_device
 from diptych.images.photographs import PHOTOGRAPHS_NAME
-from diptych.recipes import choose_scale, fitted_batch, recipe_config
+from diptych.recipes import choose_scale, fitted_batch, fitting_stem, recipe_config
 
 DEFAULT_RECIPE = "simclr"
 _PATHS = (("images", "path"), ("distillation", "teacher"), ("distillation", "labelled"))
@@ -64,7 +64,8 @@ def resolve(layers: Layers, *, image_count: int, median_side_pixels: int) -> tup
             median_side_pixels=median_side_pixels, accelerator=device != "cpu"
         )
     base = fitted_batch(recipe_config(asked_recipe(layers), scale), image_count)
-    config = overlay_all(base, layers)
+    config = overlay_all(_with_asked_encoder(base, layers), layers)
+    require_consistent(config)
     threads = config.training.threads or available_threads()
     training = replace(config.training, device=device, threads=threads)  # type: ignore[arg-type]
     sentence = (
@@ -82,6 +83,11 @@ def in_effect(config: RunConfig, image_count: int) -> str:
     batch, dictionary = config.training.batch_size, config.method.dictionary
     chunk = config.training.chunk_size
     parts = "" if chunk is None or chunk >= batch else f", encoded {chunk} images at a time"
+    if parts and config.norm.kind in ("batch", "sync"):
+        parts += (
+            f"; norm.kind = {config.norm.kind!r} then normalises each {chunk} by themselves, which "
+            "marks them for each other (shuffle, layer and group do not)"
+        )
     if dictionary.kind == "batch":
         keys = config.method.views * (batch - 1) if dictionary.both_views else batch - 1
         return f"Each query meets {keys:,} negatives, all of its own batch{parts}."
@@ -95,6 +101,23 @@ def in_effect(config: RunConfig, image_count: int) -> str:
     return f"Each query meets {negatives:,} negatives drawn from a bank of {size}{parts}."
 
 
+def _with_asked_encoder(base: RunConfig, layers: Layers) -> RunConfig:
+    """The base with the encoder that the layers name, and the first layers that go with it.
+
+    What else the base says of its encoder was meant for that one.
+    """
+    names = [
+        settings["encoder"]["name"]
+        for settings, _ in layers
+        if "name" in settings.get("encoder", {})
+    ]
+    if not names:
+        return base
+    side = overlay_all(base, layers).views.side_pixels
+    stem = fitting_stem(names[-1], side)
+    return replace(base, encoder=EncoderConfig(name=names[-1], stem=stem))
+
+
 def _with_absolute_paths(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same settings; a path means the same from any folder."""
     found = dict(settings)
@@ -102,5 +125,14 @@ def _with_absolute_paths(settings: Mapping[str, Any]) -> Mapping[str, Any]:
         table = found.get(section)
         path = table.get(name) if isinstance(table, Mapping) else None
         if isinstance(path, str) and path not in ("", PHOTOGRAPHS_NAME):
-            found[section] = {**table, name: str(Path(path).expanduser().absolute())}  # type: ignore[dict-item]
+            found[section] = {**table, name: _absolute(path)}  # type: ignore[dict-item]
+    images = found.get("images")
+    group_by = images.get("group_by") if isinstance(images, Mapping) else None
+    if isinstance(group_by, str) and ".csv:" in group_by:
+        table_path, _, column = group_by.rpartition(":")
+        found["images"] = {**images, "group_by": f"{_absolute(table_path)}:{column}"}  # type: ignore[dict-item]
     return found
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())

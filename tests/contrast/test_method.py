@@ -387,6 +387,31 @@ def test_the_supervised_loss_takes_the_labels() -> None:
     assert float(found.loss.detach()) == pytest.approx(expected, rel=1e-9)
 
 
+def test_equal_vectors_have_the_loss_of_chance() -> None:
+    from diptych.contrast.look_up import look_up
+
+    same = unit(torch.ones(8, 3, dtype=torch.float64))
+    comparison = InBatch().compare(same, same, batch(0))
+    apart = comparison._replace(
+        queries=torch.eye(8).double(), positives=torch.eye(8).double()[[7, *range(7)]]
+    )
+    for kind, mined in (
+        ("info_nce", False),
+        ("decoupled", False),
+        ("triplet", False),
+        ("triplet", True),
+    ):
+        loss = LossConfig(kind, temperature=0.5, semi_hard=mined)  # type: ignore[arg-type]
+        found = look_up(comparison, loss, temperature=0.5)
+        assert float(found.loss) == pytest.approx(found.chance_loss), (kind, mined)
+    for mined in (False, True):  # whose chance level is that of scores of zero
+        loss = LossConfig("nt_logistic", temperature=0.5, semi_hard=mined)
+        found = look_up(
+            apart._replace(negatives=torch.zeros(8, 8).double(), among=False), loss, temperature=0.5
+        )
+        assert float(found.loss) == pytest.approx(found.chance_loss), mined
+
+
 @pytest.mark.parametrize("kind", ["info_nce", "decoupled", "nt_logistic", "triplet"])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_loss_goes_with_every_dictionary(name: str, kind: str) -> None:
@@ -407,7 +432,11 @@ def test_a_learned_temperature_moves_and_is_saved() -> None:
     assert method.log_temperature is not None
     with torch.no_grad():
         method.log_temperature.fill_(-100.0)
+    method.follow(0.9)
     assert method.figures()["temperature"] == pytest.approx(0.01)
+    method(batch(9)).look_up.loss.backward()  # from there it can come back
+    assert method.log_temperature.grad is not None
+    assert float(method.log_temperature.grad) != 0.0
 
 
 def test_dot_products_see_lengths() -> None:

@@ -49,6 +49,7 @@ def test_groups_by_a_table(tmp_path: Path) -> None:
         ("name:tom", "needs a parenthesis"),
         ("name:(", "no regular expression"),
         ("name:(tom)", r"not found in 2 of 4 names, as 'cats/kit/1\.png'"),
+        ("name:(.)ng$", "puts all 4 images into one group"),
         ("missing.csv:patient", "cannot read missing.csv"),
     ],
 )

@@ -20,7 +20,8 @@ from diptych.errors import ImagesError
 from diptych.images.order import Order
 from diptych.images.sources import from_array
 from diptych.pretraining import pretrain
-from diptych.training.leak import Leak, check_leak, marked_wins, measure_leak
+from diptych.recipes import recipe_config
+from diptych.training.leak import Leak, cannot_leak, check_leak, marked_wins, measure_leak
 from diptych.views.batches import ViewBatches
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
@@ -126,28 +127,34 @@ def test_a_finished_run_is_checked_with_its_head_and_key_encoder(
     run = pretrain(tmp_path / "images.npz", out=tmp_path / "run", quiet=True, epochs=1, **settings)
     before = (run / "encoder.safetensors").read_bytes()
     found = check_leak(run, image_count=96, threads=1)
+    assert found is not None
     assert (found.groups, found.images_per_group) == (12, 8)
     assert 0.0 <= found.marked_wins <= 1.0
     assert (run / "encoder.safetensors").read_bytes() == before
     assert json.loads((run / "leak.json").read_text())["marked_wins"] == found.marked_wins
 
 
-def test_one_batch_is_too_little(tmp_path: Path, stripes: Stripes) -> None:
+def test_one_group_is_too_little(tmp_path: Path, stripes: Stripes) -> None:
     pixels, _ = stripes(16)
     np.savez(tmp_path / "images.npz", images=pixels)
     settings: dict[str, Any] = {"encoder.width": 4, "training.threads": 1, "scale": "tiny"}
-    run = pretrain(
-        tmp_path / "images.npz",
-        out=tmp_path / "run",
-        quiet=True,
-        epochs=1,
-        batch_size=16,
-        **settings,
-    )
-    with pytest.raises(ImagesError, match="wanted two batches of 16"):
+    settings |= {"recipe": "moco_v2", "batch_size": 16}
+    run = pretrain(tmp_path / "images.npz", out=tmp_path / "run", quiet=True, epochs=1, **settings)
+    with pytest.raises(ImagesError, match="wanted two groups of 16"):
         check_leak(run, threads=1)
 
 
-def test_norms_per_image_have_no_groups() -> None:
-    assert NormConfig("layer").is_per_image
-    assert NormConfig("shuffle").is_grouped
+def test_where_nothing_can_leak_nothing_is_measured() -> None:
+    def why(recipe: str, **changes: object) -> str | None:
+        config = recipe_config(recipe, "tiny")
+        return cannot_leak(replace(config, **changes))  # type: ignore[arg-type]
+
+    assert "share the statistics of one batch" in (why("simclr") or "")
+    assert "share the statistics of one batch" in (why("moco_v3") or "")
+    assert "an earlier epoch" in (why("memory_bank") or "")
+    assert "no batch statistics" in (why("moco_v2", norm=NormConfig("layer")) or "")
+    assert why("moco_v2") is None
+    assert why("moco_v2", norm=NormConfig("batch")) is None
+    assert why("simclr", norm=NormConfig("split")) is None
+    chunked = replace(recipe_config("simclr", "tiny").training, chunk_size=32)
+    assert why("simclr", training=chunked) is None

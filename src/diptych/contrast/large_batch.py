@@ -69,14 +69,14 @@ Draws = tuple[Tensor, Tensor | None]
 
 
 def _draws(device: torch.device) -> Draws:
-    on_cuda = device.type == "cuda"
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if on_cuda else None
+    module = torch.get_device_module(device)
+    return torch.get_rng_state(), None if device.type == "cpu" else module.get_rng_state()
 
 
 def _draw_again(draws: Draws, device: torch.device) -> None:
     torch.set_rng_state(draws[0])
     if draws[1] is not None:
-        torch.cuda.set_rng_state(draws[1], device)
+        torch.get_device_module(device).set_rng_state(draws[1])
 
 
 @torch.no_grad()

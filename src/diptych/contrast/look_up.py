@@ -103,12 +103,23 @@ def look_up_many(
     with torch.no_grad():
         same = batch_exclusions(ids)
         best = sum_up_among(views, temperature=temperature, excluded=same).best
-        rows = torch.arange(len(views), device=views.device)[:, None]
-        fits = (views[:, None, :] * views[same.clamp(min=0)]).sum(dim=2) / temperature
-        own = _largest(fits.masked_fill((same < 0) | (same == rows), -math.inf))
+        own = _best_own(views, same) / temperature
     candidates = len(views) - 1
     accuracy = losses.pretext_accuracy(own, best)
     return LookUp(loss, accuracy, candidates, chance_loss(config, candidates))
+
+
+def _best_own(
+    views: Float[Tensor, "views dim"], same: Int[Tensor, "views few"]
+) -> Float[Tensor, " views"]:
+    """Largest product of each view with another of its id; one column at a time saves memory."""
+    best = views.new_full((len(views),), -math.inf)
+    rows = torch.arange(len(views), device=views.device)
+    for column in same.T:
+        fits = (views * views[column.clamp(min=0)]).sum(dim=1)
+        counts = (column >= 0) & (column != rows)
+        best = torch.where(counts, torch.maximum(best, fits), best)
+    return best
 
 
 def chance_loss(config: LossConfig, candidates: int) -> float:
@@ -116,12 +127,15 @@ def chance_loss(config: LossConfig, candidates: int) -> float:
 
     ``info_nce`` and ``supervised``: log(candidates). ``decoupled``: log(candidates - 1), as the own
     key is not in its denominator. ``nt_logistic``: 2 log 2, all scores 0. ``triplet``: the margin.
+    Semi-hard negatives score below the own key, so then there are none: log 2, and 0.
     """
     if config.kind == "decoupled":
         return math.log(max(1, candidates - 1))
     if config.kind == "nt_logistic":
-        return 2 * math.log(2)
-    return config.margin if config.kind == "triplet" else math.log(max(1, candidates))
+        return (1 if config.semi_hard else 2) * math.log(2)
+    if config.kind == "triplet":
+        return 0.0 if config.semi_hard else config.margin
+    return math.log(max(1, candidates))
 
 
 def _largest(scores: Float[Tensor, "queries keys"]) -> Float[Tensor, " queries"]:

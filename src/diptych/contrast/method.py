@@ -1,6 +1,7 @@
 """A contrastive method: encoder, head, predictor or none, twin or none, dictionary, loss."""
 
 import math
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diptych.configs import MethodConfig, RunConfig
+from diptych.configs import MethodConfig, RunConfig, norm_of_batch, require_consistent
 from diptych.contrast.dictionaries import Dictionary, InBatch, build_dictionary
 from diptych.contrast.look_up import LookUp, look_up, look_up_many
 from diptych.contrast.scores import Temperature
@@ -104,7 +105,7 @@ class Method(nn.Module):
         """Scores are divided by it."""
         if self.log_temperature is None:
             return self.config.loss.temperature
-        return self.log_temperature.exp().clamp(min=LOWEST_TEMPERATURE)
+        return self.log_temperature.exp()
 
     def forward(self, batch: Batch) -> Output:
         """Looks up the queries of a batch in the dictionary."""
@@ -116,7 +117,7 @@ class Method(nn.Module):
         """Chooses the views that are encoded as queries and as keys; shuffles those of keys."""
         if self._queries_are_keys:
             first, *others = batch.views
-            return Panels((first, *(self._shuffled(view, batch) for view in others)), ())
+            return Panels((first, *self._shuffled(others, batch)), ())
         first, second = batch.views
         queries, keys = (
             ((first, second), (second, first))
@@ -128,7 +129,7 @@ class Method(nn.Module):
         )
         if not self.dictionary.lacks(batch.indices):
             return Panels(queries, ())
-        return Panels(queries, tuple(self._shuffled(view, batch) for view in keys))
+        return Panels(queries, tuple(self._shuffled(keys, batch)))
 
     def encode_queries(self, views: Views) -> Tensor:
         """(views, images, dim), in one pass, so that all views share their batch statistics."""
@@ -155,7 +156,7 @@ class Method(nn.Module):
         """
         with torch.autocast(queries.device.type, enabled=False):
             if self._queries_are_keys:
-                rest = [self._restored(view, batch) for view in queries[1:]]
+                rest = self._restored(queries[1:], batch)
                 queries = self._scaled(torch.stack([queries[0], *rest]))
                 found = self._look_up_among(queries.flatten(0, 1), batch)
                 return Output(found, queries[0].detach(), batch.indices)
@@ -163,7 +164,7 @@ class Method(nn.Module):
             if keys is None:
                 keys = queries.detach()
             else:
-                keys = self._scaled(torch.stack([self._restored(view, batch) for view in keys]))
+                keys = self._scaled(torch.stack(self._restored(keys, batch)))
             found = _mean([self._look_up(q, k, batch) for q, k in zip(queries, keys, strict=True)])
         bank = self.config.dictionary.kind == "bank"
         remembered = self._scaled(queries.mean(dim=0)) if bank else keys.flatten(0, 1)
@@ -172,14 +173,11 @@ class Method(nn.Module):
     def encode_pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Query and key of each image, (batch, dim) each, as in training but without a look-up."""
         panels = self.arrange(batch)
+        queries = self.encode_queries(panels.queries)
         if self._queries_are_keys:
-            both = self.encode_queries(panels.queries)
-            query, key = both[0], self._restored(both[1], batch)
-        elif panels.keys:
-            query = self.encode_queries(panels.queries[:1])[0]
-            key = self._restored(self.encode_keys(panels.keys[:1])[0], batch)
-        else:  # the dictionary has its own keys: what it would remember of the other view
-            query, key = (self.encode_queries((view,))[0] for view in batch.views[:2])
+            query, key = queries[0], self._restored(queries[1:], batch)[0]
+        else:
+            query, key = queries[0], self._restored(self.encode_keys(panels.keys), batch)[0]
         return self._scaled(query), self._scaled(key)
 
     @property
@@ -189,8 +187,15 @@ class Method(nn.Module):
             self.twin is None and self.config.dictionary.kind != "bank" and torch.is_grad_enabled()
         )
 
+    @torch.no_grad()
     def follow(self, momentum: float) -> None:
-        """Moves the twin towards the network; it keeps ``momentum`` of itself."""
+        """Moves the twin towards the network; it keeps ``momentum`` of itself.
+
+        A learned temperature is put back to where it may be: inside of the loss a bound would
+        leave it without a gradient beyond it.
+        """
+        if self.log_temperature is not None:
+            self.log_temperature.clamp_(min=math.log(LOWEST_TEMPERATURE))
         if self.twin is not None:
             self.twin.follow(self.network, momentum)
 
@@ -226,15 +231,23 @@ class Method(nn.Module):
         many = ids.repeat(self.config.views)
         return look_up_many(vectors, many, self.config.loss, temperature=self.temperature)
 
-    def _shuffled(self, view: Tensor, batch: Batch) -> Tensor:
-        if self.shuffle_seed is None:
-            return view
-        return shuffle_rows(view, seed=self.shuffle_seed, step=batch.step)
+    def _shuffled(self, views: Iterable[Tensor], batch: Batch) -> list[Tensor]:
+        """Each view in an order of its own."""
+        if (seed := self.shuffle_seed) is None:
+            return list(views)
+        return [
+            shuffle_rows(view, seed=seed, step=batch.step, view=number)
+            for number, view in enumerate(views)
+        ]
 
-    def _restored(self, vectors: Tensor, batch: Batch) -> Tensor:
-        if self.shuffle_seed is None:
-            return vectors
-        return restore_rows(vectors, seed=self.shuffle_seed, step=batch.step)
+    def _restored(self, encoded: Iterable[Tensor], batch: Batch) -> list[Tensor]:
+        """Vectors of views that were shuffled, in the order of the batch."""
+        if (seed := self.shuffle_seed) is None:
+            return list(encoded)
+        return [
+            restore_rows(vectors, seed=seed, step=batch.step, view=number)
+            for number, vectors in enumerate(encoded)
+        ]
 
     def _scaled(self, vectors: Tensor) -> Tensor:
         """Vectors of length one for cosines, as they are for dot products."""
@@ -252,16 +265,21 @@ def build_method(config: RunConfig, *, image_count: int = 1) -> Method:
     Args:
         config: of the run.
         image_count: images to learn from; a memory bank holds a key for each.
+
+    Raises:
+        ConfigError: settings do not go together, or there is no such encoder.
     """
+    require_consistent(config)
     channels, side = config.images.channels, config.views.side_pixels
+    norm = norm_of_batch(config)
     encoder = build_encoder(config.encoder, channels=channels, side_pixels=side, seed=config.seed)
     features = count_features(encoder, channels=channels, side_pixels=side)
     dim = output_dim(config.head, features)
     head = build_head(config.head, features=features, seed=config.seed + 1)
     predictor = build_predictor(config.head, dim=dim, seed=config.seed + 2)
     return Method(
-        use_norm(encoder, config.norm),
-        use_norm(head, config.norm),
+        use_norm(encoder, norm),
+        use_norm(head, norm),
         build_dictionary(
             config.method.dictionary,
             dim=dim,
@@ -270,7 +288,7 @@ def build_method(config: RunConfig, *, image_count: int = 1) -> Method:
             seed=config.seed,
         ),
         config.method,
-        predictor=None if predictor is None else use_norm(predictor, config.norm),
+        predictor=None if predictor is None else use_norm(predictor, norm),
         shuffle_seed=config.seed if config.norm.kind == "shuffle" else None,
         bf16=config.training.precision == "bf16",
     )

@@ -16,31 +16,32 @@ from diptych.distributed import gather_rows, gather_rows_with_gradient, own_rows
 SHUFFLE_STREAM: Final = 0x5348554646  # "SHUFF": keeps these draws apart from other uses of the seed
 
 
-def shuffled_order(seed: int, step: int, count: int) -> Tensor:
-    """An order of ``count`` rows, int64: a function of the seed and the step, the same everywhere.
+def shuffled_order(seed: int, step: int, count: int, view: int = 0) -> Tensor:
+    """An order of ``count`` rows, int64: a function of seed, step and view, the same everywhere.
 
     No process has to tell it to the others.
     """
     key = np.array([seed, SHUFFLE_STREAM], dtype=np.uint64)
-    bits = np.random.Philox(key=key, counter=np.array([0, 0, 0, step], dtype=np.uint64))
+    bits = np.random.Philox(key=key, counter=np.array([0, 0, view, step], dtype=np.uint64))
     return torch.from_numpy(np.random.Generator(bits).permutation(count))
 
 
-def shuffle_rows(rows: Tensor, *, seed: int, step: int) -> Tensor:
+def shuffle_rows(rows: Tensor, *, seed: int, step: int, view: int = 0) -> Tensor:
     """This process's part of the rows of all processes in their shuffled order; no gradient.
 
     Args:
         rows: (rows, ...), as many on each process.
         seed: of the run.
         step: counted from 0.
+        view: each has an order of its own, or keys would keep each other's company.
     """
-    order = shuffled_order(seed, step, len(rows) * process_count()).to(rows.device)
+    order = shuffled_order(seed, step, len(rows) * process_count(), view).to(rows.device)
     return own_rows(gather_rows(rows)[order]) if process_count() > 1 else rows[order]
 
 
-def restore_rows(rows: Tensor, *, seed: int, step: int) -> Tensor:
+def restore_rows(rows: Tensor, *, seed: int, step: int, view: int = 0) -> Tensor:
     """Puts back what ``shuffle_rows`` moved; gradients flow back to where rows were encoded."""
-    order = shuffled_order(seed, step, len(rows) * process_count()).to(rows.device)
+    order = shuffled_order(seed, step, len(rows) * process_count(), view).to(rows.device)
     inverse = torch.argsort(order)
     if process_count() == 1:
         return rows[inverse]

@@ -56,7 +56,7 @@ def find_symptoms(
                 "a lower --optimizer.learning-rate or a longer --schedule.warmup-epochs.",
             )
         )
-    elif last["epoch"] >= 1 and last["loss"] > (1 - AT_CHANCE) * last["chance"]:
+    elif last["epoch"] >= 1 and _is_at_chance(last):
         found.append(
             Symptom(
                 "at_chance",
@@ -77,6 +77,11 @@ def find_symptoms(
             )
         )
     return found
+
+
+def _is_at_chance(last: Mapping[str, Any]) -> bool:
+    """Near the loss of equal scores; a loss that is 0 there says nothing."""
+    return bool(last["chance"] > 0 and last["loss"] > (1 - AT_CHANCE) * last["chance"])
 
 
 def _is_shortcut(last: Mapping[str, Any], health: Sequence[Mapping[str, Any]]) -> bool:

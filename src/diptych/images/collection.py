@@ -28,7 +28,8 @@ class ImageSet:
         heights: int64 (images,), in pixels.
         widths: int64 (images,), in pixels.
         channels: 1 or 3.
-        labels: int64 (images,), positions in ``classes``; used for evaluation only.
+        labels: int64 (images,), positions in ``classes``; for evaluation, and for the supervised
+            loss and a distillation's teacher.
         classes: names of the classes; empty where there are no labels.
         skipped: the images left out.
     """

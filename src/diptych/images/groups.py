@@ -5,6 +5,7 @@ are another. The pretext task is a part of the data, not of the network.
 """
 
 import csv
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -50,6 +51,10 @@ class Groups:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    def fingerprint(self) -> str:
+        """A hash of who belongs together, to notice that a run resumes with other groups."""
+        return hashlib.sha256(self.numbers.tobytes()).hexdigest()
+
     def partners(
         self, indices: NDArray[np.int64], *, seed: int, epoch: int, views: int
     ) -> NDArray[np.int64]:
@@ -85,7 +90,7 @@ def find_groups(names: Sequence[str], group_by: str) -> Groups:
             ``FILE.csv:COLUMN`` (a table with a column ``name``).
 
     Raises:
-        ConfigError: the form is not known, or an image has no group by it.
+        ConfigError: the form is not known, an image has no group by it, or all have the same.
     """
     kind, _, detail = group_by.partition(":")
     if kind == "folder":
@@ -98,9 +103,13 @@ def find_groups(names: Sequence[str], group_by: str) -> Groups:
     else:
         raise ConfigError(f"images.group_by must be {_FORMS}; got {group_by!r}.")
     numbers: dict[str, int] = {}
-    return Groups.of(
-        np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
-    )
+    found = np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+    if len(numbers) < 2:
+        raise ConfigError(
+            f"images.group_by = {group_by!r} puts all {len(names)} images into one group, which "
+            "leaves no negatives; wanted two groups or more."
+        )
+    return Groups.of(found)
 
 
 @lru_cache(maxsize=16)

@@ -63,7 +63,7 @@ def describe(path: Path, train: ImageSet, test: ImageSet | None) -> str:
     if test is not None:
         sentence += f", {len(test):,} more held out for testing"
     if train.classes:
-        sentence += f"; {len(train.classes)} classes, used for evaluation only"
+        sentence += f"; {len(train.classes)} classes"
     return sentence + "."
 
 

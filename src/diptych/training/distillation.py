@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diptych.configs import DistillationConfig, RunConfig
+from diptych.configs import DistillationConfig, RunConfig, norm_of_batch, require_consistent
 from diptych.contrast.look_up import LookUp
 from diptych.contrast.method import Output
 from diptych.errors import ConfigError
 from diptych.evaluation.features import encode
 from diptych.evaluation.linear import LinearClassifier, fit_linear
+from diptych.hardware import choose_device
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.sources import open_images
 from diptych.model.encoders import build_encoder, count_features
@@ -67,10 +68,17 @@ class Distillation(nn.Module):
         network: the student's encoder, and a linear classifier as its head.
         teacher: gives the predictions to learn.
         temperature: both sides' logits are divided by it.
+        bf16: run both networks under bf16 autocast; the loss stays in fp32.
     """
 
     def __init__(
-        self, encoder: nn.Module, head: nn.Module, teacher: Teacher, *, temperature: float
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        teacher: Teacher,
+        *,
+        temperature: float,
+        bf16: bool = False,
     ) -> None:
         super().__init__()
         self.network = nn.Sequential()
@@ -78,6 +86,7 @@ class Distillation(nn.Module):
         self.network.add_module("head", head)
         self.teacher = teacher
         self.temperature = temperature
+        self.bf16 = bf16
 
     @property
     def encoder(self) -> nn.Module:
@@ -90,7 +99,9 @@ class Distillation(nn.Module):
         The ``accuracy`` of the result is the share of views on which both name the same class.
         """
         views = torch.cat(batch.views)
-        taught, learned = self.teacher(views), self.network(views).float()
+        with torch.autocast(views.device.type, torch.bfloat16, enabled=self.bf16):
+            taught, learned = self.teacher(views), self.network(views)
+        taught, learned = taught.float(), learned.float()
         loss = distillation_loss(learned, taught, temperature=self.temperature)
         agree = (learned.argmax(dim=1) == taught.argmax(dim=1)).to(loss.dtype).mean()
         classes = taught.shape[1]
@@ -138,9 +149,10 @@ def build_distillation(
     Raises:
         ConfigError: there are no labels, or the teacher sees other views than the student.
     """
+    require_consistent(config)
     given = config.distillation
     assert given.teacher is not None
-    encoder = load_encoder(Path(given.teacher))
+    encoder = load_encoder(Path(given.teacher)).to(choose_device(config.training.device))
     ours, theirs = config.views, encoder.config.views
     if (ours.side_pixels, ours.pixel_mean, ours.pixel_std, config.images.channels) != (
         theirs.side_pixels,
@@ -167,10 +179,11 @@ def build_distillation(
         torch.manual_seed(config.seed + 1)
         head = nn.Linear(width, len(labelled.classes))
     return Distillation(
-        use_norm(student, config.norm),
+        use_norm(student, norm_of_batch(config)),
         head,
         Teacher(encoder, classifier),
         temperature=given.temperature,
+        bf16=config.training.precision == "bf16",
     )
 
 
@@ -189,7 +202,7 @@ def _labelled_images(
 ) -> ImageSet:
     found = collection.train
     if given.labelled is not None:
-        found = open_images(replace(config.images, path=given.labelled), executor).train
+        found = open_images(replace(config.images, path=given.labelled, limit=None), executor).train
     if found.labels is None:
         raise ConfigError(
             "distillation needs labelled images for the teacher's classifier: put those of each "

@@ -24,6 +24,7 @@ from diptych.configs import RunConfig
 from diptych.contrast.method import Method, build_method
 from diptych.errors import ImagesError, RunFolderError
 from diptych.hardware import use_threads
+from diptych.images.groups import find_groups
 from diptych.images.order import Order
 from diptych.images.sources import open_images
 from diptych.model.norms import SplitBatchNorm, frozen_statistics
@@ -32,6 +33,7 @@ from diptych.training.checkpoint import load_newest
 from diptych.views.batches import Batch, ViewBatches
 
 CERTAIN_ERRORS = 3.0  # standard errors from 0.5 beyond which a leak is called one
+LEAST_GROUPS = 8  # of fewer the error says little
 
 
 class Leak(NamedTuple):
@@ -41,8 +43,7 @@ class Leak(NamedTuple):
         marked_wins: share of pairs of wrong keys in which the one of the query's own group scores
             above one of another group; 0.5 is no leak, 1 is a mark that always shows.
         error: standard error of ``marked_wins`` over the groups.
-        found: share of queries that find their own key among all images' keys, encoded as in
-            training.
+        found: share of queries that find their own key among all keys, encoded as in training.
         found_in_other_company: the same with every key encoded among other images.
         groups: groups that were compared.
         images_per_group: that share statistics.
@@ -70,53 +71,83 @@ class Leak(NamedTuple):
         )
         if self.is_certain:
             return (
-                f"Batch statistics leak: {figures}. Use norm.kind = 'shuffle', 'sync', 'layer' or "
-                "'group'."
+                f"Batch statistics leak: {figures}. Use norm.kind = 'shuffle', 'layer' or 'group'."
             )
         return f"No leak can be told from chance: {figures}."
 
 
-def check_leak(run: str | Path, *, image_count: int = 2048, threads: int | None = None) -> Leak:
+def check_leak(
+    run: str | Path, *, image_count: int = 2048, threads: int | None = None
+) -> Leak | None:
     """Measures the leak of a run on its own images and writes ``leak.json``.
 
     Args:
         run: a run folder with a checkpoint.
-        image_count: images to encode, in whole batches; at least two of them.
+        image_count: images to encode, in whole batches; at least enough for eight groups.
         threads: CPU threads; all cores when not given.
+
+    Returns:
+        What was measured, or None where nothing can leak, see ``cannot_leak``.
 
     Raises:
         RunFolderError: there is no run, or no good checkpoint.
-        ImagesError: its images are not there any more, or too few for two batches.
+        ImagesError: its images are not there any more, or too few for two groups.
     """
     folder = RunFolder(Path(run))
     config = load_run_config(folder.config)
+    if cannot_leak(config) is not None:
+        return None
     method = load_trained_method(folder, config)
     with ThreadPoolExecutor(use_threads(threads)) as executor:
         images = open_images(config.images, executor).train
         order = Order(config.seed, len(images), config.training.batch_size)
-        batch_count = min(max(2, image_count // order.batch_size), order.steps_per_epoch)
-        if batch_count < 2:
+        chunk = min(config.training.chunk_size or order.batch_size, order.batch_size)
+        group = _images_per_group(method, chunk)
+        wanted = max(image_count, LEAST_GROUPS * group)
+        batch_count = min(max(1, wanted // order.batch_size), order.steps_per_epoch)
+        if batch_count * order.batch_size < 2 * group:
             raise ImagesError(
-                f"{config.images.path} has {len(images)} images; wanted two batches of "
-                f"{order.batch_size} at least, to compare one with the other."
+                f"{config.images.path} has {len(images)} images; wanted two groups of {group} at "
+                "least, to compare one with the other."
             )
-        policies = (config.views,) * config.method.views
-        batches = ViewBatches(images, order, policies, executor)
-        found = measure_leak(method, batches, batch_count=batch_count)
+        by = config.images.group_by
+        batches = ViewBatches(
+            images,
+            order,
+            (config.views,) * config.method.views,
+            executor,
+            None if by is None else find_groups(images.names, by),
+        )
+        found = measure_leak(method, batches, batch_count=batch_count, chunk_size=chunk)
     write_aside(folder.leak, (json.dumps(found._asdict(), indent=1) + "\n").encode())
     return found
+
+
+def cannot_leak(config: RunConfig) -> str | None:
+    """Why batch statistics tell the queries of a run nothing, whatever it learned; None if not."""
+    batch, chunk = config.training.batch_size, config.training.chunk_size
+    if config.norm.is_per_image:
+        return f"norm.kind = {config.norm.kind!r} has no batch statistics"
+    if config.method.dictionary.kind == "bank":
+        return "a key from the bank was encoded in an earlier epoch, among other images"
+    whole = not config.norm.is_grouped and (chunk is None or chunk >= batch)
+    if config.method.dictionary.kind == "batch" and whole:
+        return "all keys that a query meets share the statistics of one batch"
+    return None
 
 
 def load_trained_method(folder: RunFolder, config: RunConfig) -> Method:
     """The whole method of a run as its newest checkpoint has it: head, twin and dictionary too.
 
     Raises:
-        RunFolderError: there is no checkpoint.
+        RunFolderError: there is no checkpoint, or it is one of a student.
         DamagedCheckpoint: there are some, but none is good.
     """
     found = load_newest(folder.checkpoints, lambda why: None)
     if found is None:
         raise RunFolderError(f"{folder.path} has no checkpoint. Wanted the folder of a run.")
+    if config.distillation.teacher is not None:
+        raise RunFolderError(f"{folder.path} holds a student, which has no keys.")
     tensors, _ = found
     state = {n.removeprefix("method/"): v for n, v in tensors.items() if n.startswith("method/")}
     keys = state.get("dictionary.keys")
@@ -125,18 +156,22 @@ def load_trained_method(folder: RunFolder, config: RunConfig) -> Method:
     return method.to(memory_format=torch.channels_last)
 
 
-def measure_leak(method: Method, batches: ViewBatches, *, batch_count: int) -> Leak:
+def measure_leak(
+    method: Method, batches: ViewBatches, *, batch_count: int, chunk_size: int | None = None
+) -> Leak:
     """Compares keys of each group with those of all others, encoded as in training.
 
     Args:
         method: trained; its running statistics and its dictionary stay as they are.
         batches: of the run's images.
-        batch_count: whole batches to take, 2 or more, from the first epoch's.
+        batch_count: whole batches to take, from the first epoch's.
+        chunk_size: images encoded at once in training; the whole batch when not given.
 
     Raises:
         ValueError: fewer than two groups.
     """
-    norm_images = _images_per_group(method, batches.order.batch_size)
+    chunk = chunk_size or batches.order.batch_size
+    norm_images = _images_per_group(method, chunk)
     taken = [batches.order.batch(step) for step in range(batch_count)]
     indices = np.concatenate([chosen for _, chosen in taken])
     groups = torch.arange(len(indices)) // norm_images
@@ -144,8 +179,8 @@ def measure_leak(method: Method, batches: ViewBatches, *, batch_count: int) -> L
         raise ValueError("wanted two groups or more to compare")
     shuffled = np.random.Generator(np.random.Philox(0)).permutation(len(indices))
     epoch = taken[0][0]
-    queries, keys = _encode(method, batches, indices, epoch)
-    _, moved = _encode(method, batches, indices[shuffled], epoch)
+    queries, keys = _encode(method, batches, indices, epoch, chunk)
+    _, moved = _encode(method, batches, indices[shuffled], epoch, chunk)
     elsewhere = moved[torch.from_numpy(np.argsort(shuffled))]
     wins, error = marked_wins(queries @ keys.T, groups)
     return Leak(
@@ -188,25 +223,26 @@ def marked_wins(
     return float(each.mean()), float(means.std() / math.sqrt(count))
 
 
-def _images_per_group(method: Method, batch_size: int) -> int:
-    """Images that share statistics: the smallest group of a split norm, or the whole batch."""
+def _images_per_group(method: Method, encoded_at_once: int) -> int:
+    """Images that share statistics: the smallest group of a split norm, or all encoded at once."""
     sizes = [norm.images_per_group for norm in method.modules() if isinstance(norm, SplitBatchNorm)]
-    return min([*sizes, batch_size])
+    return min([*sizes, encoded_at_once])
 
 
 @torch.no_grad()
 def _encode(
-    method: Method, batches: ViewBatches, indices: NDArray[np.int64], epoch: int
+    method: Method, batches: ViewBatches, indices: NDArray[np.int64], epoch: int, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """Queries and keys of images, (images, dim) each, batch by batch with batch statistics."""
-    size, found = batches.order.batch_size, list[tuple[Tensor, Tensor]]()
+    """Queries and keys of images, (images, dim) each, as many at once as in training."""
+    # Shuffling is over a whole batch; without it a chunk by itself is encoded as in its batch.
+    size = chunk if method.shuffle_seed is None else batches.order.batch_size
+    found = list[tuple[Tensor, Tensor]]()
     method.train()
     with frozen_statistics(method):
         for step, start in enumerate(range(0, len(indices), size)):
             chosen = indices[start : start + size]
-            views = batches.of(chosen, epoch)[:2]
-            batch = Batch(views, torch.from_numpy(chosen), step)
-            found.append(method.encode_pairs(batch))
+            views = batches.of(chosen, epoch)[: method.config.views]
+            found.append(method.encode_pairs(Batch(views, torch.from_numpy(chosen), step)))
     method.eval()
     queries, keys = zip(*found, strict=True)
     return torch.cat(queries).float(), torch.cat(keys).float()

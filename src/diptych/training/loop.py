@@ -67,9 +67,11 @@ def train(
             "folder of its own, or choose another loss."
         )
     group_by = config.images.group_by
+    groups = None if group_by is None else find_groups(images.names, group_by)
+    fingerprint = images.fingerprint() + ("" if groups is None else f" {groups.fingerprint()}")
     torch.manual_seed(config.seed)  # for what a network may draw itself, as dropout does
     state = _build_state(config, collection, executor)
-    _restore(state, folder, collection, watcher)
+    _restore(state, folder, fingerprint, watcher)
     run = _Run(
         config=config,
         folder=folder,
@@ -78,12 +80,12 @@ def train(
             order,
             (config.views,) * config.method.views,
             executor,
-            None if group_by is None else find_groups(images.names, group_by),
+            groups,
         ),
         probe=build_probe(collection, config.views, executor, image_count=config.probe.images),
         state=state,
         watcher=watcher,
-        fingerprint=images.fingerprint(),
+        fingerprint=fingerprint,
         total_steps=config.training.epochs * order.steps_per_epoch,
     )
     watcher.begin(step=state.step, total_steps=run.total_steps)
@@ -204,11 +206,15 @@ class _Run:
 
     def _watch(self, line: dict[str, Any], lines: list[dict[str, Any]]) -> None:
         self.watcher.metrics(line)
-        full = full_size(self.config.method.dictionary, self.batches.order.image_count)
-        for symptom in find_symptoms(lines, dictionary_size=full):
+        for symptom in find_symptoms(lines, dictionary_size=self._full_dictionary()):
             if symptom.name not in self.symptoms:
                 self.symptoms.add(symptom.name)
                 self.watcher.symptom(symptom)
+
+    def _full_dictionary(self) -> int | None:
+        if self.config.distillation.teacher is not None:
+            return None
+        return full_size(self.config.method.dictionary, self.batches.order.image_count)
 
     def _save(self) -> None:
         self._check_losses()
@@ -233,17 +239,17 @@ def _build_state(config: RunConfig, collection: Collection, executor: Executor) 
     return RunState(method, build_optimizer(config.optimizer, method))
 
 
-def _restore(state: RunState, folder: RunFolder, collection: Collection, watcher: Watcher) -> None:
+def _restore(state: RunState, folder: RunFolder, fingerprint: str, watcher: Watcher) -> None:
     found = load_newest(
         folder.checkpoints, lambda why: watcher.say(f"{why} The one before it is used.")
     )
     if found is None:
         return
     tensors, scalars = found
-    if scalars["images"] != collection.train.fingerprint():
+    if scalars["images"] != fingerprint:
         raise TrainingError(
-            "the images are not those that this run began with: their names or sizes differ. "
-            "Restore them, or begin a new run in another folder."
+            "the images are not those that this run began with: their names, sizes or groups "
+            "differ. Restore them, or begin a new run in another folder."
         )
     state.restore(tensors, scalars)
     watcher.say(f"Going on from the checkpoint after step {state.step}.")

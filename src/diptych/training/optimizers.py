@@ -39,6 +39,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 class Lars(torch.optim.Optimizer):
     """SGD whose step in each layer is scaled to the layer's weights (You et al. 2017, alg. 1).
 
+    Decay is part of the gradient whose length is taken, as in SimCLR's code; the paper adds the
+    two lengths.
+
     With gradient g, weights w and decay b, a layer moves by
     v <- m v + lr x trust x |w| / |g + b w| x (g + b w); w <- w - v.
     Groups with ``trust=None`` move by plain SGD with momentum.
