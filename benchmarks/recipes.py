@@ -38,7 +38,10 @@ def show(runs: dict[str, Run]) -> None:
         "linear",
         "untrained",
     ):
-        table.add_column(column, justify="left" if column == "recipe" else "right")
+        if column == "recipe":
+            table.add_column(column, no_wrap=True)
+        else:
+            table.add_column(column, justify="right")
     table.add_column("minutes", justify="right")
     table.add_column("peak MB", justify="right")
     for recipe, run in runs.items():

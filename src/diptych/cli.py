@@ -235,7 +235,7 @@ def check_leak(arguments: Sequence[str]) -> None:
     """Measure how far batch statistics alone tell a run's queries which key is theirs.
 
     Encodes images as in training, with the head and the key encoder of the newest checkpoint, and
-    asks how often a wrong key of the query's own group beats a wrong key of another group.
+    again with every key among other images: how many more queries find their key in the first case?
 
     Examples:
       diptych check-leak runs/photos

@@ -21,32 +21,31 @@ from diptych.images.order import Order
 from diptych.images.sources import from_array
 from diptych.pretraining import pretrain
 from diptych.recipes import recipe_config
-from diptych.training.leak import Leak, cannot_leak, check_leak, marked_wins, measure_leak
+from diptych.training.leak import Leak, cannot_leak, check_leak, compare_company, measure_leak
 from diptych.views.batches import ViewBatches
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
 
-def test_marked_wins_equals_the_plain_loop() -> None:
+def test_the_comparison_equals_the_plain_loop() -> None:
     rng = np.random.default_rng(2)
-    scores = rng.integers(0, 6, (12, 12)).astype(float)  # few values, so that there are ties
-    groups = np.arange(12) // 4
-    means = []
-    for group in range(3):
-        shares = []
-        for i in np.flatnonzero(groups == group):
-            wins = [
-                1.0 if scores[i, j] > scores[i, k] else 0.5 if scores[i, j] == scores[i, k] else 0.0
-                for j in range(12)
-                if groups[j] == group and j != i
-                for k in range(12)
-                if groups[k] != group
-            ]
-            shares.append(np.mean(wins))
-        means.append(np.mean(shares))
-    found, error = marked_wins(torch.from_numpy(scores), torch.from_numpy(groups))
-    assert found == pytest.approx(np.mean(means))
-    assert error == pytest.approx(np.std(means, ddof=1) / np.sqrt(3))
+    scores, elsewhere = rng.integers(0, 9, (2, 12, 12)).astype(float)  # with ties
+    np.fill_diagonal(scores, 8)
+
+    def found(row: NDArray[np.float64], own: int) -> float:
+        return float(all(row[own] > score for place, score in enumerate(row) if place != own))
+
+    own, other = ([found(matrix[i], i) for i in range(12)] for matrix in (scores, elsewhere))
+    sums = [sum(own[i] - other[i] for i in range(12) if i // 4 == group) for group in range(3)]
+    leak = compare_company(
+        torch.from_numpy(scores), torch.from_numpy(elsewhere), torch.arange(12) // 4
+    )
+    assert 0 < sum(own) < 12
+    assert leak.found == pytest.approx(np.mean(own))
+    assert leak.found_in_other_company == pytest.approx(np.mean(other))
+    assert leak.advantage == pytest.approx(sum(sums) / 12)
+    assert leak.error == pytest.approx(np.std(sums, ddof=1) * np.sqrt(3) / 12)
+    assert (leak.groups, leak.images_per_group) == (3, 4)
 
 
 class GroupMean(nn.Module):
@@ -97,16 +96,17 @@ def _norm_of_four() -> nn.Module:
 
 def test_a_network_that_encodes_its_group_is_found_out_unless_keys_are_shuffled() -> None:
     leaking = leak_of(GroupMean(), shuffle=False)
-    assert leaking.images_per_group == 4
-    assert leaking.groups == 16
-    assert leaking.marked_wins > 0.9
-    assert leaking.is_certain
+    assert (leaking.groups, leaking.images_per_group) == (16, 4)
     assert leaking.found > leaking.found_in_other_company + 0.1
+    assert leaking.is_certain
     assert "Batch statistics leak" in leaking.sentence()
     shuffled = leak_of(GroupMean(), shuffle=True)
-    assert shuffled.marked_wins < 0.75 < leaking.marked_wins
-    assert not leak_of(OwnPixels(), shuffle=False).is_certain
-    assert "No leak" in leak_of(OwnPixels(), shuffle=False).sentence()
+    assert shuffled.advantage < 0.1 < leaking.advantage
+    assert not shuffled.is_certain
+    alone = leak_of(OwnPixels(), shuffle=False)
+    assert alone.found == alone.found_in_other_company > 0.5  # of one colour, crops are the same
+    assert not alone.is_certain
+    assert "No leak" in alone.sentence()
 
 
 def test_a_finished_run_is_checked_with_its_head_and_key_encoder(
@@ -129,9 +129,9 @@ def test_a_finished_run_is_checked_with_its_head_and_key_encoder(
     found = check_leak(run, image_count=96, threads=1)
     assert found is not None
     assert (found.groups, found.images_per_group) == (12, 8)
-    assert 0.0 <= found.marked_wins <= 1.0
+    assert 0.0 <= found.found <= 1.0
     assert (run / "encoder.safetensors").read_bytes() == before
-    assert json.loads((run / "leak.json").read_text())["marked_wins"] == found.marked_wins
+    assert json.loads((run / "leak.json").read_text())["found"] == found.found
 
 
 def test_one_group_is_too_little(tmp_path: Path, stripes: Stripes) -> None:

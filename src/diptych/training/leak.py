@@ -1,10 +1,10 @@
 """How far a network can tell the right key from batch statistics alone (MoCo, section 3.3).
 
-Where images of a group share batch-norm statistics, a query and its own key carry the mark of the
-same group, and so do the keys of the group's other images. Those are wrong keys: whatever makes
-them score above the wrong keys of other groups is the mark and nothing else, as images come to
-their groups by chance. The share of such pairs in which the marked key wins is 0.5 where nothing
-leaks.
+Where images of a group share batch-norm statistics, a query and its own key were normalised in the
+same company, and that is a mark by which they may find each other. So we encode the same views
+twice: the keys in the groups that they have in training, and in groups drawn by chance. Images,
+views and weights are the same; whatever more the queries find in the first case, the company told
+them.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -32,7 +32,7 @@ from diptych.run_folder import RunFolder, write_aside
 from diptych.training.checkpoint import load_newest
 from diptych.views.batches import Batch, ViewBatches
 
-CERTAIN_ERRORS = 3.0  # standard errors from 0.5 beyond which a leak is called one
+CERTAIN_ERRORS = 3.0  # standard errors beyond which a leak is called one
 LEAST_GROUPS = 8  # of fewer the error says little
 
 
@@ -40,34 +40,36 @@ class Leak(NamedTuple):
     """What batch statistics give away.
 
     Attributes:
-        marked_wins: share of pairs of wrong keys in which the one of the query's own group scores
-            above one of another group; 0.5 is no leak, 1 is a mark that always shows.
-        error: standard error of ``marked_wins`` over the groups.
         found: share of queries that find their own key among all keys, encoded as in training.
         found_in_other_company: the same with every key encoded among other images.
-        groups: groups that were compared.
-        images_per_group: that share statistics.
+        error: standard error of the difference, over groups.
+        groups: of images that share statistics.
+        images_per_group: in each.
     """
 
-    marked_wins: float
-    error: float
     found: float
     found_in_other_company: float
+    error: float
     groups: int
     images_per_group: int
 
     @property
+    def advantage(self) -> float:
+        """Share of queries that find their key by its company; 0 where nothing leaks."""
+        return self.found - self.found_in_other_company
+
+    @property
     def is_certain(self) -> bool:
-        """Whether the marked keys win more often than chance explains."""
-        return self.marked_wins - 0.5 > CERTAIN_ERRORS * self.error
+        """Whether it is more than chance explains."""
+        return self.advantage > CERTAIN_ERRORS * self.error
 
     def sentence(self) -> str:
         """What the figures mean."""
         figures = (
-            f"a wrong key of the query's own group of {self.images_per_group} beats a wrong key of "
-            f"another in {self.marked_wins:.1%} of pairs (50% is no leak; give or take "
-            f"{2 * self.error:.1%}); {self.found:.1%} of queries find their key as in training, "
-            f"{self.found_in_other_company:.1%} when keys are encoded in other company"
+            f"{self.found:.1%} of queries find their key among {self.groups:,} groups of "
+            f"{self.images_per_group} images as in training, {self.found_in_other_company:.1%} "
+            f"when keys are encoded in other company ({100 * self.advantage:+.1f} points, give or "
+            f"take {200 * self.error:.1f})"
         )
         if self.is_certain:
             return (
@@ -159,7 +161,7 @@ def load_trained_method(folder: RunFolder, config: RunConfig) -> Method:
 def measure_leak(
     method: Method, batches: ViewBatches, *, batch_count: int, chunk_size: int | None = None
 ) -> Leak:
-    """Compares keys of each group with those of all others, encoded as in training.
+    """Compares keys encoded as in training with the same keys encoded in other company.
 
     Args:
         method: trained; its running statistics and its dictionary stay as they are.
@@ -182,45 +184,30 @@ def measure_leak(
     queries, keys = _encode(method, batches, indices, epoch, chunk)
     _, moved = _encode(method, batches, indices[shuffled], epoch, chunk)
     elsewhere = moved[torch.from_numpy(np.argsort(shuffled))]
-    wins, error = marked_wins(queries @ keys.T, groups)
-    return Leak(
-        wins,
-        error,
-        _found(queries @ keys.T),
-        _found(queries @ elsewhere.T),
-        int(groups[-1]) + 1,
-        norm_images,
-    )
+    return compare_company(queries @ keys.T, queries @ elsewhere.T, groups)
 
 
-def marked_wins(
-    scores: Float[Tensor, "images images"], groups: Int[Tensor, " images"]
-) -> tuple[float, float]:
-    """Share of (wrong key of the own group, wrong key of another) in which the first scores higher.
-
-    Ties count half: the area under the curve of telling the groups apart by score.
+def compare_company(
+    scores: Float[Tensor, "images images"],
+    scores_elsewhere: Float[Tensor, "images images"],
+    groups: Int[Tensor, " images"],
+) -> Leak:
+    """How many more queries find their key where it had their own company.
 
     Args:
-        scores: of each query with each key; the diagonal, the right key, does not count.
-        groups: of each image.
-
-    Returns:
-        The mean over queries, and its standard error over groups.
+        scores: of each query with each key, encoded as in training; own keys on the diagonal.
+        scores_elsewhere: the same with keys encoded in other company.
+        groups: of each image, as many in each but for the last.
     """
-    rows = torch.arange(len(scores))
-    same = groups[:, None] == groups[None, :]
-    marked: Bool[Tensor, "images images"] = same & (rows[:, None] != rows[None, :])
-    per_query = []
-    for row in range(len(scores)):
-        ours = scores[row][marked[row]]
-        theirs = torch.sort(scores[row][~same[row]]).values
-        below = torch.searchsorted(theirs, ours, side="left")
-        not_above = torch.searchsorted(theirs, ours, side="right")
-        per_query.append((below + not_above).double().mean() / (2 * len(theirs)))
-    each = torch.stack(per_query)
+    found, elsewhere = _found(scores), _found(scores_elsewhere)
     count = int(groups.max()) + 1
-    means = torch.stack([each[groups == group].mean() for group in range(count)])
-    return float(each.mean()), float(means.std() / math.sqrt(count))
+    differences = torch.stack(
+        [(found - elsewhere)[groups == group].sum() for group in range(count)]
+    )
+    # Queries of a group share their company: groups are what is independent.
+    error = float(differences.std() * math.sqrt(count) / len(groups))
+    images_per_group = int((groups == 0).sum())
+    return Leak(float(found.mean()), float(elsewhere.mean()), error, count, images_per_group)
 
 
 def _images_per_group(method: Method, encoded_at_once: int) -> int:
@@ -248,7 +235,8 @@ def _encode(
     return torch.cat(queries).float(), torch.cat(keys).float()
 
 
-def _found(scores: Float[Tensor, "images images"]) -> float:
+def _found(scores: Float[Tensor, "images images"]) -> Float[Tensor, " images"]:
+    """1 for each query whose own key scores above all others."""
     own = scores.diagonal()
     others = scores.clone().fill_diagonal_(-math.inf).amax(dim=1)
-    return float((own > others).double().mean())
+    return (own > others).double()
