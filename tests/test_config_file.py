@@ -25,6 +25,7 @@ from diptych.configs import (
     require_consistent,
 )
 from diptych.errors import ConfigError
+from diptych.policies import branches
 from diptych.recipes import RECIPES, choose_scale, fitted_batch, recipe_config
 
 
@@ -46,13 +47,13 @@ def test_papers_settings_are_the_papers() -> None:
     assert simclr.optimizer.kind == "lars"
     assert (simclr.training.batch_size, simclr.optimizer.learning_rate) == (4096, 0.3)
     assert (simclr.schedule.warmup_epochs, simclr.optimizer.weight_decay) == (10.0, 1e-6)
-    assert (simclr.views.brightness, simclr.views.hue) == (0.8, 0.2)
-    assert (simclr.method.loss.temperature, simclr.views.crop_area) == (0.1, (0.08, 1.0))
+    assert simclr.method.loss.temperature == 0.1
+    assert simclr.views.branches == branches("simclr", None)
+    assert moco.views.branches == branches("moco_v2", None)
     assert moco.method.dictionary.queue_size == 65536
     assert (moco.method.key_encoder.momentum, moco.method.loss.temperature) == (0.999, 0.2)
     assert (moco.optimizer.learning_rate, moco.training.batch_size) == (0.03, 256)
     assert moco.head.hidden_features == 2048
-    assert simclr.views.blur_kernel_pixels == 23
 
 
 @pytest.mark.parametrize(
@@ -67,8 +68,10 @@ def test_papers_settings_are_the_papers() -> None:
         ({"training": {"channels_last": 1}}, "must be true or false; got 1"),
         ({"training": {"device": "gpu"}}, "'auto' or 'cpu' or 'cuda' or 'mps'; got 'gpu'"),
         ({"method": {"dictionary": {"kind": "queu"}}}, "Did you mean queue"),
-        ({"views": {"crop_area": [0.2]}}, "a list of 2 a number values"),
-        ({"views": {"crop_area": [0.9, 0.2]}}, "low <= high"),
+        ({"views": {"pixel_mean": [0.2]}}, "a list of 3 a number values"),
+        ({"views": {"policy": "crop(area=0.9..0.2)"}}, "views.policy: crop: area must be a range"),
+        ({"views": {"second": "crp"}}, "views.second: there is no operation 'crp'. Did you mean"),
+        ({"views": {"polcy": "crop"}}, "Did you mean views.policy"),
         ({"views": 3}, "views is a table"),
         ({"seed": -1}, "seed must lie between"),
         ({"method": {"loss": {"temperature": 0.001}}}, "must be 0.01 or more"),
@@ -174,8 +177,11 @@ def test_scales_follow_device_and_size() -> None:
 def test_bad_ranges_are_refused() -> None:
     for make in (
         lambda: ViewsConfig(side_pixels=4),
-        lambda: ViewsConfig(hue=0.6),
-        lambda: ViewsConfig(flip_probability=1.5),
+        lambda: ViewsConfig(policy="color(hue=0.6)"),
+        lambda: ViewsConfig(strength=-1.0),
+        lambda: ViewsConfig(small_views=17),
+        lambda: ViewsConfig(small_side_pixels=4),
+        lambda: ViewsConfig(small_policy="flip(2)"),
         lambda: EncoderConfig(stage_blocks=()),
         lambda: EncoderConfig(width_multiplier=0),
         lambda: replace(RunConfig().training, batch_size=1),

@@ -9,6 +9,7 @@ from diptych.config_file import overlay, parse_toml, to_toml
 from diptych.configs import RunConfig
 from diptych.contrast.method import build_method
 from diptych.errors import ConfigError
+from diptych.policies import branches
 from diptych.recipes import RECIPES, SCALES, fitted_batch, recipe_config
 from diptych.training.optimizers import build_optimizer
 from diptych.training.schedules import peak_learning_rate
@@ -56,8 +57,9 @@ def test_the_papers_settings() -> None:
     assert (v1.schedule.kind, v1.schedule.drops) == ("step", (0.6, 0.8))  # 120, 160 of 200 epochs
     assert v2.schedule.kind == "cosine"
     assert v1.norm.kind == v2.norm.kind == "shuffle"
-    assert (v2.views.blur_probability, v2.views.hue, v2.views.jitter_probability) == (0.5, 0.1, 0.8)
-    assert (v1.views.blur_probability, v1.views.hue) == (0.0, 0.4)
+    for preset, config in (("moco_v1", v1), ("moco_v2", v2), ("moco_v3", v3)):
+        assert config.views.branches == branches(preset, None)
+        assert config.views.strength == 1.0
     assert peak_learning_rate(v1.optimizer, v1.training.batch_size) == pytest.approx(0.03)
     assert (v3.head.predictor_layers, v3.head.output_features) == (2, 256)
     assert (v3.method.key_encoder.momentum, v3.method.key_encoder.momentum_schedule) == (
@@ -71,18 +73,14 @@ def test_the_papers_settings() -> None:
     assert first.training.batch_size == 4096
     assert peak_learning_rate(first.optimizer, 4096) == pytest.approx(4.8)
     assert (first.optimizer.kind, first.optimizer.weight_decay) == ("lars", 1e-6)
-    assert (first.views.crop_area, first.views.blur_sigma_pixels) == ((0.08, 1.0), (0.1, 2.0))
-    assert (first.views.brightness, first.views.hue) == (0.8, 0.2)
+    assert first.views.branches == second.views.branches == branches("simclr", None)
     assert second.head.layers == 3
     assert second.encoder.selective_kernels
     assert peak_learning_rate(second.optimizer, 4096) == pytest.approx(6.4)
 
     cifar = recipe_config("simclr", "cifar10")
-    assert (cifar.encoder.stem, cifar.views.blur_probability, cifar.views.brightness) == (
-        "small",
-        0.0,
-        0.4,
-    )
+    assert (cifar.encoder.stem, cifar.views.strength) == ("small", 0.5)
+    assert cifar.views.branches == branches("simclr_cifar", None)
     assert (cifar.method.loss.temperature, cifar.training.epochs) == (0.5, 1000)
 
     bank, batch = recipe_config("memory_bank", "paper"), recipe_config("end_to_end", "paper")

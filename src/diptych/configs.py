@@ -9,6 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from diptych.errors import ConfigError
+from diptych.operations import Crop
+from diptych.policies import Policy, branches, parse_policy
+
+
+SMALL_AREA = (0.05, 0.14)  # of multi-crop's small views (SwAV, 2006.09882, section 4.1)
 
 
 def _require(holds: bool, wanted: str, came: object) -> None:
@@ -70,61 +75,73 @@ class ViewsConfig:
 
     side_pixels: int = 32
     """Height and width of a view."""
-    crop_area: tuple[float, float] = (0.2, 1.0)
-    """Smallest and largest share of the image's area that a crop may cover."""
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Smallest and largest width over height of a crop."""
-    flip_probability: float = 0.5
-    """Chance of a left-right flip."""
-    jitter_probability: float = 0.8
-    """Chance that brightness, contrast, saturation and hue change, in random order."""
-    brightness: float = 0.4
-    """Largest change of brightness: the factor lies in 1 - x .. 1 + x."""
-    contrast: float = 0.4
-    """Largest change of contrast."""
-    saturation: float = 0.4
-    """Largest change of saturation."""
-    hue: float = 0.1
-    """Largest shift of hue, as a share of the colour circle (at most 0.5)."""
-    gray_probability: float = 0.2
-    """Chance that all colour is dropped."""
-    blur_probability: float = 0.5
-    """Chance of a Gaussian blur."""
-    blur_kernel_share: float = 0.1
-    """Width of the blur's kernel as a share of the side, made odd."""
-    blur_sigma_pixels: tuple[float, float] = (0.1, 2.0)
-    """Smallest and largest standard deviation of the blur."""
+    policy: str = "moco_v2"
+    """What a view goes through: a preset (moco_v1, moco_v2, moco_v3, simclr, simclr_cifar,
+    simclr_v2, identity) or operations in order, as `crop(area=0.2..1) + flip + color(0.8)`; the
+    first number is the probability. docs/views.md lists them."""
+    second: str | None = None
+    """The same for the other branch, every second view of an image. As `policy` when not given."""
+    strength: float = 1.0
+    """Multiplies the four changes of every `color` (SimCLR, section 3.2)."""
+    small_views: int = 0
+    """More views of each image, smaller ones of small parts, that are queries only (multi-crop)."""
+    small_side_pixels: int | None = None
+    """Height and width of a small view. Three sevenths of `side_pixels` when not given."""
+    small_policy: str | None = None
+    """Of the small views. `policy` with crops of 5 to 14% of the area when not given."""
+    applier: Literal["auto", "cpu", "device"] = "auto"
+    """Who makes the pixels: compiled loops on the `cpu`, or tensor operations on the training
+    `device`. `auto` takes the device where it is a CUDA one."""
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Subtracted from each channel of pixels in 0 .. 1; gray uses the mean of the three."""
+    """Subtracted from each channel of pixels in 0 .. 1; other numbers of channels than three use
+    the mean of the three."""
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Each channel is divided by this; gray uses the mean of the three."""
+    """Each channel is divided by this; other numbers of channels use the mean of the three."""
 
     def __post_init__(self) -> None:
         _require(self.side_pixels >= 8, "views.side_pixels must be 8 or more", self.side_pixels)
-        _require_range("views.crop_area", self.crop_area, 0.0)
-        _require(self.crop_area[1] <= 1.0, "views.crop_area ends at 1 at most", self.crop_area)
-        _require_range("views.crop_aspect", self.crop_aspect, 0.0)
-        _require_range("views.blur_sigma_pixels", self.blur_sigma_pixels, 0.0)
-        for name in ("flip", "jitter", "gray", "blur"):
-            _require_probability(f"views.{name}_probability", getattr(self, f"{name}_probability"))
-        for name in ("brightness", "contrast", "saturation"):
-            _require(
-                0.0 <= getattr(self, name) <= 10.0,
-                f"views.{name} must lie between 0 and 10",
-                getattr(self, name),
-            )
-        _require(0.0 <= self.hue <= 0.5, "views.hue must lie between 0 and 0.5", self.hue)
         _require(
-            0.0 < self.blur_kernel_share <= 0.5,
-            "views.blur_kernel_share must lie between 0 and 0.5",
-            self.blur_kernel_share,
+            0.0 <= self.strength <= 10.0,
+            "views.strength must lie between 0 and 10",
+            self.strength,
+        )
+        _require(
+            0 <= self.small_views <= 16,
+            "views.small_views must lie between 0 and 16",
+            self.small_views,
+        )
+        _require(
+            self.small_side_pixels is None or self.small_side_pixels >= 8,
+            "views.small_side_pixels must be 8 or more",
+            self.small_side_pixels,
         )
         _require(min(self.pixel_std) > 0.0, "views.pixel_std must be positive", self.pixel_std)
+        for name in ("policy", "second", "small_policy"):
+            text = getattr(self, name)
+            if text is not None:
+                try:
+                    parse_policy(text)
+                except ConfigError as error:
+                    raise ConfigError(f"views.{name}: {error}") from error
 
     @property
-    def blur_kernel_pixels(self) -> int:
-        """Width of the blur's kernel in pixels; odd."""
-        return int(self.blur_kernel_share * self.side_pixels) // 2 * 2 + 1
+    def branches(self) -> tuple[Policy, Policy]:
+        """What the views of either branch go through."""
+        return branches(self.policy, self.second)
+
+    @property
+    def small_branch(self) -> Policy:
+        """What the small views go through."""
+        if self.small_policy is not None:
+            return parse_policy(self.small_policy)
+        first, *others = self.branches[0]
+        interpolation = getattr(first, "interpolation", "bilinear")
+        return (Crop(area=SMALL_AREA, interpolation=interpolation), *others)
+
+    @property
+    def small_side(self) -> int:
+        """Height and width of a small view, in pixels."""
+        return self.small_side_pixels or max(8, round(self.side_pixels * 3 / 7))
 
 
 @dataclass(frozen=True)
@@ -568,6 +585,11 @@ def require_consistent(config: RunConfig) -> None:
             "training.chunk_size and take a smaller training.batch_size",
             config.training.chunk_size,
         )
+        _require(
+            config.views.small_views == 0,
+            "distillation takes views of one size: leave out views.small_views",
+            config.views.small_views,
+        )
 
 
 def _require_consistent_method(config: RunConfig) -> None:
@@ -603,8 +625,11 @@ def _require_consistent_method(config: RunConfig) -> None:
         dictionary.kind,
     )
     _require(
-        method.views == 2 or loss.kind in ("info_nce", "supervised"),
-        "method.views above 2 go with the losses info_nce and supervised",
+        loss.kind in ("info_nce", "supervised")
+        or method.views == 2
+        and (config.views.small_views == 0 or not queries_are_keys),
+        "more than two views that are keys of each other go with the losses info_nce and "
+        "supervised",
         loss.kind,
     )
     _require(

@@ -36,6 +36,12 @@ def use_threads(count: int | None) -> int:
     return threads
 
 
+def views_device(applier: str, device: "torch.device") -> "torch.device | None":
+    """Where views are made by tensor operations, for ``views.applier``; None for compiled loops."""
+    on_device = applier == "device" or (applier == "auto" and device.type == "cuda")
+    return device if on_device else None
+
+
 def choose_device(wanted: str) -> "torch.device":
     """The device for ``training.device``: for ``auto`` an accelerator if there is one."""
     import torch

@@ -25,6 +25,7 @@ from diptych.configs import (
     ViewsConfig,
 )
 from diptych.errors import ConfigError
+from diptych.policies import PRESETS, as_text, parse_policy
 
 Scale = Literal["tiny", "small", "cifar10", "paper"]
 SCALES: Final[tuple[Scale, ...]] = ("tiny", "small", "cifar10", "paper")
@@ -38,7 +39,14 @@ _ENCODERS: Final[Mapping[Scale, EncoderConfig]] = {
     "paper": EncoderConfig(name="resnet50", stem="imagenet"),
 }
 _SIDES: Final[Mapping[Scale, int]] = {"tiny": 32, "small": 96, "cifar10": 32, "paper": 224}
-_TINY: Final = ("tiny", "cifar10")
+_TINY_POLICIES: Final = {
+    # Crops of a twelfth of 32 pixels leave too little to learn from in a short run; and so does, of
+    # a few thousand tiny images, a colour that always changes by as much as MoCo v1's.
+    "moco_v1": "crop + gray + color + flip",
+    "moco_v2": "crop + color + gray + flip",
+    "moco_v3": "crop + color(saturation=0.2) + gray + flip",
+    "simclr": "crop + flip + color(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2) + gray",
+}
 _RESNETS: Final = (
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
     *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
@@ -95,11 +103,7 @@ def moco_v2(scale: Scale) -> RunConfig:
     config = _moco(scale, "moco_v2")
     return replace(
         config,
-        views=ViewsConfig(
-            side_pixels=_SIDES[scale],
-            crop_area=(0.2, 1.0),
-            blur_probability=0.0 if scale in _TINY else 0.5,
-        ),
+        views=_views(scale, "moco_v2"),
         head=_head(scale),
         method=replace(config.method, loss=LossConfig(temperature=0.2)),
         schedule=ScheduleConfig(kind="cosine"),
@@ -114,18 +118,10 @@ def moco_v3(scale: Scale) -> RunConfig:
     """
     temperature = {"tiny": 0.2, "small": 0.2, "paper": 1.0}[scale]
     hidden = {"tiny": 256, "small": 1024, "paper": 4096}[scale]
-    simclr_views = simclr(scale).views
     return RunConfig(
         recipe="moco_v3",
         scale=scale,
-        views=replace(
-            simclr_views,
-            crop_area=(0.2, 1.0),
-            brightness=0.4,
-            contrast=0.4,
-            saturation=0.2,
-            hue=0.1,
-        ),
+        views=_views(scale, "moco_v3"),
         encoder=_ENCODERS[scale],
         norm=NormConfig(kind="sync"),
         head=HeadConfig(
@@ -157,19 +153,7 @@ def simclr(scale: Scale) -> RunConfig:
     """
     # 0.5 on CIFAR-10, appendix B.9, in 1,000 epochs; in ten or twenty, half of it learns faster.
     strength = {"tiny": 0.25, "cifar10": 0.5}.get(scale, 1.0)
-    views = ViewsConfig(
-        side_pixels=_SIDES[scale],
-        # Crops of a twelfth of 32 pixels leave too little to learn from in a short run.
-        crop_area=(0.2 if scale == "tiny" else 0.08, 1.0),
-        jitter_probability=0.8,
-        brightness=0.8 * strength,
-        contrast=0.8 * strength,
-        saturation=0.8 * strength,
-        hue=0.2 * strength,
-        gray_probability=0.2,
-        # No blur at 32 pixels, appendix B.9.
-        blur_probability=0.0 if scale in _TINY else 0.5,
-    )
+    views = replace(_views(scale, "simclr"), strength=strength)
     temperatures = {"tiny": 0.2, "small": 0.2, "cifar10": 0.5, "paper": 0.1}
     return RunConfig(
         recipe="simclr",
@@ -227,14 +211,7 @@ def _moco(scale: Scale, name: str) -> RunConfig:
     return RunConfig(
         recipe=name,
         scale=scale,
-        views=ViewsConfig(
-            side_pixels=_SIDES[scale],
-            crop_area=(0.2, 1.0),
-            # Of a few thousand tiny images in a short run, so strong a colour leaves too little.
-            jitter_probability=0.8 if scale == "tiny" else 1.0,
-            hue=0.1 if scale == "tiny" else 0.4,
-            blur_probability=0.0,
-        ),
+        views=_views(scale, "moco_v1"),
         encoder=_ENCODERS[scale],
         norm=NormConfig(kind="shuffle", images_per_group=32),  # 256 images on 8 devices
         head=HeadConfig(layers=1, output_features=128),
@@ -325,6 +302,24 @@ def choose_scale(*, median_side_pixels: int, accelerator: bool) -> tuple[Scale, 
 def _head(scale: Scale, *, batch_norm: bool = False) -> HeadConfig:
     hidden = {"tiny": 128, "small": 512, "cifar10": 2048, "paper": 2048}[scale]
     return HeadConfig(hidden_features=hidden, output_features=128, batch_norm=batch_norm)
+
+
+def _views(scale: Scale, preset: str) -> ViewsConfig:
+    """The paper's views, without blur at 32 pixels (SimCLR, appendix B.9)."""
+    side = _SIDES[scale]
+    if scale == "tiny":
+        return ViewsConfig(side_pixels=side, policy=_TINY_POLICIES[preset])
+    if scale == "cifar10":
+        return ViewsConfig(side_pixels=side, policy=_text("simclr_cifar"))
+    first, second = PRESETS[preset]
+    return ViewsConfig(
+        side_pixels=side, policy=_text(first), second=None if second is None else _text(second)
+    )
+
+
+def _text(policy: str) -> str:
+    """Written out, so that a run's config says what was done whatever a preset comes to mean."""
+    return as_text(parse_policy(policy))
 
 
 def _training(scale: Scale, *, batch_size: int) -> TrainingConfig:

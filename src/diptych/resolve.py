@@ -89,7 +89,8 @@ def in_effect(config: RunConfig, image_count: int) -> str:
             "marks them for each other (shuffle, layer and group do not)"
         )
     if dictionary.kind == "batch":
-        keys = config.method.views * (batch - 1) if dictionary.both_views else batch - 1
+        views = config.method.views + config.views.small_views
+        keys = views * (batch - 1) if dictionary.both_views else batch - 1
         return f"Each query meets {keys:,} negatives, all of its own batch{parts}."
     if dictionary.kind == "queue":
         return f"Each query meets up to {dictionary.queue_size:,} negatives from the queue{parts}."

@@ -76,11 +76,9 @@ def leak_of(encoder: nn.Module, *, shuffle: bool) -> Leak:
         replace(MethodConfig(), dictionary=replace(config.method.dictionary, kind="queue")),
         shuffle_seed=3 if shuffle else None,
     )
-    views = ViewsConfig(
-        side_pixels=16, jitter_probability=0.0, gray_probability=0.0, blur_probability=0.0
-    )
+    views = ViewsConfig(side_pixels=16, policy="crop + flip")
     with ThreadPoolExecutor(1) as executor:
-        batches = ViewBatches(images, Order(0, 64, 16), (views, views), executor)
+        batches = ViewBatches(images, Order(0, 64, 16), views, executor)
         return measure_leak(method, batches, batch_count=4)
 
 

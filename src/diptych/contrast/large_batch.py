@@ -40,7 +40,7 @@ def backward_in_chunks(
     query_parts = _parts(panels.queries, chunk_size)
     key_parts = _parts(panels.keys, chunk_size)
     learned_keys = bool(key_parts) and method.keys_learn
-    keys, key_draws = None, list[Draws]()
+    keys, key_draws = None, list[GeneratorState]()
     if learned_keys:
         keys, key_draws = _without_graph(method, method.encode_keys, key_parts)
     elif key_parts:
@@ -64,16 +64,16 @@ def _parts(views: Views, chunk_size: int) -> list[Views]:
     return list(zip(*(torch.split(view, chunk_size) for view in views), strict=True))
 
 
-Draws = tuple[Tensor, Tensor | None]
+GeneratorState = tuple[Tensor, Tensor | None]
 """Where torch's generators stood before a part was encoded: dropout must drop the same again."""
 
 
-def _draws(device: torch.device) -> Draws:
+def _draws(device: torch.device) -> GeneratorState:
     module = torch.get_device_module(device)
     return torch.get_rng_state(), None if device.type == "cpu" else module.get_rng_state()
 
 
-def _draw_again(draws: Draws, device: torch.device) -> None:
+def _draw_again(draws: GeneratorState, device: torch.device) -> None:
     torch.set_rng_state(draws[0])
     if draws[1] is not None:
         torch.get_device_module(device).set_rng_state(draws[1])
@@ -82,9 +82,9 @@ def _draw_again(draws: Draws, device: torch.device) -> None:
 @torch.no_grad()
 def _without_graph(
     network: nn.Module, encode: Encode, parts: Sequence[Views]
-) -> tuple[Tensor, list[Draws]]:
+) -> tuple[Tensor, list[GeneratorState]]:
     """Vectors of all parts, (views, batch, dim); batch-norm statistics stay for the second time."""
-    encoded, draws = list[Tensor](), list[Draws]()
+    encoded, draws = list[Tensor](), list[GeneratorState]()
     with frozen_statistics(network):
         for part in parts:
             draws.append(_draws(part[0].device))
@@ -107,7 +107,7 @@ def _again(
     encode: Encode,
     parts: Sequence[Views],
     gradient: Tensor | None,
-    draws: Sequence[Draws],
+    draws: Sequence[GeneratorState],
 ) -> None:
     """Encodes with a graph and sends each vector's gradient back to the weights."""
     assert gradient is not None

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from itertools import cycle, groupby
 from typing import NamedTuple
 
 import torch
@@ -29,8 +30,8 @@ class Panels(NamedTuple):
     """The views of a batch as they are encoded.
 
     Attributes:
-        queries: each (batch, channels, side, side); row i shows image i of the batch, except in
-            views that are shuffled.
+        queries: each (batch, channels, side, side), small views last; row i shows image i of the
+            batch, except in views that are shuffled.
         keys: the same for the keys, in the order of the queries they belong to; empty where the
             queries are the keys, or the dictionary has them.
     """
@@ -118,23 +119,20 @@ class Method(nn.Module):
         if self._queries_are_keys:
             first, *others = batch.views
             return Panels((first, *self._shuffled(others, batch)), ())
-        first, second = batch.views
+        first, second, *small = batch.views
         queries, keys = (
-            ((first, second), (second, first))
-            if self.config.symmetric
-            else (
-                (first,),
-                (second,),
-            )
+            ((first, second), (second, first)) if self.config.symmetric else ((first,), (second,))
         )
+        queries = (*queries, *small)
         if not self.dictionary.lacks(batch.indices):
             return Panels(queries, ())
         return Panels(queries, tuple(self._shuffled(keys, batch)))
 
     def encode_queries(self, views: Views) -> Tensor:
-        """(views, images, dim), in one pass, so that all views share their batch statistics."""
+        """(views, images, dim), in one pass for each size, whose views share batch statistics."""
         with self._precision(views[0]):
-            vectors = self.network(torch.cat(views))
+            sizes = groupby(views, key=lambda view: view.shape[-1])
+            vectors = torch.cat([self.network(torch.cat(list(same))) for _, same in sizes])
             if self.predictor is not None:
                 vectors = self.predictor(vectors)
         return _at_least_fp32(vectors).reshape(len(views), -1, vectors.shape[1])
@@ -165,9 +163,12 @@ class Method(nn.Module):
                 keys = queries.detach()
             else:
                 keys = self._scaled(torch.stack(self._restored(keys, batch)))
-            found = _mean([self._look_up(q, k, batch) for q, k in zip(queries, keys, strict=True)])
+            # Small views come after those of full size, and look for the keys in turn.
+            pairs = zip(queries, cycle(keys), strict=False)
+            found = _mean([self._look_up(query, key, batch) for query, key in pairs])
         bank = self.config.dictionary.kind == "bank"
-        remembered = self._scaled(queries.mean(dim=0)) if bank else keys.flatten(0, 1)
+        full_sized = queries[: 1 + self.config.symmetric]
+        remembered = self._scaled(full_sized.mean(dim=0)) if bank else keys.flatten(0, 1)
         return Output(found, remembered.detach(), batch.indices)
 
     def encode_pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -222,13 +223,13 @@ class Method(nn.Module):
     def _look_up_among(self, vectors: Tensor, batch: Batch) -> LookUp:
         """Every view against all others of the batch."""
         supervised = self.config.loss.kind == "supervised"
-        if not supervised and self.config.views == 2:
+        if not supervised and len(batch.views) == 2:
             return self._look_up(vectors, vectors, batch)
         ids = batch.indices if batch.groups is None else batch.groups
         if supervised:
             assert batch.labels is not None
             ids = batch.labels
-        many = ids.repeat(self.config.views)
+        many = ids.repeat(len(batch.views))
         return look_up_many(vectors, many, self.config.loss, temperature=self.temperature)
 
     def _shuffled(self, views: Iterable[Tensor], batch: Batch) -> list[Tensor]:

@@ -27,8 +27,8 @@ from diptych.model.saved import load_encoder, untrained_encoder
 from diptych.report import figures
 from diptych.run_folder import RunFolder, write_aside
 from diptych.training.run_log import read_metrics
-from diptych.views.cpu import make_views, to_pixels
-from diptych.views.draw import centre_views
+from diptych.views.cpu import to_pixels
+from diptych.views.load import load_centred
 from diptych.views.preview import contact_sheet, policy_in_words, to_picture
 
 _BANK_IMAGES: Final = 2000  # among which neighbours are looked for
@@ -208,8 +208,7 @@ def _class_names(images: ImageSet) -> list[str | None]:
 
 
 def _thumbnails(images: ImageSet, config: RunConfig, executor: Executor) -> list[Image.Image]:
-    pixels = images.pixels.gather(np.arange(len(images)), executor)
-    centred = centre_views(pixels.heights, pixels.widths)
-    views = to_pixels(make_views(pixels, centred, config.views, executor)[0], config.views)
+    centred = load_centred(images, np.arange(len(images)), config.views, executor)
+    views = to_pixels(centred, config.views)
     side = min(_NEIGHBOUR_PIXELS, config.views.side_pixels)
     return [to_picture(view, side) for view in views]

@@ -116,9 +116,10 @@ def check_leak(
         batches = ViewBatches(
             images,
             order,
-            (config.views,) * config.method.views,
+            config.views,
             executor,
-            None if by is None else find_groups(images.names, by),
+            view_count=config.method.views,
+            groups=None if by is None else find_groups(images.names, by),
         )
         found = measure_leak(method, batches, batch_count=batch_count, chunk_size=chunk)
     write_aside(folder.leak, (json.dumps(found._asdict(), indent=1) + "\n").encode())

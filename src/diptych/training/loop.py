@@ -14,7 +14,7 @@ from diptych.contrast.dictionaries import full_size
 from diptych.contrast.method import Method
 from diptych.errors import ConfigError, TrainingError
 from diptych.evaluation.symptoms import find_symptoms
-from diptych.hardware import choose_device
+from diptych.hardware import choose_device, views_device
 from diptych.images.collection import Collection
 from diptych.images.groups import find_groups
 from diptych.images.order import Order
@@ -78,9 +78,11 @@ def train(
         batches=ViewBatches(
             images,
             order,
-            (config.views,) * config.method.views,
+            config.views,
             executor,
-            groups,
+            view_count=config.method.views,
+            groups=groups,
+            device=views_device(config.views.applier, choose_device(config.training.device)),
         ),
         probe=build_probe(collection, config.views, executor, image_count=config.probe.images),
         state=state,
@@ -140,7 +142,7 @@ class _Run:
         if device.type == "cpu":  # views and network share the cores: nothing to gain ahead
             yield from map(self.batches.at, steps)
             return
-        for batch in self.batches.prefetched(steps):
+        for batch in self.batches.prefetched(steps, pin=device.type == "cuda"):
             yield batch.to(device)
 
     def _step(self, batch: Batch) -> StepResult:
@@ -184,6 +186,7 @@ class _Run:
         """One line of metrics: of this very step, so that a resumed run writes the same."""
         state, found = self.state, result.look_up
         steps = state.step - (lines[-1]["step"] if lines else 0)
+        views = self.config.method.views + self.config.views.small_views
         line: dict[str, Any] = {
             "step": state.step,
             "epoch": (state.step - 1) // self.batches.order.steps_per_epoch,
@@ -194,7 +197,7 @@ class _Run:
             "candidates": found.candidates,
             "learning_rate": state.optimizer.param_groups[0]["lr"],
             "views_per_second": round(
-                self.config.method.views * self.config.training.batch_size * steps / seconds, 1
+    XX
             ),
         }
         line |= state.method.figures()

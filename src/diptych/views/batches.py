@@ -1,8 +1,9 @@
-"""Batches of views ready for the network: order, pixels, parameters, views, tensors."""
+"""Batches of views ready for the network: order, parameters, pixels, views, tensors."""
 
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from diptych.configs import ViewsConfig
 from diptych.images.collection import ImageSet
 from diptych.images.groups import Groups
 from diptych.images.order import Order
-from diptych.views.cpu import make_views
-from diptych.views.draw import centre_views, draw_views
+from diptych.policies import Policy
+from diptych.views.device import make_views_on
+from diptych.views.draw import draw_views
+from diptych.views.load import Panel, fit, gather_all, load_centred, load_views
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Batch:
 
     Attributes:
         views: each (batch, channels, side, side); row i of all shows image i, or two images of
-            its group.
+            its group. Small views, if any, come last.
         indices: (batch,), int64, which image each row is.
         step: counted from 0; what a step draws follows from it and the run's seed.
         groups: (batch,), int64: rows with the same number are not each other's negatives. None
@@ -54,6 +57,11 @@ class Batch:
             labels=moved(self.labels),
         )
 
+    def pinned(self) -> "Batch":
+        """The same batch in memory that a CUDA device copies from by itself."""
+        views = tuple(view if view.is_cuda else view.pin_memory() for view in self.views)
+        return replace(self, views=views)
+
 
 @dataclass(frozen=True)
 class ViewBatches:
@@ -62,19 +70,23 @@ class ViewBatches:
     Attributes:
         images: to learn from.
         order: which images come in which step.
-        policies: what may be done, one for each view of an image.
+        config: what may be done to an image; its two policies take turns over the views.
         executor: its threads decode and make views.
+        view_count: full-sized views of each image.
         groups: of the images; None where each image is a group of its own.
+        device: where views are made, by tensor operations; None for the compiled loops.
     """
 
     images: ImageSet
     order: Order
-    policies: tuple[ViewsConfig, ...]
+    config: ViewsConfig
     executor: Executor
+    view_count: int = 2
     groups: Groups | None = None
+    device: torch.device | None = None
 
     def at(self, step: int) -> Batch:
-        """The batch of a step, on the CPU."""
+        """The batch of a step."""
         epoch, indices = self.order.batch(step)
         groups, labels = self.groups, self.images.labels
         return Batch(
@@ -88,47 +100,100 @@ class ViewBatches:
     def of(self, indices: NDArray[np.int64], epoch: int) -> tuple[Tensor, ...]:
         """The views of given images in an epoch, each (images, channels, side, side)."""
         if self.groups is None:
-            return tuple(as_images(view) for view in self._make(indices, epoch, slice(None)))
-        # The first view shows the image itself, every other one another image of its group.
+            return self._make(indices, epoch, range(self._all_views))
+        # The first view shows the image itself, as small ones do; others another of its group.
         shown = self.groups.partners(
-            indices, seed=self.order.seed, epoch=epoch, views=len(self.policies)
+            indices, seed=self.order.seed, epoch=epoch, views=self.view_count
         )
-        return tuple(
-            as_images(self._make(images, epoch, slice(view, view + 1))[0])
-            for view, images in enumerate(shown)
-        )
+        large = [
+            self._make(images, epoch, range(view, view + 1)) for view, images in enumerate(shown)
+        ]
+        small = self._make(indices, epoch, range(self.view_count, self._all_views))
+        return (*(view for made in large for view in made), *small)
 
-    def _make(self, indices: NDArray[np.int64], epoch: int, which: slice) -> NDArray[np.float32]:
-        """Some of the views of images, (views, images, side, side, channels)."""
-        pixels = self.images.pixels.gather(indices, self.executor)
-        parameters = draw_views(
-            self.policies,
-            seed=self.order.seed,
-            epoch=epoch,
-            indices=indices,
-            heights=pixels.heights,
-            widths=pixels.widths,
-        )
-        return make_views(pixels, parameters[which], self.policies[0], self.executor)
+    def prefetched(self, steps: range, *, pin: bool = False) -> Iterator[Batch]:
+        """The batch of each step, made one ahead while an accelerator works on the last.
 
-    def prefetched(self, steps: range) -> Iterator[Batch]:
-        """The batch of each step, made one ahead while an accelerator works on the last."""
+        Args:
+            steps: whose batches.
+            pin: copy them to pinned memory, for a CUDA device.
+        """
+
+        def make(step: int) -> Batch:
+            batch = self.at(step)
+            return batch.pinned() if pin else batch
+
         with ThreadPoolExecutor(1, thread_name_prefix="diptych-prefetch") as ahead:
-            waiting = ahead.submit(self.at, steps.start) if len(steps) else None
+            waiting = ahead.submit(make, steps.start) if len(steps) else None
             for step in steps:
                 assert waiting is not None
                 batch = waiting.result()
-                waiting = ahead.submit(self.at, step + 1) if step + 1 in steps else None
+                waiting = ahead.submit(make, step + 1) if step + 1 in steps else None
                 yield batch
+
+    @cached_property
+    def _all_views(self) -> int:
+        return self.view_count + self.config.small_views
+
+    @cached_property
+    def _policies(self) -> tuple[Policy, ...]:
+        """One for each view of an image."""
+        two = self.config.branches
+        large = tuple(two[view % 2] for view in range(self.view_count))
+        return large + (self.config.small_branch,) * self.config.small_views
+
+    def _make(self, indices: NDArray[np.int64], epoch: int, which: range) -> tuple[Tensor, ...]:
+        """Some of the views of images."""
+        large = range(which.start, min(which.stop, self.view_count))
+        small = range(max(which.start, self.view_count), which.stop)
+        sides = (self.config.side_pixels, self.config.small_side)
+        panels = [
+            self._panel(indices, epoch, views, side)
+            for views, side in zip((large, small), sides, strict=True)
+            if len(views)
+        ]
+        if self.device is None:
+            made = load_views(self.images, indices, panels, self.config, self.executor)
+            return tuple(as_images(view) for panel in made for view in panel)
+        return self._make_on(self.device, indices, panels)
+
+    def _make_on(
+        self, device: torch.device, indices: NDArray[np.int64], panels: list[Panel]
+    ) -> tuple[Tensor, ...]:
+        pixels = gather_all(self.images, indices, panels, self.executor)
+        heights, widths = self.images.heights[indices], self.images.widths[indices]
+        made = [
+            make_views_on(
+                pixels,
+                fit(panel.drawn, pixels, heights, widths),
+                self.config,
+                device,
+                side_pixels=panel.side_pixels,
+            )
+            for panel in panels
+        ]
+        return tuple(view for panel in made for view in panel)
+
+    def _panel(self, indices: NDArray[np.int64], epoch: int, views: range, side: int) -> Panel:
+        drawn = draw_views(
+            self._policies[views.start : views.stop],
+            strength=self.config.strength,
+            side_pixels=side,
+            seed=self.order.seed,
+            epoch=epoch,
+            indices=indices,
+            heights=self.images.heights[indices],
+            widths=self.images.widths[indices],
+            first_view=views.start,
+        )
+        return Panel(drawn, side)
 
 
 def centre_batch(
     images: ImageSet, indices: NDArray[np.int64], config: ViewsConfig, executor: Executor
 ) -> Tensor:
     """Images as they are evaluated: the centred square, resized; no randomness."""
-    pixels = images.pixels.gather(indices, executor)
-    views = make_views(pixels, centre_views(pixels.heights, pixels.widths), config, executor)
-    return as_images(views[0])
+    return as_images(load_centred(images, indices, config, executor))
 
 
 def as_images(views: NDArray[np.float32]) -> Tensor:

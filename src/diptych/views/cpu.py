@@ -1,64 +1,61 @@
-"""Makes views on the CPU: one pass per view over cached pixels, compiled, without the GIL.
+"""Makes views on the CPU: one pass per view over decoded pixels, compiled, without the GIL.
 
-A view goes through antialiased crop and resize, flip, colour jitter, gray and blur in a scratch
-buffer that stays in the processor's cache, in float32 in 0 .. 1, and is written once, normalised,
-as channels-last. Each view is made by one thread from its own parameters, so the bits do not
-depend on the number of threads. The operations are those of torchvision's functional transforms
-on float tensors.
+A view goes through antialiased crop and resize and its steps in a scratch buffer that stays in the
+processor's cache, in float32 in 0 .. 1, and is written once, normalised, as channels-last. Each view
+is made by one thread from its own parameters, so the bits do not depend on the number of threads.
 """
-
-from concurrent.futures import Executor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diptych.configs import ViewsConfig
 from diptych.images.pixels import PixelBatch
-from diptych.views.kernels import JITTER_ORDERS, make_views_into
-
-_CHUNK = 32  # images per task: few enough dispatches, enough tasks to share evenly
+from diptych.views.draws import Draws
+from diptych.views.kernels import make_views_into
 
 
 def make_views(
     images: PixelBatch,
-    parameters: NDArray[np.void],
+    drawn: Draws,
     config: ViewsConfig,
-    executor: Executor,
+    *,
+    side_pixels: int | None = None,
+    out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    """Applies drawn parameters to images.
+    """Applies drawn parameters to images, in the calling thread.
 
     Args:
         images: the decoded images.
-        parameters: (views, images) of dtype ``draw.VIEW``.
-        config: gives the side, the blur's kernel and the normalisation.
-        executor: its threads share the work.
+        drawn: of (views, images), in the coordinates of the decoded pixels.
+        config: gives the side and the normalisation.
+        side_pixels: of the views, where it is not ``config.side_pixels``.
+        out: where to write, (views, images, side, side, channels); a new array when not given.
 
     Returns:
         (views, images, side, side, channels), float32, normalised.
     """
-    side, channels = config.side_pixels, images.channels
-    out = np.empty((*parameters.shape, side, side, channels), dtype=np.float32)
+    side, channels = side_pixels or config.side_pixels, images.channels
+    if out is None:
+        out = np.empty((*drawn.crops.shape, side, side, channels), dtype=np.float32)
     mean, scale = normalisation(config, channels)
-    orders, kernel = JITTER_ORDERS, config.blur_kernel_pixels
-
-    def work(start: int) -> None:
-        some = slice(start, start + _CHUNK)
-        make_views_into(
-            images.pixels,
-            images.offsets[some],
-            images.heights[some],
-            images.widths[some],
-            parameters[:, some],
-            orders,
-            kernel,
-            mean,
-            scale,
-            out[:, some],
-        )
-
-    for _ in executor.map(work, range(0, len(images), _CHUNK)):
-        pass  # the results are in `out`; this waits, and raises what a thread raised
+    make_views_into(
+        images.pixels,
+        images.offsets,
+        images.widths,
+        images.heights,
+        unit_of(images.pixels.dtype),
+        drawn.crops,
+        drawn.steps,
+        mean,
+        scale,
+        out,
+    )
     return out
+
+
+def unit_of(dtype: np.dtype[np.generic]) -> np.float32:
+    """What a pixel value of 1 stands for, so that the largest value is 1.0."""
+    return np.float32(1.0 / np.iinfo(dtype).max)
 
 
 def normalisation(
@@ -66,8 +63,8 @@ def normalisation(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean and reciprocal standard deviation per channel, (channels,) each."""
     mean, std = np.array(config.pixel_mean), np.array(config.pixel_std)
-    if channels == 1:
-        mean, std = mean.mean(keepdims=True), std.mean(keepdims=True)
+    if channels != len(mean):
+        mean, std = np.full(channels, mean.mean()), np.full(channels, std.mean())
     return mean.astype(np.float32), (1.0 / std).astype(np.float32)
 
 

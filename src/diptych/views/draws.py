@@ -1,0 +1,89 @@
+"""What was drawn for some views: the table that both appliers read."""
+
+from dataclasses import dataclass, replace
+from itertools import permutations
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+CROP = np.dtype(
+    [
+        ("top", "<f8"),  # pixels, of the crop in the image
+        ("left", "<f8"),
+        ("height", "<f8"),
+        ("width", "<f8"),
+        ("cubic", "<i8"),  # 1 for a bicubic resize, 0 for a bilinear one
+    ],
+    align=True,
+)
+"""Where a view is cut from its image, and how it is resized."""
+
+NOTHING: Final = 0
+FLIP: Final = 1
+VERTICAL_FLIP: Final = 2
+TURN: Final = 3  # quarter turns, counter-clockwise
+AFFINE: Final = 4  # a, b, c, d, e, f: (x, y) comes from (a x + b y + c, d x + e y + f), about the
+# centre, in pixels of the view, y downwards
+COLOR: Final = 5  # order, a row of JITTER_ORDERS; factors of brightness, contrast, saturation; hue
+GRAY: Final = 6
+BLUR: Final = 7  # sigma and radius in pixels
+SOLARIZE: Final = 8  # threshold
+POSTERIZE: Final = 9  # shades
+EQUALIZE: Final = 10
+AUTO_CONTRAST: Final = 11
+SHARPEN: Final = 12  # factor
+NOISE: Final = 13  # sigma; two halves of a key, whole numbers below 2^32
+CUTOUT: Final = 14  # top, left, height, width in pixels of the view
+SOBEL: Final = 15
+
+STEP_WIDTH: Final = 7
+"""A step is one of the kinds above and up to six numbers, as listed there."""
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+JITTER_ORDERS = np.array(list(permutations(range(4))), dtype=np.int64)
+"""(24, 4): the orders in which the four changes of a colour jitter can come."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Drawn parameters of views.
+
+    Attributes:
+        crops: (views, images) of dtype ``CROP``.
+        steps: float64 (views, images, steps, STEP_WIDTH): what is done to the resized crop, in
+            order. The first number is the kind; NOTHING is passed over.
+    """
+
+    crops: NDArray[np.void]
+    steps: NDArray[np.float64]
+
+    def views(self, which: slice) -> "Draws":
+        """Some of the views."""
+        return Draws(self.crops[which], self.steps[which])
+
+    def images(self, which: slice) -> "Draws":
+        """The views of some of the images."""
+        return Draws(self.crops[:, which], self.steps[:, which])
+
+    def smallest_scale(self, side_pixels: int) -> NDArray[np.float64]:
+        """(images,): the least share of its size at which an image still fills all of its crops.
+
+        A crop that has at least as many pixels as the view loses nothing that the view would show.
+        """
+        needed = side_pixels / np.minimum(self.crops["height"], self.crops["width"])
+        return np.minimum(1.0, needed.max(axis=0))
+
+    def scaled(self, heights: NDArray[np.float64], widths: NDArray[np.float64]) -> "Draws":
+        """The same crops of images that were decoded smaller.
+
+        Args:
+            heights: (images,), decoded height over full height.
+            widths: (images,), the same of the widths.
+        """
+        crops = self.crops.copy()
+        crops["top"] *= heights
+        crops["height"] *= heights
+        crops["left"] *= widths
+        crops["width"] *= widths
+        return replace(self, crops=crops)

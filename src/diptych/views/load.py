@@ -1,0 +1,123 @@
+"""From drawn parameters to views: images decoded and their views made, a few at a time in threads.
+
+An image is decoded once for all of its views, no larger than they need, and its pixels are used
+while they are in the processor's cache. Memory holds the views and what the threads are at.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.configs import ViewsConfig
+from diptych.images.collection import ImageSet
+from diptych.images.pixels import PixelBatch
+from diptych.views.cpu import make_views
+from diptych.views.draw import centre_views
+from diptych.views.draws import Draws
+
+_TASK_BYTES = 1 << 20  # of pixels in a task: few enough dispatches, enough tasks to share evenly
+_TASK_IMAGES = 32
+
+
+class Panel(NamedTuple):
+    """Views of the same size.
+
+    Attributes:
+        drawn: their parameters, (views, images), in the coordinates of the full images.
+        side_pixels: of these views.
+    """
+
+    drawn: Draws
+    side_pixels: int
+
+
+def load_views(
+    images: ImageSet,
+    indices: NDArray[np.int64],
+    panels: Sequence[Panel],
+    config: ViewsConfig,
+    executor: Executor,
+) -> list[NDArray[np.float32]]:
+    """Decodes images and applies drawn parameters to them.
+
+    Args:
+        images: the set.
+        indices: (images,), which of it.
+        panels: what to make of each image.
+        config: gives the normalisation.
+        executor: its threads share the work.
+
+    Returns:
+        For each panel (views, images, side, side, channels), float32, normalised.
+    """
+    outs = [
+        np.empty(
+            (*panel.drawn.crops.shape, panel.side_pixels, panel.side_pixels, images.channels),
+            dtype=np.float32,
+        )
+        for panel in panels
+    ]
+    heights, widths = images.heights[indices], images.widths[indices]
+
+    def work(some: slice) -> None:
+        pixels = images.pixels.gather(indices[some], _needed(panels, some))
+        for panel, out in zip(panels, outs, strict=True):
+            drawn = fit(panel.drawn.images(some), pixels, heights[some], widths[some])
+            make_views(
+                pixels, drawn, config, side_pixels=panel.side_pixels, out=out[:, some]
+            )
+
+    for _ in executor.map(work, _tasks(heights, widths, images.channels)):
+        pass  # the results are in `outs`; this waits, and raises what a thread raised
+    return outs
+
+
+def gather_all(
+    images: ImageSet,
+    indices: NDArray[np.int64],
+    panels: Sequence[Panel],
+    executor: Executor,
+) -> PixelBatch:
+    """The pixels of whole images, no larger than the panels need, for the device to work on."""
+    heights, widths = images.heights[indices], images.widths[indices]
+    parts = executor.map(
+        lambda some: images.pixels.gather(indices[some], _needed(panels, some)),
+        _tasks(heights, widths, images.channels),
+    )
+    return PixelBatch.join(list(parts))
+
+
+def load_centred(
+    images: ImageSet, indices: NDArray[np.int64], config: ViewsConfig, executor: Executor
+) -> NDArray[np.float32]:
+    """Images as they are evaluated, (images, side, side, channels): the centred square, resized."""
+    centred = centre_views(images.heights[indices], images.widths[indices])
+    panel = Panel(centred, config.side_pixels)
+    return load_views(images, indices, [panel], config, executor)[0][0]
+
+
+def fit(
+    drawn: Draws, pixels: PixelBatch, heights: NDArray[np.int64], widths: NDArray[np.int64]
+) -> Draws:
+    """Draws in the coordinates of pixels that may have been decoded smaller than full size."""
+    if np.array_equal(pixels.heights, heights) and np.array_equal(pixels.widths, widths):
+        return drawn
+    return drawn.scaled(pixels.heights / heights, pixels.widths / widths)
+
+
+def _needed(panels: Sequence[Panel], some: slice) -> NDArray[np.float64]:
+    """(images,): the least share of full size that serves all panels."""
+    scales = [panel.drawn.images(some).smallest_scale(panel.side_pixels) for panel in panels]
+    needed: NDArray[np.float64] = np.maximum.reduce(scales)
+    return needed
+
+
+def _tasks(heights: NDArray[np.int64], widths: NDArray[np.int64], channels: int) -> list[slice]:
+    """Consecutive images, about a megabyte of pixels in each task."""
+    count = len(heights)
+    mean_bytes = channels * float((heights * widths).mean()) if count else 1.0
+    size = int(np.clip(_TASK_BYTES / mean_bytes, 1, _TASK_IMAGES))
+    return [slice(start, start + size) for start in range(0, count, size)]
