@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.images.names import CompactNames
 from diptych.images.pixels import PixelSource, SelectedPixels
 
 
@@ -51,7 +52,7 @@ class ImageSet:
         return replace(
             self,
             pixels=SelectedPixels(self.pixels, indices),
-            names=[self.names[i] for i in indices],
+            names=CompactNames.of(self.names).select(indices),
             heights=self.heights[indices],
             widths=self.widths[indices],
             labels=None if self.labels is None else self.labels[indices],

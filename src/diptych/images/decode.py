@@ -46,16 +46,24 @@ def decode_file(path: str | Path, config: ImagesConfig) -> NDArray[np.uint8]:
         UnreadableImage: the file is missing, is no regular file, is damaged or too large. The
             message gives the reason in a few words.
     """
+    return decode_bytes(read_bytes(path), config)
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        UnreadableImage: the file is missing or is no regular one.
+    """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for ever
             raise UnreadableImage("not a regular file")
         with open(path, "rb") as file:
-            data = file.read()
+            return file.read()
     except OSError as error:
         missing_target = os.path.islink(path) and not os.path.exists(path)
         reason = "broken symbolic link" if missing_target else error.strerror or str(error)
         raise UnreadableImage(reason) from error
-    return decode_bytes(data, config)
 
 
 def decode_bytes(data: bytes, config: ImagesConfig) -> NDArray[np.uint8]:
