@@ -1,21 +1,28 @@
 """Encoded images where they lie (a folder, a list, shards) to an image set: checked, then kept."""
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
+from diptych.images.cache import Keeper, cache_key, cache_path
+from diptych.images.cache_file import Decoded, read_cache
 from diptych.images.collection import ImageSet, Skipped
 from diptych.images.decode import decode_bytes
+from diptych.images.form import Pixels, pixel_type
+from diptych.images.jpeg import reduced
 from diptych.images.names import CompactNames
 from diptych.images.pixels import DecodedPixels, HeldPixels, PixelBatch, PixelSource
 
 _CHUNK = 256  # images checked between two calls of `on_progress`
+_FIRST = 64  # images that decide on the channels
 
 Progress = Callable[[int, int], None]
 """Called with the number of images checked and their total."""
@@ -82,19 +89,22 @@ def open_listing(
         raise ImagesError(f"no images in {listing.origin}.")
     if len(chosen) < len(listing.names):
         listing = listing.select(chosen)
-    kept, skipped, pixels = _check_all(listing, config, executor, on_progress)
-    refuse_if_too_many(skipped, len(listing.names), config, listing.origin)
-    good = listing.select(np.array(kept.indices, dtype=np.int64))
+    if config.color == "raw" and config.raw_channels is None:
+        config = replace(config, raw_channels=usual_channels(listing, config, executor))
+    decoded, pixels, remarks = _decoded(listing, config, executor, on_progress)
+    refuse_if_too_many(decoded.skipped, len(listing.names), config, listing.origin)
+    good = listing.select(decoded.places)
     labels, classes = present_classes(good.labels, good.classes)
     return ImageSet(
-        pixels=pixels if pixels is not None else _decoder(good, config),
+        pixels=pixels or _decoder(good, decoded, config),
         names=good.names,
-        heights=np.array(kept.heights, dtype=np.int64),
-        widths=np.array(kept.widths, dtype=np.int64),
+        heights=decoded.heights,
+        widths=decoded.widths,
         channels=config.channels,
         labels=labels,
         classes=classes,
-        skipped=tuple(skipped),
+        skipped=decoded.skipped,
+        remarks=remarks,
     )
 
 
@@ -135,59 +145,111 @@ def refuse_if_too_many(
         )
 
 
-class _Kept:
-    """The images that can be used, as they are found."""
+def usual_channels(listing: Listing, config: ImagesConfig, executor: Executor) -> int:
+    """How many channels most of the first images have, as their files are.
 
-    def __init__(self) -> None:
-        self.indices, self.heights, self.widths = array("q"), array("q"), array("q")
+    Raises:
+        ImagesError: none of them can be read.
+    """
+    first = range(min(_FIRST, len(listing.names)))
+    found = list(executor.map(lambda index: _try_decoding(listing, index, config), first))
+    counts = Counter(one.shape[2] for one in found if not isinstance(one, Skipped))
+    if not counts:
+        skipped = [one for one in found if isinstance(one, Skipped)]
+        refuse_if_too_many(skipped, len(skipped), config, listing.origin)
+    return counts.most_common(1)[0][0]
+
+
+def _decoded(
+    listing: Listing, config: ImagesConfig, executor: Executor, on_progress: Progress
+) -> tuple[Decoded, PixelSource | None, tuple[str, ...]]:
+    """What can be used, the pixels if they are kept, and remarks on that."""
+    file, key = None, ""
+    if listing.stamp is not None and config.cache in ("auto", "file"):
+        file = cache_path(listing.origin, config)
+        # Before the images are read: one that changes while they are gets another key.
+        key = cache_key(listing.names, listing.stamp, config)
+        cached = _from_file(file, key, config, executor)
+        if cached is not None:
+            return *cached, ()
+    keeper = Keeper(config, file)
+    try:
+        decoded = _check_all(listing, config, keeper, executor, on_progress)
+        held, pixels = keeper.in_memory(), None
+        if held is not None:
+            pixels = HeldPixels(_end_to_end(held, decoded, config))
+        elif file is not None and keeper.finish_file(decoded, key):
+            cached = _from_file(file, key, config, executor)
+            pixels = None if cached is None else cached[1]
+    finally:
+        keeper.abandon()
+    return decoded, pixels, () if keeper.remark is None else (keeper.remark,)
+
+
+def _from_file(
+    file: Path, key: str, config: ImagesConfig, executor: Executor
+) -> tuple[Decoded, HeldPixels] | None:
+    found = read_cache(file, key, pixel_type(config), config.channels, executor)
+    if found is None:
+        return None
+    decoded, pixels = found
+    return decoded, HeldPixels(_end_to_end(pixels, decoded, config))
+
+
+def _end_to_end(pixels: Pixels, decoded: Decoded, config: ImagesConfig) -> PixelBatch:
+    sizes = decoded.heights * decoded.widths * config.channels
+    offsets = np.cumsum(sizes) - sizes
+    return PixelBatch(pixels, offsets, decoded.heights, decoded.widths, config.channels)
 
 
 def _check_all(
-    listing: Listing, config: ImagesConfig, executor: Executor, on_progress: Progress
-) -> tuple[_Kept, list[Skipped], PixelSource | None]:
-    kept, skipped = _Kept(), list[Skipped]()
-    room = config.cache_megabytes * 2**20
-    held: list[NDArray[np.uint8]] | None = []
-    for index, decoded in enumerate(_decode_each(listing, config, executor, on_progress)):
-        if isinstance(decoded, Skipped):
-            skipped.append(decoded)
+    listing: Listing,
+    config: ImagesConfig,
+    keeper: Keeper,
+    executor: Executor,
+    on_progress: Progress,
+) -> Decoded:
+    places, heights, widths, skipped = array("q"), array("q"), array("q"), list[Skipped]()
+    for index, pixels in enumerate(_decode_each(listing, config, executor, on_progress)):
+        if isinstance(pixels, Skipped):
+            skipped.append(pixels)
             continue
-        kept.indices.append(index)
-        kept.heights.append(decoded.shape[0])
-        kept.widths.append(decoded.shape[1])
-        room -= decoded.nbytes
-        if room < 0:
-            held = None  # too large to keep: from here on only check
-        if held is not None:
-            held.append(decoded)
-    pixels = HeldPixels(PixelBatch.of(held)) if held else None
-    return kept, skipped, pixels
+        for column, value in zip((places, heights, widths), (index, *pixels.shape), strict=False):
+            column.append(value)
+        keeper.add(pixels)
+    columns = [np.array(column, dtype=np.int64) for column in (places, heights, widths)]
+    return Decoded(columns[0], columns[1], columns[2], tuple(skipped))
 
 
 def _decode_each(
     listing: Listing, config: ImagesConfig, executor: Executor, on_progress: Progress
-) -> Iterator[NDArray[np.uint8] | Skipped]:
-    def read(index: int) -> NDArray[np.uint8] | Skipped:
-        try:
-            return decode_bytes(listing.read(index), config)
-        except UnreadableImage as error:
-            return Skipped(listing.names[index], str(error))
-
+) -> Iterator[Pixels | Skipped]:
     count = len(listing.names)
     for start in range(0, count, _CHUNK):  # bounds what waits in memory
         some = range(start, min(start + _CHUNK, count))
-        yield from executor.map(read, some)
+        yield from executor.map(lambda index: _try_decoding(listing, index, config), some)
         on_progress(some.stop, count)
 
 
-def _decoder(listing: Listing, config: ImagesConfig) -> DecodedPixels:
-    def read(index: int) -> NDArray[np.uint8]:
+def _try_decoding(listing: Listing, index: int, config: ImagesConfig) -> Pixels | Skipped:
+    try:
+        return decode_bytes(listing.read(index), config)
+    except UnreadableImage as error:
+        return Skipped(listing.names[index], str(error))
+
+
+def _decoder(listing: Listing, decoded: Decoded, config: ImagesConfig) -> DecodedPixels:
+    def read(index: int, smallest_scale: float, room: NDArray[np.uint8] | None) -> Pixels:
+        full = int(decoded.heights[index]), int(decoded.widths[index])
         try:
-            return decode_bytes(listing.read(index), config)
+            pixels = decode_bytes(listing.read(index), config, smallest_scale, room)
+            if pixels.shape[:2] != full and pixels.shape[:2] != reduced(full, smallest_scale):
+                raise UnreadableImage(f"its size was {full[1]} x {full[0]} and is another")
+            return pixels
         except UnreadableImage as error:
             raise ImagesError(
-                f"{listing.origin}: {listing.names[index]} was readable at the start and is not now: "
-                f"{error}. Restore it and go on with --resume."
+                f"{listing.origin}: {listing.names[index]} was readable at the start and is not "
+                f"now: {error}. Restore it and go on with --resume."
             ) from error
 
-    return DecodedPixels(len(listing.names), read)
+    return DecodedPixels(decoded.heights, decoded.widths, config.channels, pixel_type(config), read)

@@ -65,7 +65,7 @@ def describe(path: Path, train: ImageSet, test: ImageSet | None) -> str:
         sentence += f", {len(test):,} more held out for testing"
     if train.classes:
         sentence += f"; {len(train.classes)} classes"
-    return sentence + "."
+    return " ".join([sentence + ".", *train.remarks])
 
 
 def _open_file(path: Path, config: ImagesConfig) -> tuple[ImageSet, ImageSet | None]:

@@ -208,7 +208,7 @@ def _class_names(images: ImageSet) -> list[str | None]:
 
 
 def _thumbnails(images: ImageSet, config: RunConfig, executor: Executor) -> list[Image.Image]:
-    pixels = images.pixels.gather(np.arange(len(images)), executor)
+    pixels = images.pixels.gather(np.arange(len(images)))
     centred = centre_views(pixels.heights, pixels.widths)
     views = to_pixels(make_views(pixels, centred, config.views, executor)[0], config.views)
     side = min(_NEIGHBOUR_PIXELS, config.views.side_pixels)

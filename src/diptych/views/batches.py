@@ -100,7 +100,7 @@ class ViewBatches:
 
     def _make(self, indices: NDArray[np.int64], epoch: int, which: slice) -> NDArray[np.float32]:
         """Some of the views of images, (views, images, side, side, channels)."""
-        pixels = self.images.pixels.gather(indices, self.executor)
+        pixels = self.images.pixels.gather(indices)
         parameters = draw_views(
             self.policies,
             seed=self.order.seed,
@@ -126,7 +126,7 @@ def centre_batch(
     images: ImageSet, indices: NDArray[np.int64], config: ViewsConfig, executor: Executor
 ) -> Tensor:
     """Images as they are evaluated: the centred square, resized; no randomness."""
-    pixels = images.pixels.gather(indices, executor)
+    pixels = images.pixels.gather(indices)
     views = make_views(pixels, centre_views(pixels.heights, pixels.widths), config, executor)
     return as_images(views[0])
 
