@@ -37,6 +37,9 @@ class ImagesConfig:
     pattern as `shards/{000..012}.tar`), a .npz, .npy or IDX file, or the name `photographs`."""
     limit: int | None = None
     """Use a random subset of this many images. All of them when not given."""
+    column: str | None = None
+    """Of Parquet files and Hugging Face data sets: the column with the images. `image`, `img`,
+    `jpg`, `png` or the only one that could be when not given."""
     group_by: str | None = None
     """Take the second view from another image of the same group: `folder` (the folder that an
     image lies in), `folder:2` (its second folder level), `name:PATTERN` (the first parenthesis of a

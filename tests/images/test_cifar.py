@@ -1,6 +1,5 @@
 """The binary versions of CIFAR: read as their authors describe them, refused where damaged."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +23,13 @@ def write_cifar10(root: Path, rng: np.random.Generator, images: int = 4) -> np.n
     return records
 
 
-def test_cifar10_is_read(
-    tmp_path: Path, rng: np.random.Generator, executor: ThreadPoolExecutor
-) -> None:
+def test_cifar10_is_read(tmp_path: Path, rng: np.random.Generator) -> None:
     root = tmp_path / "cifar-10-batches-bin"
     records = write_cifar10(root, rng)
     assert is_cifar(root)
     train, test = open_cifar(root, ImagesConfig())
     assert (len(train), test and len(test)) == (20, 4)
-    batch = train.pixels.gather(np.array([7]), executor)
+    batch = train.pixels.gather(np.array([7]))
     for channel in range(3):  # planes of 1024 bytes: red, green, blue
         plane = records[7, 1 + 1024 * channel : 1 + 1024 * (channel + 1)].reshape(32, 32)
         assert np.array_equal(batch.image(0)[:, :, channel], plane)
