@@ -90,3 +90,8 @@ def encoded(pixels: NDArray[np.uint8], kind: str, **options: object) -> bytes:
 def _no_color_on_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "NO_COLOR", "1")
     monkeypatch.setitem(os.environ, "COLUMNS", "100")
+
+
+@pytest.fixture(autouse=True)
+def _no_cache_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(os.environ, "XDG_CACHE_HOME", str(tmp_path / ".cache"))

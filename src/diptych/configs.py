@@ -6,7 +6,7 @@ steps) is a function elsewhere. The docstrings under the fields are the help tex
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Final, Literal
 
 from diptych.errors import ConfigError
 from diptych.operations import Crop
@@ -14,6 +14,9 @@ from diptych.policies import Policy, branches, parse_policy
 
 
 SMALL_AREA = (0.05, 0.14)  # of multi-crop's small views (SwAV, 2006.09882, section 4.1)
+
+MOST_CHANNELS: Final = 64
+"""Of an image, with images.color = "raw"."""
 
 
 def _require(holds: bool, wanted: str, came: object) -> None:
@@ -35,21 +38,39 @@ class ImagesConfig:
     """Where images come from and which of them may be used."""
 
     path: str = ""
-    """A folder of images, a .npz, .npy or IDX file, or the name `photographs`."""
+    """A folder of images, a .txt list of their paths, .tar shards (a file, a folder of them or a
+    pattern as `shards/{000..012}.tar`), a .npz, .npy or IDX file, or the name `photographs`."""
     limit: int | None = None
     """Use a random subset of this many images. All of them when not given."""
+    column: str | None = None
+    """Of Parquet files and Hugging Face data sets: the column with the images. `image`, `img`,
+    `jpg`, `png` or the only one that could be when not given."""
     group_by: str | None = None
     """Take the second view from another image of the same group: `folder` (the folder that an
     image lies in), `folder:2` (its second folder level), `name:PATTERN` (the first parenthesis of a
     regular expression in the file's name) or `FILE.csv:COLUMN` (a table with a `name` column)."""
-    color: Literal["rgb", "gray"] = "rgb"
-    """The channels that the encoder sees; every image is converted."""
+    color: Literal["rgb", "gray", "raw"] = "rgb"
+    """The channels that the encoder sees. `rgb` and `gray` convert every image; `raw` keeps the
+    channels of the files, which must agree: that most of the first 64 images have."""
+    raw_channels: int | None = None
+    """Of `raw`: channels of the images; found when they are opened."""
+    bits: Literal[8, 16] = 8
+    """Depth of the pixels in memory: 8 reduces deeper files, 16 keeps them and widens the rest."""
     max_megapixels: float = 80.0
     """A larger image is skipped and listed before it is decoded."""
     max_unreadable_share: float = 0.1
     """Stop before training when more than this share of the images is unreadable."""
+    cache: Literal["auto", "memory", "file", "none"] = "auto"
+    """Where decoded images are kept: in `memory`, in one `file` on disk, or nowhere (`none`), that
+    is, decoded at every use. `auto`: in memory if they fit, else small ones in a file."""
     cache_megabytes: int = 2048
-    """Keep the decoded images in memory when they fit in this much; else decode at every use."""
+    """Most memory that decoded images may take; where they need more they are not kept in it."""
+    cache_file_megabytes: int = 20_000
+    """Most disk that a file of decoded images may take; it never takes more than half of what is
+    free."""
+    cache_folder: str | None = None
+    """Where files of decoded images lie: `$XDG_CACHE_HOME/diptych` or `~/.cache/diptych` when not
+    given. They may be deleted at any time that no run uses them."""
 
     def __post_init__(self) -> None:
         _require(self.limit is None or self.limit > 0, "images.limit must be positive", self.limit)
@@ -62,10 +83,31 @@ class ImagesConfig:
             "images.cache_megabytes must not be negative",
             self.cache_megabytes,
         )
+        _require(
+            self.cache_file_megabytes >= 0,
+            "images.cache_file_megabytes must not be negative",
+            self.cache_file_megabytes,
+        )
+        _require(
+            self.raw_channels is None or 1 <= self.raw_channels <= MOST_CHANNELS,
+            f"images.raw_channels must lie between 1 and {MOST_CHANNELS}",
+            self.raw_channels,
+        )
 
     @property
     def channels(self) -> int:
-        """Number of channels of a view."""
+        """Number of channels of a view.
+
+        Raises:
+            ConfigError: they are the files' own, and nobody has looked into the files yet.
+        """
+        if self.color == "raw":
+            if self.raw_channels is None:
+                raise ConfigError(
+                    "images.color = 'raw' has as many channels as the images, which are not open "
+                    "yet; open them first, or set images.raw_channels."
+                )
+            return self.raw_channels
         return 3 if self.color == "rgb" else 1
 
 

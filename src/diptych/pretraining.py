@@ -15,7 +15,7 @@ from diptych.configs import RunConfig
 from diptych.errors import ConfigError, RunFolderError
 from diptych.hardware import use_threads
 from diptych.images.collection import Skipped
-from diptych.images.folder import Progress, ignore_progress
+from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources import open_images
 from diptych.model.saved import save_encoder, save_head
 from diptych.resolve import Layers, asked_recipe, layers_of, overlay_all, resolve

@@ -17,6 +17,7 @@ from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.decode import decode_bytes, decode_file
 from diptych.images.folder import open_folder
+from diptych.images.form import Pixels
 
 CONFIG = ImagesConfig()
 EXIF_ORIENTATION = 0x0112
@@ -28,7 +29,7 @@ def gradient(height: int = 24, width: int = 40) -> NDArray[np.uint8]:
     return np.stack([red, green, np.full_like(red, 90)], axis=-1).astype(np.uint8)
 
 
-def close(ours: NDArray[np.uint8], wanted: NDArray[np.uint8], within: int) -> None:
+def close(ours: Pixels, wanted: NDArray[np.uint8], within: int) -> None:
     assert ours.shape == wanted.shape
     assert ours.dtype == np.uint8
     assert np.abs(ours.astype(int) - wanted.astype(int)).max() <= within
@@ -269,7 +270,7 @@ def test_the_whole_hostile_folder(tmp_path: Path, executor: ThreadPoolExecutor) 
     assert {one.name for one in found.skipped} == {name for name, _, _ in BAD}
     assert len(wanted) + len(BAD) >= 40
     tolerance = {name: within for name, _, within in GOOD}
-    batch = found.pixels.gather(np.arange(len(found)), executor)
+    batch = found.pixels.gather(np.arange(len(found)))
     for index, name in enumerate(found.names):
         close(batch.image(index), wanted[name], tolerance[name])
 

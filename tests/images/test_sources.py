@@ -26,9 +26,9 @@ def opened(path: Path | str, executor: ThreadPoolExecutor, **options: Any) -> Co
     return open_images(ImagesConfig(path=str(path), **options), executor)
 
 
-def pixels_of(collection: Collection, executor: ThreadPoolExecutor) -> NDArray[np.uint8]:
+def pixels_of(collection: Collection) -> NDArray[np.uint8]:
     train = collection.train
-    batch = train.pixels.gather(np.arange(len(train)), executor)
+    batch = train.pixels.gather(np.arange(len(train)))
     return np.stack([batch.image(i) for i in range(len(train))])
 
 
@@ -69,14 +69,14 @@ def test_large_sets_are_decoded_at_each_use(
     class_folder: Path, executor: ThreadPoolExecutor
 ) -> None:
     held = opened(class_folder, executor)
-    decoded = opened(class_folder, executor, cache_megabytes=0)
+    decoded = opened(class_folder, executor, cache="none")
     assert isinstance(held.train.pixels, HeldPixels)
     assert not isinstance(decoded.train.pixels, HeldPixels)
-    assert np.array_equal(pixels_of(held, executor), pixels_of(decoded, executor))
+    assert np.array_equal(pixels_of(held), pixels_of(decoded))
     assert held.train.fingerprint() == decoded.train.fingerprint()
     (class_folder / "class1" / "003.png").unlink()
     with pytest.raises(ImagesError, match=r"003\.png was readable at the start and is not now"):
-        pixels_of(decoded, executor)
+        pixels_of(decoded)
 
 
 def test_arrays(tmp_path: Path, stripes: Stripes, executor: ThreadPoolExecutor) -> None:
@@ -92,7 +92,7 @@ def test_arrays(tmp_path: Path, stripes: Stripes, executor: ThreadPoolExecutor) 
     )
     for name in ("images.npy", "images.npz", "parts.npz"):
         found = opened(tmp_path / name, executor)
-        assert np.array_equal(pixels_of(found, executor), images), name
+        assert np.array_equal(pixels_of(found), images), name
     found = opened(tmp_path / "images.npz", executor)
     assert found.train.classes == ("5", "6", "7")
     parts = opened(tmp_path / "parts.npz", executor, limit=7)
@@ -138,8 +138,8 @@ def test_idx(
     file = opened(tmp_path / f"train-images-idx3-ubyte{end}", executor, color="gray")
     assert folder.test is not None
     assert len(folder.test) == 5
-    assert np.array_equal(pixels_of(folder, executor), np.repeat(gray[..., None], 3, axis=3))
-    assert np.array_equal(pixels_of(file, executor), gray[..., None])
+    assert np.array_equal(pixels_of(folder), np.repeat(gray[..., None], 3, axis=3))
+    assert np.array_equal(pixels_of(file), gray[..., None])
     for found in (folder, file):
         assert found.train.labels is not None
         assert found.train.labels.tolist() == labels.tolist()
@@ -202,7 +202,7 @@ def test_photographs_are_whole_and_disjoint(executor: ThreadPoolExecutor) -> Non
     assert found.train.labels is not None
     assert np.bincount(found.train.labels).tolist() == [len(found.train) // 16] * 16
     again = opened("photographs", executor)
-    assert np.array_equal(pixels_of(found, executor), pixels_of(again, executor))
+    assert np.array_equal(pixels_of(found), pixels_of(again))
 
 
 def test_no_patch_of_the_test_part_shares_a_pixel_with_training() -> None:

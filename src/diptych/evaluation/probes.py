@@ -18,7 +18,7 @@ from diptych.evaluation.knn import NEIGHBOURS, TEMPERATURE, accuracy, knn_predic
 from diptych.evaluation.linear import fit_linear
 from diptych.hardware import choose_device, use_threads
 from diptych.images.collection import Collection, ImageSet, match_classes
-from diptych.images.folder import Progress, ignore_progress
+from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources import open_images
 from diptych.model.saved import load_encoder, untrained_encoder
 from diptych.run_folder import RunFolder, write_aside

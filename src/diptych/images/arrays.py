@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet
-from diptych.images.folder import choose
+from diptych.images.listing import choose
+from diptych.images.names import CompactNames
 from diptych.images.pixels import HeldPixels, PixelBatch
 
 _IMAGE_KEYS: Final = ("images", "x", "x_train", "train_images")
@@ -143,14 +144,14 @@ def image_set(
                 f"{origin}: wanted one integer label for each of {len(stack)} images; got "
                 f"{labels.dtype} of shape {labels.shape}."
             )
-    chosen = np.array(choose([str(i) for i in range(len(stack))], config.limit), dtype=np.int64)
+    chosen = choose(len(stack), config.limit)
     if len(chosen) < len(stack):
         stack, labels = stack[chosen], labels if labels is None else labels[chosen]
     pixels = PixelBatch.of_stack(_to_color(stack.astype(np.uint8, copy=False), config))
     values, positions = (None, None) if labels is None else np.unique(labels, return_inverse=True)
     return ImageSet(
         pixels=HeldPixels(pixels),
-        names=[str(i) for i in chosen],
+        names=CompactNames.of(map(str, chosen.tolist())),
         heights=pixels.heights,
         widths=pixels.widths,
         channels=config.channels,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.images.names import CompactNames
 from diptych.images.pixels import PixelSource, SelectedPixels
 
 
@@ -27,11 +28,12 @@ class ImageSet:
         names: one for each image, in the order of the indices.
         heights: int64 (images,), in pixels.
         widths: int64 (images,), in pixels.
-        channels: 1 or 3.
+        channels: 1 .. 64.
         labels: int64 (images,), positions in ``classes``; for evaluation, and for the supervised
             loss and a distillation's teacher.
         classes: names of the classes; empty where there are no labels.
         skipped: the images left out.
+        remarks: sentences on how they were opened that a user should read.
     """
 
     pixels: PixelSource
@@ -42,6 +44,7 @@ class ImageSet:
     labels: NDArray[np.int64] | None = None
     classes: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -51,7 +54,7 @@ class ImageSet:
         return replace(
             self,
             pixels=SelectedPixels(self.pixels, indices),
-            names=[self.names[i] for i in indices],
+            names=CompactNames.of(self.names).select(indices),
             heights=self.heights[indices],
             widths=self.widths[indices],
             labels=None if self.labels is None else self.labels[indices],

@@ -1,4 +1,4 @@
-"""One image file to pixels: (height, width, channels) uint8, upright, on white where transparent.
+"""One image file to pixels: (height, width, channels), upright, on white where transparent.
 
 Files are hostile until checked: the format is read from the bytes, not from the name, and only the
 formats below are opened; the pixel count is checked in the header before anything is decoded.
@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diptych.configs import ImagesConfig
 from diptych.errors import UnreadableImage
+from diptych.images.deep import check_size, decode_deep, decode_tiff, is_tiff, loses_in_pillow
+from diptych.images.form import Pixels, in_form
+from diptych.images.jpeg import decode_jpeg, plain_jpeg_header
 
 EXTENSIONS: Final = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
@@ -30,52 +32,63 @@ Image.init()  # Pillow registers most formats only when asked to
 
 _ORIENTATION_TAG: Final = 0x0112
 _UPRIGHT: Final = 1
+_AS_THEY_ARE: Final = ("L", "LA", "RGB", "RGBA", "CMYK")  # modes that "raw" keeps
 
 
-def decode_file(path: str | Path, config: ImagesConfig) -> NDArray[np.uint8]:
+def decode_file(path: str | Path, config: ImagesConfig) -> Pixels:
     """Reads an image file.
 
     Args:
         path: of the file.
-        config: gives the colour mode and the largest number of pixels.
+        config: gives the colour mode, the depth and the largest number of pixels.
 
     Returns:
-        (height, width, channels), uint8: 3 channels for "rgb", 1 for "gray".
+        (height, width, channels): 3 channels for "rgb", 1 for "gray", the file's for "raw"; uint8
+        or uint16.
 
     Raises:
         UnreadableImage: the file is missing, is no regular file, is damaged or too large. The
             message gives the reason in a few words.
     """
+    return decode_bytes(read_bytes(path), config)
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        UnreadableImage: the file is missing or is no regular one.
+    """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for ever
             raise UnreadableImage("not a regular file")
         with open(path, "rb") as file:
-            data = file.read()
+            return file.read()
     except OSError as error:
         missing_target = os.path.islink(path) and not os.path.exists(path)
         reason = "broken symbolic link" if missing_target else error.strerror or str(error)
         raise UnreadableImage(reason) from error
-    return decode_bytes(data, config)
 
 
-def decode_bytes(data: bytes, config: ImagesConfig) -> NDArray[np.uint8]:
-    """Decodes an image held in memory; see ``decode_file``."""
+def decode_bytes(
+    data: bytes,
+    config: ImagesConfig,
+    smallest_scale: float = 1.0,
+    room: NDArray[np.uint8] | None = None,
+) -> Pixels:
+    """Decodes an image held in memory; see ``decode_file``.
+
+    Args:
+        data: the bytes of the file.
+        config: gives the colour mode, the depth and the largest number of pixels.
+        smallest_scale: share of the full height and width that is enough: a JPEG may then be
+            decoded at a half, a quarter or an eighth of its size, rounded up.
+        room: where to lay the pixels if they are decoded in place; see ``decode_jpeg``.
+    """
     if not data:
         raise UnreadableImage("empty file")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image, config)
-            if image.format == "PNG":
-                _check_sums(data)
-            orientation = image.getexif().get(_ORIENTATION_TAG, _UPRIGHT)
-            if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-                # Every decoder but Pillow's own leaves EXIF alone, and so do we until the pixels
-                # are there.
-                pixels = _decode_jpeg(data, config.color)
-                if orientation != _UPRIGHT:
-                    pixels = _turn_upright(pixels, orientation)
-                return pixels
-            return _to_array(ImageOps.exif_transpose(image), config.color)
+        return in_form(_decode(data, config, smallest_scale, room), config)
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
@@ -88,13 +101,43 @@ def decode_bytes(data: bytes, config: ImagesConfig) -> NDArray[np.uint8]:
         raise UnreadableImage(f"damaged: {_first_line(error)}") from error
 
 
-def _check_size(image: Image.Image, config: ImagesConfig) -> None:
-    megapixels = image.width * image.height / 1e6
-    if megapixels > config.max_megapixels:
-        raise UnreadableImage(
-            f"{image.width} x {image.height} is {megapixels:.0f} megapixels, more than "
-            f"images.max_megapixels = {config.max_megapixels:g}"
-        )
+def _decode(
+    data: bytes, config: ImagesConfig, smallest_scale: float, room: NDArray[np.uint8] | None
+) -> Pixels:
+    plain = plain_jpeg_header(data)  # the common case, without a look at every tag
+    if plain is not None:
+        height, width, channels = plain
+        check_size(height, width, config)
+        space = _jpeg_space(config, channels)
+        return decode_jpeg(data, (height, width), space, smallest_scale, room)
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return _decode_opened(image, data, config, smallest_scale)
+    except UnidentifiedImageError:
+        if not is_tiff(data):
+            raise
+        return decode_tiff(data, config)
+
+
+def _decode_opened(
+    image: Image.Image, data: bytes, config: ImagesConfig, smallest_scale: float
+) -> Pixels:
+    check_size(image.height, image.width, config)
+    if image.format == "PNG":
+        _check_sums(data)
+    orientation = image.getexif().get(_ORIENTATION_TAG, _UPRIGHT)
+    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+        # Every decoder but Pillow's own leaves EXIF alone, and so do we until the pixels are there.
+        size, space = (image.height, image.width), _jpeg_space(config, len(image.getbands()))
+        return _turn_upright(decode_jpeg(data, size, space, smallest_scale), orientation)
+    if loses_in_pillow(image, data, config):
+        return _turn_upright(decode_deep(data, config), orientation)
+    return _to_array(ImageOps.exif_transpose(image), config.color)
+
+
+def _jpeg_space(config: ImagesConfig, channels: int) -> str:
+    wanted = channels if config.color == "raw" else config.channels
+    return "RGB" if wanted == 3 else "GRAY"
 
 
 def _check_sums(data: bytes) -> None:
@@ -103,13 +146,7 @@ def _check_sums(data: bytes) -> None:
         image.verify()
 
 
-def _decode_jpeg(data: bytes, color: str) -> NDArray[np.uint8]:
-    space = "RGB" if color == "rgb" else "GRAY"
-    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace=space)
-    return pixels
-
-
-def _turn_upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def _turn_upright(pixels: Pixels, orientation: int) -> Pixels:
     """Undoes an EXIF orientation, 2 .. 8: bits for mirrored, turned and transposed."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
@@ -120,23 +157,34 @@ def _turn_upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uin
     return np.ascontiguousarray(pixels)
 
 
-def _to_array(image: Image.Image, color: str) -> NDArray[np.uint8]:
-    """Any mode of Pillow to RGB or gray, 8 bits."""
+def _to_array(image: Image.Image, color: str) -> Pixels:
+    """Any mode of Pillow: gray of 16 bits as it is, the rest to RGB, gray or the file's own."""
     image.load()
     if image.mode.startswith("I"):  # 16 bits in "I;16" and its kin, or widened to 32 in "I"
         deep = np.asarray(image, dtype=np.int64)
         if deep.min() < 0 or deep.max() > 65535:
             raise UnreadableImage("32-bit integers: convert it to 8 or 16 bits")
-        image = Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
-    elif image.mode == "F":
+        return deep.astype(np.uint16)[..., None]
+    if image.mode == "F":
         raise UnreadableImage("floating-point pixels: convert it to 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    mode = "RGB" if color == "rgb" else "L"
-    array = np.asarray(image.convert("RGB").convert(mode))
+    if color == "raw":
+        array = np.asarray(_expanded(image))
+    else:
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+        array = np.asarray(image.convert("RGB").convert("RGB" if color == "rgb" else "L"))
     return np.ascontiguousarray(array.reshape(*array.shape[:2], -1))
+
+
+def _expanded(image: Image.Image) -> Image.Image:
+    """With one number for each channel: palettes, single bits and other spaces are written out."""
+    if image.mode in _AS_THEY_ARE:
+        return image
+    if image.mode == "1":
+        return image.convert("L")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 def _first_line(error: Exception) -> str:

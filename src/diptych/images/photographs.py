@@ -8,7 +8,7 @@ Nothing is downloaded.
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from diptych.errors import ImagesError
 from diptych.images.arrays import image_set
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.decode import decode_file
+from diptych.images.form import Pixels
 
 PHOTOGRAPHS_NAME: Final = "photographs"
 SIDE_PIXELS: Final = 32
@@ -47,10 +48,13 @@ PHOTOGRAPHS: Final = {
 
 def open_photographs(config: ImagesConfig) -> Collection:
     """Cuts the patches, always the same ones, and labels each by its photograph."""
-    train, test = list[NDArray[np.uint8]](), list[NDArray[np.uint8]]()
+    train, test = list[Pixels](), list[Pixels]()
     generator = np.random.Generator(np.random.Philox(0))
+    # Some are gray: of their own channels they would not agree.
+    color: Literal["rgb", "gray"] = "gray" if config.color == "gray" else "rgb"
+    alike = replace(config, color=color, raw_channels=None, bits=8)
     for location in PHOTOGRAPHS.values():
-        photograph = decode_file(_file(location), config)
+        photograph = decode_file(_file(location), alike)
         train_cells, test_cells = _cells(photograph, generator)
         train.append(_patches(photograph, train_cells, TRAIN_PATCHES, generator))
         test.append(_patches(photograph, test_cells, TEST_PATCHES, generator))
@@ -63,7 +67,7 @@ def open_photographs(config: ImagesConfig) -> Collection:
     )
 
 
-def _labelled(patches: list[NDArray[np.uint8]], config: ImagesConfig) -> ImageSet:
+def _labelled(patches: list[Pixels], config: ImagesConfig) -> ImageSet:
     labels = np.repeat(np.arange(len(patches)), [len(some) for some in patches])
     found = image_set(np.concatenate(patches), labels, config, PHOTOGRAPHS_NAME)
     return replace(found, classes=tuple(PHOTOGRAPHS))
@@ -81,7 +85,7 @@ def _file(location: str) -> Path:
 
 
 def _cells(
-    photograph: NDArray[np.uint8], generator: np.random.Generator
+    photograph: Pixels, generator: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Top left corners of the training and the test cells, (cells, 2) each."""
     rows, columns = photograph.shape[0] // CELL_PIXELS, photograph.shape[1] // CELL_PIXELS
@@ -92,11 +96,11 @@ def _cells(
 
 
 def _patches(
-    photograph: NDArray[np.uint8],
+    photograph: Pixels,
     cells: NDArray[np.int64],
     count: int,
     generator: np.random.Generator,
-) -> NDArray[np.uint8]:
+) -> Pixels:
     """Patches at random places in the cells, each cell used about equally often."""
     shifts = generator.integers(0, CELL_PIXELS - SIDE_PIXELS + 1, size=(count, 2))
     corners = cells[np.arange(count) % len(cells)] + shifts

@@ -1,12 +1,13 @@
 """Decoded images of any sizes, side by side in one buffer."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from diptych.images.form import Pixels
 
 
 @dataclass(frozen=True)
@@ -14,14 +15,14 @@ class PixelBatch:
     """Images of different sizes, laid end to end, so that one compiled loop can walk them.
 
     Attributes:
-        pixels: uint8, all images one after the other, each (height, width, channels).
+        pixels: uint8 or uint16, all images one after the other, each (height, width, channels).
         offsets: int64 (images,), where each image begins in ``pixels``.
         heights: int64 (images,), in pixels.
         widths: int64 (images,), in pixels.
-        channels: 1 or 3, the same for all.
+        channels: 1 .. 64, the same for all.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     offsets: NDArray[np.int64]
     heights: NDArray[np.int64]
     widths: NDArray[np.int64]
@@ -31,7 +32,7 @@ class PixelBatch:
         return len(self.offsets)
 
     @classmethod
-    def of(cls, images: Sequence[NDArray[np.uint8]]) -> "PixelBatch":
+    def of(cls, images: Sequence[Pixels]) -> "PixelBatch":
         """Lays images, each (height, width, channels), end to end."""
         sizes = np.array([image.size for image in images], dtype=np.int64)
         return cls(
@@ -43,7 +44,7 @@ class PixelBatch:
         )
 
     @classmethod
-    def of_stack(cls, stack: NDArray[np.uint8]) -> "PixelBatch":
+    def of_stack(cls, stack: Pixels) -> "PixelBatch":
         """Wraps equal-sized images (images, height, width, channels) without a copy if it can."""
         count, height, width, channels = stack.shape
         return cls(
@@ -52,6 +53,24 @@ class PixelBatch:
             heights=np.full(count, height, dtype=np.int64),
             widths=np.full(count, width, dtype=np.int64),
             channels=channels,
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence["PixelBatch"]) -> "PixelBatch":
+        """Batches one after the other; a buffer that all of them share is not copied."""
+        buffers = [part.pixels for part in parts]
+        if all(buffer is buffers[0] for buffer in buffers):
+            pixels, starts = buffers[0], [0] * len(parts)
+        else:
+            sizes = np.array([len(buffer) for buffer in buffers], dtype=np.int64)
+            pixels, starts = np.concatenate(buffers), (np.cumsum(sizes) - sizes).tolist()
+        offsets = [part.offsets + start for part, start in zip(parts, starts, strict=True)]
+        return cls(
+            pixels=pixels,
+            offsets=np.concatenate(offsets),
+            heights=np.concatenate([part.heights for part in parts]),
+            widths=np.concatenate([part.widths for part in parts]),
+            channels=parts[0].channels,
         )
 
     def select(self, indices: NDArray[np.int64]) -> "PixelBatch":
@@ -64,7 +83,7 @@ class PixelBatch:
             self.channels,
         )
 
-    def image(self, index: int) -> NDArray[np.uint8]:
+    def image(self, index: int) -> Pixels:
         """One image, (height, width, channels), a view into the buffer."""
         height, width = int(self.heights[index]), int(self.widths[index])
         start = int(self.offsets[index])
@@ -73,48 +92,92 @@ class PixelBatch:
 
 
 class PixelSource(Protocol):
-    """Gives the pixels of any of its images. Two kinds: held in memory, or decoded at each use."""
+    """Gives the pixels of any of its images. Two kinds: held, or decoded at each use."""
 
     def __len__(self) -> int: ...
 
-    def gather(self, indices: NDArray[np.int64], executor: Executor) -> PixelBatch:
-        """The pixels of the images at ``indices``, in that order."""
+    def gather(
+        self, indices: NDArray[np.int64], smallest_scale: NDArray[np.float64] | None = None
+    ) -> PixelBatch:
+        """The pixels of the images at ``indices``, in that order.
+
+        Works in the thread that calls it: ask for few images in each of several threads.
+
+        Args:
+            indices: (images,), any of them, repeated or not.
+            smallest_scale: (images,), for each the smallest share of its full height and width
+                that serves; 1.0 asks for all of it, as None does for every image.
+
+        Returns:
+            The pixels as decoded; an image may come at a half, a quarter or an eighth of its
+            height and width, rounded up, where that is as much as was asked for.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class HeldPixels:
-    """All images decoded in memory."""
+    """All images decoded, in memory or in a mapped file."""
 
     batch: PixelBatch
 
     def __len__(self) -> int:
         return len(self.batch)
 
-    def gather(self, indices: NDArray[np.int64], executor: Executor) -> PixelBatch:
-        """The pixels at ``indices``; nothing is copied."""
-        del executor
+    def gather(
+        self, indices: NDArray[np.int64], smallest_scale: NDArray[np.float64] | None = None
+    ) -> PixelBatch:
+        """The pixels at ``indices`` in full; nothing is copied."""
+        del smallest_scale
         return self.batch.select(indices)
+
+
+Read = Callable[[int, float, NDArray[np.uint8] | None], Pixels]
+"""Decodes one image, by index, smallest scale, and room to decode into if it can."""
 
 
 @dataclass(frozen=True)
 class DecodedPixels:
-    """Images that are decoded whenever they are asked for, in threads.
+    """Images that are decoded whenever they are asked for.
 
     Attributes:
-        count: how many images there are.
-        read: decodes the image with the given index to (height, width, channels).
+        heights: int64 (images,), in full.
+        widths: int64 (images,), in full.
+        channels: of every image.
+        dtype: uint8 or uint16.
+        read: decodes an image to (height, width, channels), never larger than in full.
     """
 
-    count: int
-    read: Callable[[int], NDArray[np.uint8]]
+    heights: NDArray[np.int64]
+    widths: NDArray[np.int64]
+    channels: int
+    dtype: type[np.uint8] | type[np.uint16]
+    read: Read
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.heights)
 
-    def gather(self, indices: NDArray[np.int64], executor: Executor) -> PixelBatch:
-        """Decodes the images at ``indices``."""
-        return PixelBatch.of(list(executor.map(self.read, indices.tolist())))
+    def gather(
+        self, indices: NDArray[np.int64], smallest_scale: NDArray[np.float64] | None = None
+    ) -> PixelBatch:
+        """Decodes the images at ``indices``, each at its place in one buffer."""
+        scales = np.ones(len(indices)) if smallest_scale is None else smallest_scale
+        most = self.heights[indices] * self.widths[indices] * self.channels
+        # Room for all in full; memory that no image reaches is never touched.
+        buffer, end = np.empty(int(most.sum()), dtype=self.dtype), 0
+        offsets, heights, widths = (np.empty(len(indices), dtype=np.int64) for _ in range(3))
+        for place, (index, scale) in enumerate(zip(indices.tolist(), scales.tolist(), strict=True)):
+            pixels = self.read(index, scale, _as_bytes(buffer[end : end + int(most[place])]))
+            offsets[place], heights[place], widths[place] = end, *pixels.shape[:2]
+            there = buffer[end : end + pixels.size]
+            if not np.may_share_memory(pixels, there):
+                there[:] = pixels.reshape(-1)
+            end += pixels.size
+        return PixelBatch(buffer[:end], offsets, heights, widths, self.channels)
+
+
+def _as_bytes(room: Pixels) -> NDArray[np.uint8] | None:
+    return room.view(np.uint8) if room.dtype == np.uint8 else None
 
 
 @dataclass(frozen=True)
@@ -132,6 +195,8 @@ class SelectedPixels:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def gather(self, indices: NDArray[np.int64], executor: Executor) -> PixelBatch:
+    def gather(
+        self, indices: NDArray[np.int64], smallest_scale: NDArray[np.float64] | None = None
+    ) -> PixelBatch:
         """The pixels of the images at ``indices`` of the selection."""
-        return self.source.gather(self.indices[indices], executor)
+        return self.source.gather(self.indices[indices], smallest_scale)

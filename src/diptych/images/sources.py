@@ -12,7 +12,8 @@ from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.arrays import image_set, is_idx, open_idx, open_npy, open_npz
 from diptych.images.collection import Collection, ImageSet
-from diptych.images.folder import Progress, ignore_progress, open_folder
+from diptych.images.folder import open_folder
+from diptych.images.listing import Progress, ignore_progress
 from diptych.images.photographs import PHOTOGRAPHS_NAME, open_photographs
 
 _TRAIN_NAMES: Final = ("train", "training")
@@ -64,7 +65,7 @@ def describe(path: Path, train: ImageSet, test: ImageSet | None) -> str:
         sentence += f", {len(test):,} more held out for testing"
     if train.classes:
         sentence += f"; {len(train.classes)} classes"
-    return sentence + "."
+    return " ".join([sentence + ".", *train.remarks])
 
 
 def _open_file(path: Path, config: ImagesConfig) -> tuple[ImageSet, ImageSet | None]:

@@ -97,9 +97,7 @@ def _weigh(centre, reach, cubic, first, count, weights):
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def _crop_and_resize(
-    pixels, offset, size, crop, unit, flipped, side, channels, columns, planes
-):
+def _crop_and_resize(pixels, offset, size, crop, unit, flipped, side, channels, columns, planes):
     """Antialiased resize of the crop to planes in 0 .. 1, flipped if asked.
 
     Filters as Pillow's: as wide as the reduction, cut at the crop's border. The planes come out

@@ -337,8 +337,8 @@ def _posterize(plane, shades):
 
 @njit(cache=True, nogil=True)
 def _shade(value):
-    """0 .. 1 as one of 256 shades, as torchvision converts."""
-    return int(value * np.float32(255.999))
+    """0 .. 1 as one of 256 shades, as torchvision converts; rounding may have passed the ends."""
+    return min(max(int(value * np.float32(255.999)), 0), _SHADES - 1)
 
 
 @njit(cache=True, nogil=True)
@@ -393,7 +393,8 @@ def _add_noise(plane, step, channel):
     normal = np.empty(4)
     for start in range(0, len(plane), 4):
         a, b, c, d = small_philox(key0, key1, np.uint64(start // 4), np.uint64(channel))
-        long, short = np.sqrt(-2.0 * np.log((a + 0.5) * unit)), np.sqrt(-2.0 * np.log((c + 0.5) * unit))
+        long = np.sqrt(-2.0 * np.log((a + 0.5) * unit))
+        short = np.sqrt(-2.0 * np.log((c + 0.5) * unit))
         normal[0], normal[1] = long * np.cos(b * turn), long * np.sin(b * turn)
         normal[2], normal[3] = short * np.cos(d * turn), short * np.sin(d * turn)
         for k in range(min(4, len(plane) - start)):

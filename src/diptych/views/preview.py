@@ -38,7 +38,7 @@ def contact_sheet(
         view_count: views in a row.
     """
     chosen = np.unique(np.linspace(0, len(images) - 1, image_count).astype(np.int64))
-    pixels = images.pixels.gather(chosen, executor)
+    pixels = images.pixels.gather(chosen)
     drawn = draw_views(
         [config] * view_count,
         seed=seed,

@@ -1,0 +1,166 @@
+"""Parquet files with a column of encoded images, as Hugging Face's hub and others hold them.
+
+A row of a Parquet file cannot be read without its row group, so the encoded images are copied once,
+in row order, to where any of them can be read (see ``spool``).
+"""
+
+import glob
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final
+
+import numpy as np
+
+from diptych.configs import ImagesConfig
+from diptych.errors import ImagesError
+from diptych.images.arrow import (
+    Columns,
+    encoded_images,
+    find_columns,
+    import_arrow,
+    labels_of,
+    name_rows,
+    paths_of,
+    reading,
+)
+from diptych.images.cache import cache_folder
+from diptych.images.collection import ImageSet
+from diptych.images.listing import Listing, Progress, ignore_progress, open_listing
+from diptych.images.splits import by_split, choose_splits, held_out
+from diptych.images.spool import Encoded, SpoolPlace, open_spool
+
+_BATCH: Final = 64  # rows in memory at once
+
+
+def find_parquet(path: str) -> list[str]:
+    """The Parquet files that a path names: a file, those in a folder, or those of a pattern."""
+    if os.path.isdir(path):
+        names = glob.glob("**/*.parquet", root_dir=path, recursive=True)
+        found = [os.path.join(path, name) for name in names]
+    else:
+        found = [path] if os.path.exists(path) else glob.glob(path, recursive=True)
+    return sorted(name for name in found if name.endswith(".parquet") and os.path.isfile(name))
+
+
+def open_parquet(
+    path: str, config: ImagesConfig, executor: Executor, on_progress: Progress = ignore_progress
+) -> tuple[ImageSet, ImageSet | None]:
+    """The images to learn from and, where files are named as held-out ones, those.
+
+    Args:
+        path: a file, a folder or a pattern.
+        config: limits, colours, the column and where the copy goes.
+        executor: its threads decode.
+        on_progress: told how many images are checked.
+
+    Raises:
+        ImagesError: no such files, no column of images, or a damaged file.
+    """
+    files = find_parquet(path)
+    if not files:
+        raise ImagesError(f"{path}: no .parquet files there.")
+    root = path if os.path.isdir(path) else os.path.commonpath([os.path.dirname(f) for f in files])
+    parts = by_split(os.path.relpath(file, root or ".") for file in files)
+    train, others = choose_splits(parts, path)
+
+    def rows(names: Sequence[str]) -> Listing:
+        return list_parquet([os.path.join(root, name) for name in names], config)
+
+    learned = open_listing(rows(train), config, executor, on_progress)
+    test = held_out(map(rows, others))
+    if test is None:
+        return learned, None
+    # A limit is on the images to learn from; held-out images are all used.
+    return learned, open_listing(test, replace(config, limit=None), executor, on_progress)
+
+
+def list_parquet(files: Sequence[str], config: ImagesConfig) -> Listing:
+    """The rows of some files of the same columns, in order."""
+    origin = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+    with _opened(files[0]) as parquet:
+        columns = find_columns(parquet.schema_arrow, config.column, files[0])
+    tables, rows = list[Any](), list[int]()
+    for file in files:
+        with _opened(file) as parquet:
+            if find_columns(parquet.schema_arrow, columns.image, file) != columns:
+                raise ImagesError(
+                    f"{file} has other columns or classes than {files[0]}; give one alone."
+                )
+            rows.append(parquet.metadata.num_rows)
+            tables.append(parquet.read(columns=columns.beside) if columns.beside else None)
+    paths = [
+        paths_of(table, columns) if columns.has_path else [None] * count
+        for table, count in zip(tables, rows, strict=True)
+    ]
+    labels, classes = labels_of(tables, columns, origin)
+    names = name_rows(paths, [Path(file).stem for file in files])
+    stamps = [_stamp(file) for file in files]
+    starts = np.cumsum([0, *rows])
+    return Listing(
+        origin,
+        names,
+        _LateSpool(lambda: _spool(files, columns, stamps, config), sum(rows), origin).read,
+        labels,
+        classes,
+        stamp=lambda index: stamps[int(np.searchsorted(starts, index, side="right")) - 1],
+    )
+
+
+class _LateSpool:
+    """Spooled when the first image is read: not at all where the decoded ones are kept."""
+
+    def __init__(self, spool: Callable[[], Encoded], count: int, origin: str) -> None:
+        self._spool, self._count, self._origin = spool, count, origin
+        self._lock, self._images = Lock(), list[Encoded]()
+
+    def read(self, index: int) -> bytes:
+        with self._lock:
+            if not self._images:
+                images = self._spool()
+                if len(images) != self._count:
+                    raise ImagesError(
+                        f"{self._origin} has {len(images)} images in {self._count} rows; it is "
+                        "damaged, or changed while it was read."
+                    )
+                self._images.append(images)
+        return self._images[0].read(index)
+
+
+def _stamp(file: str) -> tuple[int, int]:
+    stat = os.stat(file)
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _spool(
+    files: Sequence[str], columns: Columns, stamps: list[tuple[int, int]], config: ImagesConfig
+) -> Encoded:
+    places = [os.path.abspath(file) for file in files]
+    key = hashlib.sha256("\0".join([columns.image, *places]).encode(errors="surrogateescape"))
+    place = SpoolPlace(
+        cache_folder(config) / f"parquet-{key.hexdigest()[:32]}.spool",
+        most_bytes=config.cache_file_megabytes * 2**20,
+    )
+    source = [columns.encoded, places, [list(stamp) for stamp in stamps]]
+    return open_spool(place, source, lambda: _images(files, columns))
+
+
+def _images(files: Sequence[str], columns: Columns) -> Iterator[bytes | None]:
+    for file in files:
+        with _opened(file) as parquet:
+            # One after the other: read ahead by threads, a whole row group would be in memory.
+            for batch in parquet.iter_batches(_BATCH, columns=[columns.encoded], use_threads=False):
+                for image in encoded_images(batch.column(0)):
+                    yield image.as_py()
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[Any]:
+    arrow = import_arrow("pyarrow.parquet")
+    with reading(file), arrow.ParquetFile(file, pre_buffer=False) as parquet:
+        yield parquet
