@@ -218,7 +218,7 @@ def test_unlabelled_images_are_reported_without_accuracies(
         (["pretrain", "photographs", "--recipe", "simcrl"], 1, "no recipe 'simcrl'"),
         (["pretrain", "photographs", "--resume"], 1, "--resume needs --out"),
         (["pretrain", "photographs", "--batch-size", "100000"], 1, "or less"),
-        (["pretrain", "photographs", "--views.hue", "3"], 1, "views.hue must lie"),
+        (["pretrain", "photographs", "--views.policy", "color(hue=3)"], 1, "hue must lie"),
         (["evaluate", "nowhere"], 1, "does not exist"),
         (["report", "nowhere"], 1, "holds no run"),
         (["demo", "--out", "src"], 1, "is not replaced"),

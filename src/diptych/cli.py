@@ -150,6 +150,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         train=flags.train,
         test=flags.test,
         head_layers=flags.head_layers,
+        crops=flags.crops,
         threads=flags.threads,
     )
     _print_table(Console(), found)

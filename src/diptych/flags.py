@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import tyro
 from tyro.conf import Positional
@@ -108,6 +108,8 @@ class EvaluateFlags:
     in five of them."""
     head_layers: int = 0
     """Hidden layers of the projection head to keep behind the encoder."""
+    crops: Literal["center", "five"] = "center"
+    """What is seen of an image: its centre, or the mean over five views, corners and centre."""
     threads: int | None = None
     """CPU threads; all cores by default."""
 

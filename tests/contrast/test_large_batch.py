@@ -51,18 +51,19 @@ def config_of(name: str, norm: NormConfig) -> RunConfig:
     return replace(SIMCLR, method=METHODS[name], norm=norm, head=head)
 
 
-def batch_of(views: int, step: int = 0) -> Batch:
+def batch_of(views: int, step: int = 0, *, small: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(step)
-    images = torch.randn(views, BATCH, 3, 16, 16, generator=generator, dtype=torch.float64)
-    return Batch(tuple(images), torch.arange(BATCH), step)
+    images = torch.randn(views + small, BATCH, 3, 16, 16, generator=generator, dtype=torch.float64)
+    shown = (*images[:views], *images[views:, ..., :9, :9])
+    return Batch(shown, torch.arange(BATCH), step)
 
 
 def learned(config: RunConfig, chunk_size: int | None) -> tuple[float, Method]:
     """One step that fills the dictionary, then the gradients of a second."""
     method = build_method(config, image_count=2 * BATCH).double().train()
-    views = config.method.views
-    method.remember(method(batch_of(views)))
-    now = batch_of(views, step=1)
+    views, small = config.method.views, config.views.small_views
+    method.remember(method(batch_of(views, small=small)))
+    now = batch_of(views, step=1, small=small)
     if chunk_size is None:
         output = method(now)
         torch.autograd.backward(output.look_up.loss * 1.5)
@@ -76,7 +77,17 @@ def learned(config: RunConfig, chunk_size: int | None) -> tuple[float, Method]:
 @pytest.mark.parametrize("name", METHODS)
 def test_whole_equals_chunks(name: str, kind: str) -> None:
     norm = NormConfig(kind, images_per_group=3, channel_groups=2)  # type: ignore[arg-type]
-    config = config_of(name, norm)
+    assert_whole_equals_chunks(config_of(name, norm))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_whole_equals_chunks_with_small_views(name: str) -> None:
+    config = config_of(name, NormConfig("shuffle", images_per_group=3))
+    small = replace(config.views, small_views=2, small_side_pixels=9)
+    assert_whole_equals_chunks(replace(config, views=small))
+
+
+def assert_whole_equals_chunks(config: RunConfig) -> None:
     expected, whole = learned(config, None)
     for chunk_size in (3, 6):
         loss, chunked = learned(config, chunk_size)

@@ -376,6 +376,70 @@ def test_more_views_are_each_others_keys() -> None:
     assert found.candidates == 11
 
 
+def test_small_views_are_keys_too_where_all_views_are() -> None:
+    method = build_method(replace(SIMCLR, norm=NormConfig("layer"))).double().train()
+    images = torch.randn(2, 4, 3, 16, 16, dtype=torch.float64)
+    small = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    found = method(Batch((*images, small), torch.arange(4), 0)).look_up
+    encoded = [unit(method.network(view)) for view in (*images, small)]
+    vectors = torch.cat(encoded).detach().numpy()
+    expected = oracles.supervised_contrastive(vectors, [0, 1, 2, 3] * 3, TEMPERATURE)
+    assert float(found.loss.detach()) == pytest.approx(expected, rel=1e-9)
+    assert found.candidates == 11
+
+
+@pytest.mark.parametrize("name", ["moco", "moco_v3", "end_to_end"])
+def test_small_views_look_for_the_keys_of_the_full_sized_ones(name: str) -> None:
+    """Each small view is one more query; keys come of views of full size only."""
+    given = METHODS[name]
+    config = replace(given, norm=NormConfig("layer"), head=replace(given.head, output_norm=False))
+    method = build_method(config, image_count=IMAGES).double().train()
+    method.remember(method(batch(0)))
+    small = torch.randn(2, 4, 3, 8, 8, dtype=torch.float64)
+    now = batch(1)
+    output = method(replace(now, views=(*now.views, *small)))
+
+    def keys_of(view: Tensor) -> Tensor:
+        network = method.network if method.twin is None else method.twin
+        return unit(network(view)).detach()
+
+    first, second = now.views
+    pairs = [(first, second)]
+    if config.method.symmetric:
+        pairs.append((second, first))
+    pairs += [(view, pairs[n % len(pairs)][1]) for n, view in enumerate(small, start=len(pairs))]
+    losses = []
+    for query_view, key_view in pairs:
+        vectors = method.network(query_view)
+        if method.predictor is not None:
+            vectors = method.predictor(vectors)
+        queries, keys = unit(vectors).detach(), keys_of(key_view)
+        for row in range(4):
+            others = (
+                method.dictionary.negatives
+                if isinstance(method.dictionary, KeyQueue)
+                else keys[[k for k in range(4) if k != row]]
+            )
+            losses.append(
+                oracles.info_nce(
+                    queries[row : row + 1].numpy(),
+                    keys[row : row + 1].numpy(),
+                    others.numpy(),
+                    TEMPERATURE,
+                )
+            )
+    assert float(output.look_up.loss.detach()) == pytest.approx(sum(losses) / len(losses), rel=1e-9)
+    assert len(output.keys) == 4 * (2 if config.method.symmetric else 1)
+
+
+def test_a_bank_remembers_the_full_sized_view_only() -> None:
+    method = build_method(replace(BANK, norm=NormConfig("layer")), image_count=IMAGES).double()
+    now = batch(1)
+    small = torch.randn(3, 4, 3, 8, 8, dtype=torch.float64)
+    with_small = method(replace(now, views=(*now.views, *small)))
+    torch.testing.assert_close(with_small.keys, method(now).keys)
+
+
 def test_the_supervised_loss_takes_the_labels() -> None:
     loss = LossConfig("supervised", temperature=TEMPERATURE)
     config = replace(SIMCLR, method=replace(SIMCLR.method, loss=loss))

@@ -85,3 +85,11 @@ def test_a_rising_end_asks_for_a_longer_run() -> None:
     flat = [line(s, knn=0.4, effective_rank=9.0) for s in range(10, 100, 10)]
     assert any("still rising" in s for s in judge(rising, None).sentences)
     assert not any("still rising" in s for s in judge(flat, None).sentences)
+
+
+def test_a_student_is_judged_by_its_agreement() -> None:
+    student = line(9, loss=1.8, chance=math.log(10), accuracy=0.67, candidates=10, classes=10.0)
+    words = " ".join(judge([student], None).sentences)
+    assert "guessing among 10 classes gives 2.30" in words
+    assert "on 67% of the views student and teacher name the same class" in words
+    assert "queries" not in words

@@ -1,152 +1,93 @@
-"""Pixels: equal to torchvision's functional transforms on the same parameters."""
+"""Views on the CPU: the bits are a function of an image and its draws."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from diptych.configs import ViewsConfig
 from diptych.images.pixels import PixelBatch
+from diptych.policies import Policy, parse_policy
 from diptych.views.cpu import make_views, normalisation, to_pixels
 from diptych.views.draw import centre_views, draw_views
-from diptych.views.kernels import BRIGHTNESS, CONTRAST, HUE, JITTER_ORDERS, SATURATION
+from diptych.views.draws import Draws
 
-EVERYTHING = ViewsConfig(
-    side_pixels=24,
-    crop_area=(0.05, 1.0),
-    jitter_probability=1.0,
-    brightness=0.8,
-    contrast=0.8,
-    saturation=0.8,
-    hue=0.4,
-    gray_probability=0.3,
-    blur_probability=0.7,
-    blur_kernel_share=0.3,
-)
-ONLY_CROP = replace(
-    EVERYTHING,
-    flip_probability=0.0,
-    jitter_probability=0.0,
-    gray_probability=0.0,
-    blur_probability=0.0,
+CONFIG = ViewsConfig(side_pixels=24)
+EVERYTHING = parse_policy(
+    "crop(area=0.05..1) + flip + vertical_flip + quarter_turns + rotate(0.5) + color + gray + "
+    "blur(0.7, kernel=0.3) + solarize + posterize + equalize + auto_contrast + sharpen + noise + "
+    "cutout + rand_augment(0.5) + sobel(0.2)"
 )
 SIZES = [(32, 32), (480, 640), (37, 91), (200, 13), (24, 24), (9, 9), (1, 50), (1, 1)]
 
 
-def reference(image: NDArray[np.uint8], p: np.void, config: ViewsConfig) -> Tensor:
-    """The same view by torchvision, (channels, side, side) in 0 .. 1, before normalisation."""
-    view = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
-    side = [config.side_pixels, config.side_pixels]
-    crop = [int(p[name]) for name in ("top", "left", "height", "width")]
-    view = functional.resized_crop(view, *crop, side, antialias=True)
-    if p["flip"]:
-        view = functional.horizontal_flip(view)
-    if p["jitter"]:
-        for kind in JITTER_ORDERS[p["jitter_order"]]:
-            if kind == BRIGHTNESS:
-                view = functional.adjust_brightness(view, float(p["brightness"]))
-            elif kind == CONTRAST:
-                view = functional.adjust_contrast(view, float(p["contrast"]))
-            elif kind == SATURATION and len(view) == 3:
-                view = functional.adjust_saturation(view, float(p["saturation"]))
-            elif kind == HUE and len(view) == 3:
-                view = functional.adjust_hue(view, float(p["hue"]))
-    if p["gray"]:
-        view = functional.rgb_to_grayscale(view, len(view))
-    if p["blur"]:
-        kernel = [config.blur_kernel_pixels] * 2
-        view = functional.gaussian_blur(view, kernel, [float(p["blur_sigma"])] * 2)
-    return view
+def images_of(rng: np.random.Generator, count: int) -> PixelBatch:
+    sizes = [SIZES[i % len(SIZES)] for i in range(count)]
+    return PixelBatch.of([rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes])
 
 
-def smooth(rng: np.random.Generator, size: tuple[int, int], channels: int) -> NDArray[np.uint8]:
-    """Random colour gradients with a little noise: pictures have both."""
-    rows, columns = np.mgrid[: size[0], : size[1]] / max(size)
-    phase = rng.uniform(0, 6, (3, channels))
-    waves = np.sin(4 * rows[..., None] + phase[0]) * np.cos(5 * columns[..., None] + phase[1])
-    noisy = 127 + 110 * waves + rng.normal(0, 6, (*size, channels))
-    return np.clip(noisy, 0, 255).astype(np.uint8)
-
-
-@pytest.mark.parametrize("channels", [3, 1])
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("config", [EVERYTHING, ONLY_CROP], ids=["everything", "only_crop"])
-def test_views_equal_torchvisions(
-    config: ViewsConfig,
-    size: tuple[int, int],
-    channels: int,
-    rng: np.random.Generator,
-    executor: ThreadPoolExecutor,
-) -> None:
-    images = PixelBatch.of([smooth(rng, size, channels) for _ in range(12)])
-    drawn = draw_views(
-        (config, config),
-        seed=1,
-        epoch=0,
-        indices=np.arange(12),
+def drawn_for(images: PixelBatch, policy: Policy = EVERYTHING) -> Draws:
+    return draw_views(
+        (policy, policy),
+        side_pixels=24,
+        seed=3,
+        epoch=1,
+        indices=np.arange(len(images)),
         heights=images.heights,
         widths=images.widths,
     )
-    views = make_views(images, drawn, config, executor)
-    mean, scale = normalisation(config, channels)
-    for view in range(2):
-        for i in range(12):
-            wanted = reference(images.image(i), drawn[view, i], config).permute(1, 2, 0).numpy()
-            # float32 on both sides, in another order of summation
-            np.testing.assert_allclose(views[view, i] / scale + mean, wanted, atol=3e-5)
-
-
-def test_large_blurs_equal_torchvisions(
-    rng: np.random.Generator, executor: ThreadPoolExecutor
-) -> None:
-    config = replace(EVERYTHING, side_pixels=64, blur_probability=1.0, blur_kernel_share=0.4)
-    images = PixelBatch.of([smooth(rng, (80, 70), 3)] * 4)
-    indices = np.arange(4)
-    drawn = draw_views(
-        [config], seed=2, epoch=0, indices=indices, heights=images.heights, widths=images.widths
-    )
-    views = make_views(images, drawn, config, executor)
-    mean, scale = normalisation(config, 3)
-    for i in range(4):
-        wanted = reference(images.image(i), drawn[0, i], config).permute(1, 2, 0).numpy()
-        np.testing.assert_allclose(views[0, i] / scale + mean, wanted, atol=3e-5)
 
 
 def test_bits_do_not_depend_on_threads_or_batch(rng: np.random.Generator) -> None:
-    images = PixelBatch.of([smooth(rng, SIZES[i % len(SIZES)], 3) for i in range(70)])
-    indices = np.arange(70)
-    drawn = draw_views(
-        (EVERYTHING, EVERYTHING),
-        seed=3,
-        epoch=1,
-        indices=indices,
-        heights=images.heights,
-        widths=images.widths,
-    )
-    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(5) as five:
-        alone = make_views(images, drawn, EVERYTHING, one)
-        shared = make_views(images, drawn, EVERYTHING, five)
-        part = make_views(images.select(indices[40:]), drawn[:, 40:], EVERYTHING, five)
+    images = images_of(rng, 70)
+    drawn = drawn_for(images)
+    alone = make_views(images, drawn, CONFIG)
+    shared = np.empty_like(alone)
+    parts = [slice(start, start + 7) for start in range(0, 70, 7)]
+
+    def work(part: slice) -> None:
+        some = images.select(np.arange(70)[part])
+        make_views(some, drawn.images(part), CONFIG, out=shared[:, part])
+
+    with ThreadPoolExecutor(5) as five:
+        list(five.map(work, parts))
     assert np.array_equal(alone, shared)
-    assert np.array_equal(alone[:, 40:], part)
+    assert np.array_equal(alone[1:], make_views(images, drawn.views(slice(1, 2)), CONFIG))
 
 
-def test_an_untouched_image_comes_back(
-    rng: np.random.Generator, executor: ThreadPoolExecutor
-) -> None:
+def test_an_untouched_image_comes_back(rng: np.random.Generator) -> None:
     pixels = rng.integers(0, 256, (5, 24, 24, 3), dtype=np.uint8)
     images = PixelBatch.of_stack(pixels)
-    views = make_views(images, centre_views(images.heights, images.widths), EVERYTHING, executor)
-    assert np.array_equal(to_pixels(views[0], EVERYTHING), pixels)
+    views = make_views(images, centre_views(images.heights, images.widths), CONFIG)
+    assert np.array_equal(to_pixels(views[0], CONFIG), pixels)
 
 
-def test_rows_out_of_order_share_one_buffer(executor: ThreadPoolExecutor) -> None:
-    pixels = np.arange(4 * 8 * 8 * 3, dtype=np.uint8).reshape(4, 8, 8, 3)
+def test_rows_out_of_order_share_one_buffer(rng: np.random.Generator) -> None:
+    pixels = rng.integers(0, 256, (4, 24, 24, 3), dtype=np.uint8)
     chosen = PixelBatch.of_stack(pixels).select(np.array([2, 0]))
-    assert np.array_equal(chosen.image(0), pixels[2])
-    assert np.array_equal(chosen.image(1), pixels[0])
+    assert np.shares_memory(chosen.image(1), pixels)
+    views = make_views(chosen, centre_views(chosen.heights, chosen.widths), CONFIG)
+    assert np.array_equal(to_pixels(views[0], CONFIG), pixels[[2, 0]])
+
+
+def test_a_side_may_be_given(rng: np.random.Generator) -> None:
+    images = images_of(rng, 8)
+    drawn = drawn_for(images, parse_policy("crop + flip"))
+    views = make_views(images, drawn, CONFIG, side_pixels=10)
+    assert np.array_equal(views, make_views(images, drawn, ViewsConfig(side_pixels=10)))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_views_of_other_channels_take_the_mean_normalisation(channels: int) -> None:
+    mean, scale = normalisation(CONFIG, channels)
+    assert mean.tolist() == pytest.approx([sum(CONFIG.pixel_mean) / 3] * channels)
+    assert (1 / scale).tolist() == pytest.approx([sum(CONFIG.pixel_std) / 3] * channels)
+
+
+def test_views_are_normalised(rng: np.random.Generator) -> None:
+    pixels: NDArray[np.uint8] = rng.integers(0, 256, (1, 24, 24, 3), dtype=np.uint8)
+    images = PixelBatch.of_stack(pixels)
+    view = make_views(images, centre_views(images.heights, images.widths), CONFIG)[0, 0]
+    wanted = (pixels[0] / 255 - np.array(CONFIG.pixel_mean)) / np.array(CONFIG.pixel_std)
+    np.testing.assert_allclose(view, wanted, atol=1e-5)

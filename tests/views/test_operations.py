@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from diptych.configs import ViewsConfig
+from diptych.images.form import Pixels
 from diptych.images.pixels import PixelBatch
 from diptych.policies import PRESETS, branches, parse_policy
 from diptych.views import device_operations, draws
@@ -33,7 +34,6 @@ CPU = torch.device("cpu")
 # three at most.
 CLOSE = 3e-5
 
-Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 Applier = Callable[[PixelBatch, Draws, int], Tensor]
 """Gives (views, images, channels, side, side) in 0 .. 1."""
 
@@ -60,7 +60,7 @@ def apply(request: pytest.FixtureRequest) -> Applier:
 
 
 def batch_of(*images: Pixels) -> PixelBatch:
-    return PixelBatch.of(cast("list[NDArray[np.uint8]]", list(images)))
+    return PixelBatch.of(images)
 
 
 def picture(
@@ -231,7 +231,7 @@ def test_flips_and_turns_equal_numpys(
     steps = [(draws.FLIP,), (draws.VERTICAL_FLIP,), *((draws.TURN, n) for n in (1, 2, 3))]
     wanted = [image[:, ::-1], image[::-1], *(np.rot90(image, n) for n in (1, 2, 3))]
     for view, turned in zip(run(apply, [image] * 5, steps), wanted, strict=True):
-        assert_close(view, exact(np.ascontiguousarray(turned)), atol=1e-6)
+        assert_close(view, exact(cast(Pixels, np.ascontiguousarray(turned))), atol=1e-6)
 
 
 @pytest.mark.parametrize("policy", ["center + flip(1)", "center + flip(1) + gray(1) + flip(1)"])
@@ -298,8 +298,8 @@ def test_affine_maps_equal_scipys(
 def jittered(view: Tensor, order: int, factors: Sequence[float]) -> Tensor:
     """The four changes by torchvision."""
     for kind in JITTER_ORDERS[order]:
-        if kind == BRIGHTNESS:
-            view = functional.adjust_brightness(view, factors[0])
+        if kind == BRIGHTNESS:  # torchvision takes one or three channels; each by itself
+            view = torch.cat([functional.adjust_brightness(p[None], factors[0]) for p in view])
         elif kind == CONTRAST:
             view = contrasted(view, factors[1])
         elif kind == SATURATION and len(view) == 3:
@@ -394,7 +394,9 @@ def test_equalize_and_auto_contrast_equal_torchvisions(
     apply: Applier, side: int, channels: int, kind: type, rng: np.random.Generator
 ) -> None:
     image = picture(rng, side, side, channels, kind)
-    dark = (image // 3).astype(kind)  # 33 x 33 pixels and more make the histogram's steps 1 or more
+    dark: Pixels = (image // 3).astype(
+        kind
+    )  # 33 x 33 pixels and more make the histogram's steps 1 or more
     flat = np.full_like(image, np.iinfo(kind).max // 3)
     flat[..., 0] = 0
     white = np.full_like(image, np.iinfo(kind).max)
@@ -402,8 +404,19 @@ def test_equalize_and_auto_contrast_equal_torchvisions(
     equal = run(apply, images, [(draws.EQUALIZE,)] * 4)
     stretched = run(apply, images, [(draws.AUTO_CONTRAST,)] * 4)
     for view, other, one in zip(equal, stretched, images, strict=True):
-        assert_close(view, functional.equalize(exact(one)), apart=0.01)
-        assert_close(other, functional.autocontrast(exact(one)))
+        planes = [plane[None] for plane in exact(one)]  # torchvision takes one or three channels
+        assert_close(view, torch.cat([functional.equalize(p) for p in planes]), apart=0.01)
+        assert_close(other, torch.cat([functional.autocontrast(p) for p in planes]))
+
+
+def test_auto_contrast_does_not_stretch_rounding(apply: Applier, rng: np.random.Generator) -> None:
+    """A resized flat image is not flat to the last digit."""
+    image = np.full((61, 47, 3), 255, dtype=np.uint8)
+    image[..., 1:] = 77, 200
+    images = batch_of(image, image)
+    drawn = drawn_from(["crop + auto_contrast(1)"], images, 24)
+    for view in apply(images, drawn, 24)[0]:
+        assert_close(view, exact(image)[:, :24, :24])
 
 
 @everywhere
@@ -537,8 +550,8 @@ def test_lengths_of_noise_hold_at_both_ends() -> None:
 SMOOTH = (
     "crop(0.9, area=0.05..1, interpolation=bicubic) + flip + vertical_flip + quarter_turns + "
     "rotate(0.5) + color(0.8, brightness=0.6, contrast=0.6, saturation=0.8, hue=0.4) + gray(0.3) + "
-    "blur(0.5, kernel=0.3) + auto_contrast(0.3) + sharpen(0.5) + noise(0.5) + cutout + sobel(0.2) + "
-    "blur(0.3) + flip"
+    "blur(0.5, kernel=0.3) + auto_contrast(0.3) + sharpen(0.5) + noise(0.5) + cutout + "
+    "sobel(0.2) + blur(0.3) + flip"
 )
 """Everything in which a small difference stays small."""
 
@@ -596,7 +609,10 @@ def test_the_appliers_agree_but_for_pixels_at_steps(
     images = several_sizes(rng, channels, count=48)
     drawn = drawn_from([STEPPED, STEPPED], images, 29)
     ours, theirs = on_cpu(images, drawn, 29), on_device(images, drawn, 29)
-    assert_close(theirs, ours, atol=CLOSE, apart=0.005)
+    same = (theirs - ours).abs().amax(dim=(2, 3, 4)) <= CLOSE
+    assert same.double().mean() > 0.9
+    # A flat image falls as a whole; one pixel moves a histogram, and with it all of its shade.
+    assert_close(theirs, ours, atol=CLOSE, apart=0.02)
 
 
 def test_device_views_do_not_depend_on_the_batch(rng: np.random.Generator) -> None:
@@ -683,14 +699,14 @@ def test_gradients_equal_finite_differences(name: str) -> None:
 def test_gradients_of_flat_images_are_finite(kind: int) -> None:
     images = torch.full((1, 3, 8, 8), 0.5, requires_grad=True)
     drawn = one_each([(kind, 0, 1.2, 1.2, 1.2, 0.1)], 8)
-    apply_draws(images, drawn, CONFIG, side_pixels=8).sum().backward()
+    apply_draws(images, drawn, CONFIG, side_pixels=8).sum().backward()  # type: ignore[no-untyped-call]
     assert images.grad is not None
     assert images.grad.isfinite().all()
 
 
 def test_float_images_give_the_views_of_their_pixels(rng: np.random.Generator) -> None:
     pixels = np.stack([picture(rng, 20, 30, 3) for _ in range(4)])
-    images = PixelBatch.of_stack(cast("NDArray[np.uint8]", pixels))
+    images = PixelBatch.of_stack(pixels)
     drawn = drawn_from([SMOOTH, "center"], images, 16)
     floats = torch.stack([exact(image) for image in pixels]).float()
     views = apply_draws(floats, drawn, CONFIG, side_pixels=16) + _mean_of(3)

@@ -17,7 +17,7 @@ from diptych.contrast.scores import Temperature
 from diptych.contrast.shuffle import restore_rows, shuffle_rows
 from diptych.model.encoders import build_encoder, count_features
 from diptych.model.heads import build_head, build_predictor, output_dim
-from diptych.model.norms import use_norm
+from diptych.model.norms import frozen_statistics, use_norm
 from diptych.model.twin import Twin
 from diptych.views.batches import Batch
 
@@ -130,12 +130,14 @@ class Method(nn.Module):
 
     def encode_queries(self, views: Views) -> Tensor:
         """(views, images, dim), in one pass for each size, whose views share batch statistics."""
-        with self._precision(views[0]):
-            sizes = groupby(views, key=lambda view: view.shape[-1])
-            vectors = torch.cat([self.network(torch.cat(list(same))) for _, same in sizes])
-            if self.predictor is not None:
-                vectors = self.predictor(vectors)
-        return _at_least_fp32(vectors).reshape(len(views), -1, vectors.shape[1])
+        full, *smaller = [tuple(same) for _, same in groupby(views, key=lambda one: one.shape[-1])]
+        vectors = self._encode_as_query(full)
+        if smaller:
+            # Images are evaluated at full size, and running statistics are for that.
+            with frozen_statistics(self):
+                small = [self._encode_as_query(same) for same in smaller]
+            vectors = torch.cat([vectors, *small])
+        return vectors.reshape(len(views), -1, vectors.shape[1])
 
     def encode_keys(self, views: Views) -> Tensor:
         """(views, images, dim); gradients flow only to the keys of a batch."""
@@ -215,6 +217,14 @@ class Method(nn.Module):
     @property
     def _queries_are_keys(self) -> bool:
         return isinstance(self.dictionary, InBatch) and self.dictionary.both_views
+
+    def _encode_as_query(self, views: Views) -> Tensor:
+        """(views x images, dim) of views of one size."""
+        with self._precision(views[0]):
+            vectors = self.network(torch.cat(views))
+            if self.predictor is not None:
+                vectors = self.predictor(vectors)
+        return _at_least_fp32(vectors)
 
     def _look_up(self, queries: Tensor, keys: Tensor, batch: Batch) -> LookUp:
         comparison = self.dictionary.compare(queries, keys, batch)

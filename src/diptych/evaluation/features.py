@@ -15,7 +15,8 @@ from diptych.hardware import use_threads
 from diptych.images.collection import ImageSet
 from diptych.images.sources import from_array, open_images
 from diptych.model.saved import PretrainedEncoder
-from diptych.views.batches import centre_batch
+from diptych.views.batches import evaluation_views
+from diptych.views.load import EvaluationCrops
 
 PIXEL_SIDE = 32
 """Raw pixels are compared at this side at most: more would measure position, not content."""
@@ -27,6 +28,7 @@ def extract_features(
     encoder: PretrainedEncoder,
     images: str | Path | NDArray[np.uint8],
     *,
+    crops: EvaluationCrops = "center",
     threads: int | None = None,
 ) -> Tensor:
     """Features before the head of every image, in the order of the images.
@@ -35,6 +37,7 @@ def extract_features(
         encoder: from ``load_encoder``.
         images: anything that ``pretrain`` takes, or a uint8 array (images, height, width[,
             channels]). Of a path with held-out images, those to learn from are used.
+        crops: ``five`` takes the mean of the features of five views instead of the centre's.
         threads: CPU threads; all cores when not given.
 
     Returns:
@@ -47,16 +50,26 @@ def extract_features(
         else:
             source = replace(config.images, path=str(images), limit=None)
             found = open_images(source, executor).train
-        return encode(encoder, found, config.views, executor)
+        return encode(encoder, found, config.views, executor, crops=crops)
 
 
-def encode(network: nn.Module, images: ImageSet, views: ViewsConfig, executor: Executor) -> Tensor:
-    """Runs a network, on its device, over the centred images, in evaluation mode.
+def encode(
+    network: nn.Module,
+    images: ImageSet,
+    views: ViewsConfig,
+    executor: Executor,
+    *,
+    crops: EvaluationCrops = "center",
+) -> Tensor:
+    """Runs a network, on its device, over the images as they are evaluated, in evaluation mode.
 
     Batch norms use their running statistics, so an image's features do not depend on its batch.
+    Features of several views are averaged.
     """
     device = next(network.parameters()).device
-    return _over(images, views, executor, lambda batch: _in_evaluation(network, batch.to(device)))
+    return _over(
+        images, views, executor, lambda batch: _in_evaluation(network, batch.to(device)), crops
+    )
 
 
 def pixel_features(images: ImageSet, views: ViewsConfig, executor: Executor) -> Tensor:
@@ -66,12 +79,16 @@ def pixel_features(images: ImageSet, views: ViewsConfig, executor: Executor) -> 
 
 
 def _over(
-    images: ImageSet, views: ViewsConfig, executor: Executor, work: Callable[[Tensor], Tensor]
+    images: ImageSet,
+    views: ViewsConfig,
+    executor: Executor,
+    work: Callable[[Tensor], Tensor],
+    crops: EvaluationCrops = "center",
 ) -> Tensor:
-    parts = [
-        work(centre_batch(images, indices, views, executor)).float().cpu()
-        for indices in _chunks(len(images))
-    ]
+    parts = []
+    for indices in _chunks(len(images)):
+        seen = evaluation_views(images, indices, crops, views, executor)
+        parts.append(torch.stack([work(view).float() for view in seen]).mean(dim=0).cpu())
     return torch.cat(parts)
 
 

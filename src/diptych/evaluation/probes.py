@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources import open_images
 from diptych.model.saved import load_encoder, untrained_encoder
 from diptych.run_folder import RunFolder, write_aside
+from diptych.views.load import EvaluationCrops
 
 _HELD_OUT: Final = 5  # without test images, one in this many is held out
 
@@ -51,6 +53,7 @@ def evaluate(
     train: str | Path | None = None,
     test: str | Path | None = None,
     head_layers: int = 0,
+    crops: EvaluationCrops = "center",
     threads: int | None = None,
     on_progress: Progress = ignore_progress,
 ) -> dict[str, Any]:
@@ -62,6 +65,7 @@ def evaluate(
         test: labelled images to measure them on; by default those held out with ``train``, or one
             in five of its images.
         head_layers: hidden layers of the projection head to keep behind the trained encoder.
+        crops: ``five`` averages the features of five views, corners and centre.
         threads: CPU threads; all cores when not given.
         on_progress: told how many images are read.
 
@@ -82,12 +86,16 @@ def evaluate(
         encoder.to(device)
         untrained = untrained_encoder(config).to(device)
         features = {
-            "trained": _both(labelled, lambda s: encode(encoder, s, config.views, executor)),
-            "untrained": _both(labelled, lambda s: encode(untrained, s, config.views, executor)),
+            name: _both(
+                labelled, partial(encode, network, views=config.views, executor=executor, crops=crops)
+            )
+            for name, network in (("trained", encoder), ("untrained", untrained))
+        }
+        features |= {
             "pixels": _both(labelled, lambda s: pixel_features(s, config.views, executor)),
         }
     found = _measure(labelled, features)
-    found["protocol"]["head_layers"] = head_layers
+    found["protocol"] |= {"head_layers": head_layers, "crops": crops}
     write_aside(folder.evaluation, (json.dumps(found, indent=1) + "\n").encode())
     return found
 

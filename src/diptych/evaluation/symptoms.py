@@ -63,7 +63,7 @@ def find_symptoms(
                 True,
                 f"The loss ({last['loss']:.2f}) is still at chance ({last['chance']:.2f}): the "
                 "encoder cannot tell one image from another. Try another "
-                "--optimizer.learning-rate, or weaker views (--views.crop-area 0.5 1.0).",
+                "--optimizer.learning-rate, or weaker views (--views.strength 0.5).",
             )
         )
     if _is_shortcut(last, health):
@@ -73,7 +73,7 @@ def find_symptoms(
                 True,
                 f"Nearly every query finds its key ({last['accuracy']:.0%}), yet kNN accuracy has "
                 "not risen: the encoder may match views by a shortcut, such as colour or batch "
-                "statistics. Try stronger views (colour jitter, smaller crops).",
+                "statistics. Try stronger views (--views.strength 2, or a policy with smaller crops).",
             )
         )
     return found

@@ -69,15 +69,24 @@ def _about_accuracy(evaluation: Mapping[str, Any]) -> tuple[str, str]:
     return headline, explanation
 
 
+def _about_loss(last: Mapping[str, Any]) -> str:
+    begin = f"The loss ended at {last['loss']:.2f} nats, where guessing among "
+    if "classes" in last:  # a student's
+        return begin + (
+            f"{last['classes']:.0f} classes gives {last['chance']:.2f}; on {last['accuracy']:.0%} "
+            "of the views student and teacher name the same class."
+        )
+    return begin + (
+        f"{last['candidates']:,} candidates gives {last['chance']:.2f}; {last['accuracy']:.0%} of "
+        "the queries found their own key first."
+    )
+
+
 def _about_training(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     if not metrics:
         return []
     last = metrics[-1]
-    sentences = [
-        f"The loss ended at {last['loss']:.2f} nats, where guessing among {last['candidates']:,} "
-        f"candidates gives {last['chance']:.2f}; {last['accuracy']:.0%} of the queries found their "
-        "own key first."
-    ]
+    sentences = [_about_loss(last)]
     ranks = [line["effective_rank"] for line in metrics if "effective_rank" in line]
     if len(ranks) >= 2:
         sentences.append(

@@ -196,9 +196,7 @@ class _Run:
             "accuracy": float(found.accuracy),
             "candidates": found.candidates,
             "learning_rate": state.optimizer.param_groups[0]["lr"],
-            "views_per_second": round(
-    XX
-            ),
+            "views_per_second": round(views * self.config.training.batch_size * steps / seconds, 1),
         }
         line |= state.method.figures()
         if result.gradient_norm is not None:

@@ -17,7 +17,7 @@ from diptych.images.order import Order
 from diptych.policies import Policy
 from diptych.views.device import make_views_on
 from diptych.views.draw import draw_views
-from diptych.views.load import Panel, fit, gather_all, load_centred, load_views
+from diptych.views.load import EvaluationCrops, Panel, fit, gather_all, load_evaluated, load_views
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,8 @@ class ViewBatches:
             for views, side in zip((large, small), sides, strict=True)
             if len(views)
         ]
+        if not panels:
+            return ()
         if self.device is None:
             made = load_views(self.images, indices, panels, self.config, self.executor)
             return tuple(as_images(view) for panel in made for view in panel)
@@ -189,11 +191,15 @@ class ViewBatches:
         return Panel(drawn, side)
 
 
-def centre_batch(
-    images: ImageSet, indices: NDArray[np.int64], config: ViewsConfig, executor: Executor
-) -> Tensor:
-    """Images as they are evaluated: the centred square, resized; no randomness."""
-    return as_images(load_centred(images, indices, config, executor))
+def evaluation_views(
+    images: ImageSet,
+    indices: NDArray[np.int64],
+    crops: EvaluationCrops,
+    config: ViewsConfig,
+    executor: Executor,
+) -> tuple[Tensor, ...]:
+    """Images as they are evaluated, one or five views of each; no randomness."""
+    return tuple(map(as_images, load_evaluated(images, indices, crops, config, executor)))
 
 
 def as_images(views: NDArray[np.float32]) -> Tensor:

@@ -20,6 +20,7 @@ Fill = Float[Tensor, " channels"]
 
 _LUMA: Final = (0.2989, 0.587, 0.114)  # ITU-R 601
 _SHADES: Final = 256
+_ROUNDING: Final = 1e-5  # less than a shade of 16 bits: what a resize makes of a flat image
 
 
 def brightness(views: Views, factor: Numbers) -> Views:
@@ -120,7 +121,7 @@ def equalize(views: Views) -> Views:
 def auto_contrast(views: Views) -> Views:
     """Stretches each channel to 0 .. 1; one of a single shade stays."""
     low, high = views.amin(dim=(2, 3), keepdim=True), views.amax(dim=(2, 3), keepdim=True)
-    spread = high > low
+    spread = high - low > _ROUNDING
     width = torch.where(spread, high - low, 1.0)
     return torch.where(spread, ((views - low) / width).clamp(0.0, 1.0), views)
 

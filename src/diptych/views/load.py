@@ -6,7 +6,7 @@ while they are in the processor's cache. Memory holds the views and what the thr
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,15 @@ from diptych.configs import ViewsConfig
 from diptych.images.collection import ImageSet
 from diptych.images.pixels import PixelBatch
 from diptych.views.cpu import make_views
-from diptych.views.draw import centre_views
+from diptych.views.draw import centre_views, five_views
 from diptych.views.draws import Draws
 
 _TASK_BYTES = 1 << 20  # of pixels in a task: few enough dispatches, enough tasks to share evenly
 _TASK_IMAGES = 32
+
+
+EvaluationCrops = Literal["center", "five"]
+"""The largest centred square, or squares at the corners and in the centre."""
 
 
 class Panel(NamedTuple):
@@ -94,9 +98,20 @@ def load_centred(
     images: ImageSet, indices: NDArray[np.int64], config: ViewsConfig, executor: Executor
 ) -> NDArray[np.float32]:
     """Images as they are evaluated, (images, side, side, channels): the centred square, resized."""
-    centred = centre_views(images.heights[indices], images.widths[indices])
-    panel = Panel(centred, config.side_pixels)
-    return load_views(images, indices, [panel], config, executor)[0][0]
+    return load_evaluated(images, indices, "center", config, executor)[0]
+
+
+def load_evaluated(
+    images: ImageSet,
+    indices: NDArray[np.int64],
+    crops: EvaluationCrops,
+    config: ViewsConfig,
+    executor: Executor,
+) -> NDArray[np.float32]:
+    """The views for evaluation, without chance, (views, images, side, side, channels)."""
+    draw = centre_views if crops == "center" else five_views
+    panel = Panel(draw(images.heights[indices], images.widths[indices]), config.side_pixels)
+    return load_views(images, indices, [panel], config, executor)[0]
 
 
 def fit(

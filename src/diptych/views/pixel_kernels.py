@@ -12,8 +12,12 @@ from diptych.views import draws
 from diptych.views.draws import BRIGHTNESS, CONTRAST, HUE, JITTER_ORDERS, SATURATION
 from diptych.views.generator import small_philox
 
-_FAST = {"contract", "nsz", "arcp", "reassoc"}
+_FAST = {"contract", "nsz", "arcp"}
+# For sums over a plane alone. Elsewhere a loop has a second body, for arrays that might overlap, in
+# which sums would be taken in another order: the bits would depend on where the arrays lie.
+_SUMS = _FAST | {"reassoc"}
 _SHADES = 256
+_ROUNDING = np.float32(1e-5)  # less than a shade of 16 bits: what a resize makes of a flat image
 
 
 @njit(cache=True, nogil=True)
@@ -115,7 +119,7 @@ def _luma(r, g, b):
     return np.float32(0.2989) * r + np.float32(0.587) * g + np.float32(0.114) * b
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True, fastmath=_SUMS)
 def _mean(plane):
     total = np.float32(0.0)
     for i in range(len(plane)):
@@ -271,7 +275,7 @@ def _add_pair(target, one, other, weight):
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def _add_two_pairs(target, a, b, near, c, d, far):
     for i in range(len(target)):
-        target[i] += near * (a[i] + b[i]) + far * (c[i] + d[i])
+        target[i] = (target[i] + near * (a[i] + b[i])) + far * (c[i] + d[i])
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
@@ -364,7 +368,7 @@ def _equalize(plane):
 @njit(cache=True, nogil=True)
 def _stretch(plane):
     low, high = plane.min(), plane.max()
-    if high > low:
+    if high - low > _ROUNDING:
         factor = np.float32(1.0) / (high - low)
         for i in range(len(plane)):
             plane[i] = min(max((plane[i] - low) * factor, np.float32(0.0)), np.float32(1.0))
