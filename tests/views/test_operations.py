@@ -182,9 +182,11 @@ def by_formula(
 def test_fractional_crops_follow_the_formula(
     apply: Applier, cubic: bool, rng: np.random.Generator
 ) -> None:
-    image = picture(rng, 90, 70, 3)
+    image, larger = picture(rng, 90, 70, 3), picture(rng, 95, 73, 3)
     boxes = [(3.3, 10.7, 40.9, 30.2), (0.0, 0.5, 89.5, 69.5), (41.25, 7.75, 4.5, 2.25)]
-    views = apply(batch_of(image), Draws(crops_of(boxes, cubic=cubic), np.zeros((3, 1, 0, 7))), 17)
+    boxes.append((60.2, 40.1, 30.3, 30.2))  # ends behind the image, where its stack is padded
+    crops = np.repeat(crops_of(boxes, cubic=cubic), 2, axis=1)
+    views = apply(batch_of(image, larger), Draws(crops, np.zeros((4, 2, 0, 7))), 17)
     for view, box in zip(views[:, 0], boxes, strict=True):
         assert_close(view, by_formula(exact(image), box, 17, cubic=cubic))
 

@@ -6,7 +6,7 @@ from numba import njit
 from diptych.views.draws import FLIP
 from diptych.views.pixel_kernels import apply_step, largest_radius
 
-_FAST = {"contract", "nsz", "arcp", "reassoc"}  # lets sums vectorise; still the same bits each run
+_FAST = {"contract", "nsz", "arcp"}  # no reassociation: the same bits wherever buffers lie
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
@@ -61,10 +61,45 @@ def _write(plane, side, mirrored, mean, scale, target):
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def _add_scaled(target, source, weight):
-    """Target += weight * source. Plain 1-D arrays and a plain index, so that it vectorises."""
-    for i in range(len(target)):
-        target[i] += weight * source[i]
+def _sum_taps(target, source, start, stride, weights, count):
+    """target = sum over k of weights[k] * source[start + k * stride :], two taps at a time.
+
+    Flat arrays with unsigned indices: a slice costs a reference count, and a signed index a test
+    for its sign, which would stop vectorisation.
+    """
+    length, stride, at = np.uint64(len(target)), np.uint64(stride), np.uint64(start)
+    last = weights[1] if count > 1 else np.float32(0.0)
+    near, far = weights[0], last
+    other = at + stride if count > 1 else at
+    for i in range(length):
+        target[i] = near * source[at + i] + far * source[other + i]
+    for k in range(2, count - 1, 2):
+        at = np.uint64(start) + np.uint64(k) * stride
+        other = at + stride
+        near, far = weights[k], weights[k + 1]
+        for i in range(length):
+            target[i] += near * source[at + i] + far * source[other + i]
+    if count > 2 and count % 2:
+        at = np.uint64(start) + np.uint64(count - 1) * stride
+        near = weights[count - 1]
+        for i in range(length):
+            target[i] += near * source[at + i]
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+def _scatter(row, columns, y, side):
+    """A row becomes element y of every column."""
+    to, step = np.uint64(y), np.uint64(side)
+    for x in range(np.uint64(len(row))):
+        columns[to] = row[x]
+        to += step
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+def _copy_part(target, to, source, start, count):
+    to, start = np.uint64(to), np.uint64(start)
+    for i in range(np.uint64(count)):
+        target[to + i] = source[start + i]
 
 
 @njit(cache=True, nogil=True)
@@ -92,8 +127,9 @@ def _weigh(centre, reach, cubic, first, count, weights):
             weight = 0.0
         weights[k] = weight
         total += weight
+    scale = np.float32(1.0 / total)
     for k in range(count):
-        weights[k] /= np.float32(total)
+        weights[k] *= scale
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
@@ -108,7 +144,7 @@ def _crop_and_resize(pixels, offset, size, crop, unit, flipped, side, channels, 
     height, width = size
     top, bottom = _borders(crop.top, crop.height, height)
     left, right = _borders(crop.left, crop.width, width)
-    length = (right - left) * channels
+    length, line = (right - left) * channels, width * channels
     row = np.empty(length, dtype=np.float32)
     support = 2.0 if crop.cubic else 1.0
     step = crop.height / side
@@ -119,32 +155,25 @@ def _crop_and_resize(pixels, offset, size, crop, unit, flipped, side, channels, 
         first = max(int(np.floor(centre - support * reach + 0.5)), top)
         count = min(int(np.floor(centre + support * reach + 0.5)), bottom) - first
         _weigh(centre, reach, crop.cubic, first, count, weights)
-        row[:] = 0.0
         for k in range(count):
-            if weights[k] != 0.0:
-                start = offset + ((first + k) * width + left) * channels
-                _add_scaled(row, pixels[start : start + length], weights[k] * unit)
-        for x in range(length):
-            columns[x * side + y] = row[x]
+            weights[k] *= unit
+        _sum_taps(row, pixels, offset + (first * width + left) * channels, line, weights, count)
+        _scatter(row, columns, y, side)
     step = crop.width / side
     reach = max(step, 1.0)
     weights = np.empty(int(2.0 * support * reach) + 3, dtype=np.float32)
     block = channels * side  # one column of every channel
-    stack = np.zeros(block, dtype=np.float32)
+    stack = np.empty(block, dtype=np.float32)
+    flat = planes.reshape(-1)
     for x in range(side):
         centre = crop.left + (x + 0.5) * step
         first = max(int(np.floor(centre - support * reach + 0.5)), left)
         count = min(int(np.floor(centre + support * reach + 0.5)), right) - first
         _weigh(centre, reach, crop.cubic, first, count, weights)
-        stack[:] = 0.0
-        for k in range(count):
-            if weights[k] != 0.0:
-                start = (first + k - left) * block
-                _add_scaled(stack, columns[start : start + block], weights[k])
+        _sum_taps(stack, columns, (first - left) * block, block, weights, count)
         at = (side - 1 - x if flipped else x) * side
         for c in range(channels):
-            for y in range(side):
-                planes[c, at + y] = stack[c * side + y]
+            _copy_part(flat, c * side * side + at, stack, c * side, side)
     if crop.cubic:  # a cubic overshoots at edges
         for c in range(channels):
             for i in range(side * side):

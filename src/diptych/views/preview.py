@@ -1,7 +1,8 @@
-"""A contact sheet: images, and beside each some of its random views."""
+"""A contact sheet: images with their random views, and each operation alone."""
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,13 +10,18 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diptych.configs import ViewsConfig
 from diptych.images.collection import ImageSet
-from diptych.views.cpu import make_views, to_pixels
-from diptych.views.draw import centre_views, draw_views
+from diptych.views.alone import STEPS, Alone, operations_alone
+from diptych.views.shown import ShownViews, most_telling, show_views, to_picture
 
-TILE_PIXELS = 72
-GAP_PIXELS = 4
-_HEADER_PIXELS = 26
-_INK, _PAPER = (38, 42, 51), (255, 255, 255)
+TILE_PIXELS: Final = 96
+GAP_PIXELS: Final = 8
+_MARGIN: Final = 16
+_TITLE, _TEXT, _LABEL = 18, 14, 13  # heights of the three kinds of text, in pixels
+_INK, _SOFT, _PAPER = (38, 42, 51), (107, 114, 128), (255, 255, 255)
+_CELL: Final = TILE_PIXELS + GAP_PIXELS
+
+Row = tuple[Sequence[str], Sequence[NDArray[np.uint8]]]
+"""Labels and pictures, side by side; a label stands above its picture."""
 
 
 def contact_sheet(
@@ -26,78 +32,148 @@ def contact_sheet(
     seed: int,
     image_count: int = 8,
     view_count: int = 8,
+    run_views: int = 2,
 ) -> Image.Image:
-    """Draws a sheet: one row for each image, its centred square first, then views of it.
+    """A sheet with one row for each image: its centred square, then views of it.
 
     Args:
         images: some of them, evenly spread, are shown.
         config: what may be done to an image.
         executor: its threads make the views.
-        seed: of the run; the first two views are the first epoch's.
+        seed: of the run; the views are those of its first epoch.
         image_count: rows.
-        view_count: views in a row.
+        view_count: full-sized views in a row.
+        run_views: full-sized views that the run makes of an image.
     """
-    chosen = np.unique(np.linspace(0, len(images) - 1, image_count).astype(np.int64))
-    pixels = images.pixels.gather(chosen)
-    drawn = draw_views(
-        [config] * view_count,
+    shown = show_views(
+        images,
+        config,
+        executor,
         seed=seed,
-        epoch=0,
-        indices=chosen,
-        heights=pixels.heights,
-        widths=pixels.widths,
+        image_count=image_count,
+        view_count=view_count,
+        run_views=run_views,
     )
-    drawn = np.concatenate([centre_views(pixels.heights, pixels.widths), drawn])
-    views = to_pixels(make_views(pixels, drawn, config, executor), config)
-    grid = tile(views.transpose(1, 0, 2, 3, 4), TILE_PIXELS)
-    sheet = Image.new("RGB", (grid.width, grid.height + _HEADER_PIXELS), _PAPER)
-    sheet.paste(grid, (0, _HEADER_PIXELS))
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    pen.text((GAP_PIXELS, 6), "image", fill=_INK, font=font)
-    start = 2 * GAP_PIXELS + TILE_PIXELS
-    pen.text((start, 6), f"views, {config.side_pixels} pixels", fill=_INK, font=font)
-    return sheet
+    return draw_sheet(shown, config)
 
 
-def tile(pictures: NDArray[np.uint8], tile_pixels: int) -> Image.Image:
-    """Lays pictures (rows, columns, height, width, channels) out on a white sheet."""
-    rows, columns = pictures.shape[:2]
-    step = tile_pixels + GAP_PIXELS
-    sheet = Image.new("RGB", (columns * step + GAP_PIXELS, rows * step + GAP_PIXELS), _PAPER)
-    for row in range(rows):
-        for column in range(columns):
-            picture = to_picture(pictures[row, column], tile_pixels)
-            sheet.paste(picture, (GAP_PIXELS + column * step, GAP_PIXELS + row * step))
-    return sheet
+def draw_sheet(
+    shown: ShownViews, config: ViewsConfig, alone: Sequence[Alone] | None = None
+) -> Image.Image:
+    """Lays views out on a white sheet; each operation alone below them, unless None."""
+    columns = 1 + len(shown.labels)
+    if alone is not None:
+        columns = max(columns, 1 + STEPS)
+    pen = _Pen(2 * _MARGIN + columns * _CELL - GAP_PIXELS)
+    side = config.side_pixels
+    pen.title(f"Images and their views, {side} x {side} pixels")
+    if config.small_views:
+        pen.words(f"Small views: {config.small_side} x {config.small_side} pixels.")
+    for row in range(len(shown.names)):
+        labels = ("image", *shown.labels) if row == 0 else ()
+        pen.row(labels, [shown.centred[row], *shown.of(row)])
+    if alone is not None:
+        pen.space(_TITLE)
+        pen.title("Each operation alone, from weak to strong")
+        if not alone:
+            pen.words("There is none: a view is the centred square.")
+    for one in alone or ():
+        pen.space(GAP_PIXELS)
+        pen.words(one.name, one.words)
+        pen.row(one.labels, list(one.pictures))
+    return pen.sheet()
 
 
-def to_picture(pixels: NDArray[np.uint8], side_pixels: int) -> Image.Image:
-    """One picture (height, width, channels), enlarged in whole pixels or reduced smoothly."""
-    picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
-    enlarge = pixels.shape[0] <= side_pixels
-    method = Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS
-    return picture.convert("RGB").resize((side_pixels, side_pixels), method)
+def preview_sheet(
+    images: ImageSet,
+    config: ViewsConfig,
+    executor: Executor,
+    *,
+    seed: int,
+    image_count: int = 8,
+    view_count: int = 8,
+    run_views: int = 2,
+) -> Image.Image:
+    """The contact sheet with, below it, each operation alone on the image that shows most.
+
+    Args: as of ``contact_sheet``.
+    """
+    shown = show_views(
+        images,
+        config,
+        executor,
+        seed=seed,
+        image_count=image_count,
+        view_count=view_count,
+        run_views=run_views,
+    )
+    example = int(shown.indices[most_telling(shown.centred)])
+    alone = operations_alone(images, example, config, executor, seed=seed)
+    return draw_sheet(shown, config, alone)
 
 
-def policy_in_words(config: ViewsConfig) -> Sequence[str]:
-    """What a view goes through, one operation a line, in order."""
-    low, high = config.crop_area
-    lines = [
-        f"crop {low:.0%} to {high:.0%} of the area, resized to "
-        f"{config.side_pixels} x {config.side_pixels}"
-    ]
-    if config.flip_probability:
-        lines.append(f"left-right flip, {config.flip_probability:.0%} of the views")
-    if config.jitter_probability:
-        lines.append(
-            f"colour jitter, {config.jitter_probability:.0%}: brightness {config.brightness:g}, "
-            f"contrast {config.contrast:g}, saturation {config.saturation:g}, hue {config.hue:g}"
-        )
-    if config.gray_probability:
-        lines.append(f"colour dropped, {config.gray_probability:.0%}")
-    if config.blur_probability and config.blur_kernel_pixels > 1:
-        lines.append(
-            f"Gaussian blur, {config.blur_probability:.0%}: sigma "
-            f"{config.blur_sigma_pixels[0]:g} to {config.blur_sigma_pixels[1]:g} pixels"
-        )
+class _Pen:
+    """Puts rows and lines below each other; the sheet is made when its height is known."""
+
+    def __init__(self, width: int) -> None:
+        self._width, self._bottom = width, _MARGIN
+        self._texts: list[tuple[int, int, str, int, tuple[int, int, int]]] = []
+        self._pictures: list[tuple[int, int, Image.Image]] = []
+
+    def space(self, pixels: int) -> None:
+        self._bottom += pixels
+
+    def title(self, text: str) -> None:
+        self._line(_MARGIN, text, _TITLE, _INK)
+        self._bottom += _TITLE + GAP_PIXELS
+
+    def words(self, text: str, more: str = "") -> None:
+        """A few words, and more of them in a softer colour, broken at the sheet's width."""
+        indent = _MARGIN
+        if more:
+            self._line(_MARGIN, text, _TEXT, _INK)
+            indent += round(_length(text, _TEXT)) + GAP_PIXELS
+        lines = _broken(more or text, self._width - indent - _MARGIN)
+        for line in lines:
+            self._line(indent, line, _TEXT, _SOFT)
+            self._bottom += _TEXT + 4
+        self._bottom += 2
+
+    def row(self, labels: Sequence[str], pictures: Sequence[NDArray[np.uint8]]) -> None:
+        for column, label in enumerate(labels):
+            self._line(_MARGIN + column * _CELL, label, _LABEL, _SOFT)
+        self._bottom += _LABEL + 5 if labels else 0
+        tallest = 0
+        for column, pixels in enumerate(pictures):
+            picture = to_picture(pixels, TILE_PIXELS)
+            self._pictures.append((_MARGIN + column * _CELL, self._bottom, picture))
+            tallest = max(tallest, picture.height)
+        self._bottom += tallest + GAP_PIXELS
+
+    def sheet(self) -> Image.Image:
+        sheet = Image.new("RGB", (self._width, self._bottom + _MARGIN - GAP_PIXELS), _PAPER)
+        pen = ImageDraw.Draw(sheet)
+        for left, top, picture in self._pictures:
+            sheet.paste(picture, (left, top))
+        for left, top, text, size, ink in self._texts:
+            pen.text((left, top), text, fill=ink, font=ImageFont.load_default(size))
+        return sheet
+
+    def _line(self, left: int, text: str, size: int, ink: tuple[int, int, int]) -> None:
+        self._texts.append((left, self._bottom, text, size, ink))
+
+
+def _length(text: str, size: int) -> float:
+    return ImageFont.load_default(size).getlength(text)
+
+
+def _broken(text: str, width: int) -> list[str]:
+    """Text in lines of at most so many pixels, broken between words."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _length(longer, _TEXT) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
     return lines

@@ -1,0 +1,201 @@
+"""Each operation of a policy alone, from weak to strong, on one image."""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.configs import ViewsConfig
+from diptych.images.collection import ImageSet
+from diptych.operations import (
+    Blur,
+    Center,
+    Color,
+    Crop,
+    Cutout,
+    Noise,
+    Operation,
+    Posterize,
+    RandAugment,
+    Rotate,
+    Sharpen,
+    Solarize,
+    name_of,
+)
+from diptych.policies import Policy
+from diptych.views.cpu import to_pixels
+from diptych.views.draw import draw_views
+from diptych.views.draws import Draws
+from diptych.views.load import Panel, load_views
+from diptych.views.words import operation_in_words, percent
+
+STEPS: Final = 5
+"""Strengths shown of an operation, besides none."""
+
+_RANGES: Final[Mapping[type[Operation], tuple[str, bool]]] = {
+    Crop: ("area", True),
+    Rotate: ("degrees", False),
+    Blur: ("sigma", False),
+    Solarize: ("threshold", True),
+    Posterize: ("bits", True),
+    Sharpen: ("factor", False),
+    Noise: ("sigma", False),
+    Cutout: ("area", False),
+}
+"""The parameter that is shown, and whether its high values are the weak ones."""
+
+_STRENGTHS: Final = (0.25, 0.5, 1.0, 1.5, 2.0)  # of a colour jitter, over what is set
+_COLOR_VIEWS: Final = 16  # draws to take a colour jitter from
+
+
+class _Variant(NamedTuple):
+    label: str
+    operation: Operation
+    strength: float = 1.0
+    view: int = 0
+
+
+@dataclass(frozen=True)
+class Alone:
+    """One operation in several strengths.
+
+    Attributes:
+        name: in a policy.
+        words: what it does in the run.
+        labels: name and value of each picture's strength.
+        pictures: (strengths, side, side, channels), uint8; the first is without it.
+    """
+
+    name: str
+    words: str
+    labels: tuple[str, ...]
+    pictures: NDArray[np.uint8]
+
+
+def operations_alone(
+    images: ImageSet, index: int, config: ViewsConfig, executor: Executor, *, seed: int
+) -> list[Alone]:
+    """Every operation of the views, once, behind the centred square and certain to happen.
+
+    Args:
+        images: the set.
+        index: the image to show them on.
+        config: gives the policies; operations of small views are shown at their size.
+        executor: its threads make the views.
+        seed: of the run; all strengths of an operation share one draw.
+    """
+    found = []
+    for operation, side in _different(config):
+        words = operation_in_words(
+            operation, images.channels, side_pixels=side, strength=config.strength
+        )
+        small = " (small views)" if side != config.side_pixels else ""
+        variants = list(_variants(operation, config, seed, index))
+        drawn = [_draw(one, images, index, config, side, seed) for one in variants]
+        both = Draws(
+            np.concatenate([one.crops for one in drawn]),
+            np.concatenate([one.steps for one in drawn]),
+        )
+        (made,) = load_views(images, np.array([index]), [Panel(both, side)], config, executor)
+        labels = tuple(one.label for one in variants)
+        found.append(
+            Alone(f"{name_of(operation)}{small}", words, labels, to_pixels(made[:, 0], config))
+        )
+    return found
+
+
+def _different(config: ViewsConfig) -> Iterator[tuple[Operation, int]]:
+    """The operations with the side of their views; those that only differ in probability once."""
+    policies: list[tuple[Policy, int]] = [(one, config.side_pixels) for one in config.branches]
+    if config.small_views:
+        policies.append((config.small_branch, config.small_side))
+    seen: set[Operation] = set()
+    for policy, side in policies:
+        for operation in policy:
+            certain = _certain(operation)
+            if certain not in seen and not isinstance(operation, Center):
+                seen.add(certain)
+                yield operation, side
+
+
+def _variants(
+    operation: Operation, config: ViewsConfig, seed: int, index: int
+) -> Iterator[_Variant]:
+    off = Center(operation.interpolation) if isinstance(operation, Crop) else _never(operation)
+    yield _Variant("off", off)
+    on = _certain(operation)
+    if isinstance(operation, Color):
+        view = _lively_view(operation, seed, index)
+        for times in _STRENGTHS:
+            yield _Variant(f"strength {times * config.strength:.3g}", on, times, view)
+    elif isinstance(operation, RandAugment):
+        for view in range(STEPS):
+            yield _Variant(f"draw {view + 1}", on, view=view)
+    elif type(operation) in _RANGES:
+        yield from _values(on)
+    else:
+        yield _Variant("on", on)
+
+
+def _values(operation: Operation) -> Iterator[_Variant]:
+    """The operation with its parameter fixed at evenly spaced values of its range."""
+    field, falling = _RANGES[type(operation)]
+    low, high = getattr(operation, field)
+    values = np.linspace(low, high, STEPS)
+    if isinstance(operation, Posterize):
+        values = np.floor(values)
+    if isinstance(operation, Crop):  # of one shape, so that only the size changes
+        shape = float(np.sqrt(operation.aspect[0] * operation.aspect[1]))
+        operation = replace(operation, aspect=(shape, shape))
+    values = np.unique(values)
+    for value in (values[::-1] if falling else values).tolist():
+        text = percent(value) if field == "area" else f"{value:.3g}"
+        fixed: Operation = replace(operation, **{field: (value, value)})
+        yield _Variant(f"{field} {text}", fixed)
+
+
+def _lively_view(operation: Color, seed: int, index: int) -> int:
+    """The view, of a few, whose drawn changes are largest: a draw near nothing shows nothing."""
+    drawn = draw_views(
+        [(Center(), replace(operation, probability=1.0))] * _COLOR_VIEWS,
+        side_pixels=8,
+        seed=seed,
+        epoch=0,
+        indices=np.array([index]),
+        heights=np.array([8]),
+        widths=np.array([8]),
+    )
+    brightness, contrast, saturation, hue = np.moveaxis(drawn.steps[:, 0, 0, 2:6], -1, 0)
+    # A tenth of the colour circle shows about as much as two fifths of the others; a view that
+    # gets brighter keeps its detail, which one that gets darker does not.
+    change = (brightness - 1.0) + np.abs(contrast - 1.0) + np.abs(saturation - 1.0)
+    return int(np.argmax(change + 4.0 * np.abs(hue)))
+
+
+def _draw(
+    variant: _Variant, images: ImageSet, index: int, config: ViewsConfig, side: int, seed: int
+) -> Draws:
+    alone = isinstance(variant.operation, Crop | Center)
+    policy = (variant.operation,) if alone else (Center(), variant.operation)
+    return draw_views(
+        [policy],
+        strength=config.strength * variant.strength,
+        side_pixels=side,
+        seed=seed,
+        epoch=0,
+        indices=np.array([index]),
+        heights=images.heights[[index]],
+        widths=images.widths[[index]],
+        first_view=variant.view,
+    )
+
+
+def _certain(operation: Operation) -> Operation:
+    return operation if isinstance(operation, Center) else replace(operation, probability=1.0)
+
+
+def _never(operation: Operation) -> Operation:
+    return operation if isinstance(operation, Center) else replace(operation, probability=0.0)
