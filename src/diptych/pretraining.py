@@ -40,7 +40,8 @@ def pretrain(
     """Learns a representation of the images at a path and returns the run's folder.
 
     Args:
-        path: a folder of images, a .npz, .npy or IDX file, or ``photographs``.
+        path: a folder of images, a .txt list of their paths, .tar shards, a .npz, .npy or IDX
+            file, or ``photographs``.
         recipe: name in ``diptych.RECIPES``; ``simclr`` when not given.
         scale: ``tiny``, ``small`` or ``paper``; chosen from images and device when not given.
         out: the run folder; a new one under ``runs/`` when not given.
@@ -103,6 +104,7 @@ def run_pretraining(
                 layers,
                 image_count=len(collection.train),
                 median_side_pixels=collection.train.median_side_pixels,
+                channels=collection.train.channels,
             )
             watcher.say(sentence)
             _begin(folder, config)
