@@ -3,12 +3,11 @@
 import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
-from dataclasses import replace
 from typing import Final, TypeVar
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.collection import ImageSet
+from diptych.images.collection import ImageSet, held_out_config
 from diptych.images.listing import (
     Listing,
     Progress,
@@ -76,11 +75,7 @@ def open_parts(
     test = _held_out(candidates)
     if test is None:
         return learned, None
-    # A limit is on the images to learn from; held-out images are all used.
-    alike = replace(config, limit=None)
-    if config.color == "raw":
-        alike = replace(alike, raw_channels=learned.channels)
-    return learned, open_listing(test, alike, executor, on_progress)
+    return learned, open_listing(test, held_out_config(config, learned), executor, on_progress)
 
 
 def _held_out(candidates: Iterable[Listing]) -> Listing | None:
