@@ -15,6 +15,7 @@ from diptych.configs import RunConfig
 from diptych.errors import ConfigError, RunFolderError
 from diptych.hardware import use_threads
 from diptych.images.collection import Skipped
+from diptych.images.hugging_face import path_of
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources import open_images
 from diptych.model.saved import save_encoder, save_head
@@ -27,7 +28,7 @@ from diptych.training.watcher import Silent, Watcher
 
 
 def pretrain(
-    path: str | Path | None = None,
+    path: str | Path | Any | None = None,
     *,
     recipe: str | None = None,
     scale: str | None = None,
@@ -58,7 +59,11 @@ def pretrain(
         >>> run = diptych.pretrain("photos/", epochs=20)  # doctest: +SKIP
     """
     flat = {SHORT_NAMES.get(name, name): value for name, value in settings.items()}
-    wanted = {"images.path": None if path is None else str(path), "recipe": recipe, "scale": scale}
+    wanted = {
+        "images.path": None if path is None else path_of(path),
+        "recipe": recipe,
+        "scale": scale,
+    }
     flat |= {name: value for name, value in wanted.items() if value is not None}
     with Display(Console(quiet=quiet)) as display:
         folder = run_pretraining(

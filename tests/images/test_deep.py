@@ -18,6 +18,7 @@ from diptych.configs import ImagesConfig
 from diptych.errors import ConfigError, ImagesError, UnreadableImage
 from diptych.images.decode import decode_bytes
 from diptych.images.sources import open_images
+from diptych.resolve import Layers, resolve
 
 DEEP, RAW = ImagesConfig(bits=16), ImagesConfig(color="raw")
 DEEP_RAW = ImagesConfig(color="raw", bits=16)
@@ -268,3 +269,12 @@ def test_arrays_of_any_channels_and_depth(
         )
         with pytest.raises(ImagesError, match=words):
             open_images(wrong, executor)
+
+
+def test_a_run_keeps_the_channels_that_were_found() -> None:
+    layers: Layers = [({"images": {"path": "photographs", "color": "raw"}}, "the test")]
+    config, _ = resolve(layers, image_count=500, median_side_pixels=32, channels=7)
+    assert config.images.raw_channels == config.images.channels == 7
+    plain: Layers = [({"images": {"path": "photographs"}}, "the test")]
+    config, _ = resolve(plain, image_count=500, median_side_pixels=32, channels=3)
+    assert config.images.raw_channels is None
