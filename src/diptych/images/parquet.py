@@ -31,7 +31,7 @@ from diptych.images.arrow import (
 from diptych.images.cache import cache_folder
 from diptych.images.collection import ImageSet
 from diptych.images.listing import Listing, Progress, ignore_progress
-from diptych.images.splits import by_split, choose_splits, open_parts
+from diptych.images.splits import TEST_NAMES, TRAIN_NAMES, by_split, choose_splits, open_parts
 from diptych.images.spool import Encoded, SpoolPlace, open_spool
 
 _BATCH: Final = 64  # rows in memory at once
@@ -45,6 +45,21 @@ def find_parquet(path: str) -> list[str]:
     else:
         found = [path] if os.path.exists(path) else glob.glob(path, recursive=True)
     return sorted(name for name in found if name.endswith(".parquet") and os.path.isfile(name))
+
+
+def is_parquet_pattern(path: str) -> bool:
+    """Whether it stands for several files: wildcards, and .parquet at the end."""
+    return path.endswith(".parquet") and glob.has_magic(path)
+
+
+def holds_parquet(folder: Path) -> bool:
+    """Whether a folder is one of Parquet files, right in it or in the folders that are usual.
+
+    ``metadata.parquet`` lies beside images that are files, and says something of them.
+    """
+    places = (folder / name for name in ("", "data", *TRAIN_NAMES, *TEST_NAMES))
+    found = (file for place in places for file in place.glob("*.parquet"))
+    return any(file.name != "metadata.parquet" for file in found)
 
 
 def open_parquet(
