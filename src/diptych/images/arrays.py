@@ -14,9 +14,9 @@ from diptych.configs import MOST_CHANNELS, ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet, held_out_config
 from diptych.images.form import Pixels, in_depth
-from diptych.images.listing import choose
 from diptych.images.names import CompactNames
 from diptych.images.pixels import HeldPixels, PixelBatch
+from diptych.images.selection import choose
 
 _IMAGE_KEYS: Final = ("images", "x", "x_train", "train_images")
 _LABEL_KEYS: Final = ("labels", "y", "y_train", "train_labels")
