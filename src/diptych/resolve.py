@@ -9,6 +9,7 @@ from diptych.config_file import overlay, read_config_file
 from diptych.configs import EncoderConfig, RunConfig, require_consistent
 from diptych.errors import ConfigError
 from diptych.hardware import available_threads, choose_device
+from diptych.images.elsewhere import from_any_folder
 from diptych.images.photographs import PHOTOGRAPHS_NAME
 from diptych.recipes import choose_scale, fitted_batch, fitting_stem, recipe_config
 
@@ -146,4 +147,4 @@ def _with_absolute_paths(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    return from_any_folder(path) or str(Path(path).expanduser().absolute())

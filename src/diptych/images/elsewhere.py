@@ -19,6 +19,19 @@ Parts = tuple[ImageSet, ImageSet | None]
 """Images to learn from, and held-out ones where there are some."""
 
 
+def from_any_folder(name: str) -> str | None:
+    """A name of these kinds, so that it means the same from any folder; None for a path.
+
+    >>> from_any_folder("s3://bucket/images"), from_any_folder("images")
+    ('s3://bucket/images', None)
+    """
+    if name.startswith(torchvision_sets.PREFIX):
+        kind, root = torchvision_sets.split_name(name)
+        place = f":{root.expanduser().absolute()}" if root is not None else ""
+        return f"{torchvision_sets.PREFIX}{kind}{place}"
+    return name if name.startswith(hugging_face.PREFIX) or is_url(name) else None
+
+
 def open_elsewhere(
     config: ImagesConfig,
     executor: Executor,

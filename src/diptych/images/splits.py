@@ -13,8 +13,8 @@ from diptych.images.listing import (
     Progress,
     ignore_progress,
     open_listing,
-    present_classes,
 )
+from diptych.images.selection import present_classes
 
 TRAIN_NAMES: Final = ("train", "training")
 TEST_NAMES: Final = ("test", "val", "valid", "validation")

@@ -72,6 +72,16 @@ _INSTEAD: Final = {
 """What to do where torchvision would unpickle."""
 
 
+def split_name(name: str) -> tuple[str, Path | None]:
+    """The data set that a name asks for and, where it says so, the folder that it lies in.
+
+    >>> split_name("torchvision:MNIST:/data")
+    ('MNIST', PosixPath('/data'))
+    """
+    kind, _, root = name.removeprefix(PREFIX).partition(":")
+    return kind, Path(root) if root else None
+
+
 def open_torchvision(
     name: str, config: ImagesConfig, executor: Executor, on_progress: Progress = ignore_progress
 ) -> tuple[ImageSet, ImageSet | None]:
@@ -80,8 +90,9 @@ def open_torchvision(
     Raises:
         ImagesError: it is not known, not there, or would be unpickled.
     """
-    kind, _, root = name.removeprefix(PREFIX).partition(":")
-    where = Path(root or os.environ.get("TORCHVISION_ROOT") or "~/.cache/torchvision").expanduser()
+    kind, root = split_name(name)
+    usual = Path(os.environ.get("TORCHVISION_ROOT") or "~/.cache/torchvision")
+    where = (root or usual).expanduser()
     if kind in _INSTEAD:
         raise ImagesError(
             f"{name} is not opened: torchvision unpickles its files, and a pickle may run anything."
