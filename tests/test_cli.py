@@ -509,7 +509,7 @@ def test_the_stem_follows_the_side_of_the_views() -> None:
 
     def stem_of(**settings: dict[str, object]) -> str:
         layers = layers_of({"images": {"path": "photographs"}, "scale": "tiny", **settings}, None)
-        return resolve(layers, image_count=500, median_side_pixels=32)[0].encoder.stem
+        return resolve(layers, image_count=500, median_side_pixels=32, channels=3)[0].encoder.stem
 
     assert stem_of(encoder={"name": "resnet18"}) == "small"
     assert stem_of(encoder={"name": "resnet18"}, views={"side_pixels": 224}) == "imagenet"

@@ -192,7 +192,10 @@ def views(arguments: Sequence[str]) -> None:
     with ThreadPoolExecutor(use_threads(asked.training.threads)) as executor:
         images = open_images(asked.images, executor).train
         config, _ = resolve(
-            layers, image_count=len(images), median_side_pixels=images.median_side_pixels
+            layers,
+            image_count=len(images),
+            median_side_pixels=images.median_side_pixels,
+            channels=images.channels,
         )
         sheet = contact_sheet(
             images,

@@ -39,7 +39,9 @@ class ImagesConfig:
 
     path: str = ""
     """A folder of images, a .txt list of their paths, .tar shards (a file, a folder of them or a
-    pattern as `shards/{000..012}.tar`), a .npz, .npy or IDX file, or the name `photographs`."""
+    pattern as `shards/{000..012}.tar`), .parquet files, a folder saved by Hugging Face's datasets,
+    a .npz, .npy or IDX file, a URL of one of these, `torchvision:NAME`, or the name
+    `photographs`."""
     limit: int | None = None
     """Use a random subset of this many images. All of them when not given."""
     column: str | None = None

@@ -15,6 +15,7 @@ from diptych.configs import RunConfig
 from diptych.errors import ConfigError, RunFolderError
 from diptych.hardware import use_threads
 from diptych.images.collection import Skipped
+from diptych.images.hugging_face import path_of
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources import open_images
 from diptych.model.saved import save_encoder, save_head
@@ -27,7 +28,7 @@ from diptych.training.watcher import Silent, Watcher
 
 
 def pretrain(
-    path: str | Path | None = None,
+    path: str | Path | Any | None = None,
     *,
     recipe: str | None = None,
     scale: str | None = None,
@@ -40,7 +41,8 @@ def pretrain(
     """Learns a representation of the images at a path and returns the run's folder.
 
     Args:
-        path: a folder of images, a .npz, .npy or IDX file, or ``photographs``.
+        path: a folder of images, a .txt list of their paths, .tar shards, a .npz, .npy or IDX
+            file, or ``photographs``.
         recipe: name in ``diptych.RECIPES``; ``simclr`` when not given.
         scale: ``tiny``, ``small`` or ``paper``; chosen from images and device when not given.
         out: the run folder; a new one under ``runs/`` when not given.
@@ -57,7 +59,11 @@ def pretrain(
         >>> run = diptych.pretrain("photos/", epochs=20)  # doctest: +SKIP
     """
     flat = {SHORT_NAMES.get(name, name): value for name, value in settings.items()}
-    wanted = {"images.path": None if path is None else str(path), "recipe": recipe, "scale": scale}
+    wanted = {
+        "images.path": None if path is None else path_of(path),
+        "recipe": recipe,
+        "scale": scale,
+    }
     flat |= {name: value for name, value in wanted.items() if value is not None}
     with Display(Console(quiet=quiet)) as display:
         folder = run_pretraining(
@@ -103,6 +109,7 @@ def run_pretraining(
                 layers,
                 image_count=len(collection.train),
                 median_side_pixels=collection.train.median_side_pixels,
+                channels=collection.train.channels,
             )
             watcher.say(sentence)
             _begin(folder, config)

@@ -9,11 +9,17 @@ from diptych.config_file import overlay, read_config_file
 from diptych.configs import EncoderConfig, RunConfig, require_consistent
 from diptych.errors import ConfigError
 from diptych.hardware import available_threads, choose_device
+from diptych.images.elsewhere import from_any_folder
 from diptych.images.photographs import PHOTOGRAPHS_NAME
 from diptych.recipes import choose_scale, fitted_batch, fitting_stem, recipe_config
 
 DEFAULT_RECIPE = "simclr"
-_PATHS = (("images", "path"), ("distillation", "teacher"), ("distillation", "labelled"))
+_PATHS = (
+    ("images", "path"),
+    ("images", "cache_folder"),
+    ("distillation", "teacher"),
+    ("distillation", "labelled"),
+)
 
 Layers = list[tuple[Mapping[str, Any], str]]
 """Settings as nested tables, in rising order of rank, each with its origin for errors."""
@@ -34,7 +40,8 @@ def overlay_all(config: RunConfig, layers: Layers) -> RunConfig:
         config = overlay(config, settings, origin)
     if not config.images.path:
         raise ConfigError(
-            "no images: give a path (a folder, a .npz, .npy or IDX file) or the name "
+            "no images: give a path (a folder, a .txt list, .tar shards, a .npz, .npy or IDX file) "
+            "or the name "
             f"{PHOTOGRAPHS_NAME!r}."
         )
     return config
@@ -46,7 +53,9 @@ def asked_recipe(layers: Layers) -> str:
     return named[-1] if named else DEFAULT_RECIPE
 
 
-def resolve(layers: Layers, *, image_count: int, median_side_pixels: int) -> tuple[RunConfig, str]:
+def resolve(
+    layers: Layers, *, image_count: int, median_side_pixels: int, channels: int
+) -> tuple[RunConfig, str]:
     """The whole config of a new run, and a sentence that says what was chosen and why.
 
     Args:
@@ -54,6 +63,7 @@ def resolve(layers: Layers, *, image_count: int, median_side_pixels: int) -> tup
         image_count: images to learn from; a recipe's batch is made to fit them.
         median_side_pixels: of the images; with the device it decides the scale where none is
             asked for.
+        channels: of the images as they were opened; kept where the config takes the files' own.
     """
     device = choose_device(overlay_all(RunConfig(), layers).training.device).type
     scales = [str(settings["scale"]) for settings, _ in layers if "scale" in settings]
@@ -65,6 +75,8 @@ def resolve(layers: Layers, *, image_count: int, median_side_pixels: int) -> tup
         )
     base = fitted_batch(recipe_config(asked_recipe(layers), scale), image_count)
     config = overlay_all(_with_asked_encoder(base, layers), layers)
+    if config.images.color == "raw":
+        config = replace(config, images=replace(config.images, raw_channels=channels))
     require_consistent(config)
     threads = config.training.threads or available_threads()
     training = replace(config.training, device=device, threads=threads)  # type: ignore[arg-type]
@@ -136,4 +148,4 @@ def _with_absolute_paths(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    return from_any_folder(path) or str(Path(path).expanduser().absolute())

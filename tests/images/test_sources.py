@@ -150,7 +150,7 @@ def test_idx(
     [
         ("a.npy", b"not numpy", "not a readable .npy"),
         ("a.npz", b"not a zip", "not a readable .npz"),
-        ("a.bin", b"whatever", "not a .npz, .npy or IDX"),
+        ("a.bin", b"whatever", "a file of another kind"),
         ("a-idx3", bytes([0, 0, 8, 3]) + struct.pack(">3I", 9, 9, 9) + b"short", "damaged"),
         ("b-idx3", bytes([0, 0, 8, 3]) + struct.pack(">3I", *[2**31] * 3), "not believed"),
     ],
@@ -165,8 +165,8 @@ def test_damaged_arrays_are_refused(
 
 def test_wrong_arrays_are_refused(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"images": np.zeros((4, 8, 8, 3), np.float32)}, "wanted uint8"),
-        ({"images": np.zeros((4, 8), np.uint8)}, "wanted uint8 images of shape"),
+        ({"images": np.zeros((4, 8, 8, 3), np.float32)}, "wanted uint8 or uint16 images"),
+        ({"images": np.zeros((4, 8), np.uint8)}, "wanted uint8 or uint16 images of shape"),
         ({"images": np.zeros((4, 8, 8, 7), np.uint8)}, "1 or 3 channels"),
         ({"pictures": np.zeros((4, 8, 8), np.uint8)}, "holds pictures; wanted an array named"),
         (

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from diptych.configs import ViewsConfig
 from diptych.hardware import use_threads
 from diptych.images.collection import ImageSet
+from diptych.images.hugging_face import path_of
 from diptych.images.sources import from_array, open_images
 from diptych.model.saved import PretrainedEncoder
 from diptych.views.batches import evaluation_views
@@ -26,7 +28,7 @@ _BATCH = 256  # images
 
 def extract_features(
     encoder: PretrainedEncoder,
-    images: str | Path | NDArray[np.uint8],
+    images: str | Path | NDArray[np.uint8] | Any,
     *,
     crops: EvaluationCrops = "center",
     threads: int | None = None,
@@ -48,7 +50,7 @@ def extract_features(
         if isinstance(images, np.ndarray):
             found = from_array(images, None, replace(config.images, limit=None))
         else:
-            source = replace(config.images, path=str(images), limit=None)
+            source = replace(config.images, path=path_of(images), limit=None)
             found = open_images(source, executor).train
         return encode(encoder, found, config.views, executor, crops=crops)
 

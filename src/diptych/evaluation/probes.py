@@ -19,6 +19,7 @@ from diptych.evaluation.knn import NEIGHBOURS, TEMPERATURE, accuracy, knn_predic
 from diptych.evaluation.linear import fit_linear
 from diptych.hardware import choose_device, use_threads
 from diptych.images.collection import Collection, ImageSet, match_classes
+from diptych.images.hugging_face import path_of
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources import open_images
 from diptych.model.saved import load_encoder, untrained_encoder
@@ -50,8 +51,8 @@ class Labelled:
 def evaluate(
     run: str | Path,
     *,
-    train: str | Path | None = None,
-    test: str | Path | None = None,
+    train: str | Path | Any | None = None,
+    test: str | Path | Any | None = None,
     head_layers: int = 0,
     crops: EvaluationCrops = "center",
     threads: int | None = None,
@@ -130,13 +131,15 @@ def labelled_parts(collection: Collection) -> Labelled | None:
 
 def _labelled_images(
     config: RunConfig,
-    train: str | Path | None,
-    test: str | Path | None,
+    train: str | Path | Any | None,
+    test: str | Path | Any | None,
     executor: Executor,
     on_progress: Progress,
 ) -> Labelled:
-    def read(path: str | Path | None, limit: int | None) -> Collection:
-        source = replace(config.images, path=str(path or config.images.path), limit=limit)
+    def read(path: str | Path | Any | None, limit: int | None) -> Collection:
+        source = replace(
+            config.images, path=config.images.path if path is None else path_of(path), limit=limit
+        )
         return open_images(source, executor, on_progress)
 
     collection = read(train, config.images.limit if train is None else None)

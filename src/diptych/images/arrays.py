@@ -3,20 +3,20 @@
 import gzip
 import math
 import zipfile
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.configs import ImagesConfig
+from diptych.configs import MOST_CHANNELS, ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.collection import ImageSet
-from diptych.images.listing import choose
+from diptych.images.collection import ImageSet, held_out_config
+from diptych.images.form import Pixels, in_depth
 from diptych.images.names import CompactNames
 from diptych.images.pixels import HeldPixels, PixelBatch
+from diptych.images.selection import choose
 
 _IMAGE_KEYS: Final = ("images", "x", "x_train", "train_images")
 _LABEL_KEYS: Final = ("labels", "y", "y_train", "train_labels")
@@ -27,7 +27,7 @@ _LARGEST_ARRAY: Final = 64 * 2**30  # bytes; a header that claims more is not be
 
 
 def open_npy(path: Path, config: ImagesConfig) -> ImageSet:
-    """A .npy file of uint8, (images, height, width) or (images, height, width, channels).
+    """A .npy file of uint8 or uint16, (images, height, width) or (images, height, width, channels).
 
     The file is memory-mapped, so that it may be larger than memory.
     """
@@ -48,8 +48,9 @@ def open_npz(path: Path, config: ImagesConfig) -> tuple[ImageSet, ImageSet | Non
         _refuse_bomb(path)
         with np.load(path, allow_pickle=False) as archive:
             train = _from_keys(archive, _IMAGE_KEYS, _LABEL_KEYS, config, path)
-            everything = replace(config, limit=None)  # a limit is on the images to learn from
-            test = _from_keys(archive, _TEST_IMAGE_KEYS, _TEST_LABEL_KEYS, everything, path)
+            # A limit is on the images to learn from.
+            rest = config if train is None else held_out_config(config, train)
+            test = _from_keys(archive, _TEST_IMAGE_KEYS, _TEST_LABEL_KEYS, rest, path)
             names = list(archive)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ImagesError(f"{path} is not a readable .npz file: {error}") from error
@@ -121,22 +122,22 @@ def image_set(
     """Checks an array of images and its labels and wraps them.
 
     Args:
-        array: (images, height, width) or (images, height, width, 1 or 3), uint8.
+        array: (images, height, width) or (images, height, width, channels), uint8 or uint16; 1 or 3
+            channels, or with the colour mode "raw" 1 to 64.
         labels: (images,) or (images, 1), integers.
-        config: limit and colour mode.
+        config: limit, colour mode and depth.
         origin: named in errors.
 
     Raises:
         ImagesError: the type or the shape is another.
     """
-    if array.dtype != np.uint8 or array.ndim not in (3, 4) or 0 in array.shape:
+    if array.dtype not in (np.uint8, np.uint16) or array.ndim not in (3, 4) or 0 in array.shape:
         raise ImagesError(
-            f"{origin}: wanted uint8 images of shape (images, height, width) or (images, height, "
-            f"width, channels); got {array.dtype} of shape {array.shape}."
+            f"{origin}: wanted uint8 or uint16 images of shape (images, height, width) or (images, "
+            f"height, width, channels); got {array.dtype} of shape {array.shape}."
         )
     stack = array[..., None] if array.ndim == 3 else array
-    if stack.shape[3] not in (1, 3):
-        raise ImagesError(f"{origin}: wanted 1 or 3 channels, last; got {stack.shape[3]}.")
+    _check_channels(stack.shape[3], config, origin)
     if labels is not None:
         labels = labels.reshape(len(labels), -1)
         if labels.shape != (len(stack), 1) or not np.issubdtype(labels.dtype, np.integer):
@@ -147,27 +148,41 @@ def image_set(
     chosen = choose(len(stack), config.limit)
     if len(chosen) < len(stack):
         stack, labels = stack[chosen], labels if labels is None else labels[chosen]
-    pixels = PixelBatch.of_stack(_to_color(stack.astype(np.uint8, copy=False), config))
+    pixels = PixelBatch.of_stack(in_depth(_to_color(stack, config), config))
     values, positions = (None, None) if labels is None else np.unique(labels, return_inverse=True)
     return ImageSet(
         pixels=HeldPixels(pixels),
         names=CompactNames.of(map(str, chosen.tolist())),
         heights=pixels.heights,
         widths=pixels.widths,
-        channels=config.channels,
+        channels=pixels.channels,
         labels=None if positions is None else positions.reshape(-1).astype(np.int64),
         classes=() if values is None else tuple(str(value) for value in values),
     )
 
 
-def _to_color(stack: NDArray[np.uint8], config: ImagesConfig) -> NDArray[np.uint8]:
-    if stack.shape[3] == config.channels:
+def _check_channels(count: int, config: ImagesConfig, origin: str | Path) -> None:
+    if config.color != "raw" and count not in (1, 3):
+        raise ImagesError(
+            f"{origin}: wanted 1 or 3 channels, last; got {count}. images.color = 'raw' keeps any "
+            f"number up to {MOST_CHANNELS}."
+        )
+    wanted = range(1, MOST_CHANNELS + 1) if config.raw_channels is None else [config.raw_channels]
+    if config.color == "raw" and count not in wanted:
+        raise ImagesError(f"{origin}: wanted {_range_text(wanted)} channels, last; got {count}.")
+
+
+def _range_text(wanted: Sequence[int]) -> str:
+    return str(wanted[0]) if len(wanted) == 1 else f"{wanted[0]} to {wanted[-1]}"
+
+
+def _to_color(stack: NDArray[Any], config: ImagesConfig) -> Pixels:
+    if config.color == "raw" or stack.shape[3] == config.channels:
         return stack
     if config.channels == 3:
         return np.repeat(stack, 3, axis=3)
-    luma = stack @ np.array([0.299, 0.587, 0.114])
-    gray: NDArray[np.uint8] = np.rint(luma).astype(np.uint8)[..., None]
-    return gray
+    luma = np.rint(stack @ np.array([0.299, 0.587, 0.114]))
+    return luma.astype(stack.dtype)[..., None]
 
 
 def _from_keys(

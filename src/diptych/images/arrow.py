@@ -1,11 +1,11 @@
 """What Parquet files and saved Hugging Face folders share: Arrow tables with encoded images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from diptych.errors import ImagesError
+from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.columns import (
     LABEL_COLUMNS,
     Labels,
@@ -79,6 +79,22 @@ def encoded_images(column: Any) -> Any:
         return column
     # Flattened, not just taken out: a field knows nothing of the nulls of the struct around it.
     return column.flatten()[column.type.get_field_index("bytes")]
+
+
+def row_image(row: Any, columns: Columns, read_path: Callable[[str], bytes]) -> bytes:
+    """The encoded image of an array of one row; a row without bytes may name a file.
+
+    Raises:
+        UnreadableImage: it has neither.
+    """
+    data: bytes | None = encoded_images(row)[0].as_py()
+    if data is not None:
+        return data
+    place = row.type.get_field_index("path") if columns.has_path else -1
+    path = row.flatten()[place][0].as_py() if place >= 0 else None
+    if not path:
+        raise UnreadableImage("the row holds neither bytes nor a path")
+    return read_path(path)
 
 
 def paths_of(table: Any, columns: Columns) -> list[str | None]:

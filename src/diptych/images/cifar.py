@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.arrays import image_set
-from diptych.images.collection import ImageSet
+from diptych.images.collection import ImageSet, held_out_config
 
 _SIDE: Final = 32
 _PIXELS: Final = 3 * _SIDE * _SIDE
@@ -61,8 +61,7 @@ def open_cifar(path: Path, config: ImagesConfig) -> tuple[ImageSet, ImageSet | N
     train = _read([path / name for name in layout.train], layout, names, config)
     if not (path / layout.test).is_file():
         return train, None
-    # A limit is on the images to learn from; held-out images are all used.
-    return train, _read([path / layout.test], layout, names, replace(config, limit=None))
+    return train, _read([path / layout.test], layout, names, held_out_config(config, train))
 
 
 def _layout(path: Path) -> _Layout | None:

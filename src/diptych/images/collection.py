@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.configs import ImagesConfig
 from diptych.images.names import CompactNames
 from diptych.images.pixels import PixelSource, SelectedPixels
 
@@ -91,6 +92,12 @@ class Collection:
     train: ImageSet
     test: ImageSet | None
     description: str
+
+
+def held_out_config(config: ImagesConfig, learned: ImageSet) -> ImagesConfig:
+    """How to open the held-out images of a set: all of them, with the channels learned from."""
+    raw = learned.channels if config.color == "raw" else config.raw_channels
+    return replace(config, limit=None, raw_channels=raw)
 
 
 def spread_indices(count: int, most: int) -> NDArray[np.int64]:

@@ -125,12 +125,15 @@ def _decode_opened(
     check_size(image.height, image.width, config)
     if image.format == "PNG":
         _check_sums(data)
-    orientation = image.getexif().get(_ORIENTATION_TAG, _UPRIGHT)
+    deep = loses_in_pillow(image, data, config)
+    # For the tags Pillow decodes a PNG, which would be in vain for a deep one.
+    tags = {} if deep and image.format == "PNG" and "exif" not in image.info else image.getexif()
+    orientation = tags.get(_ORIENTATION_TAG, _UPRIGHT)
     if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
         # Every decoder but Pillow's own leaves EXIF alone, and so do we until the pixels are there.
         size, space = (image.height, image.width), _jpeg_space(config, len(image.getbands()))
         return _turn_upright(decode_jpeg(data, size, space, smallest_scale), orientation)
-    if loses_in_pillow(image, data, config):
+    if deep:
         return _turn_upright(decode_deep(data, config), orientation)
     return _to_array(ImageOps.exif_transpose(image), config.color)
 

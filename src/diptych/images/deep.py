@@ -2,18 +2,17 @@
 
 import io
 import logging
-import struct
 import zlib
 from typing import Final
 
 import numpy as np
 import tifffile
-from numpy.typing import NDArray
 from PIL import Image
 
 from diptych.configs import MOST_CHANNELS, ImagesConfig
 from diptych.errors import UnreadableImage
 from diptych.images.form import Pixels
+from diptych.images.png16 import decode_png16, is_deep_color_png
 
 for _name in ("PIL.TiffImagePlugin", "tifffile"):  # what is wrong is raised, not printed as well
     logging.getLogger(_name).addHandler(logging.NullHandler())
@@ -23,7 +22,6 @@ _BITS_TAG, _SAMPLES_TAG = 258, 277
 _DEFLATE: Final = (8, 32946)
 _COMPRESSIONS: Final = (1, 5, 32773, *_DEFLATE)  # none, LZW, PackBits
 _GRAY_INVERTED, _GRAY, _RGB, _CMYK = 0, 1, 2, 5
-_PNG_COLORED: Final = (2, 4, 6)  # RGB, gray and alpha, RGB and alpha
 
 
 def is_tiff(data: bytes) -> bool:
@@ -34,8 +32,7 @@ def is_tiff(data: bytes) -> bool:
 def loses_in_pillow(image: Image.Image, data: bytes, config: ImagesConfig) -> bool:
     """Whether Pillow would drop bits or channels of an opened image that the config asks for."""
     if image.format == "PNG":
-        depth, color = struct.unpack(">BB", data[24:26])
-        return config.bits == 16 and depth == 16 and color in _PNG_COLORED
+        return config.bits == 16 and is_deep_color_png(data)
     if image.format != "TIFF":
         return False
     tags = image.tag_v2  # type: ignore[attr-defined]
@@ -46,7 +43,7 @@ def loses_in_pillow(image: Image.Image, data: bytes, config: ImagesConfig) -> bo
 
 def decode_deep(data: bytes, config: ImagesConfig) -> Pixels:
     """Decodes a TIFF, or a PNG whose sums and size have been checked, as it is stored."""
-    return decode_tiff(data, config) if is_tiff(data) else _decode_png(data)
+    return decode_tiff(data, config) if is_tiff(data) else decode_png16(data)
 
 
 def decode_tiff(data: bytes, config: ImagesConfig) -> Pixels:
@@ -103,12 +100,3 @@ def _refuse_deflate_bomb(data: bytes, page: tifffile.TiffPage) -> None:
         unpacked = zlib.decompressobj().decompress(data[start : start + count], page.nbytes + 1)
         if len(unpacked) > page.nbytes:
             raise UnreadableImage("a strip unpacks to more than the picture")
-
-
-def _decode_png(data: bytes) -> NDArray[np.uint16]:
-    import torch
-    from torchvision.io import ImageReadMode, decode_png
-
-    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    planes = decode_png(encoded, mode=ImageReadMode.UNCHANGED).numpy()
-    return np.ascontiguousarray(planes.transpose(1, 2, 0))

@@ -58,7 +58,7 @@ def decode_jpeg(
 
     A reduced image is made from the low frequencies of each block of 8 x 8 pixels, which costs a
     fraction of the full decode. It differs from the average of the full one over squares of the
-    same side by less than 3 of 255 in the mean over the pixels of a photograph, and by less than
+    same side by less than 1.5 of 255 in the mean over the pixels of a photograph, and by less than
     1 where the image is smooth.
 
     Args:

@@ -20,6 +20,7 @@ from diptych.images.form import Pixels, pixel_type
 from diptych.images.jpeg import reduced
 from diptych.images.names import CompactNames
 from diptych.images.pixels import DecodedPixels, HeldPixels, PixelBatch, PixelSource
+from diptych.images.selection import choose, present_classes, refuse_if_too_many
 
 _CHUNK = 256  # images checked between two calls of `on_progress`
 _FIRST = 64  # images that decide on the channels
@@ -106,43 +107,6 @@ def open_listing(
         skipped=decoded.skipped,
         remarks=remarks,
     )
-
-
-def choose(count: int, limit: int | None) -> NDArray[np.int64]:
-    """A random subset of ``limit`` of so many images in ascending order; always the same one."""
-    if limit is None or limit >= count:
-        return np.arange(count, dtype=np.int64)
-    chosen = np.random.Generator(np.random.Philox(0)).permutation(count)[:limit]
-    return np.sort(chosen).astype(np.int64)
-
-
-def present_classes(
-    labels: NDArray[np.int64] | None, classes: tuple[str, ...]
-) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """The labels as positions among the classes that occur.
-
-    None where an image has no label, or all have the same one, which says nothing.
-    """
-    if labels is None or not len(labels) or labels.min() < 0:
-        return None, ()
-    present, positions = np.unique(labels, return_inverse=True)
-    if len(present) < 2:
-        return None, ()
-    return positions.reshape(-1).astype(np.int64), tuple(classes[i] for i in present)
-
-
-def refuse_if_too_many(
-    skipped: Sequence[Skipped], count: int, config: ImagesConfig, origin: str
-) -> None:
-    """Stops before training when the share of unreadable images is above the set one."""
-    if len(skipped) == count or len(skipped) > config.max_unreadable_share * count:
-        listed = "\n".join(f"  {one.name}: {one.reason}" for one in skipped[:5])
-        more = f"\n  and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-        raise ImagesError(
-            f"{len(skipped)} of {count} images in {origin} are unreadable, more than "
-            f"images.max_unreadable_share = {config.max_unreadable_share:g} allows:\n{listed}{more}"
-            "\nRepair or remove them, or raise --images.max-unreadable-share."
-        )
 
 
 def usual_channels(listing: Listing, config: ImagesConfig, executor: Executor) -> int:

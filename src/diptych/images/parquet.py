@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
@@ -31,8 +30,8 @@ from diptych.images.arrow import (
 )
 from diptych.images.cache import cache_folder
 from diptych.images.collection import ImageSet
-from diptych.images.listing import Listing, Progress, ignore_progress, open_listing
-from diptych.images.splits import by_split, choose_splits, held_out
+from diptych.images.listing import Listing, Progress, ignore_progress
+from diptych.images.splits import TEST_NAMES, TRAIN_NAMES, by_split, choose_splits, open_parts
 from diptych.images.spool import Encoded, SpoolPlace, open_spool
 
 _BATCH: Final = 64  # rows in memory at once
@@ -46,6 +45,21 @@ def find_parquet(path: str) -> list[str]:
     else:
         found = [path] if os.path.exists(path) else glob.glob(path, recursive=True)
     return sorted(name for name in found if name.endswith(".parquet") and os.path.isfile(name))
+
+
+def is_parquet_pattern(path: str) -> bool:
+    """Whether it stands for several files: wildcards, and .parquet at the end."""
+    return path.endswith(".parquet") and glob.has_magic(path)
+
+
+def holds_parquet(folder: Path) -> bool:
+    """Whether a folder is one of Parquet files, right in it or in the folders that are usual.
+
+    ``metadata.parquet`` lies beside images that are files, and says something of them.
+    """
+    places = (folder / name for name in ("", "data", *TRAIN_NAMES, *TEST_NAMES))
+    found = (file for place in places for file in place.glob("*.parquet"))
+    return any(file.name != "metadata.parquet" for file in found)
 
 
 def open_parquet(
@@ -72,12 +86,7 @@ def open_parquet(
     def rows(names: Sequence[str]) -> Listing:
         return list_parquet([os.path.join(root, name) for name in names], config)
 
-    learned = open_listing(rows(train), config, executor, on_progress)
-    test = held_out(map(rows, others))
-    if test is None:
-        return learned, None
-    # A limit is on the images to learn from; held-out images are all used.
-    return learned, open_listing(test, replace(config, limit=None), executor, on_progress)
+    return open_parts(rows(train), map(rows, others), config, executor, on_progress)
 
 
 def list_parquet(files: Sequence[str], config: ImagesConfig) -> Listing:

@@ -1,7 +1,6 @@
 """Where images come from: a path, or the name of the built-in set, to a collection."""
 
 from concurrent.futures import Executor
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -11,13 +10,27 @@ from numpy.typing import NDArray
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.arrays import image_set, is_idx, open_idx, open_npy, open_npz
-from diptych.images.collection import Collection, ImageSet
-from diptych.images.folder import open_folder
-from diptych.images.listing import Progress, ignore_progress
+from diptych.images.arrow_folder import is_saved, open_saved
+from diptych.images.cifar import is_cifar, open_cifar
+from diptych.images.collection import Collection, ImageSet, held_out_config
+from diptych.images.decode import EXTENSIONS
+from diptych.images.elsewhere import open_elsewhere
+from diptych.images.folder import list_folder
+from diptych.images.form import Pixels
+from diptych.images.listing import Listing, Progress, ignore_progress, open_listing
+from diptych.images.parquet import holds_parquet, open_parquet
 from diptych.images.photographs import PHOTOGRAPHS_NAME, open_photographs
+from diptych.images.shards import find_shards, is_shard_pattern
+from diptych.images.splits import TEST_NAMES, TRAIN_NAMES
+from diptych.images.tar import list_tar
+from diptych.images.text_list import list_text
 
-_TRAIN_NAMES: Final = ("train", "training")
-_TEST_NAMES: Final = ("test", "val", "valid", "validation")
+_WANTED: Final = (
+    "a folder of images, a .txt list of their paths, .tar shards (a file, a folder of them, or a "
+    "pattern as 'shards/{000..012}.tar'), .parquet files with a column of images, a folder that "
+    "save_to_disk wrote, the binary version of CIFAR, a .npz, .npy or IDX file, a URL of one of "
+    "these, torchvision:NAME"
+)
 
 
 def open_images(
@@ -36,27 +49,25 @@ def open_images(
     if config.path == PHOTOGRAPHS_NAME and not Path(config.path).exists():
         return open_photographs(config)
     path = Path(config.path)
-    if not config.path or not path.exists():
-        raise ImagesError(
-            f"{config.path!r} does not exist. Wanted a folder of images, a .npz, .npy or IDX "
-            f"file, or the name {PHOTOGRAPHS_NAME!r}."
-        )
-    train, test = (
-        _open_parts(path, config, executor, on_progress)
-        if path.is_dir()
-        else _open_file(path, config)
-    )
-    return Collection(train, test, describe(path, train, test))
+    exists = config.path != "" and path.exists()
+    if not exists and is_shard_pattern(config.path):
+        listing = list_tar(find_shards(config.path), config.path)
+        train, test = open_listing(listing, config, executor, on_progress), None
+    elif not exists:
+        train, test = _open_elsewhere(config, executor, on_progress)
+    elif path.is_dir():
+        train, test = _open_parts(path, config, executor, on_progress)
+    else:
+        train, test = _open_file(path, config, executor, on_progress)
+    return Collection(train, test, describe(config.path, train, test))
 
 
-def from_array(
-    array: NDArray[np.uint8], labels: NDArray[np.int64] | None, config: ImagesConfig
-) -> ImageSet:
-    """Wraps an array in memory, (images, height, width[, channels]) uint8, as an image set."""
+def from_array(array: Pixels, labels: NDArray[np.int64] | None, config: ImagesConfig) -> ImageSet:
+    """Wraps an array in memory, (images, height, width[, channels]), as an image set."""
     return image_set(array, labels, config, "the array")
 
 
-def describe(path: Path, train: ImageSet, test: ImageSet | None) -> str:
+def describe(path: str, train: ImageSet, test: ImageSet | None) -> str:
     """One sentence on what was found."""
     sentence = f"{len(train):,} images in {path}, median side {train.median_side_pixels} pixels"
     if train.skipped:
@@ -68,37 +79,76 @@ def describe(path: Path, train: ImageSet, test: ImageSet | None) -> str:
     return " ".join([sentence + ".", *train.remarks])
 
 
-def _open_file(path: Path, config: ImagesConfig) -> tuple[ImageSet, ImageSet | None]:
+def _open_elsewhere(
+    config: ImagesConfig, executor: Executor, on_progress: Progress
+) -> tuple[ImageSet, ImageSet | None]:
+    found = open_elsewhere(
+        config, executor, on_progress, lambda path: _open_file(path, config, executor, on_progress)
+    )
+    if found is None:
+        raise ImagesError(
+            f"{config.path!r} does not exist. Wanted {_WANTED}, or the name {PHOTOGRAPHS_NAME!r}."
+        )
+    return found
+
+
+def _open_file(
+    path: Path, config: ImagesConfig, executor: Executor, on_progress: Progress
+) -> tuple[ImageSet, ImageSet | None]:
     if path.suffix == ".npz":
         return open_npz(path, config)
     if path.suffix == ".npy":
         return open_npy(path, config), None
+    if path.suffix == ".parquet":
+        return open_parquet(str(path), config, executor, on_progress)
+    if path.suffix == ".txt":
+        return open_listing(list_text(path), config, executor, on_progress), None
+    if ".tar" in path.suffixes or path.suffix == ".tgz":
+        listing = list_tar([path], str(path))
+        return open_listing(listing, config, executor, on_progress), None
     if is_idx(path):
         return open_idx(path, config), None
     raise ImagesError(
-        f"{path} is a file, but not a .npz, .npy or IDX file. For image files, give the folder."
+        f"{path} is a file of another kind. Wanted {_WANTED}. For image files, give the folder."
     )
 
 
 def _open_parts(
     path: Path, config: ImagesConfig, executor: Executor, on_progress: Progress
 ) -> tuple[ImageSet, ImageSet | None]:
-    """A folder: IDX files, or train and test subfolders, or just images."""
+    """A folder: of one known form, or train and test subfolders, or just images or shards."""
+    if is_cifar(path):
+        return open_cifar(path, config)
+    if is_saved(path):
+        return open_saved(path, config, executor, on_progress)
+    if holds_parquet(path):
+        return open_parquet(str(path), config, executor, on_progress)
     idx = _idx_parts(path)
     if idx is not None:
         train_file, test_file = idx
-        everything = replace(config, limit=None)
-        test_set = None if test_file is None else open_idx(test_file, everything)
-        return open_idx(train_file, config), test_set
-    train, test = _subfolder(path, _TRAIN_NAMES), _subfolder(path, _TEST_NAMES)
-    if train is None:
-        return open_folder(path, config, executor, on_progress), None
-    learned = open_folder(train, config, executor, on_progress)
-    if test is None:
+        learned = open_idx(train_file, config)
+        everything = held_out_config(config, learned)
+        return learned, None if test_file is None else open_idx(test_file, everything)
+    train, test = _subfolder(path, TRAIN_NAMES), _subfolder(path, TEST_NAMES)
+    learned = open_listing(_listed(train or path), config, executor, on_progress)
+    if train is None or test is None:
         return learned, None
-    # A limit is on the images to learn from; held-out images are all used.
-    held_out = open_folder(test, replace(config, limit=None), executor, on_progress)
+    held_out = open_listing(_listed(test), held_out_config(config, learned), executor, on_progress)
     return learned, held_out
+
+
+def _listed(folder: Path) -> Listing:
+    """The shards right in a folder if it has any, else the image files in and below it."""
+    shards = find_shards(str(folder))
+    if not shards:
+        return list_folder(folder)
+    loose = [one.name for one in folder.iterdir() if one.suffix.lower() in EXTENSIONS]
+    if loose:
+        raise ImagesError(
+            f"{folder} holds shards as {shards[0].name} and images as {min(loose)}. Wanted one "
+            f"kind; {folder}/*.tar takes the shards only."
+        )
+    return list_tar(shards, str(folder))
 
 
 def _subfolder(path: Path, names: tuple[str, ...]) -> Path | None:

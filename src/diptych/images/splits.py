@@ -2,10 +2,19 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor
 from typing import Final, TypeVar
 
+from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.listing import Listing, present_classes
+from diptych.images.collection import ImageSet, held_out_config
+from diptych.images.listing import (
+    Listing,
+    Progress,
+    ignore_progress,
+    open_listing,
+)
+from diptych.images.selection import present_classes
 
 TRAIN_NAMES: Final = ("train", "training")
 TEST_NAMES: Final = ("test", "val", "valid", "validation")
@@ -54,7 +63,22 @@ def choose_splits(parts: Mapping[str, Part], origin: str) -> tuple[Part, list[Pa
     return parts[train], [parts[name] for name in TEST_NAMES if name in parts and name != train]
 
 
-def held_out(candidates: Iterable[Listing]) -> Listing | None:
+def open_parts(
+    train: Listing,
+    candidates: Iterable[Listing],
+    config: ImagesConfig,
+    executor: Executor,
+    on_progress: Progress = ignore_progress,
+) -> tuple[ImageSet, ImageSet | None]:
+    """Opens what to learn from and the best of what could be held out."""
+    learned = open_listing(train, config, executor, on_progress)
+    test = _held_out(candidates)
+    if test is None:
+        return learned, None
+    return learned, open_listing(test, held_out_config(config, learned), executor, on_progress)
+
+
+def _held_out(candidates: Iterable[Listing]) -> Listing | None:
     """The first with labels (those of a test part are often withheld), else the first of all."""
     listings = list(candidates)
     labelled = (one for one in listings if present_classes(one.labels, one.classes)[0] is not None)

@@ -1,0 +1,157 @@
+"""Single files behind a URL, copied once into the cache folder and used from there."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from diptych.configs import ImagesConfig
+from diptych.errors import ImagesError
+from diptych.images.cache import cache_folder
+from diptych.images.remote import chunks, connect, in_words, persist
+from diptych.images.shards import expand_braces
+from diptych.run_folder import write_aside
+
+_SUFFIXES: Final = (".npz", ".npy", ".tar", ".parquet")
+_NOTE: Final = "source.json"
+_MARKS: Final = ("size", "ETag", "etag", "Last-Modified", "LastModified", "mtime", "created")
+_ROOM_LEFT: Final = 2**28  # bytes of the disk that a copy leaves free
+
+
+def is_remote_file(url: str) -> bool:
+    """Whether a URL names a file, or a pattern of files, that is fetched whole."""
+    name = _last_part(url)
+    return name.endswith(_SUFFIXES) or "idx3" in name
+
+
+def fetch(url: str, config: ImagesConfig) -> list[Path]:
+    """Local copies of the files that a URL stands for; braces and wildcards may name several.
+
+    A copy is used again as long as the server gives the same size and marks. Labels that lie beside
+    an IDX file come with it.
+
+    Raises:
+        ImagesError: a file is not there, breaks off, or is larger than the bound.
+    """
+    urls = [name for one in expand_braces(url) for name in _matches(one)]
+    budget = config.cache_file_megabytes * 2**20
+    copies = list[Path]()
+    for name in urls:
+        folder = cache_folder(config) / "fetched" / hashlib.sha256(name.encode()).hexdigest()[:32]
+        copies.append(_fetch_into(folder, name, budget))
+        if "idx3" in copies[-1].name:
+            _fetch_labels(folder, name, budget)
+        budget -= copies[-1].stat().st_size
+    return copies
+
+
+def _matches(url: str) -> list[str]:
+    if not any(mark in _last_part(url) for mark in "*["):
+        return [url]
+    system, place = connect(url)
+    found = sorted(str(name) for name in _asked(url, lambda: system.glob(place)))
+    if not found:
+        raise ImagesError(f"{url} matches no files there. Check the address.")
+    return [system.unstrip_protocol(name) for name in found]
+
+
+def _fetch_into(folder: Path, url: str, budget: int) -> Path:
+    system, place = connect(url)
+    known = _asked(url, lambda: system.info(place))
+    source = {"url": url, **{key: str(known[key]) for key in _MARKS if known.get(key) is not None}}
+    copy = folder / _plain(_last_part(url))
+    note = folder / f"{copy.name}.{_NOTE}"
+    if _is_current(copy, note, source):
+        return copy
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # Begun anew at every try: half a file and half of its successor are no file.
+        size = persist(lambda: _download(system, place, url, copy, budget, known.get("size")))
+    except ImagesError:
+        raise
+    except Exception as error:  # each protocol's client raises errors of its own
+        raise ImagesError(
+            f"{url} could not be fetched into {folder}: {in_words(error)}. Check the connection "
+            "and try again."
+        ) from error
+    write_aside(note, json.dumps({**source, "bytes": size}).encode())
+    return copy
+
+
+def _download(
+    system: Any, place: str, url: str, copy: Path, budget: int, expected: int | None
+) -> int:
+    _require_fit(url, expected or 0, budget, copy.parent)
+    descriptor, aside = tempfile.mkstemp(dir=copy.parent, prefix=".")
+    try:
+        size = 0
+        with os.fdopen(descriptor, "wb") as file:
+            for some in chunks(system, place):
+                size += len(some)
+                _require_fit(url, size, budget, copy.parent)
+                file.write(some)
+            file.flush()
+            os.fsync(file.fileno())
+        if expected is not None and size != expected:
+            raise OSError(f"{size} bytes came, {expected} were announced")
+        os.replace(aside, copy)
+    except BaseException:
+        os.unlink(aside)
+        raise
+    return size
+
+
+def _require_fit(url: str, size: int, budget: int, folder: Path) -> None:
+    if size > budget:
+        raise ImagesError(
+            f"{url} is larger than what images.cache_file_megabytes leaves for it ({budget:,} "
+            "bytes). Raise it, or fetch the file yourself and give its path."
+        )
+    if shutil.disk_usage(folder).free < size // 100 + _ROOM_LEFT:
+        raise ImagesError(
+            f"{url} does not fit on the disk of {folder}. Free some room, or choose another place "
+            "by --images.cache-folder."
+        )
+
+
+def _is_current(copy: Path, note: Path, source: dict[str, str]) -> bool:
+    try:
+        kept = json.loads(note.read_bytes())
+        return bool(kept == {**source, "bytes": copy.stat().st_size})
+    except (OSError, ValueError):
+        return False
+
+
+def _fetch_labels(folder: Path, url: str, budget: int) -> None:
+    """The labels beside IDX images, where there are any."""
+    head, _, name = url.rpartition("/")
+    beside = name.replace("images", "labels").replace("idx3", "idx1")
+    system, place = connect(f"{head}/{beside}")
+    try:
+        there = beside != name and persist(lambda: bool(system.exists(place)))
+    except Exception as error:  # each protocol's client raises errors of its own
+        raise ImagesError(f"{head}/{beside} cannot be asked for: {in_words(error)}.") from error
+    if there:
+        _fetch_into(folder, f"{head}/{beside}", budget)
+
+
+def _asked(url: str, question: Any) -> Any:
+    try:
+        return persist(question)
+    except Exception as error:  # each protocol's client raises errors of its own
+        raise ImagesError(
+            f"{url} cannot be opened: {in_words(error)}. Check the address and the connection."
+        ) from error
+
+
+def _last_part(url: str) -> str:
+    return PurePosixPath(url.partition("?")[0]).name
+
+
+def _plain(name: str) -> str:
+    """A name for the copy that is nothing but a name."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)[-100:].lstrip(".") or "file"

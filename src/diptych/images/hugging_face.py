@@ -1,0 +1,109 @@
+"""Hugging Face data sets that are handed over as Python objects.
+
+A run's config names its images by a text. Such an object is named by its fingerprint, and looked up
+by it for as long as the caller keeps it.
+"""
+
+import hashlib
+import sys
+from concurrent.futures import Executor
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+from diptych.configs import ImagesConfig
+from diptych.errors import ImagesError
+from diptych.images.arrow import (
+    find_columns,
+    labels_of,
+    name_rows,
+    paths_of,
+    row_image,
+)
+from diptych.images.collection import ImageSet
+from diptych.images.decode import read_bytes
+from diptych.images.listing import Listing, Progress, ignore_progress
+from diptych.images.splits import choose_splits, open_parts
+
+PREFIX: Final = "datasets:"
+"""Begins the name of an object that was handed over."""
+
+_ROWS: Final = 1000  # looked at together when names are collected
+
+# Not the objects themselves: a finished run should not keep a data set alive.
+_handed_over: WeakValueDictionary[str, Any] = WeakValueDictionary()
+
+
+def is_dataset(images: object) -> bool:
+    """Whether it is one of the classes of ``datasets``; does not import them."""
+    module = sys.modules.get("datasets")
+    names = ("Dataset", "DatasetDict", "IterableDataset", "IterableDatasetDict")
+    return module is not None and isinstance(images, tuple(getattr(module, n) for n in names))
+
+
+def path_of(images: Any) -> str:
+    """What stands in a config for images: a path as it is, a data set by its fingerprint."""
+    if not is_dataset(images):
+        return str(images)
+    if "Iterable" in type(images).__name__:
+        raise ImagesError(
+            f"a {type(images).__name__} is read in one order only, and images are drawn in random "
+            "order. Load the data set without streaming=True."
+        )
+    name = PREFIX + _fingerprint(images)
+    _handed_over[name] = images
+    return name
+
+
+def open_handed_over(
+    name: str,
+    config: ImagesConfig,
+    executor: Executor,
+    on_progress: Progress = ignore_progress,
+) -> tuple[ImageSet, ImageSet | None]:
+    """Opens the data set that ``path_of`` gave this name.
+
+    Raises:
+        ImagesError: there is no such object any more, or it has no column of images.
+    """
+    images = _handed_over.get(name)
+    if images is None:
+        raise ImagesError(
+            f"{name} is a Hugging Face data set that was handed over in Python and is not at hand "
+            "now. Load the same one and hand it over again: diptych.pretrain(dataset, out=..., "
+            "resume=True), or diptych.evaluate(run, train=dataset)."
+        )
+    parts = dict(images) if isinstance(images, dict) else {"train": images}
+    train, others = choose_splits(parts, "the data set")
+    rest = (list_dataset(other, config) for other in others)
+    return open_parts(list_dataset(train, config), rest, config, executor, on_progress)
+
+
+def list_dataset(dataset: Any, config: ImagesConfig) -> Listing:
+    """The rows of a ``datasets.Dataset``, in its order."""
+    origin = f"the data set {_fingerprint(dataset)}"
+    columns = find_columns(dataset.features.arrow_schema, config.column, origin)
+    # As Arrow tables nothing is decoded, whatever format or transform the caller has set.
+    images = dataset.select_columns([columns.image]).with_format("arrow")
+    paths = list[str | None]()
+    if columns.has_path:
+        for table in images.iter(_ROWS):
+            paths += paths_of(table, columns)
+    tables = (
+        [dataset.select_columns([columns.label]).with_format("arrow")[:]] if columns.label else []
+    )
+    labels, classes = labels_of(tables, columns, origin)
+    names = name_rows([paths or [None] * len(dataset)], ["row"])
+
+    def read(index: int) -> bytes:
+        return row_image(images[index].column(0).chunk(0), columns, read_bytes)
+
+    return Listing(origin, names, read, labels, classes)
+
+
+def _fingerprint(images: Any) -> str:
+    if not isinstance(images, dict):
+        return str(images._fingerprint)
+    digest = hashlib.sha256()
+    for name, part in sorted(images.items()):
+        digest.update(f"{name}={part._fingerprint}\n".encode())
+    return digest.hexdigest()[:16]

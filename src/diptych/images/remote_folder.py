@@ -1,0 +1,144 @@
+"""Folders behind a URL: listed, and read image by image.
+
+A server is not trusted: what it calls an image stays a name and never becomes a path on this disk.
+"""
+
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Any, Final
+from urllib.parse import unquote
+
+from diptych.configs import ImagesConfig
+from diptych.errors import ImagesError, UnreadableImage
+from diptych.images.collection import ImageSet
+from diptych.images.decode import EXTENSIONS
+from diptych.images.folder import labels_from_folders
+from diptych.images.listing import Listing, Progress, ignore_progress
+from diptych.images.names import CompactNames
+from diptych.images.remote import chunks, connect, in_words, is_http, persist
+from diptych.images.splits import TEST_NAMES, TRAIN_NAMES, choose_splits, open_parts
+
+_LARGEST_IMAGE: Final = 2**28  # bytes
+_MOST_FOLDERS: Final = 100_000
+_MOST_ENTRIES: Final = 20_000_000
+
+Entry = dict[str, Any]
+"""What is known of a remote file; ``name`` is its place."""
+
+
+def open_remote_folder(
+    url: str, config: ImagesConfig, executor: Executor, on_progress: Progress = ignore_progress
+) -> tuple[ImageSet, ImageSet | None]:
+    """The images below a URL; train and test folders are noticed as in a local folder.
+
+    Raises:
+        ImagesError: it cannot be listed or holds no images.
+    """
+    system, root = connect(url)
+    try:
+        entries = persist(lambda: _find(system, root.rstrip("/"), url))
+    except ImagesError:
+        raise
+    except Exception as error:  # each protocol's client raises errors of its own
+        raise ImagesError(
+            f"{url} cannot be listed: {in_words(error)}. Check the address and the connection."
+        ) from error
+    if not entries:
+        raise ImagesError(
+            f"no images listed at {url}. Wanted a folder with files named "
+            f"{', '.join(sorted(EXTENSIONS))}, or the URL of a .npz, .npy, .tar or .parquet file."
+        )
+    train, others = choose_splits(_parts(entries), url)
+    rest = (_listing(url, system, part) for part in others)
+    return open_parts(_listing(url, system, train), rest, config, executor, on_progress)
+
+
+def _find(system: Any, root: str, url: str) -> dict[str, Entry]:
+    """The images below a place by their names relative to it, sorted."""
+    found = _walk(system, root, url) if is_http(system) else system.find(root, detail=True)
+    if len(found) > _MOST_ENTRIES:
+        raise ImagesError(f"{url} lists more than {_MOST_ENTRIES:,} files. Give a part of it.")
+    named = dict[str, Entry]()
+    for place, entry in found.items():
+        name = place.removeprefix(root).strip("/")
+        name = unquote(name) if is_http(system) else name
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if not hidden and os.path.splitext(name)[1].lower() in EXTENSIONS:
+            named[name] = {**entry, "name": place}
+    return dict(sorted(named.items()))
+
+
+def _walk(system: Any, root: str, url: str) -> dict[str, Entry]:
+    """The files on a server's index pages; a server may invent pages without end."""
+    found, waiting, seen = dict[str, Entry](), [root + "/"], {root + "/"}
+    while waiting:
+        for entry in system.ls(waiting.pop(), detail=True):
+            place = str(entry["name"])
+            if "?" in place or "#" in place or "/../" in place or place in seen:
+                continue  # another order of the same page, or one that leads back
+            if entry["type"] == "directory":
+                seen.add(place)
+                waiting.append(place)
+            else:
+                found[place] = entry
+        if len(seen) > _MOST_FOLDERS or len(found) > _MOST_ENTRIES:
+            raise ImagesError(
+                f"{url} lists folders or files without end. Give a part of it, or fetch it as a "
+                ".tar file."
+            )
+    return found
+
+
+def _parts(entries: dict[str, Entry]) -> dict[str, dict[str, Entry]]:
+    """The train and test folders where there is one to learn from; else everything together."""
+    parts = dict[str, dict[str, Entry]]()
+    for name, entry in entries.items():
+        top, _, inside = name.partition("/")
+        if inside and top in TRAIN_NAMES + TEST_NAMES:
+            parts.setdefault(top, {})[inside] = entry
+    return parts if any(name in parts for name in TRAIN_NAMES) else {"train": entries}
+
+
+def _listing(url: str, system: Any, part: dict[str, Entry]) -> Listing:
+    names = CompactNames.of(part)
+    entries = list(part.values())
+    labels, classes = labels_from_folders(names)
+    return Listing(url, names, _reader(system, entries), labels, classes, _stamper(system, entries))
+
+
+def _reader(system: Any, entries: Sequence[Entry]) -> Callable[[int], bytes]:
+    def read(index: int) -> bytes:
+        try:
+            return persist(lambda: _read_bounded(system, entries[index]["name"]))
+        except UnreadableImage:
+            raise
+        except Exception as error:  # each protocol's client raises errors of its own
+            raise UnreadableImage(in_words(error)) from error
+
+    return read
+
+
+def _read_bounded(system: Any, place: str) -> bytes:
+    data = bytearray()
+    for some in chunks(system, place):
+        data += some
+        if len(data) > _LARGEST_IMAGE:
+            raise UnreadableImage(f"more than {_LARGEST_IMAGE:,} bytes")
+    return bytes(data)
+
+
+def _stamper(system: Any, entries: Sequence[Entry]) -> Callable[[int], tuple[int, int]] | None:
+    """Sizes and times where a listing tells them; an index page does not."""
+    if is_http(system):
+        return None
+
+    def stamp(index: int) -> tuple[int, int]:
+        entry = entries[index]
+        marks = [
+            str(entry.get(key)) for key in ("ETag", "etag", "LastModified", "mtime", "created")
+        ]
+        return int(entry.get("size") or 0), zlib.crc32("\0".join(marks).encode())
+
+    return stamp

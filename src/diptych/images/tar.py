@@ -1,0 +1,132 @@
+"""Tar shards as WebDataset writes them, to a listing with labels."""
+
+import json
+import os
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.errors import ImagesError, UnreadableImage
+from diptych.images.listing import Listing
+from diptych.images.names import CompactNames
+from diptych.images.shards import Shards
+from diptych.images.tar_index import Member, Sample, read_samples
+
+_LABEL_KEYS: Final = ("label", "class", "cls")
+_LARGEST_LABEL: Final = 2**20  # bytes
+
+Label = int | str
+
+
+def list_tar(paths: Sequence[Path], origin: str) -> Listing:
+    """The images in shards, shard after shard, each in the order of its shard.
+
+    An image's name is its shard's and, after a slash, its own. The label of a sample is the number
+    in its ``.cls``, or the number or text under "label", "class" or "cls" in its ``.json``; there
+    are labels if every sample has one.
+
+    Args:
+        paths: of the shards, sorted.
+        origin: what the user gave, named in errors.
+
+    Raises:
+        ImagesError: a shard cannot be read, or none has an image.
+    """
+    shards = Shards(_checked(paths, origin))
+    places, flaws, labels = _Places(), dict[int, str](), list[Label | None]()
+    names = CompactNames.of(_collect(shards, places, flaws, labels))
+    if not names:
+        raise ImagesError(f"no images in {origin}. Wanted members named .jpg, .png or the like.")
+    numbers, classes = _number(labels)
+    return Listing(
+        origin=origin,
+        names=names,
+        read=_reader(shards, places, flaws),
+        labels=numbers,
+        classes=classes,
+        stamp=lambda index: (places.sizes[index], shards.stamps[places.shards[index]][1]),
+    )
+
+
+class _Places:
+    """Where each image lies: its shard, the offset there, its size in bytes."""
+
+    def __init__(self) -> None:
+        self.shards, self.offsets, self.sizes = array("q"), array("q"), array("q")
+
+    def append(self, shard: int, member: Member) -> None:
+        for column, value in (
+            (self.shards, shard),
+            (self.offsets, member.offset),
+            (self.sizes, member.size),
+        ):
+            column.append(value)
+
+
+def _checked(paths: Sequence[Path], origin: str) -> list[Path]:
+    for path in paths:
+        if not path.is_file():
+            raise ImagesError(f"{origin}: {path} is not a file.")
+    return list(paths)
+
+
+def _collect(
+    shards: Shards, places: _Places, flaws: dict[int, str], labels: list[Label | None]
+) -> Iterator[str]:
+    """The names of the images; fills in the rest on the way."""
+    root = os.path.commonpath([path.parent for path in shards.paths])
+    for shard, path in enumerate(shards.paths):
+        inside = os.path.relpath(path, root)
+        for sample in read_samples(path):
+            assert sample.image is not None
+            if sample.image.flaw:
+                flaws[len(labels)] = sample.image.flaw
+            places.append(shard, sample.image)
+            labels.append(_label(sample, shard, shards))
+            yield f"{inside}/{sample.image.name}"
+
+
+def _reader(shards: Shards, places: _Places, flaws: dict[int, str]) -> Callable[[int], bytes]:
+    def read(index: int) -> bytes:
+        if index in flaws:
+            raise UnreadableImage(flaws[index])
+        return shards.read(places.shards[index], places.offsets[index], places.sizes[index])
+
+    return read
+
+
+def _label(sample: Sample, shard: int, shards: Shards) -> Label | None:
+    """The label that a sample's own files give it, or None."""
+    for kind, parse in (("cls", int), ("json", _label_in_json)):
+        member = sample.labels.get(kind)
+        if member is None or member.flaw or member.size > _LARGEST_LABEL:
+            continue
+        try:
+            found: Label | None = parse(shards.read(shard, member.offset, member.size).decode())
+        except (ValueError, RecursionError, UnreadableImage):
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+def _label_in_json(text: str) -> Label | None:
+    document: Any = json.loads(text)
+    if not isinstance(document, dict):
+        return None
+    found = (document.get(key) for key in _LABEL_KEYS)
+    return next((one for one in found if type(one) in (int, str)), None)
+
+
+def _number(labels: list[Label | None]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+    """Positions among the sorted classes: numbers by size, then text; None if one has no label."""
+    present = set(labels)
+    if None in present:
+        return None, ()
+    ordered = sorted(present, key=lambda one: (isinstance(one, str), one))
+    position = {label: index for index, label in enumerate(ordered)}
+    return np.array([position[one] for one in labels], dtype=np.int64), tuple(map(str, ordered))

@@ -1,0 +1,171 @@
+"""Data sets of torchvision by name, from files that are on this disk already.
+
+Only those are opened whose files hold numbers or encoded images: some of torchvision's readers
+unpickle, and a pickle runs whatever its author wrote.
+"""
+
+import inspect
+import os
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from diptych.configs import ImagesConfig
+from diptych.errors import ImagesError
+from diptych.images.arrays import image_set
+from diptych.images.collection import ImageSet, held_out_config
+from diptych.images.columns import Labels, number_labels
+from diptych.images.folder import list_files
+from diptych.images.listing import Listing, Progress, ignore_progress
+from diptych.images.names import CompactNames
+from diptych.images.splits import open_parts
+
+PREFIX: Final = "torchvision:"
+"""Begins the name of such a data set: ``torchvision:NAME`` or ``torchvision:NAME:ROOT``."""
+
+_TRAIN_FLAG: Final = ({"train": True}, {"train": False})
+_TRAIN_TEST: Final = ({"split": "train"}, {"split": "test"})
+_TRAIN_VAL: Final = ({"split": "train"}, {"split": "val"})
+
+_ARRAYS: Final[dict[str, tuple[dict[str, Any], ...]]] = {
+    "EMNIST": tuple({"split": "balanced", **part} for part in _TRAIN_FLAG),
+    "FashionMNIST": _TRAIN_FLAG,
+    "KMNIST": _TRAIN_FLAG,
+    "MNIST": _TRAIN_FLAG,
+    "QMNIST": _TRAIN_FLAG,
+    "SEMEION": ({},),
+    "STL10": _TRAIN_TEST,
+    "SVHN": _TRAIN_TEST,
+    "USPS": _TRAIN_FLAG,
+}
+"""Held as arrays: arguments of the part to learn from and, if there is one, of the held-out one."""
+
+_FILES: Final[dict[str, tuple[dict[str, Any], ...]]] = {
+    "CLEVRClassification": _TRAIN_VAL,
+    "Country211": _TRAIN_TEST,
+    "DTD": _TRAIN_TEST,
+    "EuroSAT": ({},),
+    "FGVCAircraft": ({"split": "trainval"}, {"split": "test"}),
+    "Flowers102": _TRAIN_TEST,
+    "Food101": _TRAIN_TEST,
+    "Imagenette": _TRAIN_VAL,
+    "LFWPeople": ({"split": "train"}, {"split": "test"}),
+    "Omniglot": ({"background": True}, {"background": False}),
+    "RenderedSST2": _TRAIN_TEST,
+    "SUN397": ({},),
+    "StanfordCars": _TRAIN_TEST,
+}
+"""Held as image files."""
+
+_INSTEAD: Final = {
+    "CIFAR10": "fetch the binary version, and give its folder cifar-10-batches-bin",
+    "CIFAR100": "fetch the binary version, and give its folder cifar-100-binary",
+    "LSUN": "export its images as files, and give their folder",
+    "LSUNClass": "export its images as files, and give their folder",
+    "ImageNet": "give its folder of class folders",
+    "PhotoTour": "give a folder of its images",
+}
+"""What to do where torchvision would unpickle."""
+
+
+def split_name(name: str) -> tuple[str, Path | None]:
+    """The data set that a name asks for and, where it says so, the folder that it lies in.
+
+    >>> split_name("torchvision:MNIST:/data")
+    ('MNIST', PosixPath('/data'))
+    """
+    kind, _, root = name.removeprefix(PREFIX).partition(":")
+    return kind, Path(root) if root else None
+
+
+def open_torchvision(
+    name: str, config: ImagesConfig, executor: Executor, on_progress: Progress = ignore_progress
+) -> tuple[ImageSet, ImageSet | None]:
+    """Opens ``torchvision:NAME`` or ``torchvision:NAME:ROOT``; nothing is downloaded.
+
+    Raises:
+        ImagesError: it is not known, not there, or would be unpickled.
+    """
+    kind, root = split_name(name)
+    usual = Path(os.environ.get("TORCHVISION_ROOT") or "~/.cache/torchvision")
+    where = (root or usual).expanduser()
+    if kind in _INSTEAD:
+        raise ImagesError(
+            f"{name} is not opened: torchvision unpickles its files, and a pickle may run anything."
+            f" Instead, {_INSTEAD[kind]}."
+        )
+    if kind in _FILES:
+        train, *rest = (_list(kind, where, part) for part in _FILES[kind])
+        return open_parts(train, rest, config, executor, on_progress)
+    if kind in _ARRAYS:
+        learned = _arrays(_construct(kind, where, _ARRAYS[kind][0]), config, name)
+        if len(_ARRAYS[kind]) == 1:
+            return learned, None
+        alike = held_out_config(config, learned)
+        return learned, _arrays(_construct(kind, where, _ARRAYS[kind][1]), alike, name)
+    raise ImagesError(
+        f"{name}: wanted one of {', '.join(sorted({**_ARRAYS, **_FILES}))}. Of any other data set, "
+        "give the folder of its images."
+    )
+
+
+def _construct(kind: str, root: Path, part: dict[str, Any], **more: Any) -> Any:
+    from torchvision import datasets
+
+    made: Callable[..., Any] = getattr(datasets, kind)
+    _refuse_processed(root / kind / "processed")
+    if "loader" in more and "loader" not in inspect.signature(made).parameters:
+        raise ImagesError(f"torchvision:{kind} needs a newer torchvision. Update it.")
+    try:
+        return made(str(root), download=False, **part, **more)
+    except Exception as error:  # each of them raises whatever it likes when files are missing
+        given = "".join(f", {key}={value!r}" for key, value in part.items())
+        line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ImagesError(
+            f'torchvision:{kind} cannot be opened in {root}: {line} Fetch it by: python -c "from '
+            f'torchvision.datasets import {kind}; {kind}({str(root)!r}{given}, download=True)" or '
+            f"give another place as torchvision:{kind}:ROOT."
+        ) from error
+
+
+def _refuse_processed(folder: Path) -> None:
+    """Early versions of torchvision left tensors there, which it would unpickle."""
+    if folder.is_dir() and any(folder.glob("*.pt")):
+        raise ImagesError(
+            f"{folder} holds .pt files of an old torchvision, which it would unpickle. Remove that "
+            "folder; the files in raw beside it are enough."
+        )
+
+
+def _arrays(dataset: Any, config: ImagesConfig, origin: str) -> ImageSet:
+    stack = np.asarray(dataset.data)
+    if stack.ndim == 4 and stack.shape[1] in (1, 3):
+        stack = stack.transpose(0, 2, 3, 1)
+    values = np.asarray(dataset.targets if hasattr(dataset, "targets") else dataset.labels)
+    values = values.reshape(len(values), -1)[:, 0]  # QMNIST tells the writer and more besides
+    found = image_set(stack, values, config, origin)
+    names = getattr(dataset, "classes", ())
+    numbers = [int(text) for text in found.classes]
+    if not numbers or max(numbers) >= len(names):
+        return found
+    return replace(found, classes=tuple(str(names[number]) for number in numbers))
+
+
+def _list(kind: str, root: Path, part: dict[str, Any]) -> Listing:
+    """The files of a data set: its own loader hands over their paths, undecoded."""
+    dataset = _construct(kind, root, part, loader=str)
+    rows = [dataset[index] for index in range(len(dataset))]
+    names = CompactNames.of(os.path.relpath(path, root) for path, _ in rows)
+    labels, classes = _numbered([label for _, label in rows], dataset)
+    return list_files(root, names, labels, classes, origin=f"torchvision:{kind} in {root}")
+
+
+def _numbered(values: list[Any], dataset: Any) -> Labels:
+    """Labels with the data set's own names of classes, where it has one for each number."""
+    names = getattr(dataset, "classes", ())
+    fits = values and all(isinstance(one, int) and 0 <= one < len(names) for one in values)
+    return number_labels(values, [str(one) for one in names] if fits else None, "torchvision")
