@@ -48,7 +48,7 @@ def test_bits_do_not_depend_on_threads_or_batch(rng: np.random.Generator) -> Non
 
     def work(part: slice) -> None:
         some = images.select(np.arange(70)[part])
-        make_views(some, drawn.images(part), CONFIG, out=shared[:, part])
+        make_views(some, drawn.images(part), CONFIG, out=shared, begin=part.start)
 
     with ThreadPoolExecutor(5) as five:
         list(five.map(work, parts))

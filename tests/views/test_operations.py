@@ -524,7 +524,7 @@ def test_noise_is_philoxs_made_normal(
                 long = math.sqrt(-2 * math.log((words[at] + 0.5) / 2**32))
                 angle = 2 * math.pi * words[at + 1] / 2**32
                 normal = long * (math.sin(angle) if number % 2 else math.cos(angle))
-                wanted[channel, number % side, number // side] += 0.07 * normal
+                wanted[channel, number // side, number % side] += 0.07 * normal
         assert_close(view, wanted.clamp(0, 1), atol=1e-6)
 
 

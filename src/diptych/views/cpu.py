@@ -21,6 +21,7 @@ def make_views(
     *,
     side_pixels: int | None = None,
     out: NDArray[np.float32] | None = None,
+    begin: int = 0,
 ) -> NDArray[np.float32]:
     """Applies drawn parameters to images, in the calling thread.
 
@@ -29,7 +30,9 @@ def make_views(
         drawn: of (views, images), in the coordinates of the decoded pixels.
         config: gives the side and the normalisation.
         side_pixels: of the views, where it is not ``config.side_pixels``.
-        out: where to write, (views, images, side, side, channels); a new array when not given.
+        out: where to write, (views, at least begin + images, side, side, channels), contiguous; a
+            new array when not given.
+        begin: which image of ``out`` the first of these is.
 
     Returns:
         (views, images, side, side, channels), float32, normalised.
@@ -49,6 +52,7 @@ def make_views(
         mean,
         scale,
         out,
+        begin,
     )
     return out
 

@@ -155,8 +155,7 @@ def add_noise(views: Views, sigma: Numbers, keys: Int[Tensor, "rows 2"]) -> View
     of_b, of_d = (b_angle.cos(), b_angle.sin()), (d_angle.cos(), d_angle.sin())
     normal = torch.stack([long * of_b[0], long * of_b[1], short * of_d[0], short * of_d[1]], dim=-1)
     normal = normal.reshape(rows, channels, -1)[..., : side * side]
-    # The compiled loop counts down the columns.
-    normal = normal.reshape(rows, channels, side, side).mT
+    normal = normal.reshape(rows, channels, side, side)
     return (views + _per_row(sigma) * normal).clamp(0.0, 1.0)
 
 

@@ -6,39 +6,39 @@ from numba import njit
 from diptych.views.draws import FLIP
 from diptych.views.pixel_kernels import apply_step, largest_radius
 
-_FAST = {"contract", "nsz", "arcp"}  # no reassociation: the same bits wherever buffers lie
+# No reassociation: a loop has a second body, for arrays that might overlap, and the bits must not
+# depend on where arrays lie.
+_FAST = {"contract", "nsz", "arcp"}
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def make_views_into(pixels, offsets, widths, heights, unit, crops, steps, mean, scale, out):
+def make_views_into(pixels, offsets, widths, heights, unit, crops, steps, mean, scale, out, begin):
     """Makes the views of some images; the arguments of ``cpu.make_views``, unpacked.
 
     ``unit`` is what one pixel value stands for, ``crops`` is (views, images), ``steps`` (views,
-    images, steps, numbers) and ``out`` (views, images, side, side, channels).
+    images, steps, numbers) and ``out`` (views, more images, side, side, channels), of which those
+    from ``begin`` are written.
     """
-    views, count, side, _, channels = out.shape
-    reach = side + 2 * largest_radius(steps)
-    columns = np.empty(_longest(crops) * channels * side, dtype=np.float32)
+    side, channels = out.shape[2], out.shape[4]
+    views, count = crops.shape
+    longest = _longest(crops) * channels
+    row = np.empty(longest, dtype=np.float32)
+    columns = np.empty(longest * side, dtype=np.float32)
     planes = np.empty((channels, side * side), dtype=np.float32)
-    scratch = np.empty((2, side * reach), dtype=np.float32)
+    scratch = np.empty((2, side * (side + 2 * largest_radius(steps))), dtype=np.float32)
     for i in range(count):
         size = (heights[i], widths[i])
         for view in range(views):
             crop, todo = crops[view, i], steps[view, i]
-            # A flip right after the crop, or at the very end, is done while pixels move anyway.
-            first, last = 0, len(todo)
-            flipped = last > 0 and todo[0, 0] == FLIP
-            first += flipped
-            mirrored = last > first and todo[last - 1, 0] == FLIP
-            last -= mirrored
+            # A flip right after the crop is done while pixels move anyway.
+            flipped = len(todo) > 0 and todo[0, 0] == FLIP
             _crop_and_resize(
-                pixels, offsets[i], size, crop, unit, flipped, side, channels, columns, planes
+                pixels, offsets[i], size, crop, unit, flipped, side, row, columns, planes
             )
-            for step in range(first, last):
+            for step in range(flipped, len(todo)):
                 if todo[step, 0] != 0.0:
                     apply_step(planes, todo[step], side, mean, scratch[0], scratch[1])
-            for c in range(channels):
-                _write(planes[c], side, mirrored, mean[c], scale[c], out[view, i, :, :, c])
+            _write(planes, mean, scale, out[view, begin + i].reshape(-1))
 
 
 @njit(cache=True, nogil=True)
@@ -52,12 +52,112 @@ def _longest(crops):
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def _write(plane, side, mirrored, mean, scale, target):
-    """Turns a transposed plane upright, normalised."""
+def _write(planes, mean, scale, target):
+    """Planes as one picture with its channels side by side, normalised."""
+    channels, count = len(planes), planes.shape[1]
+    if channels == 3:  # in one go, so that the stores follow each other
+        red, green, blue = planes[0], planes[1], planes[2]
+        for i in range(np.uint64(count)):
+            at = np.uint64(3) * i
+            target[at] = (red[i] - mean[0]) * scale[0]
+            target[at + np.uint64(1)] = (green[i] - mean[1]) * scale[1]
+            target[at + np.uint64(2)] = (blue[i] - mean[2]) * scale[2]
+        return
+    for c in range(channels):
+        plane, at = planes[c], np.uint64(c)
+        for i in range(np.uint64(count)):
+            target[at] = (plane[i] - mean[c]) * scale[c]
+            at += np.uint64(channels)
+
+
+@njit(cache=True, nogil=True)
+def _borders(start, length, limit):
+    """First pixel of a crop and the one behind its last; a fractional crop ends at whole pixels.
+
+    The tolerance is for crops scaled by a ratio of whole numbers.
+    """
+    return max(int(np.floor(start + 1e-6)), 0), min(int(np.ceil(start + length - 1e-6)), limit)
+
+
+@njit(cache=True, nogil=True)
+def _crop_and_resize(pixels, offset, size, crop, unit, flipped, side, row, columns, planes):
+    """Antialiased resize of the crop to planes in 0 .. 1, flipped if asked.
+
+    Filters as Pillow's: as wide as the reduction, cut at the crop's border. First down the image,
+    which runs along the bytes of its rows. Then across: where a pixel comes of two at most, from
+    each row by itself; where it comes of many, over all rows at a time, transposed for that.
+    """
+    height, width = size
+    channels = len(planes)
+    top, bottom = _borders(crop.top, crop.height, height)
+    left, right = _borders(crop.left, crop.width, width)
+    row = row[: (right - left) * channels]
+    step, narrow = crop.height / side, crop.cubic == 0 and crop.width <= side
+    support = 2.0 if crop.cubic else 1.0
+    weights = np.empty(int(2.0 * support * max(step, 1.0)) + 3, dtype=np.float32)
+    line, begin = width * channels, offset + left * channels
+    first_of, second_of, far = _two_taps(crop.left, crop.width / side, left, right, side, flipped)
+    flat = planes.reshape(-1)
+    for y in range(side):
+        first, count = _taps(crop.top, step, y, top, bottom, crop.cubic, unit, weights)
+        _sum_taps(row, pixels, begin + first * line, line, weights, count)
+        if narrow:
+            _spread(row, first_of, second_of, far, flat, y, side, channels)
+        else:
+            _scatter(row, columns, y, side)
+    if not narrow:
+        _sum_columns(columns, crop, left, right, flipped, side, planes)
+    if crop.cubic:  # a cubic overshoots at edges
+        for c in range(channels):
+            for i in range(side * side):
+                planes[c, i] = min(max(planes[c, i], np.float32(0.0)), np.float32(1.0))
+
+
+@njit(cache=True, nogil=True)
+def _two_taps(start, step, low, high, side, flipped):
+    """For each output pixel of an enlargement the two pixels it lies between, from ``low``.
+
+    Returns their positions and the share of the second. Beyond a border both are the same pixel.
+    """
+    first_of, second_of = np.empty(side, dtype=np.uint64), np.empty(side, dtype=np.uint64)
+    far = np.empty(side, dtype=np.float32)
     for x in range(side):
-        column = (side - 1 - x if mirrored else x) * side
-        for y in range(side):
-            target[y, x] = (plane[column + y] - mean) * scale
+        at = start + ((side - 1 - x if flipped else x) + 0.5) * step - 0.5
+        first = np.floor(at)
+        far[x] = at - first
+        first_of[x] = max(int(first), low) - low
+        second_of[x] = min(int(first) + 1, high - 1) - low
+    return first_of, second_of, far
+
+
+@njit(cache=True, nogil=True)
+def _taps(start, step, position, low, high, cubic, unit, weights):
+    """The weights of one output pixel: a triangle or a cubic (a = -1/2), as wide as the reduction.
+
+    Returns the first pixel that they belong to and how many there are.
+    """
+    reach = max(step, 1.0)
+    support = 2.0 * reach if cubic else reach
+    centre = start + (position + 0.5) * step
+    first = max(int(np.floor(centre - support + 0.5)), low)
+    count = min(int(np.floor(centre + support + 0.5)), high) - first
+    total, shrink = 0.0, 1.0 / reach
+    for k in range(count):
+        x = abs(first + k - centre + 0.5) * shrink
+        if not cubic:
+            weight = max(0.0, 1.0 - x)
+        elif x < 1.0:
+            weight = (1.5 * x - 2.5) * x * x + 1.0
+        elif x < 2.0:
+            weight = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+        else:
+            weight = 0.0
+        weights[k] = weight
+        total += weight
+    scale = np.float32(unit / total)
+    for k in range(count):
+        weights[k] *= scale
+    return first, count
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
@@ -68,8 +168,7 @@ def _sum_taps(target, source, start, stride, weights, count):
     for its sign, which would stop vectorisation.
     """
     length, stride, at = np.uint64(len(target)), np.uint64(stride), np.uint64(start)
-    last = weights[1] if count > 1 else np.float32(0.0)
-    near, far = weights[0], last
+    near, far = weights[0], weights[1] if count > 1 else np.float32(0.0)
     other = at + stride if count > 1 else at
     for i in range(length):
         target[i] = near * source[at + i] + far * source[other + i]
@@ -87,6 +186,24 @@ def _sum_taps(target, source, start, stride, weights, count):
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
+def _spread(row, first_of, second_of, far, flat, y, side, channels):
+    """Line y of every plane from one row, each pixel between two of the row."""
+    step, plane = np.uint64(channels), np.uint64(side * side)
+    start, one, two = np.uint64(y * side), np.uint64(1), np.uint64(2)
+    if channels == 3:
+        for x in range(np.uint64(side)):
+            a, b, share, to = step * first_of[x], step * second_of[x], far[x], start + x
+            flat[to] = row[a] + share * (row[b] - row[a])
+            flat[to + plane] = row[a + one] + share * (row[b + one] - row[a + one])
+            flat[to + two * plane] = row[a + two] + share * (row[b + two] - row[a + two])
+        return
+    for c in range(np.uint64(channels)):
+        for x in range(np.uint64(side)):
+            a, b, share = step * first_of[x] + c, step * second_of[x] + c, far[x]
+            flat[start + x + c * plane] = row[a] + share * (row[b] - row[a])
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
 def _scatter(row, columns, y, side):
     """A row becomes element y of every column."""
     to, step = np.uint64(y), np.uint64(side)
@@ -95,86 +212,16 @@ def _scatter(row, columns, y, side):
         to += step
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
-def _copy_part(target, to, source, start, count):
-    to, start = np.uint64(to), np.uint64(start)
-    for i in range(np.uint64(count)):
-        target[to + i] = source[start + i]
-
-
 @njit(cache=True, nogil=True)
-def _borders(start, length, limit):
-    """First pixel of a crop and the one behind its last; a fractional crop ends at whole pixels.
-
-    The tolerance is for crops scaled by a ratio of whole numbers.
-    """
-    return max(int(np.floor(start + 1e-6)), 0), min(int(np.ceil(start + length - 1e-6)), limit)
-
-
-@njit(cache=True, nogil=True, fastmath=_FAST)
-def _weigh(centre, reach, cubic, first, count, weights):
-    """The weights of one output pixel: a triangle or a cubic (a = -1/2) of a certain reach."""
-    total = 0.0
-    for k in range(count):
-        x = abs(first + k - centre + 0.5) / reach
-        if not cubic:
-            weight = max(0.0, 1.0 - x)
-        elif x < 1.0:
-            weight = (1.5 * x - 2.5) * x * x + 1.0
-        elif x < 2.0:
-            weight = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
-        else:
-            weight = 0.0
-        weights[k] = weight
-        total += weight
-    scale = np.float32(1.0 / total)
-    for k in range(count):
-        weights[k] *= scale
-
-
-@njit(cache=True, nogil=True, fastmath=_FAST)
-def _crop_and_resize(pixels, offset, size, crop, unit, flipped, side, channels, columns, planes):
-    """Antialiased resize of the crop to planes in 0 .. 1, flipped if asked.
-
-    Filters as Pillow's: as wide as the reduction, cut at the crop's border. The planes come out
-    transposed, x before y. Both passes then run along contiguous memory: down the image over the
-    bytes of a row, across it over the rows of a column. What follows works pixel by pixel or is
-    told, and the last write turns the view upright.
-    """
-    height, width = size
-    top, bottom = _borders(crop.top, crop.height, height)
-    left, right = _borders(crop.left, crop.width, width)
-    length, line = (right - left) * channels, width * channels
-    row = np.empty(length, dtype=np.float32)
+def _sum_columns(columns, crop, left, right, flipped, side, planes):
+    """Planes from transposed rows: every output column from the columns that it covers."""
+    channels, step = len(planes), crop.width / side
     support = 2.0 if crop.cubic else 1.0
-    step = crop.height / side
-    reach = max(step, 1.0)
-    weights = np.empty(int(2.0 * support * reach) + 3, dtype=np.float32)
-    for y in range(side):
-        centre = crop.top + (y + 0.5) * step
-        first = max(int(np.floor(centre - support * reach + 0.5)), top)
-        count = min(int(np.floor(centre + support * reach + 0.5)), bottom) - first
-        _weigh(centre, reach, crop.cubic, first, count, weights)
-        for k in range(count):
-            weights[k] *= unit
-        _sum_taps(row, pixels, offset + (first * width + left) * channels, line, weights, count)
-        _scatter(row, columns, y, side)
-    step = crop.width / side
-    reach = max(step, 1.0)
-    weights = np.empty(int(2.0 * support * reach) + 3, dtype=np.float32)
+    weights = np.empty(int(2.0 * support * max(step, 1.0)) + 3, dtype=np.float32)
     block = channels * side  # one column of every channel
-    stack = np.empty(block, dtype=np.float32)
-    flat = planes.reshape(-1)
+    stack, flat = np.empty(block, dtype=np.float32), planes.reshape(-1)
+    one = np.float32(1.0)
     for x in range(side):
-        centre = crop.left + (x + 0.5) * step
-        first = max(int(np.floor(centre - support * reach + 0.5)), left)
-        count = min(int(np.floor(centre + support * reach + 0.5)), right) - first
-        _weigh(centre, reach, crop.cubic, first, count, weights)
+        first, count = _taps(crop.left, step, x, left, right, crop.cubic, one, weights)
         _sum_taps(stack, columns, (first - left) * block, block, weights, count)
-        at = (side - 1 - x if flipped else x) * side
-        for c in range(channels):
-            _copy_part(flat, c * side * side + at, stack, c * side, side)
-    if crop.cubic:  # a cubic overshoots at edges
-        for c in range(channels):
-            for i in range(side * side):
-                planes[c, i] = min(max(planes[c, i], np.float32(0.0)), np.float32(1.0))
+        _scatter(stack, flat, side - 1 - x if flipped else x, side)

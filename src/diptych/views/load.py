@@ -18,8 +18,10 @@ from diptych.views.cpu import make_views
 from diptych.views.draw import centre_views, five_views
 from diptych.views.draws import Draws
 
-_TASK_BYTES = 1 << 20  # of pixels in a task: few enough dispatches, enough tasks to share evenly
-_TASK_IMAGES = 32
+# A task is long beside its dispatch, some 50 microseconds, and there are enough to share evenly.
+_TASK_BYTES = 1 << 20  # of pixels
+_TASKS = 8  # of a large batch, at least
+_TASK_IMAGES = 32  # of a small one, at most
 
 
 EvaluationCrops = Literal["center", "five"]
@@ -65,14 +67,14 @@ def load_views(
         for panel in panels
     ]
     heights, widths = images.heights[indices], images.widths[indices]
+    needed = _needed(panels)
 
     def work(some: slice) -> None:
-        pixels = images.pixels.gather(indices[some], _needed(panels, some))
+        pixels = images.pixels.gather(indices[some], needed[some])
         for panel, out in zip(panels, outs, strict=True):
             drawn = fit(panel.drawn.images(some), pixels, heights[some], widths[some])
-            make_views(
-                pixels, drawn, config, side_pixels=panel.side_pixels, out=out[:, some]
-            )
+            side = panel.side_pixels
+            make_views(pixels, drawn, config, side_pixels=side, out=out, begin=some.start)
 
     for _ in executor.map(work, _tasks(heights, widths, images.channels)):
         pass  # the results are in `outs`; this waits, and raises what a thread raised
@@ -87,8 +89,9 @@ def gather_all(
 ) -> PixelBatch:
     """The pixels of whole images, no larger than the panels need, for the device to work on."""
     heights, widths = images.heights[indices], images.widths[indices]
+    needed = _needed(panels)
     parts = executor.map(
-        lambda some: images.pixels.gather(indices[some], _needed(panels, some)),
+        lambda some: images.pixels.gather(indices[some], needed[some]),
         _tasks(heights, widths, images.channels),
     )
     return PixelBatch.join(list(parts))
@@ -123,16 +126,16 @@ def fit(
     return drawn.scaled(pixels.heights / heights, pixels.widths / widths)
 
 
-def _needed(panels: Sequence[Panel], some: slice) -> NDArray[np.float64]:
+def _needed(panels: Sequence[Panel]) -> NDArray[np.float64]:
     """(images,): the least share of full size that serves all panels."""
-    scales = [panel.drawn.images(some).smallest_scale(panel.side_pixels) for panel in panels]
+    scales = [panel.drawn.smallest_scale(panel.side_pixels) for panel in panels]
     needed: NDArray[np.float64] = np.maximum.reduce(scales)
     return needed
 
 
 def _tasks(heights: NDArray[np.int64], widths: NDArray[np.int64], channels: int) -> list[slice]:
-    """Consecutive images, about a megabyte of pixels in each task."""
+    """Consecutive images, at most about a megabyte of pixels in each task."""
     count = len(heights)
     mean_bytes = channels * float((heights * widths).mean()) if count else 1.0
-    size = int(np.clip(_TASK_BYTES / mean_bytes, 1, _TASK_IMAGES))
+    size = int(np.clip(_TASK_BYTES / mean_bytes, 1, max(_TASK_IMAGES, count // _TASKS)))
     return [slice(start, start + size) for start in range(0, count, size)]

@@ -1,6 +1,6 @@
 """The compiled operations on the planes of one view.
 
-A plane is float32, (side * side,), in 0 .. 1, and lies transposed: pixel (x, y) is at x * side + y.
+A plane is float32, (side * side,), in 0 .. 1, row after row: pixel (x, y) is at y * side + x.
 ``docs/views.md`` says what each operation does; torchvision's functional transforms do the same
 where they have it.
 """
@@ -281,27 +281,27 @@ def _add_two_pairs(target, a, b, near, c, d, far):
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def _flip(plane, side):
     """Left and right: columns change places."""
-    for x in range(side // 2):
-        a, b = x * side, (side - 1 - x) * side
-        for y in range(side):
-            plane[a + y], plane[b + y] = plane[b + y], plane[a + y]
+    for y in range(side):
+        a, b = y * side, (y + 1) * side - 1
+        for x in range(side // 2):
+            plane[a + x], plane[b - x] = plane[b - x], plane[a + x]
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def _flip_upside_down(plane, side):
-    for x in range(side):
-        a, b = x * side, (x + 1) * side - 1
-        for y in range(side // 2):
-            plane[a + y], plane[b - y] = plane[b - y], plane[a + y]
+    for y in range(side // 2):
+        a, b = y * side, (side - 1 - y) * side
+        for x in range(side):
+            plane[a + x], plane[b + x] = plane[b + x], plane[a + x]
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def _quarter_turn(plane, side, scratch):
     """Counter-clockwise: pixel (x, y) comes from (side - 1 - y, x)."""
     _copy(scratch, plane, side * side)
-    for x in range(side):
-        for y in range(side):
-            plane[x * side + y] = scratch[(side - 1 - y) * side + x]
+    for y in range(side):
+        for x in range(side):
+            plane[y * side + x] = scratch[x * side + side - 1 - y]
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
@@ -309,8 +309,8 @@ def _move(plane, step, side, fill, scratch):
     """An affine map by bilinear interpolation; beyond the border lies the mean colour."""
     _copy(scratch, plane, side * side)
     middle = 0.5 * (side - 1)
-    for x in range(side):
-        for y in range(side):
+    for y in range(side):
+        for x in range(side):
             dx, dy = x - middle, y - middle
             at_x = step[1] * dx + step[2] * dy + step[3] + middle
             at_y = step[4] * dx + step[5] * dy + step[6] + middle
@@ -323,8 +323,8 @@ def _move(plane, step, side, fill, scratch):
                     for b in range(2):
                         weight = share * (low_share if b else np.float32(1.0) - low_share)
                         if 0 <= top + b < side:
-                            total += weight * (scratch[(left + a) * side + top + b] - fill)
-            plane[x * side + y] = total + fill
+                            total += weight * (scratch[(top + b) * side + left + a] - fill)
+            plane[y * side + x] = total + fill
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
@@ -379,9 +379,9 @@ def _sharpen(plane, factor, side, scratch):
     """Blends with a 3 x 3 mean that weighs the centre five times; the border stays."""
     _copy(scratch, plane, side * side)
     zero, one = np.float32(0.0), np.float32(1.0)
-    for x in range(1, side - 1):
-        for y in range(1, side - 1):
-            at = x * side + y
+    for y in range(1, side - 1):
+        for x in range(1, side - 1):
+            at = y * side + x
             total = np.float32(4.0) * scratch[at]
             for near in (at - side, at, at + side):
                 total += scratch[near - 1] + scratch[near] + scratch[near + 1]
@@ -409,26 +409,26 @@ def _add_noise(plane, step, channel):
 @njit(cache=True, nogil=True)
 def _cut_out(plane, step, side, fill):
     top, left, height, width = int(step[1]), int(step[2]), int(step[3]), int(step[4])
-    for x in range(left, left + width):
-        for y in range(top, top + height):
-            plane[x * side + y] = fill
+    for y in range(top, top + height):
+        for x in range(left, left + width):
+            plane[y * side + x] = fill
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def _sobel(plane, side, scratch):
     _copy(scratch, plane, side * side)
     two, quarter = np.float32(2.0), np.float32(0.25)
-    for x in range(side):
-        left, here, right = _reflect(x - 1, side) * side, x * side, _reflect(x + 1, side) * side
-        for y in range(side):
-            up, down = _reflect(y - 1, side), _reflect(y + 1, side)
-            across = (scratch[right + up] - scratch[left + up]) + (
-                scratch[right + down] - scratch[left + down]
+    for y in range(side):
+        up, here, down = _reflect(y - 1, side) * side, y * side, _reflect(y + 1, side) * side
+        for x in range(side):
+            left, right = _reflect(x - 1, side), _reflect(x + 1, side)
+            across = (scratch[up + right] - scratch[up + left]) + (
+                scratch[down + right] - scratch[down + left]
             )
-            across += two * (scratch[right + y] - scratch[left + y])
-            along = (scratch[left + down] - scratch[left + up]) + (
-                scratch[right + down] - scratch[right + up]
+            across += two * (scratch[here + right] - scratch[here + left])
+            along = (scratch[down + left] - scratch[up + left]) + (
+                scratch[down + right] - scratch[up + right]
             )
-            along += two * (scratch[here + down] - scratch[here + up])
+            along += two * (scratch[down + x] - scratch[up + x])
             length = quarter * np.sqrt(across * across + along * along)
-            plane[here + y] = min(length, np.float32(1.0))
+            plane[here + x] = min(length, np.float32(1.0))
