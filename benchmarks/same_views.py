@@ -14,6 +14,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -73,7 +74,9 @@ class ReferenceBatches(ViewBatches):
         return transforms.Compose([*steps, transforms.ToTensor(), normalise])
 
 
-def knn_after(images: str, out: Path, seed: int, views: type[ViewBatches], **settings: int) -> float:
+def knn_after(
+    images: str, out: Path, seed: int, views: type[ViewBatches], **settings: Any
+) -> float:
     """Trains, and returns the frozen encoder's kNN accuracy in per cent."""
     with patch("diptych.training.loop.ViewBatches", views):
         run = diptych.pretrain(

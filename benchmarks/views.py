@@ -1,9 +1,9 @@
 """Random views, side by side: images per second and core, two views of each.
 
 Each contender makes two views of the same images by SimCLR's policy, as normalised float tensors,
-on one thread; all alternate in one process, and a figure is the median over rounds. First on 32 x 32
-arrays in memory (SimCLR's settings for CIFAR-10: no blur, strength 0.5), then on JPEG files of 640 x
-480, decoded and brought to 224 pixels, with blur. Last, what each operation of ours costs alone.
+on one thread; all alternate in one process, and a figure is the median over rounds. First on arrays
+of 32 x 32 in memory (SimCLR's settings for CIFAR-10: no blur, strength 0.5), then on JPEG files of
+640 x 480, decoded and brought to 224 pixels, with blur. Last, what each operation of ours costs.
 
     python benchmarks/views.py                                   # 32 x 32, and what each costs
     python benchmarks/views.py --jpegs data/BCCD/JPEGImages      # the files too; about five minutes
@@ -151,7 +151,7 @@ def one_by_one(task: Task, transform: Callable[[Any], Any], *, tensors: bool) ->
 
 def lightly_contender(task: Task) -> Contender:
     """Lightly's own SimCLR transform; it makes both views itself."""
-    from lightly.transforms import SimCLRTransform
+    from lightly.transforms.simclr_transform import SimCLRTransform
 
     blur = task.config.policy == "simclr"
     transform = SimCLRTransform(

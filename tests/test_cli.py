@@ -184,9 +184,37 @@ def test_views_draws_a_sheet(
     assert ran("views", str(class_folder), "--out", str(sheet), "--rows", "3") == 0
     with Image.open(sheet) as image:
         assert image.format == "PNG"
-        assert image.width > image.height
+        assert image.width > 9 * 96
+        assert image.height > (3 + 4) * 96  # three images, four operations
         assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 500
-    assert "colour jitter, 80%" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "colour jitter, 80%" in printed
+    assert "There are only 48 images." in printed
+
+
+def test_views_writes_a_page_that_trusts_no_name(
+    class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = sorted(class_folder.rglob("*.png"))[0]
+    first.rename(first.with_name("!<script>alert(1)<.png"))
+    page = tmp_path / "views.html"
+    given = ["--out", str(page), "--rows", "2", "--columns", "3", "--views.small-views", "1"]
+    given += ["--views.policy", "moco_v3", "--images.color", "gray"]
+    assert ran("views", str(class_folder), *given) == 0
+    text = page.read_text()
+    links = _Links()
+    links.feed(text)
+    assert (links.outside, links.scripts) == ([], 0)
+    assert "&lt;script&gt;" in text
+    # Two images with three views and a small one; alone: two crops, color, blur 6 each, three of 2.
+    assert text.count("<img") == text.count(' alt="') == 2 * (1 + 3 + 1) + 4 * 6 + 3 * 2
+    printed = capsys.readouterr().out
+    for words in ("nothing to drop in one channel", "There are only 48 images."):
+        assert words in printed
+        assert words in text
+    assert "first views:" in printed
+    assert '<p class="branch">First views</p>' in text
+    assert "policy = &#34;crop + color(saturation=0.2) + gray + blur(1) + flip&#34;" in text
 
 
 def test_unlabelled_images_are_reported_without_accuracies(
@@ -221,6 +249,8 @@ def test_unlabelled_images_are_reported_without_accuracies(
         (["pretrain", "photographs", "--views.policy", "color(hue=3)"], 1, "hue must lie"),
         (["evaluate", "nowhere"], 1, "does not exist"),
         (["report", "nowhere"], 1, "holds no run"),
+        (["views", "nowhere", "--out", "sheet.jpg"], 1, "ends in .png"),
+        (["views", "nowhere", "--rows", "0"], 1, "--rows and --columns must be 1 or more"),
         (["demo", "--out", "src"], 1, "is not replaced"),
     ],
 )

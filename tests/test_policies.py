@@ -59,7 +59,9 @@ def operations(draw: st.DrawFn) -> Operation:
     return operation
 
 
-@given(st.lists(operations(), max_size=6), st.sampled_from([Crop(), Center(), Crop(area=(0.1, 0.7))]))
+@given(
+    st.lists(operations(), max_size=6), st.sampled_from([Crop(), Center(), Crop(area=(0.1, 0.7))])
+)
 def test_what_is_written_is_read_again(some: list[Operation], first: Operation) -> None:
     policy = (first, *some)
     assert parse_policy(as_text(policy)) == policy
@@ -78,7 +80,12 @@ def test_presets_carry_the_papers_numbers() -> None:
     assert simclr["crop"].area == (0.08, 1.0)  # type: ignore[union-attr]
     assert simclr["color"] == Color(0.8, 0.8, 0.8, 0.8, 0.2)
     assert (simclr["gray"], simclr["blur"]) == (Gray(0.2), Blur(0.5, (0.1, 2.0), 0.1))
-    assert [name_of(one) for one in parse_policy("simclr_cifar")] == ["crop", "flip", "color", "gray"]
+    assert [name_of(one) for one in parse_policy("simclr_cifar")] == [
+        "crop",
+        "flip",
+        "color",
+        "gray",
+    ]
     v1 = {name_of(one): one for one in parse_policy("moco_v1")}
     assert v1["color"] == Color(1.0, 0.4, 0.4, 0.4, 0.4)
     assert "blur" not in v1

@@ -13,7 +13,12 @@ from diptych.errors import DiptychError, Interrupted
 from diptych.hardware import shorten_spinning
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from rich.console import Console
+
+    from diptych.configs import RunConfig
+    from diptych.images.collection import Collection
 
 _USAGE: Final = """\
 usage: diptych VERB [ARGUMENTS]
@@ -25,7 +30,7 @@ verbs:
   pretrain   learn from a folder of images, or from a .npz, .npy or IDX file
   evaluate   measure a run's encoder: kNN and a linear classifier, against two baselines
   report     write a run's report, one page that opens offline
-  views      preview the random views of some images on a contact sheet
+  views      preview the random views of some images on a sheet or a page, with advice
   recipes    list the recipes, or print one's settings
   check-leak measure whether batch norm tells a run's queries which key is theirs
 
@@ -170,11 +175,15 @@ def report(arguments: Sequence[str]) -> None:
 
 
 def views(arguments: Sequence[str]) -> None:
-    """Draw a contact sheet: some images, and beside each its random views.
+    """Preview random views: a contact sheet (.png) or a page that opens offline (.html).
+
+    Shows images beside their views and each operation alone from weak to strong; says in words what
+    a view goes through, and what in the images does not go with it.
 
     Examples:
       diptych views photos/ --out sheet.png
-      diptych views photos/ --recipe moco_v2 --scale small --rows 12
+      diptych views photos/ --recipe moco_v2 --scale small --out views.html
+      diptych views photos/ --views.policy "crop(area=0.3..1) + flip + color" --rows 12
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -183,34 +192,35 @@ def views(arguments: Sequence[str]) -> None:
     from diptych.hardware import use_threads
     from diptych.images.sources import open_images
     from diptych.resolve import layers_of, overlay_all, resolve
-    from diptych.views.preview import contact_sheet, policy_in_words
+    from diptych.views.advice import advise
+    from diptych.views.words import policy_in_words
 
     flags = parse(ViewsFlags, views, arguments)
+    _require_picture(flags.out, flags.rows, flags.columns)
     settings = explicit_settings(flags, arguments)
     layers = layers_of(settings, flags.config)
     asked = overlay_all(RunConfig(), layers)
     with ThreadPoolExecutor(use_threads(asked.training.threads)) as executor:
-        images = open_images(asked.images, executor).train
+        collection = open_images(asked.images, executor)
+        images = collection.train
         config, _ = resolve(
             layers,
             image_count=len(images),
             median_side_pixels=images.median_side_pixels,
             channels=images.channels,
         )
-        sheet = contact_sheet(
-            images,
-            config.views,
-            executor,
-            seed=config.seed,
-            image_count=flags.rows,
-            view_count=flags.columns,
-        )
-    flags.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(flags.out, "PNG")
+        advice = advise(images, config.views, executor)
+        flags.out.parent.mkdir(parents=True, exist_ok=True)
+        write = _write_page if flags.out.suffix.lower() == ".html" else _write_sheet
+        write(flags.out, collection, config, advice, executor, flags.rows, flags.columns)
     print(f"Views of recipe {config.recipe} at scale {config.scale}:")
-    for line in policy_in_words(config.views):
+    for line in policy_in_words(config.views, images.channels):
         print(f"  {line}")
-    print(f"Sheet: {flags.out}")
+    if advice:
+        print("Before you train:")
+    for sentence in advice:
+        print(f"  - {sentence}")
+    print(f"Preview: {flags.out}")
 
 
 def recipes(arguments: Sequence[str]) -> None:
@@ -267,6 +277,60 @@ VERBS: Final[dict[str, Callable[[Sequence[str]], None]]] = {
     "recipes": recipes,
     "check-leak": check_leak,
 }
+
+
+def _require_picture(out: Path, rows: int, columns: int) -> None:
+    from diptych.errors import ConfigError
+
+    if out.suffix.lower() not in (".png", ".html"):
+        raise ConfigError(
+            f"--out {out}: the name decides what is written; wanted one that ends in .png (a "
+            "contact sheet) or .html (a page)."
+        )
+    if min(rows, columns) < 1:
+        raise ConfigError(
+            f"--rows and --columns must be 1 or more; got {rows} images and {columns} views."
+        )
+
+
+def _write_sheet(
+    out: Path,
+    collection: "Collection",
+    config: "RunConfig",
+    advice: Sequence[str],
+    executor: "Executor",
+    rows: int,
+    columns: int,
+) -> None:
+    from diptych.views.preview import preview_sheet
+
+    del advice  # it is printed
+    sheet = preview_sheet(
+        collection.train,
+        config.views,
+        executor,
+        seed=config.seed,
+        image_count=rows,
+        view_count=columns,
+        run_views=config.method.views,
+    )
+    sheet.save(out, "PNG")
+
+
+def _write_page(
+    out: Path,
+    collection: "Collection",
+    config: "RunConfig",
+    advice: Sequence[str],
+    executor: "Executor",
+    rows: int,
+    columns: int,
+) -> None:
+    from diptych.report.preview_page import write_preview_page
+
+    write_preview_page(
+        out, collection, config, advice, executor, image_count=rows, view_count=columns
+    )
 
 
 def _run_to_report(

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from diptych.errors import ConfigError
-from diptych.operations import Crop
+from diptych.operations import Center, Crop
 from diptych.policies import Policy, branches, parse_policy
-
 
 SMALL_AREA = (0.05, 0.14)  # of multi-crop's small views (SwAV, 2006.09882, section 4.1)
 
@@ -136,6 +135,9 @@ class ViewsConfig:
     applier: Literal["auto", "cpu", "device"] = "auto"
     """Who makes the pixels: compiled loops on the `cpu`, or tensor operations on the training
     `device`. `auto` takes the device where it is a CUDA one."""
+    threads: int | None = None
+    """Threads that decode images and make views, any number with the same result. As
+    `training.threads` when not given."""
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted from each channel of pixels in 0 .. 1; other numbers of channels than three use
     the mean of the three."""
@@ -144,6 +146,9 @@ class ViewsConfig:
 
     def __post_init__(self) -> None:
         _require(self.side_pixels >= 8, "views.side_pixels must be 8 or more", self.side_pixels)
+        _require(
+            self.threads is None or self.threads > 0, "views.threads must be positive", self.threads
+        )
         _require(
             0.0 <= self.strength <= 10.0,
             "views.strength must lie between 0 and 10",
@@ -179,8 +184,8 @@ class ViewsConfig:
         if self.small_policy is not None:
             return parse_policy(self.small_policy)
         first, *others = self.branches[0]
-        interpolation = getattr(first, "interpolation", "bilinear")
-        return (Crop(area=SMALL_AREA, interpolation=interpolation), *others)
+        assert isinstance(first, Crop | Center)  # as parse_policy sees to
+        return (Crop(area=SMALL_AREA, interpolation=first.interpolation), *others)
 
     @property
     def small_side(self) -> int:
@@ -670,8 +675,7 @@ def _require_consistent_method(config: RunConfig) -> None:
     )
     _require(
         loss.kind in ("info_nce", "supervised")
-        or method.views == 2
-        and (config.views.small_views == 0 or not queries_are_keys),
+        or (method.views == 2 and (config.views.small_views == 0 or not queries_are_keys)),
         "more than two views that are keys of each other go with the losses info_nce and "
         "supervised",
         loss.kind,

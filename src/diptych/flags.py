@@ -153,7 +153,8 @@ class ViewsFlags:
     path: Positional[str]
     """As for `diptych pretrain`."""
     out: Path = Path("sheet.png")
-    """The PNG file to write."""
+    """The file to write: a contact sheet if it ends in .png, a page that opens offline if it ends
+    in .html."""
     recipe: str = "simclr"
     """Whose views to show."""
     scale: str | None = None
@@ -161,11 +162,11 @@ class ViewsFlags:
     config: Path | None = None
     """A TOML file with settings that override the recipe's."""
     seed: int = 0
-    """Decides every view."""
+    """Decides every view: those shown are of the first epoch of a run with this seed."""
     rows: int = 8
-    """Images shown."""
+    """Images shown, evenly spread over the set."""
     columns: int = 8
-    """Views of each image."""
+    """Full-sized views of each image, the two branches taking turns."""
     images: ImagesConfig = field(default_factory=ImagesConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
 

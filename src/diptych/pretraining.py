@@ -101,7 +101,8 @@ def run_pretraining(
     if earlier is not None:
         _refuse_other_config(earlier, layers, folder)
     asked = overlay_all(earlier or RunConfig(), layers)
-    with ThreadPoolExecutor(use_threads(asked.training.threads)) as executor:
+    threads = use_threads(asked.training.threads)
+    with ThreadPoolExecutor(asked.views.threads or threads) as executor:
         collection = open_images(asked.images, executor, on_progress)
         watcher.say(collection.description)
         if earlier is None:

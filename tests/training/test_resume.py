@@ -1,11 +1,13 @@
 """Killed at any moment and resumed, a run ends with the bits of the one that was not killed."""
 
+import io
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors.torch import load_file
 
 from diptych.errors import Interrupted, RunFolderError, TrainingError
@@ -246,3 +249,39 @@ def test_killed_at_random_moments(recipe: str, images: Path, tmp_path: Path) -> 
     assert start(out, "--resume").wait() == 0
     assert_same_bits(whole, out)
     assert losses(whole) == losses(out)
+
+
+@pytest.fixture
+def shards(class_folder: Path, tmp_path: Path) -> Path:
+    """48 JPEG files in two tar shards."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    files = sorted(class_folder.rglob("*.png"))
+    for number in range(2):
+        with tarfile.open(folder / f"{number}.tar", "w") as tar:
+            for file in files[number::2]:
+                buffer = io.BytesIO()
+                Image.open(file).save(buffer, "JPEG")
+                info = tarfile.TarInfo(f"{file.parent.name}-{file.stem}.jpg")
+                info.size = buffer.tell()
+                buffer.seek(0)
+                tar.addfile(info, buffer)
+    return folder
+
+
+@pytest.mark.parametrize("cache", ["none", "file", "memory"])
+def test_runs_on_shards_are_the_same_with_any_threads_and_resumed(
+    cache: str, shards: Path, tmp_path: Path
+) -> None:
+    """Views are made by 1, 2 and 4 threads; the second is stopped in the middle of an epoch."""
+    settings = {**MOCO, "images.cache": cache}
+    unbroken = run(shards, tmp_path / "1", **settings, **{"views.threads": 1})
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 4)  # of three steps in an epoch
+        with pytest.raises(Interrupted):
+            run(shards, tmp_path / "2", **settings, **{"views.threads": 2})
+    resumed = run(shards, tmp_path / "2", resume=True, **settings, **{"views.threads": 2})
+    more = run(shards, tmp_path / "4", **settings, **{"views.threads": 4})
+    for other in (resumed, more):
+        assert_same_bits(unbroken, other)
+        assert losses(unbroken) == losses(other)

@@ -88,7 +88,8 @@ def evaluate(
         untrained = untrained_encoder(config).to(device)
         features = {
             name: _both(
-                labelled, partial(encode, network, views=config.views, executor=executor, crops=crops)
+                labelled,
+                partial(encode, network, views=config.views, executor=executor, crops=crops),
             )
             for name, network in (("trained", encoder), ("untrained", untrained))
         }

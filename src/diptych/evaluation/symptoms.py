@@ -73,7 +73,7 @@ def find_symptoms(
                 True,
                 f"Nearly every query finds its key ({last['accuracy']:.0%}), yet kNN accuracy has "
                 "not risen: the encoder may match views by a shortcut, such as colour or batch "
-                "statistics. Try stronger views (--views.strength 2, or a policy with smaller crops).",
+                "statistics. Try stronger views (--views.strength 2, or smaller crops).",
             )
         )
     return found

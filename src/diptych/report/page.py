@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
@@ -25,15 +24,19 @@ from diptych.images.collection import ImageSet
 from diptych.images.sources import open_images
 from diptych.model.saved import load_encoder, untrained_encoder
 from diptych.report import figures
+from diptych.report.templates import template
 from diptych.run_folder import RunFolder, write_aside
 from diptych.training.run_log import read_metrics
 from diptych.views.cpu import to_pixels
 from diptych.views.load import load_centred
-from diptych.views.preview import contact_sheet, policy_in_words, to_picture
+from diptych.views.preview import contact_sheet
+from diptych.views.shown import to_picture
+from diptych.views.words import branches_in_words
 
 _BANK_IMAGES: Final = 2000  # among which neighbours are looked for
 _MAP_IMAGES: Final = 500
 _SAMPLES: Final = 8
+_SHEET_VIEWS: Final = 6  # as many as the page has room for without making them smaller
 _NEIGHBOURS: Final = 6
 _NEIGHBOUR_PIXELS: Final = 64
 _MOST_IN_LEGEND: Final = 24
@@ -70,7 +73,7 @@ def write_report(run: str | Path, *, threads: int | None = None) -> Path:
     metrics, evaluation = read_metrics(folder.metrics), _evaluation(folder)
     with ThreadPoolExecutor(use_threads(threads)) as executor:
         pictures = _pictures(folder, config, executor)
-    page = _template().render(
+    page = template("page.html.jinja").render(
         name=folder.path.resolve().name,
         verdict=verdict_of(run),
         config=config,
@@ -80,7 +83,7 @@ def write_report(run: str | Path, *, threads: int | None = None) -> Path:
         loss_curve=Markup(figures.loss_curve(metrics)) if metrics else None,
         health_curve=Markup(figures.health_curve(metrics) or ""),
         bars=Markup(figures.accuracy_bars(evaluation)) if evaluation else None,
-        policy=policy_in_words(config.views),
+        policy=branches_in_words(config.views, config.images.channels),
         skipped=_skipped(folder),
         **pictures,
     )
@@ -99,17 +102,6 @@ def _evaluation(folder: RunFolder) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = json.loads(folder.evaluation.read_bytes())
     return found
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("diptych.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.jinja")
 
 
 def _skipped(folder: RunFolder) -> list[dict[str, str]]:
@@ -133,7 +125,14 @@ def _pictures(folder: RunFolder, config: RunConfig, executor: Executor) -> dict[
     few = shown.spread(_MAP_IMAGES)
     thumbnails = _thumbnails(few, config, executor)
     trained = encode(encoder, few, config.views, executor)
-    sheet = contact_sheet(collection.train, config.views, executor, seed=config.seed)
+    sheet = contact_sheet(
+        collection.train,
+        config.views,
+        executor,
+        seed=config.seed,
+        view_count=_SHEET_VIEWS,
+        run_views=config.method.views,
+    )
     plane = figures.feature_map(trained.numpy(), thumbnails, few.labels)
     return {
         "missing_images": None,

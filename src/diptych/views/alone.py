@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.configs import ViewsConfig
-from diptych.images.collection import ImageSet
+from diptych.images.collection import ImageSet, spread_indices
 from diptych.operations import (
     Blur,
     Center,
@@ -23,11 +23,10 @@ from diptych.operations import (
     Rotate,
     Sharpen,
     Solarize,
-    name_of,
 )
-from diptych.policies import Policy
+from diptych.policies import Policy, as_text
 from diptych.views.cpu import to_pixels
-from diptych.views.draw import draw_views
+from diptych.views.draw import centre_views, draw_views
 from diptych.views.draws import Draws
 from diptych.views.load import Panel, load_views
 from diptych.views.words import operation_in_words, percent
@@ -48,7 +47,9 @@ _RANGES: Final[Mapping[type[Operation], tuple[str, bool]]] = {
 """The parameter that is shown, and whether its high values are the weak ones."""
 
 _STRENGTHS: Final = (0.25, 0.5, 1.0, 1.5, 2.0)  # of a colour jitter, over what is set
-_COLOR_VIEWS: Final = 16  # draws to take a colour jitter from
+_COLOR_VIEWS: Final = 15  # draws to take a colour jitter from
+_CANDIDATES: Final = 64  # images to take the example from
+_CANDIDATE_PIXELS: Final = 32
 
 
 class _Variant(NamedTuple):
@@ -63,13 +64,13 @@ class Alone:
     """One operation in several strengths.
 
     Attributes:
-        name: in a policy.
+        text: as it is written in a policy.
         words: what it does in the run.
         labels: name and value of each picture's strength.
         pictures: (strengths, side, side, channels), uint8; the first is without it.
     """
 
-    name: str
+    text: str
     words: str
     labels: tuple[str, ...]
     pictures: NDArray[np.uint8]
@@ -92,7 +93,7 @@ def operations_alone(
         words = operation_in_words(
             operation, images.channels, side_pixels=side, strength=config.strength
         )
-        small = " (small views)" if side != config.side_pixels else ""
+        small = "small views: " if side != config.side_pixels else ""
         variants = list(_variants(operation, config, seed, index))
         drawn = [_draw(one, images, index, config, side, seed) for one in variants]
         both = Draws(
@@ -102,9 +103,21 @@ def operations_alone(
         (made,) = load_views(images, np.array([index]), [Panel(both, side)], config, executor)
         labels = tuple(one.label for one in variants)
         found.append(
-            Alone(f"{name_of(operation)}{small}", words, labels, to_pixels(made[:, 0], config))
+            Alone(as_text([operation]), small + words, labels, to_pixels(made[:, 0], config))
         )
     return found
+
+
+def example_image(images: ImageSet, config: ViewsConfig, executor: Executor) -> int:
+    """Which image shows most of what is done to it: with contrast in light, and in colour."""
+    chosen = spread_indices(len(images), _CANDIDATES)
+    centred = centre_views(images.heights[chosen], images.widths[chosen])
+    panel = Panel(centred, _CANDIDATE_PIXELS)
+    (made,) = load_views(images, chosen, [panel], config, executor)
+    pictures = to_pixels(made[0, ..., :3] if images.channels > 3 else made[0], config)
+    light = pictures.mean(axis=-1).std(axis=(1, 2))
+    color = pictures.std(axis=-1).mean(axis=(1, 2))
+    return int(chosen[np.argmax(light * (1.0 + color))])
 
 
 def _different(config: ViewsConfig) -> Iterator[tuple[Operation, int]]:
@@ -128,7 +141,7 @@ def _variants(
     yield _Variant("off", off)
     on = _certain(operation)
     if isinstance(operation, Color):
-        view = _lively_view(operation, seed, index)
+        view = _typical_view(operation, seed, index)
         for times in _STRENGTHS:
             yield _Variant(f"strength {times * config.strength:.3g}", on, times, view)
     elif isinstance(operation, RandAugment):
@@ -153,14 +166,14 @@ def _values(operation: Operation) -> Iterator[_Variant]:
     values = np.unique(values)
     for value in (values[::-1] if falling else values).tolist():
         text = percent(value) if field == "area" else f"{value:.3g}"
-        fixed: Operation = replace(operation, **{field: (value, value)})
+        fixed: Operation = replace(operation, **{field: (value, value)})  # type: ignore[arg-type]
         yield _Variant(f"{field} {text}", fixed)
 
 
-def _lively_view(operation: Color, seed: int, index: int) -> int:
-    """The view, of a few, whose drawn changes are largest: a draw near nothing shows nothing."""
+def _typical_view(operation: Color, seed: int, index: int) -> int:
+    """The view, of a few, whose drawn changes are in the middle: neither nothing nor extreme."""
     drawn = draw_views(
-        [(Center(), replace(operation, probability=1.0))] * _COLOR_VIEWS,
+        [(Center(), _certain(operation))] * _COLOR_VIEWS,
         side_pixels=8,
         seed=seed,
         epoch=0,
@@ -168,11 +181,10 @@ def _lively_view(operation: Color, seed: int, index: int) -> int:
         heights=np.array([8]),
         widths=np.array([8]),
     )
-    brightness, contrast, saturation, hue = np.moveaxis(drawn.steps[:, 0, 0, 2:6], -1, 0)
-    # A tenth of the colour circle shows about as much as two fifths of the others; a view that
-    # gets brighter keeps its detail, which one that gets darker does not.
-    change = (brightness - 1.0) + np.abs(contrast - 1.0) + np.abs(saturation - 1.0)
-    return int(np.argmax(change + 4.0 * np.abs(hue)))
+    factors, hue = drawn.steps[:, 0, 0, 2:5], drawn.steps[:, 0, 0, 5]
+    # A tenth of the colour circle shows about as much as two fifths of the others.
+    change = np.abs(factors - 1.0).sum(axis=1) + 4.0 * np.abs(hue)
+    return int(np.argsort(change)[_COLOR_VIEWS // 2])
 
 
 def _draw(

@@ -1,8 +1,8 @@
 """Makes views on the CPU: one pass per view over decoded pixels, compiled, without the GIL.
 
 A view goes through antialiased crop and resize and its steps in a scratch buffer that stays in the
-processor's cache, in float32 in 0 .. 1, and is written once, normalised, as channels-last. Each view
-is made by one thread from its own parameters, so the bits do not depend on the number of threads.
+processor's cache, in float32 in 0 .. 1, and is written once, normalised, as channels-last. Each is
+made by one thread from its own parameters, so the bits do not depend on the number of threads.
 """
 
 import numpy as np
@@ -57,7 +57,7 @@ def make_views(
     return out
 
 
-def unit_of(dtype: np.dtype[np.generic]) -> np.float32:
+def unit_of(dtype: np.dtype[np.uint8 | np.uint16]) -> np.float32:
     """What a pixel value of 1 stands for, so that the largest value is 1.0."""
     return np.float32(1.0 / np.iinfo(dtype).max)
 

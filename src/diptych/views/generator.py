@@ -1,5 +1,6 @@
-"""Random numbers as a function: Philox, compiled (Salmon et al., "Parallel random numbers: as easy
-as 1, 2, 3", SC 2011).
+"""Random numbers as a function: Philox, compiled.
+
+Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
 import numpy as np

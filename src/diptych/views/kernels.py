@@ -162,7 +162,7 @@ def _taps(start, step, position, low, high, cubic, unit, weights):
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def _sum_taps(target, source, start, stride, weights, count):
-    """target = sum over k of weights[k] * source[start + k * stride :], two taps at a time.
+    """Target = sum over k of weights[k] * source[start + k * stride :], two taps at a time.
 
     Flat arrays with unsigned indices: a slice costs a reference count, and a signed index a test
     for its sign, which would stop vectorisation.

@@ -10,14 +10,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diptych.configs import ViewsConfig
 from diptych.images.collection import ImageSet
-from diptych.views.alone import STEPS, Alone, operations_alone
-from diptych.views.shown import ShownViews, most_telling, show_views, to_picture
+from diptych.views.alone import STEPS, Alone, example_image, operations_alone
+from diptych.views.shown import ShownViews, show_views, to_picture
 
 TILE_PIXELS: Final = 96
 GAP_PIXELS: Final = 8
 _MARGIN: Final = 16
 _TITLE, _TEXT, _LABEL = 18, 14, 13  # heights of the three kinds of text, in pixels
-_INK, _SOFT, _PAPER = (38, 42, 51), (107, 114, 128), (255, 255, 255)
+Ink = tuple[int, int, int]
+_INK, _SOFT, _LINE, _PAPER = (38, 42, 51), (107, 114, 128), (216, 219, 224), (255, 255, 255)
 _CELL: Final = TILE_PIXELS + GAP_PIXELS
 
 Row = tuple[Sequence[str], Sequence[NDArray[np.uint8]]]
@@ -79,7 +80,7 @@ def draw_sheet(
             pen.words("There is none: a view is the centred square.")
     for one in alone or ():
         pen.space(GAP_PIXELS)
-        pen.words(one.name, one.words)
+        pen.words(one.words, _INK)
         pen.row(one.labels, list(one.pictures))
     return pen.sheet()
 
@@ -107,7 +108,7 @@ def preview_sheet(
         view_count=view_count,
         run_views=run_views,
     )
-    example = int(shown.indices[most_telling(shown.centred)])
+    example = example_image(images, config, executor)
     alone = operations_alone(images, example, config, executor, seed=seed)
     return draw_sheet(shown, config, alone)
 
@@ -117,7 +118,7 @@ class _Pen:
 
     def __init__(self, width: int) -> None:
         self._width, self._bottom = width, _MARGIN
-        self._texts: list[tuple[int, int, str, int, tuple[int, int, int]]] = []
+        self._texts: list[tuple[int, int, str, int, Ink]] = []
         self._pictures: list[tuple[int, int, Image.Image]] = []
 
     def space(self, pixels: int) -> None:
@@ -127,15 +128,9 @@ class _Pen:
         self._line(_MARGIN, text, _TITLE, _INK)
         self._bottom += _TITLE + GAP_PIXELS
 
-    def words(self, text: str, more: str = "") -> None:
-        """A few words, and more of them in a softer colour, broken at the sheet's width."""
-        indent = _MARGIN
-        if more:
-            self._line(_MARGIN, text, _TEXT, _INK)
-            indent += round(_length(text, _TEXT)) + GAP_PIXELS
-        lines = _broken(more or text, self._width - indent - _MARGIN)
-        for line in lines:
-            self._line(indent, line, _TEXT, _SOFT)
+    def words(self, text: str, ink: Ink = _SOFT) -> None:
+        for line in _broken(text, self._width - 2 * _MARGIN):
+            self._line(_MARGIN, line, _TEXT, ink)
             self._bottom += _TEXT + 4
         self._bottom += 2
 
@@ -155,11 +150,15 @@ class _Pen:
         pen = ImageDraw.Draw(sheet)
         for left, top, picture in self._pictures:
             sheet.paste(picture, (left, top))
+            # A line around it: a view may be as white as the paper.
+            pen.rectangle(
+                (left - 1, top - 1, left + picture.width, top + picture.height), None, _LINE
+            )
         for left, top, text, size, ink in self._texts:
             pen.text((left, top), text, fill=ink, font=ImageFont.load_default(size))
         return sheet
 
-    def _line(self, left: int, text: str, size: int, ink: tuple[int, int, int]) -> None:
+    def _line(self, left: int, text: str, size: int, ink: Ink) -> None:
         self._texts.append((left, self._bottom, text, size, ink))
 
 

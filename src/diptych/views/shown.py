@@ -105,17 +105,6 @@ def _labels(view_count: int, config: ViewsConfig) -> tuple[str, ...]:
     return (*large, *(f"small {view + 1}" for view in range(config.small_views)))
 
 
-def most_telling(pictures: NDArray[np.uint8]) -> int:
-    """Which of some images shows most of what is done to it: contrast in light and in colour.
-
-    Args:
-        pictures: (images, side, side, channels).
-    """
-    light = pictures.mean(axis=-1).std(axis=(1, 2))
-    color = pictures.std(axis=-1).mean(axis=(1, 2))
-    return int(np.argmax(light + color))
-
-
 def to_picture(pixels: NDArray[np.uint8], most_pixels: int) -> Image.Image:
     """A square of any channels, enlarged in whole pixels or reduced smoothly.
 

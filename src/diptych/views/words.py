@@ -27,8 +27,6 @@ from diptych.operations import (
 )
 from diptych.policies import Policy, as_text
 
-_RANGE_OF_PIXELS: Final = "of the range"
-
 
 def policy_in_words(config: ViewsConfig, channels: int) -> list[str]:
     """What a view goes through, one operation a line, in order.
@@ -140,7 +138,7 @@ _TITLES: Final[dict[type[Operation], str]] = {
 
 
 def _effect(operation: Operation, channels: int, side_pixels: int, strength: float) -> str:
-    each = "the one channel" if channels == 1 else f"each of the {channels} channels by itself"
+    apart = "" if channels == 1 else f", each of the {channels} channels by itself"
     match operation:
         case Crop(_, area, aspect):
             return (
@@ -158,14 +156,14 @@ def _effect(operation: Operation, channels: int, side_pixels: int, strength: flo
         case Blur(_, sigma, kernel):
             return _blur_effect(sigma, int(kernel * side_pixels) // 2, side_pixels)
         case Solarize(_, threshold):
-            return f"{each} is inverted at and above {_between(threshold)} {_RANGE_OF_PIXELS}"
+            return f"pixels at or above {_between(threshold)} of the range inverted{apart}"
         case Posterize(_, bits):
             whole = (float(int(bits[0])), float(int(bits[1])))
-            return f"{each} is left {_between(whole)} bits"
+            return f"{_between(whole)} bits are left{apart}"
         case Equalize():
-            return f"{each}, in 256 shades"
+            return f"in 256 shades{apart}"
         case AutoContrast():
-            return f"{each}, to the full range"
+            return f"to the full range{apart}"
         case Sharpen(_, factor):
             if factor == (1.0, 1.0):
                 return "nothing, as a factor of 1 gives the image itself"
@@ -173,12 +171,11 @@ def _effect(operation: Operation, channels: int, side_pixels: int, strength: flo
         case Noise(_, sigma):
             if sigma == (0.0, 0.0):
                 return "nothing, as its standard deviation is 0"
-            apart = "" if channels == 1 else ", drawn for each channel"
-            return f"standard deviation {_between(sigma)} {_RANGE_OF_PIXELS}{apart}"
+            return f"standard deviation {_between(sigma)} of the range{apart}"
         case Cutout(_, area):
             return f"a rectangle of {_between(area, '%')} of the area becomes {_mean(channels)}"
         case Sobel():
-            return f"{each} becomes the length of its gradient"
+            return f"pixels become the length of the gradient{apart}"
         case RandAugment(_, count, magnitude):
             return _rand_augment_effect(count, magnitude, channels)
         case _:

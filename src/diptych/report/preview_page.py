@@ -1,0 +1,129 @@
+"""The preview of views as one page that opens offline: what was found, advice, pictures."""
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.configs import RunConfig
+from diptych.images.collection import Collection
+from diptych.report.figures import data_uri
+from diptych.report.templates import template
+from diptych.run_folder import write_aside
+from diptych.views.alone import Alone, example_image, operations_alone
+from diptych.views.shown import ShownViews, show_views, to_picture
+from diptych.views.words import branches_in_words, policy_as_toml
+
+_CELL_PIXELS: Final = 96  # three of them side by side fit a phone
+_LOSSLESS_PIXELS: Final = 64  # enlarged from no more than this, JPEG's blocks would show
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture on the page with what stands below it and what is read out instead of it."""
+
+    uri: str
+    side: int
+    label: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """Pictures side by side, under a heading and, of an operation, its text in a policy."""
+
+    heading: str
+    text: str
+    pictures: Sequence[Picture]
+
+
+def write_preview_page(
+    page: Path,
+    collection: Collection,
+    config: RunConfig,
+    advice: Sequence[str],
+    executor: Executor,
+    *,
+    image_count: int = 8,
+    view_count: int = 8,
+) -> None:
+    """Writes the page.
+
+    Args:
+        page: where to.
+        collection: its training images are shown.
+        config: the whole config, of which views and seed matter.
+        advice: see ``views/advice.py``.
+        executor: its threads make the views.
+        image_count: images shown.
+        view_count: full-sized views of each.
+    """
+    images, views = collection.train, config.views
+    shown = show_views(
+        images,
+        views,
+        executor,
+        seed=config.seed,
+        image_count=image_count,
+        view_count=view_count,
+        run_views=config.method.views,
+    )
+    example = example_image(images, views, executor)
+    alone = operations_alone(images, example, views, executor, seed=config.seed)
+    text = template("views.html.jinja").render(
+        name=Path(config.images.path).name or config.images.path,
+        found=collection.description,
+        config=config,
+        advice=advice,
+        policy=branches_in_words(views, images.channels),
+        toml=policy_as_toml(views),
+        cell=_CELL_PIXELS,
+        note=_note(images.channels),
+        rows=_image_rows(shown),
+        example=_called(images.names[example]),
+        alone=[_operation_row(one) for one in alone],
+    )
+    write_aside(page, text.encode())
+
+
+def _note(channels: int) -> str:
+    """Which of the channels are seen, where that is not all of them."""
+    if channels in (1, 3):
+        return ""
+    which = "the first" if channels == 2 else "the first three, as red, green and blue"
+    return f"Of {channels} channels the pictures show {which}."
+
+
+def _image_rows(shown: ShownViews) -> list[PictureRow]:
+    rows = []
+    for row, name in enumerate(map(_called, shown.names)):
+        pictures = [_picture(shown.centred[row], "image", f"{name}, the centred square")]
+        pictures += [
+            _picture(view, label, f"{name}, {label}")
+            for view, label in zip(shown.of(row), shown.labels, strict=True)
+        ]
+        rows.append(PictureRow(name, "", pictures))
+    return rows
+
+
+def _operation_row(alone: Alone) -> PictureRow:
+    pictures = [
+        _picture(pixels, label, f"{alone.text} alone, {label}")
+        for pixels, label in zip(alone.pictures, alone.labels, strict=True)
+    ]
+    return PictureRow(alone.words, alone.text, pictures)
+
+
+def _picture(pixels: NDArray[np.uint8], label: str, alt: str) -> Picture:
+    picture = to_picture(pixels, _CELL_PIXELS)
+    lossless = pixels.shape[0] <= _LOSSLESS_PIXELS
+    return Picture(data_uri(picture, lossless=lossless), picture.width, label, alt)
+
+
+def _called(name: str) -> str:
+    """An image's name; those from arrays are but numbers."""
+    return f"image {name}" if name.isdigit() else name
