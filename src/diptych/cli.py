@@ -27,7 +27,7 @@ Learns visual representations from unlabelled images by contrast, and says how g
 
 verbs:
   demo       learn from built-in photographs in a minute or two; nothing is downloaded
-  pretrain   learn from a folder of images, or from a .npz, .npy or IDX file
+  pretrain   learn from a folder of images, shards, tables or arrays
   evaluate   measure a run's encoder: kNN and a linear classifier, against two baselines
   report     write a run's report, one page that opens offline
   views      preview the random views of some images on a sheet or a page, with advice

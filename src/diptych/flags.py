@@ -40,8 +40,9 @@ class PretrainFlags:
     """What `diptych pretrain` takes. The sections at the end hold every single setting."""
 
     path: Positional[str | None] = None
-    """A folder of images (nested, any mix of formats), a .npz, .npy or IDX file, or the built-in
-    set named photographs."""
+    """A folder of images (nested, any mix of formats), tar shards, a .parquet, .npz, .npy or IDX
+    file, a list of paths (.txt), torchvision:NAME, a URL, or the built-in set named photographs.
+    docs/images.md says more."""
     recipe: str = "simclr"
     """The method with its paper's settings; `diptych recipes` lists them."""
     scale: str | None = None
