@@ -13,12 +13,8 @@ from diptych.errors import DiptychError, Interrupted
 from diptych.hardware import shorten_spinning
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
-
     from rich.console import Console
 
-    from diptych.configs import RunConfig
-    from diptych.images.collection import Collection
 
 _USAGE: Final = """\
 usage: diptych VERB [ARGUMENTS]
@@ -191,6 +187,7 @@ def views(arguments: Sequence[str]) -> None:
     from diptych.flags import ViewsFlags, explicit_settings, parse
     from diptych.hardware import use_threads
     from diptych.images.sources import open_images
+    from diptych.report.preview_page import write_preview
     from diptych.resolve import layers_of, overlay_all, resolve
     from diptych.views.advice import advise
     from diptych.views.words import policy_in_words
@@ -211,8 +208,15 @@ def views(arguments: Sequence[str]) -> None:
         )
         advice = advise(images, config.views, executor)
         flags.out.parent.mkdir(parents=True, exist_ok=True)
-        write = _write_page if flags.out.suffix.lower() == ".html" else _write_sheet
-        write(flags.out, collection, config, advice, executor, flags.rows, flags.columns)
+        write_preview(
+            flags.out,
+            collection,
+            config,
+            advice,
+            executor,
+            image_count=flags.rows,
+            view_count=flags.columns,
+        )
     print(f"Views of recipe {config.recipe} at scale {config.scale}:")
     for line in policy_in_words(config.views, images.channels):
         print(f"  {line}")
@@ -291,46 +295,6 @@ def _require_picture(out: Path, rows: int, columns: int) -> None:
         raise ConfigError(
             f"--rows and --columns must be 1 or more; got {rows} images and {columns} views."
         )
-
-
-def _write_sheet(
-    out: Path,
-    collection: "Collection",
-    config: "RunConfig",
-    advice: Sequence[str],
-    executor: "Executor",
-    rows: int,
-    columns: int,
-) -> None:
-    from diptych.views.preview import preview_sheet
-
-    del advice  # it is printed
-    sheet = preview_sheet(
-        collection.train,
-        config.views,
-        executor,
-        seed=config.seed,
-        image_count=rows,
-        view_count=columns,
-        run_views=config.method.views,
-    )
-    sheet.save(out, "PNG")
-
-
-def _write_page(
-    out: Path,
-    collection: "Collection",
-    config: "RunConfig",
-    advice: Sequence[str],
-    executor: "Executor",
-    rows: int,
-    columns: int,
-) -> None:
-    from diptych.report.preview_page import write_preview_page
-
-    write_preview_page(
-        out, collection, config, advice, executor, image_count=rows, view_count=columns
-    )
 
 
 def _run_to_report(

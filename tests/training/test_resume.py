@@ -274,14 +274,16 @@ def test_runs_on_shards_are_the_same_with_any_threads_and_resumed(
     cache: str, shards: Path, tmp_path: Path
 ) -> None:
     """Views are made by 1, 2 and 4 threads; the second is stopped in the middle of an epoch."""
-    settings = {**MOCO, "images.cache": cache}
-    unbroken = run(shards, tmp_path / "1", **settings, **{"views.threads": 1})
+
+    def with_threads(threads: int, *, resume: bool = False) -> Path:
+        settings: dict[str, Any] = {**MOCO, "images.cache": cache, "views.threads": threads}
+        return run(shards, tmp_path / str(threads), resume=resume, **settings)
+
+    unbroken = with_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 4)  # of three steps in an epoch
         with pytest.raises(Interrupted):
-            run(shards, tmp_path / "2", **settings, **{"views.threads": 2})
-    resumed = run(shards, tmp_path / "2", resume=True, **settings, **{"views.threads": 2})
-    more = run(shards, tmp_path / "4", **settings, **{"views.threads": 4})
-    for other in (resumed, more):
+            with_threads(2)
+    for other in (with_threads(2, resume=True), with_threads(4)):
         assert_same_bits(unbroken, other)
         assert losses(unbroken) == losses(other)

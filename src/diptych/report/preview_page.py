@@ -1,4 +1,4 @@
-"""The preview of views as one page that opens offline: what was found, advice, pictures."""
+"""The preview of views: one page that opens offline, with advice and pictures, or a sheet."""
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -15,6 +15,7 @@ from diptych.report.figures import data_uri
 from diptych.report.templates import template
 from diptych.run_folder import write_aside
 from diptych.views.alone import Alone, example_image, operations_alone
+from diptych.views.preview import preview_sheet
 from diptych.views.shown import ShownViews, show_views, to_picture
 from diptych.views.words import branches_in_words, policy_as_toml
 
@@ -41,8 +42,8 @@ class PictureRow:
     pictures: Sequence[Picture]
 
 
-def write_preview_page(
-    page: Path,
+def write_preview(
+    out: Path,
     collection: Collection,
     config: RunConfig,
     advice: Sequence[str],
@@ -51,10 +52,10 @@ def write_preview_page(
     image_count: int = 8,
     view_count: int = 8,
 ) -> None:
-    """Writes the page.
+    """Writes a page to a name that ends in .html, and a PNG sheet, without the advice, to another.
 
     Args:
-        page: where to.
+        out: where to.
         collection: its training images are shown.
         config: the whole config, of which views and seed matter.
         advice: see ``views/advice.py``.
@@ -62,6 +63,30 @@ def write_preview_page(
         image_count: images shown.
         view_count: full-sized views of each.
     """
+    if out.suffix.lower() == ".html":
+        page = _page(collection, config, advice, executor, image_count, view_count)
+        write_aside(out, page.encode())
+        return
+    sheet = preview_sheet(
+        collection.train,
+        config.views,
+        executor,
+        seed=config.seed,
+        image_count=image_count,
+        view_count=view_count,
+        run_views=config.method.views,
+    )
+    sheet.save(out, "PNG")
+
+
+def _page(
+    collection: Collection,
+    config: RunConfig,
+    advice: Sequence[str],
+    executor: Executor,
+    image_count: int,
+    view_count: int,
+) -> str:
     images, views = collection.train, config.views
     shown = show_views(
         images,
@@ -74,7 +99,7 @@ def write_preview_page(
     )
     example = example_image(images, views, executor)
     alone = operations_alone(images, example, views, executor, seed=config.seed)
-    text = template("views.html.jinja").render(
+    return template("views.html.jinja").render(
         name=Path(config.images.path).name or config.images.path,
         found=collection.description,
         config=config,
@@ -87,7 +112,6 @@ def write_preview_page(
         example=_called(images.names[example]),
         alone=[_operation_row(one) for one in alone],
     )
-    write_aside(page, text.encode())
 
 
 def _note(channels: int) -> str:
