@@ -189,8 +189,8 @@ def views(arguments: Sequence[str]) -> None:
     from diptych.images.sources import open_images
     from diptych.report.preview_page import write_preview
     from diptych.resolve import layers_of, overlay_all, resolve
-    from diptych.views.advice import advise
-    from diptych.views.words import policy_in_words
+    from diptych.views.preview.advice import advise
+    from diptych.views.preview.words import policy_in_words
 
     flags = parse(ViewsFlags, views, arguments)
     _require_picture(flags.out, flags.rows, flags.columns)

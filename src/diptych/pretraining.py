@@ -15,9 +15,9 @@ from diptych.configs import RunConfig
 from diptych.errors import ConfigError, RunFolderError
 from diptych.hardware import use_threads
 from diptych.images.collection import Skipped
-from diptych.images.hugging_face import path_of
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources import open_images
+from diptych.images.tables.hugging_face import path_of
 from diptych.model.saved import save_encoder, save_head
 from diptych.resolve import Layers, asked_recipe, layers_of, overlay_all, resolve
 from diptych.run_folder import RunFolder, write_aside

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from diptych.configs import ViewsConfig
 from diptych.hardware import use_threads
 from diptych.images.collection import ImageSet
-from diptych.images.hugging_face import path_of
 from diptych.images.sources import from_array, open_images
+from diptych.images.tables.hugging_face import path_of
 from diptych.model.saved import PretrainedEncoder
 from diptych.views.batches import evaluation_views
 from diptych.views.load import EvaluationCrops

@@ -19,9 +19,9 @@ from diptych.evaluation.knn import NEIGHBOURS, TEMPERATURE, accuracy, knn_predic
 from diptych.evaluation.linear import fit_linear
 from diptych.hardware import choose_device, use_threads
 from diptych.images.collection import Collection, ImageSet, match_classes
-from diptych.images.hugging_face import path_of
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources import open_images
+from diptych.images.tables.hugging_face import path_of
 from diptych.model.saved import load_encoder, untrained_encoder
 from diptych.run_folder import RunFolder, write_aside
 from diptych.views.load import EvaluationCrops

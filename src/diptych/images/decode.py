@@ -16,9 +16,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diptych.configs import ImagesConfig
 from diptych.errors import UnreadableImage
-from diptych.images.deep import check_size, decode_deep, decode_tiff, is_tiff, loses_in_pillow
+from diptych.images.codecs.deep import (
+    check_size,
+    decode_deep,
+    decode_tiff,
+    is_tiff,
+    loses_in_pillow,
+)
+from diptych.images.codecs.jpeg import decode_jpeg, plain_jpeg_header
 from diptych.images.form import Pixels, in_form
-from diptych.images.jpeg import decode_jpeg, plain_jpeg_header
 
 EXTENSIONS: Final = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}

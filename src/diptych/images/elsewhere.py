@@ -6,14 +6,15 @@ from pathlib import Path
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images import hugging_face, torchvision_sets
+from diptych.images import torchvision_sets
 from diptych.images.collection import ImageSet
-from diptych.images.fetch import fetch, is_remote_file
 from diptych.images.listing import Progress, open_listing
-from diptych.images.parquet import is_parquet_pattern, list_parquet, open_parquet
-from diptych.images.remote import is_url
-from diptych.images.remote_folder import open_remote_folder
-from diptych.images.tar import list_tar
+from diptych.images.remote.connection import is_url
+from diptych.images.remote.fetch import fetch, is_remote_file
+from diptych.images.remote.folder import open_remote_folder
+from diptych.images.shards.tar import list_tar
+from diptych.images.tables import hugging_face
+from diptych.images.tables.parquet import is_parquet_pattern, list_parquet, open_parquet
 
 Parts = tuple[ImageSet, ImageSet | None]
 """Images to learn from, and held-out ones where there are some."""

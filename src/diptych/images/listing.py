@@ -14,10 +14,10 @@ from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.cache import Keeper, cache_key, cache_path
 from diptych.images.cache_file import Decoded, read_cache
+from diptych.images.codecs.jpeg import reduced
 from diptych.images.collection import ImageSet, Skipped
 from diptych.images.decode import decode_bytes
 from diptych.images.form import Pixels, pixel_type
-from diptych.images.jpeg import reduced
 from diptych.images.names import CompactNames
 from diptych.images.pixels import DecodedPixels, HeldPixels, PixelBatch, PixelSource
 from diptych.images.selection import choose, present_classes, refuse_if_too_many

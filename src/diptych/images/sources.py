@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.arrays import image_set, is_idx, open_idx, open_npy, open_npz
-from diptych.images.arrow_folder import is_saved, open_saved
 from diptych.images.cifar import is_cifar, open_cifar
 from diptych.images.collection import Collection, ImageSet, held_out_config
 from diptych.images.decode import EXTENSIONS
@@ -18,11 +17,12 @@ from diptych.images.elsewhere import open_elsewhere
 from diptych.images.folder import list_folder
 from diptych.images.form import Pixels
 from diptych.images.listing import Listing, Progress, ignore_progress, open_listing
-from diptych.images.parquet import holds_parquet, open_parquet
 from diptych.images.photographs import PHOTOGRAPHS_NAME, open_photographs
-from diptych.images.shards import find_shards, is_shard_pattern
+from diptych.images.shards.files import find_shards, is_shard_pattern
+from diptych.images.shards.tar import list_tar
 from diptych.images.splits import TEST_NAMES, TRAIN_NAMES
-from diptych.images.tar import list_tar
+from diptych.images.tables.arrow_folder import is_saved, open_saved
+from diptych.images.tables.parquet import holds_parquet, open_parquet
 from diptych.images.text_list import list_text
 
 _WANTED: Final = (

@@ -18,11 +18,11 @@ from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.arrays import image_set
 from diptych.images.collection import ImageSet, held_out_config
-from diptych.images.columns import Labels, number_labels
 from diptych.images.folder import list_files
 from diptych.images.listing import Listing, Progress, ignore_progress
 from diptych.images.names import CompactNames
 from diptych.images.splits import open_parts
+from diptych.images.tables.columns import Labels, number_labels
 
 PREFIX: Final = "torchvision:"
 """Begins the name of such a data set: ``torchvision:NAME`` or ``torchvision:NAME:ROOT``."""

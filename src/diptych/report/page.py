@@ -29,9 +29,9 @@ from diptych.run_folder import RunFolder, write_aside
 from diptych.training.run_log import read_metrics
 from diptych.views.cpu import to_pixels
 from diptych.views.load import load_centred
-from diptych.views.preview import contact_sheet
-from diptych.views.shown import to_picture
-from diptych.views.words import branches_in_words
+from diptych.views.preview.sheet import contact_sheet
+from diptych.views.preview.shown import to_picture
+from diptych.views.preview.words import branches_in_words
 
 _BANK_IMAGES: Final = 2000  # among which neighbours are looked for
 _MAP_IMAGES: Final = 500

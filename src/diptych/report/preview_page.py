@@ -14,10 +14,10 @@ from diptych.images.collection import Collection
 from diptych.report.figures import data_uri
 from diptych.report.templates import template
 from diptych.run_folder import write_aside
-from diptych.views.alone import Alone, example_image, operations_alone
-from diptych.views.preview import preview_sheet
-from diptych.views.shown import ShownViews, show_views, to_picture
-from diptych.views.words import branches_in_words, policy_as_toml
+from diptych.views.preview.alone import Alone, example_image, operations_alone
+from diptych.views.preview.sheet import preview_sheet
+from diptych.views.preview.shown import ShownViews, show_views, to_picture
+from diptych.views.preview.words import branches_in_words, policy_as_toml
 
 _CELL_PIXELS: Final = 96  # three of them side by side fit a phone
 _LOSSLESS_PIXELS: Final = 64  # enlarged from no more than this, JPEG's blocks would show

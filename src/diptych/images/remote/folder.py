@@ -17,7 +17,7 @@ from diptych.images.decode import EXTENSIONS
 from diptych.images.folder import labels_from_folders
 from diptych.images.listing import Listing, Progress, ignore_progress
 from diptych.images.names import CompactNames
-from diptych.images.remote import chunks, connect, in_words, is_http, persist
+from diptych.images.remote.connection import chunks, connect, in_words, is_http, persist
 from diptych.images.splits import TEST_NAMES, TRAIN_NAMES, choose_splits, open_parts
 
 _LARGEST_IMAGE: Final = 2**28  # bytes

@@ -12,17 +12,17 @@ from weakref import WeakValueDictionary
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.arrow import (
+from diptych.images.collection import ImageSet
+from diptych.images.decode import read_bytes
+from diptych.images.listing import Listing, Progress, ignore_progress
+from diptych.images.splits import choose_splits, open_parts
+from diptych.images.tables.arrow import (
     find_columns,
     labels_of,
     name_rows,
     paths_of,
     row_image,
 )
-from diptych.images.collection import ImageSet
-from diptych.images.decode import read_bytes
-from diptych.images.listing import Listing, Progress, ignore_progress
-from diptych.images.splits import choose_splits, open_parts
 
 PREFIX: Final = "datasets:"
 """Begins the name of an object that was handed over."""

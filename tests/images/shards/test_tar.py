@@ -15,12 +15,12 @@ from PIL import Image
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images import shards as shards_module
 from diptych.images.collection import ImageSet
 from diptych.images.folder import open_folder
-from diptych.images.shards import expand_braces
+from diptych.images.shards import files as shards_module
+from diptych.images.shards.files import expand_braces
+from diptych.images.shards.index import read_samples
 from diptych.images.sources import open_images
-from diptych.images.tar_index import read_samples
 
 Files = Sequence[tuple[str, bytes]]
 

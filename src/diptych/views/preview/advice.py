@@ -10,8 +10,8 @@ from diptych.configs import ViewsConfig
 from diptych.images.collection import ImageSet
 from diptych.operations import Color, Crop, Gray
 from diptych.policies import Policy
-from diptych.views.survey import Survey, survey
-from diptych.views.words import percent
+from diptych.views.preview.survey import Survey, survey
+from diptych.views.preview.words import percent
 
 LEAST_IMAGES: Final = 1000
 """Below this a run sees each image so often that it learns these few by heart."""

@@ -18,7 +18,11 @@ import numpy as np
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.arrow import (
+from diptych.images.cache import cache_folder
+from diptych.images.collection import ImageSet
+from diptych.images.listing import Listing, Progress, ignore_progress
+from diptych.images.splits import TEST_NAMES, TRAIN_NAMES, by_split, choose_splits, open_parts
+from diptych.images.tables.arrow import (
     Columns,
     encoded_images,
     find_columns,
@@ -28,11 +32,7 @@ from diptych.images.arrow import (
     paths_of,
     reading,
 )
-from diptych.images.cache import cache_folder
-from diptych.images.collection import ImageSet
-from diptych.images.listing import Listing, Progress, ignore_progress
-from diptych.images.splits import TEST_NAMES, TRAIN_NAMES, by_split, choose_splits, open_parts
-from diptych.images.spool import Encoded, SpoolPlace, open_spool
+from diptych.images.tables.spool import Encoded, SpoolPlace, open_spool
 
 _BATCH: Final = 64  # rows in memory at once
 

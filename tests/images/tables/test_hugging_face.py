@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from conftest import encoded
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
-from diptych.images.arrow_folder import is_saved, list_saved, open_saved
 from diptych.images.collection import ImageSet
-from diptych.images.hugging_face import is_dataset, list_dataset, open_handed_over, path_of
+from diptych.images.tables.arrow_folder import is_saved, list_saved, open_saved
+from diptych.images.tables.hugging_face import is_dataset, list_dataset, open_handed_over, path_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from diptych.errors import ImagesError, UnreadableImage
-from diptych.images import spool
-from diptych.images.spool import SpoolPlace, open_spool
+from diptych.images.tables import spool
+from diptych.images.tables.spool import SpoolPlace, open_spool
 
 IMAGES = [b"first", b"", b"third" * 100, b"x"]
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from diptych.configs import ViewsConfig
 from diptych.images.collection import ImageSet
 from diptych.images.pixels import HeldPixels, PixelBatch
-from diptych.views.advice import LEAST_IMAGES, advise
-from diptych.views.survey import survey
+from diptych.views.preview.advice import LEAST_IMAGES, advise
+from diptych.views.preview.survey import survey
 
 COUNT = LEAST_IMAGES
 CONFIG = ViewsConfig(side_pixels=16, policy="crop(area=0.3..1) + color")

@@ -12,8 +12,8 @@ from typing import Any, Final
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.cache import cache_folder
-from diptych.images.remote import chunks, connect, in_words, persist
-from diptych.images.shards import expand_braces
+from diptych.images.remote.connection import chunks, connect, in_words, persist
+from diptych.images.shards.files import expand_braces
 from diptych.run_folder import write_aside
 
 _SUFFIXES: Final = (".npz", ".npy", ".tar", ".parquet")

@@ -15,7 +15,11 @@ import numpy as np
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
-from diptych.images.arrow import (
+from diptych.images.collection import ImageSet
+from diptych.images.decode import read_bytes
+from diptych.images.listing import Listing, Progress, ignore_progress
+from diptych.images.splits import choose_splits, open_parts
+from diptych.images.tables.arrow import (
     Columns,
     find_columns,
     import_arrow,
@@ -25,10 +29,6 @@ from diptych.images.arrow import (
     reading,
     row_image,
 )
-from diptych.images.collection import ImageSet
-from diptych.images.decode import read_bytes
-from diptych.images.listing import Listing, Progress, ignore_progress
-from diptych.images.splits import choose_splits, open_parts
 
 _SPLITS: Final = "dataset_dict.json"
 _PARTS: Final = ("state.json", "dataset_info.json")

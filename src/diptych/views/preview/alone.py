@@ -29,7 +29,7 @@ from diptych.views.cpu import to_pixels
 from diptych.views.draw import centre_views, draw_views
 from diptych.views.draws import Draws
 from diptych.views.load import Panel, load_views
-from diptych.views.words import operation_in_words, percent
+from diptych.views.preview.words import operation_in_words, percent
 
 STEPS: Final = 5
 """Strengths shown of an operation, besides none."""

@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diptych.configs import ViewsConfig
 from diptych.images.collection import ImageSet
-from diptych.views.alone import STEPS, Alone, example_image, operations_alone
-from diptych.views.shown import ShownViews, show_views, to_picture
+from diptych.views.preview.alone import STEPS, Alone, example_image, operations_alone
+from diptych.views.preview.shown import ShownViews, show_views, to_picture
 
 TILE_PIXELS: Final = 96
 GAP_PIXELS: Final = 8

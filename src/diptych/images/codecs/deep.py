@@ -11,8 +11,8 @@ from PIL import Image
 
 from diptych.configs import MOST_CHANNELS, ImagesConfig
 from diptych.errors import UnreadableImage
+from diptych.images.codecs.png16 import decode_png16, is_deep_color_png
 from diptych.images.form import Pixels
-from diptych.images.png16 import decode_png16, is_deep_color_png
 
 for _name in ("PIL.TiffImagePlugin", "tifffile"):  # what is wrong is raised, not printed as well
     logging.getLogger(_name).addHandler(logging.NullHandler())

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.listing import Listing
 from diptych.images.names import CompactNames
-from diptych.images.shards import Shards
-from diptych.images.tar_index import Member, Sample, read_samples
+from diptych.images.shards.files import Shards
+from diptych.images.shards.index import Member, Sample, read_samples
 
 _LABEL_KEYS: Final = ("label", "class", "cls")
 _LARGEST_LABEL: Final = 2**20  # bytes

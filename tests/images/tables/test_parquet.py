@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from conftest import encoded
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images import parquet, spool
 from diptych.images.collection import ImageSet
-from diptych.images.parquet import list_parquet, open_parquet
+from diptych.images.tables import parquet, spool
+from diptych.images.tables.parquet import list_parquet, open_parquet
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 NOTE = {"info": {"features": {"label": {"names": ["ant", "bee", "cat"], "_type": "ClassLabel"}}}}

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from diptych.errors import ImagesError, UnreadableImage
-from diptych.images.columns import (
+from diptych.images.extras import import_extra
+from diptych.images.names import CompactNames
+from diptych.images.tables.columns import (
     LABEL_COLUMNS,
     Labels,
     choose_image_column,
     class_names,
     number_labels,
 )
-from diptych.images.extras import import_extra
-from diptych.images.names import CompactNames
 
 
 def import_arrow(module: str = "pyarrow") -> Any:

@@ -1,0 +1,1 @@
+"""Image formats that need more than a call of Pillow."""

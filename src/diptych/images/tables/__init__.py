@@ -1,0 +1,1 @@
+"""Images in tables: Parquet, Arrow, Hugging Face."""

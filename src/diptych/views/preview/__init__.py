@@ -1,0 +1,1 @@
+"""The views of some images, shown to people before a run."""
