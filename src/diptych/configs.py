@@ -12,7 +12,7 @@ from diptych.errors import ConfigError
 from diptych.operations import Center, Crop
 from diptych.policies import Policy, branches, parse_policy
 
-SMALL_AREA = (0.05, 0.14)  # of multi-crop's small views (SwAV, 2006.09882, section 4.1)
+SMALL_AREA = (0.05, 0.14)  # of multi-crop's small views (SwAV, 2006.09882)
 
 MOST_CHANNELS: Final = 64
 """Of an image, with images.color = "raw"."""

@@ -25,7 +25,8 @@ def make_views_into(pixels, offsets, widths, heights, unit, crops, steps, mean, 
     row = np.empty(longest, dtype=np.float32)
     columns = np.empty(longest * side, dtype=np.float32)
     planes = np.empty((channels, side * side), dtype=np.float32)
-    scratch = np.empty((2, side * (side + 2 * largest_radius(steps))), dtype=np.float32)
+    padded = max(side + 2 * largest_radius(steps), side + 4)  # Sobel's border is of one pixel
+    scratch = np.empty((2, side * padded + 4), dtype=np.float32)
     for i in range(count):
         size = (heights[i], widths[i])
         for view in range(views):

@@ -378,15 +378,18 @@ def _stretch(plane):
 def _sharpen(plane, factor, side, scratch):
     """Blends with a 3 x 3 mean that weighs the centre five times; the border stays."""
     _copy(scratch, plane, side * side)
-    zero, one = np.float32(0.0), np.float32(1.0)
+    zero, one, two, rest = np.float32(0.0), np.uint64(1), np.uint64(2), np.float32(1.0) - factor
+    five, share = np.float32(5.0), np.float32(1.0 / 13.0)
     for y in range(1, side - 1):
-        for x in range(1, side - 1):
-            at = y * side + x
-            total = np.float32(4.0) * scratch[at]
-            for near in (at - side, at, at + side):
-                total += scratch[near - 1] + scratch[near] + scratch[near + 1]
-            smooth = total * np.float32(1.0 / 13.0)
-            plane[at] = min(max(factor * scratch[at] + (one - factor) * smooth, zero), one)
+        up, here, down = np.uint64((y - 1) * side), np.uint64(y * side), np.uint64((y + 1) * side)
+        for x in range(np.uint64(side - 2)):
+            above = scratch[up + x] + scratch[up + x + one] + scratch[up + x + two]
+            below = scratch[down + x] + scratch[down + x + one] + scratch[down + x + two]
+            centre = scratch[here + x + one]
+            beside = scratch[here + x] + scratch[here + x + two]
+            smooth = (above + below + beside + five * centre) * share
+            mixed = factor * centre + rest * smooth
+            plane[here + x + one] = min(max(mixed, zero), np.float32(1.0))
 
 
 @njit(cache=True, nogil=True)
@@ -416,19 +419,19 @@ def _cut_out(plane, step, side, fill):
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def _sobel(plane, side, scratch):
-    _copy(scratch, plane, side * side)
-    two, quarter = np.float32(2.0), np.float32(0.25)
+    wide = side + 2
+    for y in range(-1, side + 1):
+        to, start = (y + 1) * wide + 1, _reflect(y, side) * side
+        for x in range(-1, side + 1):
+            scratch[to + x] = plane[start + _reflect(x, side)]
+    one, two, double = np.uint64(1), np.uint64(2), np.float32(2.0)
+    quarter, most = np.float32(0.25), np.float32(1.0)
     for y in range(side):
-        up, here, down = _reflect(y - 1, side) * side, y * side, _reflect(y + 1, side) * side
-        for x in range(side):
-            left, right = _reflect(x - 1, side), _reflect(x + 1, side)
-            across = (scratch[up + right] - scratch[up + left]) + (
-                scratch[down + right] - scratch[down + left]
-            )
-            across += two * (scratch[here + right] - scratch[here + left])
-            along = (scratch[down + left] - scratch[up + left]) + (
-                scratch[down + right] - scratch[up + right]
-            )
-            along += two * (scratch[down + x] - scratch[up + x])
-            length = quarter * np.sqrt(across * across + along * along)
-            plane[here + x] = min(length, np.float32(1.0))
+        up, at = np.uint64(y * wide), np.uint64(y * side)
+        here, down = up + np.uint64(wide), up + np.uint64(2 * wide)
+        for x in range(np.uint64(side)):
+            a, c = scratch[up + x], scratch[up + x + two]
+            d, f = scratch[down + x], scratch[down + x + two]
+            across = (c - a) + (f - d) + double * (scratch[here + x + two] - scratch[here + x])
+            along = (d - a) + (f - c) + double * (scratch[down + x + one] - scratch[up + x + one])
+            plane[at + x] = min(quarter * np.sqrt(across * across + along * along), most)

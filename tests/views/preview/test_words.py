@@ -17,7 +17,7 @@ from diptych.views.draw import centre_views, draw_views
 from diptych.views.preview.words import branches_in_words, operation_in_words, policy_as_toml
 from diptych.views.preview.words import policy_in_words as in_words
 
-DOCS = Path(__file__).parents[2] / "docs" / "views.md"
+DOCS = Path(__file__).parents[3] / "docs" / "views.md"
 ODD = ("color(brightness=0,contrast=0)", "color(hue=0)", "sharpen(factor=1)", "noise(sigma=0)")
 
 
