@@ -308,23 +308,27 @@ def _quarter_turn(plane, side, scratch):
 def _move(plane, step, side, fill, scratch):
     """An affine map by bilinear interpolation; beyond the border lies the mean colour."""
     _copy(scratch, plane, side * side)
-    middle = 0.5 * (side - 1)
+    middle, one = 0.5 * (side - 1), np.float32(1.0)
     for y in range(side):
         for x in range(side):
             dx, dy = x - middle, y - middle
             at_x = step[1] * dx + step[2] * dy + step[3] + middle
             at_y = step[4] * dx + step[5] * dy + step[6] + middle
             left, top = int(np.floor(at_x)), int(np.floor(at_y))
-            right_share, low_share = np.float32(at_x - left), np.float32(at_y - top)
-            total = np.float32(0.0)
-            for a in range(2):
-                share = right_share if a else np.float32(1.0) - right_share
-                if 0 <= left + a < side:
-                    for b in range(2):
-                        weight = share * (low_share if b else np.float32(1.0) - low_share)
-                        if 0 <= top + b < side:
-                            total += weight * (scratch[(top + b) * side + left + a] - fill)
-            plane[y * side + x] = total + fill
+            if not (-1 <= left < side and -1 <= top < side):
+                plane[y * side + x] = fill
+                continue
+            share, low = np.float32(at_x - left), np.float32(at_y - top)
+            at = top * side + left
+            # Inside of the picture by sides: each of the four pixels may lie beyond the border.
+            is_left, is_right = left >= 0, left + 1 < side
+            is_top, is_low = top >= 0, top + 1 < side
+            a = scratch[at] if is_top and is_left else fill
+            b = scratch[at + 1] if is_top and is_right else fill
+            c = scratch[at + side] if is_low and is_left else fill
+            d = scratch[at + side + 1] if is_low and is_right else fill
+            upper, lower = (one - share) * a + share * b, (one - share) * c + share * d
+            plane[y * side + x] = (one - low) * upper + low * lower
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
