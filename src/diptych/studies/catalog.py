@@ -4,11 +4,36 @@ from collections.abc import Mapping
 from typing import Final
 
 from diptych.errors import ConfigError
-from diptych.studies import composition, head, mechanisms, momentum
+from diptych.studies import (
+    batch,
+    composition,
+    head,
+    invariance,
+    loss,
+    mechanisms,
+    momentum,
+    shuffle,
+    size,
+    strength,
+    temperature,
+)
 from diptych.studies.study import Study
 
 STUDIES: Final[Mapping[str, Study]] = {
-    one.STUDY.name: one.STUDY for one in (mechanisms, momentum, composition, head)
+    one.STUDY.name: one.STUDY
+    for one in (
+        mechanisms,
+        momentum,
+        shuffle,
+        composition,
+        strength,
+        head,
+        invariance,
+        loss,
+        temperature,
+        batch,
+        size,
+    )
 }
 
 

@@ -1,8 +1,9 @@
 """A paper's finding as a comparison of cells, and whether our results agree with it.
 
-A comparison is a sum of cells' means with weights that add up to zero: one cell less another, or a
-slope over several. Its interval is the t interval at 95%, with one standard deviation over seeds
-for all cells of a study, as three seeds of one cell say little about their own.
+A comparison is a weighted sum of cells' means: one cell less another, a slope over several, or one
+alone where the finding is that it is nothing. Its interval is the t interval at 95%, with one
+standard deviation over seeds for all cells of a study, as three seeds of one cell say little about
+their own.
 """
 
 import math
@@ -26,7 +27,7 @@ class Claim:
     """A finding, as it should show in the grid.
 
     Attributes:
-        finding: a sentence without its full stop.
+        finding: how a sentence begins.
         paper: the paper's figure, as "by about 3 points".
         weights: of the groups; positive where the finding says more.
         per: what the comparison is in, after "points".
@@ -64,15 +65,14 @@ class Judgement(NamedTuple):
     def sentence(self) -> str:
         """What it comes to, in words and figures."""
         claim = self.claim
-        finding = claim.finding[0].upper() + claim.finding[1:]
         if self.estimate is None:
-            return f"{finding} (the paper: {claim.paper}): not measured."
+            return f"{claim.finding} (the paper: {claim.paper}): not measured."
         value, low, high = self.estimate
         points = f"points{f' {claim.per}' if claim.per else ''}"
         ours = f"{value:+.1f} {points}"
         if math.isfinite(low):
             ours += f", {CONFIDENCE:.0%} interval {low:+.1f} to {high:+.1f}"
-        return f"{finding} (the paper: {claim.paper}). Here: {ours}. {self._words()}"
+        return f"{claim.finding} (the paper: {claim.paper}). Here: {ours}. {self._words()}"
 
     def _words(self) -> str:
         assert self.estimate is not None
@@ -118,11 +118,6 @@ def best_of(results: Results, cells: Sequence[str], measure: str = "knn") -> str
     A comparison with the best of many is harder on the finding than one with a cell named before.
     """
     return max(cells, key=lambda cell: _mean_or_least(results, cell, measure))
-
-
-def worst_of(results: Results, cells: Sequence[str], measure: str = "knn") -> str:
-    """The cell with the lowest mean; the first where none has results."""
-    return min(cells, key=lambda cell: -_mean_or_least(results, cell, measure, sign=-1.0))
 
 
 def judge(claim: Claim, results: Results) -> Judgement:
@@ -188,6 +183,6 @@ def _outcome(estimate: Estimate, tolerance: float | None) -> Outcome:
     return "disagree" if outside else "undecided"
 
 
-def _mean_or_least(results: Results, cell: str, measure: str, sign: float = 1.0) -> float:
+def _mean_or_least(results: Results, cell: str, measure: str) -> float:
     mean = results.mean(cell, measure)
-    return -math.inf if mean is None else sign * mean
+    return -math.inf if mean is None else mean

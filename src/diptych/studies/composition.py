@@ -51,12 +51,12 @@ def _claims(results: Results) -> tuple[Claim, ...]:
     pairs = [cell.name for cell in _grid(1) if cell.name not in (*alone, "crop+color")]
     next_pair, single = best_of(results, pairs), best_of(results, alone)
     return (
-        better("crop+color", "crop", "crop and colour beat crop alone", "56 against 33"),
-        better("crop+color", "color", "crop and colour beat colour alone", "56 against 19"),
+        better("crop+color", "crop", "Crop and colour beat crop alone", "56 against 33"),
+        better("crop+color", "color", "Crop and colour beat colour alone", "56 against 19"),
         better("crop+color", next_pair,
-               f"crop and colour are the best pair (the next here: {next_pair})", "by far"),
+               f"Crop and colour are the best pair (the next here: {next_pair})", "by far"),
         better("crop+color", single,
-               f"no operation alone is as good (the best here: {single})", "none"),
+               f"No operation alone is as good (the best here: {single})", "none"),
     )  # fmt: skip
 
 

@@ -41,6 +41,7 @@ def lines(
     measure: str = "knn",
     base: int | None = None,
     reference: tuple[str, str] | None = None,
+    also: Mapping[str, str] | None = None,
 ) -> Figure:
     """A line for each series, with a bar of one standard error at each point.
 
@@ -52,11 +53,14 @@ def lines(
         measure: on the vertical axis.
         base: of a logarithmic axis; None for a linear one.
         reference: a cell and the measure of it at which a dotted line is drawn.
+        also: a measure by its name in the legend: the same series again, dashed.
     """
     with matplotlib.rc_context(_STYLE):
         figure, (axes,) = _panels(1)
         for index, (name, points) in enumerate(series.items()):
             _line(axes, results, points, measure, name, index)
+            for other_name, other in (also or {}).items():
+                _line(axes, results, points, other, f"{name}, {other_name}", index, style="--")
         if base is not None:
             axes.set_xscale("log", base=base)
         ticks = sorted({x for points in series.values() for x, _ in points})
@@ -188,6 +192,7 @@ def _line(
     measure: str,
     name: str,
     index: int,
+    style: str = "-",
 ) -> None:
     there = [(x, *_percent(results, cell, measure)) for x, cell in points
              if results.values(cell, measure)]  # fmt: skip
@@ -195,7 +200,9 @@ def _line(
         return
     xs, means, errors = zip(*there, strict=True)
     color, marker = COLORS[index % len(COLORS)], _MARKERS[index % len(_MARKERS)]
-    axes.errorbar(xs, means, yerr=errors, label=name, color=color, marker=marker, ms=5, capsize=3)
+    axes.errorbar(
+        xs, means, yerr=errors, label=name, color=color, marker=marker, ls=style, ms=5, capsize=3
+    )
 
 
 def _bars(axes: Axes, results: Results, rows: Sequence[tuple[str, str, str]]) -> None:

@@ -40,10 +40,10 @@ def _claims(results: Results) -> tuple[Claim, ...]:
     groups |= {(f"linear-{w}", "knn"): -1 / len(WIDTHS) for w in WIDTHS}
     width = rises([f"mlp-{w}" for w in WIDTHS], doublings, "", "", per="per doubling of the width")
     return (
-        better(mlp, "none", "an MLP head beats none", "more than 10 points"),
-        better(linear, "none", "a linear head beats none", "some 7 points or more"),
-        Claim("an MLP head beats a linear one, over all widths", "about 3 points", groups),
-        Claim("the MLP's output width hardly matters", "hardly any difference", width.weights,
+        better(mlp, "none", "An MLP head beats none", "more than 10 points"),
+        better(linear, "none", "A linear head beats none", "some 7 points follow"),
+        Claim("An MLP head beats a linear one, over all widths", "about 3 points", groups),
+        Claim("The MLP's output width hardly matters", "hardly any difference", width.weights,
               width.per, tolerance=0.5),
     )  # fmt: skip
 

@@ -53,14 +53,14 @@ def _claims(results: Results) -> tuple[Claim, ...]:
     per = "per doubling of K"
     return (
         rises([f"queue-{k}" for k in SIZES], doublings,
-              "the queue improves with its size", "at every step up to 65,536", per=per),
+              "The queue improves with its size", "at every step up to 65,536", per=per),
         rises([f"bank-{k}" for k in SIZES], doublings,
-              "the bank improves with its size", "at every step up to 65,536", per=per),
+              "The bank improves with its size", "at every step up to 65,536", per=per),
         rises([f"end-to-end-{k}" for k in END_TO_END], doublings[: len(END_TO_END)],
-              "end-to-end improves with its batch", "up to 1,024, the largest", per=per),
+              "End-to-end improves with its batch", "up to 1,024, the largest", per=per),
         better(f"queue-{_LARGEST}", f"bank-{_LARGEST}",
-               f"the queue beats the bank at K = {_LARGEST:,}", "by 2.6 points at 65,536"),
-        Claim(f"queue and end-to-end are about equal at K = {END_TO_END[-1]}",
+               f"The queue beats the bank at K = {_LARGEST:,}", "by 2.6 points at 65,536"),
+        Claim(f"Queue and end-to-end are about equal at K = {END_TO_END[-1]}",
               "about equal at 1,024",
               {(f"{one}-{END_TO_END[-1]}", "knn"): sign
                for one, sign in (("queue", 1.0), ("end-to-end", -1.0))},

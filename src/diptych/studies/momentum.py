@@ -27,13 +27,13 @@ def _claims(results: Results) -> tuple[Claim, ...]:
     slow = [_name(m) for m in MOMENTA[1:]]
     best = best_of(results, slow)
     return (
-        better(best, "m-0", f"a slowly moving key encoder ({best}) beats a copy (m = 0)",
+        better(best, "m-0", f"A slowly moving key encoder ({best}) beats a copy (m = 0)",
                "m = 0 fails to converge"),
-        better("m-0.9", "m-0", "m = 0 is worse than the worst that works, m = 0.9",
+        better("m-0.9", "m-0", "A copy (m = 0) is worse than m = 0.9 too",
                "55.2 against none"),
-        better("m-0.99", "m-0.9", "m = 0.99 beats m = 0.9", "57.8 against 55.2"),
-        better("m-0.999", "m-0.99", "m = 0.999 beats m = 0.99", "59.0 against 57.8"),
-        better("m-0.999", "m-0.9999", "m = 0.999 beats m = 0.9999", "59.0 against 58.9"),
+        better("m-0.99", "m-0.9", "Momentum 0.99 beats 0.9", "57.8 against 55.2"),
+        better("m-0.999", "m-0.99", "Momentum 0.999 beats 0.99", "59.0 against 57.8"),
+        better("m-0.999", "m-0.9999", "Momentum 0.999 beats 0.9999", "59.0 against 58.9"),
     )  # fmt: skip
 
 

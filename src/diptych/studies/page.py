@@ -29,11 +29,12 @@ NAMES: Final = {
 
 _NOT_SHARES: Final = frozenset({"effective_rank"})
 _HEADLINES: Final = {
-    "agree": "shows here beyond the intervals",
-    "undecided": "is not decided here",
-    "disagree": "is contradicted here",
-    "unmeasured": "was not measured",
+    "agree": ("shows here beyond the intervals", "show here beyond the intervals"),
+    "undecided": ("is not decided here", "are not decided here"),
+    "disagree": ("is contradicted here", "are contradicted here"),
+    "unmeasured": ("was not measured", "were not measured"),
 }
+"""Of one finding, and of any other number."""
 
 
 class Row(NamedTuple):
@@ -110,7 +111,7 @@ def headline(judgements: Sequence[Judgement], *, done: int, wanted: int) -> str:
     """How many findings show, in one sentence."""
     outcomes = [one.outcome for one in judgements]
     counted = [
-        f"{outcomes.count(outcome)} {words}"
+        f"{outcomes.count(outcome)} {words[outcomes.count(outcome) != 1]}"
         for outcome, words in _HEADLINES.items()
         if outcome in outcomes
     ]

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -165,8 +165,3 @@ def _number_or_text(value: str) -> str | float:
         return float(value)
     except ValueError:
         return value
-
-
-def finite(values: Sequence[float | None]) -> list[float]:
-    """Those that are there."""
-    return [value for value in values if value is not None]
