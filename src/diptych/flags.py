@@ -148,6 +148,37 @@ class CheckLeakFlags:
 
 
 @dataclass(frozen=True)
+class StudyFlags:
+    """What `diptych study` takes."""
+
+    name: Positional[str | None] = None
+    """Which study; all are listed when not given."""
+    data: str | None = None
+    """Labelled images, as for `diptych pretrain`: a folder with train and test, or class
+    folders."""
+    out: Path | None = None
+    """The study's folder, where it goes on if it was cut; `runs/studies/NAME` when not given."""
+    images: int | None = None
+    """Images to learn from; the study's own number when not given."""
+    epochs: int | None = None
+    """Epochs of a cell; the study's own number when not given."""
+    seeds: int = 3
+    """Seeds of each cell, from 0 on."""
+    jobs: int = 1
+    """Cells that run at once, each in a process of its own."""
+    threads: int | None = None
+    """CPU threads of each cell; all cores divided by --jobs when not given."""
+    cell: str | None = None
+    """Run one cell only, CELL/seed-K, and write no page."""
+    write_commands: Path | None = None
+    """Run nothing: write one command a line to this file, each for one cell that is not done."""
+    only_run: bool = False
+    """Run the cells and write no page."""
+    only_report: bool = False
+    """Run nothing: write table, figure and page of the cells that are done."""
+
+
+@dataclass(frozen=True)
 class ViewsFlags:
     """What `diptych views` takes."""
 

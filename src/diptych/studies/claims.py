@@ -1,0 +1,188 @@
+"""A paper's finding as a comparison of cells, and whether our results agree with it.
+
+A comparison is a weighted sum of cells' means: one cell less another, a slope over several, or one
+alone where the finding is that it is nothing. Its interval is the t interval at 95%, with one
+standard deviation over seeds for all cells of a study, as three seeds of one cell say little about
+their own.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+from diptych.studies.results import Results
+
+CONFIDENCE: Final = 0.95
+
+Group = tuple[str, str]
+"""A cell and a measure."""
+
+Outcome = Literal["agree", "undecided", "disagree", "unmeasured"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A finding, as it should show in the grid.
+
+    Attributes:
+        finding: how a sentence begins.
+        paper: the paper's figure, as "by about 3 points".
+        weights: of the groups; positive where the finding says more.
+        per: what the comparison is in, after "points".
+        tolerance: in points; given where the finding is that there is no difference to speak of.
+    """
+
+    finding: str
+    paper: str
+    weights: Mapping[Group, float]
+    per: str = ""
+    tolerance: float | None = None
+
+
+class Estimate(NamedTuple):
+    """A comparison in points (hundredths), with its interval.
+
+    Attributes:
+        value: the difference.
+        low: lower end; -inf where nothing is known of the spread.
+        high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+class Judgement(NamedTuple):
+    """A claim beside our numbers."""
+
+    claim: Claim
+    outcome: Outcome
+    estimate: Estimate | None
+
+    def sentence(self) -> str:
+        """What it comes to, in words and figures."""
+        claim = self.claim
+        if self.estimate is None:
+            return f"{claim.finding} (the paper: {claim.paper}): not measured."
+        value, low, high = self.estimate
+        points = f"points{f' {claim.per}' if claim.per else ''}"
+        ours = f"{value:+.1f} {points}"
+        if math.isfinite(low):
+            ours += f", {CONFIDENCE:.0%} interval {low:+.1f} to {high:+.1f}"
+        return f"{claim.finding} (the paper: {claim.paper}). Here: {ours}. {self._words()}"
+
+    def _words(self) -> str:
+        assert self.estimate is not None
+        within = self.claim.tolerance
+        if self.outcome == "agree":
+            if within is None:
+                return "This agrees, beyond the interval."
+            return f"This agrees: the whole interval lies within {within:g} points."
+        if self.outcome == "disagree":
+            return "This contradicts it, beyond the interval."
+        if not math.isfinite(self.estimate.low):
+            return "Not decided: one seed gives no interval."
+        against = "zero" if within is None else f"{within:g} points"
+        return f"Not decided: the interval includes {against}."
+
+
+def better(one: str, other: str, finding: str, paper: str, *, measure: str = "knn") -> Claim:
+    """One cell has more of a measure than another."""
+    return Claim(finding, paper, {(one, measure): 1.0, (other, measure): -1.0})
+
+
+def rises(
+    cells: Sequence[str],
+    positions: Sequence[float],
+    finding: str,
+    paper: str,
+    *,
+    per: str,
+    measure: str = "knn",
+) -> Claim:
+    """The measure rises with a position: the slope of a straight line through the cells."""
+    middle = statistics.fmean(positions)
+    length = sum((x - middle) ** 2 for x in positions)
+    weights = {
+        (cell, measure): (x - middle) / length for cell, x in zip(cells, positions, strict=True)
+    }
+    return Claim(finding, paper, weights, per)
+
+
+def best_of(results: Results, cells: Sequence[str], measure: str = "knn") -> str:
+    """The cell with the highest mean; the first where none has results.
+
+    A comparison with the best of many is harder on the finding than one with a cell named before.
+    """
+    return max(cells, key=lambda cell: _mean_or_least(results, cell, measure))
+
+
+def judge(claim: Claim, results: Results) -> Judgement:
+    """Whether our results agree with a finding, contradict it, or leave it open."""
+    estimate = compare(results, claim.weights)
+    if estimate is None:
+        return Judgement(claim, "unmeasured", None)
+    return Judgement(claim, _outcome(estimate, claim.tolerance), estimate)
+
+
+def compare(results: Results, weights: Mapping[Group, float]) -> Estimate | None:
+    """A comparison with its interval, in points; None where a group has no values.
+
+    Where groups are of different measures each measure has its own standard deviation, and the
+    degrees of freedom are Satterthwaite's.
+    """
+    value, variances = 0.0, dict[str, float]()
+    for (cell, measure), weight in weights.items():
+        values = results.values(cell, measure)
+        if not values:
+            return None
+        value += 100 * weight * statistics.fmean(values)
+        variances[measure] = variances.get(measure, 0.0) + weight**2 / len(values)
+    freedoms = dict[str, int]()
+    for measure in variances:
+        spread, freedoms[measure] = pooled_variance(results, measure)
+        variances[measure] *= 1e4 * spread
+    if min(freedoms.values()) == 0:
+        return Estimate(value, -math.inf, math.inf)
+    half = _half_width(variances, freedoms)
+    return Estimate(value, value - half, value + half)
+
+
+def pooled_variance(results: Results, measure: str) -> tuple[float, int]:
+    """Variance over seeds, common to all cells of a study, and its degrees of freedom."""
+    squares, freedom = 0.0, 0
+    for cell in results.cells:
+        values = results.values(cell, measure)
+        if len(values) > 1:
+            squares += (len(values) - 1) * statistics.variance(values)
+            freedom += len(values) - 1
+    return (squares / freedom if freedom else 0.0), freedom
+
+
+def _half_width(variances: Mapping[str, float], freedoms: Mapping[str, int]) -> float:
+    from scipy.stats import t
+
+    total = sum(variances.values())
+    if total == 0.0:
+        return 0.0
+    freedom = total**2 / sum(variances[m] ** 2 / freedoms[m] for m in variances)
+    return float(t.ppf(0.5 + CONFIDENCE / 2, freedom)) * math.sqrt(total)
+
+
+def _outcome(estimate: Estimate, tolerance: float | None) -> Outcome:
+    if tolerance is None:
+        if estimate.low > 0:
+            return "agree"
+        return "disagree" if estimate.high < 0 else "undecided"
+    if -tolerance < estimate.low and estimate.high < tolerance:
+        return "agree"
+    outside = estimate.low > tolerance or estimate.high < -tolerance
+    return "disagree" if outside else "undecided"
+
+
+def _mean_or_least(results: Results, cell: str, measure: str) -> float:
+    mean = results.mean(cell, measure)
+    return -math.inf if mean is None else mean

@@ -1,0 +1,260 @@
+"""The figures of the studies in the papers' forms: lines, bars, a heat map. Shares become %."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from diptych.report.figures import ACCENT, FAINT, INK, SECOND
+from diptych.studies.results import Results
+
+COLORS: Final = (ACCENT, SECOND, "#4d8b3d", "#7b5ea7", "#b8952c", "#555b66")
+KNN_LABEL: Final = "kNN accuracy (%)"
+_MARKERS: Final = "osD^vP"
+_STYLE: Final[Any] = {
+    "font.size": 10.0,
+    "font.family": "sans-serif",
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.hashsalt": "diptych",
+}
+
+Series = Mapping[str, Sequence[tuple[float, str]]]
+"""By name: positions, each with the cell that stands there."""
+
+
+def lines(
+    results: Results,
+    series: Series,
+    *,
+    x_label: str,
+    y_label: str = KNN_LABEL,
+    measure: str = "knn",
+    base: int | None = None,
+    reference: tuple[str, str] | None = None,
+    also: Mapping[str, str] | None = None,
+) -> Figure:
+    """A line for each series, with a bar of one standard error at each point.
+
+    Args:
+        results: of the study.
+        series: by name.
+        x_label: of the axis.
+        y_label: of the axis.
+        measure: on the vertical axis.
+        base: of a logarithmic axis; None for a linear one.
+        reference: a cell and the measure of it at which a dotted line is drawn.
+        also: a measure by its name in the legend: the same series again, dashed.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, (axes,) = _panels(1)
+        for index, (name, points) in enumerate(series.items()):
+            _line(axes, results, points, measure, name, index)
+            for other_name, other in (also or {}).items():
+                _line(axes, results, points, other, f"{name}, {other_name}", index, style="--")
+        if base is not None:
+            axes.set_xscale("log", base=base)
+        ticks = sorted({x for points in series.values() for x, _ in points})
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set(xlabel=x_label, ylabel=y_label)
+        _draw_reference(axes, results, reference)
+        _legend(axes)
+        return figure
+
+
+def bars(
+    results: Results,
+    panels: Mapping[str, Sequence[tuple[str, str, str]]],
+    *,
+    reference: tuple[str, str] | None = None,
+) -> Figure:
+    """A panel of horizontal bars for each title, with one standard error at each.
+
+    Args:
+        results: of the study.
+        panels: by title: label, cell and measure of each bar, from top to bottom.
+        reference: a cell and a measure; a dotted line in the first panel.
+    """
+    with matplotlib.rc_context(_STYLE):
+        most = max(len(rows) for rows in panels.values())
+        figure, all_axes = _panels(len(panels), height=0.9 + 0.36 * most)
+        for axes, (title, rows) in zip(all_axes, panels.items(), strict=True):
+            _bars(axes, results, rows)
+            axes.set(title=title, xlabel="%")
+        _draw_reference(all_axes[0], results, reference, upright=True)
+        return figure
+
+
+def grouped_bars(
+    results: Results,
+    groups: Mapping[str, Mapping[str, tuple[str, str]]],
+    *,
+    y_label: str,
+) -> Figure:
+    """For each group some bars side by side, of the same names in every group.
+
+    Args:
+        results: of the study.
+        groups: by label: by the bar's name its cell and measure.
+        y_label: of the axis.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, (axes,) = _panels(1)
+        names = list(next(iter(groups.values())))
+        width = 0.8 / len(names)
+        for index, name in enumerate(names):
+            found = [_percent(results, *bars[name]) for bars in groups.values()]
+            places = [g + (index - (len(names) - 1) / 2) * width for g in range(len(groups))]
+            heights = [mean for mean, _ in found]
+            color = COLORS[index % len(COLORS)]
+            drawn = axes.bar(
+                places, heights, width * 0.92, label=name, color=color,
+                yerr=[error for _, error in found], ecolor=INK, capsize=2,
+            )  # fmt: skip
+            axes.bar_label(drawn, [f"{h:.1f}" if h else "" for h in heights], padding=2, size=8)
+        axes.set_xticks(range(len(groups)), list(groups))
+        axes.set(ylabel=y_label)
+        _legend(axes)
+        return figure
+
+
+def heat_map(
+    results: Results,
+    table: Sequence[Sequence[str | None]],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    row_label: str,
+    column_label: str,
+    measure: str = "knn",
+) -> Figure:
+    """A number and a shade for each cell; the paper's last column, the mean of the row, as well.
+
+    Args:
+        results: of the study.
+        table: names of cells, rows first; None where there is none.
+        rows: labels.
+        columns: labels.
+        row_label: of the axis.
+        column_label: of the axis.
+        measure: shown.
+    """
+    values = [[_cell_value(results, cell, measure) for cell in row] for row in table]
+    shown = [[*row, _mean(row)] for row in values]
+    with matplotlib.rc_context({**_STYLE, "axes.spines.left": False, "axes.spines.bottom": False}):
+        figure, (axes,) = _panels(1, height=0.62 * len(rows) + 1.0, width=0.92 * len(columns) + 3.0)
+        image = axes.imshow(shown, cmap="viridis", aspect="auto")
+        low, high = (end or 0.0 for end in image.get_clim())
+        for y, row in enumerate(shown):
+            for x, value in enumerate(row):
+                if math.isfinite(value):
+                    color = "white" if value - low < 0.6 * (high - low) else "black"
+                    axes.text(x, y, f"{value:.1f}", ha="center", va="center", color=color)
+        axes.set_xticks(range(len(columns) + 1), [*columns, "average"])
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.tick_params(length=0)
+        axes.set(xlabel=column_label, ylabel=row_label)
+        figure.colorbar(image, ax=axes, label=KNN_LABEL)
+        return figure
+
+
+def svg(figure: Figure) -> str:
+    """A figure as text that stands in a page and in a file."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as a bitmap, for pages that show no SVG."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": ""})
+    return buffer.getvalue()
+
+
+def _line(
+    axes: Axes,
+    results: Results,
+    points: Sequence[tuple[float, str]],
+    measure: str,
+    name: str,
+    index: int,
+    style: str = "-",
+) -> None:
+    there = [(x, *_percent(results, cell, measure)) for x, cell in points
+             if results.values(cell, measure)]  # fmt: skip
+    if not there:
+        return
+    xs, means, errors = zip(*there, strict=True)
+    color, marker = COLORS[index % len(COLORS)], _MARKERS[index % len(_MARKERS)]
+    axes.errorbar(
+        xs, means, yerr=errors, label=name, color=color, marker=marker, ls=style, ms=5, capsize=3
+    )
+
+
+def _bars(axes: Axes, results: Results, rows: Sequence[tuple[str, str, str]]) -> None:
+    found = [_percent(results, cell, measure) for _, cell, measure in rows]
+    means = [mean for mean, _ in found]
+    drawn = axes.barh(
+        range(len(rows)), means, xerr=[error for _, error in found],
+        color=SECOND, ecolor=INK, capsize=2, height=0.65,
+    )  # fmt: skip
+    axes.bar_label(drawn, [f"{mean:.1f}" for mean in means], padding=6)
+    axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
+    axes.invert_yaxis()
+    lowest, highest = min([0.0, *means]), max([0.0, *means])
+    room = 0.18 * (highest - lowest) or 1.0
+    axes.set_xlim(lowest - (room if lowest < 0 else 0), highest + room)
+
+
+def _draw_reference(
+    axes: Axes, results: Results, reference: tuple[str, str] | None, *, upright: bool = False
+) -> None:
+    if reference is None or not results.values(*reference):
+        return
+    mean, _ = _percent(results, *reference)
+    if upright:
+        axes.axvline(mean, color=INK, lw=0.9, ls=":")
+    else:
+        axes.axhline(mean, color=FAINT, lw=1.2, ls=":", label=f"untrained encoder ({mean:.1f})")
+
+
+def _percent(results: Results, cell: str, measure: str) -> tuple[float, float]:
+    """Mean and standard error in per cent; zeros where there is none."""
+    return 100 * (results.mean(cell, measure) or 0.0), 100 * (results.error(cell, measure) or 0.0)
+
+
+def _cell_value(results: Results, cell: str | None, measure: str) -> float:
+    mean = None if cell is None else results.mean(cell, measure)
+    return math.nan if mean is None else 100 * mean
+
+
+def _mean(row: Sequence[float]) -> float:
+    there = [value for value in row if math.isfinite(value)]
+    return sum(there) / len(there) if there else math.nan
+
+
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+
+
+def _panels(
+    count: int, height: float = 3.8, width: float | None = None
+) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width or (7.0 if count == 1 else 10.0), height), layout="constrained")
+    axes = figure.subplots(1, count, squeeze=False)
+    return figure, list(axes[0])

@@ -1,0 +1,161 @@
+"""What is measured of a trained run: kNN always, and what a study needs besides."""
+
+import statistics
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from diptych.config_file import load_run_config
+from diptych.configs import ImagesConfig, RunConfig
+from diptych.errors import ImagesError
+from diptych.evaluation.features import encode
+from diptych.evaluation.geometry import effective_rank
+from diptych.evaluation.knn import NEIGHBOURS, TEMPERATURE, accuracy, knn_predict
+from diptych.evaluation.linear import fit_linear
+from diptych.evaluation.probes import Labelled, labelled_parts
+from diptych.images.sources import open_images
+from diptych.model.saved import load_encoder, untrained_encoder
+from diptych.run_folder import RunFolder
+from diptych.studies.adapters import supervised_accuracy, transformation_accuracies
+from diptych.training.leak import check_leak
+from diptych.training.run_log import read_metrics
+
+
+class Bench:
+    """Holds the labelled images between cells, as all cells of a study share them.
+
+    Args:
+        executor: its threads make views.
+        threads: as many.
+    """
+
+    def __init__(self, executor: Executor, threads: int) -> None:
+        self.executor, self.threads = executor, threads
+        self._config: ImagesConfig | None = None
+        self._labelled: Labelled | None = None
+
+    def labelled(self, config: ImagesConfig) -> Labelled:
+        """The labelled images of a run.
+
+        Raises:
+            ImagesError: they have no labels.
+        """
+        if config != self._config or self._labelled is None:
+            self._labelled = labelled_parts(open_images(config, self.executor))
+            self._config = config
+        if self._labelled is None:
+            raise ImagesError(
+                f"{config.path} has no labels, by which a study measures. Put the images of each "
+                "class into a folder of its own."
+            )
+        return self._labelled
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run whose training has ended.
+
+    Attributes:
+        folder: of the run.
+        bench: to measure it on.
+    """
+
+    folder: RunFolder
+    bench: Bench
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """Of the run, resolved."""
+        return load_run_config(self.folder.config)
+
+    @cached_property
+    def labelled(self) -> Labelled:
+        """Its images with labels, to learn from and held out."""
+        return self.bench.labelled(self.config.images)
+
+    @cached_property
+    def features(self) -> tuple[Tensor, Tensor]:
+        """Of the images to learn from and of those held out, before the head."""
+        return self.encode(load_encoder(self.folder))
+
+    def encode(self, network: nn.Module) -> tuple[Tensor, Tensor]:
+        """The same of another network."""
+        parts = (self.labelled.train, self.labelled.test)
+        train, test = (encode(network, p, self.config.views, self.bench.executor) for p in parts)
+        return train, test
+
+
+def measure(run: Trained, extra: tuple[str, ...], *, reference: bool) -> dict[str, float]:
+    """Everything that is measured of a run, by name.
+
+    Args:
+        run: to measure.
+        extra: names in ``EXTRA``.
+        reference: measure the untrained encoder of this run too.
+    """
+    found = {
+        "knn": _knn(run, run.features),
+        "pretext": final_pretext_accuracy(read_metrics(run.folder.metrics)),
+        "effective_rank": effective_rank(run.features[0]),
+    }
+    if reference:
+        found["untrained"] = _knn(run, run.encode(untrained_encoder(run.config)))
+    for name in extra:
+        found |= EXTRA[name](run)
+    return found
+
+
+def protocol(run: Trained, extra: tuple[str, ...]) -> dict[str, Any]:
+    """How it was measured."""
+    return {
+        "train_images": len(run.labelled.train),
+        "test_images": len(run.labelled.test),
+        "classes": len(run.labelled.classes),
+        "knn_neighbours": NEIGHBOURS,
+        "knn_temperature": TEMPERATURE,
+        "measures": list(extra),
+    }
+
+
+def final_pretext_accuracy(metrics: list[dict[str, Any]]) -> float:
+    """Share of queries that found their key, over the last tenth of the lines of metrics."""
+    late = metrics[-max(1, len(metrics) // 10) :]
+    return statistics.fmean(line["accuracy"] for line in late)
+
+
+def _knn(run: Trained, features: tuple[Tensor, Tensor]) -> float:
+    train, test = features
+    predicted = knn_predict(train, run.labelled.train_labels, test)
+    return accuracy(predicted, run.labelled.test_labels)
+
+
+def _linear(run: Trained) -> dict[str, float]:
+    train, test = run.features
+    classifier = fit_linear(train, run.labelled.train_labels)
+    return {"linear": accuracy(classifier.predict(test), run.labelled.test_labels)}
+
+
+def _leak(run: Trained) -> dict[str, float]:
+    found = check_leak(run.folder.path, threads=run.bench.threads)
+    return {"leak": 0.0 if found is None else found.advantage}
+
+
+def _supervised(run: Trained) -> dict[str, float]:
+    return supervised_accuracy(run.config, run.labelled, run.bench.executor)
+
+
+def _transformations(run: Trained) -> dict[str, float]:
+    return transformation_accuracies(run.folder, run.config, run.labelled, run.bench.executor)
+
+
+EXTRA: Final[Mapping[str, Callable[[Trained], dict[str, float]]]] = {
+    "linear": _linear,
+    "leak": _leak,
+    "supervised": _supervised,
+    "transformations": _transformations,
+}
+"""What a study may ask for besides."""

@@ -1,0 +1,65 @@
+"""Results that no run gave, and a study so small that its runs take a second."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from diptych.studies.claims import Claim, better
+from diptych.studies.drawing import bars
+from diptych.studies.results import Result, Results
+from diptych.studies.study import Budget, Cell, Study
+
+
+def result(cell: str, seed: int, **measures: float) -> Result:
+    return Result(
+        study="made-up",
+        cell=cell,
+        seed=seed,
+        place={"width": 16.0, "kind": cell},
+        measures=measures,
+        command=f'diptych pretrain "a, b" --seed {seed}',
+        seconds=1.5,
+    )
+
+
+def results(**values: Sequence[float]) -> Results:
+    """KNN accuracies of each cell, by seed."""
+    return Results(
+        [result(cell, seed, knn=v) for cell, all_ in values.items() for seed, v in enumerate(all_)]
+    )
+
+
+def _grid(epochs: int) -> tuple[Cell, ...]:
+    return (
+        Cell("crop", {"view": "crop"}, {"views.policy": "crop"}),
+        Cell("still", {"view": "still"}, {"views.policy": "center", "training.epochs": 2 * epochs}),
+    )
+
+
+def _claims(found: Results) -> tuple[Claim, ...]:
+    return (better("crop", "still", "Crops beat nothing", "of course"),)
+
+
+def _draw(found: Results) -> Figure:
+    return bars(found, {"kNN": [("crop", "crop", "knn"), ("still", "still", "knn")]})
+
+
+TINY = Study(
+    name="tiny",
+    question="Does a crop <teach> anything?",
+    source="nobody",
+    found=("It does.",),
+    grid=_grid,
+    claims=_claims,
+    draw=_draw,
+    base={
+        "encoder.width": 4,
+        "encoder.stage_blocks": (1, 1),
+        "views.side_pixels": 16,
+        "training.batch_size": 16,
+        "probe.images": 32,
+        "probe.log_every_steps": 1,
+    },
+    reference="crop",
+    budget=Budget(images=None, epochs=1),
+)

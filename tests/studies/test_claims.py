@@ -1,0 +1,92 @@
+"""Comparisons and judgements on made-up results, against formulas written out again."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from diptych.studies.claims import Claim, best_of, better, compare, judge, rises
+from diptych.studies.results import Results
+from studies.made_up import result, results
+
+
+def test_a_difference_has_the_t_interval_of_two_samples_with_one_variance() -> None:
+    one, other = [0.42, 0.44, 0.43], [0.40, 0.41, 0.39]
+    found = compare(results(one=one, other=other), better("one", "other", "", "").weights)
+    assert found is not None
+    oracle = stats.ttest_ind(one, other, equal_var=True).confidence_interval(0.95)
+    assert found.value == pytest.approx(100 * (np.mean(one) - np.mean(other)))
+    assert (found.low, found.high) == pytest.approx((100 * oracle.low, 100 * oracle.high))
+
+
+def test_a_slope_is_that_of_a_straight_line_through_the_means(rng: np.random.Generator) -> None:
+    positions = [7.0, 8.0, 10.0, 11.0]
+    values = rng.uniform(0.3, 0.5, (4, 3))
+    cells = ["a", "b", "c", "d"]
+    claim = rises(cells, positions, "It rises", "it does", per="a step")
+    found = compare(results(**dict(zip(cells, values.tolist(), strict=True))), claim.weights)
+    assert found is not None
+    slope = np.polyfit(positions, 100 * values.mean(axis=1), 1)[0]
+    assert found.value == pytest.approx(slope)
+    # One-way analysis of variance: the slope's error from the spread within the cells.
+    within = (100 * (values - values.mean(axis=1, keepdims=True))).ravel()
+    error = math.sqrt((within @ within) / 8 / 3 / np.var(positions) / 4)
+    assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, 8) * error)
+
+
+def test_two_measures_have_a_standard_deviation_each() -> None:
+    h, g = [0.90, 0.94, 0.92], [0.50, 0.52, 0.60]
+    found = compare(
+        Results(result("run", s, h=a, g=b) for s, (a, b) in enumerate(zip(h, g, strict=True))),
+        {("run", "h"): 1.0, ("run", "g"): -1.0},
+    )
+    assert found is not None
+    oracle = stats.ttest_ind(h, g, equal_var=False).confidence_interval(0.95)  # Welch
+    assert (found.low, found.high) == pytest.approx((100 * oracle.low, 100 * oracle.high))
+
+
+@pytest.mark.parametrize(
+    ("one", "outcome"),
+    [([0.50, 0.51, 0.52], "agree"), ([0.40, 0.41, 0.42], "undecided"),
+     ([0.30, 0.31, 0.32], "disagree")],
+)  # fmt: skip
+def test_what_is_beyond_the_interval_is_decided(one: list[float], outcome: str) -> None:
+    claim = better("one", "other", "One beats the other", "by 3 points")
+    found = judge(claim, results(one=one, other=[0.41, 0.40, 0.42]))
+    assert found.outcome == outcome
+    words = {"agree": "agrees", "undecided": "Not decided", "disagree": "contradicts"}[outcome]
+    assert words in found.sentence()
+    assert "by 3 points" in found.sentence()
+
+
+@pytest.mark.parametrize(
+    ("shift", "outcome"), [(0.0, "agree"), (0.02, "undecided"), (0.06, "disagree")]
+)
+def test_that_nothing_changes_needs_an_interval_within_the_tolerance(
+    shift: float, outcome: str
+) -> None:
+    same = [0.400, 0.402, 0.404]
+    claim = Claim("They are equal", "equal", {("a", "knn"): 1, ("b", "knn"): -1}, tolerance=2.0)
+    assert judge(claim, results(a=[v + shift for v in same], b=same)).outcome == outcome
+
+
+def test_one_seed_decides_nothing_and_no_result_is_said() -> None:
+    claim = better("one", "other", "One beats the other", "yes")
+    alone = judge(claim, results(one=[0.9], other=[0.1]))
+    assert alone.outcome == "undecided"
+    assert "one seed gives no interval" in alone.sentence()
+    assert "interval " not in alone.sentence().replace("no interval", "")
+    missing = judge(claim, results(one=[0.9]))
+    assert missing.outcome == "unmeasured"
+    assert "not measured" in missing.sentence()
+
+
+def test_seeds_that_all_agree_leave_an_interval_of_no_width() -> None:
+    found = compare(results(a=[0.5, 0.5], b=[0.4, 0.4]), better("a", "b", "", "").weights)
+    assert found is not None
+    assert found.low == pytest.approx(found.high) == pytest.approx(10.0)
+
+
+def test_the_best_is_found_among_those_that_have_results() -> None:
+    assert best_of(results(a=[0.1], b=[0.3, 0.1], c=[0.25]), ["none", "a", "b", "c"]) == "c"

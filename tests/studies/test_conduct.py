@@ -1,0 +1,284 @@
+"""A tiny study from end to end: run, cut, resumed, in processes, as commands."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from diptych import cli
+from diptych.cli import main
+from diptych.errors import ConfigError, Interrupted, RunFolderError
+from diptych.pretraining import run_pretraining
+from diptych.studies import catalog, cell_run
+from diptych.studies.conduct import Plan, gather, make_plan, run_cells, write_commands
+from diptych.studies.measures import final_pretext_accuracy
+from diptych.studies.page import write_study
+from diptych.studies.results import RESULT_NAME, from_table
+from studies.made_up import TINY
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.outside: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            local = value is None or value.startswith(("data:", "#"))
+            if name in ("src", "href", "xlink:href") and not local:
+                self.outside.append(str(value))
+
+
+def planned(data: Path, out: Path, **given: int) -> Plan:
+    return make_plan(TINY, data=str(data), out=out, threads=1, **{"seeds": 2, **given})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """A tiny study on striped images, run to its end."""
+    import numpy as np
+    from PIL import Image
+
+    from conftest import striped
+
+    root = tmp_path_factory.mktemp("study")
+    rng = np.random.default_rng(7)
+    for label in range(3):
+        folder = root / "images" / f"class{label}"
+        folder.mkdir(parents=True)
+        for number in range(16):
+            Image.fromarray(striped(label, rng)).save(folder / f"{number:03d}.png")
+    plan = planned(root / "images", root / "out")
+    said: list[str] = []
+    run_cells(plan, say=said.append)
+    assert len(said) == 4
+    assert said[0].startswith("[1/4] crop, seed 0: kNN")
+    write_study(plan)
+    return plan
+
+
+def test_a_study_leaves_a_table_a_figure_and_pages(finished: Plan) -> None:
+    for name in ("table.csv", "figure.svg", "figure.png", "index.md", "index.html"):
+        assert (finished.out / name).stat().st_size > 200, name
+    rows = from_table((finished.out / "table.csv").read_text())
+    assert sorted(rows, key=str) == sorted(gather(finished).all, key=str)
+    assert {(row.cell, row.seed) for row in rows} == {
+        (cell, seed) for cell in ("crop", "still") for seed in (0, 1)
+    }
+    assert all({"knn", "pretext", "effective_rank"} <= row.measures.keys() for row in rows)
+    assert {row.cell for row in rows if "untrained" in row.measures} == {"crop"}
+    page = (finished.out / "index.html").read_text()
+    assert "a crop &lt;teach&gt; anything" in page
+    assert "<script" not in page
+    links = _Links()
+    links.feed(page)
+    assert links.outside == []
+    assert page.index('class="verdict"') < page.index("<svg")
+    markdown = (finished.out / "index.md").read_text()
+    assert "Crops beat nothing (the paper: of course)" in markdown
+    assert "figure.svg" in markdown
+
+
+def test_a_result_is_what_the_run_itself_says(finished: Plan) -> None:
+    task = finished.tasks()[0]
+    found = task.result()
+    assert found is not None
+    lines = [json.loads(line) for line in (task.folder / "metrics.jsonl").read_text().splitlines()]
+    assert found.measures["pretext"] == lines[-1]["accuracy"]  # two steps: a tenth is one line
+    evaluated = main(["evaluate", str(task.folder), "--threads", "1"])
+    assert evaluated == 0
+    evaluation = json.loads((task.folder / "evaluation.json").read_text())
+    assert found.measures["knn"] == pytest.approx(evaluation["knn"]["trained"])
+    assert found.measures["untrained"] == pytest.approx(evaluation["knn"]["untrained"])
+
+
+def test_the_last_tenth_is_what_counts_of_the_pretext_accuracy() -> None:
+    lines = [{"accuracy": float(step)} for step in range(40)]
+    assert final_pretext_accuracy(lines) == (36 + 37 + 38 + 39) / 4
+
+
+def test_cells_that_are_done_are_skipped(finished: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cell_run, "run_pretraining", lambda *a, **k: pytest.fail("trained again"))
+    said: list[str] = []
+    run_cells(finished, say=said.append)
+    assert said == []
+    assert write_commands(finished, finished.out / "commands.txt") == 0
+    # A result alone is missing: the cell is measured again, and not trained.
+    task = finished.tasks()[1]
+    before = task.result()
+    (task.folder / RESULT_NAME).unlink()
+    run_cells(finished, say=said.append)
+    assert len(said) == 1
+    assert task.result() == before
+
+
+def test_other_settings_are_refused_by_name(finished: Plan) -> None:
+    other = finished._replace(study=TINY, budget=type(TINY.budget)(images=None, epochs=3))
+    with pytest.raises(RunFolderError, match=r"training\.epochs was 1 and is 3"):
+        run_cells(other)
+    threads = finished._replace(threads=2)  # how fast, not what
+    assert len(gather(threads).all) == 4
+
+
+def test_an_interrupted_study_goes_on_to_the_same_result(
+    finished: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(Path(finished.data), tmp_path / "out", seeds=1)
+    steps = 0
+
+    class Cut:
+        """Sends a signal to the run at its second line of metrics."""
+
+        def begin(self, *, step: int, total_steps: int) -> None: ...
+        def symptom(self, symptom: object) -> None: ...
+        def say(self, sentence: str) -> None: ...
+        def metrics(self, line: dict[str, object]) -> None:
+            nonlocal steps
+            steps += 1
+            if steps == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(cell_run, "Silent", Cut)
+    with pytest.raises(Interrupted, match="same command goes on") as interruption:
+        run_cells(plan, say=lambda _: None)
+    assert interruption.value.signal_number == signal.SIGTERM
+    assert gather(plan).all == []
+    monkeypatch.undo()
+    said: list[str] = []
+    run_cells(plan, say=said.append)
+    assert len(said) == 2
+    for ours, theirs in zip(plan.tasks(), finished.tasks(), strict=False):
+        one, other = ours.result(), theirs.result()
+        assert one is not None
+        assert other is not None
+        assert (one.cell, one.measures) == (other.cell, other.measures)
+
+
+def test_a_cell_that_another_process_works_on_is_left_to_it(finished: Plan, tmp_path: Path) -> None:
+    import fcntl
+
+    plan = planned(Path(finished.data), tmp_path / "out", seeds=1)
+    first, second = plan.tasks()
+    first.folder.mkdir(parents=True)
+    said: list[str] = []
+    with open(first.folder / ".claim", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        run_cells(plan, say=said.append)
+    assert [line.split(": ")[0] for line in said] == ["[1/2] still, seed 0"]
+    assert first.result() is None
+    assert second.result() is not None
+
+
+def test_a_run_that_fails_is_a_result_that_says_so(
+    finished: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diptych.errors import TrainingError
+
+    def fail(*arguments: object, **named: object) -> None:
+        run_pretraining(*arguments, **named)  # type: ignore[arg-type]
+        raise TrainingError("the loss is nan")
+
+    monkeypatch.setattr(cell_run, "run_pretraining", fail)
+    plan = planned(Path(finished.data), tmp_path / "out", seeds=1)
+    said: list[str] = []
+    run_cells(plan, cell="still/seed-0", say=said.append)
+    assert said == ["[1/2] still, seed 0: failed: the loss is nan"]
+    assert gather(plan).values("still") == []
+    write_study(plan)
+    text = (plan.out / "index.md").read_text()
+    assert "the loss is nan" in text
+    assert "1 of 2 runs are done" in text
+
+
+def test_wrong_numbers_and_cells_are_refused(finished: Plan) -> None:
+    with pytest.raises(ConfigError, match="--seeds must be 1 or more; got 0"):
+        make_plan(TINY, data="images", seeds=0)
+    with pytest.raises(ConfigError, match=r"no cell 'crops'; wanted CELL/seed-K.*crop, still"):
+        run_cells(finished, cell="crops")
+
+
+@pytest.fixture
+def in_the_catalog(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "STUDIES", {"tiny": TINY})
+
+
+@pytest.mark.usefixtures("in_the_catalog")
+def test_a_file_of_commands_does_the_same_one_by_one(
+    finished: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "commands.txt", tmp_path / "out"
+    given = ["study", "tiny", "--data", finished.data, "--out", str(out), "--seeds", "1"]
+    assert main([*given, "--threads", "1", "--write-commands", str(file)]) == 0
+    assert "2 commands" in capsys.readouterr().out
+    lines = file.read_text().splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        assert program == "diptych"
+        assert main(arguments) == 0
+    assert not (out / "index.md").exists()
+    assert main([*given, "--only-report"]) == 0
+    assert (out / "index.md").exists()
+    assert (
+        gather(finished).of("still")[0].measures
+        == from_table((out / "table.csv").read_text())[1].measures
+    )
+
+
+def test_the_command_lists_studies_and_says_what_is_missing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["study"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"{study.name} " in listed for study in catalog.STUDIES.values())
+    assert main(["study", "moment", "--data", "x"]) == cli.EXIT_ERROR
+    assert "no study 'moment'" in capsys.readouterr().err
+    assert main(["study", "momentum"]) == cli.EXIT_ERROR
+    assert "give --data PATH" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_processes_share_the_cells_and_end_by_one_signal(finished: Plan, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "diptych", "study", "momentum", "--data", finished.data]
+    command += ["--out", str(out), "--seeds", "1", "--jobs", "2", "--images", "48", "--epochs"]
+    begun = subprocess.Popen([*command, "400"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("cells/*/seed-0/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    begun.send_signal(signal.SIGINT)
+    _, said = begun.communicate(timeout=120)
+    assert begun.returncode == 128 + signal.SIGINT
+    assert "The same command goes on" in said
+    ended = subprocess.run(
+        [*command[:6], "--out", str(tmp_path / "short"), *command[8:], "1"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "[5/5]" in ended.stdout
+    assert (tmp_path / "short" / "index.html").is_file()
+
+
+def test_the_example_of_a_job_array_is_one(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "docs" / "studies" / "slurm.sh"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    commands = tmp_path / "commands.txt"
+    commands.write_text("echo first\necho second 'of two'\n")
+    fake = tmp_path / "sbatch"
+    fake.write_text('#!/bin/bash\necho "$@" > "$(dirname "$0")/asked"\n')
+    fake.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["bash", str(script), str(commands)], check=True, env=environment)
+    assert "--array=1-2" in (tmp_path / "asked").read_text().split()
+    found = subprocess.run(
+        ["bash", str(script), str(commands)],
+        check=True, capture_output=True, text=True,
+        env={**environment, "SLURM_ARRAY_TASK_ID": "2"},
+    )  # fmt: skip
+    assert found.stdout == "second of two\n"

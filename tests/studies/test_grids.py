@@ -1,0 +1,144 @@
+"""The grids are what the papers vary; every command is one that the command line takes."""
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diptych.cli import pretrain
+from diptych.config_file import nest
+from diptych.configs import require_consistent
+from diptych.flags import PretrainFlags, explicit_settings, parse
+from diptych.recipes import recipe_config
+from diptych.resolve import layers_of, overlay_all
+from diptych.studies.catalog import STUDIES, find_study
+from diptych.studies.conduct import make_plan
+from diptych.studies.drawing import png, svg
+from diptych.studies.invariance import TASKS
+from diptych.studies.page import describe, to_markdown
+from diptych.studies.results import Results
+from diptych.studies.study import Study
+from diptych.training.schedules import peak_learning_rate
+from studies.made_up import result
+
+ALL = pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES.keys())
+
+
+def places(name: str, axis: str) -> set[object]:
+    study = find_study(name)
+    return {cell.place[axis] for cell in study.grid(study.budget.epochs)}
+
+
+def settings(name: str, setting: str) -> set[object]:
+    study = find_study(name)
+    cells = study.grid(study.budget.epochs)
+    return {c.settings[setting] for c in cells if setting in c.settings}
+
+
+def test_there_are_the_eleven_that_the_notes_raise() -> None:
+    wanted = "mechanisms momentum shuffle composition strength head invariance loss temperature"
+    assert set(STUDIES) == {*wanted.split(), "batch", "size"}
+
+
+def test_the_grids_vary_what_the_papers_vary() -> None:
+    assert places("mechanisms", "mechanism") == {"end-to-end", "bank", "queue"}
+    assert settings("mechanisms", "method.dictionary.queue_size") == {
+        2**power for power in range(7, 13)
+    }
+    assert settings("momentum", "method.key_encoder.momentum") == {0, 0.9, 0.99, 0.999, 0.9999}
+    assert {"split", "shuffle", "layer", "group"} < settings("shuffle", "norm.kind")
+    assert settings("strength", "views.strength") == {1 / 8, 1 / 4, 1 / 2, 1}
+    assert settings("head", "head.layers") == {0, 1, 2}
+    assert len(places("loss", "loss")) == 5
+    assert {0.05, 0.1, 0.5, 1, 10, 100} <= places("temperature", "temperature")
+    assert places("temperature", "l2 norm") == {"yes", "no"}
+    assert places("batch", "epochs") == {3, 6, 12}
+    assert places("batch", "learning rate") == {"linear", "none"}
+    assert len(places("size", "blocks")) > 1
+
+
+def test_the_composition_has_each_operation_alone_and_in_ordered_pairs() -> None:
+    cells = find_study("composition").grid(4)
+    pairs = [(cell.place["first"], cell.place["second"]) for cell in cells]
+    names = {first for first, _ in pairs}
+    assert len(names) == 7
+    for first in names:
+        for second in names:
+            ordered = first == second or second != "crop"  # a crop comes first
+            assert ((first, second) in pairs) == ordered
+    assert {cell.settings["views.second"] for cell in cells} == {"center"}
+    assert all(str(cell.settings["views.policy"]).startswith(("crop", "center")) for cell in cells)
+
+
+def test_an_unscaled_rate_is_that_of_the_batch_it_is_taken_from() -> None:
+    study = find_study("batch")
+    plan = make_plan(study, data="images", seeds=1)
+    rates: dict[str, dict[int, float]] = {"linear": {}, "none": {}}
+    for task in plan.tasks():
+        config = overlay_all(
+            recipe_config("simclr", "tiny"), layers_of(nest(dict(task.settings)), None)
+        )
+        size = config.training.batch_size
+        rates[config.optimizer.scaling][size] = peak_learning_rate(config.optimizer, size)
+    assert set(rates["none"].values()) == {rates["linear"][128]}
+    assert rates["linear"][512] == 4 * rates["linear"][128]
+
+
+@ALL
+def test_cells_have_names_of_their_own_that_are_folders(study: Study) -> None:
+    for epochs in (1, study.budget.epochs):
+        names = [cell.name for cell in study.grid(epochs)]
+        assert len(set(names)) == len(names)
+        assert all(Path(name).name == name and name.islower() for name in names)
+        assert study.reference in names or epochs != study.budget.epochs
+
+
+@ALL
+def test_every_command_is_one_that_the_command_line_takes(study: Study) -> None:
+    plan = make_plan(study, data="my images", seeds=2, threads=1)
+    for task in plan.tasks():
+        program, verb, *arguments = shlex.split(task.command)
+        assert (program, verb) == ("diptych", "pretrain")
+        flags = parse(PretrainFlags, pretrain, arguments)
+        given = explicit_settings(flags, arguments)
+        assert given == nest(dict(task.settings))
+        assert flags.resume
+        assert not flags.report
+        assert flags.out == task.folder
+        base = recipe_config(str(task.settings["recipe"]), str(task.settings["scale"]))
+        require_consistent(overlay_all(base, layers_of(given, None)))
+
+
+def made_up(study: Study, *, seeds: int = 3) -> Results:
+    """Results of every cell, with every measure that a study may show."""
+    rng = np.random.default_rng(0)
+    names = {"knn", "pretext", "effective_rank", "linear", "leak", "supervised", *study.shown}
+    names |= {f"{task}_{layer}" for task in TASKS for layer in "hg"}
+    found = []
+    for cell in study.grid(study.budget.epochs):
+        for seed in range(seeds):
+            one = result(cell.name, seed, **{name: rng.uniform(0.2, 0.6) for name in sorted(names)})
+            found.append(type(one)(**{**vars(one), "place": cell.place, "study": study.name}))
+    return Results(found)
+
+
+@ALL
+def test_every_claim_is_about_cells_and_measures_that_there_are(study: Study) -> None:
+    found = made_up(study)
+    page = describe(make_plan(study, data="images"), found)
+    assert page.judgements
+    assert all(one.outcome != "unmeasured" for one in page.judgements)
+    for one in page.judgements:
+        assert one.claim.finding[0].isupper() or one.claim.finding.startswith("h knows")
+    text = to_markdown(page)
+    assert study.question in text
+    assert all(f"`{cell.name}`" in text for cell in study.grid(study.budget.epochs))
+
+
+@ALL
+@pytest.mark.parametrize("seeds", [0, 1, 3])
+def test_figures_are_drawn_whatever_is_there(study: Study, seeds: int) -> None:
+    figure = study.draw(made_up(study, seeds=seeds))
+    assert svg(figure).startswith("<svg")
+    assert png(figure).startswith(b"\x89PNG")
