@@ -146,12 +146,13 @@ def evaluate(arguments: Sequence[str]) -> None:
     """
     from rich.console import Console
 
-    from diptych.evaluation.probes import evaluate as measure
+    from diptych.evaluation.protocols import evaluate as measure
     from diptych.flags import EvaluateFlags, parse
 
     flags = parse(EvaluateFlags, evaluate, arguments)
     found = measure(
         flags.run,
+        flags.protocol,
         train=flags.train,
         test=flags.test,
         head_layers=flags.head_layers,
@@ -346,7 +347,7 @@ def _run_to_report(
     from rich.console import Console
 
     from diptych.errors import ImagesError
-    from diptych.evaluation.probes import evaluate as measure
+    from diptych.evaluation.protocols import evaluate as measure
     from diptych.pretraining import run_pretraining
     from diptych.report.page import write_report
     from diptych.training.progress import Display

@@ -101,6 +101,8 @@ class EvaluateFlags:
 
     run: Positional[Path]
     """A run folder whose training has ended."""
+    protocol: tuple[str, ...] = ("knn", "linear")
+    """What to measure, one or several; results of others stay in evaluation.json."""
     train: Path | None = None
     """Labelled images, one folder for each class, to fit the probes on. The run's own by
     default."""
