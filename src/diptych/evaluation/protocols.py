@@ -11,6 +11,7 @@ from typing import Any, Final
 from diptych.errors import ConfigError
 from diptych.evaluation.frozen import measure_knn, measure_linear
 from diptych.evaluation.labelled import open_labelled
+from diptych.evaluation.layer_protocols import measure_geometry, measure_transformations
 from diptych.evaluation.subject import Options, Subject
 from diptych.hardware import choose_device, use_threads
 from diptych.images.listing import Progress, ignore_progress
@@ -24,6 +25,8 @@ Protocol = Callable[[Subject], dict[str, Any]]
 PROTOCOLS: Final[Mapping[str, Protocol]] = {
     "knn": measure_knn,
     "linear": measure_linear,
+    "geometry": measure_geometry,
+    "transformations": measure_transformations,
 }
 
 USUAL: Final = ("knn", "linear")
