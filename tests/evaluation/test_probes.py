@@ -23,12 +23,17 @@ def blobs(rng: np.random.Generator, count: int, dim: int = 12, classes: int = 5)
     return torch.from_numpy(features).float(), torch.from_numpy(labels)
 
 
+def in_tiles(monkeypatch: pytest.MonkeyPatch, queries: int, images: int) -> None:
+    monkeypatch.setattr(knn, "_TILE_QUERIES", queries)
+    monkeypatch.setattr(knn, "_TILE_IMAGES", images)
+
+
 def weights(distances: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.exp(-distances / 0.07)  # exp(cosine / T) up to a factor
 
 
 def test_knn_equals_scikit_learn(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(knn, "_CHUNK", 70)  # several tiles in both directions
+    in_tiles(monkeypatch, 40, 70)
     (train, labels), (test, truth) = blobs(rng, 400), blobs(rng, 150)
     theirs = KNeighborsClassifier(20, weights=weights, metric="cosine", algorithm="brute")
     theirs.fit(train.double().numpy(), labels.numpy())
@@ -44,7 +49,7 @@ def test_nearest_in_tiles_equals_the_whole(
 ) -> None:
     (bank, _), (queries, _) = blobs(rng, 300), blobs(rng, 90)
     whole = nearest(queries.double(), bank.double(), 7)
-    monkeypatch.setattr(knn, "_CHUNK", 11)
+    in_tiles(monkeypatch, 7, 11)
     tiled = nearest(queries.double(), bank.double(), 7)
     assert torch.equal(whole[1], tiled[1])
     torch.testing.assert_close(whole[0], tiled[0])
