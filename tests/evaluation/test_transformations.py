@@ -67,7 +67,7 @@ def lit() -> ImageSet:
 
 
 def accuracies(found: dict[str, Any], layer: str) -> dict[str, float]:
-    return {task: one["accuracy"] for task, one in found["layers"][layer].items()}
+    return {task: one["value"] for task, one in found["layers"][layer].items()}
 
 
 def test_an_encoder_of_colour_knows_gray_and_no_rotation(
@@ -76,8 +76,8 @@ def test_an_encoder_of_colour_knows_gray_and_no_rotation(
     found = transformation_probes(Known(colourfulness), None, lit, VIEWS, executor)
     reached = accuracies(found, "h")
     assert reached["color or gray"] == 1.0
-    low, high = found["layers"]["h"]["rotation"]["interval"]
-    assert low - 0.02 <= 0.25 <= high + 0.02
+    rotation = found["layers"]["h"]["rotation"]
+    assert rotation["low"] - 0.02 <= 0.25 <= rotation["high"] + 0.02
     assert found["tasks"]["rotation"]["chance"] == 0.25
     assert (found["train_images"], found["test_images"]) == (160, 80)
 
@@ -107,6 +107,9 @@ def test_a_head_throws_away_what_it_projects_away(
     assert accuracies(no_color, "g(h)")["color or gray"] < 0.75
     assert accuracies(no_tilt, "g(h)")["color or gray"] == 1.0
     assert accuracies(no_tilt, "g(h)")["rotation"] < 0.35
+    lost = no_tilt["thrown_away"]
+    assert lost["rotation"]["low"] > 0.5
+    assert lost["color or gray"] == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
 def test_every_layer_of_a_head_is_probed_and_pixels(
@@ -148,14 +151,13 @@ def test_a_probe_that_cannot_know_is_at_chance() -> None:
     same = torch.randn(900, 5, generator=torch.Generator().manual_seed(0))
     train, test = split_images(900, 1)
     # Versions that are equal: whatever is said is right for exactly one of the two.
-    assert probe([same, same], train, test)["accuracy"] == 0.5
+    assert probe([same, same], train, test).value == 0.5
 
 
 def test_the_interval_draws_images(rng: np.random.Generator) -> None:
     features = torch.from_numpy(rng.normal(size=(3000, 1))).float()
     train, test = split_images(3000, 0)
-    found = probe([features, features + 1.5], train, test)
-    low, high = found["interval"]
+    _, low, high = probe([features, features + 1.5], train, test).interval()
     # Shifted normals: the best bound is right with Phi(0.75).
     assert low < 0.7734 < high
     assert 0.02 < high - low < 0.06

@@ -48,7 +48,7 @@ class Geometry(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """As it stands in ``evaluation.json``."""
-        return self._asdict() | {"spectrum": list(self.spectrum)}
+        return self._asdict() | {"spectrum": [round(share, 6) for share in self.spectrum]}
 
 
 def geometry(

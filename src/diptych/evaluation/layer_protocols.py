@@ -48,7 +48,7 @@ def measure_transformations(subject: Subject) -> dict[str, Any]:
     }
     layers = {name: one.pop("layers") for name, one in found.items()}
     pixels = layers[UNTRAINED].pop(PIXELS)
-    return {"transformations": found[TRAINED] | layers | {PIXELS: pixels}}
+    return {"transformations": layers | {PIXELS: pixels} | found[TRAINED]}
 
 
 def layer_geometry(layers: Layers, batches: ViewBatches) -> dict[str, Geometry]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from diptych.configs import ViewsConfig
 from diptych.errors import ImagesError
+from diptych.evaluation.confidence import Estimate, estimate
 from diptych.evaluation.layers import Layers, layers_of
 from diptych.evaluation.linear import fit_linear
 from diptych.images.collection import ImageSet, spread_indices
@@ -55,7 +56,6 @@ MOST_IMAGES: Final = 3000
 _TESTED: Final = 3  # one image in so many is tested, all of its versions
 _FEWEST: Final = 30  # images
 _BATCH: Final = 128  # images, each in all versions
-_RESAMPLES: Final = 2000
 
 
 def transformation_probes(
@@ -80,9 +80,9 @@ def transformation_probes(
         seed: of noise, split and intervals.
 
     Returns:
-        ``tasks`` (see ``tasks_of``) with ``classes`` and ``chance`` of each, under ``layers`` for
-        each layer and task ``accuracy`` (a fraction) and ``interval`` (95%), and the numbers of
-        ``train_images`` and ``test_images``.
+        ``tasks`` with ``classes`` and ``chance`` of each; under ``layers`` for each layer and task
+        the accuracy as ``value``, ``low`` and ``high`` (95%); under ``thrown_away`` for each task
+        how much more h tells than g(h), the same three; ``train_images`` and ``test_images``.
 
     Raises:
         ImagesError: there are too few images.
@@ -109,20 +109,35 @@ def probe_layers(
     wanted = [name for name in VERSIONS if any(name in task for task in tasks.values())]
     features = version_features(network, chosen, wanted, views, executor, pixels=pixels, seed=seed)
     train, test = split_images(len(chosen), seed)
+    reached = {
+        layer: {
+            task: probe([found[name] for name in versions], train, test, seed=seed)
+            for task, versions in tasks.items()
+        }
+        for layer, found in features.items()
+    }
     return {
         "tasks": {
             name: {"classes": list(versions), "chance": 1 / len(versions)}
             for name, versions in tasks.items()
         },
         "layers": {
-            layer: {
-                task: probe([found[name] for name in versions], train, test, seed=seed)
-                for task, versions in tasks.items()
-            }
-            for layer, found in features.items()
+            layer: {task: one.interval().as_dict() for task, one in found.items()}
+            for layer, found in reached.items()
         },
+        "thrown_away": _thrown_away(reached, first=network.names[0], last=network.names[-1]),
         "train_images": len(train),
         "test_images": len(test),
+    }
+
+
+def _thrown_away(
+    reached: Mapping[str, Mapping[str, Estimate]], *, first: str, last: str
+) -> dict[str, dict[str, float]]:
+    """By task, how much more the first layer tells than the last; the interval is of pairs."""
+    return {
+        task: one.minus(reached[last][task]).interval().as_dict()
+        for task, one in reached[first].items()
     }
 
 
@@ -131,18 +146,18 @@ def tasks_of(channels: int) -> Mapping[str, tuple[str, ...]]:
     return {name: task for name, task in TASKS.items() if channels > 1 or "gray" not in task}
 
 
-def probe(versions: list[Tensor], train: Tensor, test: Tensor, *, seed: int = 0) -> dict[str, Any]:
+def probe(versions: list[Tensor], train: Tensor, test: Tensor, *, seed: int = 0) -> Estimate:
     """Fits a linear classifier of versions on some images and measures it on others.
 
     Args:
         versions: (images, dim) of each version, row i of all the same image.
         train: indices of images.
         test: indices of other images.
-        seed: of the classifier's held-out part and of the interval.
+        seed: of the classifier's held-out part and of the resamples.
 
     Returns:
-        ``accuracy`` over all versions of the test images and its 95% ``interval``: the bootstrap
-        draws images, as the versions of one image are not independent.
+        The accuracy over all versions of the test images. Resamples draw images, as the versions
+        of one image are not independent.
     """
     labels = torch.arange(len(versions)).repeat_interleave(len(train))
     classifier = fit_linear(torch.cat([one[train] for one in versions]), labels, seed=seed)
@@ -150,7 +165,7 @@ def probe(versions: list[Tensor], train: Tensor, test: Tensor, *, seed: int = 0)
         [classifier.predict(one[test]) == number for number, one in enumerate(versions)]
     )
     per_image = right.double().mean(dim=0).numpy()
-    return {"accuracy": float(per_image.mean()), "interval": list(_interval(per_image, seed))}
+    return estimate(lambda counts: counts @ per_image / len(test), len(test), seed=seed)
 
 
 def split_images(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -249,11 +264,3 @@ def _small(batch: Tensor) -> Tensor:
             batch, size=(PIXEL_SIDE, PIXEL_SIDE), mode="bilinear", antialias=True
         )
     return batch.flatten(1)
-
-
-def _interval(per_image: NDArray[np.float64], seed: int) -> tuple[float, float]:
-    """The middle 95% of means over images drawn with replacement."""
-    generator = np.random.Generator(np.random.Philox(seed))
-    drawn = generator.integers(0, len(per_image), (_RESAMPLES, len(per_image)))
-    low, high = np.quantile(per_image[drawn].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
