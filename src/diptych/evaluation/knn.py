@@ -54,9 +54,30 @@ def knn_predict(
     The weights are taken relative to the nearest image's, which changes no vote and cannot
     overflow.
     """
-    similarities, rows = nearest(test, train, k)
+    return _vote(*nearest(test, train, k), labels, temperature)
+
+
+def leave_one_out(
+    features: Float[Tensor, "images dim"],
+    labels: Int[Tensor, " images"],
+    *,
+    k: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+) -> Int[Tensor, " images"]:
+    """Each image's class by a vote of its k nearest others: for one set without a test part."""
+    similarities, rows = nearest(features, features, k + 1)
+    # An image is its own nearest, but for copies of it, which tie: then the last one goes.
+    itself = rows == torch.arange(len(features), device=rows.device)[:, None]
+    itself[:, -1] |= ~itself.any(dim=1)
+    others = (len(features), rows.shape[1] - 1)
+    return _vote(
+        similarities[~itself].view(others), rows[~itself].view(others), labels, temperature
+    )
+
+
+def _vote(similarities: Tensor, rows: Tensor, labels: Tensor, temperature: float) -> Tensor:
     weights = ((similarities - similarities[:, :1]) / temperature).exp()
-    votes = weights.new_zeros(len(test), int(labels.max()) + 1)
+    votes = weights.new_zeros(len(rows), int(labels.max()) + 1)
     votes.scatter_add_(1, labels[rows], weights)
     return votes.argmax(dim=1)
 

@@ -1,5 +1,6 @@
 """Labelled images in two parts: to fit a probe on, and to measure it on."""
 
+import hashlib
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,14 @@ class Labelled:
     def chance(self) -> float:
         """Accuracy of naming the largest class always."""
         return float(torch.bincount(self.train_labels).max() / len(self.train))
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of both parts and their labels, to tell results on other images apart."""
+        digest = hashlib.sha256()
+        for part, labels in ((self.train, self.train_labels), (self.test, self.test_labels)):
+            digest.update(part.fingerprint().encode() + labels.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
 
 def labelled_parts(collection: Collection) -> Labelled | None:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from diptych.errors import ConfigError
+from diptych.evaluation.finetune import measure_finetune
 from diptych.evaluation.frozen import measure_knn, measure_linear
 from diptych.evaluation.labelled import open_labelled
 from diptych.evaluation.layer_protocols import measure_geometry, measure_transformations
+from diptych.evaluation.linear_sgd import measure_linear_sgd
 from diptych.evaluation.subject import Options, Subject
 from diptych.hardware import choose_device, use_threads
 from diptych.images.listing import Progress, ignore_progress
@@ -25,6 +27,8 @@ Protocol = Callable[[Subject], dict[str, Any]]
 PROTOCOLS: Final[Mapping[str, Protocol]] = {
     "knn": measure_knn,
     "linear": measure_linear,
+    "linear_sgd": measure_linear_sgd,
+    "finetune": measure_finetune,
     "geometry": measure_geometry,
     "transformations": measure_transformations,
 }

@@ -5,7 +5,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from torch import Tensor
 
@@ -14,8 +14,10 @@ from diptych.errors import ConfigError
 from diptych.evaluation.features import encode, pixel_features
 from diptych.evaluation.knn import NEIGHBOURS, TEMPERATURE
 from diptych.evaluation.labelled import Labelled
+from diptych.evaluation.linear import L2_STRENGTHS, SIMCLR_STRENGTHS
+from diptych.evaluation.supervised import supervised_encoder
 from diptych.hardware import choose_device
-from diptych.images.collection import Collection
+from diptych.images.collection import Collection, ImageSet
 from diptych.model.saved import PretrainedEncoder, load_encoder, untrained_encoder
 from diptych.run_folder import RunFolder
 from diptych.views.load import EvaluationCrops
@@ -24,6 +26,9 @@ TRAINED: Final = "trained"
 UNTRAINED: Final = "untrained"
 PIXELS: Final = "pixels"
 SUPERVISED: Final = "supervised"
+
+STRENGTHS: Final = {"seven": L2_STRENGTHS, "simclr": SIMCLR_STRENGTHS}
+"""Of the l2 penalty."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,13 @@ class Options:
         crops: what is seen of an image.
         neighbours: of kNN, k.
         knn_temperature: of kNN's weights, exp(cosine / temperature).
+        l2_sweep: strengths that the linear classifier chooses from: ``seven`` or ``simclr``.
+        sgd: settings of the linear classifier by SGD, ``moco`` or ``simclr``.
+        sgd_epochs: instead of the paper's 100 or 90.
+        finetune_shares: of the labels to fine-tune on.
+        finetune_epochs: instead of 30, and of 60 for 1% of the labels.
+        seeds: of fine-tuning.
+        transfer: folders of labelled images; see ``transfer.py``.
         supervised: compare with the same network trained on the labels.
         against: encoders to compare with, each a run folder or an ``encoder.safetensors``.
     """
@@ -43,6 +55,13 @@ class Options:
     crops: EvaluationCrops = "center"
     neighbours: int = NEIGHBOURS
     knn_temperature: float = TEMPERATURE
+    l2_sweep: Literal["seven", "simclr"] = "seven"
+    sgd: Literal["moco", "simclr"] = "moco"
+    sgd_epochs: int | None = None
+    finetune_shares: tuple[float, ...] = (1.0, 0.1, 0.01)
+    finetune_epochs: int | None = None
+    seeds: int = 3
+    transfer: tuple[Path, ...] = ()
     supervised: bool = False
     against: tuple[Path, ...] = ()
 
@@ -52,6 +71,16 @@ class Options:
             self.knn_temperature >= 0.001,
             "--knn-temperature must be 0.001 or more",
             self.knn_temperature,
+        )
+        _require(self.seeds > 0, "--seeds must be positive", self.seeds)
+        for name in ("sgd_epochs", "finetune_epochs"):
+            epochs = getattr(self, name)
+            flag = "--" + name.replace("_", "-")
+            _require(epochs is None or epochs > 0, f"{flag} must be positive", epochs)
+        _require(
+            len(self.finetune_shares) > 0 and all(0 < s <= 1 for s in self.finetune_shares),
+            "--finetune-shares must lie above 0 and be at most 1",
+            self.finetune_shares,
         )
 
 
@@ -101,6 +130,10 @@ class Subject:
     def encoders(self) -> Mapping[str, PretrainedEncoder]:
         """All that are compared, by name; the trained one first."""
         found = {TRAINED: self.encoder, UNTRAINED: self.untrained}
+        if self.options.supervised:
+            found[SUPERVISED] = supervised_encoder(
+                self.folder, self.config, self.labelled, self.executor
+            ).to(choose_device("auto"))
         for path in self.options.against:
             other = load_encoder(path).to(choose_device("auto"))
             _require_same_channels(self.config, other.config, path)
@@ -110,17 +143,18 @@ class Subject:
     @cached_property
     def features(self) -> Mapping[str, tuple[Tensor, Tensor]]:
         """Of every encoder and of raw pixels: (images, dim) of the training and the test part."""
-        parts = (self.labelled.train, self.labelled.test)
+        train = self.features_of(self.labelled.train)
+        test = self.features_of(self.labelled.test)
+        return {name: (train[name], test[name]) for name in train}
+
+    def features_of(self, images: ImageSet) -> dict[str, Tensor]:
+        """Of every encoder and of raw pixels, (images, dim)."""
+        crops = self.options.crops
         found = {
-            name: tuple(
-                encode(one, part, one.config.views, self.executor, crops=self.options.crops)
-                for part in parts
-            )
+            name: encode(one, images, one.config.views, self.executor, crops=crops)
             for name, one in self.encoders.items()
         }
-        views = self.config.views
-        found[PIXELS] = tuple(pixel_features(part, views, self.executor) for part in parts)
-        return {name: (train, test) for name, (train, test) in found.items()}
+        return found | {PIXELS: pixel_features(images, self.config.views, self.executor)}
 
 
 def _require(holds: bool, wanted: str, came: object) -> None:
