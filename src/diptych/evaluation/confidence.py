@@ -30,9 +30,9 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    def as_dict(self) -> dict[str, float]:
-        """For JSON."""
-        return self._asdict()
+    def as_dict(self) -> dict[str, float | None]:
+        """For JSON, which has no NaN: what is not known is None."""
+        return {name: None if math.isnan(one) else one for name, one in self._asdict().items()}
 
 
 class Estimate(NamedTuple):

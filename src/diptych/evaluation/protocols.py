@@ -15,6 +15,7 @@ from diptych.evaluation.labelled import open_labelled
 from diptych.evaluation.layer_protocols import measure_geometry, measure_transformations
 from diptych.evaluation.linear_sgd import measure_linear_sgd
 from diptych.evaluation.subject import Options, Subject
+from diptych.evaluation.transfer import measure_transfer
 from diptych.hardware import choose_device, use_threads
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources import open_images
@@ -29,6 +30,7 @@ PROTOCOLS: Final[Mapping[str, Protocol]] = {
     "linear": measure_linear,
     "linear_sgd": measure_linear_sgd,
     "finetune": measure_finetune,
+    "transfer": measure_transfer,
     "geometry": measure_geometry,
     "transformations": measure_transformations,
 }
