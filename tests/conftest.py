@@ -26,6 +26,7 @@ install_import_hook(
         "diptych.evaluation.knn",
         "diptych.evaluation.linear",
         "diptych.evaluation.lbfgs",
+        "diptych.evaluation.selection",
     ],
     "beartype.beartype",
 )

@@ -133,7 +133,7 @@ def probe_layers(
 
 def _thrown_away(
     reached: Mapping[str, Mapping[str, Estimate]], *, first: str, last: str
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """By task, how much more the first layer tells than the last; the interval is of pairs."""
     return {
         task: one.minus(reached[last][task]).interval().as_dict()
