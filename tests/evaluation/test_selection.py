@@ -55,7 +55,7 @@ def test_the_chance_is_near_for_many(rng: np.random.Generator) -> None:
 
 
 def test_what_a_choice_costs() -> None:
-    found = rank_agreement({"good": [1, 2, 3], "bad": [3, 2, 1]}, [0.5, 0.6, 0.9])
+    found = rank_agreement({"good": [1.0, 2.0, 3.0], "bad": [3.0, 2.0, 1.0]}, [0.5, 0.6, 0.9])
     assert found["good"] is not None
     assert found["bad"] is not None
     assert [found["good"].kendall, found["good"].lost] == pytest.approx([1, 0])
