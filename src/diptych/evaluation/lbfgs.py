@@ -10,11 +10,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 _PAIRS: Final = 12  # steps remembered
 _SUFFICIENT: Final = 1e-4  # of the decrease that the slope promises (Armijo's condition)
+_FLATTER: Final = 0.9  # than before, along the step
+_ROUNDING: Final = 8  # units in the last place by which two losses may differ and be the same
 _SHORTEST: Final = 1e-6  # step; a shorter one is beyond the precision of the loss
 
 
@@ -51,6 +54,7 @@ def minimise(
     """
     point, passes = start, 1
     value, slope = objective(point)
+    noise = _ROUNDING * torch.finfo(start.dtype).eps
     pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=_PAIRS)
     while passes < most_passes and float(slope.abs().max()) > tolerance:
         direction = _downhill(slope, pairs, inverse_curvature)
@@ -61,6 +65,11 @@ def minimise(
             reached, new_slope = objective(moved)
             passes += 1
             if reached <= value + _SUFFICIENT * length * promised:
+                break
+            # So near the end that the loss is all rounding, the slope still tells (Hager and Zhang
+            # 2005, section 2).
+            left = abs(float((direction * new_slope).sum()))
+            if reached <= value + noise * abs(value) and left <= _FLATTER * -promised:
                 break
             length = _shorter(length, value, reached, promised)
         else:

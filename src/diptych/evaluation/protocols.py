@@ -116,11 +116,17 @@ def merged(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, An
     """
     kept = dict(earlier)
     if "protocol" in later and _on_other_images(kept.get("protocol", {}), later["protocol"]):
-        kept = {name: value for name, value in kept.items() if name not in (*USUAL, "protocol")}
+        kept = _without(kept, (*USUAL, "knn_leave_one_out", "protocol"))
+        if "details" in kept:
+            kept["details"] = _without(kept["details"], USUAL)
     joined: dict[str, Any] = {
         name: {**kept[name], **later[name]} for name in _SHARED if name in kept and name in later
     }
     return {**kept, **later, **joined}
+
+
+def _without(table: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in table.items() if name not in names}
 
 
 def _on_other_images(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> bool:
