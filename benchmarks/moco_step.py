@@ -26,7 +26,7 @@ from diptych.contrast.dictionaries import KeyQueue
 from diptych.contrast.method import Method, build_method
 from diptych.recipes import recipe_config
 from diptych.training.memory import keep_freed_memory
-from diptych.training.optimizers import build_optimizer
+from diptych.optimization.optimizers import build_optimizer
 from diptych.training.step import train_step
 from diptych.views.batches import Batch
 

@@ -25,6 +25,8 @@ install_import_hook(
         "diptych.evaluation.geometry",
         "diptych.evaluation.knn",
         "diptych.evaluation.linear",
+        "diptych.evaluation.lbfgs",
+        "diptych.evaluation.selection",
     ],
     "beartype.beartype",
 )

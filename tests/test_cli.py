@@ -18,7 +18,6 @@ import diptych
 from diptych import cli
 from diptych.cli import VERBS, main
 from diptych.config_file import load_run_config
-from diptych.report.figures import accuracy_bars
 from diptych.report.page import write_report
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
@@ -94,13 +93,6 @@ def test_the_report_is_one_file_that_trusts_no_name(finished: Path) -> None:
     for words in ("Nearest neighbours", "Map of the features", "What the encoder saw", "Training"):
         assert words in page
     assert page.index('class="verdict"') < page.index("<svg")
-
-
-def test_the_bars_name_the_neighbours_that_were_asked() -> None:
-    accuracies = {"trained": 0.7, "untrained": 0.5, "pixels": 0.4}
-    protocol = {"chance": 0.1, "knn_neighbours": 7}
-    drawn = accuracy_bars({"knn": accuracies, "linear": accuracies, "protocol": protocol})
-    assert "<!-- 7 nearest neighbours -->" in drawn  # matplotlib draws letters as outlines
 
 
 def test_the_report_of_a_run_without_images_says_so(

@@ -9,10 +9,10 @@ from diptych.config_file import overlay, parse_toml, to_toml
 from diptych.configs import RunConfig
 from diptych.contrast.method import build_method
 from diptych.errors import ConfigError
+from diptych.optimization.optimizers import build_optimizer
+from diptych.optimization.schedules import peak_learning_rate
 from diptych.policies import branches
 from diptych.recipes import RECIPES, SCALES, fitted_batch, recipe_config
-from diptych.training.optimizers import build_optimizer
-from diptych.training.schedules import peak_learning_rate
 from diptych.training.step import train_step
 from diptych.views.batches import Batch
 

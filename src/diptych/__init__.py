@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from diptych.contrast.method import build_method as build_method
     from diptych.errors import DiptychError as DiptychError
     from diptych.evaluation.features import extract_features as extract_features
-    from diptych.evaluation.probes import evaluate as evaluate
+    from diptych.evaluation.protocols import evaluate as evaluate
     from diptych.model.norms import use_norm as use_norm
     from diptych.model.saved import load_encoder as load_encoder
     from diptych.model.twin import Twin as Twin
+    from diptych.optimization.optimizers import Lars as Lars
     from diptych.pretraining import pretrain as pretrain
     from diptych.recipes import RECIPES as RECIPES
     from diptych.recipes import recipe_config as recipe_config
     from diptych.report.page import write_report as write_report
     from diptych.training.leak import check_leak as check_leak
-    from diptych.training.optimizers import Lars as Lars
     from diptych.views.batches import Batch as Batch
     from diptych.views.cpu import make_views as make_views
     from diptych.views.draw import draw_views as draw_views
@@ -47,7 +47,7 @@ _HOMES = {
     "ImageBank": "contrast.dictionaries",
     "InBatch": "contrast.dictionaries",
     "KeyQueue": "contrast.dictionaries",
-    "Lars": "training.optimizers",
+    "Lars": "optimization.optimizers",
     "Method": "contrast.method",
     "MethodConfig": "configs",
     "RECIPES": "recipes",
@@ -59,7 +59,7 @@ _HOMES = {
     "check_leak": "training.leak",
     "decoupled_nt_xent": "contrast.losses",
     "draw_views": "views.draw",
-    "evaluate": "evaluation.probes",
+    "evaluate": "evaluation.protocols",
     "extract_features": "evaluation.features",
     "info_nce": "contrast.losses",
     "load_encoder": "model.saved",

@@ -25,7 +25,9 @@ Learns visual representations from unlabelled images by contrast, and says how g
 verbs:
   demo       learn from built-in photographs in a minute or two; nothing is downloaded
   pretrain   learn from a folder of images, shards, tables or arrays
-  evaluate   measure a run's encoder: kNN and a linear classifier, against two baselines
+  evaluate   measure a run's encoder against what it began as, pixels and others: kNN, linear,
+             fine-tuning, transfer
+  rank       rank runs and checkpoints without labels
   report     write a run's report, one page that opens offline
   views      preview the random views of some images on a sheet or a page, with advice
   recipes    list the recipes, or print one's settings
@@ -134,29 +136,67 @@ def pretrain(arguments: Sequence[str]) -> None:
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """Measure a run's frozen encoder by kNN and by a linear classifier, before the head.
+    """Measure a run's encoder by kNN and by a linear classifier, or by other --protocol.
 
-    The same probes run on the untrained encoder and on raw pixels. Writes evaluation.json.
+    The same is done with the untrained encoder, raw pixels and what --against and --supervised
+    name. Results are added to evaluation.json; `diptych report RUN` shows them all.
 
     Examples:
       diptych evaluate runs/photos
       diptych evaluate runs/photos --train labelled/train --test labelled/test
+      diptych evaluate runs/photos --protocol finetune --finetune-shares 0.1 0.01 --seeds 3
+      diptych evaluate runs/photos --protocol transfer --transfer birds/ cars/
+      diptych evaluate runs/photos --supervised --against runs/other
     """
+    from dataclasses import asdict
+
     from rich.console import Console
 
-    from diptych.evaluation.probes import evaluate as measure
+    from diptych.evaluation.protocols import evaluate as measure
     from diptych.flags import EvaluateFlags, parse
+    from diptych.report.tables import print_tables
 
     flags = parse(EvaluateFlags, evaluate, arguments)
-    found = measure(
-        flags.run,
-        train=flags.train,
-        test=flags.test,
-        head_layers=flags.head_layers,
-        crops=flags.crops,
+    options = asdict(flags)
+    run, protocols = options.pop("run"), options.pop("protocol")
+    console = Console()
+    print_tables(console, measure(run, protocols, **options))
+    _print_verdict(console, run)
+
+
+def rank(arguments: Sequence[str]) -> None:
+    """Rank runs, and the checkpoints kept in a run, without labels: the best first.
+
+    By effective rank of the features, pretext accuracy on held-out images, stability of neighbours
+    from one view to another, and all three combined. With --labels also by kNN, which does not
+    change the order, and how well each measure agrees with it.
+
+    Examples:
+      diptych rank runs/a runs/b runs/c
+      diptych rank runs/a --images photos/ --json ranks.json
+      diptych rank runs/* --labels
+    """
+    import json
+
+    from rich.console import Console
+
+    from diptych.flags import RankFlags, parse
+    from diptych.report.rank_table import print_ranking
+    from diptych.run_folder import write_aside
+    from diptych.training.ranking import rank_runs
+
+    flags = parse(RankFlags, rank, arguments)
+    found = rank_runs(
+        flags.runs,
+        images=flags.images,
+        labels=flags.labels,
+        checkpoints=flags.checkpoints,
+        image_count=flags.image_count,
         threads=flags.threads,
     )
-    _print_table(Console(), found)
+    print_ranking(Console(), found)
+    if flags.json is not None:
+        write_aside(flags.json, (json.dumps(found.as_dict(), indent=1) + "\n").encode())
 
 
 def report(arguments: Sequence[str]) -> None:
@@ -326,6 +366,7 @@ VERBS: Final[dict[str, Callable[[Sequence[str]], None]]] = {
     "demo": demo,
     "pretrain": pretrain,
     "evaluate": evaluate,
+    "rank": rank,
     "report": report,
     "views": views,
     "recipes": recipes,
@@ -369,9 +410,10 @@ def _run_to_report(
     from rich.console import Console
 
     from diptych.errors import ImagesError
-    from diptych.evaluation.probes import evaluate as measure
+    from diptych.evaluation.protocols import evaluate as measure
     from diptych.pretraining import run_pretraining
     from diptych.report.page import write_report
+    from diptych.report.tables import print_tables
     from diptych.training.progress import Display
 
     console = Console(quiet=quiet)
@@ -389,7 +431,7 @@ def _run_to_report(
         return
     threads = settings.get("training", {}).get("threads")
     try:
-        _print_table(console, measure(folder.path, threads=threads))
+        print_tables(console, measure(folder.path, threads=threads))
     except ImagesError as error:
         console.print(str(error), highlight=False)
     page = write_report(folder.path, threads=threads)
@@ -428,27 +470,6 @@ def _remove_earlier_demo(out: Path) -> None:
         f"{out} is not replaced: wanted an earlier demo, whose config.toml says images.path = "
         f'"{PHOTOGRAPHS_NAME}"; but {problem}. Choose another --out, or remove it yourself.'
     )
-
-
-def _print_table(console: "Console", found: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    protocol = found["protocol"]
-    table = Table(
-        title=f"Test accuracy on {protocol['test_images']:,} images of {protocol['classes']} "
-        f"classes (largest class: {protocol['chance']:.1%})",
-        title_justify="left",
-    )
-    table.add_column("frozen features")
-    table.add_column(f"kNN, k = {protocol['knn_neighbours']}", justify="right")
-    table.add_column("linear", justify="right")
-    for name, words in (
-        ("trained", "trained encoder"),
-        ("untrained", "untrained encoder"),
-        ("pixels", "raw pixels"),
-    ):
-        table.add_row(words, f"{found['knn'][name]:.1%}", f"{found['linear'][name]:.1%}")
-    console.print(table)
 
 
 def _print_verdict(console: "Console", run: Path) -> None:

@@ -101,16 +101,43 @@ class EvaluateFlags:
 
     run: Positional[Path]
     """A run folder whose training has ended."""
+    protocol: tuple[str, ...] = ("knn", "linear")
+    """What to measure, one or several of: knn, linear, linear_sgd, finetune, transfer, geometry,
+    transformations. Results of others stay in evaluation.json. docs/evaluation.md says more."""
     train: Path | None = None
     """Labelled images, one folder for each class, to fit the probes on. The run's own by
     default."""
     test: Path | None = None
     """Labelled images to measure on. By default those held out with the run's own images, or one
     in five of them."""
+    supervised: bool = False
+    """Compare with the same network trained on the labels, with the run's views, optimizer and
+    steps. It is trained once and kept in the run folder; that takes about as long as the run."""
+    against: tuple[Path, ...] = ()
+    """Other encoders to compare with: run folders, or encoder.safetensors files."""
     head_layers: int = 0
     """Hidden layers of the projection head to keep behind the encoder."""
     crops: Literal["center", "five"] = "center"
     """What is seen of an image: its centre, or the mean over five views, corners and centre."""
+    neighbours: int = 20
+    """Of knn: how many vote."""
+    knn_temperature: float = 0.07
+    """Of knn: a vote weighs exp(cosine / temperature)."""
+    l2_sweep: Literal["seven", "simclr"] = "seven"
+    """Of linear and transfer: penalties to choose from, 7 from 1 to 1e-6, or SimCLR's 45 from 1e5
+    to 1e-6."""
+    sgd: Literal["moco", "simclr"] = "moco"
+    """Of linear_sgd: whose settings."""
+    sgd_epochs: int | None = None
+    """Of linear_sgd: MoCo's 100 or SimCLR's 90 when not given."""
+    finetune_shares: tuple[float, ...] = (1.0, 0.1, 0.01)
+    """Of finetune: shares of the labels, the same of each class."""
+    finetune_epochs: int | None = None
+    """Of finetune: 30, and 60 for 1% of the labels, when not given."""
+    seeds: int = 3
+    """Of finetune: how many."""
+    transfer: tuple[Path, ...] = ()
+    """Of transfer: folders of labelled images, each a task."""
     threads: int | None = None
     """CPU threads; all cores by default."""
 
@@ -121,6 +148,28 @@ class ReportFlags:
 
     run: Positional[Path]
     """A run folder whose training has ended."""
+    threads: int | None = None
+    """CPU threads; all cores by default."""
+
+
+@dataclass(frozen=True)
+class RankFlags:
+    """What `diptych rank` takes."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Run folders, one or several."""
+    images: Path | None = None
+    """Images to measure on, which need no labels; by default the runs' own, and of these the
+    held-out ones."""
+    labels: bool = False
+    """Measure kNN too, where there are labels, and say how each measure agrees with it."""
+    checkpoints: bool | None = None
+    """Rank every checkpoint that was kept, not only the newest; by default when there is one run.
+    """
+    image_count: int = 2048
+    """Images to measure on, at most."""
+    json: Path | None = None
+    """Also write all figures to this file."""
     threads: int | None = None
     """CPU threads; all cores by default."""
 

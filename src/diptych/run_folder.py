@@ -51,6 +51,11 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     @property
+    def supervised(self) -> Path:
+        """The same network trained on labels, once an evaluation asked for it."""
+        return self.path / "supervised.safetensors"
+
+    @property
     def leak(self) -> Path:
         """What batch statistics give away, once that was measured."""
         return self.path / "leak.json"

@@ -23,8 +23,8 @@ from diptych.configs import (
 from diptych.contrast.dictionaries import ImageBank, InBatch, KeyQueue
 from diptych.contrast.method import Method, build_method
 from diptych.contrast.shuffle import shuffled_order
-from diptych.training.optimizers import build_optimizer
-from diptych.training.schedules import twin_momentum
+from diptych.optimization.optimizers import build_optimizer
+from diptych.optimization.schedules import twin_momentum
 from diptych.training.step import train_step
 from diptych.views.batches import Batch
 

@@ -12,8 +12,14 @@ from sklearn.neighbors import KNeighborsClassifier
 import oracles
 from diptych.evaluation import knn
 from diptych.evaluation.geometry import alignment, effective_rank, uniformity
-from diptych.evaluation.knn import accuracy, knn_predict, nearest
-from diptych.evaluation.linear import fit_linear, fit_with_strength
+from diptych.evaluation.knn import accuracy, knn_predict, leave_one_out, nearest
+from diptych.evaluation.lbfgs import minimise
+from diptych.evaluation.linear import (
+    SIMCLR_STRENGTHS,
+    fit_linear,
+    fit_multilabel,
+    fit_with_strength,
+)
 
 
 def blobs(rng: np.random.Generator, count: int, dim: int = 12, classes: int = 5) -> Any:
@@ -23,12 +29,17 @@ def blobs(rng: np.random.Generator, count: int, dim: int = 12, classes: int = 5)
     return torch.from_numpy(features).float(), torch.from_numpy(labels)
 
 
+def in_tiles(monkeypatch: pytest.MonkeyPatch, queries: int, images: int) -> None:
+    monkeypatch.setattr(knn, "_TILE_QUERIES", queries)
+    monkeypatch.setattr(knn, "_TILE_IMAGES", images)
+
+
 def weights(distances: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.exp(-distances / 0.07)  # exp(cosine / T) up to a factor
 
 
 def test_knn_equals_scikit_learn(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(knn, "_CHUNK", 70)  # several tiles in both directions
+    in_tiles(monkeypatch, 40, 70)
     (train, labels), (test, truth) = blobs(rng, 400), blobs(rng, 150)
     theirs = KNeighborsClassifier(20, weights=weights, metric="cosine", algorithm="brute")
     theirs.fit(train.double().numpy(), labels.numpy())
@@ -44,7 +55,7 @@ def test_nearest_in_tiles_equals_the_whole(
 ) -> None:
     (bank, _), (queries, _) = blobs(rng, 300), blobs(rng, 90)
     whole = nearest(queries.double(), bank.double(), 7)
-    monkeypatch.setattr(knn, "_CHUNK", 11)
+    in_tiles(monkeypatch, 7, 11)
     tiled = nearest(queries.double(), bank.double(), 7)
     assert torch.equal(whole[1], tiled[1])
     torch.testing.assert_close(whole[0], tiled[0])
@@ -53,6 +64,82 @@ def test_nearest_in_tiles_equals_the_whole(
 def test_more_neighbours_than_images_are_all_images() -> None:
     found, rows = nearest(torch.randn(2, 3), torch.randn(4, 3), 20)
     assert found.shape == rows.shape == (2, 4)
+
+
+def test_leave_one_out_asks_all_others(rng: np.random.Generator) -> None:
+    features, labels = blobs(rng, 60)
+    features = features.double()
+    features[7] = features[3]  # copies: each is the other's nearest
+    wanted = []
+    for image in range(60):
+        others = [i for i in range(60) if i != image]
+        wanted.append(knn_predict(features[others], labels[others], features[[image]], k=5)[0])
+    assert leave_one_out(features, labels, k=5).tolist() == torch.stack(wanted).tolist()
+    crowd = torch.ones(9, 3).double()  # nine copies: itself need not be among the nearest
+    assert leave_one_out(crowd, torch.zeros(9).long(), k=2).tolist() == [0] * 9
+
+
+def test_a_quadratic_ends_where_algebra_says(rng: np.random.Generator) -> None:
+    root = torch.from_numpy(rng.normal(size=(6, 6)))
+    bend = root @ root.T + 0.1 * torch.eye(6).double()
+    target = torch.from_numpy(rng.normal(size=(3, 6)))
+
+    def objective(point: torch.Tensor) -> tuple[float, torch.Tensor]:
+        slope = point @ bend - target
+        return float((0.5 * point * (point @ bend) - point * target).sum()), slope
+
+    wanted = torch.linalg.solve(bend, target.T).T
+    for inverse in (torch.linalg.inv(bend), torch.eye(6).double()):
+        found = minimise(
+            objective, torch.zeros(3, 6).double(), inverse, tolerance=1e-9, most_passes=500
+        )
+        torch.testing.assert_close(found.point, wanted)
+        assert found.steepness <= 1e-9
+    known = minimise(
+        objective,
+        torch.zeros(3, 6).double(),
+        torch.linalg.inv(bend),
+        tolerance=1e-9,
+        most_passes=500,
+    )
+    assert known.passes <= 4  # with the true curvature the first step is the last
+    short = minimise(
+        objective, torch.zeros(3, 6).double(), torch.eye(6).double(), tolerance=0.0, most_passes=5
+    )
+    assert short.passes <= 25  # a line search may look a few times more
+
+
+def test_single_precision_ends_where_double_would(rng: np.random.Generator) -> None:
+    features, labels = blobs(rng, 3000)
+    features = features * torch.logspace(0, -3, 12) + 5.0  # narrow and far from zero
+    found = fit_with_strength(features, labels, 5, 1e-4, None)
+    standard = ((features - found.mean) * found.scale).double()
+    weight, bias = (part.double().requires_grad_() for part in (found.weight, found.bias))
+    loss = torch.nn.functional.cross_entropy(standard @ weight.T + bias, labels)
+    slopes = torch.autograd.grad(loss + 0.5e-4 * weight.square().sum(), (weight, bias))
+    assert max(float(slope.abs().max()) for slope in slopes) < 2e-5
+
+
+def test_several_labels_equal_one_regression_each(rng: np.random.Generator) -> None:
+    features, classes = blobs(rng, 400)
+    targets = torch.stack([(classes < 2), (classes % 2 == 0)], dim=1).float()
+    found = fit_multilabel(features.double(), targets, strengths=(0.01,))
+    standard = ((features.double() - found.mean) * found.scale).numpy()
+    for label in range(2):
+        theirs = LogisticRegression(C=1 / (0.01 * 400), tol=1e-8, max_iter=2000)
+        theirs.fit(standard, targets[:, label].numpy())
+        np.testing.assert_allclose(found.weight[label].numpy(), theirs.coef_[0], atol=2e-3)
+        np.testing.assert_allclose(found.bias[label].numpy(), theirs.intercept_[0], atol=2e-3)
+
+
+def test_simclr_sweeps_45_strengths(rng: np.random.Generator) -> None:
+    assert len(SIMCLR_STRENGTHS) == 45
+    np.testing.assert_allclose(SIMCLR_STRENGTHS, np.logspace(5, -6, 45))
+    train, labels = blobs(rng, 300)
+    test, truth = blobs(rng, 400)
+    swept = fit_linear(train, labels, strengths=SIMCLR_STRENGTHS)
+    assert swept.l2 < 10  # not one of those so strong that all images look alike
+    assert accuracy(swept.predict(test), truth) > 0.8
 
 
 @pytest.mark.parametrize("l2", [1.0, 0.01, 0.0001])

@@ -93,3 +93,62 @@ def test_a_student_is_judged_by_its_agreement() -> None:
     assert "guessing among 10 classes gives 2.30" in words
     assert "on 67% of the views student and teacher name the same class" in words
     assert "queries" not in words
+
+
+def measured(gain: tuple[float, float, float], **values: float) -> Any:
+    """An evaluation with paired intervals: the gain over every rival is the same."""
+    knn = {"trained": 0.6, "untrained": 0.6 - gain[0], "pixels": 0.3, **values}
+    interval = dict(zip(("value", "low", "high"), gain, strict=True))
+    gains = {name: interval for name in knn if name != "trained"}
+    settings = {"test_images": 900, "knn_neighbours": 20}
+    details = {"knn": {"settings": settings, "metrics": {"accuracy": {"gains": gains}}}}
+    return {"knn": knn, "protocol": settings, "details": details}
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [
+        ((0.1, 0.08, 0.12), "clearly better"),
+        ((0.02, 0.005, 0.035), "learned a little"),
+        ((0.02, -0.005, 0.045), "No gain that can be told from chance"),
+        ((-0.02, -0.035, -0.005), "worse"),
+    ],
+)
+def test_the_paired_interval_decides(gain: tuple[float, float, float], words: str) -> None:
+    found = judge([line(9)], measured(gain))
+    assert words in found.headline
+    assert f"95% interval {100 * gain[1]:+.1f} to {100 * gain[2]:+.1f}" in found.sentences[0]
+    assert any("Another seed" in sentence for sentence in found.sentences)
+
+
+def test_rivals_that_know_the_labels_set_the_goal() -> None:
+    behind = judge([], measured((-0.2, -0.22, -0.18), supervised=0.8))
+    assert any("can hold more than this run taught it" in s for s in behind.sentences)
+    ahead = judge([], measured((0.1, 0.08, 0.12), supervised=0.5))
+    assert any("learning without labels served better" in s for s in ahead.sentences)
+    named = judge([], measured((0.0, -0.01, 0.01), **{"runs/other": 0.6}))
+    assert any("not to be told apart from runs/other" in s for s in named.sentences)
+
+
+def test_a_wide_interval_asks_for_more_test_images() -> None:
+    wide = judge([], measured((0.1, 0.02, 0.18)))
+    assert any("--test PATH" in sentence for sentence in wide.sentences)
+    narrow = judge([], measured((0.1, 0.09, 0.11)))
+    assert not any("--test PATH" in sentence for sentence in narrow.sentences)
+
+
+def test_few_labels_and_other_tasks_are_summed_up() -> None:
+    found = measured((0.1, 0.08, 0.12))
+    gain = {"value": 0.05, "low": 0.01, "high": 0.09}
+    found["finetune"] = {"1": {"trained": 0.9, "untrained": 0.9}, "0.01": {"trained": 0.4}}
+    found["finetune"]["0.01"]["untrained"] = 0.35
+    shares: Any = {"0.01": {"images": 40, "gains": {"untrained": gain}}}
+    found["details"]["finetune"] = {"shares": shares}
+    task = {"metrics": {"accuracy": {"gains": {"untrained": gain}}}}
+    found["details"]["transfer"] = {"tasks": {"birds": task, "cars": task}}
+    words = " ".join(judge([], found).sentences)
+    assert "Fine-tuned on 40 labelled images it reaches 40.0%, and 35.0% without" in words
+    assert "begin from this encoder" in words
+    assert "Of 2 other tasks it is clearly better than the untrained encoder on 2" in words
+    shares["0.01"]["gains"]["untrained"] = {"value": 0.05, "low": None, "high": None}
+    assert "one seed only" in " ".join(judge([], found).sentences)

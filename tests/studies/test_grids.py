@@ -10,6 +10,7 @@ from diptych.cli import pretrain
 from diptych.config_file import nest
 from diptych.configs import require_consistent
 from diptych.flags import PretrainFlags, explicit_settings, parse
+from diptych.optimization.schedules import peak_learning_rate
 from diptych.recipes import recipe_config
 from diptych.resolve import layers_of, overlay_all
 from diptych.studies.catalog import STUDIES, find_study
@@ -19,7 +20,6 @@ from diptych.studies.invariance import TASKS
 from diptych.studies.page import describe, to_markdown
 from diptych.studies.results import Results
 from diptych.studies.study import Study
-from diptych.training.schedules import peak_learning_rate
 from studies.made_up import result
 
 ALL = pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES.keys())

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from diptych.errors import ConfigError, RunFolderError
-from diptych.evaluation.probes import evaluate
+from diptych.evaluation.protocols import evaluate
+from diptych.images.selection import balanced_share
 from diptych.model.saved import load_encoder
 from diptych.pretraining import pretrain
-from diptych.training.distillation import balanced_share, distillation_loss
+from diptych.training.distillation import distillation_loss
 from diptych.training.run_log import read_metrics
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]

@@ -10,8 +10,8 @@ from torch import nn
 
 import oracles
 from diptych.configs import OptimizerConfig, ScheduleConfig
-from diptych.training.optimizers import Lars, build_optimizer, set_learning_rate
-from diptych.training.schedules import learning_rate, peak_learning_rate
+from diptych.optimization.optimizers import Lars, build_optimizer, set_learning_rate
+from diptych.optimization.schedules import learning_rate, peak_learning_rate
 
 
 def network() -> nn.Sequential:

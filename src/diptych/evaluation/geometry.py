@@ -1,25 +1,80 @@
-"""Health of a representation without labels: alignment, uniformity, effective rank."""
+"""Health of a representation without labels: how features lie, in how many directions, how wide.
 
-from typing import NamedTuple
+Lengths count in the effective rank and the spectrum, which are of the features as they are.
+Alignment, uniformity and spread are of unit vectors, as the loss and kNN compare them.
+"""
+
+from typing import Any, Final, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
+
+COLLAPSED_SPREAD: Final = 0.01
+"""A dimension whose spread is below this share of an even one's says nothing any more."""
+
+SPECTRUM_LENGTH: Final = 64
+"""Singular values that are kept, at most: more cannot be told apart in a picture."""
 
 
 class Geometry(NamedTuple):
     """Label-free measures of a representation.
 
     Attributes:
-        alignment: mean squared distance of the two views' projections; 0 is perfect, 2 unrelated.
-        uniformity: log of the mean Gaussian potential of projections; about -4 is well spread, 0
-            is one point.
+        alignment: mean squared distance of the two views' vectors; 0 is perfect, 2 unrelated. None
+            where there is one view.
+        uniformity: log of the mean Gaussian potential of vectors; about -4 is well spread, 0 is
+            one point.
         effective_rank: how many directions the features use; 1 is a line.
+        dimensions: length of a feature vector.
+        spread: standard deviation of a dimension, the mean over dimensions; 1 is as even as it can
+            be, 0 is one point.
+        worst_spread: the same of the dimension that varies least.
+        collapsed_share: share of dimensions with a spread below ``COLLAPSED_SPREAD``.
+        first_direction_share: share of the variance along the strongest direction.
+        spectrum: singular values over their sum, falling, ``SPECTRUM_LENGTH`` at most.
     """
 
-    alignment: float
+    alignment: float | None
     uniformity: float
     effective_rank: float
+    dimensions: int
+    spread: float
+    worst_spread: float
+    collapsed_share: float
+    first_direction_share: float
+    spectrum: tuple[float, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it stands in ``evaluation.json``."""
+        return self._asdict() | {"spectrum": [round(share, 6) for share in self.spectrum]}
+
+
+def geometry(
+    features: Float[Tensor, "images dim"],
+    pairs: tuple[Float[Tensor, "pairs dim"], Float[Tensor, "pairs dim"]] | None = None,
+) -> Geometry:
+    """All measures of features at once.
+
+    Args:
+        features: of different images, as the network gives them.
+        pairs: of two views of the same images, for the alignment.
+    """
+    unit = functional.normalize(features.double(), dim=1)
+    spreads = spread(unit)
+    values = singular_values(features)
+    return Geometry(
+        alignment=None if pairs is None else _alignment_of(*pairs),
+        uniformity=uniformity(unit),
+        effective_rank=effective_rank_of(values),
+        dimensions=features.shape[1],
+        spread=float(spreads.mean()),
+        worst_spread=float(spreads.min()),
+        collapsed_share=float((spreads < COLLAPSED_SPREAD).double().mean()),
+        first_direction_share=_first_share(values),
+        spectrum=tuple(_shares(values)[:SPECTRUM_LENGTH].tolist()),
+    )
 
 
 def alignment(first: Float[Tensor, "images dim"], second: Float[Tensor, "images dim"]) -> float:
@@ -33,15 +88,49 @@ def uniformity(vectors: Float[Tensor, "images dim"]) -> float:
     return float(squared.mul(-2.0).exp().mean().log())
 
 
+def spread(unit: Float[Tensor, "images dim"]) -> Float[Tensor, " dim"]:
+    """Standard deviation of each dimension of unit vectors, times sqrt(dim).
+
+    Vectors that are even over the sphere give 1 in each dimension (SimSiam, 2011.10566, section 4.1
+    shows the mean of it against collapse).
+    """
+    deviations: Tensor = unit.std(dim=0, correction=0) * unit.shape[1] ** 0.5
+    return deviations
+
+
 def effective_rank(features: Float[Tensor, "images dim"]) -> float:
     """Exp of the entropy of the normalised singular values (RankMe, Garrido et al. 2022, eq. 1).
 
     The mean is taken off first: a constant added to all features carries no information.
     """
-    values = torch.linalg.svdvals(features.double() - features.double().mean(dim=0))
-    total = values.sum()
-    if total <= 0:
-        return 1.0
-    shares = values / total
+    return effective_rank_of(singular_values(features))
+
+
+def effective_rank_of(values: Float[Tensor, " rank"]) -> float:
+    """The effective rank from singular values; 1 where all are 0."""
+    shares = _shares(values)
     shares = shares[shares > 0]
     return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+def singular_values(features: Float[Tensor, "images dim"]) -> Float[Tensor, " rank"]:
+    """Singular values of the features less their mean, falling, in float64."""
+    values: Tensor = torch.linalg.svdvals(features.double() - features.double().mean(dim=0))
+    return values
+
+
+def _alignment_of(first: Tensor, second: Tensor) -> float:
+    unit = (functional.normalize(view.double(), dim=1) for view in (first, second))
+    return alignment(*unit)
+
+
+def _first_share(values: Tensor) -> float:
+    """Variances are squares of singular values; nothing varies in one point, as along a line."""
+    variances = values.square()
+    total = float(variances.sum())
+    return float(variances[0]) / total if total > 0 else 1.0
+
+
+def _shares(values: Tensor) -> Tensor:
+    total = values.sum()
+    return values / total if total > 0 else torch.zeros_like(values)

@@ -1,9 +1,11 @@
-"""A linear classifier on frozen features: multinomial logistic regression by L-BFGS.
+"""A linear classifier on frozen features: logistic regression by L-BFGS.
 
 SimCLR, appendix B.8: no augmentation, the l2 strength chosen on a held-out part of the training
 images. Features are standardised first, so that one range of strengths fits every encoder.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 import torch
@@ -12,13 +14,24 @@ from torch import Tensor
 from torch.nn import functional
 
 from diptych.evaluation.knn import accuracy
+from diptych.evaluation.lbfgs import minimise
 
 L2_STRENGTHS: Final = tuple(10.0**power for power in range(0, -7, -1))
 """Tried from strong to weak, each starting from the last one's weights."""
 
+SIMCLR_STRENGTHS: Final = tuple(10.0 ** (5 - 0.25 * place) for place in range(45))
+"""SimCLR's, 45 values from 1e5 down to 1e-6 (appendix B.8)."""
+
 _HELD_OUT: Final = 5  # one image in this many chooses the strength
-_MOST_ITERATIONS: Final = 100
-_PATIENCE: Final = 2  # weaker strengths that do no better, after which none weaker is tried
+_PATIENCE: Final = 2  # weaker strengths that do worse, after which none weaker is tried
+_MOST_PASSES: Final = 300
+_TOLERANCE: Final = 1e-5  # largest slope of any weight, of the mean loss
+_ROUGH_TOLERANCE: Final = 1e-4  # enough to compare strengths
+_ROWS: Final = 8192  # whose scores are held at once
+_FLOOR: Final = 1e-6  # of the largest curvature: directions that the features do not have
+
+Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From scores (rows, classes) and targets: the sum of losses, and its gradient by the scores."""
 
 
 class LinearClassifier(NamedTuple):
@@ -38,10 +51,14 @@ class LinearClassifier(NamedTuple):
     scale: Float[Tensor, " dim"]
     l2: float
 
+    def scores(self, features: Float[Tensor, "images dim"]) -> Float[Tensor, "images classes"]:
+        """Logits of each image."""
+        standard = (features - self.mean) * self.scale
+        return functional.linear(standard, self.weight, self.bias)
+
     def predict(self, features: Float[Tensor, "images dim"]) -> Int[Tensor, " images"]:
         """The most likely class of each image."""
-        standard = (features - self.mean) * self.scale
-        return functional.linear(standard, self.weight, self.bias).argmax(dim=1)
+        return self.scores(features).argmax(dim=1)
 
 
 def fit_linear(
@@ -49,23 +66,36 @@ def fit_linear(
     labels: Int[Tensor, " images"],
     *,
     seed: int = 0,
+    strengths: Sequence[float] = L2_STRENGTHS,
 ) -> LinearClassifier:
-    """Chooses the l2 strength on a held-out fifth, then fits on all images."""
-    classes = int(labels.max()) + 1
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(features), generator=generator)
-    held_out, rest = order[: len(order) // _HELD_OUT], order[len(order) // _HELD_OUT :]
-    best, best_accuracy, worse = L2_STRENGTHS[0], -1.0, 0
-    start: LinearClassifier | None = None
-    for l2 in L2_STRENGTHS if len(held_out) else ():
-        start = fit_with_strength(features[rest], labels[rest], classes, l2, start)
-        reached = accuracy(start.predict(features[held_out]), labels[held_out])
-        worse = 0 if reached > best_accuracy else worse + 1
-        if worse == 0:
-            best, best_accuracy = l2, reached
-        elif worse == _PATIENCE:
-            break
-    return fit_with_strength(features, labels, classes, best, None)
+    """Chooses the l2 strength on a held-out fifth by accuracy, then fits on all images.
+
+    Args:
+        features: of the training images.
+        labels: their classes.
+        seed: decides which fifth.
+        strengths: tried in this order, which should be from strong to weak.
+    """
+    return _fit(features, labels, strengths, softmax_loss, int(labels.max()) + 1, seed)
+
+
+def fit_multilabel(
+    features: Float[Tensor, "images dim"],
+    targets: Float[Tensor, "images labels"],
+    *,
+    seed: int = 0,
+    strengths: Sequence[float] = L2_STRENGTHS,
+) -> LinearClassifier:
+    """One logistic regression for each of several labels that an image may have together.
+
+    Args:
+        features: of the training images.
+        targets: 1 where an image has a label, else 0.
+        seed: decides which fifth of the images chooses the strength, by its share of right
+            answers.
+        strengths: one for all labels, tried in this order.
+    """
+    return _fit(features, targets, strengths, sigmoid_loss, targets.shape[1], seed)
 
 
 def fit_with_strength(
@@ -76,31 +106,121 @@ def fit_with_strength(
     start: LinearClassifier | None,
 ) -> LinearClassifier:
     """Minimises mean cross-entropy + l2 / 2 x |weight|^2; the bias is free."""
-    mean = features.mean(dim=0)
-    spread = features.std(dim=0, correction=0)
-    scale = torch.where(spread > 1e-6 * spread.max(), 1.0 / spread, torch.zeros_like(spread))
-    standard = (features - mean) * scale
-    if start is None:
-        weight = torch.zeros(classes, features.shape[1], dtype=features.dtype)
-        bias = torch.zeros(classes, dtype=features.dtype)
-    else:
-        weight, bias = start.weight.clone(), start.bias.clone()
-    weight.requires_grad_()
-    bias.requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=_MOST_ITERATIONS,
-        tolerance_grad=1e-5,
-        tolerance_change=1e-9,
-        line_search_fn="strong_wolfe",
-    )
+    return _Problem.of(features, labels, softmax_loss, classes).fit(l2, start)
 
-    def objective() -> Tensor:
-        optimizer.zero_grad()
-        logits = functional.linear(standard, weight, bias)
-        loss = functional.cross_entropy(logits, labels) + 0.5 * l2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
 
-    optimizer.step(objective)  # type: ignore[no-untyped-call]
-    return LinearClassifier(weight.detach(), bias.detach(), mean, scale, l2)
+def softmax_loss(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of cross-entropies, and its gradient, which takes the place of the scores."""
+    rows = torch.arange(len(scores))
+    normaliser = scores.logsumexp(dim=1, keepdim=True)
+    loss = (normaliser[:, 0] - scores[rows, labels]).double().sum()
+    gradient = scores.sub_(normaliser).exp_()
+    gradient[rows, labels] -= 1.0
+    return loss, gradient
+
+
+def sigmoid_loss(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over labels of binary cross-entropies, and its gradient."""
+    wanted = targets.to(scores.dtype)
+    loss = functional.binary_cross_entropy_with_logits(scores, wanted, reduction="none")
+    return loss.double().sum(), scores.sigmoid_().sub_(wanted)
+
+
+class _Problem(NamedTuple):
+    """Standardised features with what the classifier is to say of them."""
+
+    standard: Tensor  # (images, dim)
+    targets: Tensor
+    loss: Loss
+    classes: int
+    mean: Tensor
+    scale: Tensor
+    eigenvalues: Tensor  # of standard' standard / images
+    eigenvectors: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, targets: Tensor, loss: Loss, classes: int) -> "_Problem":
+        mean = features.mean(dim=0)
+        spread = features.std(dim=0, correction=0)
+        scale = torch.where(spread > 1e-6 * spread.max(), 1.0 / spread, torch.zeros_like(spread))
+        standard = (features - mean).mul_(scale)
+        values, vectors = torch.linalg.eigh((standard.T @ standard).double() / len(standard))
+        return cls(standard, targets, loss, classes, mean, scale, values, vectors)
+
+    def fit(
+        self, l2: float, start: LinearClassifier | None, tolerance: float = _TOLERANCE
+    ) -> LinearClassifier:
+        """The bias is the last column of what is searched."""
+        kind, dim = self.standard.dtype, self.standard.shape[1]
+        begin = self.standard.new_zeros(self.classes, dim + 1)
+        if start is not None:
+            begin[:, :-1], begin[:, -1] = start.weight, start.bias
+        bend = self._bend()
+        curved = (bend * self.eigenvalues).clamp(min=_FLOOR * bend) + l2
+        inverse = torch.zeros(dim + 1, dim + 1, dtype=torch.float64)
+        inverse[:dim, :dim] = (self.eigenvectors / curved) @ self.eigenvectors.T
+        inverse[dim, dim] = 1.0 / bend
+        found = minimise(
+            partial(self._objective, l2=l2),
+            begin,
+            inverse.to(kind),
+            tolerance=tolerance,
+            most_passes=_MOST_PASSES,
+        ).point
+        return LinearClassifier(
+            found[:, :-1].contiguous(), found[:, -1].clone(), self.mean, self.scale, l2
+        )
+
+    def _bend(self) -> float:
+        """Second derivative of the loss by a score where all scores are 0."""
+        return 0.25 if self.loss is sigmoid_loss else 1.0 / self.classes
+
+    def _objective(self, point: Tensor, *, l2: float) -> tuple[float, Tensor]:
+        """Mean loss with its penalty, and the gradient; sums over images are in float64."""
+        weight, bias = point[:, :-1].contiguous(), point[:, -1]
+        gradient = torch.zeros_like(point, dtype=torch.float64)
+        total = 0.0
+        for begin in range(0, len(self.standard), _ROWS):
+            some = self.standard[begin : begin + _ROWS]
+            scores = functional.linear(some, weight, bias)
+            loss, slope = self.loss(scores, self.targets[begin : begin + _ROWS])
+            total += float(loss)
+            gradient[:, :-1] += slope.T @ some
+            gradient[:, -1] += slope.sum(dim=0)
+        gradient /= len(self.standard)
+        gradient[:, :-1] += l2 * weight
+        penalty = 0.5 * l2 * float(weight.double().square().sum())
+        return total / len(self.standard) + penalty, gradient.to(point.dtype)
+
+
+def _fit(
+    features: Tensor,
+    targets: Tensor,
+    strengths: Sequence[float],
+    loss: Loss,
+    classes: int,
+    seed: int,
+) -> LinearClassifier:
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
+    held_out, rest = order[: len(order) // _HELD_OUT], order[len(order) // _HELD_OUT :]
+    best, best_share, worse = strengths[0], -1.0, 0
+    start: LinearClassifier | None = None
+    if len(held_out) and len(strengths) > 1:
+        problem = _Problem.of(features[rest], targets[rest], loss, classes)
+        for l2 in strengths:
+            start = problem.fit(l2, start, _ROUGH_TOLERANCE)
+            share = _share_right(start, features[held_out], targets[held_out])
+            # Strengths so strong that all do alike are no reason to stop.
+            worse = 0 if share > best_share else worse + (share < best_share)
+            if share > best_share:
+                best, best_share = l2, share
+            elif worse >= _PATIENCE:
+                break
+        del problem
+    return _Problem.of(features, targets, loss, classes).fit(best, None)
+
+
+def _share_right(classifier: LinearClassifier, features: Tensor, targets: Tensor) -> float:
+    if targets.ndim == 1:
+        return accuracy(classifier.predict(features), targets)
+    return float(((classifier.scores(features) > 0) == (targets > 0.5)).double().mean())

@@ -1,9 +1,9 @@
 """A run in words: what it learned, how sure that is, what to try next."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from diptych.evaluation.conclusions import conclusions, decisive_probe, headline
 from diptych.evaluation.symptoms import find_symptoms
 
 
@@ -26,8 +26,9 @@ def judge(
     """
     sentences = [*_about_training(metrics)]
     alarms = [s.sentence for s in find_symptoms(metrics, dictionary_size=None) if s.alarming]
-    if evaluation is None:
-        headline = (
+    probe = None if evaluation is None else decisive_probe(evaluation)
+    if evaluation is None or probe is None:
+        unsure = (
             "Something is wrong with this run."
             if alarms
             else "Training looks healthy; without labels, how useful the features are is not known."
@@ -36,37 +37,9 @@ def judge(
             "To measure the features, give labelled images: diptych evaluate RUN --train PATH "
             "--test PATH."
         )
-        return Verdict(headline, (*alarms, *sentences))
-    headline, explanation = _about_accuracy(evaluation)
-    return Verdict(headline, (explanation, *alarms, *sentences))
-
-
-def _about_accuracy(evaluation: Mapping[str, Any]) -> tuple[str, str]:
-    knn, linear = evaluation["knn"], evaluation["linear"]
-    protocol = evaluation["protocol"]
-    gain, count = knn["trained"] - knn["untrained"], protocol["test_images"]
-    # Two independent proportions; the pairing of the images makes the true error smaller.
-    error = math.sqrt(sum(knn[k] * (1 - knn[k]) for k in ("trained", "untrained")) / count)
-    if gain > 4 * error:
-        headline = "The encoder learned: its features are clearly better than before training."
-    elif gain > 2 * error:
-        headline = "The encoder learned a little: its features are better than before training."
-    elif gain > -2 * error:
-        headline = "No gain that can be told from chance: train longer, or on more images."
-    else:
-        headline = "Training made the features worse for these classes."
-    rival = "raw pixels" if knn["pixels"] > knn["untrained"] else "the untrained encoder"
-    explanation = (
-        f"By its {protocol['knn_neighbours']} nearest neighbours, {knn['trained']:.1%} of "
-        f"{count:,} test images get the right class, against {knn['untrained']:.1%} with the "
-        "untrained encoder and "
-        f"{knn['pixels']:.1%} with raw pixels ({gain * 100:+.1f} points over the untrained one, "
-        f"give or take {200 * error:.1f}). A linear classifier on the frozen features reaches "
-        f"{linear['trained']:.1%}."
-    )
-    if knn["trained"] < max(knn["pixels"], knn["untrained"]):
-        explanation += f" At present {rival} would serve better."
-    return headline, explanation
+        return Verdict(unsure, (*alarms, *sentences))
+    explained = conclusions(evaluation, probe)
+    return Verdict(headline(evaluation, probe), (explained[0], *alarms, *explained[1:], *sentences))
 
 
 def _about_loss(last: Mapping[str, Any]) -> str:

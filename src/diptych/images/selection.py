@@ -18,6 +18,16 @@ def choose(count: int, limit: int | None) -> NDArray[np.int64]:
     return np.sort(chosen).astype(np.int64)
 
 
+def balanced_share(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
+    """Indices of a random share of the images, the same of each class, at least one of each."""
+    generator = np.random.Generator(np.random.Philox(seed))
+    chosen = []
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        chosen.append(members[: max(1, round(share * len(members)))])
+    return np.sort(np.concatenate(chosen))
+
+
 def present_classes(
     labels: NDArray[np.int64] | None, classes: tuple[str, ...]
 ) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:

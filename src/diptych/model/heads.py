@@ -70,14 +70,38 @@ def first_layers(head: nn.Module, count: int) -> nn.Module:
     """
     if count == 0:
         return nn.Identity()
-    layers = head if isinstance(head, nn.Sequential) else nn.Sequential()
-    ends = [index + 1 for index, layer in enumerate(layers) if isinstance(layer, nn.ReLU)]
+    ends = _hidden_ends(head)
     if not 0 < count <= len(ends):
         raise ConfigError(
             f"Wanted the first {count} hidden layers of a head that has {len(ends)}; use 0 to "
             f"{len(ends)}, or a head with more (head.layers = {count + 1} when it is trained)."
         )
-    return layers[: ends[count - 1]]
+    assert isinstance(head, nn.Sequential)
+    return head[: ends[count - 1]]
+
+
+def cut(head: nn.Module) -> list[nn.Module]:
+    """The layers of a head one by one: hidden ones with norm and activation, then the projection.
+
+    Args:
+        head: of ``build_head``.
+
+    Returns:
+        The head's own layers, not copies, which one after the other are the head; none for a head
+        without layers.
+    """
+    if isinstance(head, nn.Identity):
+        return []
+    ends = _hidden_ends(head)
+    if not ends:
+        return [head]
+    assert isinstance(head, nn.Sequential)
+    return [head[begin:end] for begin, end in pairwise([0, *ends, len(head)]) if begin < end]
+
+
+def _hidden_ends(head: nn.Module) -> list[int]:
+    layers = head if isinstance(head, nn.Sequential) else nn.Sequential()
+    return [index + 1 for index, layer in enumerate(layers) if isinstance(layer, nn.ReLU)]
 
 
 def _mlp(config: HeadConfig, layers: int, features: int, output: int, seed: int) -> nn.Sequential:

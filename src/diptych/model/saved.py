@@ -88,6 +88,37 @@ def load_encoder(run: str | Path | RunFolder, *, head_layers: int = 0) -> Pretra
     return PretrainedEncoder(network, config)
 
 
+def load_head(run: str | Path | RunFolder) -> nn.Module:
+    """Loads the trained projection head of a run, frozen and in evaluation mode.
+
+    Args:
+        run: a run folder, or its ``encoder.safetensors`` with ``head.safetensors`` beside it.
+
+    Raises:
+        RunFolderError: one of the two files is missing, damaged or of another network, or the run
+            is a student's, which has a classifier instead.
+    """
+    encoder = load_encoder(run)
+    path = run.path if isinstance(run, RunFolder) else Path(run)
+    file = RunFolder(path if path.is_dir() else path.parent).head
+    head = _load_head(file, encoder.network, encoder.config)
+    return head.requires_grad_(False).eval()
+
+
+def untrained_head(config: RunConfig, encoder: nn.Module) -> nn.Module:
+    """The projection head as the run began with it.
+
+    Args:
+        config: of the run.
+        encoder: of the run, trained or not; it says how long features are.
+    """
+    features = count_features(
+        encoder, channels=config.images.channels, side_pixels=config.views.side_pixels
+    )
+    # The seed that training gives to the head.
+    return use_norm(build_head(config.head, features=features, seed=config.seed + 1), config.norm)
+
+
 def untrained_encoder(config: RunConfig) -> nn.Module:
     """The encoder as the run began with it: random weights from its seed."""
     encoder = build_encoder(

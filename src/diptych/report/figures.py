@@ -19,6 +19,7 @@ FAINT: Final = "#9aa1ad"
 
 _MAP_PIXELS: Final = 1080
 _THUMBNAIL_PIXELS: Final = 30
+_LEAST_SHARE: Final = 1e-4  # %, where a logarithmic axis ends
 _STYLE: Final[Any] = {
     "font.size": 10.0,
     "font.family": "sans-serif",
@@ -66,19 +67,62 @@ def health_curve(metrics: Sequence[Mapping[str, Any]]) -> str | None:
         return _svg(figure)
 
 
-def accuracy_bars(evaluation: Mapping[str, Any]) -> str:
-    """KNN and linear accuracy of pixels, untrained and trained encoder; SVG."""
-    names = ("pixels", "untrained", "trained")
-    neighbours = evaluation["protocol"]["knn_neighbours"]
+def spectrum_curve(geometry: Mapping[str, Any]) -> str:
+    """Singular values of h and of g(h), before and after training; SVG.
+
+    Args:
+        geometry: of ``evaluation.json``.
+    """
+    shown = [name for name in ("h", "g(h)") if name in geometry["trained"]]
     with matplotlib.rc_context(_STYLE):
-        figure, panels = _two_panels(height=2.4)
-        titles = {"knn": f"{neighbours} nearest neighbours", "linear": "linear classifier"}
-        for axes, (probe, title) in zip(panels, titles.items(), strict=True):
-            values = [100 * evaluation[probe][name] for name in names]
-            bars = axes.barh(names, values, color=[FAINT, FAINT, ACCENT], height=0.6)
-            axes.bar_label(bars, fmt="%.1f", padding=4)
-            axes.axvline(100 * evaluation["protocol"]["chance"], color=INK, lw=0.8, ls=":")
-            axes.set(xlim=(0, 108), xlabel="test accuracy (%), dots: largest class", title=title)
+        figure, panels = _two_panels()
+        for axes, name in zip(panels, shown, strict=False):
+            for when, color in (("untrained", FAINT), ("trained", ACCENT)):
+                found = geometry[when][name]
+                label = f"{when}, effective rank {found['effective_rank']:.1f}"
+                values = [max(100 * share, _LEAST_SHARE) for share in found["spectrum"]]
+                axes.plot(range(1, len(values) + 1), values, color=color, label=label)
+            axes.set(
+                xlabel=f"direction of {name}, of {found['dimensions']}",
+                ylabel="share of all singular values (%)",
+                yscale="log",
+            )
+            axes.legend(frameon=False)
+        for axes in panels[len(shown) :]:
+            axes.set_axis_off()
+        return _svg(figure)
+
+
+def transformation_bars(transformations: Mapping[str, Any]) -> str:
+    """What pixels and the layers of the trained network tell of how an image was changed; SVG.
+
+    Args:
+        transformations: of ``evaluation.json``.
+    """
+    tasks = transformations["tasks"]
+    layers = {"pixels": transformations["pixels"], **transformations["trained"]}
+    colors = [FAINT, ACCENT, *[SECOND] * len(layers)]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9.4, 0.7 + 0.28 * len(layers) * len(tasks)), layout="constrained")
+        axes = figure.subplots()
+        thickness = 0.8 / len(layers)
+        for number, (layer, found) in enumerate(layers.items()):
+            values = np.array([[found[t][k] for k in ("value", "low", "high")] for t in tasks])
+            places = np.arange(len(tasks)) + thickness * number
+            faded = 1.0 if layer in ("pixels", "h", "g(h)") else 0.45
+            reach = 100 * np.abs(values[:, 1:].T - values[:, 0])
+            axes.barh(
+                places, 100 * values[:, 0], thickness, color=colors[number], alpha=faded,
+                xerr=reach, error_kw={"ecolor": INK, "elinewidth": 0.8}, label=layer,
+            )  # fmt: skip
+        for place, task in enumerate(tasks.values()):
+            edges = (place - thickness / 2, place + 0.8 - thickness / 2)
+            axes.vlines(100 * task["chance"], *edges, color=INK, lw=0.8, ls=":")
+        middle = thickness * (len(layers) - 1) / 2
+        axes.set_yticks(np.arange(len(tasks)) + middle, list(tasks))
+        axes.invert_yaxis()
+        axes.set(xlim=(0, 104), xlabel="told apart (%), dots: chance")
+        axes.legend(frameon=False, bbox_to_anchor=(1.0, 1.0), loc="upper left")
         return _svg(figure)
 
 

@@ -1,7 +1,6 @@
 """A run folder to one page that opens offline: the verdict first, then what it rests on."""
 
 import csv
-import json
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,12 +17,14 @@ from diptych.configs import RunConfig
 from diptych.errors import ImagesError, RunFolderError
 from diptych.evaluation.features import encode
 from diptych.evaluation.knn import nearest
+from diptych.evaluation.protocols import read_evaluation
 from diptych.evaluation.verdict import Verdict, judge
 from diptych.hardware import use_threads
 from diptych.images.collection import ImageSet
 from diptych.images.sources import open_images
 from diptych.model.saved import load_encoder, untrained_encoder
 from diptych.report import figures
+from diptych.report.results import groups_of
 from diptych.report.templates import template
 from diptych.run_folder import RunFolder, write_aside
 from diptych.training.run_log import read_metrics
@@ -70,7 +71,7 @@ def write_report(run: str | Path, *, threads: int | None = None) -> Path:
     if not folder.config.is_file():
         raise RunFolderError(f"{folder.path} holds no run: it has no config.toml.")
     config = load_run_config(folder.config)
-    metrics, evaluation = read_metrics(folder.metrics), _evaluation(folder)
+    metrics, evaluation = read_metrics(folder.metrics), read_evaluation(folder)
     with ThreadPoolExecutor(use_threads(threads)) as executor:
         pictures = _pictures(folder, config, executor)
     page = template("page.html.jinja").render(
@@ -82,7 +83,7 @@ def write_report(run: str | Path, *, threads: int | None = None) -> Path:
         evaluation=evaluation,
         loss_curve=Markup(figures.loss_curve(metrics)) if metrics else None,
         health_curve=Markup(figures.health_curve(metrics) or ""),
-        bars=Markup(figures.accuracy_bars(evaluation)) if evaluation else None,
+        groups=groups_of(evaluation) if evaluation else [],
         policy=branches_in_words(config.views, config.images.channels),
         skipped=_skipped(folder),
         **pictures,
@@ -94,14 +95,7 @@ def write_report(run: str | Path, *, threads: int | None = None) -> Path:
 def verdict_of(run: str | Path) -> Verdict:
     """What the metrics and the evaluation of a run mean, in words."""
     folder = RunFolder(Path(run))
-    return judge(read_metrics(folder.metrics), _evaluation(folder))
-
-
-def _evaluation(folder: RunFolder) -> dict[str, Any] | None:
-    if not folder.evaluation.exists():
-        return None
-    found: dict[str, Any] = json.loads(folder.evaluation.read_bytes())
-    return found
+    return judge(read_metrics(folder.metrics), read_evaluation(folder))
 
 
 def _skipped(folder: RunFolder) -> list[dict[str, str]]:

@@ -15,12 +15,14 @@ from diptych.errors import ImagesError
 from diptych.evaluation.features import encode
 from diptych.evaluation.geometry import effective_rank
 from diptych.evaluation.knn import NEIGHBOURS, TEMPERATURE, accuracy, knn_predict
+from diptych.evaluation.labelled import Labelled, labelled_parts
+from diptych.evaluation.layers import trained_layers
 from diptych.evaluation.linear import fit_linear
-from diptych.evaluation.probes import Labelled, labelled_parts
+from diptych.evaluation.supervised import supervised_encoder
+from diptych.evaluation.transformations import probe_layers
 from diptych.images.sources import open_images
 from diptych.model.saved import load_encoder, untrained_encoder
 from diptych.run_folder import RunFolder
-from diptych.studies.adapters import supervised_accuracy, transformation_accuracies
 from diptych.training.leak import check_leak
 from diptych.training.run_log import read_metrics
 
@@ -145,12 +147,29 @@ def _leak(run: Trained) -> dict[str, float]:
 
 
 def _supervised(run: Trained) -> dict[str, float]:
-    return supervised_accuracy(run.config, run.labelled, run.bench.executor)
+    labelled, executor = run.labelled, run.bench.executor
+    rival = supervised_encoder(run.folder, run.config, labelled, executor)
+    return {"supervised": _knn(run, run.encode(rival))}
 
 
 def _transformations(run: Trained) -> dict[str, float]:
-    return transformation_accuracies(run.folder, run.config, run.labelled, run.bench.executor)
+    """Shares named ``TASK_LAYER``, before (h) and after (g) the head."""
+    views, executor = run.config.views, run.bench.executor
+    found = probe_layers(trained_layers(run.folder), run.labelled.test, views, executor)["layers"]
+    return {
+        f"{name}_{short}": found[layer][task]["value"]
+        for name, task in TRANSFORMATIONS.items()
+        for short, layer in (("h", "h"), ("g", "g(h)"))
+    }
 
+
+TRANSFORMATIONS: Final[Mapping[str, str]] = {
+    "color": "color or gray",
+    "rotation": "rotation",
+    "noise": "original or noise-corrupted",
+    "sobel": "original or Sobel",
+}
+"""The tasks of ``evaluation/transformations.py`` by the first part of a measure's name."""
 
 EXTRA: Final[Mapping[str, Callable[[Trained], dict[str, float]]]] = {
     "linear": _linear,

@@ -10,9 +10,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,6 +22,7 @@ from diptych.evaluation.features import encode
 from diptych.evaluation.linear import LinearClassifier, fit_linear
 from diptych.hardware import choose_device
 from diptych.images.collection import Collection, ImageSet
+from diptych.images.selection import balanced_share
 from diptych.images.sources import open_images
 from diptych.model.encoders import build_encoder, count_features
 from diptych.model.norms import use_norm
@@ -185,16 +184,6 @@ def build_distillation(
         temperature=given.temperature,
         bf16=config.training.precision == "bf16",
     )
-
-
-def balanced_share(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
-    """Indices of a random share of the images, the same of each class, at least one of each."""
-    generator = np.random.Generator(np.random.Philox(seed))
-    chosen = []
-    for label in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == label))
-        chosen.append(members[: max(1, round(share * len(members)))])
-    return np.sort(np.concatenate(chosen))
 
 
 def _labelled_images(

@@ -13,7 +13,7 @@ from diptych.configs import ViewsConfig
 from diptych.evaluation.features import encode
 from diptych.evaluation.geometry import alignment, effective_rank, uniformity
 from diptych.evaluation.knn import accuracy, knn_predict
-from diptych.evaluation.probes import Labelled, labelled_parts
+from diptych.evaluation.labelled import Labelled, labelled_parts
 from diptych.images.collection import Collection, ImageSet, spread_indices
 from diptych.training.learner import Learner
 from diptych.views.batches import ViewBatches

@@ -9,6 +9,7 @@ them.
 
 import json
 import math
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from torch import Tensor
 from diptych.config_file import load_run_config
 from diptych.configs import RunConfig
 from diptych.contrast.method import Method, build_method
-from diptych.errors import ImagesError, RunFolderError
+from diptych.errors import DamagedCheckpoint, ImagesError, RunFolderError
 from diptych.hardware import use_threads
 from diptych.images.groups import find_groups
 from diptych.images.order import Order
@@ -151,11 +152,22 @@ def load_trained_method(folder: RunFolder, config: RunConfig) -> Method:
         raise RunFolderError(f"{folder.path} has no checkpoint. Wanted the folder of a run.")
     if config.distillation.teacher is not None:
         raise RunFolderError(f"{folder.path} holds a student, which has no keys.")
-    tensors, _ = found
+    return method_of(found[0], config)
+
+
+def method_of(tensors: Mapping[str, Tensor], config: RunConfig) -> Method:
+    """The whole method of a run from the tensors of one of its checkpoints.
+
+    Raises:
+        DamagedCheckpoint: they are of another network.
+    """
     state = {n.removeprefix("method/"): v for n, v in tensors.items() if n.startswith("method/")}
     keys = state.get("dictionary.keys")
     method = build_method(config, image_count=1 if keys is None else len(keys))
-    method.load_state_dict(state)
+    try:
+        method.load_state_dict(state)
+    except RuntimeError as error:
+        raise DamagedCheckpoint(f"the checkpoint is of another network: {error}") from error
     return method.to(memory_format=torch.channels_last)
 
 

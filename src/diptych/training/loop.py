@@ -18,14 +18,14 @@ from diptych.hardware import choose_device, views_device
 from diptych.images.collection import Collection
 from diptych.images.groups import find_groups
 from diptych.images.order import Order
+from diptych.optimization.optimizers import build_optimizer
+from diptych.optimization.schedules import learning_rate, peak_learning_rate, twin_momentum
 from diptych.run_folder import RunFolder
 from diptych.training.checkpoint import load_newest, save_checkpoint
 from diptych.training.health import HealthProbe, build_probe
 from diptych.training.learner import build_learner
 from diptych.training.memory import keep_freed_memory
-from diptych.training.optimizers import build_optimizer
 from diptych.training.run_log import RunLog, read_metrics
-from diptych.training.schedules import learning_rate, peak_learning_rate, twin_momentum
 from diptych.training.signals import collected_signals, interruption
 from diptych.training.state import RunState
 from diptych.training.step import StepResult, train_step

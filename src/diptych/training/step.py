@@ -9,8 +9,8 @@ from diptych.configs import RunConfig
 from diptych.contrast.large_batch import backward_in_chunks
 from diptych.contrast.look_up import LookUp
 from diptych.contrast.method import Method, Output
+from diptych.optimization.optimizers import set_learning_rate
 from diptych.training.learner import Learner
-from diptych.training.optimizers import set_learning_rate
 from diptych.training.state import trainable
 from diptych.views.batches import Batch
 

@@ -17,10 +17,10 @@ from conftest import encoded
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet
+from diptych.images.remote import connection as remote
+from diptych.images.remote import fetch as fetching
+from diptych.images.remote import folder as remote_folder
 from diptych.images.remote.connection import connect, is_url
-from diptych.images.remote.connection import connection as remote
-from diptych.images.remote.connection import fetch as fetching
-from diptych.images.remote.connection import folder as remote_folder
 from diptych.images.remote.fetch import fetch, is_remote_file
 from diptych.images.remote.folder import open_remote_folder
 

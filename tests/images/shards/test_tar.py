@@ -17,8 +17,8 @@ from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet
 from diptych.images.folder import open_folder
+from diptych.images.shards import files as shards_module
 from diptych.images.shards.files import expand_braces
-from diptych.images.shards.files import files as shards_module
 from diptych.images.shards.index import read_samples
 from diptych.images.sources import open_images
 

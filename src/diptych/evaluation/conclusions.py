@@ -1,0 +1,206 @@
+"""What the accuracies of a run mean, in sentences: against what, how sure, what to try next."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+PROBES: Final = {
+    "knn": "By its {knn_neighbours} nearest neighbours",
+    "linear": "By a linear classifier on the frozen features",
+    "linear_sgd": "By a linear classifier trained with crop and flip",
+}
+"""Any of these decides the headline; the first that was measured."""
+
+_RIVALS: Final = {"pixels": "raw pixels", "untrained": "the untrained encoder"}
+_WIDE: Final = 0.03  # half an interval: then more test images are worth their trouble
+_LINEAR_LEAD: Final = 0.08  # of the linear classifier over kNN
+_LABELS_LEAD: Final = 0.05  # of the supervised rival
+
+
+class Gain(NamedTuple):
+    """How much better the trained encoder is than another, with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def error(self) -> float:
+        """Standard error."""
+        return (self.high - self.low) / 3.92
+
+    @property
+    def words(self) -> str:
+        """In points."""
+        return f"{100 * self.value:+.1f} points, 95% interval {self.range}"
+
+    @property
+    def range(self) -> str:
+        """The interval in points."""
+        return f"{100 * self.low:+.1f} to {100 * self.high:+.1f}"
+
+
+def decisive_probe(evaluation: Mapping[str, Any]) -> str | None:
+    """The probe that decides the headline; None where none was measured."""
+    return next((name for name in PROBES if name in evaluation), None)
+
+
+def headline(evaluation: Mapping[str, Any], probe: str) -> str:
+    """Whether the encoder learned, by the gain over the untrained one and its error."""
+    gain = gain_over(evaluation, probe, "untrained")
+    if gain.value > 4 * gain.error:
+        return "The encoder learned: its features are clearly better than before training."
+    if gain.low > 0:
+        return "The encoder learned a little: its features are better than before training."
+    if gain.high >= 0:
+        return "No gain that can be told from chance: train longer, or on more images."
+    return "Training made the features worse for these classes."
+
+
+def conclusions(evaluation: Mapping[str, Any], probe: str) -> list[str]:
+    """The sentences below the headline, the most important first."""
+    found = [
+        _against_baselines(evaluation, probe),
+        _linear(evaluation),
+        _against_labels(evaluation, probe),
+        *_against_others(evaluation, probe),
+        _few_labels(evaluation),
+        _transfer(evaluation),
+        _how_sure(evaluation, probe),
+    ]
+    return [sentence for sentence in found if sentence]
+
+
+def gain_over(evaluation: Mapping[str, Any], probe: str, rival: str) -> Gain:
+    """The gain over another encoder, in pairs.
+
+    Files of before there were intervals have two independent proportions instead, whose error is
+    larger.
+    """
+    metrics = evaluation.get("details", {}).get(probe, {}).get("metrics", {})
+    found = metrics.get("accuracy", {}).get("gains", {}).get(rival)
+    if found is not None:
+        return Gain(found["value"], found["low"], found["high"])
+    ours, theirs = evaluation[probe]["trained"], evaluation[probe][rival]
+    count = evaluation["protocol"]["test_images"]
+    error = math.sqrt(sum(share * (1 - share) for share in (ours, theirs)) / count)
+    gain = ours - theirs
+    return Gain(gain, gain - 1.96 * error, gain + 1.96 * error)
+
+
+def _against_baselines(evaluation: Mapping[str, Any], probe: str) -> str:
+    values, settings = evaluation[probe], _settings(evaluation, probe)
+    gain = gain_over(evaluation, probe, "untrained")
+    begin = PROBES[probe].format_map({"knn_neighbours": settings.get("knn_neighbours", 20)})
+    pixels = f" and {values['pixels']:.1%} with raw pixels" if "pixels" in values else ""
+    sentence = (
+        f"{begin}, {values['trained']:.1%} of {settings['test_images']:,} test images get the "
+        f"right class, against {values['untrained']:.1%} with the untrained encoder{pixels} "
+        f"({gain.words} over the untrained one)."
+    )
+    rivals = {name: values[name] for name in _RIVALS if name in values}
+    best = max(rivals, key=rivals.__getitem__)
+    if rivals[best] > values["trained"]:
+        sentence += f" At present {_RIVALS[best]} would serve better."
+    return sentence
+
+
+def _linear(evaluation: Mapping[str, Any]) -> str:
+    if "linear" not in evaluation or "knn" not in evaluation:
+        return ""
+    linear, knn = evaluation["linear"]["trained"], evaluation["knn"]["trained"]
+    sentence = f"A linear classifier on the frozen features reaches {linear:.1%}."
+    if linear - knn > _LINEAR_LEAD:
+        sentence += (
+            " That is far above the nearest neighbours: what matters is in the features, but does "
+            "not rule their distances. Use them with a classifier, or train longer."
+        )
+    elif knn - linear > _LINEAR_LEAD:
+        sentence += (
+            " That is far below the nearest neighbours: there are few labelled images for so many "
+            "features, so use the neighbours, or label more."
+        )
+    return sentence
+
+
+def _against_labels(evaluation: Mapping[str, Any], probe: str) -> str:
+    values = evaluation[probe]
+    if "supervised" not in values:
+        return ""
+    gain = gain_over(evaluation, probe, "supervised")
+    begin = (
+        f"The same network, told the labels, with the same views and steps, reaches "
+        f"{values['supervised']:.1%} ({gain.words} for the trained one)."
+    )
+    if gain.low > 0:
+        return begin + " Here learning without labels served better."
+    if -gain.value > _LABELS_LEAD and gain.high < 0:
+        return begin + (
+            " The network can hold more than this run taught it: try more epochs, a larger batch "
+            "or dictionary, or other views, in this order."
+        )
+    return begin + " Without labels the run comes close to what labels teach this network."
+
+
+def _against_others(evaluation: Mapping[str, Any], probe: str) -> list[str]:
+    known = {"trained", "untrained", "pixels", "supervised"}
+    sentences = []
+    for name in evaluation[probe]:
+        if name not in known:
+            gain = gain_over(evaluation, probe, name)
+            verdict = "better than" if gain.low > 0 else "worse than"
+            if gain.low <= 0 <= gain.high:
+                verdict = "not to be told apart from"
+            sentences.append(f"On the same images it is {verdict} {name} ({gain.words}).")
+    return sentences
+
+
+def _few_labels(evaluation: Mapping[str, Any]) -> str:
+    shares = evaluation.get("finetune", {})
+    if not shares:
+        return ""
+    fewest = min(shares, key=float)
+    detail = evaluation["details"]["finetune"]["shares"][fewest]
+    values, gain = shares[fewest], detail["gains"]["untrained"]
+    begin = (
+        f"Fine-tuned on {detail['images']:,} labelled images it reaches {values['trained']:.1%}, "
+        f"and {values['untrained']:.1%} without pretraining"
+    )
+    if gain["low"] is None:
+        return f"{begin}; of one seed only, so how sure that is is not known."
+    found = Gain(**gain)
+    begin += f" ({found.words} over seeds)."
+    if found.low > 0:
+        return begin + " Where labels are few, begin from this encoder."
+    if found.high < 0:
+        return begin + " Pretraining did harm here: look at the views, then train longer."
+    return begin + " That is no difference one can rely on; more --seeds would narrow it."
+
+
+def _transfer(evaluation: Mapping[str, Any]) -> str:
+    tasks = evaluation.get("details", {}).get("transfer", {}).get("tasks", {})
+    if not tasks:
+        return ""
+    gains = [Gain(**t["metrics"]["accuracy"]["gains"]["untrained"]) for t in tasks.values()]
+    better, worse = sum(g.low > 0 for g in gains), sum(g.high < 0 for g in gains)
+    return (
+        f"Of {len(gains)} other task{'s' if len(gains) > 1 else ''} it is clearly better than the "
+        f"untrained encoder on {better} and clearly worse on {worse}."
+    )
+
+
+def _how_sure(evaluation: Mapping[str, Any], probe: str) -> str:
+    gain, settings = gain_over(evaluation, probe, "untrained"), _settings(evaluation, probe)
+    sentence = (
+        f"How sure: the intervals are those of {settings['test_images']:,} test images for this "
+        "one run. Another seed in training can move the figures too; to know by how much, repeat "
+        "the run with --seed 1 and --seed 2."
+    )
+    if gain.high - gain.low > 2 * _WIDE:
+        sentence += " The interval is wide: measure on more labelled images with --test PATH."
+    return sentence
+
+
+def _settings(evaluation: Mapping[str, Any], probe: str) -> Mapping[str, Any]:
+    found = evaluation.get("details", {}).get(probe, {}).get("settings")
+    return dict(found or evaluation["protocol"])

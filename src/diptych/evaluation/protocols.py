@@ -1,0 +1,143 @@
+"""How good an encoder is: each protocol on it, on what it began as, and on raw pixels."""
+
+import difflib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from diptych.errors import ConfigError
+from diptych.evaluation.finetune import measure_finetune
+from diptych.evaluation.frozen import measure_knn, measure_linear
+from diptych.evaluation.labelled import open_labelled
+from diptych.evaluation.layer_protocols import measure_geometry, measure_transformations
+from diptych.evaluation.linear_sgd import measure_linear_sgd
+from diptych.evaluation.subject import Options, Subject
+from diptych.evaluation.transfer import measure_transfer
+from diptych.hardware import choose_device, use_threads
+from diptych.images.listing import Progress, ignore_progress
+from diptych.images.sources import open_images
+from diptych.model.saved import load_encoder
+from diptych.run_folder import RunFolder, write_aside
+
+Protocol = Callable[[Subject], dict[str, Any]]
+"""Measures a subject; what it returns becomes a part of ``evaluation.json``."""
+
+PROTOCOLS: Final[Mapping[str, Protocol]] = {
+    "knn": measure_knn,
+    "linear": measure_linear,
+    "linear_sgd": measure_linear_sgd,
+    "finetune": measure_finetune,
+    "transfer": measure_transfer,
+    "geometry": measure_geometry,
+    "transformations": measure_transformations,
+}
+
+USUAL: Final = ("knn", "linear")
+"""Measured when nothing else is asked for."""
+
+_SHARED: Final = ("protocol", "details")  # tables that several protocols write to
+
+
+def evaluate(
+    run: str | Path,
+    protocols: Sequence[str] = USUAL,
+    *,
+    train: str | Path | Any | None = None,
+    test: str | Path | Any | None = None,
+    threads: int | None = None,
+    on_progress: Progress = ignore_progress,
+    **options: Any,
+) -> dict[str, Any]:
+    """Measures a run's encoder, before the head, by the protocols asked for.
+
+    Args:
+        run: a run folder whose training has ended.
+        protocols: names in ``PROTOCOLS``.
+        train: labelled images to fit the probes on; by default the run's own.
+        test: labelled images to measure them on; by default those held out with ``train``, or one
+            in five of its images.
+        threads: CPU threads; all cores when not given.
+        on_progress: told how many images are read.
+        **options: fields of ``Options``, as ``head_layers`` or ``neighbours``.
+
+    Returns:
+        What is now in ``evaluation.json``: results of these protocols and those of earlier calls
+        that they do not replace. Accuracies are fractions; under ``knn`` and ``linear`` one each
+        for ``trained``, ``untrained`` and ``pixels``, under ``protocol`` how they were measured,
+        under ``details`` intervals and settings of each protocol. docs/evaluation.md says more.
+
+    Raises:
+        ImagesError: there are no labels.
+        ConfigError: an option or a protocol is not known.
+    """
+    folder, chosen = RunFolder(Path(run)), _chosen(protocols)
+    given = Options(**options)
+    encoder = load_encoder(folder, head_layers=given.head_layers).to(choose_device("auto"))
+    images = encoder.config.images
+    with ThreadPoolExecutor(use_threads(threads)) as executor:
+        subject = Subject(
+            folder=folder,
+            encoder=encoder,
+            config=encoder.config,
+            executor=executor,
+            open_images=partial(open_images, images, executor, on_progress),
+            open_labelled=partial(
+                open_labelled, images, executor, train=train, test=test, on_progress=on_progress
+            ),
+            options=given,
+        )
+        found: dict[str, Any] = {}
+        for measure in chosen:
+            found = merged(found, measure(subject))
+    found = merged(read_evaluation(folder) or {}, found)
+    write_aside(folder.evaluation, (json.dumps(found, indent=1) + "\n").encode())
+    return found
+
+
+def read_evaluation(folder: RunFolder) -> dict[str, Any] | None:
+    """What ``evaluation.json`` of a run holds; None where nothing was evaluated yet."""
+    if not folder.evaluation.exists():
+        return None
+    found: dict[str, Any] = json.loads(folder.evaluation.read_bytes())
+    return found
+
+
+def merged(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Both results; of the same protocol the later one.
+
+    Accuracies of kNN and of the linear classifier share their ``protocol``, so that an earlier one
+    on other images, or of another part of the head, is left out.
+
+    >>> merged({"knn": {"trained": 0.3}, "details": {"knn": 1}}, {"details": {"finetune": 2}})
+    {'knn': {'trained': 0.3}, 'details': {'knn': 1, 'finetune': 2}}
+    """
+    kept = dict(earlier)
+    if "protocol" in later and _on_other_images(kept.get("protocol", {}), later["protocol"]):
+        kept = _without(kept, (*USUAL, "knn_leave_one_out", "protocol"))
+        if "details" in kept:
+            kept["details"] = _without(kept["details"], USUAL)
+    joined: dict[str, Any] = {
+        name: {**kept[name], **later[name]} for name in _SHARED if name in kept and name in later
+    }
+    return {**kept, **later, **joined}
+
+
+def _without(table: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in table.items() if name not in names}
+
+
+def _on_other_images(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> bool:
+    same = ("images", "train_images", "test_images", "classes", "head_layers", "crops")
+    return any(earlier[name] != later.get(name) for name in same if name in earlier)
+
+
+def _chosen(names: Sequence[str]) -> list[Protocol]:
+    for name in names:
+        if name not in PROTOCOLS:
+            near = difflib.get_close_matches(name, PROTOCOLS, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(PROTOCOLS)}."
+            raise ConfigError(f"there is no protocol {name!r}. {hint}")
+    return [PROTOCOLS[name] for name in dict.fromkeys(names)]

@@ -1,0 +1,184 @@
+"""Choosing among encoders without labels, and how far to trust such a choice.
+
+A measure without labels is worth as much as its order agrees with the order by accuracy. That is
+asked by rank correlation, over runs whose labels are known.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+COMBINED: Final = "combined"
+
+_FEWEST: Final = 3  # of two, any two measures agree or disagree by chance
+_ALL_ORDERS: Final = 7  # up to so many, every order is tried; beyond, some at random
+_ORDERS: Final = 5000
+_NEIGHBOURS: Final = 10
+_LEAST_VARIANCE: Final = 1e-10  # of unit vectors: below, neighbours are those of rounding
+
+
+class Agreement(NamedTuple):
+    """How far the order by a measure agrees with the order by accuracy.
+
+    Attributes:
+        kendall: tau-b, 1 for the same order, -1 for the opposite one, 0 for none.
+        spearman: correlation of the ranks.
+        p_value: how often as large a tau, of either sign, comes by chance.
+        encoders: how many were compared.
+        lost: accuracy of the best encoder, less that of the one which the measure puts first.
+    """
+
+    kendall: float
+    spearman: float
+    p_value: float
+    encoders: int
+    lost: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return self._asdict()
+
+
+def rank_agreement(
+    measures: Mapping[str, Sequence[float | None]], accuracy: Sequence[float | None]
+) -> dict[str, Agreement | None]:
+    """Compares the order of encoders by each measure with their order by accuracy.
+
+    Args:
+        measures: by name, one value for each encoder, more is better; None or NaN where it is not
+            known, and that encoder is left out.
+        accuracy: of each encoder, as by kNN.
+
+    Returns:
+        For each measure, and for all of them ``combined``, the agreement; None where there are
+        fewer than three encoders, or where all are alike.
+    """
+    asked = {**measures, COMBINED: combined_rank(measures)}
+    return {name: _agreement(_numbers(one), _numbers(accuracy)) for name, one in asked.items()}
+
+
+def combined_rank(measures: Mapping[str, Sequence[float | None]]) -> list[float | None]:
+    """For each encoder the mean over measures of the share of the others that it is better than.
+
+    Args:
+        measures: as for ``rank_agreement``. One that does not know an encoder has no say on it.
+
+    Returns:
+        0 for the worst by all measures, 1 for the best, None where no measure says anything.
+
+    >>> combined_rank({"rank": [5.0, 9.0, 7.0], "pretext": [0.1, 0.3, 0.9]})
+    [0.0, 0.75, 0.75]
+    """
+    shares = [_shares(_numbers(one)) for one in measures.values()]
+    columns = np.array(shares).T if shares else np.empty((0, 0))
+    return [float(np.nanmean(column)) if not np.isnan(column).all() else None for column in columns]
+
+
+def kendall_tau(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Kendall's tau-b (1945): pairs in the same order less those in the other, ties set apart.
+
+    NaN where one of the two has one value only.
+    """
+    upper = np.triu_indices(len(first), 1)
+    signs = [np.sign(one[:, None] - one[None, :])[upper] for one in (first, second)]
+    length = math.prod(math.sqrt(float((sign**2).sum())) for sign in signs)
+    return float(signs[0] @ signs[1]) / length if length else math.nan
+
+
+def spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Correlation of the ranks; of equal values each has their mean rank. NaN without order."""
+    ranks = [ranked(one) - (len(one) + 1) / 2 for one in (first, second)]
+    length = math.prod(math.sqrt(float((rank**2).sum())) for rank in ranks)
+    return float(ranks[0] @ ranks[1]) / length if length else math.nan
+
+
+def ranked(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 for the smallest, ...; equal values have the mean of their ranks."""
+    below = (values[None, :] < values[:, None]).sum(axis=1)
+    equal = (values[None, :] == values[:, None]).sum(axis=1)
+    ranks: NDArray[np.float64] = below + (equal + 1) / 2
+    return ranks
+
+
+def neighbour_agreement(
+    first: Float[Tensor, "images dim"],
+    second: Float[Tensor, "images other"],
+    neighbours: int = _NEIGHBOURS,
+) -> float:
+    """Share of an image's nearest neighbours that are the same in two sets of features.
+
+    Args:
+        first: of images.
+        second: of the same images, from another view or another encoder.
+        neighbours: of each image, by cosine after the mean is taken off.
+
+    Returns:
+        1 where all agree; neighbours / (images - 1) by chance; 0 for features that are one point.
+    """
+    count = min(neighbours, len(first) - 1)
+    found = [_neighbours(one, count) for one in (first, second)]
+    if count < 1 or found[0] is None or found[1] is None:
+        return 0.0
+    same = found[0][:, :, None] == found[1][:, None, :]
+    return float(same.any(dim=2).double().mean())
+
+
+def _neighbours(features: Tensor, count: int) -> Tensor | None:
+    unit = functional.normalize(features.double(), dim=1)
+    centred = unit - unit.mean(dim=0)
+    if float(centred.square().sum(dim=1).mean()) < _LEAST_VARIANCE:
+        return None
+    unit = functional.normalize(centred, dim=1)
+    return (unit @ unit.T).fill_diagonal_(-math.inf).topk(count, dim=1).indices
+
+
+def _agreement(measure: NDArray[np.float64], accuracy: NDArray[np.float64]) -> Agreement | None:
+    known = ~(np.isnan(measure) | np.isnan(accuracy))
+    measure, accuracy = measure[known], accuracy[known]
+    if len(measure) < _FEWEST:
+        return None
+    tau = kendall_tau(measure, accuracy)
+    if math.isnan(tau):
+        return None
+    chosen = accuracy[measure == measure.max()].mean()
+    return Agreement(
+        tau,
+        spearman(measure, accuracy),
+        _chance_of(tau, measure, accuracy),
+        len(measure),
+        float(accuracy.max() - chosen),
+    )
+
+
+def _chance_of(tau: float, measure: NDArray[np.float64], accuracy: NDArray[np.float64]) -> float:
+    """Share of orders that agree as well or better; those drawn at random count this one too."""
+    count = len(measure)
+    if count <= _ALL_ORDERS:
+        taus = [
+            kendall_tau(measure, accuracy[list(order)])
+            for order in itertools.permutations(range(count))
+        ]
+        return float(np.mean(np.abs(taus) >= abs(tau) - 1e-12))
+    generator = np.random.Generator(np.random.Philox(0))
+    drawn = [kendall_tau(measure, generator.permutation(accuracy)) for _ in range(_ORDERS)]
+    return float((1 + np.sum(np.abs(drawn) >= abs(tau) - 1e-12)) / (1 + _ORDERS))
+
+
+def _shares(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rank from 0 to 1 among the known values; NaN where it is not known."""
+    shares = np.full(len(values), np.nan)
+    known = ~np.isnan(values)
+    others = max(1, int(known.sum()) - 1)
+    shares[known] = (ranked(values[known]) - 1) / others if known.sum() > 1 else 0.5
+    return shares
+
+
+def _numbers(values: Sequence[float | None]) -> NDArray[np.float64]:
+    return np.array([math.nan if value is None else value for value in values], dtype=np.float64)

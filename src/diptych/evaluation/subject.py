@@ -1,0 +1,170 @@
+"""What is evaluated, on what, and how: all that a protocol is given."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Literal
+
+from torch import Tensor
+
+from diptych.configs import RunConfig
+from diptych.errors import ConfigError
+from diptych.evaluation.features import encode, pixel_features
+from diptych.evaluation.knn import NEIGHBOURS, TEMPERATURE
+from diptych.evaluation.labelled import Labelled
+from diptych.evaluation.linear import L2_STRENGTHS, SIMCLR_STRENGTHS
+from diptych.evaluation.supervised import supervised_encoder
+from diptych.hardware import choose_device
+from diptych.images.collection import Collection, ImageSet
+from diptych.model.saved import PretrainedEncoder, load_encoder, untrained_encoder
+from diptych.run_folder import RunFolder
+from diptych.views.load import EvaluationCrops
+
+TRAINED: Final = "trained"
+UNTRAINED: Final = "untrained"
+PIXELS: Final = "pixels"
+SUPERVISED: Final = "supervised"
+
+STRENGTHS: Final = {"seven": L2_STRENGTHS, "simclr": SIMCLR_STRENGTHS}
+"""Of the l2 penalty."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the protocols measure.
+
+    Attributes:
+        head_layers: hidden layers of the projection head to keep behind the trained encoder.
+        crops: what is seen of an image.
+        neighbours: of kNN, k.
+        knn_temperature: of kNN's weights, exp(cosine / temperature).
+        l2_sweep: strengths that the linear classifier chooses from: ``seven`` or ``simclr``.
+        sgd: settings of the linear classifier by SGD, ``moco`` or ``simclr``.
+        sgd_epochs: instead of the paper's 100 or 90.
+        finetune_shares: of the labels to fine-tune on.
+        finetune_epochs: instead of 30, and of 60 for 1% of the labels.
+        seeds: of fine-tuning.
+        transfer: folders of labelled images; see ``transfer.py``.
+        supervised: compare with the same network trained on the labels.
+        against: encoders to compare with, each a run folder or an ``encoder.safetensors``.
+    """
+
+    head_layers: int = 0
+    crops: EvaluationCrops = "center"
+    neighbours: int = NEIGHBOURS
+    knn_temperature: float = TEMPERATURE
+    l2_sweep: Literal["seven", "simclr"] = "seven"
+    sgd: Literal["moco", "simclr"] = "moco"
+    sgd_epochs: int | None = None
+    finetune_shares: tuple[float, ...] = (1.0, 0.1, 0.01)
+    finetune_epochs: int | None = None
+    seeds: int = 3
+    transfer: tuple[Path, ...] = ()
+    supervised: bool = False
+    against: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(self.neighbours > 0, "--neighbours must be positive", self.neighbours)
+        _require(
+            self.knn_temperature >= 0.001,
+            "--knn-temperature must be 0.001 or more",
+            self.knn_temperature,
+        )
+        _require(self.seeds > 0, "--seeds must be positive", self.seeds)
+        for name in ("sgd_epochs", "finetune_epochs"):
+            epochs = getattr(self, name)
+            flag = "--" + name.replace("_", "-")
+            _require(epochs is None or epochs > 0, f"{flag} must be positive", epochs)
+        _require(
+            len(self.finetune_shares) > 0 and all(0 < s <= 1 for s in self.finetune_shares),
+            "--finetune-shares must lie above 0 and be at most 1",
+            self.finetune_shares,
+        )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run to evaluate. What is costly is made when a protocol first asks for it, and kept.
+
+    Attributes:
+        folder: of the run.
+        encoder: the trained one, frozen, on its device.
+        config: of the run.
+        executor: its threads decode and make views.
+        options: how to measure.
+        open_images: opens the images of the run, labelled or not.
+        open_labelled: opens the labelled images; see ``labelled``.
+    """
+
+    folder: RunFolder
+    encoder: PretrainedEncoder
+    config: RunConfig
+    executor: Executor
+    open_images: Callable[[], Collection]
+    open_labelled: Callable[[], Labelled]
+    options: Options = field(default_factory=Options)
+
+    @cached_property
+    def collection(self) -> Collection:
+        """The images of the run, which need no labels."""
+        return self.open_images()
+
+    @cached_property
+    def labelled(self) -> Labelled:
+        """The labelled images, in two parts.
+
+        Raises:
+            ImagesError: there are no labels.
+        """
+        return self.open_labelled()
+
+    @cached_property
+    def untrained(self) -> PretrainedEncoder:
+        """The encoder as the run began with it."""
+        network = untrained_encoder(self.config).to(choose_device("auto"))
+        return PretrainedEncoder(network, self.config)
+
+    @cached_property
+    def encoders(self) -> Mapping[str, PretrainedEncoder]:
+        """All that are compared, by name; the trained one first."""
+        found = {TRAINED: self.encoder, UNTRAINED: self.untrained}
+        if self.options.supervised:
+            found[SUPERVISED] = supervised_encoder(
+                self.folder, self.config, self.labelled, self.executor
+            ).to(choose_device("auto"))
+        for path in self.options.against:
+            other = load_encoder(path).to(choose_device("auto"))
+            _require_same_channels(self.config, other.config, path)
+            found[str(path)] = other
+        return found
+
+    @cached_property
+    def features(self) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Of every encoder and of raw pixels: (images, dim) of the training and the test part."""
+        train = self.features_of(self.labelled.train)
+        test = self.features_of(self.labelled.test)
+        return {name: (train[name], test[name]) for name in train}
+
+    def features_of(self, images: ImageSet) -> dict[str, Tensor]:
+        """Of every encoder and of raw pixels, (images, dim)."""
+        crops = self.options.crops
+        found = {
+            name: encode(one, images, one.config.views, self.executor, crops=crops)
+            for name, one in self.encoders.items()
+        }
+        return found | {PIXELS: pixel_features(images, self.config.views, self.executor)}
+
+
+def _require(holds: bool, wanted: str, came: object) -> None:
+    if not holds:
+        raise ConfigError(f"{wanted}; got {came!r}.")
+
+
+def _require_same_channels(ours: RunConfig, theirs: RunConfig, path: Path) -> None:
+    _require(
+        ours.images.channels == theirs.images.channels,
+        f"--against {path} must see images as this run does, with {ours.images.channels} channels",
+        theirs.images.channels,
+    )

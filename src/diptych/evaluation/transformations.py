@@ -1,0 +1,266 @@
+"""What features still tell of how an image was changed (SimCLR, section 4.2, table 3).
+
+Each held-out image is shown in several versions: as it is, gray, turned, noisy, and as its edges.
+From the features of a version, a linear classifier says which of some versions it is. What it can
+say from h and not from g(h), the head has thrown away. The paper trains small networks for this;
+a linear classifier asks for what lies open, as the linear protocol does.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from diptych.configs import ViewsConfig
+from diptych.errors import ImagesError
+from diptych.evaluation.confidence import Estimate, estimate
+from diptych.evaluation.layers import Layers, layers_of
+from diptych.evaluation.linear import fit_linear
+from diptych.images.collection import ImageSet, spread_indices
+from diptych.policies import parse_policy
+from diptych.views import draws
+from diptych.views.batches import as_images
+from diptych.views.draw import centre_views, draw_views
+from diptych.views.draws import STEP_WIDTH, Draws
+from diptych.views.load import Panel, load_views
+
+VERSIONS: Final[Mapping[str, str | int]] = {
+    "original": "center",
+    "gray": "center + gray(1)",
+    "turned 90": 1,
+    "turned 180": 2,
+    "turned 270": 3,
+    "noisy": "center + noise(1, sigma=0.1)",
+    "edges": "center + sobel(1)",
+}
+"""What is made of each image: a policy without chance but for the noise, or quarter turns."""
+
+TASKS: Final[Mapping[str, tuple[str, ...]]] = {
+    "color or gray": ("original", "gray"),
+    "rotation": ("original", "turned 90", "turned 180", "turned 270"),
+    "original or noise-corrupted": ("original", "noisy"),
+    "original or Sobel": ("original", "edges"),
+}
+"""Which versions a classifier has to tell apart; all are as frequent, so chance is one in so many.
+"""
+
+PIXELS: Final = "pixels"
+PIXEL_SIDE: Final = 16
+"""Raw pixels are probed at this side at most: the classifier needs their covariance."""
+
+MOST_IMAGES: Final = 3000
+_TESTED: Final = 3  # one image in so many is tested, all of its versions
+_FEWEST: Final = 30  # images
+_BATCH: Final = 128  # images, each in all versions
+
+
+def transformation_probes(
+    encoder: nn.Module,
+    head: nn.Module | None,
+    images: ImageSet,
+    views: ViewsConfig,
+    executor: Executor,
+    *,
+    pixels: bool = False,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Accuracy of telling the versions of images apart, from every layer of a network.
+
+    Args:
+        encoder: on its device; stays as it is.
+        head: of ``build_head``, behind it; None for h alone.
+        images: held-out ones; ``MOST_IMAGES`` of them at most are used.
+        views: gives side and normalisation.
+        executor: its threads make views.
+        pixels: also probe the pixels themselves.
+        seed: of noise, split and intervals.
+
+    Returns:
+        ``tasks`` with ``classes`` and ``chance`` of each; under ``layers`` for each layer and task
+        the accuracy as ``value``, ``low`` and ``high`` (95%); under ``thrown_away`` for each task
+        how much more h tells than g(h), the same three; ``train_images`` and ``test_images``.
+
+    Raises:
+        ImagesError: there are too few images.
+    """
+    return probe_layers(layers_of(encoder, head), images, views, executor, pixels=pixels, seed=seed)
+
+
+def probe_layers(
+    network: Layers,
+    images: ImageSet,
+    views: ViewsConfig,
+    executor: Executor,
+    *,
+    pixels: bool = False,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """As ``transformation_probes``, for a network that is already cut into layers."""
+    chosen = images.select(spread_indices(len(images), MOST_IMAGES))
+    if len(chosen) < _FEWEST:
+        raise ImagesError(
+            f"wanted {_FEWEST} images or more to see what the head throws away; got {len(chosen)}."
+        )
+    tasks = tasks_of(images.channels)
+    wanted = [name for name in VERSIONS if any(name in task for task in tasks.values())]
+    features = version_features(network, chosen, wanted, views, executor, pixels=pixels, seed=seed)
+    train, test = split_images(len(chosen), seed)
+    reached = {
+        layer: {
+            task: probe([found[name] for name in versions], train, test, seed=seed)
+            for task, versions in tasks.items()
+        }
+        for layer, found in features.items()
+    }
+    return {
+        "tasks": {
+            name: {"classes": list(versions), "chance": 1 / len(versions)}
+            for name, versions in tasks.items()
+        },
+        "layers": {
+            layer: {task: one.interval().as_dict() for task, one in found.items()}
+            for layer, found in reached.items()
+        },
+        "thrown_away": _thrown_away(reached, first=network.names[0], last=network.names[-1]),
+        "train_images": len(train),
+        "test_images": len(test),
+    }
+
+
+def _thrown_away(
+    reached: Mapping[str, Mapping[str, Estimate]], *, first: str, last: str
+) -> dict[str, dict[str, float | None]]:
+    """By task, how much more the first layer tells than the last; the interval is of pairs."""
+    return {
+        task: one.minus(reached[last][task]).interval().as_dict()
+        for task, one in reached[first].items()
+    }
+
+
+def tasks_of(channels: int) -> Mapping[str, tuple[str, ...]]:
+    """The tasks that make sense for images: one channel is gray already."""
+    return {name: task for name, task in TASKS.items() if channels > 1 or "gray" not in task}
+
+
+def probe(versions: list[Tensor], train: Tensor, test: Tensor, *, seed: int = 0) -> Estimate:
+    """Fits a linear classifier of versions on some images and measures it on others.
+
+    Args:
+        versions: (images, dim) of each version, row i of all the same image.
+        train: indices of images.
+        test: indices of other images.
+        seed: of the classifier's held-out part and of the resamples.
+
+    Returns:
+        The accuracy over all versions of the test images. Resamples draw images, as the versions
+        of one image are not independent.
+    """
+    labels = torch.arange(len(versions)).repeat_interleave(len(train))
+    classifier = fit_linear(torch.cat([one[train] for one in versions]), labels, seed=seed)
+    right = torch.stack(
+        [classifier.predict(one[test]) == number for number, one in enumerate(versions)]
+    )
+    per_image = right.double().mean(dim=0).numpy()
+    return estimate(lambda counts: counts @ per_image / len(test), len(test), seed=seed)
+
+
+def split_images(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices to train and to test on: all versions of an image are on one side."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    tested = count // _TESTED
+    return order[tested:], order[:tested]
+
+
+def version_features(
+    network: Layers,
+    images: ImageSet,
+    versions: list[str],
+    views: ViewsConfig,
+    executor: Executor,
+    *,
+    pixels: bool = False,
+    seed: int = 0,
+) -> dict[str, dict[str, Tensor]]:
+    """Features by layer, then by version: (images, dim) each, on the CPU."""
+    names = [*network.names, *([PIXELS] if pixels else [])]
+    parts: dict[str, list[Tensor]] = {name: [] for name in names}
+    for start in range(0, len(images), _BATCH):
+        indices = np.arange(start, min(start + _BATCH, len(images)))
+        made = _make(images, indices, versions, views, executor, seed)
+        count = len(indices)
+        batch = as_images(made.reshape(-1, *made.shape[2:]))
+        found = network.in_evaluation(batch)
+        if pixels:
+            found[PIXELS] = _small(batch)
+        for name, one in found.items():
+            parts[name].append(one.reshape(len(versions), count, -1))
+    joined = {name: torch.cat(several, dim=1) for name, several in parts.items()}
+    return {name: dict(zip(versions, one, strict=True)) for name, one in joined.items()}
+
+
+def draw_versions(
+    versions: list[str],
+    indices: NDArray[np.int64],
+    heights: NDArray[np.int64],
+    widths: NDArray[np.int64],
+    *,
+    side_pixels: int,
+    seed: int,
+) -> Draws:
+    """What is done to images to make versions of them, (versions, images).
+
+    Args:
+        versions: names in ``VERSIONS``.
+        indices: (images,), of each in its set; the noise follows from it.
+        heights: (images,), in pixels.
+        widths: (images,), in pixels.
+        side_pixels: of the versions.
+        seed: of the noise.
+    """
+    centred = centre_views(heights, widths)
+    crops = np.repeat(centred.crops, len(versions), axis=0)
+    steps = np.zeros((*crops.shape, 1, STEP_WIDTH))
+    for row, name in enumerate(versions):
+        version = VERSIONS[name]
+        if isinstance(version, int):
+            steps[row, :, 0, :2] = draws.TURN, version
+            continue
+        drawn = draw_views(
+            [parse_policy(version)],
+            side_pixels=side_pixels,
+            seed=seed,
+            epoch=0,
+            indices=indices,
+            heights=heights,
+            widths=widths,
+        )
+        steps[row, :, : drawn.steps.shape[2]] = drawn.steps[0]
+    return Draws(crops, steps)
+
+
+def _make(
+    images: ImageSet,
+    indices: NDArray[np.int64],
+    versions: list[str],
+    views: ViewsConfig,
+    executor: Executor,
+    seed: int,
+) -> NDArray[np.float32]:
+    """(versions, images, side, side, channels)."""
+    side = views.side_pixels
+    heights, widths = images.heights[indices], images.widths[indices]
+    drawn = draw_versions(versions, indices, heights, widths, side_pixels=side, seed=seed)
+    return load_views(images, indices, [Panel(drawn, side)], views, executor)[0]
+
+
+def _small(batch: Tensor) -> Tensor:
+    """The pixels themselves, at ``PIXEL_SIDE`` at most, as rows."""
+    if batch.shape[-1] > PIXEL_SIDE:
+        batch = nn.functional.interpolate(
+            batch, size=(PIXEL_SIDE, PIXEL_SIDE), mode="bilinear", antialias=True
+        )
+    return batch.flatten(1)

@@ -1,0 +1,1 @@
+"""How weights move: optimizers and learning rates, for pretraining and for evaluation alike."""

@@ -1,0 +1,72 @@
+"""A ranking of runs as tables on the screen."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from diptych.evaluation.selection import Agreement
+from diptych.training.ranking import Measured, Ranking
+
+_WORDS: Final = {
+    "effective_rank": "effective rank",
+    "pretext": "pretext accuracy",
+    "stability": "stability",
+    "combined": "combined",
+}
+
+
+def print_ranking(console: Console, ranking: Ranking) -> None:
+    """Prints the candidates, the best first; with labels also what the order is worth."""
+    console.print(_candidates(ranking))
+    if ranking.agreement is not None:
+        console.print(_agreements(ranking.agreement))
+    if not ranking.held_out:
+        console.print("These images may be among those learned from; nothing is held out.")
+
+
+def _candidates(ranking: Ranking) -> Table:
+    rows = ranking.rows
+    table = Table(
+        title=f"Ranked without labels, on {ranking.images:,} images; more is better in each",
+        title_justify="left",
+    )
+    table.add_column("run", overflow="fold")
+    table.add_column("step", justify="right")
+    columns = {**_WORDS, "steadiness": "like the one before", "knn": "kNN"}
+    shown = [name for name in columns if any(getattr(row, name) is not None for row in rows)]
+    for name in shown:
+        table.add_column(columns[name], justify="right")
+    for row in rows:
+        step = "end" if row.step is None else f"{row.step:,}"
+        table.add_row(row.run, step, *(_figure(row, name) for name in shown))
+    return table
+
+
+def _figure(row: Measured, name: str) -> str:
+    value = getattr(row, name)
+    if value is None:
+        return "-"
+    if name == "combined":
+        return f"{value:.2f}"
+    return f"{value:.1f}" if name == "effective_rank" else f"{value:.1%}"
+
+
+def _agreements(agreement: Mapping[str, Agreement | None]) -> Table:
+    table = Table(title="How well each agrees with kNN", title_justify="left")
+    table.add_column("measure")
+    for heading in ("Kendall's tau", "Spearman", "as large by chance", "accuracy lost"):
+        table.add_column(heading, justify="right")
+    for name, one in agreement.items():
+        if one is None:
+            table.add_row(_WORDS[name], "not known", "", "", "")
+            continue
+        table.add_row(
+            _WORDS[name],
+            f"{one.kendall:+.2f}",
+            f"{one.spearman:+.2f}",
+            f"{one.p_value:.1%}",
+            f"{100 * one.lost:.1f} points",
+        )
+    return table

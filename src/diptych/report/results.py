@@ -1,0 +1,229 @@
+"""All evaluations of a run as groups of bars with intervals, for the page and the terminal."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+NAMES: Final[Mapping[str, str]] = {
+    "trained": "trained encoder",
+    "untrained": "untrained encoder",
+    "pixels": "raw pixels",
+    "supervised": "same network, told the labels",
+}
+"""What the encoders are called; others go by their path."""
+
+_METRICS: Final[Mapping[str, str]] = {
+    "accuracy": "accuracy",
+    "mean_per_class": "mean per class",
+    "auc": "ROC AUC",
+    "f1": "F1",
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One figure of one encoder.
+
+    Attributes:
+        key: of the encoder, as in ``evaluation.json``.
+        words: its name.
+        value: a share.
+        low, high: of its interval; None where none is known.
+    """
+
+    key: str
+    words: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def text(self) -> str:
+        """The figure in percent."""
+        return f"{self.value:.1%}"
+
+    @property
+    def range(self) -> str:
+        """The interval in percent, or nothing."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"{100 * self.low:.1f} to {100 * self.high:.1f}"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Bars of the same figure.
+
+    Attributes:
+        title: which figure.
+        bars: of each encoder, the trained one first.
+        chance: share that is right without looking; None where there is no such thing.
+        gain: a sentence on what the trained encoder gains, with its interval.
+    """
+
+    title: str
+    bars: tuple[Bar, ...]
+    chance: float | None = None
+    gain: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Panels that answer one question.
+
+    Attributes:
+        title: the question.
+        text: how it was asked.
+        panels: the answers.
+    """
+
+    title: str
+    text: str
+    panels: tuple[Panel, ...]
+
+
+def groups_of(evaluation: Mapping[str, Any]) -> list[Group]:
+    """Everything in ``evaluation.json`` that is a share, in the order in which one asks."""
+    found = [
+        _frozen(evaluation),
+        _finetune(evaluation),
+        *_transfer(evaluation),
+        *_transformations(evaluation),
+    ]
+    return [group for group in found if group is not None and group.panels]
+
+
+def _frozen(evaluation: Mapping[str, Any]) -> Group | None:
+    protocol = evaluation.get("protocol") or _settings(evaluation, "linear_sgd")
+    if not protocol:
+        return None
+    neighbours = protocol.get("knn_neighbours", 20)
+    titles = {
+        "knn": f"{neighbours} nearest neighbours",
+        "linear": "linear classifier",
+        "linear_sgd": "linear classifier by SGD, crop and flip",
+        "knn_leave_one_out": f"{neighbours} nearest neighbours, each image by all others",
+    }
+    panels = []
+    for name, title in titles.items():
+        if name in evaluation:
+            metric = _detail(evaluation, name, "metrics", "accuracy")
+            panels.append(_panel(title, evaluation[name], metric, protocol["chance"]))
+    text = (
+        f"The encoder is frozen. Each probe sees {protocol['train_images']:,} labelled images of "
+        f"{protocol['classes']} classes and is measured on {protocol['test_images']:,} others."
+    )
+    return Group("How good the frozen features are", text, tuple(panels))
+
+
+def _finetune(evaluation: Mapping[str, Any]) -> Group | None:
+    panels = []
+    for share, values in evaluation.get("finetune", {}).items():
+        detail = _detail(evaluation, "finetune", "shares", share)
+        chance = _settings(evaluation, "finetune").get("chance")
+        title = f"{_percent(float(share))}: {detail['images']:,} images"
+        panels.append(_panel(title, values, detail, chance))
+    seeds = _settings(evaluation, "finetune").get("seeds", 1)
+    text = (
+        "Encoder and classifier learn together from a share of the labels, the same of each class. "
+        "The untrained encoder learns the same way: that is what labels alone can do. "
+    )
+    text += (
+        f"Means of {seeds} seeds, with the interval over seeds."
+        if seeds > 1
+        else "One seed: how much another would change is not known."
+    )
+    return Group("Fine-tuning on few labels", text, tuple(panels))
+
+
+def _transfer(evaluation: Mapping[str, Any]) -> list[Group]:
+    groups = []
+    for path in evaluation.get("transfer", {}):
+        task = _detail(evaluation, "transfer", "tasks", path)
+        panels = [
+            _panel(_METRICS[metric], _values(detail), detail, None)
+            for metric, detail in task.get("metrics", {}).items()
+        ]
+        kind = "labels, several to an image" if task.get("multilabel") else "classes"
+        text = (
+            f"A linear classifier on the frozen features: {task.get('train_images', 0):,} images "
+            f"to learn from, {task.get('test_images', 0):,} to measure on, "
+            f"{task.get('labels', 0)} {kind}."
+        )
+        groups.append(Group(f"Transfer to {path}", text, tuple(panels)))
+    return groups
+
+
+def _transformations(evaluation: Mapping[str, Any]) -> list[Group]:
+    """What each layer tells of how an image was changed; the trained network's layers as bars."""
+    found = evaluation.get("transformations", {})
+    trained, untrained = found.get("trained", {}), found.get("untrained", {})
+    panels = []
+    for task, about in found.get("tasks", {}).items():
+        bars = [
+            _bar("trained" if layer == "h" else "layer", layer, values[task])
+            for layer, values in trained.items()
+            if task in values
+        ]
+        bars += [
+            _bar("untrained", "h, untrained", values[task])
+            for layer, values in untrained.items()
+            if layer == "h" and task in values
+        ]
+        if task in found.get("pixels", {}):
+            bars.append(_bar("pixels", NAMES["pixels"], found["pixels"][task]))
+        panels.append(Panel(task, tuple(bars), about.get("chance")))
+    text = (
+        "A linear classifier has to say how an image was changed, from h (the encoder's features) "
+        "and from what the head makes of them. What h tells and g(h) does not, the head threw away."
+    )
+    return [Group("What the head throws away", text, tuple(panels))]
+
+
+def _panel(
+    title: str, values: Mapping[str, float], detail: Mapping[str, Any], chance: float | None
+) -> Panel:
+    intervals = detail.get("intervals", {})
+    bars = tuple(
+        _bar(name, NAMES.get(name, name), intervals.get(name, {"value": value}))
+        for name, value in values.items()
+    )
+    return Panel(title, bars, chance, _gain(detail.get("gains", {})))
+
+
+def _bar(key: str, words: str, interval: Any) -> Bar:
+    if not isinstance(interval, Mapping):
+        interval = {"value": interval}
+    low, high = interval.get("low"), interval.get("high")
+    return Bar(key, words, interval["value"], low, high)
+
+
+def _gain(gains: Mapping[str, Mapping[str, float]]) -> str:
+    """What the trained encoder gains over the untrained one, in points."""
+    gain = gains.get("untrained")
+    if gain is None:
+        return ""
+    sentence = f"{100 * gain['value']:+.1f} points over the untrained encoder"
+    if gain["low"] is None:
+        return sentence
+    return f"{sentence} ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})"
+
+
+def _percent(share: float) -> str:
+    return "all labels" if share == 1 else f"{100 * share:.4g}% of the labels"
+
+
+def _values(detail: Mapping[str, Any]) -> dict[str, float]:
+    return {name: one["value"] for name, one in detail.get("intervals", {}).items()}
+
+
+def _settings(evaluation: Mapping[str, Any], protocol: str) -> Mapping[str, Any]:
+    return _detail(evaluation, protocol, "settings")
+
+
+def _detail(evaluation: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+    """A table below ``details``; an empty one in a file of before there were any."""
+    found: Any = evaluation.get("details", {})
+    for name in path:
+        found = found.get(name, {})
+    return dict(found)

@@ -1,0 +1,287 @@
+"""Runs and checkpoints ranked without labels, and with labels how far that ranking can be trusted.
+
+Every encoder is measured on the same images: by how many directions its features use (RankMe,
+2210.02885), by how many queries find their key in batches of one size, and by how far an image's
+neighbours stay the same from one view to another. None of these is accuracy.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from diptych.config_file import load_run_config
+from diptych.configs import ImagesConfig, RunConfig, ViewsConfig
+from diptych.contrast.method import Method
+from diptych.errors import ConfigError, ImagesError
+from diptych.evaluation.features import encode
+from diptych.evaluation.geometry import effective_rank
+from diptych.evaluation.knn import accuracy, knn_predict
+from diptych.evaluation.labelled import Labelled, labelled_parts
+from diptych.evaluation.layer_protocols import unseen_images
+from diptych.evaluation.selection import (
+    Agreement,
+    combined_rank,
+    neighbour_agreement,
+    rank_agreement,
+)
+from diptych.hardware import use_threads
+from diptych.images.collection import Collection, ImageSet, spread_indices
+from diptych.images.listing import Progress, ignore_progress
+from diptych.images.order import Order
+from diptych.images.sources import open_images
+from diptych.images.tables.hugging_face import path_of
+from diptych.run_folder import RunFolder
+from diptych.training.candidates import Candidate, candidates_of
+from diptych.views.batches import ViewBatches
+
+MEASURES: Final = ("effective_rank", "pretext", "stability")
+"""More is better in each; they have equal say in the combined rank."""
+
+STABILITY_VIEWS: Final = "crop(area=0.3..1) + flip + color(brightness=0.4, hue=0.1) + gray"
+"""The same for every run, so that weak views of its own do not make an encoder look stable."""
+
+_BATCH: Final = 256  # images that a query's key is looked for in
+_SEED: Final = 0  # of the views: the same for every encoder
+_KNN_IMAGES: Final = 10_000  # to look for neighbours in, at most
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found of a candidate.
+
+    Attributes:
+        run: its folder.
+        step: of the checkpoint, or None.
+        effective_rank: of h.
+        pretext: share of queries that find their own key in a batch, with the run's own views,
+            key encoder and predictor; None where the run has no keys.
+        stability: share of an image's neighbours, by h, that two views agree on.
+        steadiness: share of neighbours that this checkpoint and the one before it agree on; None
+            for the first.
+        knn: accuracy of kNN; None without labels.
+        combined: mean over ``MEASURES`` of the share of other candidates that it is better than.
+    """
+
+    run: str
+    step: int | None
+    effective_rank: float
+    pretext: float | None
+    stability: float
+    steadiness: float | None = None
+    knn: float | None = None
+    combined: float | None = None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Candidates, the best by the combined rank first.
+
+    Attributes:
+        rows: one for each candidate.
+        images: how many were measured, ``held_out`` or not.
+        held_out: whether the runs had not learned from them.
+        agreement: of each measure with kNN, by name; None without labels.
+    """
+
+    rows: tuple[Measured, ...]
+    images: int
+    held_out: bool
+    agreement: Mapping[str, Agreement | None] | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        agreement = None
+        if self.agreement is not None:
+            agreement = {n: one and one.as_dict() for n, one in self.agreement.items()}
+        return {
+            "rows": [vars(row) for row in self.rows],
+            "images": self.images,
+            "held_out": self.held_out,
+            "agreement": agreement,
+        }
+
+
+def rank_runs(
+    runs: Sequence[str | Path],
+    *,
+    images: str | Path | Any | None = None,
+    labels: bool = False,
+    checkpoints: bool | None = None,
+    image_count: int = 2048,
+    threads: int | None = None,
+    on_progress: Progress = ignore_progress,
+) -> Ranking:
+    """Ranks runs, and the checkpoints that they kept, without labels.
+
+    Args:
+        runs: run folders.
+        images: to measure on, anything that ``pretrain`` takes; by default the runs' own, and of
+            these the held-out ones. All runs have to have the same.
+        labels: measure kNN too, and how each measure agrees with it. The ranking stays as it is.
+        checkpoints: every checkpoint that was kept, not only the newest; by default for one run.
+        image_count: images to measure on, at most.
+        threads: CPU threads; all cores when not given.
+        on_progress: told how many images are read.
+
+    Raises:
+        ConfigError: there are no runs, or they learned from different images.
+        ImagesError: too few images, or ``labels`` and there are none.
+        RunFolderError: a folder holds no run.
+    """
+    folders = [RunFolder(Path(run)) for run in runs]
+    configs = [load_run_config(folder.config) for folder in folders]
+    _require_comparable(folders, configs, images)
+    several = len(folders) == 1 if checkpoints is None else checkpoints
+    with ThreadPoolExecutor(use_threads(threads)) as executor:
+        bench = _Bench(images, image_count, labels, executor, on_progress)
+        rows = list[Measured]()
+        for folder, config in zip(folders, configs, strict=True):
+            rows += bench.measure(candidates_of(folder, config, every=several))
+    combined = combined_rank(_columns(rows))
+    rows = [replace(row, combined=share) for row, share in zip(rows, combined, strict=True)]
+    agreement = rank_agreement(_columns(rows), [row.knn for row in rows]) if labels else None
+    best_first = sorted(rows, key=lambda row: -1.0 if row.combined is None else -row.combined)
+    return Ranking(tuple(best_first), bench.images_seen, bench.held_out, agreement)
+
+
+def pretext_accuracy(method: Method, batches: ViewBatches) -> float:
+    """Share of queries whose own key scores above all other keys of their batch.
+
+    Queries and keys are made as in training, but for batch norms, which use their running
+    statistics; the dictionary holds the batch's keys only, so that runs of every mechanism choose
+    among as many.
+    """
+    found, device = list[Tensor](), next(method.parameters()).device
+    method.eval()
+    for step in range(batches.order.steps_per_epoch):
+        _, indices = batches.order.batch(step)
+        first, second = (view.to(device) for view in batches.of(indices, epoch=0)[:2])
+        with torch.no_grad():
+            query, key = method.encode_queries((first,))[0], method.encode_keys((second,))[0]
+        if method.config.loss.similarity == "cosine":
+            query, key = (functional.normalize(one, dim=1) for one in (query, key))
+        scores = query @ key.T
+        own = scores.diagonal().clone()
+        found.append(own > scores.fill_diagonal_(-torch.inf).amax(dim=1))
+    return float(torch.cat(found).double().mean())
+
+
+@dataclass
+class _Bench:
+    """Measures every candidate on the same images in the same way."""
+
+    path: str | Path | Any | None
+    image_count: int
+    labels: bool
+    executor: Executor
+    on_progress: Progress
+    images_seen: int = 0
+    held_out: bool = False
+
+    def __post_init__(self) -> None:
+        self._opened: dict[ImagesConfig, Collection] = {}
+
+    def measure(self, candidates: Iterator[Candidate]) -> Iterator[Measured]:
+        """One row for each checkpoint of a run, in the order of their steps."""
+        before: Tensor | None = None
+        for one in candidates:
+            collection = self._collection(one.config.images)
+            images = unseen_images(collection).spread(self.image_count)
+            self.images_seen, self.held_out = len(images), collection.test is not None
+            features = encode(one.encoder, images, one.config.views, self.executor)
+            yield Measured(
+                run=str(one.run),
+                step=one.step,
+                effective_rank=effective_rank(features),
+                pretext=self._pretext(one, images),
+                stability=self._stability(one, images),
+                steadiness=None if before is None else neighbour_agreement(before, features),
+                knn=self._knn(one, collection) if self.labels else None,
+            )
+            before = features
+
+    def _collection(self, config: ImagesConfig) -> Collection:
+        """Opened once for all runs that see images alike."""
+        if self.path is not None:
+            config = replace(config, path=path_of(self.path), limit=None)
+        if config not in self._opened:
+            found = open_images(config, self.executor, self.on_progress)
+            if len(unseen_images(found)) < 2:
+                raise ImagesError(f"{config.path} has one image; wanted two or more to compare.")
+            self._opened[config] = found
+        return self._opened[config]
+
+    def _pretext(self, one: Candidate, images: ImageSet) -> float | None:
+        if one.method is None:
+            return None
+        return pretext_accuracy(one.method, self._batches(images, one.config.views))
+
+    def _stability(self, one: Candidate, images: ImageSet) -> float:
+        own = one.config.views
+        views = replace(own, policy=STABILITY_VIEWS, second=None, strength=1.0)
+        batches, device = self._batches(images, views), next(one.encoder.parameters()).device
+        parts: list[tuple[Tensor, Tensor]] = []
+        one.encoder.eval()
+        for start in range(0, len(images), _BATCH):
+            made = batches.of(np.arange(start, min(start + _BATCH, len(images))), epoch=0)
+            with torch.no_grad():
+                first, second = (one.encoder(view.to(device)).float().cpu() for view in made)
+            parts.append((first, second))
+        firsts, seconds = zip(*parts, strict=True)
+        return neighbour_agreement(torch.cat(firsts), torch.cat(seconds))
+
+    def _knn(self, one: Candidate, collection: Collection) -> float:
+        labelled = _spread(labelled_parts(collection), self.image_count)
+        train, test = (
+            encode(one.encoder, part, one.config.views, self.executor)
+            for part in (labelled.train, labelled.test)
+        )
+        return accuracy(knn_predict(train, labelled.train_labels, test), labelled.test_labels)
+
+    def _batches(self, images: ImageSet, views: ViewsConfig) -> ViewBatches:
+        order = Order(_SEED, len(images), min(_BATCH, len(images)))
+        return ViewBatches(images, order, replace(views, small_views=0), self.executor)
+
+
+def _require_comparable(
+    folders: Sequence[RunFolder], configs: Sequence[RunConfig], images: object
+) -> None:
+    if not folders:
+        raise ConfigError("there are no runs to rank; give their folders.")
+    paths = {
+        config.images.path: folder.path for folder, config in zip(folders, configs, strict=True)
+    }
+    if images is None and len(paths) > 1:
+        (one, first), (other, second) = list(paths.items())[:2]
+        raise ConfigError(
+            f"{first} learned from {one} and {second} from {other}: measures of different images "
+            "cannot be compared. Give --images PATH, to measure all on the same."
+        )
+
+
+def _columns(rows: Sequence[Measured]) -> dict[str, list[float | None]]:
+    return {name: [getattr(row, name) for row in rows] for name in MEASURES}
+
+
+def _spread(labelled: Labelled | None, test_images: int) -> Labelled:
+    """Fewer of the images, so that many runs are measured in reasonable time."""
+    if labelled is None:
+        raise ImagesError(
+            "--labels needs labelled images: put those of each class into a folder of its own."
+        )
+    train = spread_indices(len(labelled.train), _KNN_IMAGES)
+    test = spread_indices(len(labelled.test), test_images)
+    return replace(
+        labelled,
+        train=labelled.train.select(train),
+        train_labels=labelled.train_labels[torch.from_numpy(train)],
+        test=labelled.test.select(test),
+        test_labels=labelled.test_labels[torch.from_numpy(test)],
+    )

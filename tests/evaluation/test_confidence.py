@@ -1,0 +1,119 @@
+"""Intervals and figures against SciPy, scikit-learn, closed forms and plain loops."""
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
+
+from diptych.evaluation import confidence
+from diptych.evaluation.confidence import Interval, estimate, over_seeds, resamples
+from diptych.evaluation.scores import (
+    accuracy_of,
+    macro_auc,
+    macro_f1,
+    mean_per_class,
+    share_of_answers,
+)
+
+
+def test_an_accuracy_has_the_binomial_spread(rng: np.random.Generator) -> None:
+    right = rng.random(800) < 0.7
+    found = estimate(accuracy_of(right), 800, draws=4000)
+    share = right.mean()
+    assert found.value == pytest.approx(share)
+    assert found.draws.std() == pytest.approx(math.sqrt(share * (1 - share) / 800), rel=0.06)
+    wanted = stats.binom.ppf([0.025, 0.975], 800, share) / 800
+    np.testing.assert_allclose(found.interval()[1:], wanted, atol=0.004)
+
+
+def test_intervals_agree_with_scipy(rng: np.random.Generator) -> None:
+    right = (rng.random(300) < 0.6).astype(float)
+    other = np.where(rng.random(300) < 0.8, right, 1 - right)
+    ours = estimate(accuracy_of(right > 0), 300).minus(estimate(accuracy_of(other > 0), 300))
+    theirs = stats.bootstrap(
+        (right, other),
+        lambda a, b: np.mean(a) - np.mean(b),
+        paired=True,
+        vectorized=False,
+        n_resamples=4000,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    np.testing.assert_allclose(ours.interval()[1:], (theirs.low, theirs.high), atol=0.008)
+    apart = math.hypot(*(estimate(accuracy_of(x > 0), 300).draws.std() for x in (right, other)))
+    assert ours.draws.std() < 0.75 * apart  # what both get wrong does not widen a difference
+
+
+def test_coverage_is_what_is_promised() -> None:
+    generator = np.random.default_rng(3)
+    inside = 0
+    for _ in range(200):
+        low, high = estimate(accuracy_of(generator.random(120) < 0.65), 120, draws=400).interval()[
+            1:
+        ]
+        inside += low <= 0.65 <= high
+    assert 178 <= inside <= 199  # 95% of 200; the bounds lie 4 standard errors away
+
+
+def test_resamples_have_the_size_of_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = np.concatenate(list(resamples(50, draws=30, seed=4)))
+    assert whole.shape == (30, 50)
+    assert (whole.sum(axis=1) == 50).all()
+    monkeypatch.setattr(confidence, "_CELLS", 500)  # ten resamples at a time
+    parts = list(resamples(50, draws=30, seed=4))
+    assert len(parts) == 3
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    assert not np.array_equal(whole, next(iter(resamples(50, draws=30, seed=5))))
+
+
+def drawn(counts: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The images of a resample, written out."""
+    return np.repeat(np.arange(len(counts)), counts.astype(int))
+
+
+def test_figures_of_resamples_equal_scikit_learn(rng: np.random.Generator) -> None:
+    truth = rng.integers(0, 4, 90)
+    scores = np.round(rng.normal(size=(90, 4)) + 1.2 * np.eye(4)[truth], 1)  # with ties
+    predicted = scores.argmax(axis=1)
+    hot, said = np.eye(4, dtype=bool)[truth], np.eye(4, dtype=bool)[predicted]
+    counts = np.concatenate([np.ones((1, 90)), *resamples(90, draws=6, seed=1)])
+    figures = {
+        "class": mean_per_class(predicted, truth)(counts),
+        "f1": macro_f1(said, hot)(counts),
+        "auc": macro_auc(scores, hot)(counts),
+        "answers": share_of_answers(said, hot)(counts),
+    }
+    for draw, row in enumerate(counts):
+        some = drawn(row)
+        wanted = {
+            "class": balanced_accuracy_score(truth[some], predicted[some]),
+            "f1": f1_score(truth[some], predicted[some], average="macro"),
+            "auc": np.mean([roc_auc_score(hot[some, c], scores[some, c]) for c in range(4)]),
+            "answers": np.mean([said[i] == hot[i] for i in some]),
+        }
+        for name, value in wanted.items():
+            assert figures[name][draw] == pytest.approx(value, abs=1e-12), name
+
+
+def test_a_class_that_is_not_there_is_left_out() -> None:
+    counts = np.array([[1.0, 1, 0, 0], [0, 0, 1, 1]])
+    truth = np.array([0, 0, 1, 1])
+    np.testing.assert_array_equal(mean_per_class(np.array([0, 1, 1, 1]), truth)(counts), [0.5, 1])
+    auc = macro_auc(np.ones((4, 2)), np.eye(2, dtype=bool)[truth])
+    assert np.isnan(auc(counts)).all()
+    found = estimate(auc, 4, draws=50)
+    assert found.value == 0.5
+    assert found.interval() == Interval(0.5, 0.5, 0.5)
+    none = macro_auc(np.ones((4, 1)), np.zeros((4, 1), dtype=bool))
+    assert math.isnan(estimate(none, 4, draws=5).interval().low)
+
+
+def test_seeds_have_the_t_interval() -> None:
+    values = [0.31, 0.35, 0.33]
+    wanted = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert over_seeds(values) == pytest.approx((0.33, wanted.low, wanted.high))
+    assert over_seeds([0.4]).value == 0.4
+    assert math.isnan(over_seeds([0.4]).low)

@@ -1,0 +1,268 @@
+"""Protocols on a tiny run: what they add to evaluation.json, their rivals, and the page of it."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import f1_score, roc_auc_score
+
+import diptych
+from conftest import striped
+from diptych.errors import ConfigError, ImagesError, RunFolderError
+from diptych.evaluation import supervised
+from diptych.evaluation.classifying import Classifier
+from diptych.evaluation.finetune import fine_tune
+from diptych.evaluation.labelled import open_labelled
+from diptych.evaluation.linear_sgd import SGD_PROBES, fit_linear_sgd
+from diptych.evaluation.protocols import evaluate, merged
+from diptych.evaluation.tags import find_tags
+from diptych.evaluation.transfer import _judge_classes, _judge_labels
+from diptych.model.saved import load_encoder
+from diptych.report.page import write_report
+from diptych.report.results import groups_of
+
+SETTINGS: Any = {
+    "encoder.width": 4,
+    "encoder.stage_blocks": (1, 1),
+    "views.side_pixels": 16,
+    "probe.images": 16,
+    "batch_size": 16,
+    "epochs": 1,
+    "threads": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes, 24 images each."""
+    root = tmp_path_factory.mktemp("classes")
+    rng = np.random.default_rng(8)
+    for label in range(3):
+        (root / f"class{label}").mkdir()
+        for number in range(24):
+            Image.fromarray(striped(label, rng)).save(root / f"class{label}" / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "run"
+    return diptych.pretrain(images, out=out, quiet=True, **SETTINGS)
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy that a test may write to."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_results_are_added_to_what_is_there(run: Path) -> None:
+    first = evaluate(run, threads=1)
+    assert {"knn", "linear", "protocol", "details", "knn_leave_one_out"} == set(first)
+    assert list(first["knn"]) == ["trained", "untrained", "pixels"]
+    again = evaluate(run, ["finetune"], threads=1, finetune_epochs=1, seeds=1)
+    assert again["knn"] == first["knn"]
+    assert set(again["details"]) == {"knn", "linear", "finetune"}
+    assert set(again["finetune"]) == {"1", "0.1", "0.01"}
+    assert again["details"]["finetune"]["shares"]["0.1"]["images"] == 6  # of 58: two of each
+    assert json.loads((run / "evaluation.json").read_text()) == again
+    assert "NaN" not in (run / "evaluation.json").read_text()  # one seed: no interval, so null
+
+
+def test_intervals_hold_the_figure_and_gains_are_differences(run: Path) -> None:
+    found = evaluate(run, ["knn"], threads=1)
+    accuracy = found["details"]["knn"]["metrics"]["accuracy"]
+    for name, interval in accuracy["intervals"].items():
+        assert interval["value"] == found["knn"][name]
+        assert 0 <= interval["low"] <= interval["value"] <= interval["high"] <= 1
+    gain = accuracy["gains"]["pixels"]
+    assert gain["value"] == pytest.approx(found["knn"]["trained"] - found["knn"]["pixels"])
+    assert gain["low"] <= gain["value"] <= gain["high"]
+
+
+def test_results_on_other_images_are_not_mixed() -> None:
+    protocol = {"images": "a", "test_images": 5, "head_layers": 0}
+    earlier = {"knn": {"trained": 0.1}, "linear": {"trained": 0.2}, "protocol": protocol}
+    same = merged(earlier, {"knn": {"trained": 0.3}, "protocol": protocol})
+    assert same["linear"] == {"trained": 0.2}
+    other = {"knn": {"trained": 0.3}, "protocol": {**protocol, "images": "b"}}
+    assert merged(earlier, other) == other
+    finetune = {"finetune": {"1": {"trained": 0.4}}, "details": {"finetune": 1}}
+    assert merged(earlier, finetune) == {**earlier, **finetune}
+
+
+def test_rivals_are_measured_beside_the_run(run: Path, finished: Path) -> None:
+    encoder = finished / "encoder.safetensors"
+    found = evaluate(run, ["knn"], threads=1, against=(finished, encoder))
+    assert found["knn"][str(finished)] == found["knn"][str(encoder)] == found["knn"]["trained"]
+    gain = found["details"]["knn"]["metrics"]["accuracy"]["gains"][str(encoder)]
+    assert gain == {"value": 0.0, "low": 0.0, "high": 0.0}  # the same encoder, in pairs
+    with pytest.raises(RunFolderError, match="does not exist"):
+        evaluate(run, ["knn"], threads=1, against=(run / "nothing",))
+
+
+def test_the_supervised_rival_is_trained_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[int] = []
+    original = supervised.train_supervised
+
+    def counted(*arguments: Any, epochs: int) -> torch.nn.Module:
+        trained.append(epochs)
+        return original(*arguments, epochs=epochs)
+
+    monkeypatch.setattr(supervised, "train_supervised", counted)
+    first = evaluate(run, ["knn"], threads=1, supervised=True)
+    assert evaluate(run, ["knn"], threads=1, supervised=True)["knn"] == first["knn"]
+    # The run took 4 steps of 72 images; 58 labelled ones make 3 a pass, so 2 passes.
+    assert trained == [2]
+    ours, theirs = (
+        load_encoder(run / name).state_dict()
+        for name in ("encoder.safetensors", "supervised.safetensors")
+    )
+    assert ours.keys() == theirs.keys()
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
+    (run / "supervised.safetensors").write_bytes(b"junk")
+    assert evaluate(run, ["knn"], threads=1, supervised=True)["knn"] == first["knn"]
+    assert len(trained) == 2
+
+
+def test_sgd_moves_the_classifier_alone(run: Path, executor: Any) -> None:
+    encoder = load_encoder(run)
+    before = copy.deepcopy(encoder.state_dict())
+    labelled = open_labelled(encoder.config.images, executor)
+    probe = SGD_PROBES["simclr"]
+    classifier = fit_linear_sgd(encoder, labelled, probe, executor, epochs=2)
+    assert isinstance(classifier, Classifier)
+    for name, value in classifier.encoder.state_dict().items():
+        assert torch.equal(value, before[f"network.{name}"]), name  # statistics of norms too
+    assert float(classifier.head.bias.detach().abs().max()) > 0
+    assert SGD_PROBES["moco"].rate == 30.0
+    assert SGD_PROBES["moco"].schedule.drops == (0.6, 0.8)
+
+
+def test_fine_tuning_moves_a_copy_and_learns(run: Path, executor: Any) -> None:
+    encoder = load_encoder(run)
+    before = copy.deepcopy(encoder.state_dict())
+    labelled = open_labelled(encoder.config.images, executor)
+    tuned = fine_tune(encoder, labelled, 1.0, executor, seed=0, epochs=12)
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+    assert not any(p.requires_grad for p in encoder.parameters())
+    moved = tuned.encoder.state_dict()  # type: ignore[union-attr]
+    assert any(not torch.equal(value, before[f"network.{n}"]) for n, value in moved.items())
+    from diptych.evaluation.classifying import predict
+
+    said = predict(tuned, labelled.train, encoder.config.views, executor)
+    assert (said == labelled.train_labels).double().mean() > 0.6  # chance is a third
+
+
+def test_transfer_to_classes_and_to_several_labels(run: Path, images: Path, tmp_path: Path) -> None:
+    tagged = tmp_path / "tagged"
+    shutil.copytree(images, tagged)
+    names = sorted(str(path.relative_to(tagged)) for path in tagged.rglob("*.png"))
+    lines = [f"{name},{int('class1' in name)},{int('class0' not in name)}" for name in names]
+    (tagged / "labels.csv").write_text("\n".join(["name,upright,cold", *lines, ""]))
+    found = evaluate(run, ["transfer"], threads=1, transfer=(images, tagged))
+    assert set(found["transfer"]) == {str(images), str(tagged)}
+    assert found["transfer"][str(tagged)]["pixels"] > 0.9  # stripes and colours are plain to see
+    tasks = found["details"]["transfer"]["tasks"]
+    assert set(tasks[str(images)]["metrics"]) == {"accuracy", "mean_per_class", "auc", "f1"}
+    assert set(tasks[str(tagged)]["metrics"]) == {"accuracy", "auc", "f1"}
+    assert tasks[str(tagged)]["multilabel"]
+
+
+def test_metrics_of_transfer_equal_scikit_learn(rng: np.random.Generator) -> None:
+    scores = rng.normal(size=(80, 3))
+    truth = rng.integers(0, 3, 80)
+    one = np.ones((1, 80))
+    judged = {name: float(f(one)[0]) for name, f in _judge_classes(scores, truth).items()}
+    shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    assert judged["auc"] == pytest.approx(roc_auc_score(truth, shares, multi_class="ovr"))
+    assert judged["f1"] == pytest.approx(f1_score(truth, scores.argmax(axis=1), average="macro"))
+    tags = (rng.random((80, 3)) < 0.3).astype(np.float32)
+    labels = {name: float(f(one)[0]) for name, f in _judge_labels(scores, tags).items()}
+    assert labels["auc"] == pytest.approx(roc_auc_score(tags, scores, average="macro"))
+    assert labels["f1"] == pytest.approx(f1_score(tags, scores > 0, average="macro"))
+    assert labels["accuracy"] == pytest.approx(((scores > 0) == tags).mean())
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("file,a,b\nx.png,0,1\n", "wanted the columns name"),
+        ("name,a\nx.png,0\n", "two labels or more"),
+        ("name,a,b\nx.png,0,2\n", "line 2"),
+        ("name,a,b\nx.png,0\n", "line 2"),
+        ("", "its first line has nothing"),
+    ],
+)
+def test_tables_of_labels_of_another_form_are_refused(
+    table: str, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "labels.csv").write_text(table)
+    with pytest.raises(ImagesError, match=words):
+        find_tags(tmp_path)
+
+
+def test_an_image_without_a_row_is_named(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("name,a,b\nx.png,0,1\n\n")
+    tags = find_tags(tmp_path)
+    assert tags is not None
+    assert tags.of(["x.png"], "here").tolist() == [[0.0, 1.0]]
+    with pytest.raises(ImagesError, match=r"'y\.png'"):
+        tags.of(["x.png", "y.png"], "here")
+    assert find_tags(tmp_path / "elsewhere") is None
+
+
+def test_what_is_not_known_is_refused(run: Path) -> None:
+    with pytest.raises(ConfigError, match="Did you mean linear"):
+        evaluate(run, ["liner"])
+    with pytest.raises(ConfigError, match="--transfer"):
+        evaluate(run, ["transfer"], threads=1)
+    for wrong in ({"neighbours": 0}, {"seeds": 0}, {"finetune_shares": (0.0,)}, {"sgd_epochs": 0}):
+        with pytest.raises(ConfigError, match="--"):
+            evaluate(run, **wrong)
+
+
+def test_the_page_holds_all_evaluations(run: Path, images: Path) -> None:
+    found = evaluate(
+        run,
+        ["knn", "linear", "finetune", "transfer"],
+        threads=1,
+        finetune_epochs=1,
+        seeds=2,
+        finetune_shares=(0.1,),
+        transfer=(images,),
+    )
+    titles = [group.title for group in groups_of(found)]
+    assert titles == [
+        "How good the frozen features are",
+        "Fine-tuning on few labels",
+        f"Transfer to {images}",
+    ]
+    page = write_report(run, threads=1).read_text()
+    for words in (*titles, "20 nearest neighbours", "How sure:", "10% of the labels: 6 images"):
+        assert words in page
+    bar = groups_of(found)[0].panels[0].bars[0]
+    assert bar.text == f"{found['knn']['trained']:.1%}"
+    assert bar.text in page
+    assert bar.range in page
+
+
+def test_files_of_before_there_were_intervals_are_shown() -> None:
+    accuracies = {"trained": 0.7, "untrained": 0.5, "pixels": 0.4}
+    protocol = {
+        "chance": 0.1,
+        "knn_neighbours": 7,
+        "train_images": 9,
+        "test_images": 9,
+        "classes": 3,
+    }
+    (group,) = groups_of({"knn": accuracies, "linear": accuracies, "protocol": protocol})
+    assert [panel.title for panel in group.panels] == ["7 nearest neighbours", "linear classifier"]
+    assert [bar.text for bar in group.panels[0].bars] == ["70.0%", "50.0%", "40.0%"]
+    assert group.panels[0].bars[0].range == ""
