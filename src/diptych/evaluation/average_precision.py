@@ -44,9 +44,7 @@ class ClassMatches:
     wanted: NDArray[np.int64]
 
 
-def match(
-    detections: Detections, truth: tuple[Boxes, ...], class_count: int
-) -> list[ClassMatches]:
+def match(detections: Detections, truth: tuple[Boxes, ...], class_count: int) -> list[ClassMatches]:
     """Matches detections to boxes by pycocotools, class by class.
 
     Difficult boxes are left out of the count with whatever finds them; so are crowds, which any
@@ -97,9 +95,7 @@ def resampled(
     return np.stack([summary(average_precisions(matches, one)) for one in draws])
 
 
-def _average_precision(
-    one: ClassMatches, draws: NDArray[np.int64] | None
-) -> NDArray[np.float64]:
+def _average_precision(one: ClassMatches, draws: NDArray[np.int64] | None) -> NDArray[np.float64]:
     times = np.ones_like(one.wanted) if draws is None else draws
     wanted = int((one.wanted * times).sum())
     if not wanted:
@@ -185,9 +181,7 @@ def _found(detections: Detections) -> list[dict[str, Any]]:
     ]
 
 
-def _entry(
-    number: int, image: int, label: int, corners: NDArray[np.float32]
-) -> dict[str, Any]:
+def _entry(number: int, image: int, label: int, corners: NDArray[np.float32]) -> dict[str, Any]:
     left, top, right, bottom = (float(value) for value in corners)
     box = [left, top, right - left, bottom - top]
     return {

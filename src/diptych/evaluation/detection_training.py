@@ -74,9 +74,14 @@ def detect(detector: nn.Module, data: BoxedImages, config: DetectionConfig) -> D
     found = []
     for index in range(len(data)):
         image, _ = _resized(data, index, config, jitter=False)
-        scale = data.images.widths[index] / image.shape[2], data.images.heights[index] / image.shape[1]
+        scale = (
+            data.images.widths[index] / image.shape[2],
+            data.images.heights[index] / image.shape[1],
+        )
         one = {name: value.cpu() for name, value in detector([image.to(device)])[0].items()}
-        found.append((one["boxes"] * torch.tensor(scale * 2).float(), one["labels"] - 1, one["scores"]))
+        found.append(
+            (one["boxes"] * torch.tensor(scale * 2).float(), one["labels"] - 1, one["scores"])
+        )
     corners, labels, scores = (torch.cat(part).numpy() for part in zip(*found, strict=True))
     counts = np.array([len(one[1]) for one in found], dtype=np.int64)
     return Detections(counts, corners, labels, scores)
@@ -95,9 +100,7 @@ def normalised_batches(
         yield batch.tensors
 
 
-def _step(
-    detector: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, epoch: int
-) -> float:
+def _step(detector: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, epoch: int) -> float:
     value = float(loss.detach())
     if not np.isfinite(value):
         raise TrainingError(
@@ -112,7 +115,7 @@ def _step(
 
 
 def _batches(count: int, size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
-    """A new order for each epoch. A last batch of one joins the one before: it has no statistics."""
+    """The indices in a new order for each epoch, in batches of which the last may be smaller."""
     order = np.random.Generator(np.random.Philox([seed, epoch])).permutation(count)
     return np.split(order, range(size, count, size))
 

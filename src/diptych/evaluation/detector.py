@@ -104,7 +104,8 @@ def build_detector(
         sampling_ratio=2,
         canonical_scale=max(1, round(_ROI_SIDE * share)),
     )
-    mean, std = _normalisation(run)
+    mean, std = normalisation(run)
+    sides, longest = image_sides(config, jitter=False)
     detector: nn.Module = FasterRCNN(
         build_backbone(encoder, config),
         num_classes=classes + 1,
@@ -113,8 +114,11 @@ def build_detector(
         box_batch_size_per_image=config.proposals,
         image_mean=mean,
         image_std=std,
-        # Images come at their size: torchvision's own resizing has no filter against aliasing.
+        # Images come at their size, since torchvision's own resizing here has no filter against
+        # aliasing. It is left out in training only; in evaluation it finds nothing to do.
         _skip_resize=True,
+        min_size=sides[0],
+        max_size=longest,
     )
     return detector.to(memory_format=torch.channels_last)
 
@@ -157,7 +161,7 @@ def image_sides(config: DetectionConfig, *, jitter: bool) -> tuple[list[int], in
 
 
 def frozen_norm(norm: _BatchNorm) -> nn.Module:
-    """The affine map that a batch norm is in evaluation: its statistics and weights as constants."""
+    """The affine map that a batch norm is in evaluation; all of it constant."""
     from torchvision.ops import FrozenBatchNorm2d
 
     frozen: nn.Module = FrozenBatchNorm2d(norm.num_features, eps=norm.eps)
@@ -184,7 +188,7 @@ def set_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.reset_running_stats()  # type: ignore[no-untyped-call]
+        norm.reset_running_stats()
         norm.momentum = None  # torch's word for a plain mean
     network.train()
     for batch in batches:
@@ -224,9 +228,9 @@ def _require_resnet(run: RunConfig) -> None:
         )
 
 
-def _normalisation(run: RunConfig) -> tuple[list[float], list[float]]:
+def normalisation(run: RunConfig) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, as the run's views have them."""
     mean, std, channels = run.views.pixel_mean, run.views.pixel_std, run.images.channels
     if channels == 3:
         return list(mean), list(std)
     return [sum(mean) / 3] * channels, [sum(std) / 3] * channels
-

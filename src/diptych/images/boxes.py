@@ -33,7 +33,7 @@ class Boxes:
             right and bottom are one past the last pixel.
         labels: int64 (boxes,), positions in the set's ``classes``.
         difficult: bool (boxes,), VOC's mark: neither trained on nor counted.
-        crowd: bool (boxes,), COCO's mark of many objects in one box: neither trained on nor counted.
+        crowd: bool (boxes,), COCO's mark of many objects in one box: as difficult ones.
     """
 
     corners: NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""Boxes in COCO's form: one JSON file for each part, images beside it or in a folder of the part."""
+"""Boxes in COCO's form: a JSON file for each part, images beside it or in a folder of the part."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Boxes in Pascal VOC's form: ImageSets/Main/PART.txt, Annotations/NAME.xml, JPEGImages/NAME.jpg."""
+"""Boxes in VOC's form: ImageSets/Main/PART.txt, Annotations/NAME.xml, JPEGImages/NAME.jpg."""
 
 import math
 from pathlib import Path
