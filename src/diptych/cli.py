@@ -473,8 +473,8 @@ def _print_detection(console: "Console", found: dict[str, Any]) -> None:
 
     protocol, backbones = found["protocol"], found["backbones"]
     table = Table(
-        title=f"Detection in {protocol['test_images']:,} images, {protocol['seeds']} detector(s) of "
-        "each ResNet (in brackets: 95% of resamples)",
+        title=f"Detection in {protocol['test_images']:,} images, {protocol['seeds']} seed(s) (in "
+        "brackets: 95% of resamples)",
         title_justify="left",
     )
     rows = ("pretrained", "untrained")

@@ -91,8 +91,8 @@ def measure_detection(
     Returns:
         What is also written to ``detection.json``: under ``backbones`` the figures of each with
         intervals and for each seed, under ``difference`` pretrained less untrained, paired by
-        image, under ``protocol`` how they were measured, and ``remarks``. Fractions; None where there is
-        no box of a class.
+        image, under ``protocol`` how they were measured, and ``remarks``. Fractions; None where
+        there is no box of a class.
 
     Raises:
         ConfigError: the encoder is no ResNet, or pycocotools is not installed.

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from diptych.distributed import process_count, process_rank, sum_over_processes
 from diptych.errors import TrainingError
 from diptych.evaluation.detection_config import DetectionConfig, learning_rate
 from diptych.evaluation.detector import image_sides
@@ -41,7 +42,8 @@ def fine_tune(
     """Trains a detector in place by SGD on random flips and scales; returns each epoch's mean loss.
 
     Draws from torch's generator, which the caller has seeded; the order of the images follows from
-    ``seed``. Every image comes once in an epoch, the last batch may be smaller.
+    ``seed``. Every image comes once in an epoch, the last batch may be smaller. In a process group
+    each process takes its share of every batch, and gradients are means over processes.
 
     Raises:
         TrainingError: the loss is no longer a number.
@@ -59,7 +61,8 @@ def fine_tune(
             rate = learning_rate(config, epoch * batches + index, config.epochs * batches)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            images, targets = _training_batch(data, chosen, config, device)
+            own = chosen[process_rank() :: process_count()]
+            images, targets = _training_batch(data, own, config, device)
             loss = sum(detector(images, targets).values())
             total += _step(detector, optimizer, loss, epoch) * len(chosen)
         losses.append(total / len(data))
@@ -109,15 +112,30 @@ def _step(detector: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, e
         )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    _average_gradients(detector)
     nn.utils.clip_grad_norm_(detector.parameters(), _LARGEST_GRADIENT)
     optimizer.step()
     return value
 
 
+def _average_gradients(detector: nn.Module) -> None:
+    """Over processes. A part that a batch has left out on one of them has no gradient there."""
+    if process_count() == 1:
+        return
+    for parameter in detector.parameters():
+        if parameter.requires_grad:
+            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = sum_over_processes(own) / process_count()
+
+
 def _batches(count: int, size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
-    """The indices in a new order for each epoch, in batches of which the last may be smaller."""
+    """The indices in a new order for each epoch, in batches of which the last may be smaller.
+
+    A last batch that has not an image for every process is left out.
+    """
     order = np.random.Generator(np.random.Philox([seed, epoch])).permutation(count)
-    return np.split(order, range(size, count, size))
+    batches = np.split(order, range(size, count, size))
+    return [one for one in batches if len(one) >= process_count()]
 
 
 def _training_batch(

@@ -58,10 +58,10 @@ def _annotations(root: Path, file: Path, part: str, document: Any) -> tuple[Anno
         for i, one in enumerate(_table(document, "categories"))
     }
     images = _table(document, "images")
-    marked = _boxes_by_image(document, classes, {_integer(one, "id", "images") for one in images})
     for key in ("id", "file_name"):
         if len({str(one.get(key)) for one in images}) < len(images):
             raise _Wrong(f"two images have the same {key}")
+    marked = _boxes_by_image(document, classes, {_integer(one, "id", "images") for one in images})
     folder = _folder_of_images(root, file, part, images)
     return tuple(
         _annotation(folder, one, f"images[{i}]", marked[one["id"]], classes)
