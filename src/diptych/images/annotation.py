@@ -45,3 +45,8 @@ class Annotations:
     origin: str
     found: tuple[Annotation, ...]
     skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """Images that there are, good and skipped."""
+        return len(self.found) + len(self.skipped)

@@ -99,7 +99,9 @@ def open_boxes(
         )
     read = read_voc if is_voc(root) else read_coco
     annotated = [read(root, part) for part in parts]
-    names = {name for part in annotated for one in part.found for name in one.classes}
+    for one in annotated:
+        refuse_if_too_many(one.skipped, one.total, config, one.origin)
+    names = {name for part in annotated for image in part.found for name in image.classes}
     if not names:
         raise ImagesError(f"{root}: there is not a single box in {' and '.join(parts)}.")
     classes = tuple(sorted(names))
@@ -114,8 +116,6 @@ def _opened(
     executor: Executor,
     on_progress: Progress,
 ) -> BoxedImages:
-    total = len(annotated.found) + len(annotated.skipped)
-    refuse_if_too_many(annotated.skipped, total, config, annotated.origin)
     listing = list_files(
         root, CompactNames.of(one.name for one in annotated.found), origin=annotated.origin
     )
@@ -132,7 +132,7 @@ def _opened(
         boxes.append(checked.boxes)
         kept.append(index)
         clipped, empty = clipped + checked.clipped, empty + checked.empty
-    refuse_if_too_many(skipped, total, config, annotated.origin)
+    refuse_if_too_many(skipped, annotated.total, config, annotated.origin)
     images = images.select(np.array(kept, dtype=np.int64))
     return BoxedImages(
         images=replace(images, skipped=tuple(skipped)),
