@@ -26,6 +26,11 @@ from diptych.configs import (
     TrainingConfig,
     ViewsConfig,
 )
+from diptych.evaluation.detection_config import (
+    DetectionConfig,
+    DetectionNorm,
+    DetectionSchedule,
+)
 
 Flags = TypeVar("Flags")
 
@@ -138,6 +143,48 @@ class EvaluateFlags:
     """Of finetune: how many."""
     transfer: tuple[Path, ...] = ()
     """Of transfer: folders of labelled images, each a task."""
+    threads: int | None = None
+    """CPU threads; all cores by default."""
+
+
+@dataclass(frozen=True)
+class DetectFlags:
+    """What `diptych detect` takes."""
+
+    run: Positional[Path]
+    """A run folder whose training has ended, of a ResNet-18 to -152."""
+    data: Path
+    """Images with boxes: a folder in Pascal VOC's layout, or with COCO's JSON files.
+    docs/detection.md says more."""
+    train_part: str = "train"
+    """The part to train on."""
+    test_part: str = "test"
+    """The part to measure on."""
+    epochs: int = DetectionConfig.epochs
+    """Passes over the training images."""
+    batch_size: int = DetectionConfig.batch_size
+    """Images in a batch."""
+    learning_rate: float = DetectionConfig.learning_rate
+    """Peak learning rate of SGD with momentum 0.9."""
+    weight_decay: float = DetectionConfig.weight_decay
+    """Of every weight."""
+    schedule: DetectionSchedule = DetectionConfig.schedule
+    """After warm-up: a cosine to 0, or a tenth after 2/3 and 8/9 of the steps."""
+    warmup_steps: int = DetectionConfig.warmup_steps
+    """Steps over which the learning rate rises; a quarter of all at most."""
+    norm: DetectionNorm = DetectionConfig.norm
+    """Batch norms of the ResNet: `frozen` as constants, `batch` trained over the batch, `sync` over
+    the batches of all processes. Both of the latter also normalise the pyramid."""
+    side: int = DetectionConfig.side
+    """Shorter side of an image, in pixels; the longer one is 5/3 of it at most."""
+    jitter: float = DetectionConfig.jitter
+    """In training the side is drawn from (1 - jitter) to (1 + jitter) times --side."""
+    pyramid_channels: int = DetectionConfig.pyramid_channels
+    """Channels of the feature pyramid; 256 in the paper."""
+    proposals: int = DetectionConfig.proposals
+    """Regions of each image that train the box head; 512 in the paper."""
+    seeds: int = DetectionConfig.seeds
+    """Detectors of each backbone; asking for more later adds to those there are."""
     threads: int | None = None
     """CPU threads; all cores by default."""
 

@@ -56,6 +56,16 @@ class RunFolder:
         return self.path / "supervised.safetensors"
 
     @property
+    def detection(self) -> Path:
+        """How well detectors on the encoder find objects, once that was measured."""
+        return self.path / "detection.json"
+
+    @property
+    def detection_cells(self) -> Path:
+        """What each of these detectors found, one file each."""
+        return self.path / "detection"
+
+    @property
     def leak(self) -> Path:
         """What batch statistics give away, once that was measured."""
         return self.path / "leak.json"
