@@ -258,7 +258,7 @@ def test_processes_share_the_cells_and_end_by_one_signal(finished: Plan, tmp_pat
     assert begun.returncode == 128 + signal.SIGINT
     assert "The same command goes on" in said
     ended = subprocess.run(
-        [*command[:6], "--out", str(tmp_path / "short"), *command[8:], "1"],
+        [*command[:7], "--out", str(tmp_path / "short"), *command[9:], "1"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "[5/5]" in ended.stdout

@@ -96,4 +96,5 @@ STUDY: Final = Study(
         "Colour at half the strength (SimCLR, appendix B.9). Four epochs, so that 43 cells with "
         "three seeds fit into an hour.",
     ),
+    caption="Means over seeds; alone on the diagonal.",
 )

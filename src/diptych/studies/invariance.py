@@ -67,4 +67,5 @@ STUDY: Final = Study(
     measures=("transformations",),
     shown=("knn", "pretext", *(f"{task}_{layer}" for task in TASKS for layer in ("h", "g"))),
     differences=("h and g(h) have 64 dimensions instead of 2,048. Twenty epochs.",),
+    caption="Bars are one standard error over seeds.",
 )

@@ -132,6 +132,7 @@ def to_markdown(page: Page) -> str:
         f"**{page.headline}**",
         _bullets([one.sentence() for one in page.judgements]),
         f"![{study.question}](figure.svg)",
+        study.caption,
         "## What the paper found",
         _bullets(study.found),
         "## What was run here",
@@ -193,22 +194,30 @@ def _setting(plan: Plan, results: Results, tasks: Sequence[Task]) -> list[str]:
     reference = results.mean(plan.study.reference, "untrained")
     if reference is not None:
         found.append(f"The untrained encoder reaches {100 * reference:.1f}% (kNN).")
-    seconds = [one.seconds for one in results.all]
-    if seconds:
-        found.append(
-            f"{plan.budget.epochs} epochs unless the cell says otherwise; training took "
-            f"{sum(seconds) / 60:.0f} minutes in all, {plan.threads} thread(s) a run."
-        )
+    found += _length(plan, results)
     found.append(
         f"Intervals are t intervals at {CONFIDENCE:.0%} over seeds, with one standard deviation "
-        "for all cells of the study. They hold for these images: the differences of a point that "
-        "another set of test images would make are not in them."
+        "for all cells of the study, each comparison by itself. They hold for these images: the "
+        "differences of a point that another set of test images would make are not in them."
     )
     found.append(
         "The papers' figures are of ResNet-50 on ImageNet in hundreds of epochs; only the order "
         "and the shape can be compared."
     )
     return found
+
+
+def _length(plan: Plan, results: Results) -> list[str]:
+    """How long the runs were and what they took; nothing where there is none."""
+    if not results.all:
+        return []
+    minutes = sum(one.seconds for one in results.all) / 60
+    threads = {one.settings.get("training.threads", plan.threads) for one in results.all}
+    each = " or ".join(map(str, sorted(threads)))
+    return [
+        f"{plan.budget.epochs} epochs unless the cell says otherwise. Training took {minutes:.0f} "
+        f"minutes, all runs added up, with CPU threads for each: {each}."
+    ]
 
 
 def _differing_settings(tasks: Sequence[Task]) -> list[tuple[str, str]]:

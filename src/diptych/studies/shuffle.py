@@ -91,4 +91,5 @@ STUDY: Final = Study(
         "By its company alone: queries that find their key among some 2,000 encoded in the groups "
         "of training, less those that find it when keys are encoded in other company.",
     ),
+    caption="Bars are one standard error over seeds.",
 )

@@ -89,4 +89,6 @@ STUDY: Final = Study(
         "instead of ResNet-18 to ResNet-152 with 1x to 4x the width. The supervised runs have the "
         "same network, images and epochs.",
     ),
+    caption="Linear classifiers on frozen features; dashed, supervised runs. Bars are one standard "
+    "error over seeds.",
 )

@@ -73,6 +73,7 @@ class Study:
         reference: the cell whose untrained encoder is measured too.
         differences: how this differs from the paper's setting, sentences.
         notes: what one should know to read the result, sentences.
+        caption: of the figure.
     """
 
     name: str
@@ -89,3 +90,4 @@ class Study:
     shown: tuple[str, ...] = ("knn", "pretext")
     differences: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    caption: str = "Bars are one standard error over seeds. Dotted: the untrained encoder."
