@@ -25,6 +25,7 @@ install_import_hook(
         "diptych.evaluation.geometry",
         "diptych.evaluation.knn",
         "diptych.evaluation.linear",
+        "diptych.evaluation.nearest",
         "diptych.evaluation.lbfgs",
         "diptych.evaluation.selection",
     ],

@@ -10,9 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 import oracles
-from diptych.evaluation import knn
+from diptych.evaluation import nearest as nearest_module
 from diptych.evaluation.geometry import alignment, effective_rank, uniformity
-from diptych.evaluation.knn import accuracy, knn_predict, leave_one_out, nearest
+from diptych.evaluation.knn import accuracy, knn_predict, leave_one_out
 from diptych.evaluation.lbfgs import minimise
 from diptych.evaluation.linear import (
     SIMCLR_STRENGTHS,
@@ -20,6 +20,7 @@ from diptych.evaluation.linear import (
     fit_multilabel,
     fit_with_strength,
 )
+from diptych.evaluation.nearest import nearest
 
 
 def blobs(rng: np.random.Generator, count: int, dim: int = 12, classes: int = 5) -> Any:
@@ -30,8 +31,8 @@ def blobs(rng: np.random.Generator, count: int, dim: int = 12, classes: int = 5)
 
 
 def in_tiles(monkeypatch: pytest.MonkeyPatch, queries: int, images: int) -> None:
-    monkeypatch.setattr(knn, "_TILE_QUERIES", queries)
-    monkeypatch.setattr(knn, "_TILE_IMAGES", images)
+    monkeypatch.setattr(nearest_module, "_TILE_QUERIES", queries)
+    monkeypatch.setattr(nearest_module, "_TILE_IMAGES", images)
 
 
 def weights(distances: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -59,6 +60,33 @@ def test_nearest_in_tiles_equals_the_whole(
     tiled = nearest(queries.double(), bank.double(), 7)
     assert torch.equal(whole[1], tiled[1])
     torch.testing.assert_close(whole[0], tiled[0])
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.01, 1e-5])
+def test_a_first_look_in_half_precision_changes_nothing(
+    spread: float, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The closer the vectors, the less bfloat16 can tell them apart; then the second look decides.
+    near = 1.0 + spread * rng.normal(size=(900, 64))
+    bank = torch.from_numpy(near).float()
+    queries = torch.from_numpy(near[:200] + 0.3 * spread * rng.normal(size=(200, 64))).float()
+    whole = nearest(queries, bank, 5)
+    monkeypatch.setattr(nearest_module, "_pays", lambda bank: True)
+    looked = []
+    plain = nearest_module._plain
+
+    def counted(queries: torch.Tensor, *others: Any) -> Any:
+        looked.append((queries.dtype, len(queries)))
+        return plain(queries, *others)
+
+    monkeypatch.setattr(nearest_module, "_plain", counted)
+    twice = nearest(queries, bank, 5)
+    torch.testing.assert_close(whole[0], twice[0], atol=1e-6, rtol=0)
+    if spread > 1e-5:  # below, float32 itself no longer tells which is nearer
+        assert (whole[1] == twice[1]).double().mean() > 0.99
+    assert looked[0] == (torch.bfloat16, 200)
+    again = sum(count for dtype, count in looked if dtype == torch.float32)
+    assert again < 100 if spread == 1.0 else again == 200
 
 
 def test_more_neighbours_than_images_are_all_images() -> None:

@@ -5,40 +5,11 @@ from typing import Final
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
+
+from diptych.evaluation.nearest import nearest
 
 NEIGHBOURS: Final = 20
 TEMPERATURE: Final = 0.07
-# A tile of similarities bounds memory, whatever the number of images. It is wide, as picking the
-# best of a row has a price for each row: tiles of 4,096 x 4,096 took 1.5 times as long.
-_TILE_QUERIES: Final = 1024
-_TILE_IMAGES: Final = 50_000
-
-
-def nearest(
-    queries: Float[Tensor, "queries dim"], bank: Float[Tensor, "images dim"], k: int
-) -> tuple[Float[Tensor, "queries k"], Int[Tensor, "queries k"]]:
-    """The k most similar rows of the bank for each query, by cosine, exact, in tiles.
-
-    Returns:
-        Similarities in falling order, and the rows they belong to.
-    """
-    queries, bank = functional.normalize(queries, dim=1), functional.normalize(bank, dim=1)
-    k = min(k, len(bank))
-    found = [_nearest(some, bank, k) for some in torch.split(queries, _TILE_QUERIES)]
-    return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
-
-
-def _nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    best = queries.new_empty(len(queries), 0)
-    rows = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
-    for start in range(0, len(bank), _TILE_IMAGES):
-        tile = queries @ bank[start : start + _TILE_IMAGES].T
-        found, columns = tile.topk(min(k, tile.shape[1]), dim=1)
-        best, rows = torch.cat([best, found], dim=1), torch.cat([rows, columns + start], dim=1)
-        best, order = best.topk(min(k, best.shape[1]), dim=1)
-        rows = rows.gather(1, order)
-    return best, rows
 
 
 def knn_predict(

@@ -16,7 +16,7 @@ from diptych.config_file import flatten, load_run_config
 from diptych.configs import RunConfig
 from diptych.errors import ImagesError, RunFolderError
 from diptych.evaluation.features import encode
-from diptych.evaluation.knn import nearest
+from diptych.evaluation.nearest import nearest
 from diptych.evaluation.protocols import read_evaluation
 from diptych.evaluation.verdict import Verdict, judge
 from diptych.hardware import use_threads
