@@ -31,6 +31,7 @@ from diptych.evaluation.detection import measure_detection, train_and_detect
 from diptych.evaluation.detection_config import DetectionConfig, DetectionNorm, learning_rate
 from diptych.evaluation.detection_training import Detections, detect, fine_tune
 from diptych.evaluation.detector import (
+    anchor_sides,
     build_backbone,
     build_detector,
     frozen_norm,
@@ -130,7 +131,7 @@ def random_scene(rng: np.random.Generator, images: int, classes: int) -> Any:
         truth.append(boxes_of(rows.tolist()))
         near = rows[rng.random(len(rows)) < 0.8]
         near = np.column_stack([near[:, 0], rng.random(len(near)).round(2), near[:, 1:]])
-        near[:, 2:] += rng.normal(0, 2.5, (len(near), 4))
+        near[:, 2:] += rng.normal(0, 1.2, (len(near), 4))
         wild = rng.uniform(0, 60, (rng.integers(0, 5), 2))
         wrong = np.column_stack(
             [rng.integers(0, classes, len(wild)), rng.random(len(wild)), wild, wild + 20]
@@ -158,7 +159,7 @@ def plain_loops(found: Detections, truth: tuple[Boxes, ...], label: int, thresho
             free[image].pop(best)
         hits.append(hit)
     curve = [(sum(hits[: n + 1]) / wanted, sum(hits[: n + 1]) / (n + 1)) for n in range(len(hits))]
-    reached = [max((p for r, p in curve if r >= level - 1e-12), default=0.0) for level in RECALLS]
+    reached = [max((p for r, p in curve if r >= level), default=0.0) for level in RECALLS]
     return float(np.mean(reached))
 
 
@@ -233,11 +234,15 @@ def body_of(detector: nn.Module) -> dict[str, torch.Tensor]:
     return detector.get_submodule("backbone.body").state_dict()
 
 
-@pytest.mark.parametrize("norm", NORMS)
+WIDE = EncoderConfig(name="resnet18", stem="imagenet", width_multiplier=2)
+
+
 @pytest.mark.parametrize(
-    "encoder", [RUN.encoder, EncoderConfig(name="resnet50", width_multiplier=2)]
+    ("norm", "encoder"), [*((norm, RUN.encoder) for norm in NORMS), ("batch", WIDE)]
 )
-def test_the_backbone_has_the_weights_of_the_encoder(norm: Any, encoder: EncoderConfig) -> None:
+def test_the_backbone_has_the_weights_of_the_encoder(
+    norm: DetectionNorm, encoder: EncoderConfig
+) -> None:
     run = replace(RUN, encoder=encoder, norm=NormConfig(kind="shuffle", images_per_group=4))
     network = untrained_encoder(run)
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -267,7 +272,9 @@ def test_norms_are_what_was_asked_for() -> None:
     kinds = {}
     for norm in NORMS:
         detector = build_detector(untrained_encoder(RUN), RUN, replace(SMALL, norm=norm), classes=1)
-        kinds[norm] = {type(m).__name__ for m in detector.modules() if "Norm" in type(m).__name__}
+        kinds[norm] = {
+            type(m).__name__ for m in detector.modules() if "BatchNorm" in type(m).__name__
+        }
     assert kinds["frozen"] == {"FrozenBatchNorm2d"}
     assert kinds["batch"] == {"BatchNorm2d"}
     assert kinds["sync"] == {GlobalBatchNorm.__name__}
@@ -369,12 +376,12 @@ def ap50(found: Detections, test: BoxedImages) -> float:
 
 def test_squares_are_learned(squares: Path) -> None:
     train, test = opened(squares)
-    config = replace(SMALL, epochs=10, learning_rate=0.02)
+    config = replace(SMALL, epochs=8, learning_rate=0.02)
     start = build_detector(untrained_encoder(RUN), RUN, config, classes=2)
     before = ap50(detect(start, test, config), test)
     found, losses = train_and_detect(untrained_encoder(RUN), RUN, config, train, test, seed=0)
     assert before < 0.2
-    assert ap50(found, test) > before + 0.3
+    assert ap50(found, test) > before + 0.5
     assert losses[-1] < 0.7 * losses[0]
 
 
@@ -539,3 +546,10 @@ def test_wrong_use_is_said_plainly(
     assert "epochs must be 1 or more" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="learning_rate"):
         measure_detection(run, squares, DetectionConfig(learning_rate=-1.0))
+
+
+def test_anchors_go_with_the_side_and_span_four_strides() -> None:
+    assert anchor_sides(RUN, replace(SMALL, side=800)) == [32, 64, 128, 256, 512]
+    assert anchor_sides(RUN, replace(SMALL, side=160)) == [16, 32, 64, 128, 256]
+    small = replace(RUN, encoder=EncoderConfig(name="resnet18", stem="small"))
+    assert anchor_sides(small, replace(SMALL, side=200)) == [8, 16, 32, 64, 128]

@@ -20,9 +20,10 @@ from diptych.model.resnets import STAGE_BLOCKS
 
 STAGES: Final = ("layer1", "layer2", "layer3", "layer4")
 _STEM: Final = ("conv1", "bn1", "relu", "maxpool")
-_ANCHORS: Final = (32, 64, 128, 256, 512)  # pixels, one a level, of an image of the usual side
+_FINEST_ANCHOR: Final = 32  # pixels in an image of the usual side; each level doubles it
+_STRIDES: Final = 4  # of its map, that an anchor spans at least
 _ASPECTS: Final = (0.5, 1.0, 2.0)
-_ROI_SIDE: Final = 224  # pixels: a box of this size is looked up in the pyramid's third level
+_ROI_ANCHORS: Final = 7  # 224 / 32: the paper's 224 pixels belong to the level of stride 16
 _LONGEST: Final = 5 / 3  # longer side over shorter one
 
 
@@ -77,8 +78,7 @@ def build_detector(
 ) -> nn.Module:
     """Torchvision's Faster R-CNN on an encoder; what is new draws from torch's generator.
 
-    Anchors and the rule that gives a box its level are in proportion to ``config.side``, as they
-    are made for a shorter side of 800 pixels.
+    Anchors and the rule that gives a box its level go with ``config.side``, see ``anchor_sides``.
 
     Args:
         encoder: a ResNet; its modules become the detector's ``backbone.body``, all of them trained.
@@ -94,18 +94,16 @@ def build_detector(
     from torchvision.ops import MultiScaleRoIAlign
 
     _require_resnet(run)
-    share = config.side / USUAL_SIDE
-    anchors = AnchorGenerator(
-        tuple((size * share,) for size in _ANCHORS), (_ASPECTS,) * len(_ANCHORS)
-    )
+    sides = anchor_sides(run, config)
+    anchors = AnchorGenerator(tuple((side,) for side in sides), (_ASPECTS,) * len(sides))
     pool = MultiScaleRoIAlign(
         featmap_names=["0", "1", "2", "3"],
         output_size=7,
         sampling_ratio=2,
-        canonical_scale=max(1, round(_ROI_SIDE * share)),
+        canonical_scale=round(_ROI_ANCHORS * sides[0]),
     )
     mean, std = normalisation(run)
-    sides, longest = image_sides(config, jitter=False)
+    _, longest = image_sides(config, jitter=False)
     detector: nn.Module = FasterRCNN(
         build_backbone(encoder, config),
         num_classes=classes + 1,
@@ -117,7 +115,7 @@ def build_detector(
         # Images come at their size, since torchvision's own resizing here has no filter against
         # aliasing. It is left out in training only; in evaluation it finds nothing to do.
         _skip_resize=True,
-        min_size=sides[0],
+        min_size=config.side,
         max_size=longest,
     )
     return detector.to(memory_format=torch.channels_last)
@@ -146,6 +144,17 @@ def stem_remark(run: RunConfig) -> str | None:
         "fine as a detector's usually are (strides 1, 2, 4, 8 instead of 4, 8, 16, 32), cost up to "
         "16 times as much, and see a quarter of the surroundings. A side of a quarter is fair."
     )
+
+
+def anchor_sides(run: RunConfig, config: DetectionConfig) -> list[float]:
+    """Of the anchors of each level, in pixels: in proportion to the side, with a least size.
+
+    32 to 512 pixels are for a shorter side of 800, where an anchor spans eight strides of its map.
+    Anchors of fewer than four would leave objects between neighbours that match none.
+    """
+    stride = 1 if run.encoder.stem == "small" else 4
+    finest = max(_FINEST_ANCHOR * config.side / USUAL_SIDE, _STRIDES * stride)
+    return [finest * 2**level for level in range(len(STAGES) + 1)]
 
 
 def image_sides(config: DetectionConfig, *, jitter: bool) -> tuple[list[int], int]:
