@@ -35,11 +35,30 @@ def test_a_slope_is_that_of_a_straight_line_through_the_means(rng: np.random.Gen
     assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, 8) * error)
 
 
-def test_two_measures_have_a_standard_deviation_each() -> None:
-    h, g = [0.90, 0.94, 0.92], [0.50, 0.52, 0.60]
+def test_two_measures_of_one_cell_are_compared_run_by_run() -> None:
+    h, g = [0.90, 0.94, 0.92], [0.50, 0.53, 0.53]
     found = compare(
         Results(result("run", s, h=a, g=b) for s, (a, b) in enumerate(zip(h, g, strict=True))),
         {("run", "h"): 1.0, ("run", "g"): -1.0},
+    )
+    assert found is not None
+    oracle = stats.ttest_rel(h, g).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((100 * oracle.low, 100 * oracle.high))
+    single = compare(
+        Results([result("run", 0, h=0.9, g=0.5)]), {("run", "h"): 1.0, ("run", "g"): -1.0}
+    )
+    assert single is not None
+    assert single.high == math.inf
+
+
+def test_measures_of_two_cells_have_a_standard_deviation_each() -> None:
+    h, g = [0.90, 0.94, 0.92], [0.50, 0.52, 0.60]
+    found = compare(
+        Results(
+            [result("one", s, h=a) for s, a in enumerate(h)]
+            + [result("other", s, g=b) for s, b in enumerate(g)]
+        ),
+        {("one", "h"): 1.0, ("other", "g"): -1.0},
     )
     assert found is not None
     oracle = stats.ttest_ind(h, g, equal_var=False).confidence_interval(0.95)  # Welch

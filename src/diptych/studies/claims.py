@@ -3,7 +3,7 @@
 A comparison is a weighted sum of cells' means: one cell less another, a slope over several, or one
 alone where the finding is that it is nothing. Its interval is the t interval at 95%, with one
 standard deviation over seeds for all cells of a study, as three seeds of one cell say little about
-their own.
+their own. Two measures of one cell are of the same runs, and are compared run by run.
 """
 
 import math
@@ -132,8 +132,10 @@ def compare(results: Results, weights: Mapping[Group, float]) -> Estimate | None
     """A comparison with its interval, in points; None where a group has no values.
 
     Where groups are of different measures each measure has its own standard deviation, and the
-    degrees of freedom are Satterthwaite's.
+    degrees of freedom are Satterthwaite's. Measures of one cell are compared within each run.
     """
+    if len({cell for cell, _ in weights}) == 1 and len(weights) > 1:
+        return _within_runs(results, weights)
     value, variances = 0.0, dict[str, float]()
     for (cell, measure), weight in weights.items():
         values = results.values(cell, measure)
@@ -149,6 +151,25 @@ def compare(results: Results, weights: Mapping[Group, float]) -> Estimate | None
         return Estimate(value, -math.inf, math.inf)
     half = _half_width(variances, freedoms)
     return Estimate(value, value - half, value + half)
+
+
+def _within_runs(results: Results, weights: Mapping[Group, float]) -> Estimate | None:
+    from scipy.stats import t
+
+    ((cell, _), *_) = weights
+    values = [
+        100 * sum(weight * run.measures[measure] for (_, measure), weight in weights.items())
+        for run in results.of(cell)
+        if all(measure in run.measures for _, measure in weights)
+    ]
+    if not values:
+        return None
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return Estimate(mean, -math.inf, math.inf)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    half = float(t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * error
+    return Estimate(mean, mean - half, mean + half)
 
 
 def pooled_variance(results: Results, measure: str) -> tuple[float, int]:
