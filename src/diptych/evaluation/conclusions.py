@@ -182,10 +182,12 @@ def _transfer(evaluation: Mapping[str, Any]) -> str:
     if not tasks:
         return ""
     gains = [Gain(**t["metrics"]["accuracy"]["gains"]["untrained"]) for t in tasks.values()]
+    if len(gains) == 1:
+        return f"On the other task it gains {gains[0].words} over the untrained encoder."
     better, worse = sum(g.low > 0 for g in gains), sum(g.high < 0 for g in gains)
     return (
-        f"Of {len(gains)} other task{'s' if len(gains) > 1 else ''} it is clearly better than the "
-        f"untrained encoder on {better} and clearly worse on {worse}."
+        f"Of {len(gains)} other tasks it is clearly better than the untrained encoder on {better} "
+        f"and clearly worse on {worse}."
     )
 
 

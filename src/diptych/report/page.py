@@ -24,7 +24,7 @@ from diptych.images.collection import ImageSet
 from diptych.images.sources import open_images
 from diptych.model.saved import load_encoder, untrained_encoder
 from diptych.report import figures
-from diptych.report.results import groups_of
+from diptych.report.results import geometry_rows, groups_of
 from diptych.report.templates import template
 from diptych.run_folder import RunFolder, write_aside
 from diptych.training.run_log import read_metrics
@@ -83,7 +83,8 @@ def write_report(run: str | Path, *, threads: int | None = None) -> Path:
         evaluation=evaluation,
         loss_curve=Markup(figures.loss_curve(metrics)) if metrics else None,
         health_curve=Markup(figures.health_curve(metrics) or ""),
-        groups=groups_of(evaluation) if evaluation else [],
+        groups=groups_of(evaluation or {}),
+        geometry=geometry_rows(evaluation or {}),
         policy=branches_in_words(config.views, config.images.channels),
         skipped=_skipped(folder),
         **pictures,

@@ -8,7 +8,7 @@ NAMES: Final[Mapping[str, str]] = {
     "trained": "trained encoder",
     "untrained": "untrained encoder",
     "pixels": "raw pixels",
-    "supervised": "same network, told the labels",
+    "supervised": "trained on the labels",
 }
 """What the encoders are called; others go by their path."""
 
@@ -91,6 +91,25 @@ def groups_of(evaluation: Mapping[str, Any]) -> list[Group]:
         *_transformations(evaluation),
     ]
     return [group for group in found if group is not None and group.panels]
+
+
+def geometry_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """How the features of each layer lie: layer, alignment, uniformity, rank, spread, collapsed."""
+    rows: list[tuple[str, ...]] = []
+    for encoder in ("trained", "untrained"):
+        for layer, one in evaluation.get("geometry", {}).get(encoder, {}).items():
+            alignment = "" if one["alignment"] is None else f"{one['alignment']:.2f}"
+            rows.append(
+                (
+                    f"{layer}, {encoder}",
+                    alignment,
+                    f"{one['uniformity']:.2f}",
+                    f"{one['effective_rank']:.1f} of {one['dimensions']}",
+                    f"{one['spread']:.2f}",
+                    f"{one['collapsed_share']:.0%}",
+                )
+            )
+    return rows
 
 
 def _frozen(evaluation: Mapping[str, Any]) -> Group | None:
