@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from diptych import __version__
-from diptych.errors import DiptychError, Interrupted
+from diptych.errors import ConfigError, DiptychError, FirstStopped, Interrupted
 from diptych.hardware import shorten_spinning
+from diptych.launch import launch
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,13 +72,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         VERBS[verb](given)
     except Interrupted as interruption:
-        print(f"diptych: {interruption}", file=sys.stderr)
+        if _speaks():
+            print(f"diptych: {interruption}", file=sys.stderr)
         return 128 + interruption.signal_number
     except KeyboardInterrupt:  # outside of training, where there is nothing to save
         print("diptych: interrupted.", file=sys.stderr)
         return 128 + signal.SIGINT
+    except FirstStopped:  # it says why
+        return EXIT_ERROR
     except DiptychError as error:
-        print(f"diptych: {error}", file=sys.stderr)
+        # A single process may fail where the first does not: on its own machine, say.
+        who = "diptych" if _speaks() else f"diptych, process {os.environ.get('RANK')}"
+        print(f"{who}: {error}", file=sys.stderr)
         return EXIT_ERROR
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -424,8 +430,6 @@ def _write_study(plan: "Plan") -> None:
 
 
 def _require_picture(out: Path, rows: int, columns: int) -> None:
-    from diptych.errors import ConfigError
-
     if out.suffix.lower() not in (".png", ".html"):
         raise ConfigError(
             f"--out {out}: the name decides what is written; wanted one that ends in .png (a "
@@ -466,6 +470,8 @@ def _run_to_report(
             watcher=display,
             on_progress=display.files,
         )
+    if not _speaks():
+        return
     console.print(f"Encoder: {folder.encoder}", highlight=False, soft_wrap=True)
     if not report:
         return
@@ -479,6 +485,14 @@ def _run_to_report(
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
 
 
+def _speaks() -> bool:
+    """Whether this is the only process, or the first of those that torchrun started."""
+    try:
+        return launch().speaks
+    except ConfigError:  # an environment that is no launcher's
+        return True
+
+
 def _remove_earlier_demo(out: Path) -> None:
     """Deletes the run of an earlier demo, and nothing else.
 
@@ -488,7 +502,7 @@ def _remove_earlier_demo(out: Path) -> None:
     import shutil
 
     from diptych.config_file import load_run_config
-    from diptych.errors import ConfigError, RunFolderError
+    from diptych.errors import RunFolderError
     from diptych.images.photographs import PHOTOGRAPHS_NAME
     from diptych.run_folder import RunFolder
 

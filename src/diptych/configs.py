@@ -479,21 +479,26 @@ class TrainingConfig:
     epochs: int = 10
     """Passes over the images."""
     batch_size: int = 256
-    """Images in a batch; each gives two views."""
+    """Images in a batch, over all processes; each gives two views."""
     chunk_size: int | None = None
-    """Images encoded at once, if fewer than the batch: the loss and gradients of the whole in the
-    memory of a chunk, for about a third more time (cached gradients). Norms `batch` and `sync` see
-    one chunk at a time. The whole batch when not given."""
+    """Images encoded at once in a process, if fewer than its part of the batch: the loss and
+    gradients of the whole in the memory of a chunk, for about a third more time (cached gradients).
+    Norms `batch` and `sync` see one chunk at a time. The whole batch when not given."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the networks run. `auto` takes an accelerator when there is one."""
     threads: int | None = None
-    """CPU threads; all cores when not given. The same bits need the same number."""
+    """CPU threads; all cores when not given. The same bits need the same number. The processes of
+    one machine divide them."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16` runs the networks under autocast; the loss stays in fp32."""
     channels_last: bool = True
     """Lay tensors out with channels innermost, which is faster on most processors."""
     compile: bool = False
     """Run the networks through torch.compile."""
+    peer_timeout_seconds: float = 600.0
+    """Of several processes: how long one may keep the others waiting before they stop."""
+    check_every_steps: int = 200
+    """Of several processes: steps between two checks that all hold the same weights and keys."""
 
     def __post_init__(self) -> None:
         _require(self.epochs > 0, "training.epochs must be positive", self.epochs)
@@ -507,6 +512,16 @@ class TrainingConfig:
             self.threads is None or self.threads > 0,
             "training.threads must be positive",
             self.threads,
+        )
+        _require(
+            self.peer_timeout_seconds > 0,
+            "training.peer_timeout_seconds must be positive",
+            self.peer_timeout_seconds,
+        )
+        _require(
+            self.check_every_steps > 0,
+            "training.check_every_steps must be positive",
+            self.check_every_steps,
         )
 
 
@@ -639,6 +654,37 @@ def require_consistent(config: RunConfig) -> None:
             "distillation takes views of one size: leave out views.small_views",
             config.views.small_views,
         )
+
+
+def require_divisible(config: RunConfig, processes: int) -> None:
+    """Refuses a batch of which several processes cannot have equal parts, or parts of another kind.
+
+    Raises:
+        ConfigError: says which sizes would do.
+    """
+    batch = config.training.batch_size
+    lower, upper = batch // processes * processes, -(-batch // processes) * processes
+    fitting = upper if lower < 2 * processes else f"{lower} or {upper}"
+    _require(
+        batch % processes == 0 and batch >= 2 * processes,
+        f"training.batch_size is the batch of all {processes} processes, which share it equally; "
+        f"use {fitting}, or another number of processes",
+        batch,
+    )
+    share, group = batch // processes, min(config.norm.images_per_group, batch)
+    _require(
+        not config.norm.is_grouped or share % group == 0,
+        f"norm.kind = {config.norm.kind!r} needs the {share} images of each of {processes} "
+        "processes to be whole groups of norm.images_per_group; use a divisor of that, or fewer "
+        "processes",
+        group,
+    )
+    chunk = config.training.chunk_size
+    _require(
+        chunk is None or chunk >= share or share % chunk == 0,
+        f"training.chunk_size must divide the {share} images of each of {processes} processes",
+        chunk,
+    )
 
 
 def _require_consistent_method(config: RunConfig) -> None:

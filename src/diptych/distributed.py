@@ -4,15 +4,23 @@ Without an initialised process group there is one process, and every function gi
 for one. Gradients are those of the sum of all processes' losses: whoever wants the gradient of
 the mean, as `DistributedDataParallel` does, divides by `process_count()`.
 
-The functions that talk are collective: every process calls them, in the same order.
+The functions that talk are collective: every process calls them, in the same order. Where a
+process does not answer they raise ``LostPeer``.
 """
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
+
+from diptych.errors import LostPeer
+
+BUCKET_BYTES: Final = 32 * 2**20  # sent at once: large enough to be quick, and a small copy
 
 
 def process_count() -> int:
@@ -39,7 +47,8 @@ def gather_rows(rows: Shaped[Tensor, "rows ..."]) -> Shaped[Tensor, "all_rows ..
         return rows.detach()
     rows = rows.contiguous()
     gathered = [torch.empty_like(rows) for _ in range(process_count())]
-    dist.all_gather(gathered, rows)
+    with talking():
+        dist.all_gather(gathered, rows)
     return torch.cat(gathered)
 
 
@@ -77,20 +86,126 @@ def sum_over_processes(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*sha
     return summed
 
 
+def gather_views(
+    vectors: Shaped[Tensor, "rows dim"], images: int
+) -> Shaped[Tensor, "all_rows dim"]:
+    """Vectors of several views of the images of each process, as one process would have them.
+
+    Args:
+        vectors: (views x images, dim): the first view of all images, then the second, and so on.
+        images: on each process.
+
+    Returns:
+        (views x all images, dim), in the same order, the images in that of the processes' ranks.
+        Gradients return to where the vectors came from, if they require any.
+    """
+    if process_count() == 1:
+        return vectors
+    by_image = vectors.reshape(-1, images, vectors.shape[1]).transpose(0, 1)
+    gather = gather_rows_with_gradient if vectors.requires_grad else gather_rows
+    return gather(by_image).transpose(0, 1).flatten(0, 1)
+
+
+def own_view_rows(
+    rows: Shaped[Tensor, "all_rows ..."], views: int
+) -> Shaped[Tensor, "own_rows ..."]:
+    """This process's rows of what ``gather_views`` has put together.
+
+    Args:
+        rows: (views x all images, ...).
+        views: of each image.
+    """
+    if process_count() == 1:
+        return rows
+    by_image = rows.reshape(views, -1, *rows.shape[1:]).transpose(0, 1)
+    return own_rows(by_image).transpose(0, 1).flatten(0, 1)
+
+
+@torch.no_grad()
+def average_over_processes(tensors: Sequence[Tensor]) -> None:
+    """Puts the mean over all processes in the place of each tensor.
+
+    They travel together, in buckets of one type and device, all of which are under way at once.
+
+    Args:
+        tensors: of the same shapes and types, in the same order, on each process.
+    """
+    if process_count() == 1:
+        return
+    sent = []
+    with talking():
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+        for bucket, flat, work in sent:
+            assert work is not None
+            work.wait()
+            flat /= process_count()
+            parts = torch.split(flat, [tensor.numel() for tensor in bucket])
+            for tensor, mean in zip(bucket, parts, strict=True):
+                tensor.copy_(mean.view(tensor.shape))
+
+
+def largest_over_processes(*numbers: int) -> tuple[int, ...]:
+    """For each number the largest that any process has; it keeps no accelerator waiting."""
+    if process_count() == 1:
+        return numbers
+    largest = torch.tensor(numbers)
+    with talking():
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return tuple(largest.tolist())
+
+
+@contextmanager
+def talking() -> Iterator[None]:
+    """Turns what torch raises when processes cannot talk into ``LostPeer``."""
+    try:
+        yield
+    except RuntimeError as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise LostPeer(f"the processes cannot talk to each other: {first_line}") from error
+
+
+def own_slice(count: int) -> slice:
+    """Which of so many rows of a whole batch are this process's.
+
+    Raises:
+        ValueError: they do not divide by the number of processes.
+    """
+    if count % process_count():
+        raise ValueError(f"{count} rows are not as many on each of {process_count()} processes")
+    share = count // process_count()
+    return slice(process_rank() * share, (process_rank() + 1) * share)
+
+
 def own_rows(rows: Shaped[Tensor, "all_rows ..."]) -> Shaped[Tensor, "rows ..."]:
     """This process's share of rows that `gather_rows` has put together, as a view.
 
     Raises:
         ValueError: the rows do not divide by the number of processes.
     """
-    if len(rows) % process_count():
-        raise ValueError(f"{len(rows)} rows are not as many on each of {process_count()} processes")
-    share = len(rows) // process_count()
-    return rows.narrow(0, process_rank() * share, share)
+    return rows[own_slice(len(rows))]
 
 
 def _initialised() -> bool:
     return dist.is_available() and dist.is_initialized()
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in parts of one type and device and a bounded size; a large one is alone."""
+
+    def kind(tensor: Tensor) -> tuple[str, str]:
+        return str(tensor.dtype), str(tensor.device)
+
+    for _, alike in groupby(sorted(tensors, key=kind), key=kind):
+        bucket, size = list[Tensor](), 0
+        for tensor in alike:
+            if bucket and size + tensor.nbytes > BUCKET_BYTES:
+                yield bucket
+                bucket, size = [], 0
+            bucket.append(tensor)
+            size += tensor.nbytes
+        yield bucket
 
 
 class _GatherRows(torch.autograd.Function):
@@ -112,7 +227,8 @@ class _Sum(torch.autograd.Function):
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         # The reduction works in place; a gradient that was expanded has no memory of its own.
         summed = tensor.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)
+        with talking():
+            dist.all_reduce(summed)
         return summed
 
     @staticmethod

@@ -7,6 +7,9 @@ DiptychError            anything diptych raises on purpose; the command line pri
 ├── RunFolderError      a run folder is missing, occupied, or not what was asked for
 │   └── DamagedCheckpoint  a checkpoint whose bytes are not those that were written
 ├── TrainingError       training cannot go on (a loss that is not a number)
+│   └── PeerError       another process of the run differs from the others
+│       ├── LostPeer     one is gone, or does not answer
+│       └── FirstStopped the first one could not go on, and says why
 └── Interrupted         SIGINT or SIGTERM came; the run was saved and can be resumed
 """
 
@@ -37,6 +40,18 @@ class DamagedCheckpoint(RunFolderError):
 
 class TrainingError(DiptychError):
     """Training cannot go on; the last good checkpoint is intact."""
+
+
+class PeerError(TrainingError):
+    """Another process of the run is gone, does not answer, or differs from the others."""
+
+
+class LostPeer(PeerError):
+    """Another process is gone, or does not answer."""
+
+
+class FirstStopped(PeerError):
+    """The first process could not do what it does alone; it says why."""
 
 
 class Interrupted(DiptychError):

@@ -6,6 +6,8 @@ Imports torch only when it is needed: the command line comes here before it may 
 import os
 from typing import TYPE_CHECKING
 
+from diptych.launch import launch
+
 if TYPE_CHECKING:
     import torch
 
@@ -27,13 +29,23 @@ def shorten_spinning() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
-def use_threads(count: int | None) -> int:
-    """Sets the number of threads of the networks and returns it; all cores for None."""
+def use_threads(count: int | None, *, processes: int = 1) -> int:
+    """Sets the number of threads of the networks and returns it.
+
+    Args:
+        count: for all processes of this machine together; all cores for None.
+        processes: of this machine, among which they are divided.
+    """
     import torch
 
-    threads = count or available_threads()
+    threads = divided(count or available_threads(), processes)
     torch.set_num_threads(threads)
     return threads
+
+
+def divided(threads: int, processes: int) -> int:
+    """Threads for each of the processes of a machine; one at least."""
+    return max(1, threads // processes)
 
 
 def views_device(applier: str, device: "torch.device") -> "torch.device | None":
@@ -43,11 +55,16 @@ def views_device(applier: str, device: "torch.device") -> "torch.device | None":
 
 
 def choose_device(wanted: str) -> "torch.device":
-    """The device for ``training.device``: for ``auto`` an accelerator if there is one."""
+    """The device for ``training.device``: for ``auto`` an accelerator if there is one.
+
+    Of several processes on a machine each has the CUDA device with its own number.
+    """
     import torch
 
+    if wanted in ("auto", "cuda") and torch.cuda.is_available():
+        here = launch()
+        return torch.device("cuda", here.local_rank) if here.count > 1 else torch.device("cuda")
     if wanted != "auto":
         return torch.device(wanted)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    alone = launch().count == 1
+    return torch.device("mps" if alone and torch.backends.mps.is_available() else "cpu")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -11,19 +12,22 @@ from typing import Any
 from rich.console import Console
 
 from diptych.config_file import SHORT_NAMES, differing_keys, load_run_config, nest, to_toml
-from diptych.configs import RunConfig
+from diptych.configs import RunConfig, require_divisible
 from diptych.errors import ConfigError, RunFolderError
-from diptych.hardware import use_threads
-from diptych.images.collection import Skipped
+from diptych.hardware import choose_device, divided, use_threads
+from diptych.images.collection import Collection
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources import open_images
 from diptych.images.tables.hugging_face import path_of
+from diptych.launch import Launch
 from diptych.model.saved import save_encoder, save_head
+from diptych.peers import from_first, introduction, joined, leave_together
 from diptych.resolve import Layers, asked_recipe, layers_of, overlay_all, resolve
 from diptych.run_folder import RunFolder, write_aside
 from diptych.training.checkpoint import list_checkpoints
 from diptych.training.loop import train
 from diptych.training.progress import Display
+from diptych.training.state import RunState
 from diptych.training.watcher import Silent, Watcher
 
 
@@ -87,6 +91,8 @@ def run_pretraining(
 ) -> RunFolder:
     """What ``pretrain`` and the command line share.
 
+    Under torchrun every process calls it. The first one writes and speaks; all read.
+
     Args:
         settings: nested tables, as the user gave them; they override everything else.
         out: the run folder.
@@ -96,36 +102,103 @@ def run_pretraining(
         on_progress: told how many image files are checked.
     """
     layers = layers_of(settings, config_file)
-    folder = _locate(out, resume, asked_recipe(layers))
-    earlier = load_run_config(folder.config) if folder.config.exists() else None
-    if earlier is not None:
-        _refuse_other_config(earlier, layers, folder)
+    begun = RunFolder(out).config if resume and out is not None else None
+    earlier = load_run_config(begun) if begun is not None and begun.exists() else None
+    training = overlay_all(earlier or RunConfig(), layers).training
+    with joined(device=training.device, timeout_seconds=training.peer_timeout_seconds) as here:
+        return _pretrain_together(layers, out, resume, here, watcher, on_progress)
+
+
+def _pretrain_together(
+    layers: Layers,
+    out: Path | None,
+    resume: bool,
+    here: Launch,
+    watcher: Watcher,
+    on_progress: Progress,
+) -> RunFolder:
+    """What every process does once all have met."""
+    presented = watcher
+    if not here.speaks:
+        watcher, on_progress = Silent(), ignore_progress
+    # One looks: the others would see what it writes.
+    located = json.loads(from_first(lambda: _locate_for_all(out, resume, layers)))
+    folder = RunFolder(Path(located["folder"]))
+    earlier = load_run_config(folder.config) if located["begun"] else None
     asked = overlay_all(earlier or RunConfig(), layers)
-    threads = use_threads(asked.training.threads)
-    with ThreadPoolExecutor(asked.views.threads or threads) as executor:
+    threads = use_threads(asked.training.threads, processes=here.local_count)
+    view_threads = divided(asked.views.threads, here.local_count) if asked.views.threads else None
+    with ThreadPoolExecutor(view_threads or threads) as executor:
         collection = open_images(asked.images, executor, on_progress)
         watcher.say(collection.description)
-        if earlier is None:
-            config, sentence = resolve(
-                layers,
-                image_count=len(collection.train),
-                median_side_pixels=collection.train.median_side_pixels,
-                channels=collection.train.channels,
-            )
-            watcher.say(sentence)
-            _begin(folder, config)
-        else:
-            config = earlier
-        _write_skipped(folder, collection.train.skipped)
+        from_first(lambda: _settle(folder, earlier, layers, collection, here, watcher))
+        config = load_run_config(folder.config)
+        if here.count > 1:
+            device = str(choose_device(config.training.device))
+            presented.say(introduction(device, threads, len(collection.train)))
         try:
             state = train(config, collection, folder, executor, watcher)
         except ConfigError:
-            if earlier is None:
+            if earlier is None and here.speaks:
                 _take_back(folder)
             raise
+    from_first(lambda: _save_networks(folder, state, config))
+    leave_together()
+    return folder
+
+
+def _locate_for_all(out: Path | None, resume: bool, layers: Layers) -> str:
+    """Where the run lies and whether it had begun, as JSON."""
+    folder = _locate(out, resume, asked_recipe(layers))
+    begun = folder.config.exists()
+    if begun:
+        _refuse_other_config(load_run_config(folder.config), layers, folder)
+    return json.dumps({"folder": str(folder.path), "begun": begun})
+
+
+def _settle(
+    folder: RunFolder,
+    earlier: RunConfig | None,
+    layers: Layers,
+    collection: Collection,
+    here: Launch,
+    watcher: Watcher,
+) -> str:
+    """Writes the config of a new run, and which images were skipped."""
+    config = earlier
+    if config is None:
+        config, sentence = resolve(
+            layers,
+            image_count=len(collection.train),
+            median_side_pixels=collection.train.median_side_pixels,
+            channels=collection.train.channels,
+        )
+        watcher.say(sentence)
+    if here.count > 1:
+        require_divisible(config, here.count)
+        watcher.say(_sharing(config, here.count))
+    if earlier is None:
+        _begin(folder, config)
+    _write_skipped(folder, collection)
+    return ""
+
+
+def _sharing(config: RunConfig, processes: int) -> str:
+    """How processes divide a batch, in a sentence or two."""
+    share = config.training.batch_size // processes
+    sentence = f"{processes} processes share each batch, {share} images each."
+    if config.norm.kind == "batch":
+        sentence += (
+            f" norm.kind = 'batch' takes the statistics of each {share} by themselves, 'sync' "
+            "those of the whole batch, as one process does."
+        )
+    return sentence
+
+
+def _save_networks(folder: RunFolder, state: RunState, config: RunConfig) -> str:
     save_encoder(folder.encoder, state.method.encoder, config)
     save_head(folder.head, state.method.network.get_submodule("head"))
-    return folder
+    return str(folder.encoder)
 
 
 def _refuse_other_config(earlier: RunConfig, layers: Layers, folder: RunFolder) -> None:
@@ -177,9 +250,9 @@ def _take_back(folder: RunFolder) -> None:
         folder.skipped.unlink(missing_ok=True)
 
 
-def _write_skipped(folder: RunFolder, skipped: tuple[Skipped, ...]) -> None:
+def _write_skipped(folder: RunFolder, collection: Collection) -> None:
     table = io.StringIO(newline="")
     writer = csv.writer(table)
     writer.writerow(["name", "reason"])
-    writer.writerows([one.name, one.reason] for one in skipped)
+    writer.writerows([one.name, one.reason] for one in collection.train.skipped)
     write_aside(folder.skipped, table.getvalue().encode("utf-8", "backslashreplace"))

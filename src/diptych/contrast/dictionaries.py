@@ -3,6 +3,9 @@
 A dictionary answers ``compare(queries, keys, batch)`` without changing, and changes only in
 ``remember``, which the training step calls after the optimizer has moved. The answer says what
 each query is compared with; how a match is scored is the loss's part.
+
+Where several processes train together, each asks for its own queries, and meets the keys of all;
+each remembers the keys of all in the same order, so that dictionaries are the same everywhere.
 """
 
 import math
@@ -16,6 +19,7 @@ from torch.nn import functional
 
 from diptych.configs import DictionaryConfig
 from diptych.contrast.scores import batch_exclusions
+from diptych.distributed import gather_rows, gather_views, own_slice, own_view_rows, process_count
 from diptych.views.batches import Batch
 
 BANK_STREAM: Final = 0x42414E4B  # "BANK": keeps these draws apart from any other use of the seed
@@ -53,14 +57,14 @@ class Dictionary(Protocol):
         """Says what each query is compared with; changes nothing.
 
         Args:
-            queries: (batch, dim).
+            queries: (batch, dim), of this process.
             keys: (batch, dim), the same images in other views.
             batch: says which images they are.
         """
         ...
 
     def remember(self, keys: Tensor, indices: Tensor) -> None:
-        """Takes in the keys, (batch, dim), of images that have been learned from."""
+        """Takes in the keys, (batch, dim), of images that all processes have learned from."""
         ...
 
     def figures(self) -> dict[str, float]:
@@ -94,18 +98,22 @@ class InBatch(nn.Module):
         """Each query against the batch, without the keys of its own image or group.
 
         With ``both_views``, rows are the first views of all images, then the second, and so on.
+        The keys are those of all processes.
         """
-        views = len(queries) // len(batch)
-        if batch.groups is None:  # columns i, i + batch, ...: the views of image i
-            rows = torch.arange(len(queries), device=queries.device) % len(batch)
-            starts = len(batch) * torch.arange(views, device=queries.device)
-            excluded, left_out = rows[:, None] + starts, float(views)
+        views, whole = len(queries) // len(batch), len(batch) * process_count()
+        if batch.groups is None:  # columns i, i + whole, ...: the views of image i
+            own = torch.arange(whole, device=queries.device)[own_slice(whole)]
+            starts = whole * torch.arange(views, device=queries.device)
+            excluded, left_out = own.repeat(views)[:, None] + starts, float(views)
         else:
-            excluded = batch_exclusions(batch.groups.repeat(views))
-            left_out = float((excluded >= 0).sum()) / len(queries)
+            exclusions = batch_exclusions(gather_rows(batch.groups).repeat(views))
+            left_out = float((exclusions >= 0).sum()) / len(exclusions)
+            excluded = own_view_rows(exclusions, views)
         positives = keys.roll(len(batch), dims=0) if self.both_views else keys
-        candidates = 1 + round(len(keys) - left_out)
-        return Comparison(queries, positives, keys, excluded, candidates, among=self.both_views)
+        negatives = gather_views(keys, len(batch))
+        among = self.both_views and process_count() == 1
+        candidates = 1 + round(len(negatives) - left_out)
+        return Comparison(queries, positives, negatives, excluded, candidates, among=among)
 
     def remember(self, keys: Tensor, indices: Tensor) -> None:
         """Nothing outlives the batch."""
@@ -244,8 +252,8 @@ class ImageBank(nn.Module):
         self.count = int(state[0])
 
     def lacks(self, indices: Tensor) -> bool:
-        """Whether one of these images has no key yet."""
-        return self.count < len(self.known) and not bool(self.known[indices].all())
+        """Whether one of these images, on any process, has no key yet."""
+        return self.count < len(self.known) and not bool(self.known[gather_rows(indices)].all())
 
     def compare(
         self,
@@ -260,7 +268,8 @@ class ImageBank(nn.Module):
         excluded = self._own_or_surplus(drawn, batch)
         counted = self.negative_count  # the same for all, unless all keys there are were drawn
         if len(drawn) <= self.negative_count:
-            counted = round(len(drawn) - float((excluded >= 0).float().mean()))
+            own_drawn = gather_rows((excluded >= 0).float())
+            counted = round(len(drawn) - float(own_drawn.mean()))
         negatives = self.keys[drawn].to(queries.dtype)
         return Comparison(queries, positives, negatives, excluded, 1 + counted)
 

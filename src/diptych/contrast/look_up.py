@@ -90,6 +90,7 @@ def look_up_many(
     config: LossConfig,
     *,
     temperature: Temperature,
+    queries: Int[Tensor, " own_views"] | None = None,
 ) -> LookUp:
     """Scores views that have several own keys each: all other views with the same id.
 
@@ -98,12 +99,17 @@ def look_up_many(
         ids: the image of each view, or its class for the supervised loss.
         config: the loss; only its name for chance is read.
         temperature: scores are divided by it.
+        queries: the rows that are queries here, where other processes have the rest.
     """
-    loss = losses.supervised_contrastive(views, ids, temperature=temperature)
+    loss = losses.supervised_contrastive(views, ids, temperature=temperature, queries=queries)
     with torch.no_grad():
         same = batch_exclusions(ids)
-        best = sum_up_among(views, temperature=temperature, excluded=same).best
         own = _best_own(views, same) / temperature
+        if queries is None:
+            best = sum_up_among(views, temperature=temperature, excluded=same).best
+        else:
+            asking, own, same = views[queries], own[queries], same[queries]
+            best = sum_up(asking, views, temperature=temperature, excluded=same).best
     candidates = len(views) - 1
     accuracy = losses.pretext_accuracy(own, best)
     return LookUp(loss, accuracy, candidates, chance_loss(config, candidates))

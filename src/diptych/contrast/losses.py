@@ -277,6 +277,7 @@ def supervised_contrastive(
     labels: Int[Tensor, " views"],
     *,
     temperature: Temperature,
+    queries: Int[Tensor, " own_views"] | None = None,
 ) -> Float[Tensor, ""]:
     """Supervised contrastive loss, the sum outside of the logarithm (SupCon, eq. 2).
 
@@ -288,6 +289,8 @@ def supervised_contrastive(
         views: (views, dim).
         labels: (views,), the class of each.
         temperature: scores are divided by it; gradients flow to a tensor.
+        queries: rows that are queries; all views when not given. The mean over equal parts of the
+            rows is the loss of all.
 
     Example:
         >>> labels = torch.tensor([0, 0, 1, 1, 1, 2])
@@ -295,11 +298,17 @@ def supervised_contrastive(
         1.6094...
     """
     itself = torch.arange(len(views), device=views.device)[:, None]
-    others = sum_up_among(views, temperature=temperature, excluded=itself)
     positives, count = mean_positives(views, labels)
-    own = own_scores(views, positives, temperature=temperature)
+    partnered = (count > 0).sum().clamp(min=1)
+    if queries is None:
+        others = sum_up_among(views, temperature=temperature, excluded=itself)
+        own = own_scores(views, positives, temperature=temperature)
+    else:
+        asking, itself, count = views[queries], itself[queries], count[queries]
+        others = sum_up(asking, views, temperature=temperature, excluded=itself)
+        own = own_scores(asking, positives[queries], temperature=temperature)
     losses = torch.where(count > 0, others.log_sum - own, 0.0)
-    return losses.sum() / (count > 0).sum().clamp(min=1)
+    return losses.sum() / partnered * (len(views) / len(own))
 
 
 def _over_batch(

@@ -15,6 +15,7 @@ from diptych.contrast.dictionaries import Dictionary, InBatch, build_dictionary
 from diptych.contrast.look_up import LookUp, look_up, look_up_many
 from diptych.contrast.scores import Temperature
 from diptych.contrast.shuffle import restore_rows, shuffle_rows
+from diptych.distributed import gather_rows, gather_views, own_view_rows, process_count
 from diptych.model.encoders import build_encoder, count_features
 from diptych.model.heads import build_head, build_predictor, output_dim
 from diptych.model.norms import frozen_statistics, use_norm
@@ -44,7 +45,7 @@ class Output(NamedTuple):
     """What one batch gave.
 
     Attributes:
-        look_up: loss, accuracy and number of candidates.
+        look_up: loss, accuracy and number of candidates; of this process's queries.
         keys: (keys, dim), without gradient; for the dictionary.
         indices: (batch,), the images that the keys are of.
     """
@@ -203,8 +204,11 @@ class Method(nn.Module):
             self.twin.follow(self.network, momentum)
 
     def remember(self, output: Output) -> None:
-        """Hands the keys of a batch to the dictionary."""
-        self.dictionary.remember(output.keys, output.indices)
+        """Hands the keys of a batch, those of all processes, to the dictionary."""
+        if isinstance(self.dictionary, InBatch):
+            return
+        keys = gather_views(output.keys, len(output.indices))
+        self.dictionary.remember(keys, gather_rows(output.indices))
 
     def figures(self) -> dict[str, float]:
         """What is worth a place in the metrics besides the loss."""
@@ -231,7 +235,7 @@ class Method(nn.Module):
         return look_up(comparison, self.config.loss, temperature=self.temperature)
 
     def _look_up_among(self, vectors: Tensor, batch: Batch) -> LookUp:
-        """Every view against all others of the batch."""
+        """Every view against all others of the batch, those of all processes."""
         supervised = self.config.loss.kind == "supervised"
         if not supervised and len(batch.views) == 2:
             return self._look_up(vectors, vectors, batch)
@@ -239,8 +243,14 @@ class Method(nn.Module):
         if supervised:
             assert batch.labels is not None
             ids = batch.labels
-        many = ids.repeat(len(batch.views))
-        return look_up_many(vectors, many, self.config.loss, temperature=self.temperature)
+        views = gather_views(vectors, len(batch))
+        many = gather_rows(ids).repeat(len(batch.views))
+        rows = None
+        if process_count() > 1:
+            rows = own_view_rows(torch.arange(len(views), device=views.device), len(batch.views))
+        return look_up_many(
+            views, many, self.config.loss, temperature=self.temperature, queries=rows
+        )
 
     def _shuffled(self, views: Iterable[Tensor], batch: Batch) -> list[Tensor]:
         """Each view in an order of its own."""

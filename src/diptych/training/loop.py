@@ -1,8 +1,10 @@
 """Training from where a run stands to its end: steps, metrics, checkpoints, signals."""
 
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +14,8 @@ from torch import Tensor
 from diptych.configs import RunConfig
 from diptych.contrast.dictionaries import full_size
 from diptych.contrast.method import Method
-from diptych.errors import ConfigError, TrainingError
+from diptych.distributed import largest_over_processes, process_count, process_rank
+from diptych.errors import ConfigError, LostPeer, TrainingError
 from diptych.evaluation.symptoms import find_symptoms
 from diptych.hardware import choose_device, views_device
 from diptych.images.collection import Collection
@@ -20,9 +23,11 @@ from diptych.images.groups import find_groups
 from diptych.images.order import Order
 from diptych.optimization.optimizers import build_optimizer
 from diptych.optimization.schedules import learning_rate, peak_learning_rate, twin_momentum
+from diptych.peers import from_first, leave_together, who_is_missing
 from diptych.run_folder import RunFolder
 from diptych.training.checkpoint import load_newest, save_checkpoint
 from diptych.training.health import HealthProbe, build_probe
+from diptych.training.in_step import require_in_step
 from diptych.training.learner import build_learner
 from diptych.training.memory import keep_freed_memory
 from diptych.training.run_log import RunLog, read_metrics
@@ -42,6 +47,8 @@ def train(
 ) -> RunState:
     """Trains until the last epoch ends, from the newest good checkpoint in the folder if any.
 
+    Every process of a run calls it; the first one writes.
+
     Args:
         config: of the run, resolved.
         collection: the images.
@@ -54,7 +61,8 @@ def train(
 
     Raises:
         TrainingError: the loss or a weight is not a finite number; the last checkpoint is good.
-        Interrupted: SIGINT or SIGTERM came; a checkpoint was written first.
+        Interrupted: SIGINT or SIGTERM came to one of the processes; a checkpoint was written first.
+        PeerError: another process is gone, or holds other weights; the last checkpoint is good.
         DamagedCheckpoint: there are checkpoints, but none is good or of these images.
         ConfigError: the settings ask for labels or groups that the images do not have.
     """
@@ -91,8 +99,13 @@ def train(
         total_steps=config.training.epochs * order.steps_per_epoch,
     )
     watcher.begin(step=state.step, total_steps=run.total_steps)
-    with RunLog(folder, resumed_step=state.step) as log, collected_signals() as received:
-        run.train(log, received)
+    writes = process_rank() == 0
+    opened = RunLog(folder, resumed_step=state.step) if writes else nullcontext()
+    with opened as log, collected_signals(patient=process_count() > 1) as received:
+        try:
+            run.train(log, received)
+        except LostPeer as error:
+            raise who_is_missing(error, state.step + 1) from error
     return state
 
 
@@ -111,30 +124,39 @@ class _Run:
     unchecked: list[tuple[int, Tensor]] = field(default_factory=list)
     symptoms: set[str] = field(default_factory=set)
 
-    def train(self, log: RunLog, received: list[int]) -> None:
-        """Steps, metrics, checkpoints until the end or a signal."""
+    def train(self, log: RunLog | None, received: list[int]) -> None:
+        """Steps, metrics, checkpoints until the end or a signal.
+
+        What is due when is the same on all processes; the first has a log.
+        """
         state, every = self.state, self.config.checkpoint.every_seconds
         begun, earlier = time.monotonic(), state.seconds
         saved = line_time = begun
-        lines = read_metrics(self.folder.metrics)
+        lines = read_metrics(self.folder.metrics) if log is not None else []
+        self._require_in_step()
         for batch in self._batches():
             result = self._step(batch)
             state.step += 1
             now = time.monotonic()
             state.seconds = earlier + now - begun
             last = state.step == self.total_steps
+            stop, due = largest_over_processes(sum(received[:1]), int(now - saved >= every))
             if self._is_due(self.config.probe.log_every_steps) or last or self._health_is_due():
                 self._check_losses()
                 line = self._line(result, now - line_time, lines)
                 line_time = time.monotonic()
-                log.write(line)
-                lines.append(line)
-                self._watch(line, lines)
-            if received or last or now - saved >= every:
+                if log is not None:
+                    log.write(line)
+                    lines.append(line)
+                    self._watch(line, lines)
+            if self._is_due(self.config.training.check_every_steps):
+                self._require_in_step()
+            if stop or last or due:
                 self._save()
                 saved = time.monotonic()
-            if received and not last:
-                raise interruption(received[0], state.step, self.folder)
+            if stop and not last:
+                leave_together()
+                raise interruption(stop, state.step, self.folder)
 
     def _batches(self) -> Iterator[Batch]:
         steps = range(self.state.step, self.total_steps)
@@ -202,7 +224,8 @@ class _Run:
         if result.gradient_norm is not None:
             line["gradient_norm"] = float(result.gradient_norm)
         if self._health_is_due():
-            line |= self.probe.measure(state.method, self.batches)
+            measure = self.probe.measure
+            line |= json.loads(from_first(lambda: json.dumps(measure(state.method, self.batches))))
         return line
 
     def _watch(self, line: dict[str, Any], lines: list[dict[str, Any]]) -> None:
@@ -221,12 +244,19 @@ class _Run:
         self._check_losses()
         if not self.state.is_finite():
             raise _not_finite("a weight is not finite", self.state.step, self.config, self.folder)
-        save_checkpoint(
+        from_first(self._write_checkpoint)
+
+    def _write_checkpoint(self) -> str:
+        written = save_checkpoint(
             self.folder.checkpoints,
             self.state.tensors(),
             {**self.state.scalars(), "images": self.fingerprint},
             keep=self.config.checkpoint.keep,
         )
+        return str(written)
+
+    def _require_in_step(self) -> None:
+        require_in_step(self.state.method, self.state.step, images=self.fingerprint)
 
 
 def _build_state(config: RunConfig, collection: Collection, executor: Executor) -> RunState:

@@ -11,13 +11,19 @@ from diptych.run_folder import RunFolder
 
 
 @contextmanager
-def collected_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; a second one does end the process."""
+def collected_signals(*, patient: bool = False) -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; a second one does end the process.
+
+    Args:
+        patient: a second one does not, either. A launcher passes on to its processes what the
+            terminal has sent them already.
+    """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        signal.signal(number, previous[number])
+        if not patient:
+            signal.signal(number, previous[number])
 
     previous: dict[int, Any] = {}
     try:

@@ -9,7 +9,9 @@ from diptych.configs import RunConfig
 from diptych.contrast.large_batch import backward_in_chunks
 from diptych.contrast.look_up import LookUp
 from diptych.contrast.method import Method, Output
+from diptych.distributed import process_count
 from diptych.optimization.optimizers import set_learning_rate
+from diptych.training.in_step import average_step, seed_draws
 from diptych.training.learner import Learner
 from diptych.training.state import trainable
 from diptych.views.batches import Batch
@@ -19,7 +21,7 @@ class StepResult(NamedTuple):
     """What a step reports; tensors stay on the device until somebody reads them.
 
     Attributes:
-        look_up: loss, accuracy and candidates of the batch.
+        look_up: loss, accuracy and candidates of the batch, over all processes.
         gradient_norm: (), before clipping; None where no clipping is asked for.
     """
 
@@ -36,18 +38,21 @@ def train_step(
     momentum: float,
     config: RunConfig,
 ) -> StepResult:
-    """Learns from one batch.
+    """Learns from one batch, of which each process has a share.
 
     Args:
         method: is moved, and remembers the batch's keys.
         optimizer: of the method's trainable parameters.
-        batch: on the method's device.
+        batch: on the method's device; this process's share of it.
         rate: learning rate of this step.
         momentum: share of itself that the twin keeps.
         config: clipping, chunks and the loss's weight.
     """
     optimizer.zero_grad(set_to_none=True)
+    if process_count() > 1:
+        seed_draws(config.seed, batch.step)
     output = _forward_and_backward(method, batch, config)
+    found = average_step(method, output.look_up)
 
     gradient_norm = None
     if config.optimizer.clip_norm is not None:
@@ -59,7 +64,7 @@ def train_step(
 
     method.follow(momentum)  # after the network has moved, MoCo's algorithm 1
     method.remember(output)  # after the loss: a query must not meet its own key as a negative
-    return StepResult(output.look_up, gradient_norm)
+    return StepResult(found, gradient_norm)
 
 
 def _forward_and_backward(method: Learner, batch: Batch, config: RunConfig) -> Output:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diptych.configs import ViewsConfig
+from diptych.distributed import own_slice
 from diptych.images.collection import ImageSet
 from diptych.images.groups import Groups
 from diptych.images.order import Order
@@ -32,6 +33,8 @@ class Batch:
         groups: (batch,), int64: rows with the same number are not each other's negatives. None
             where each image is a group of its own.
         labels: (batch,), int64, or None; for the supervised loss only.
+
+    Where several processes train together these are the rows of one of them.
     """
 
     views: tuple[Tensor, ...]
@@ -86,8 +89,9 @@ class ViewBatches:
     device: torch.device | None = None
 
     def at(self, step: int) -> Batch:
-        """The batch of a step."""
+        """This process's share of the batch of a step."""
         epoch, indices = self.order.batch(step)
+        indices = indices[own_slice(len(indices))]
         groups, labels = self.groups, self.images.labels
         return Batch(
             views=self.of(indices, epoch),

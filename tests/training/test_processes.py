@@ -1,0 +1,159 @@
+"""A run over several processes is that of one process with the same batch, step by step."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from diptych.configs import (
+    DictionaryConfig,
+    EncoderConfig,
+    HeadConfig,
+    KeyEncoderConfig,
+    LossConfig,
+    MethodConfig,
+    NormConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainingConfig,
+)
+from diptych.contrast.method import build_method
+from diptych.distributed import own_slice
+from diptych.optimization.optimizers import build_optimizer
+from diptych.training.step import train_step
+from diptych.views.batches import Batch
+from processes import Results, run_processes
+
+BATCH, IMAGES = 16, 40
+STEPS = 20  # of the recipes; variants take fewer
+FEW_STEPS = 6
+RECIPES = ("simclr", "moco_v1", "moco_v3", "end_to_end", "memory_bank")
+BASE = RunConfig(
+    encoder=EncoderConfig(width=4, stage_blocks=(1,)),
+    norm=NormConfig("sync"),
+    head=HeadConfig(hidden_features=8, output_features=6, batch_norm=True),
+    method=MethodConfig(loss=LossConfig(temperature=0.2)),
+    optimizer=OptimizerConfig(clip_norm=0.5),
+    training=TrainingConfig(batch_size=BATCH),
+)
+KEYS_ONLY = DictionaryConfig("batch", both_views=False)
+TWIN = KeyEncoderConfig("twin", momentum=0.9)
+SHUFFLE = NormConfig("shuffle", images_per_group=4)
+MOCO_V1 = replace(
+    BASE,
+    norm=SHUFFLE,
+    method=replace(
+        BASE.method, dictionary=DictionaryConfig("queue", queue_size=50), key_encoder=TWIN
+    ),
+)
+MOCO_V3 = replace(
+    BASE,
+    head=replace(BASE.head, predictor_layers=2, output_norm=True),
+    method=replace(BASE.method, symmetric=True, dictionary=KEYS_ONLY, key_encoder=TWIN),
+)
+GROUP = NormConfig("group", channel_groups=2)
+END_TO_END = replace(BASE, norm=GROUP, method=replace(BASE.method, dictionary=KEYS_ONLY))
+BANK = DictionaryConfig("bank", bank_negatives=12)
+CONFIGS = {
+    "simclr": BASE,
+    "moco_v1": MOCO_V1,
+    "moco_v3": MOCO_V3,
+    "end_to_end": END_TO_END,
+    "memory_bank": replace(BASE, norm=GROUP, method=replace(BASE.method, dictionary=BANK)),
+    "chunks": replace(END_TO_END, norm=SHUFFLE, training=replace(BASE.training, chunk_size=4)),
+    "groups": replace(BASE, norm=GROUP),
+    "three views": replace(BASE, norm=NormConfig("layer"), method=replace(BASE.method, views=3)),
+    "supervised": replace(
+        BASE,
+        norm=GROUP,
+        method=replace(BASE.method, loss=LossConfig("supervised", learn_temperature=True)),
+    ),
+    "split": replace(
+        BASE,
+        norm=NormConfig("split", images_per_group=4),
+        method=replace(BASE.method, loss=LossConfig("nt_logistic", temperature=0.5)),
+    ),
+}
+
+
+def share_of_batch(name: str, step: int) -> Batch:
+    """This process's rows of a batch of images that have three random views each."""
+    generator = torch.Generator().manual_seed(step)
+    views = torch.randn(3, BATCH, 3, 8, 8, generator=generator, dtype=torch.float64)
+    indices = torch.randperm(IMAGES, generator=generator)[:BATCH]
+    own = own_slice(BATCH)
+    count = CONFIGS[name].method.views
+    return Batch(
+        tuple(view[own] for view in views[:count]),
+        indices[own],
+        step,
+        groups=(indices // 3)[own] if name == "groups" else None,
+        labels=(indices % 12)[own],  # some classes have one image only
+    )
+
+
+def trained(name: str) -> Results:
+    config = CONFIGS[name]
+    method = build_method(config, image_count=IMAGES).double().train()
+    optimizer = build_optimizer(config.optimizer, method)
+    losses, others = [], []
+    for step in range(STEPS if name in RECIPES else FEW_STEPS):
+        batch = share_of_batch(name, step)
+        result = train_step(method, optimizer, batch, rate=0.1, momentum=0.9, config=config)
+        losses.append(result.look_up.loss)
+        assert result.gradient_norm is not None
+        found = result.look_up
+        others.append(
+            torch.stack(
+                [found.accuracy, torch.tensor(float(found.candidates)), result.gradient_norm]
+            )
+        )
+    state = {f"state/{key}": value.clone() for key, value in method.state_dict().items()}
+    return {"losses": torch.stack(losses).detach(), "others": torch.stack(others), **state}
+
+
+def trained_all(rank: int, count: int) -> Results:
+    """Runs in each process."""
+    return {f"{name}/{key}": value for name in CONFIGS for key, value in trained(name).items()}
+
+
+def of(name: str, results: Results) -> Results:
+    start = f"{name}/"
+    return {key.removeprefix(start): v for key, v in results.items() if key.startswith(start)}
+
+
+@pytest.fixture(scope="module")
+def alone() -> Results:
+    return trained_all(0, 1)
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def together(request: pytest.FixtureRequest) -> list[Results]:
+    return run_processes(trained_all, request.param)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_processes_train_as_one(name: str, alone: Results, together: list[Results]) -> None:
+    wanted = of(name, alone)
+    for results in together:
+        found = of(name, results)
+        torch.testing.assert_close(found["losses"], wanted["losses"], rtol=1e-9, atol=0)
+        torch.testing.assert_close(found["others"], wanted["others"], rtol=1e-6, atol=0)
+        assert found.keys() == wanted.keys()
+        for key, value in found.items():
+            torch.testing.assert_close(value, wanted[key], rtol=1e-6, atol=1e-9, msg=key)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_processes_hold_the_same_bits(name: str, together: list[Results]) -> None:
+    first, *others = (of(name, results) for results in together)
+    for other in others:
+        for key, value in first.items():
+            assert torch.equal(value, other[key]), key
+
+
+def test_the_losses_move(alone: Results) -> None:
+    """So that equal losses say something."""
+    for name in CONFIGS:
+        losses = of(name, alone)["losses"]
+        assert len(set(losses.tolist())) == len(losses) >= FEW_STEPS, name
