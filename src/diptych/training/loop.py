@@ -140,7 +140,6 @@ class _Run:
             now = time.monotonic()
             state.seconds = earlier + now - begun
             last = state.step == self.total_steps
-            stop, due = largest_over_processes(sum(received[:1]), int(now - saved >= every))
             if self._is_due(self.config.probe.log_every_steps) or last or self._health_is_due():
                 self._check_losses()
                 line = self._line(result, now - line_time, lines)
@@ -151,6 +150,7 @@ class _Run:
                     self._watch(line, lines)
             if self._is_due(self.config.training.check_every_steps):
                 self._require_in_step()
+            stop, due = largest_over_processes(sum(received[:1]), int(now - saved >= every))
             if stop or last or due:
                 self._save()
                 saved = time.monotonic()
