@@ -19,6 +19,7 @@ from diptych import cli
 from diptych.cli import VERBS, main
 from diptych.config_file import load_run_config
 from diptych.report.page import write_report
+from report.test_detections import FOUND as FOUND_BOXES
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 TINY = [
@@ -105,9 +106,11 @@ def test_the_report_of_a_run_without_images_says_so(
     config = (copy / "config.toml").read_text()
     (copy / "config.toml").write_text(re.sub(r'path = ".*"', 'path = "/nowhere"', config))
     (copy / "evaluation.json").unlink()
+    (copy / "detection.json").write_text(json.dumps(FOUND_BOXES))
     page = write_report(copy, threads=1).read_text()
     assert "&#39;/nowhere&#39; does not exist" in page
     assert "without labels" in page
+    assert "+3.0 points over untrained ResNets" in page
 
 
 def test_evaluate_takes_other_images(

@@ -24,6 +24,7 @@ from diptych.images.collection import ImageSet
 from diptych.images.sources import open_images
 from diptych.model.saved import load_encoder, untrained_encoder
 from diptych.report import figures
+from diptych.report.detections import detection_group, read_detection
 from diptych.report.results import geometry_rows, groups_of
 from diptych.report.templates import template
 from diptych.run_folder import RunFolder, write_aside
@@ -65,13 +66,14 @@ def write_report(run: str | Path, *, threads: int | None = None) -> Path:
     """Writes ``report.html`` into a run folder and returns its path.
 
     Raises:
-        RunFolderError: the folder holds no run whose training has ended.
+        RunFolderError: the folder holds no run whose training has ended, or a damaged result.
     """
     folder = RunFolder(Path(run))
     if not folder.config.is_file():
         raise RunFolderError(f"{folder.path} holds no run: it has no config.toml.")
     config = load_run_config(folder.config)
     metrics, evaluation = read_metrics(folder.metrics), read_evaluation(folder)
+    detection = read_detection(folder.detection)
     with ThreadPoolExecutor(use_threads(threads)) as executor:
         pictures = _pictures(folder, config, executor)
     page = template("page.html.jinja").render(
@@ -83,7 +85,7 @@ def write_report(run: str | Path, *, threads: int | None = None) -> Path:
         evaluation=evaluation,
         loss_curve=Markup(figures.loss_curve(metrics)) if metrics else None,
         health_curve=Markup(figures.health_curve(metrics) or ""),
-        groups=groups_of(evaluation or {}),
+        groups=groups_of(evaluation or {}) + ([detection_group(detection)] if detection else []),
         geometry=geometry_rows(evaluation or {}),
         policy=branches_in_words(config.views, config.images.channels),
         skipped=_skipped(folder),

@@ -4,6 +4,7 @@ SimCLR, section 5.2 and figure 9; MoCo, section 4.1.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 from matplotlib.figure import Figure
@@ -30,17 +31,24 @@ def _name(size: int, epochs: int, scaling: str = "linear") -> str:
 
 
 def _grid(epochs: int) -> tuple[Cell, ...]:
-    return tuple(
-        Cell(
-            _name(size, length, scaling),
-            {"batch": size, "epochs": length, "learning rate": scaling},
-            {"training.batch_size": size, "training.epochs": length, **_rate(scaling)},
-        )
-        for scaling in ("linear", "none")
-        for length in _epochs(epochs)
-        for size in SIZES
-        if scaling == "linear" or size != _UNSCALED
+    """Every batch for every length; with the rate not scaled, for the middle length only."""
+    lengths = _epochs(epochs)
+    return (
+        *(_cell(size, length, "linear") for length in lengths for size in SIZES),
+        *(_cell(size, _middle(lengths), "none") for size in SIZES if size != _UNSCALED),
     )
+
+
+def _cell(size: int, epochs: int, scaling: str) -> Cell:
+    return Cell(
+        _name(size, epochs, scaling),
+        {"batch": size, "epochs": epochs, "learning rate": scaling},
+        {"training.batch_size": size, "training.epochs": epochs, **_rate(scaling)},
+    )
+
+
+def _middle(lengths: Sequence[int]) -> int:
+    return lengths[len(lengths) // 2]
 
 
 def _rate(scaling: str) -> dict[str, object]:
@@ -57,7 +65,7 @@ def _lengths(results: Results) -> list[int]:
 
 def _claims(results: Results) -> tuple[Claim, ...]:
     lengths = _lengths(results)
-    short, long, middle = lengths[0], lengths[-1], lengths[len(lengths) // 2]
+    short, long, middle = lengths[0], lengths[-1], _middle(lengths)
     doublings = [math.log2(size) for size in SIZES]
     per = "per doubling of the batch"
     slopes = {
@@ -85,7 +93,7 @@ def _draw(results: Results) -> Figure:
         f"{epochs} epochs": [(float(size), _name(size, epochs)) for size in SIZES]
         for epochs in lengths
     }
-    middle = lengths[len(lengths) // 2]
+    middle = _middle(lengths)
     series[f"{middle} epochs, rate not scaled"] = [
         (float(s), _name(s, middle, "linear" if s == _UNSCALED else "none")) for s in SIZES
     ]
