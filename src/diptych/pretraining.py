@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from diptych.training.checkpoint import list_checkpoints
 from diptych.training.loop import train
 from diptych.training.progress import Display
 from diptych.training.state import RunState
+from diptych.training.stores import Place, checkpoint_place
 from diptych.training.watcher import Silent, Watcher
 
 
@@ -131,7 +133,7 @@ def _pretrain_together(
     with ThreadPoolExecutor(view_threads or threads) as executor:
         collection = open_images(asked.images, executor, on_progress)
         watcher.say(collection.description)
-        from_first(lambda: _settle(folder, earlier, layers, collection, here, watcher))
+        from_first(lambda: _settle(folder, earlier, layers, collection, resume, here, watcher))
         config = load_run_config(folder.config)
         if here.count > 1:
             device = str(choose_device(config.training.device))
@@ -140,7 +142,7 @@ def _pretrain_together(
             state = train(config, collection, folder, executor, watcher)
         except ConfigError:
             if earlier is None and here.speaks:
-                _take_back(folder)
+                _take_back(folder, checkpoint_place(config.checkpoint, folder))
             raise
     from_first(lambda: _save_networks(folder, state, config))
     leave_together()
@@ -161,6 +163,7 @@ def _settle(
     earlier: RunConfig | None,
     layers: Layers,
     collection: Collection,
+    resume: bool,
     here: Launch,
     watcher: Watcher,
 ) -> str:
@@ -178,9 +181,20 @@ def _settle(
         require_divisible(config, here.count)
         watcher.say(_sharing(config, here.count))
     if earlier is None:
+        if not resume:
+            _refuse_anothers_checkpoints(config, folder)
         _begin(folder, config)
     _write_skipped(folder, collection)
     return ""
+
+
+def _refuse_anothers_checkpoints(config: RunConfig, folder: RunFolder) -> None:
+    place = checkpoint_place(config.checkpoint, folder)
+    if list_checkpoints(place):
+        raise RunFolderError(
+            f"{place} holds checkpoints of a run already. Go on from them by --resume, or choose "
+            "another checkpoint.folder."
+        )
 
 
 def _sharing(config: RunConfig, processes: int) -> str:
@@ -218,7 +232,7 @@ def _locate(out: Path | None, resume: bool, recipe: str) -> RunFolder:
     if out is None:
         if resume:
             raise RunFolderError("--resume needs --out RUN, to know which run to go on with.")
-        out = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{recipe}"
+        out = _unused(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{recipe}")
     folder = RunFolder(out)
     if out.exists() and not out.is_dir():
         raise RunFolderError(f"{out} is a file; --out needs a folder.")
@@ -235,17 +249,23 @@ def _locate(out: Path | None, resume: bool, recipe: str) -> RunFolder:
     return folder
 
 
+def _unused(path: Path) -> Path:
+    """The path, or one like it: a clock that went back gives the same name again."""
+    numbers = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(one for one in chain([path], numbers) if not one.exists())
+
+
 def _begin(folder: RunFolder, config: RunConfig) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     write_aside(folder.config, to_toml(config).encode())
 
 
-def _take_back(folder: RunFolder) -> None:
+def _take_back(folder: RunFolder, checkpoints: Place) -> None:
     """Removes what was written of a run whose settings turned out not to work.
 
     So the mended command can be given with the same --out.
     """
-    if not list_checkpoints(folder.checkpoints):
+    if not list_checkpoints(checkpoints):
         folder.config.unlink(missing_ok=True)
         folder.skipped.unlink(missing_ok=True)
 
