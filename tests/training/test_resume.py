@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from diptych.errors import Interrupted, RunFolderError, TrainingError
 from diptych.pretraining import pretrain
 from diptych.training.checkpoint import list_checkpoints, load_checkpoint
+from diptych.training.run_log import read_metrics
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
@@ -217,6 +218,28 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     monkeypatch.setattr(loop, "train_step", original)
     unbroken = run(images, tmp_path / "unbroken", **at_each_step)
     assert_same_bits(unbroken, run(images, tmp_path / "run", resume=True, **at_each_step))
+
+
+def test_a_run_does_not_mind_a_clock_that_jumps(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = run(images, tmp_path / "unbroken", **MOCO)
+    jumps = random.Random(4)
+    monkeypatch.setattr(time, "time", lambda: jumps.choice([-5e8, 0.0, 1e9, 9e9]))
+    timed = {**MOCO, "checkpoint.every_seconds": 3600.0}
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Interrupted):
+            run(images, tmp_path / "broken", **timed)
+    (only,) = (tmp_path / "broken" / "checkpoints").iterdir()  # none came too soon
+    assert only.name == "step-000000005"
+    os.utime(only, (0, 0))
+    run(images, tmp_path / "broken", resume=True, **timed)
+    assert_same_bits(unbroken, tmp_path / "broken")
+    assert losses(unbroken) == losses(tmp_path / "broken")
+    seconds = [line["seconds"] for line in read_metrics(tmp_path / "broken" / "metrics.jsonl")]
+    assert seconds == sorted(seconds)
+    assert 0 < seconds[0] < seconds[-1] < 3600
 
 
 @pytest.mark.slow
