@@ -14,7 +14,7 @@ from rich.console import Console
 
 from diptych.config_file import SHORT_NAMES, differing_keys, load_run_config, nest, to_toml
 from diptych.configs import RunConfig, require_divisible
-from diptych.errors import ConfigError, RunFolderError
+from diptych.errors import ConfigError, NotSaved, RunFolderError
 from diptych.hardware import choose_device, divided, use_threads
 from diptych.images.collection import Collection
 from diptych.images.listing import Progress, ignore_progress
@@ -210,8 +210,16 @@ def _sharing(config: RunConfig, processes: int) -> str:
 
 
 def _save_networks(folder: RunFolder, state: RunState, config: RunConfig) -> str:
-    save_encoder(folder.encoder, state.method.encoder, config)
-    save_head(folder.head, state.method.network.get_submodule("head"))
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        save_encoder(folder.encoder, state.method.encoder, config)
+        save_head(folder.head, state.method.network.get_submodule("head"))
+    except OSError as error:
+        raise NotSaved(
+            f"the run was saved after its last step, but its encoder cannot be written to "
+            f"{folder.path}: {error.strerror or error}. Mend that, then give the same command with "
+            "--resume."
+        ) from error
     return str(folder.encoder)
 
 

@@ -119,6 +119,22 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     assert losses(unbroken) == losses(broken)
 
 
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_writing_beside_training_changes_no_bit(
+    asynchronous: bool, images: Path, tmp_path: Path
+) -> None:
+    """Checkpoints are taken all the time in one run, and but one in the other, which is stopped."""
+    unbroken = run(images, tmp_path / "unbroken", **MOCO, **{"checkpoint.asynchronous": True})
+    seldom = {"checkpoint.asynchronous": asynchronous, "checkpoint.every_seconds": 1e9}
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Interrupted):
+            run(images, tmp_path / "broken", **{**MOCO, **seldom})
+    broken = run(images, tmp_path / "broken", resume=True, **{**MOCO, **seldom})
+    assert_same_bits(unbroken, broken)
+    assert losses(unbroken) == losses(broken)
+
+
 def test_a_finished_run_resumes_to_itself(images: Path, tmp_path: Path) -> None:
     out = run(images, tmp_path / "run", epochs=1)
     before = (out / "encoder.safetensors").read_bytes()
