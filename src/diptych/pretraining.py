@@ -181,16 +181,16 @@ def _settle(
         require_divisible(config, here.count)
         watcher.say(_sharing(config, here.count))
     if earlier is None:
-        if not resume:
-            _refuse_anothers_checkpoints(config, folder)
+        _look_for_checkpoints(config, folder, resume)
         _begin(folder, config)
     _write_skipped(folder, collection)
     return ""
 
 
-def _refuse_anothers_checkpoints(config: RunConfig, folder: RunFolder) -> None:
+def _look_for_checkpoints(config: RunConfig, folder: RunFolder, resume: bool) -> None:
+    """Refuses another run's, and a place that there is not, before a new run begins."""
     place = checkpoint_place(config.checkpoint, folder)
-    if list_checkpoints(place):
+    if list_checkpoints(place) and not resume:
         raise RunFolderError(
             f"{place} holds checkpoints of a run already. Go on from them by --resume, or choose "
             "another checkpoint.folder."

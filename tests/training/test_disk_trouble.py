@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -275,9 +276,10 @@ def test_a_run_saves_in_another_folder(folder: Path, monkeypatch: pytest.MonkeyP
     assert not (folder / "run" / "checkpoints").exists()
 
 
-def test_a_place_that_cannot_be_leaves_no_run_behind(folder: Path) -> None:
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_place_that_cannot_be_leaves_no_run_behind(resume: bool, folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"checkpoint\.folder: nothing://bucket cannot be opened"):
-        run("run", folder="nothing://bucket")
+        run("run", resume=resume, folder="nothing://bucket")
     assert not (folder / "run").exists()
 
 
@@ -295,7 +297,7 @@ def one_fails(rank: int, count: int) -> Results:
         said += run("a while", asynchronous=True)
     for name, error in (("end", full()), ("thread", ZeroDivisionError("by chance"))):
         with patch.context() as inner:
-            at_step(inner, (3, lambda error=error: write_errors(inner, error)))
+            at_step(inner, (3, partial(write_errors, inner, error)))
             expected = {"end": NotSaved, "thread": TrainingError}[name]
             with pytest.raises(FirstStopped if rank else expected) as caught:
                 run(name, asynchronous=True)

@@ -24,7 +24,7 @@ URL = "moody://bucket/run/checkpoints"
 FOLDER = "/bucket/run/checkpoints"
 
 
-class Moody(MemoryFileSystem):
+class Moody(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
     """Memory that fails, or keeps half of what it is sent, as a test says."""
 
     protocol = "moody"
