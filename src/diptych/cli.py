@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from diptych import __version__
-from diptych.errors import ConfigError, DiptychError, FirstStopped, Interrupted
+from diptych.errors import ConfigError, DiptychError, FirstStopped, Interrupted, NotSaved
 from diptych.hardware import shorten_spinning
 from diptych.launch import launch
 
@@ -46,14 +46,15 @@ examples:
 
 EXIT_ERROR: Final = 1
 EXIT_USAGE: Final = 2
+EXIT_NOT_SAVED: Final = 74  # EX_IOERR of sysexits.h
 DEMO_EPOCHS: Final = 16
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
-    0 when all went well, 1 for an error, 2 for wrong usage, 128 + n when signal n stopped a run,
-    which can then be resumed.
+    0 when all went well, 1 for an error, 2 for wrong usage, 74 when a run could not be saved,
+    128 + n when signal n stopped a run, which can then be resumed.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A single process may fail where the first does not: on its own machine, say.
         who = "diptych" if _speaks() else f"diptych, process {os.environ.get('RANK')}"
         print(f"{who}: {error}", file=sys.stderr)
-        return EXIT_ERROR
+        return EXIT_NOT_SAVED if isinstance(error, NotSaved) else EXIT_ERROR
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

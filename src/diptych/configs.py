@@ -17,6 +17,8 @@ SMALL_AREA = (0.05, 0.14)  # of multi-crop's small views (SwAV, 2006.09882)
 MOST_CHANNELS: Final = 64
 """Of an image, with images.color = "raw"."""
 
+_NO_STORES: Final = ("http:", "https:", "file:", "local:")  # of URLs that checkpoints may have
+
 
 def _require(holds: bool, wanted: str, came: object) -> None:
     if not holds:
@@ -527,14 +529,29 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When a run is saved."""
+    """When and where a run is saved."""
 
     every_seconds: float = 120.0
-    """Save at the first step that ends this long after the last save."""
+    """Save at the first step that ends this long after the last save, once that is written."""
     keep: int = 2
     """Checkpoints kept; the oldest is deleted after a newer one is complete."""
+    asynchronous: bool = True
+    """Train on while a checkpoint is written. Holds a second copy of the state in memory."""
+    folder: str | None = None
+    """Where checkpoints lie, of this run alone: a path, or a URL as s3://bucket/run. By default the
+    run folder's own checkpoints."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.folder is None
+            or (
+                self.folder != ""
+                and "::" not in self.folder
+                and not self.folder.startswith(_NO_STORES)
+            ),
+            "checkpoint.folder must be a path, or a URL that can be written to, as s3://bucket/run",
+            self.folder,
+        )
         _require(
             self.every_seconds >= 0,
             "checkpoint.every_seconds must not be negative",

@@ -5,8 +5,10 @@ DiptychError            anything diptych raises on purpose; the command line pri
 ├── ImagesError         the images cannot be used as given
 │   └── UnreadableImage one image cannot be decoded; it is skipped and listed
 ├── RunFolderError      a run folder is missing, occupied, or not what was asked for
-│   └── DamagedCheckpoint  a checkpoint whose bytes are not those that were written
+│   ├── DamagedCheckpoint  a checkpoint whose bytes are not those that were written
+│   └── UnreachableFolder  a folder of checkpoints behind a URL does not answer
 ├── TrainingError       training cannot go on (a loss that is not a number)
+│   ├── NotSaved        the run ended or was stopped, and could not be saved
 │   └── PeerError       another process of the run differs from the others
 │       ├── LostPeer     one is gone, or does not answer
 │       └── FirstStopped the first one could not go on, and says why
@@ -38,8 +40,16 @@ class DamagedCheckpoint(RunFolderError):
     """A checkpoint is incomplete, or its bytes are not the ones that were written."""
 
 
+class UnreachableFolder(RunFolderError, OSError):
+    """A folder of checkpoints behind a URL does not answer, or refuses what was asked."""
+
+
 class TrainingError(DiptychError):
     """Training cannot go on; the last good checkpoint is intact."""
+
+
+class NotSaved(TrainingError):
+    """The run ended or was stopped, and could not be saved; what was saved before is intact."""
 
 
 class PeerError(TrainingError):

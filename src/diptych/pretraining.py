@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from diptych.config_file import SHORT_NAMES, differing_keys, load_run_config, nest, to_toml
 from diptych.configs import RunConfig, require_divisible
-from diptych.errors import ConfigError, RunFolderError
+from diptych.errors import ConfigError, NotSaved, RunFolderError
 from diptych.hardware import choose_device, divided, use_threads
 from diptych.images.collection import Collection
 from diptych.images.listing import Progress, ignore_progress
@@ -28,6 +29,7 @@ from diptych.training.checkpoint import list_checkpoints
 from diptych.training.loop import train
 from diptych.training.progress import Display
 from diptych.training.state import RunState
+from diptych.training.stores import Place, checkpoint_place
 from diptych.training.watcher import Silent, Watcher
 
 
@@ -131,7 +133,7 @@ def _pretrain_together(
     with ThreadPoolExecutor(view_threads or threads) as executor:
         collection = open_images(asked.images, executor, on_progress)
         watcher.say(collection.description)
-        from_first(lambda: _settle(folder, earlier, layers, collection, here, watcher))
+        from_first(lambda: _settle(folder, earlier, layers, collection, resume, here, watcher))
         config = load_run_config(folder.config)
         if here.count > 1:
             device = str(choose_device(config.training.device))
@@ -140,7 +142,7 @@ def _pretrain_together(
             state = train(config, collection, folder, executor, watcher)
         except ConfigError:
             if earlier is None and here.speaks:
-                _take_back(folder)
+                _take_back(folder, checkpoint_place(config.checkpoint, folder))
             raise
     from_first(lambda: _save_networks(folder, state, config))
     leave_together()
@@ -161,6 +163,7 @@ def _settle(
     earlier: RunConfig | None,
     layers: Layers,
     collection: Collection,
+    resume: bool,
     here: Launch,
     watcher: Watcher,
 ) -> str:
@@ -178,9 +181,20 @@ def _settle(
         require_divisible(config, here.count)
         watcher.say(_sharing(config, here.count))
     if earlier is None:
+        _look_for_checkpoints(config, folder, resume)
         _begin(folder, config)
     _write_skipped(folder, collection)
     return ""
+
+
+def _look_for_checkpoints(config: RunConfig, folder: RunFolder, resume: bool) -> None:
+    """Refuses another run's, and a place that there is not, before a new run begins."""
+    place = checkpoint_place(config.checkpoint, folder)
+    if list_checkpoints(place) and not resume:
+        raise RunFolderError(
+            f"{place} holds checkpoints of a run already. Go on from them by --resume, or choose "
+            "another checkpoint.folder."
+        )
 
 
 def _sharing(config: RunConfig, processes: int) -> str:
@@ -196,8 +210,16 @@ def _sharing(config: RunConfig, processes: int) -> str:
 
 
 def _save_networks(folder: RunFolder, state: RunState, config: RunConfig) -> str:
-    save_encoder(folder.encoder, state.method.encoder, config)
-    save_head(folder.head, state.method.network.get_submodule("head"))
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        save_encoder(folder.encoder, state.method.encoder, config)
+        save_head(folder.head, state.method.network.get_submodule("head"))
+    except OSError as error:
+        raise NotSaved(
+            f"the run was saved after its last step, but its encoder cannot be written to "
+            f"{folder.path}: {error.strerror or error}. Mend that, then give the same command with "
+            "--resume."
+        ) from error
     return str(folder.encoder)
 
 
@@ -218,7 +240,7 @@ def _locate(out: Path | None, resume: bool, recipe: str) -> RunFolder:
     if out is None:
         if resume:
             raise RunFolderError("--resume needs --out RUN, to know which run to go on with.")
-        out = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{recipe}"
+        out = _unused(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{recipe}")
     folder = RunFolder(out)
     if out.exists() and not out.is_dir():
         raise RunFolderError(f"{out} is a file; --out needs a folder.")
@@ -235,17 +257,23 @@ def _locate(out: Path | None, resume: bool, recipe: str) -> RunFolder:
     return folder
 
 
+def _unused(path: Path) -> Path:
+    """The path, or one like it: a clock that went back gives the same name again."""
+    numbers = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(one for one in chain([path], numbers) if not one.exists())
+
+
 def _begin(folder: RunFolder, config: RunConfig) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     write_aside(folder.config, to_toml(config).encode())
 
 
-def _take_back(folder: RunFolder) -> None:
+def _take_back(folder: RunFolder, checkpoints: Place) -> None:
     """Removes what was written of a run whose settings turned out not to work.
 
     So the mended command can be given with the same --out.
     """
-    if not list_checkpoints(folder.checkpoints):
+    if not list_checkpoints(checkpoints):
         folder.config.unlink(missing_ok=True)
         folder.skipped.unlink(missing_ok=True)
 

@@ -19,6 +19,7 @@ _PATHS = (
     ("images", "cache_folder"),
     ("distillation", "teacher"),
     ("distillation", "labelled"),
+    ("checkpoint", "folder"),
 )
 
 Layers = list[tuple[Mapping[str, Any], str]]

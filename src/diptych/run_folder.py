@@ -1,6 +1,7 @@
 """What a run folder holds, and how its files are written: aside, synced, renamed."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,13 +83,22 @@ class RunFolder:
 
 
 def write_aside(path: Path, data: bytes) -> None:
-    """Replaces a file so that a reader sees the old bytes or the new ones, never a part."""
+    """Replaces a file so that a reader sees the old bytes or the new ones, never a part.
+
+    Raises:
+        OSError: it could not be written; the old one is there still, and nothing beside it.
+    """
     aside = path.with_name(f".{path.name}.aside")
-    with open(aside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError:
+        with suppress(OSError):
+            aside.unlink()
+        raise
     sync_folder(path.parent)
 
 

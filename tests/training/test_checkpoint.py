@@ -1,6 +1,10 @@
 """Checkpoints: whole or not there, and damage is noticed."""
 
+import errno
 import json
+import os
+import re
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -101,3 +105,98 @@ def test_leftovers_of_a_killed_run_are_cleared(tmp_path: Path) -> None:
     (tmp_path / ".writing-step-000000009" / "tensors.safetensors").write_bytes(b"half")
     save(tmp_path, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
+
+
+def test_a_damaged_later_one_does_not_push_out_the_new_one(tmp_path: Path) -> None:
+    """A run that passed over a damaged checkpoint writes ones of fewer steps."""
+    (save(tmp_path, 20, keep=1) / "state.json").unlink()
+    save(tmp_path, 11, keep=1)
+    save(tmp_path, 12, keep=1)
+    assert newest(tmp_path)[0] == 12
+    assert [c.name for c in list_checkpoints(tmp_path)] == ["step-000000020", "step-000000012"]
+
+
+def test_the_newest_is_that_of_the_most_steps(tmp_path: Path) -> None:
+    for step, age in ((3, 0), (1_000_000_000, 10**9), (20, 10**8)):
+        os.utime(save(tmp_path, step, keep=9), (2e9 - age, 2e9 - age))
+    (tmp_path / "step-notes").mkdir()
+    assert newest(tmp_path) == (1_000_000_000, [])
+
+
+class Disk:
+    """A disk with room for so many bytes under a folder, by a patched system call."""
+
+    def __init__(self, folder: Path, room: int, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self.room = folder, room
+        patch.setattr(os, "fsync", self.fsync)
+
+    def fsync(self, _: int) -> None:
+        used = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        if used > self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def one_size(tmp_path: Path) -> int:
+    """Bytes of a checkpoint."""
+    return sum(file.stat().st_size for file in save(tmp_path / "measure", 1).iterdir())
+
+
+def test_on_a_full_disk_the_oldest_give_way(
+    one_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    for step in (1, 2, 3):
+        save(folder, step, keep=3)
+    Disk(folder, 3 * one_size + 50, monkeypatch)
+    save(folder, 4, keep=3)
+    assert [c.name[-1] for c in list_checkpoints(folder)] == ["4", "3", "2"]
+
+
+def test_on_a_full_disk_a_good_one_stays(
+    one_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    for step in (1, 2, 3):
+        save(folder, step, keep=3)
+    (folder / "step-000000003" / "state.json").write_bytes(b"damaged")
+    Disk(folder, one_size + 50, monkeypatch)
+    with pytest.raises(OSError, match="No space left"):
+        save(folder, 4, keep=3)
+    assert [path.name for path in folder.iterdir()] == ["step-000000002"]  # the newest good one
+    assert newest(folder) == (2, [])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("call", range(4))
+def test_a_failed_write_leaves_nothing(
+    call: int, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the syncs fails: of three files, and of their folder before it is renamed."""
+    save(tmp_path, 1)
+    fail_at(call, number, monkeypatch)
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        save(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
+    assert newest(tmp_path) == (1, [])
+
+
+def test_a_rename_that_may_not_last_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1, keep=1)
+    fail_at(4, errno.EIO, monkeypatch)
+    with pytest.raises(OSError, match=re.escape(os.strerror(errno.EIO))):
+        save(tmp_path, 2, keep=1)
+    assert len(list_checkpoints(tmp_path)) == 2  # the older one stays until a newer one is sure
+
+
+def fail_at(call: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets one call of fsync fail."""
+    calls = count()
+
+    def fsync(_: int) -> None:
+        if next(calls) == call:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)

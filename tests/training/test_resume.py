@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from diptych.errors import Interrupted, RunFolderError, TrainingError
 from diptych.pretraining import pretrain
 from diptych.training.checkpoint import list_checkpoints, load_checkpoint
+from diptych.training.run_log import read_metrics
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
@@ -118,6 +119,22 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     assert losses(unbroken) == losses(broken)
 
 
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_writing_beside_training_changes_no_bit(
+    asynchronous: bool, images: Path, tmp_path: Path
+) -> None:
+    """Checkpoints are taken all the time in one run, and but one in the other, which is stopped."""
+    unbroken = run(images, tmp_path / "unbroken", **MOCO, **{"checkpoint.asynchronous": True})
+    seldom = {"checkpoint.asynchronous": asynchronous, "checkpoint.every_seconds": 1e9}
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Interrupted):
+            run(images, tmp_path / "broken", **{**MOCO, **seldom})
+    broken = run(images, tmp_path / "broken", resume=True, **{**MOCO, **seldom})
+    assert_same_bits(unbroken, broken)
+    assert losses(unbroken) == losses(broken)
+
+
 def test_a_finished_run_resumes_to_itself(images: Path, tmp_path: Path) -> None:
     out = run(images, tmp_path / "run", epochs=1)
     before = (out / "encoder.safetensors").read_bytes()
@@ -193,6 +210,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     from diptych.training import step as step_module
 
     original = step_module.train_step
+    at_each_step = {"checkpoint.asynchronous": False}  # beside training some steps are passed over
     calls = 0
 
     def step(method, optimizer, batch, **named):  # type: ignore[no-untyped-def]
@@ -205,7 +223,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
 
     monkeypatch.setattr(loop, "train_step", step)
     with pytest.raises(TrainingError, match=r"loss is nan at step 6.*checkpoint is intact"):
-        run(images, tmp_path / "run")
+        run(images, tmp_path / "run", **at_each_step)
     newest = list_checkpoints(tmp_path / "run" / "checkpoints")[0]
     assert newest.name == "step-000000005"
     assert all(
@@ -214,8 +232,30 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
         if v.is_floating_point()
     )
     monkeypatch.setattr(loop, "train_step", original)
-    unbroken = run(images, tmp_path / "unbroken")
-    assert_same_bits(unbroken, run(images, tmp_path / "run", resume=True))
+    unbroken = run(images, tmp_path / "unbroken", **at_each_step)
+    assert_same_bits(unbroken, run(images, tmp_path / "run", resume=True, **at_each_step))
+
+
+def test_a_run_does_not_mind_a_clock_that_jumps(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = run(images, tmp_path / "unbroken", **MOCO)
+    jumps = random.Random(4)
+    monkeypatch.setattr(time, "time", lambda: jumps.choice([-5e8, 0.0, 1e9, 9e9]))
+    timed = {**MOCO, "checkpoint.every_seconds": 3600.0}
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Interrupted):
+            run(images, tmp_path / "broken", **timed)
+    (only,) = (tmp_path / "broken" / "checkpoints").iterdir()  # none came too soon
+    assert only.name == "step-000000005"
+    os.utime(only, (0, 0))
+    run(images, tmp_path / "broken", resume=True, **timed)
+    assert_same_bits(unbroken, tmp_path / "broken")
+    assert losses(unbroken) == losses(tmp_path / "broken")
+    seconds = [line["seconds"] for line in read_metrics(tmp_path / "broken" / "metrics.jsonl")]
+    assert seconds == sorted(seconds)
+    assert 0 < seconds[0] < seconds[-1] < 3600
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from diptych.model.twin import Twin
 from diptych.run_folder import RunFolder
 from diptych.training.checkpoint import list_checkpoints, load_checkpoint
 from diptych.training.leak import method_of
+from diptych.training.stores import Place, checkpoint_place
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def candidates_of(folder: RunFolder, config: RunConfig, *, every: bool) -> Itera
     Raises:
         RunFolderError: there is neither a good checkpoint nor an encoder.
     """
-    good = _good(folder)
+    good = _good(checkpoint_place(config.checkpoint, folder))
     newest = next(good, None)
     if newest is None:
         yield _from_files(folder, config)
@@ -58,9 +59,9 @@ def candidates_of(folder: RunFolder, config: RunConfig, *, every: bool) -> Itera
         yield _from_checkpoint(folder, config, path)
 
 
-def _good(folder: RunFolder) -> Iterator[Path]:
+def _good(place: Place) -> Iterator[Place]:
     """Checkpoints whose bytes are right, newest first."""
-    for path in list_checkpoints(folder.checkpoints):
+    for path in list_checkpoints(place):
         try:
             load_checkpoint(path)
         except DamagedCheckpoint:
@@ -68,7 +69,7 @@ def _good(folder: RunFolder) -> Iterator[Path]:
         yield path
 
 
-def _from_checkpoint(folder: RunFolder, config: RunConfig, path: Path) -> Candidate:
+def _from_checkpoint(folder: RunFolder, config: RunConfig, path: Place) -> Candidate:
     tensors, scalars = load_checkpoint(path)
     device = choose_device("auto")
     if config.distillation.teacher is None:

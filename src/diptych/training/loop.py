@@ -4,18 +4,20 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diptych.config_file import to_toml
 from diptych.configs import RunConfig
 from diptych.contrast.dictionaries import full_size
 from diptych.contrast.method import Method
 from diptych.distributed import largest_over_processes, process_count, process_rank
-from diptych.errors import ConfigError, LostPeer, TrainingError
+from diptych.errors import ConfigError, FirstStopped, LostPeer, NotSaved, TrainingError
 from diptych.evaluation.symptoms import find_symptoms
 from diptych.hardware import choose_device, views_device
 from diptych.images.collection import Collection
@@ -24,16 +26,18 @@ from diptych.images.order import Order
 from diptych.optimization.optimizers import build_optimizer
 from diptych.optimization.schedules import learning_rate, peak_learning_rate, twin_momentum
 from diptych.peers import from_first, leave_together, who_is_missing
-from diptych.run_folder import RunFolder
-from diptych.training.checkpoint import load_newest, save_checkpoint
+from diptych.run_folder import RunFolder, write_aside
+from diptych.training.checkpoint import list_checkpoints, load_newest
 from diptych.training.health import HealthProbe, build_probe
 from diptych.training.in_step import require_in_step
 from diptych.training.learner import build_learner
 from diptych.training.memory import keep_freed_memory
-from diptych.training.run_log import RunLog, read_metrics
+from diptych.training.run_log import RunLog
+from diptych.training.saver import Saver
 from diptych.training.signals import collected_signals, interruption
 from diptych.training.state import RunState
 from diptych.training.step import StepResult, train_step
+from diptych.training.stores import Place, checkpoint_place
 from diptych.training.watcher import Watcher
 from diptych.views.batches import Batch, ViewBatches
 
@@ -63,6 +67,7 @@ def train(
         TrainingError: the loss or a weight is not a finite number; the last checkpoint is good.
         Interrupted: SIGINT or SIGTERM came to one of the processes; a checkpoint was written first.
         PeerError: another process is gone, or holds other weights; the last checkpoint is good.
+        NotSaved: at the end, or when a signal came, the run could not be saved.
         DamagedCheckpoint: there are checkpoints, but none is good or of these images.
         ConfigError: the settings ask for labels or groups that the images do not have.
     """
@@ -79,7 +84,8 @@ def train(
     fingerprint = images.fingerprint() + ("" if groups is None else f" {groups.fingerprint()}")
     torch.manual_seed(config.seed)  # for what a network may draw itself, as dropout does
     state = _build_state(config, collection, executor)
-    _restore(state, folder, fingerprint, watcher)
+    place = checkpoint_place(config.checkpoint, folder)
+    _restore(state, place, fingerprint, watcher)
     run = _Run(
         config=config,
         folder=folder,
@@ -95,15 +101,20 @@ def train(
         probe=build_probe(collection, config.views, executor, image_count=config.probe.images),
         state=state,
         watcher=watcher,
+        checkpoints=place,
         fingerprint=fingerprint,
         total_steps=config.training.epochs * order.steps_per_epoch,
     )
     watcher.begin(step=state.step, total_steps=run.total_steps)
-    writes = process_rank() == 0
-    opened = RunLog(folder, resumed_step=state.step) if writes else nullcontext()
-    with opened as log, collected_signals(patient=process_count() > 1) as received:
+    with ExitStack() as opened:
+        received = opened.enter_context(collected_signals(patient=process_count() > 1))
+        log = saver = None
+        if process_rank() == 0:
+            log = opened.enter_context(_open_log(folder, state, watcher))
+            keep_config = partial(_keep_config, folder, config)
+            saver = opened.enter_context(Saver(place, config.checkpoint, watcher.say, keep_config))
         try:
-            run.train(log, received)
+            run.train(log, saver, received)
         except LostPeer as error:
             raise who_is_missing(error, state.step + 1) from error
     return state
@@ -119,20 +130,21 @@ class _Run:
     probe: HealthProbe
     state: RunState
     watcher: Watcher
+    checkpoints: Place
     fingerprint: str
     total_steps: int
     unchecked: list[tuple[int, Tensor]] = field(default_factory=list)
     symptoms: set[str] = field(default_factory=set)
 
-    def train(self, log: RunLog | None, received: list[int]) -> None:
+    def train(self, log: RunLog | None, saver: Saver | None, received: list[int]) -> None:
         """Steps, metrics, checkpoints until the end or a signal.
 
-        What is due when is the same on all processes; the first has a log.
+        What is due when is the same on all processes; the first has a log and a saver.
         """
-        state, every = self.state, self.config.checkpoint.every_seconds
+        state = self.state
         begun, earlier = time.monotonic(), state.seconds
-        saved = line_time = begun
-        lines = read_metrics(self.folder.metrics) if log is not None else []
+        line_time = begun
+        lines = log.lines if log is not None else []
         self._require_in_step()
         for batch in self._batches():
             result = self._step(batch)
@@ -146,14 +158,18 @@ class _Run:
                 line_time = time.monotonic()
                 if log is not None:
                     log.write(line)
-                    lines.append(line)
                     self._watch(line, lines)
             if self._is_due(self.config.training.check_every_steps):
                 self._require_in_step()
-            stop, due = largest_over_processes(sum(received[:1]), int(now - saved >= every))
-            if stop or last or due:
-                self._save()
-                saved = time.monotonic()
+            # The first process alone knows of disks and clocks; here all learn what it found.
+            asked = (0, 0) if saver is None else (saver.is_due(), saver.error is not None)
+            stop, due, broken = largest_over_processes(sum(received[:1]), *map(int, asked))
+            if broken:
+                raise saver.failure() if saver is not None else FirstStopped("process 0 says why")
+            if stop or last:
+                self._save_and_wait(log, saver)
+            elif due:
+                self._save(saver)
             if stop and not last:
                 leave_together()
                 raise interruption(stop, state.step, self.folder)
@@ -192,7 +208,7 @@ class _Run:
         self.unchecked.clear()
         for step, loss in zip(steps, torch.stack(losses).tolist() if losses else [], strict=True):
             if not -float("inf") < loss < float("inf"):
-                raise _not_finite(f"the loss is {loss}", step + 1, self.config, self.folder)
+                raise self._not_finite(f"the loss is {loss}", step + 1)
 
     def _is_due(self, interval: int) -> bool:
         return self.state.step % interval == 0
@@ -240,20 +256,42 @@ class _Run:
             return None
         return full_size(self.config.method.dictionary, self.batches.order.image_count)
 
-    def _save(self) -> None:
+    def _save(self, saver: Saver | None) -> None:
+        """Begins to write a checkpoint; no process waits for the disk."""
+        self._require_finite()
+        if saver is not None:
+            saver.begin(self.state, images=self.fingerprint)
+
+    def _save_and_wait(self, log: RunLog | None, saver: Saver | None) -> None:
+        """Returns in all processes when all is written, or in none."""
+        self._require_finite()
+
+        def finish() -> str:
+            assert saver is not None
+            assert log is not None
+            saver.finish(self.state, images=self.fingerprint)
+            log.finish()
+            return ""
+
+        from_first(finish)
+
+    def _require_finite(self) -> None:
         self._check_losses()
         if not self.state.is_finite():
-            raise _not_finite("a weight is not finite", self.state.step, self.config, self.folder)
-        from_first(self._write_checkpoint)
+            raise self._not_finite("a weight is not finite", self.state.step)
 
-    def _write_checkpoint(self) -> str:
-        written = save_checkpoint(
-            self.folder.checkpoints,
-            self.state.tensors(),
-            {**self.state.scalars(), "images": self.fingerprint},
-            keep=self.config.checkpoint.keep,
+    def _not_finite(self, what: str, step: int) -> TrainingError:
+        try:
+            found = list_checkpoints(self.checkpoints)
+        except OSError:
+            kept = "Checkpoints were not touched"
+        else:
+            kept = "The last good checkpoint is intact" if found else "No checkpoint is there yet"
+        return TrainingError(
+            f"{what} at step {step}, so training stopped. {kept}. Try a lower "
+            f"--optimizer.learning-rate (now {self.config.optimizer.learning_rate:g}), a longer "
+            "--schedule.warmup-epochs, or --optimizer.clip-norm 1."
         )
-        return str(written)
 
     def _require_in_step(self) -> None:
         require_in_step(self.state.method, self.state.step, images=self.fingerprint)
@@ -270,10 +308,25 @@ def _build_state(config: RunConfig, collection: Collection, executor: Executor) 
     return RunState(method, build_optimizer(config.optimizer, method))
 
 
-def _restore(state: RunState, folder: RunFolder, fingerprint: str, watcher: Watcher) -> None:
-    found = load_newest(
-        folder.checkpoints, lambda why: watcher.say(f"{why} The one before it is used.")
-    )
+def _open_log(folder: RunFolder, state: RunState, watcher: Watcher) -> RunLog:
+    try:
+        return RunLog(folder, resumed_step=state.step, say=watcher.say)
+    except OSError as error:
+        raise NotSaved(
+            f"metrics cannot be written to {folder.path}: {error.strerror or error}. Mend that, "
+            "then begin again."
+        ) from error
+
+
+def _keep_config(folder: RunFolder, config: RunConfig) -> None:
+    """Puts the config back where the folder has vanished: no checkpoint is of use without it."""
+    if not folder.config.exists():
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_aside(folder.config, to_toml(config).encode())
+
+
+def _restore(state: RunState, place: Place, fingerprint: str, watcher: Watcher) -> None:
+    found = load_newest(place, lambda why: watcher.say(f"{why} The one before it is used."))
     if found is None:
         return
     tensors, scalars = found
@@ -284,16 +337,3 @@ def _restore(state: RunState, folder: RunFolder, fingerprint: str, watcher: Watc
         )
     state.restore(tensors, scalars)
     watcher.say(f"Going on from the checkpoint after step {state.step}.")
-
-
-def _not_finite(what: str, step: int, config: RunConfig, folder: RunFolder) -> TrainingError:
-    kept = (
-        "The last good checkpoint is intact"
-        if any(folder.checkpoints.glob("step-*"))
-        else "No checkpoint was due before"
-    )
-    return TrainingError(
-        f"{what} at step {step}, so training stopped. {kept}. Try a lower "
-        f"--optimizer.learning-rate (now {config.optimizer.learning_rate:g}), a longer "
-        "--schedule.warmup-epochs, or --optimizer.clip-norm 1."
-    )

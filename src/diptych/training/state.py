@@ -29,8 +29,8 @@ class RunState:
     step: int = 0
     seconds: float = 0.0
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state by a stable name, on the CPU, contiguous."""
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state by a stable name, where it is; the next step changes it."""
         named = {f"method/{name}": value for name, value in self.method.state_dict().items()}
         for name, parameter in trainable(self.method):
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -39,7 +39,11 @@ class RunState:
         named["generator/cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
             named["generator/cuda"] = torch.cuda.get_rng_state()
-        return {name: value.detach().cpu().contiguous() for name, value in named.items()}
+        return {name: value.detach() for name, value in named.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The same on the CPU, contiguous; copied only where they are not."""
+        return {name: value.cpu().contiguous() for name, value in self.named_tensors().items()}
 
     def scalars(self) -> dict[str, Any]:
         """Every plain number of the state."""
@@ -64,7 +68,8 @@ class RunState:
                 if value.shape == parameter.shape and value.ndim:
                     # In the parameter's own layout, so that the next step computes the same bits.
                     value = torch.empty_like(parameter).copy_(value)
-                self.optimizer.state[parameter][key.removeprefix(prefix)] = value.detach()
+                # A copy: the file that it came from may go away.
+                self.optimizer.state[parameter][key.removeprefix(prefix)] = value.detach().clone()
         torch.set_rng_state(tensors["generator/cpu"])
         if "generator/cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["generator/cuda"])
