@@ -553,6 +553,9 @@ class ProbeConfig:
     """Epochs between two measurements of health, and of kNN accuracy where labels exist."""
     images: int = 1024
     """Images used for each of these measurements, at most."""
+    profile_steps: int | None = None
+    """Trace so many steps with torch's profiler, after the first few of a sitting, and write
+    `traces/rank-K.json` into the run folder. No trace when not given."""
 
     def __post_init__(self) -> None:
         _require(
@@ -566,6 +569,11 @@ class ProbeConfig:
             self.health_every_epochs,
         )
         _require(self.images >= 16, "probe.images must be 16 or more", self.images)
+        _require(
+            self.profile_steps is None or self.profile_steps > 0,
+            "probe.profile_steps must be positive, or left out for no trace",
+            self.profile_steps,
+        )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from diptych.contrast.method import Method
 from diptych.distributed import largest_over_processes, process_count, process_rank
 from diptych.errors import ConfigError, LostPeer, TrainingError
 from diptych.evaluation.symptoms import find_symptoms
+from diptych.evaluation.times import time_symptoms
 from diptych.hardware import choose_device, views_device
 from diptych.images.collection import Collection
 from diptych.images.groups import find_groups
@@ -25,15 +26,18 @@ from diptych.optimization.optimizers import build_optimizer
 from diptych.optimization.schedules import learning_rate, peak_learning_rate, twin_momentum
 from diptych.peers import from_first, leave_together, who_is_missing
 from diptych.run_folder import RunFolder
+from diptych.stopwatch import Stopwatch, watch
 from diptych.training.checkpoint import load_newest, save_checkpoint
 from diptych.training.health import HealthProbe, build_probe
 from diptych.training.in_step import require_in_step
 from diptych.training.learner import build_learner
 from diptych.training.memory import keep_freed_memory
+from diptych.training.profiling import profiled
 from diptych.training.run_log import RunLog, read_metrics
 from diptych.training.signals import collected_signals, interruption
 from diptych.training.state import RunState
 from diptych.training.step import StepResult, train_step
+from diptych.training.timing import time_figures
 from diptych.training.watcher import Watcher
 from diptych.views.batches import Batch, ViewBatches
 
@@ -101,9 +105,11 @@ def train(
     watcher.begin(step=state.step, total_steps=run.total_steps)
     writes = process_rank() == 0
     opened = RunLog(folder, resumed_step=state.step) if writes else nullcontext()
+    stopwatch = Stopwatch(choose_device(config.training.device))
     with opened as log, collected_signals(patient=process_count() > 1) as received:
         try:
-            run.train(log, received)
+            with stopwatch.running(), profiled(stopwatch, config.probe, folder) as step_ended:
+                run.train(log, received, stopwatch, step_ended)
         except LostPeer as error:
             raise who_is_missing(error, state.step + 1) from error
     return state
@@ -124,14 +130,22 @@ class _Run:
     unchecked: list[tuple[int, Tensor]] = field(default_factory=list)
     symptoms: set[str] = field(default_factory=set)
 
-    def train(self, log: RunLog | None, received: list[int]) -> None:
+    def train(
+        self,
+        log: RunLog | None,
+        received: list[int],
+        stopwatch: Stopwatch,
+        step_ended: Callable[[], None],
+    ) -> None:
         """Steps, metrics, checkpoints until the end or a signal.
 
         What is due when is the same on all processes; the first has a log.
         """
         state, every = self.state, self.config.checkpoint.every_seconds
+        stopwatch.read()  # what came before is no step's
         begun, earlier = time.monotonic(), state.seconds
         saved = line_time = begun
+        line_step = state.step
         lines = read_metrics(self.folder.metrics) if log is not None else []
         self._require_in_step()
         for batch in self._batches():
@@ -142,30 +156,41 @@ class _Run:
             last = state.step == self.total_steps
             if self._is_due(self.config.probe.log_every_steps) or last or self._health_is_due():
                 self._check_losses()
-                line = self._line(result, now - line_time, lines)
-                line_time = time.monotonic()
+                steps = state.step - line_step
+                line = self._line(result, now - line_time, steps)
+                line |= time_figures(stopwatch.read(), steps)
+                line_time, line_step = time.monotonic(), state.step
                 if log is not None:
                     log.write(line)
                     lines.append(line)
                     self._watch(line, lines)
             if self._is_due(self.config.training.check_every_steps):
-                self._require_in_step()
+                with watch("measuring"):
+                    self._require_in_step()
             stop, due = largest_over_processes(sum(received[:1]), int(now - saved >= every))
             if stop or last or due:
-                self._save()
+                with watch("checkpoint"):
+                    self._save()
                 saved = time.monotonic()
             if stop and not last:
                 leave_together()
                 raise interruption(stop, state.step, self.folder)
+            step_ended()
 
     def _batches(self) -> Iterator[Batch]:
         steps = range(self.state.step, self.total_steps)
         device = next(self.state.method.parameters()).device
         if device.type == "cpu":  # views and network share the cores: nothing to gain ahead
-            yield from map(self.batches.at, steps)
+            for step in steps:
+                with watch("views"):
+                    batch = self.batches.at(step)
+                yield batch
             return
-        for batch in self.batches.prefetched(steps, pin=device.type == "cuda"):
-            yield batch.to(device)
+        ahead = self.batches.prefetched(steps, pin=device.type == "cuda")
+        for _ in steps:
+            with watch("data_wait"):
+                batch = next(ahead).to(device)
+            yield batch
 
     def _step(self, batch: Batch) -> StepResult:
         config, state = self.config, self.state
@@ -202,12 +227,9 @@ class _Run:
         interval = self.config.probe.health_every_epochs * self.batches.order.steps_per_epoch
         return self.state.step in (1, self.total_steps) or self._is_due(interval)
 
-    def _line(
-        self, result: StepResult, seconds: float, lines: list[dict[str, Any]]
-    ) -> dict[str, Any]:
+    def _line(self, result: StepResult, seconds: float, steps: int) -> dict[str, Any]:
         """One line of metrics: of this very step, so that a resumed run writes the same."""
         state, found = self.state, result.look_up
-        steps = state.step - (lines[-1]["step"] if lines else 0)
         views = self.config.method.views + self.config.views.small_views
         line: dict[str, Any] = {
             "step": state.step,
@@ -225,12 +247,15 @@ class _Run:
             line["gradient_norm"] = float(result.gradient_norm)
         if self._health_is_due():
             measure = self.probe.measure
-            line |= json.loads(from_first(lambda: json.dumps(measure(state.method, self.batches))))
+            with watch("measuring"):
+                measured = from_first(lambda: json.dumps(measure(state.method, self.batches)))
+            line |= json.loads(measured)
         return line
 
     def _watch(self, line: dict[str, Any], lines: list[dict[str, Any]]) -> None:
         self.watcher.metrics(line)
-        for symptom in find_symptoms(lines, dictionary_size=self._full_dictionary()):
+        found = find_symptoms(lines, dictionary_size=self._full_dictionary())
+        for symptom in [*found, *time_symptoms(lines)]:
             if symptom.name not in self.symptoms:
                 self.symptoms.add(symptom.name)
                 self.watcher.symptom(symptom)

@@ -11,6 +11,7 @@ from diptych.contrast.look_up import LookUp
 from diptych.contrast.method import Method, Output
 from diptych.distributed import process_count
 from diptych.optimization.optimizers import set_learning_rate
+from diptych.stopwatch import watch
 from diptych.training.in_step import average_step, seed_draws
 from diptych.training.learner import Learner
 from diptych.training.state import trainable
@@ -55,15 +56,18 @@ def train_step(
     found = average_step(method, output.look_up)
 
     gradient_norm = None
-    if config.optimizer.clip_norm is not None:
-        gradient_norm = torch.nn.utils.clip_grad_norm_(
-            [parameter for _, parameter in trainable(method)], config.optimizer.clip_norm
-        )
-    set_learning_rate(optimizer, rate)
-    optimizer.step()
+    with watch("optimizer"):
+        if config.optimizer.clip_norm is not None:
+            gradient_norm = torch.nn.utils.clip_grad_norm_(
+                [parameter for _, parameter in trainable(method)], config.optimizer.clip_norm
+            )
+        set_learning_rate(optimizer, rate)
+        optimizer.step()
 
-    method.follow(momentum)  # after the network has moved, MoCo's algorithm 1
-    method.remember(output)  # after the loss: a query must not meet its own key as a negative
+    with watch("twin"):  # after the network has moved, MoCo's algorithm 1
+        method.follow(momentum)
+    with watch("dictionary"):  # after the loss: a query must not meet its own key as a negative
+        method.remember(output)
     return StepResult(found, gradient_norm)
 
 
@@ -72,6 +76,8 @@ def _forward_and_backward(method: Learner, batch: Batch, config: RunConfig) -> O
     chunk_size, weight = config.training.chunk_size, config.method.loss.weight
     if chunk_size is not None and chunk_size < len(batch) and isinstance(method, Method):
         return backward_in_chunks(method, batch, chunk_size=chunk_size, weight=weight)
-    output: Output = method(batch)
-    torch.autograd.backward(output.look_up.loss * weight)
+    with watch("forward"):
+        output: Output = method(batch)
+    with watch("backward"):
+        torch.autograd.backward(output.look_up.loss * weight)
     return output
