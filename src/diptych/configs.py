@@ -489,8 +489,14 @@ class TrainingConfig:
     threads: int | None = None
     """CPU threads; all cores when not given. The same bits need the same number. The processes of
     one machine divide them."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` runs the networks under autocast; the loss stays in fp32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """`bf16` and `fp16` run the networks under autocast; the loss stays in fp32. With `fp16` it is
+    scaled, and steps whose gradients overflow are skipped."""
+    recompute: Literal["none", "stages"] = "none"
+    """What to compute again in the backward pass instead of keeping it: the inside of each of the
+    encoder's `stages` (blocks, of a transformer). Less memory, for up to a third more time."""
+    offload_activations: bool = False
+    """Keep what the encoder's backward pass needs in the CPU's memory. Of accelerators only."""
     channels_last: bool = True
     """Lay tensors out with channels innermost, which is faster on most processors."""
     compile: bool = False
@@ -650,6 +656,7 @@ def require_consistent(config: RunConfig) -> None:
     )
     _require_consistent_method(config)
     _require_consistent_batch(config)
+    _require_consistent_memory(config.training)
     if config.distillation.teacher is not None:
         _require(
             config.training.chunk_size is None,
@@ -778,3 +785,16 @@ def _require_consistent_batch(config: RunConfig) -> None:
             "compiled anew; leave one of them out",
             chunk,
         )
+
+
+def _require_consistent_memory(training: TrainingConfig) -> None:
+    _require(
+        not training.compile or training.recompute == "none",
+        "training.compile decides by itself what to compute again; leave out training.recompute",
+        training.recompute,
+    )
+    _require(
+        not training.compile or not training.offload_activations,
+        "training.compile and training.offload_activations do not go together; leave one out",
+        training.offload_activations,
+    )

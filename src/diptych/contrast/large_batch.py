@@ -24,7 +24,12 @@ Encode = Callable[[Views], Tensor]
 
 
 def backward_in_chunks(
-    method: Method, batch: Batch, *, chunk_size: int, weight: float = 1.0
+    method: Method,
+    batch: Batch,
+    *,
+    chunk_size: int,
+    weight: float = 1.0,
+    enlarge: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> Output:
     """Computes the loss of a batch and adds its gradients to the parameters.
 
@@ -33,6 +38,7 @@ def backward_in_chunks(
         batch: the whole of it.
         chunk_size: images that are encoded at once; divides the batch.
         weight: the gradient is multiplied by it.
+        enlarge: multiplies the loss before the backward pass, for gradients in half precision.
 
     Returns:
         What a call of the method gives; backward has been done.
@@ -54,7 +60,7 @@ def backward_in_chunks(
             keys.requires_grad_(learned_keys)
         output = method.compare(queries, keys, batch)
     with watch("backward"):
-        torch.autograd.backward(output.look_up.loss * weight)
+        torch.autograd.backward(enlarge(output.look_up.loss * weight))
 
     if keys is not None and learned_keys:
         _again(method, method.encode_keys, key_parts, keys.grad, key_draws)

@@ -1,6 +1,7 @@
 """Where the time of a run went, from its metrics: means, shares, and what they mean in words."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 from diptych.evaluation.symptoms import Symptom
@@ -40,18 +41,26 @@ class Times(NamedTuple):
     slowest_process: int | None = None
 
 
-def times_of(metrics: Sequence[Mapping[str, Any]]) -> Times | None:
+def times_of(
+    metrics: Sequence[Mapping[str, Any]], *, last_lines: int | None = None
+) -> Times | None:
     """The mean over lines of metrics, each weighed by its steps; None where no line has times.
 
     The first step is left out if there are others: in it kernels are compiled.
+
+    Args:
+        metrics: the lines of ``metrics.jsonl``, oldest first.
+        last_lines: only so many; all when not given.
     """
-    ends = [line["step"] for line in metrics]
-    pairs = zip(metrics, [0, *ends[:-1]], ends, strict=True)
-    timed = [(line, end - begin) for line, begin, end in pairs if f"{OWN}other" in line]
+    pairs = pairwise([{"step": 0}, *metrics])
+    timed = [
+        (line, line["step"] - before["step"]) for before, line in pairs if f"{OWN}other" in line
+    ]
     if len(timed) > 1 and timed[0][0]["step"] == 1:
         timed = timed[1:]
     if not timed:
         return None
+    timed = timed[-(last_lines or len(timed)) :]
     own, last = _mean(timed, OWN), timed[-1][0]
     if SLOWEST_PROCESS not in last:
         return Times(own)
@@ -66,9 +75,8 @@ def time_symptoms(metrics: Sequence[Mapping[str, Any]]) -> list[Symptom]:
     Args:
         metrics: the lines of ``metrics.jsonl``, oldest first.
     """
-    recent = list(metrics[-_NOW_LINES - 1 :])
-    times = times_of(recent)
-    if times is None or len(recent) < 2:  # the first line is of a step that compiles
+    times = times_of(metrics, last_lines=_NOW_LINES)
+    if times is None or len(metrics) < 2:  # the first line is of a step that compiles
         return []
     found = [_late(times), _waits_for_data(times.own), _makes_views(times.own)]
     if found[0] is None:

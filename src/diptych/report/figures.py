@@ -151,7 +151,7 @@ def time_bars(rows: Mapping[str, Mapping[str, float]]) -> str:
     parts = [part for part in PARTS if any(part in row for row in rows.values())]
     with matplotlib.rc_context(_STYLE):
         height = 1.0 + 0.45 * len(rows) + 0.22 * -(-len(parts) // 3)
-        figure = Figure(figsize=(5.2, height), layout="constrained")
+        figure = Figure(figsize=(4.4, height), layout="constrained")
         axes = figure.subplots()
         whole = max(sum(row.values()) for row in rows.values())
         lefts = np.zeros(len(rows))

@@ -22,6 +22,7 @@ from diptych.hardware import choose_device, views_device
 from diptych.images.collection import Collection
 from diptych.images.groups import find_groups
 from diptych.images.order import Order
+from diptych.model.activations import offload, recompute_stages
 from diptych.optimization.optimizers import build_optimizer
 from diptych.optimization.schedules import learning_rate, peak_learning_rate, twin_momentum
 from diptych.peers import from_first, leave_together, who_is_missing
@@ -31,6 +32,7 @@ from diptych.training.checkpoint import load_newest, save_checkpoint
 from diptych.training.health import HealthProbe, build_probe
 from diptych.training.in_step import require_in_step
 from diptych.training.learner import build_learner
+from diptych.training.loss_scale import LEAST_SCALE, LossScale
 from diptych.training.memory import keep_freed_memory
 from diptych.training.profiling import profiled
 from diptych.training.run_log import RunLog, read_metrics
@@ -82,7 +84,7 @@ def train(
     groups = None if group_by is None else find_groups(images.names, group_by)
     fingerprint = images.fingerprint() + ("" if groups is None else f" {groups.fingerprint()}")
     torch.manual_seed(config.seed)  # for what a network may draw itself, as dropout does
-    state = _build_state(config, collection, executor)
+    state = _build_state(config, collection, executor, watcher)
     _restore(state, folder, fingerprint, watcher)
     run = _Run(
         config=config,
@@ -205,8 +207,17 @@ class _Run:
             config.method.key_encoder, step=state.step, total_steps=self.total_steps
         )
         result = train_step(
-            state.method, state.optimizer, batch, rate=rate, momentum=momentum, config=config
+            state.method,
+            state.optimizer,
+            batch,
+            rate=rate,
+            momentum=momentum,
+            config=config,
+            scale=state.scale,
         )
+        if state.scale.enabled and state.scale.value < LEAST_SCALE:
+            what = "gradients overflow fp16 however little the loss is enlarged"
+            raise _not_finite(what, state.step + 1, config, self.folder)
         self.unchecked.append((state.step, result.look_up.loss.detach()))
         if batch.indices.device.type == "cpu":  # reading a loss there waits for nothing
             self._check_losses()
@@ -242,7 +253,7 @@ class _Run:
             "learning_rate": state.optimizer.param_groups[0]["lr"],
             "views_per_second": round(views * self.config.training.batch_size * steps / seconds, 1),
         }
-        line |= state.method.figures()
+        line |= state.method.figures() | state.scale.figures()
         if result.gradient_norm is not None:
             line["gradient_norm"] = float(result.gradient_norm)
         if self._health_is_due():
@@ -284,15 +295,25 @@ class _Run:
         require_in_step(self.state.method, self.state.step, images=self.fingerprint)
 
 
-def _build_state(config: RunConfig, collection: Collection, executor: Executor) -> RunState:
+def _build_state(
+    config: RunConfig, collection: Collection, executor: Executor, watcher: Watcher
+) -> RunState:
+    training, device = config.training, choose_device(config.training.device)
     method = build_learner(config, collection, executor).train()
-    layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
-    method.to(choose_device(config.training.device)).to(memory_format=layout)
-    if config.training.compile:
+    layout = torch.channels_last if training.channels_last else torch.contiguous_format
+    method.to(device).to(memory_format=layout)
+    if training.recompute == "stages":
+        recompute_stages(method.encoder)
+    if training.offload_activations and not offload(method.encoder, device):
+        watcher.say(
+            "training.offload_activations changes nothing on a CPU: activations are there already."
+        )
+    if training.compile:
         method.network.compile()
         if isinstance(method, Method) and method.twin is not None:
             method.twin.network.compile()
-    return RunState(method, build_optimizer(config.optimizer, method))
+    scale = LossScale(enabled=training.precision == "fp16", device=device.type)
+    return RunState(method, build_optimizer(config.optimizer, method), scale)
 
 
 def _restore(state: RunState, folder: RunFolder, fingerprint: str, watcher: Watcher) -> None:
@@ -312,6 +333,7 @@ def _restore(state: RunState, folder: RunFolder, fingerprint: str, watcher: Watc
 
 
 def _not_finite(what: str, step: int, config: RunConfig, folder: RunFolder) -> TrainingError:
+    half = config.training.precision == "fp16"
     kept = (
         "The last good checkpoint is intact"
         if any(folder.checkpoints.glob("step-*"))
@@ -321,4 +343,5 @@ def _not_finite(what: str, step: int, config: RunConfig, folder: RunFolder) -> T
         f"{what} at step {step}, so training stopped. {kept}. Try a lower "
         f"--optimizer.learning-rate (now {config.optimizer.learning_rate:g}), a longer "
         "--schedule.warmup-epochs, or --optimizer.clip-norm 1."
+        + (" Or --training.precision bf16: fp16 overflows above 65,504." if half else "")
     )
