@@ -84,7 +84,7 @@ def several(rank: int, count: int) -> Results:
     said += [interrupted("broken", here=rank == 1)]
     run("broken", resume=True)
     run("one then two", resume=True)
-    run("unbroken", **{"probe.profile_steps": 2})
+    run("unbroken", resume=False, **{"probe.profile_steps": 2})
     return {"said": torch.tensor(list("\n".join(said).encode()))}
 
 

@@ -1,9 +1,11 @@
 """Parts of a stretch of time: exclusive of each other, never negative, and the whole together."""
 
 import itertools
+import time
 from contextlib import suppress
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +26,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(module.time, "perf_counter", clock)
+    monkeypatch.setattr(time, "perf_counter", clock)
     return clock
 
 
@@ -101,7 +103,7 @@ def test_parts_are_the_whole(work: list[object]) -> None:
                     do(part)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.time, "perf_counter", clock)
+        patch.setattr(time, "perf_counter", clock)
         patch.setattr(module, "_MOST_OPEN", 7)  # turns are added up in between
         with Stopwatch().running() as stopwatch:
             for one in work:
@@ -134,7 +136,7 @@ def test_on_cuda_the_devices_own_events_are_read_later(monkeypatch: pytest.Monke
             return 1000.0 * (later.number - self.number)
 
     monkeypatch.setattr(module, "_event", Event)
-    device = module.torch.device("cuda")
+    device = torch.device("cuda")
     with Stopwatch(device).running() as stopwatch, watch("forward"), watch("communication"):
         give("data_wait", 0.5, of="communication")  # threads are at it while the device is busy
     assert waited == []

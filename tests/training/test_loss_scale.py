@@ -26,6 +26,7 @@ from diptych.configs import (
     RunConfig,
     TrainingConfig,
 )
+from diptych.contrast.dictionaries import KeyQueue
 from diptych.contrast.method import Method, build_method
 from diptych.errors import ConfigError, Interrupted, TrainingError
 from diptych.optimization.optimizers import build_optimizer
@@ -116,6 +117,8 @@ def step_with(
 ) -> tuple[Method, torch.optim.Optimizer, StepResult]:
     method = build_method(config).train()
     optimizer = build_optimizer(config.optimizer, method)
+    with torch.no_grad():
+        method.remember(method(batch_of(99)))  # against an empty queue there are no gradients
     for step in range(steps):
         result = train_step(
             method, optimizer, batch_of(step), rate=0.1, momentum=0.9, config=config, scale=scale
@@ -147,13 +150,13 @@ def test_gradients_do_not_depend_on_the_scale(chunk_size: int | None) -> None:
 
 def test_without_a_scale_small_gradients_are_lost() -> None:
     """The reason for it all: under a small weight the gradients of fp16 maps are zero."""
-    light = replace(CONFIG.method, loss=LossConfig(temperature=0.2, weight=1e-6), symmetric=False)
+    light = replace(CONFIG.method, loss=LossConfig(temperature=0.2, weight=1e-8), symmetric=False)
     config = replace(CONFIG, method=light, optimizer=OptimizerConfig(clip_norm=None))
     name = "network.encoder.conv1.weight"
     lost = gradients(step_with(config, UNSCALED)[0])[name]
-    kept = gradients(step_with(config, LossScale(enabled=True, initial=2.0**20))[0])[name]
-    assert (lost == 0).float().mean() > 0.2
-    assert (kept == 0).float().mean() == 0
+    kept = gradients(step_with(config, LossScale(enabled=True, initial=2.0**28))[0])[name]
+    assert (lost == 0).float().mean() > 0.5
+    assert (kept == 0).float().mean() < 0.02
 
 
 @pytest.mark.parametrize("chunk_size", [None, 4])
@@ -174,7 +177,8 @@ def test_a_skipped_step_moves_no_weight(kind: str, chunk_size: int | None) -> No
     assert result.gradient_norm is None
     assert torch.isfinite(result.look_up.loss)
     assert scale.figures() == {"loss_scale": 2.0**59, "skipped_steps": 1}
-    assert len(method.dictionary.negatives) == BATCH  # type: ignore[union-attr, arg-type]
+    assert isinstance(method.dictionary, KeyQueue)
+    assert len(method.dictionary.negatives) == 2 * BATCH
     # The next step, at a scale that fits, is the first that a fresh optimizer takes.
     train_step(
         method, optimizer, batch_of(1), rate=0.1, momentum=0.9, config=config,
@@ -257,9 +261,8 @@ def test_an_interrupted_fp16_run_resumes_bit_for_bit(
     ]
     assert told[0] == told[1]
     skipped = [line["skipped_steps"] for line in lines(whole)]
-    assert skipped[0] == 1  # the first step
-    assert 1 < skipped[-1] < len(skipped)  # and more, but not all
-    assert ["gradient_norm" in line for line in lines(whole)] == [False] * len(skipped)
+    assert skipped[:2] == [0, 1]  # against an empty queue there are no gradients
+    assert 1 < skipped[-1] < len(skipped) - 1
 
 
 def test_a_run_that_no_scale_helps_stops(

@@ -71,7 +71,7 @@ class Method(nn.Module):
         dictionary: what each query is compared with.
         config: loss, symmetry, number of views.
         shuffle_seed: shuffles keys across norm groups and processes; None for no shuffling.
-        half: encode under autocast to this type, if any; the loss stays in fp32.
+        autocast_type: encode under autocast to this type, if any; the loss stays in fp32.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Method(nn.Module):
         *,
         predictor: nn.Module | None = None,
         shuffle_seed: int | None = None,
-        half: torch.dtype | None = None,
+        autocast_type: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.network = nn.Sequential()
@@ -95,7 +95,7 @@ class Method(nn.Module):
         self.dictionary = dictionary
         self.config = config
         self.shuffle_seed = shuffle_seed
-        self.half = half
+        self.autocast_type = autocast_type
         learned = config.loss.learn_temperature
         start = torch.tensor(math.log(config.loss.temperature))
         self.log_temperature = nn.Parameter(start) if learned else None
@@ -280,7 +280,8 @@ class Method(nn.Module):
         return functional.normalize(vectors, dim=-1)
 
     def _precision(self, images: Tensor) -> AbstractContextManager[object]:
-        return torch.autocast(images.device.type, self.half, enabled=self.half is not None)
+        half = self.autocast_type
+        return torch.autocast(images.device.type, half, enabled=half is not None)
 
 
 def build_method(config: RunConfig, *, image_count: int = 1) -> Method:
@@ -314,7 +315,7 @@ def build_method(config: RunConfig, *, image_count: int = 1) -> Method:
         config.method,
         predictor=None if predictor is None else use_norm(predictor, norm),
         shuffle_seed=config.seed if config.norm.kind == "shuffle" else None,
-        half=HALF_TYPES[config.training.precision],
+        autocast_type=HALF_TYPES[config.training.precision],
     )
 
 
