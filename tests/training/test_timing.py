@@ -11,6 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from diptych.configs import ProbeConfig
+from diptych.errors import ConfigError
 from diptych.pretraining import pretrain
 from diptych.stopwatch import PARTS
 from diptych.training import timing
@@ -110,3 +112,8 @@ def test_a_trace_has_the_parts_of_the_step_by_name(images: Path, tmp_path: Path)
     ours, theirs = (read_metrics(out / "metrics.jsonl") for out in (traced, plain))
     assert [line["loss"] for line in ours] == [line["loss"] for line in theirs]
     assert not (plain / "traces").exists()
+
+
+def test_a_trace_of_no_steps_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"probe\.profile_steps must be positive.*got 0"):
+        ProbeConfig(profile_steps=0)

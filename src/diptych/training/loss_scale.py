@@ -26,7 +26,7 @@ class LossScale:
     def __init__(self, *, enabled: bool = False, device: str = "cpu", initial: float = 2.0**16):
         self.enabled = enabled
         self.skipped_steps = 0
-        self._scaler = torch.amp.GradScaler(device, init_scale=initial, enabled=enabled)  # type: ignore[attr-defined]
+        self._scaler = torch.amp.GradScaler(device, init_scale=initial, enabled=enabled)
 
     @property
     def value(self) -> float:
