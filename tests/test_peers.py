@@ -84,7 +84,7 @@ def several(rank: int, count: int) -> Results:
     said += [interrupted("broken", here=rank == 1)]
     run("broken", resume=True)
     run("one then two", resume=True)
-    run("unbroken")
+    run("unbroken", resume=False, **{"probe.profile_steps": 2})
     return {"said": torch.tensor(list("\n".join(said).encode()))}
 
 
@@ -120,6 +120,25 @@ def metrics(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+def untimed(line: dict[str, float]) -> set[str]:
+    """The names of what a line holds besides times, which a part of no time is not among."""
+    return {key for key in line if "/" not in key and key != "slowest_process"}
+
+
+def assert_times_of_two(out: Path) -> None:
+    """Rank 0 tells where its time went, and that of the slower of the two."""
+    for line in metrics(out):
+        assert line["slowest_process"] in (0, 1)
+        for prefix in ("milliseconds/", "slowest_milliseconds/", "usual_milliseconds/"):
+            assert line[f"{prefix}forward"] > 0
+            assert line[f"{prefix}communication"] > 0
+        if line["slowest_process"] == 0:
+            assert line["slowest_milliseconds/forward"] == line["milliseconds/forward"]
+    for rank in range(2):
+        events = json.loads((out / "traces" / f"rank-{rank}.json").read_text())["traceEvents"]
+        assert sum(event.get("name") == "communication" for event in events) > 2
+
+
 def final(out: Path) -> dict[str, torch.Tensor]:
     tensors, _ = load_checkpoint(list_checkpoints(out / "checkpoints")[0])
     return {name: value for name, value in tensors.items() if not name.startswith("generator")}
@@ -130,7 +149,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     ours, theirs = metrics(one), metrics(other)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for mine, yours in zip(ours, theirs, strict=True):
-        assert mine.keys() == yours.keys()
+        # What was done, not how long it took; "milliseconds/", "slowest_process" and so on.
+        assert untimed(mine) == untimed(yours)
         assert mine["loss"] == pytest.approx(yours["loss"], rel=1e-4)
         assert mine["candidates"] == yours["candidates"]
     ours_left, theirs_left = final(one), final(other)
@@ -151,6 +171,7 @@ def test_a_run_goes_on_with_another_number_of_processes(folder: Path) -> None:
         assert_same_run(folder / name, alone)
         assert (folder / name / "encoder.safetensors").exists()
         assert not list((folder / name).glob(".*"))
+    assert_times_of_two(folder / "unbroken")
     # With the same number: the same bits.
     unbroken, broken = final(folder / "unbroken"), final(folder / "broken")
     assert all(torch.equal(value, broken[name]) for name, value in unbroken.items())

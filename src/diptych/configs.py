@@ -491,8 +491,14 @@ class TrainingConfig:
     threads: int | None = None
     """CPU threads; all cores when not given. The same bits need the same number. The processes of
     one machine divide them."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` runs the networks under autocast; the loss stays in fp32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """`bf16` and `fp16` run the networks under autocast; the loss stays in fp32. With `fp16` it is
+    scaled, and steps whose gradients overflow are skipped."""
+    recompute: Literal["none", "stages"] = "none"
+    """What to compute again in the backward pass instead of keeping it: the inside of each of the
+    encoder's `stages` (blocks, of a transformer). Less memory, for up to a third more time."""
+    offload_activations: bool = False
+    """Keep what the encoder's backward pass needs in the CPU's memory. Of accelerators only."""
     channels_last: bool = True
     """Lay tensors out with channels innermost, which is faster on most processors."""
     compile: bool = False
@@ -570,6 +576,9 @@ class ProbeConfig:
     """Epochs between two measurements of health, and of kNN accuracy where labels exist."""
     images: int = 1024
     """Images used for each of these measurements, at most."""
+    profile_steps: int | None = None
+    """Trace so many steps with torch's profiler, after the first few of a sitting, and write
+    `traces/rank-K.json` into the run folder. No trace when not given."""
 
     def __post_init__(self) -> None:
         _require(
@@ -583,6 +592,11 @@ class ProbeConfig:
             self.health_every_epochs,
         )
         _require(self.images >= 16, "probe.images must be 16 or more", self.images)
+        _require(
+            self.profile_steps is None or self.profile_steps > 0,
+            "probe.profile_steps must be positive, or left out for no trace",
+            self.profile_steps,
+        )
 
 
 @dataclass(frozen=True)
@@ -659,6 +673,7 @@ def require_consistent(config: RunConfig) -> None:
     )
     _require_consistent_method(config)
     _require_consistent_batch(config)
+    _require_consistent_memory(config.training)
     if config.distillation.teacher is not None:
         _require(
             config.training.chunk_size is None,
@@ -787,3 +802,16 @@ def _require_consistent_batch(config: RunConfig) -> None:
             "compiled anew; leave one of them out",
             chunk,
         )
+
+
+def _require_consistent_memory(training: TrainingConfig) -> None:
+    _require(
+        not training.compile or training.recompute == "none",
+        "training.compile decides by itself what to compute again; leave out training.recompute",
+        training.recompute,
+    )
+    _require(
+        not training.compile or not training.offload_activations,
+        "training.compile and training.offload_activations do not go together; leave one out",
+        training.offload_activations,
+    )

@@ -19,6 +19,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from diptych.errors import LostPeer
+from diptych.stopwatch import watch
 
 BUCKET_BYTES: Final = 32 * 2**20  # sent at once: large enough to be quick, and a small copy
 
@@ -158,9 +159,10 @@ def largest_over_processes(*numbers: int) -> tuple[int, ...]:
 
 @contextmanager
 def talking() -> Iterator[None]:
-    """Turns what torch raises when processes cannot talk into ``LostPeer``."""
+    """Turns what torch raises when processes cannot talk into ``LostPeer``; takes the time."""
     try:
-        yield
+        with watch("communication"):
+            yield
     except RuntimeError as error:
         first_line = str(error).strip().splitlines()[0]
         raise LostPeer(f"the processes cannot talk to each other: {first_line}") from error

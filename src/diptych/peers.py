@@ -22,6 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from diptych.distributed import largest_over_processes, process_count, process_rank, talking
 from diptych.errors import ConfigError, FirstStopped, LostPeer
 from diptych.launch import Launch, launch
+from diptych.stopwatch import watch
 
 PATIENCE_SECONDS: Final = 6 * 3600.0  # for what the first process does alone
 CALL_SECONDS: Final = 10.0  # in which the living answer when one is missing
@@ -98,7 +99,8 @@ def from_first(make: Callable[[], str]) -> str:
     meeting = _meetings[-1]
     name = f"first/{next(meeting.turns)}"
     if process_rank() > 0:
-        return _wait_for(meeting, name)
+        with watch("communication"):
+            return _wait_for(meeting, name)
     try:
         made = make()
     except BaseException as error:

@@ -32,6 +32,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def traces(self) -> Path:
+        """What each process did in a few steps, as Chrome traces, where that was asked for."""
+        return self.path / "traces"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder for each checkpoint that is kept."""
         return self.path / "checkpoints"

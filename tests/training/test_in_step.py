@@ -5,9 +5,11 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from diptych.contrast.look_up import LookUp
 from diptych.distributed import average_over_processes
 from diptych.errors import PeerError
-from diptych.training.in_step import require_in_step, seed_draws
+from diptych.training.in_step import average_step, require_in_step, seed_draws
+from diptych.training.loss_scale import LossScale
 from processes import Results, run_processes
 
 
@@ -29,6 +31,16 @@ def told(number: int, rank: int) -> str:
     return ""
 
 
+def settled(rank: int, *, overflowing: int) -> tuple[bool, float]:
+    """Whether a step may be taken where the gradients of one process overflow, and the scale."""
+    method, scale = network(), LossScale(enabled=True)
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+    loss = method(torch.ones(2, 3)).square().sum() * (1e38 if rank == overflowing else 1.0)
+    torch.autograd.backward(scale.enlarged(loss))
+    average_step(method, LookUp(loss, torch.zeros(()), 1, 0.0))
+    return scale.settle(optimizer), scale.value
+
+
 def in_each(rank: int, count: int) -> Results:
     """Runs in each process."""
     tensors = [torch.full((3,), float(rank)), torch.tensor(rank, dtype=torch.float64)]
@@ -39,8 +51,10 @@ def in_each(rank: int, count: int) -> Results:
         require_in_step(network(), 7, images="other" if rank == 1 else "same")
     except PeerError as error:
         said.append(str(error))
+    moves, value = settled(rank, overflowing=1)
     seed_draws(5, 9)
     return {
+        "settled": torch.tensor([moves, settled(rank, overflowing=9)[0], value == 2.0**15]),
         "means": torch.cat([tensor.double().reshape(-1) for tensor in tensors]),
         "draw": torch.rand(4),
         "said": torch.tensor(list("\n".join(said).encode())),
@@ -57,6 +71,8 @@ def test_processes_are_kept_in_step() -> None:
         assert "after step 7 process 0 of 3 differs from the others in: other parts" in first
         assert "process 2 of 3 differs" in last
         assert "process 1 of 3 differs from the others in: images" in images
+    # One process alone overflows: all skip the step and halve the scale; else none does.
+    assert [result["settled"].tolist() for result in results] == [[False, True, True]] * 3
     draws = {hashlib.sha256(result["draw"].numpy().tobytes()).digest() for result in results}
     assert len(draws) == 3
 

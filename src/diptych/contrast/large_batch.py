@@ -17,13 +17,19 @@ from torch import Tensor, nn
 
 from diptych.contrast.method import Method, Output, Views
 from diptych.model.norms import frozen_statistics, pooled_statistics
+from diptych.stopwatch import watch
 from diptych.views.batches import Batch
 
 Encode = Callable[[Views], Tensor]
 
 
 def backward_in_chunks(
-    method: Method, batch: Batch, *, chunk_size: int, weight: float = 1.0
+    method: Method,
+    batch: Batch,
+    *,
+    chunk_size: int,
+    weight: float = 1.0,
+    enlarge: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> Output:
     """Computes the loss of a batch and adds its gradients to the parameters.
 
@@ -32,6 +38,7 @@ def backward_in_chunks(
         batch: the whole of it.
         chunk_size: images that are encoded at once; divides the batch.
         weight: the gradient is multiplied by it.
+        enlarge: multiplies the loss before the backward pass, for gradients in half precision.
 
     Returns:
         What a call of the method gives; backward has been done.
@@ -41,17 +48,19 @@ def backward_in_chunks(
     key_parts = _parts(panels.keys, chunk_size)
     learned_keys = bool(key_parts) and method.keys_learn
     keys, key_draws = None, list[GeneratorState]()
-    if learned_keys:
-        keys, key_draws = _without_graph(method, method.encode_keys, key_parts)
-    elif key_parts:
-        keys = _once(method, method.encode_keys, key_parts)
-    queries, query_draws = _without_graph(method, method.encode_queries, query_parts)
+    with watch("forward"):
+        if learned_keys:
+            keys, key_draws = _without_graph(method, method.encode_keys, key_parts)
+        elif key_parts:
+            keys = _once(method, method.encode_keys, key_parts)
+        queries, query_draws = _without_graph(method, method.encode_queries, query_parts)
 
-    queries.requires_grad_()
-    if keys is not None:
-        keys.requires_grad_(learned_keys)
-    output = method.compare(queries, keys, batch)
-    torch.autograd.backward(output.look_up.loss * weight)
+        queries.requires_grad_()
+        if keys is not None:
+            keys.requires_grad_(learned_keys)
+        output = method.compare(queries, keys, batch)
+    with watch("backward"):
+        torch.autograd.backward(enlarge(output.look_up.loss * weight))
 
     if keys is not None and learned_keys:
         _again(method, method.encode_keys, key_parts, keys.grad, key_draws)
@@ -114,7 +123,8 @@ def _again(
     start = 0
     for index, (part, drawn) in enumerate(zip(parts, draws, strict=True)):
         _draw_again(drawn, part[0].device)
-        with pooled_statistics(network, index, len(parts)):
+        with watch("forward"), pooled_statistics(network, index, len(parts)):
             vectors = encode(part)
-        torch.autograd.backward(vectors, gradient[:, start : start + vectors.shape[1]])
+        with watch("backward"):
+            torch.autograd.backward(vectors, gradient[:, start : start + vectors.shape[1]])
         start += vectors.shape[1]

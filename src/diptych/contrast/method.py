@@ -24,6 +24,9 @@ from diptych.views.batches import Batch
 
 LOWEST_TEMPERATURE = 0.01
 
+HALF_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""For ``training.precision``: the type that autocast computes in; None for no autocast."""
+
 Views = tuple[Tensor, ...]
 
 
@@ -68,7 +71,7 @@ class Method(nn.Module):
         dictionary: what each query is compared with.
         config: loss, symmetry, number of views.
         shuffle_seed: shuffles keys across norm groups and processes; None for no shuffling.
-        bf16: encode under bf16 autocast; the loss stays in fp32.
+        autocast_type: encode under autocast to this type, if any; the loss stays in fp32.
     """
 
     def __init__(
@@ -80,7 +83,7 @@ class Method(nn.Module):
         *,
         predictor: nn.Module | None = None,
         shuffle_seed: int | None = None,
-        bf16: bool = False,
+        autocast_type: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.network = nn.Sequential()
@@ -92,7 +95,7 @@ class Method(nn.Module):
         self.dictionary = dictionary
         self.config = config
         self.shuffle_seed = shuffle_seed
-        self.bf16 = bf16
+        self.autocast_type = autocast_type
         learned = config.loss.learn_temperature
         start = torch.tensor(math.log(config.loss.temperature))
         self.log_temperature = nn.Parameter(start) if learned else None
@@ -277,7 +280,8 @@ class Method(nn.Module):
         return functional.normalize(vectors, dim=-1)
 
     def _precision(self, images: Tensor) -> AbstractContextManager[object]:
-        return torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16)
+        half = self.autocast_type
+        return torch.autocast(images.device.type, half, enabled=half is not None)
 
 
 def build_method(config: RunConfig, *, image_count: int = 1) -> Method:
@@ -311,7 +315,7 @@ def build_method(config: RunConfig, *, image_count: int = 1) -> Method:
         config.method,
         predictor=None if predictor is None else use_norm(predictor, norm),
         shuffle_seed=config.seed if config.norm.kind == "shuffle" else None,
-        bf16=config.training.precision == "bf16",
+        autocast_type=HALF_TYPES[config.training.precision],
     )
 
 

@@ -231,13 +231,16 @@ def pooled_statistics(network: nn.Module, chunk: int, chunks: int) -> Iterator[N
 def frozen_statistics(network: nn.Module) -> Iterator[None]:
     """Keeps passes in training mode from moving running statistics, as when one is repeated."""
     norms = _tracking_norms(network)
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        # A share of 0, and not `track_running_stats = False`: the pass must save the same tensors
+        # for its backward pass as one that is not frozen, or it could not be repeated for it.
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, batches) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
 def _tracking_norms(network: nn.Module) -> list[_BatchNorm]:

@@ -12,11 +12,27 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from diptych.evaluation.times import named
+from diptych.stopwatch import PARTS
+
 INK: Final = "#262a33"
 ACCENT: Final = "#c2571a"
 SECOND: Final = "#2f6690"
 FAINT: Final = "#9aa1ad"
 
+_PART_COLORS: Final = {  # data blue, network warm, several processes green, the rest gray
+    "data_wait": "#1d3f5c",
+    "views": "#2f6690",
+    "forward": "#c2571a",
+    "backward": "#8f3d0f",
+    "communication": "#2e7d4f",
+    "optimizer": "#d98a4a",
+    "twin": "#b98a2f",
+    "dictionary": "#7d6a2f",
+    "measuring": "#5f6672",
+    "checkpoint": "#7f8794",
+    "other": "#b3b8c1",
+}
 _MAP_PIXELS: Final = 1080
 _THUMBNAIL_PIXELS: Final = 30
 _LEAST_SHARE: Final = 1e-4  # %, where a logarithmic axis ends
@@ -123,6 +139,38 @@ def transformation_bars(transformations: Mapping[str, Any]) -> str:
         axes.invert_yaxis()
         axes.set(xlim=(0, 104), xlabel="told apart (%), dots: chance")
         axes.legend(frameon=False, bbox_to_anchor=(1.0, 1.0), loc="upper left")
+        return _svg(figure)
+
+
+def time_bars(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Where the time of a step went, a bar for each row; SVG.
+
+    Args:
+        rows: milliseconds by part, by whose they are.
+    """
+    parts = [part for part in PARTS if any(part in row for row in rows.values())]
+    with matplotlib.rc_context(_STYLE):
+        height = 1.0 + 0.45 * len(rows) + 0.22 * -(-len(parts) // 3)
+        figure = Figure(figsize=(4.4, height), layout="constrained")
+        axes = figure.subplots()
+        whole = max(sum(row.values()) for row in rows.values())
+        lefts = np.zeros(len(rows))
+        for part in parts:
+            widths = np.array([row.get(part, 0.0) for row in rows.values()])
+            axes.barh(list(rows), widths, 0.7, left=lefts, color=_PART_COLORS[part], label=part)
+            for place, (left, width) in enumerate(zip(lefts, widths, strict=True)):
+                if width > 0.09 * whole:
+                    middle, share = left + width / 2, width / sum([*rows.values()][place].values())
+                    axes.text(
+                        middle, place, f"{share:.0%}", color="white", ha="center", va="center"
+                    )
+            lefts += widths
+        axes.invert_yaxis()
+        axes.set(xlim=(0, whole), xlabel="milliseconds a step")
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(
+            handles, map(named, labels), ncols=3, frameon=False, loc="outside lower center"
+        )
         return _svg(figure)
 
 

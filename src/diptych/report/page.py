@@ -1,7 +1,7 @@
 """A run folder to one page that opens offline: the verdict first, then what it rests on."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from diptych.errors import ImagesError, RunFolderError
 from diptych.evaluation.features import encode
 from diptych.evaluation.nearest import nearest
 from diptych.evaluation.protocols import read_evaluation
+from diptych.evaluation.times import time_in_words, time_symptoms, times_of
 from diptych.evaluation.verdict import Verdict, judge
 from diptych.hardware import use_threads
 from diptych.images.collection import ImageSet
@@ -85,6 +86,7 @@ def write_report(run: str | Path, *, threads: int | None = None) -> Path:
         evaluation=evaluation,
         loss_curve=Markup(figures.loss_curve(metrics)) if metrics else None,
         health_curve=Markup(figures.health_curve(metrics) or ""),
+        time=_time(metrics),
         groups=groups_of(evaluation or {}) + ([detection_group(detection)] if detection else []),
         geometry=geometry_rows(evaluation or {}),
         policy=branches_in_words(config.views, config.images.channels),
@@ -99,6 +101,22 @@ def verdict_of(run: str | Path) -> Verdict:
     """What the metrics and the evaluation of a run mean, in words."""
     folder = RunFolder(Path(run))
     return judge(read_metrics(folder.metrics), read_evaluation(folder))
+
+
+def _time(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Bars and sentences on where the time went; None for a run that did not say."""
+    times = times_of(metrics)
+    if times is None:
+        return None
+    rows = {"process 0": times.own}
+    if times.slowest is not None and times.usual is not None:
+        rows = {
+            "process 0": times.own,
+            "median of all": times.usual,
+            f"slowest ({times.slowest_process})": times.slowest,
+        }
+    sentences = [time_in_words(times), *(one.sentence for one in time_symptoms(metrics))]
+    return {"bars": Markup(figures.time_bars(rows)), "sentences": sentences}
 
 
 def _skipped(folder: RunFolder) -> list[dict[str, str]]:

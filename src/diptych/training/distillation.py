@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from diptych.configs import DistillationConfig, RunConfig, norm_of_batch, require_consistent
 from diptych.contrast.look_up import LookUp
-from diptych.contrast.method import Output
+from diptych.contrast.method import HALF_TYPES, Output
 from diptych.errors import ConfigError
 from diptych.evaluation.features import encode
 from diptych.evaluation.linear import LinearClassifier, fit_linear
@@ -67,7 +67,7 @@ class Distillation(nn.Module):
         network: the student's encoder, and a linear classifier as its head.
         teacher: gives the predictions to learn.
         temperature: both sides' logits are divided by it.
-        bf16: run both networks under bf16 autocast; the loss stays in fp32.
+        autocast_type: run both networks under autocast to it, if any; the loss stays in fp32.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Distillation(nn.Module):
         teacher: Teacher,
         *,
         temperature: float,
-        bf16: bool = False,
+        autocast_type: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.network = nn.Sequential()
@@ -85,7 +85,7 @@ class Distillation(nn.Module):
         self.network.add_module("head", head)
         self.teacher = teacher
         self.temperature = temperature
-        self.bf16 = bf16
+        self.autocast_type = autocast_type
 
     @property
     def encoder(self) -> nn.Module:
@@ -98,7 +98,8 @@ class Distillation(nn.Module):
         The ``accuracy`` of the result is the share of views on which both name the same class.
         """
         views = torch.cat(batch.views)
-        with torch.autocast(views.device.type, torch.bfloat16, enabled=self.bf16):
+        half = self.autocast_type
+        with torch.autocast(views.device.type, half, enabled=half is not None):
             taught, learned = self.teacher(views), self.network(views)
         taught, learned = taught.float(), learned.float()
         loss = distillation_loss(learned, taught, temperature=self.temperature)
@@ -182,7 +183,7 @@ def build_distillation(
         head,
         Teacher(encoder, classifier),
         temperature=given.temperature,
-        bf16=config.training.precision == "bf16",
+        autocast_type=HALF_TYPES[config.training.precision],
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,25 +19,31 @@ from diptych.contrast.method import Method
 from diptych.distributed import largest_over_processes, process_count, process_rank
 from diptych.errors import ConfigError, FirstStopped, LostPeer, NotSaved, TrainingError
 from diptych.evaluation.symptoms import find_symptoms
+from diptych.evaluation.times import time_symptoms
 from diptych.hardware import choose_device, views_device
 from diptych.images.collection import Collection
 from diptych.images.groups import find_groups
 from diptych.images.order import Order
+from diptych.model.activations import offload, recompute_stages
 from diptych.optimization.optimizers import build_optimizer
 from diptych.optimization.schedules import learning_rate, peak_learning_rate, twin_momentum
 from diptych.peers import from_first, leave_together, who_is_missing
 from diptych.run_folder import RunFolder, write_aside
+from diptych.stopwatch import Stopwatch, watch
 from diptych.training.checkpoint import list_checkpoints, load_newest
 from diptych.training.health import HealthProbe, build_probe
 from diptych.training.in_step import require_in_step
 from diptych.training.learner import build_learner
+from diptych.training.loss_scale import LEAST_SCALE, LossScale
 from diptych.training.memory import keep_freed_memory
+from diptych.training.profiling import profiled
 from diptych.training.run_log import RunLog
 from diptych.training.saver import Saver
 from diptych.training.signals import collected_signals, interruption
 from diptych.training.state import RunState
 from diptych.training.step import StepResult, train_step
 from diptych.training.stores import Place, checkpoint_place
+from diptych.training.timing import time_figures
 from diptych.training.watcher import Watcher
 from diptych.views.batches import Batch, ViewBatches
 
@@ -83,7 +89,7 @@ def train(
     groups = None if group_by is None else find_groups(images.names, group_by)
     fingerprint = images.fingerprint() + ("" if groups is None else f" {groups.fingerprint()}")
     torch.manual_seed(config.seed)  # for what a network may draw itself, as dropout does
-    state = _build_state(config, collection, executor)
+    state = _build_state(config, collection, executor, watcher)
     place = checkpoint_place(config.checkpoint, folder)
     _restore(state, place, fingerprint, watcher)
     run = _Run(
@@ -106,6 +112,7 @@ def train(
         total_steps=config.training.epochs * order.steps_per_epoch,
     )
     watcher.begin(step=state.step, total_steps=run.total_steps)
+    stopwatch = Stopwatch(choose_device(config.training.device))
     with ExitStack() as opened:
         received = opened.enter_context(collected_signals(patient=process_count() > 1))
         log = saver = None
@@ -114,7 +121,8 @@ def train(
             keep_config = partial(_keep_config, folder, config)
             saver = opened.enter_context(Saver(place, config.checkpoint, watcher.say, keep_config))
         try:
-            run.train(log, saver, received)
+            with stopwatch.running(), profiled(stopwatch, config.probe, folder) as step_ended:
+                run.train(log, saver, received, stopwatch, step_ended)
         except LostPeer as error:
             raise who_is_missing(error, state.step + 1) from error
     return state
@@ -136,14 +144,22 @@ class _Run:
     unchecked: list[tuple[int, Tensor]] = field(default_factory=list)
     symptoms: set[str] = field(default_factory=set)
 
-    def train(self, log: RunLog | None, saver: Saver | None, received: list[int]) -> None:
+    def train(
+        self,
+        log: RunLog | None,
+        saver: Saver | None,
+        received: list[int],
+        stopwatch: Stopwatch,
+        step_ended: Callable[[], None],
+    ) -> None:
         """Steps, metrics, checkpoints until the end or a signal.
 
         What is due when is the same on all processes; the first has a log and a saver.
         """
         state = self.state
+        stopwatch.read()  # what came before is no step's
         begun, earlier = time.monotonic(), state.seconds
-        line_time = begun
+        line_time, line_step = begun, state.step
         lines = log.lines if log is not None else []
         self._require_in_step()
         for batch in self._batches():
@@ -154,34 +170,46 @@ class _Run:
             last = state.step == self.total_steps
             if self._is_due(self.config.probe.log_every_steps) or last or self._health_is_due():
                 self._check_losses()
-                line = self._line(result, now - line_time, lines)
-                line_time = time.monotonic()
+                steps = state.step - line_step
+                line = self._line(result, now - line_time, steps)
+                line |= time_figures(stopwatch.read(), steps)
+                line_time, line_step = time.monotonic(), state.step
                 if log is not None:
                     log.write(line)
                     self._watch(line, lines)
             if self._is_due(self.config.training.check_every_steps):
-                self._require_in_step()
+                with watch("measuring"):
+                    self._require_in_step()
             # The first process alone knows of disks and clocks; here all learn what it found.
             asked = (0, 0) if saver is None else (saver.is_due(), saver.error is not None)
             stop, due, broken = largest_over_processes(sum(received[:1]), *map(int, asked))
             if broken:
                 raise saver.failure() if saver is not None else FirstStopped("process 0 says why")
             if stop or last:
-                self._save_and_wait(log, saver)
+                with watch("checkpoint"):
+                    self._save_and_wait(log, saver)
             elif due:
-                self._save(saver)
+                with watch("checkpoint"):
+                    self._save(saver)
             if stop and not last:
                 leave_together()
                 raise interruption(stop, state.step, self.folder)
+            step_ended()
 
     def _batches(self) -> Iterator[Batch]:
         steps = range(self.state.step, self.total_steps)
         device = next(self.state.method.parameters()).device
         if device.type == "cpu":  # views and network share the cores: nothing to gain ahead
-            yield from map(self.batches.at, steps)
+            for step in steps:
+                with watch("views"):
+                    batch = self.batches.at(step)
+                yield batch
             return
-        for batch in self.batches.prefetched(steps, pin=device.type == "cuda"):
-            yield batch.to(device)
+        ahead = self.batches.prefetched(steps, pin=device.type == "cuda")
+        for _ in steps:
+            with watch("data_wait"):
+                batch = next(ahead).to(device)
+            yield batch
 
     def _step(self, batch: Batch) -> StepResult:
         config, state = self.config, self.state
@@ -196,8 +224,17 @@ class _Run:
             config.method.key_encoder, step=state.step, total_steps=self.total_steps
         )
         result = train_step(
-            state.method, state.optimizer, batch, rate=rate, momentum=momentum, config=config
+            state.method,
+            state.optimizer,
+            batch,
+            rate=rate,
+            momentum=momentum,
+            config=config,
+            scale=state.scale,
         )
+        if state.scale.enabled and state.scale.value < LEAST_SCALE:
+            what = "gradients overflow fp16 however little the loss is enlarged"
+            raise self._not_finite(what, state.step + 1)
         self.unchecked.append((state.step, result.look_up.loss.detach()))
         if batch.indices.device.type == "cpu":  # reading a loss there waits for nothing
             self._check_losses()
@@ -218,12 +255,9 @@ class _Run:
         interval = self.config.probe.health_every_epochs * self.batches.order.steps_per_epoch
         return self.state.step in (1, self.total_steps) or self._is_due(interval)
 
-    def _line(
-        self, result: StepResult, seconds: float, lines: list[dict[str, Any]]
-    ) -> dict[str, Any]:
+    def _line(self, result: StepResult, seconds: float, steps: int) -> dict[str, Any]:
         """One line of metrics: of this very step, so that a resumed run writes the same."""
         state, found = self.state, result.look_up
-        steps = state.step - (lines[-1]["step"] if lines else 0)
         views = self.config.method.views + self.config.views.small_views
         line: dict[str, Any] = {
             "step": state.step,
@@ -236,17 +270,20 @@ class _Run:
             "learning_rate": state.optimizer.param_groups[0]["lr"],
             "views_per_second": round(views * self.config.training.batch_size * steps / seconds, 1),
         }
-        line |= state.method.figures()
+        line |= state.method.figures() | state.scale.figures()
         if result.gradient_norm is not None:
             line["gradient_norm"] = float(result.gradient_norm)
         if self._health_is_due():
             measure = self.probe.measure
-            line |= json.loads(from_first(lambda: json.dumps(measure(state.method, self.batches))))
+            with watch("measuring"):
+                measured = from_first(lambda: json.dumps(measure(state.method, self.batches)))
+            line |= json.loads(measured)
         return line
 
     def _watch(self, line: dict[str, Any], lines: list[dict[str, Any]]) -> None:
         self.watcher.metrics(line)
-        for symptom in find_symptoms(lines, dictionary_size=self._full_dictionary()):
+        found = find_symptoms(lines, dictionary_size=self._full_dictionary())
+        for symptom in [*found, *time_symptoms(lines)]:
             if symptom.name not in self.symptoms:
                 self.symptoms.add(symptom.name)
                 self.watcher.symptom(symptom)
@@ -281,6 +318,7 @@ class _Run:
             raise self._not_finite("a weight is not finite", self.state.step)
 
     def _not_finite(self, what: str, step: int) -> TrainingError:
+        half = self.config.training.precision == "fp16"
         try:
             found = list_checkpoints(self.checkpoints)
         except OSError:
@@ -291,21 +329,32 @@ class _Run:
             f"{what} at step {step}, so training stopped. {kept}. Try a lower "
             f"--optimizer.learning-rate (now {self.config.optimizer.learning_rate:g}), a longer "
             "--schedule.warmup-epochs, or --optimizer.clip-norm 1."
+            + (" Or --training.precision bf16: fp16 overflows above 65,504." if half else "")
         )
 
     def _require_in_step(self) -> None:
         require_in_step(self.state.method, self.state.step, images=self.fingerprint)
 
 
-def _build_state(config: RunConfig, collection: Collection, executor: Executor) -> RunState:
+def _build_state(
+    config: RunConfig, collection: Collection, executor: Executor, watcher: Watcher
+) -> RunState:
+    training, device = config.training, choose_device(config.training.device)
     method = build_learner(config, collection, executor).train()
-    layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
-    method.to(choose_device(config.training.device)).to(memory_format=layout)
-    if config.training.compile:
+    layout = torch.channels_last if training.channels_last else torch.contiguous_format
+    method.to(device).to(memory_format=layout)
+    if training.recompute == "stages":
+        recompute_stages(method.encoder)
+    if training.offload_activations and not offload(method.encoder, device):
+        watcher.say(
+            "training.offload_activations changes nothing on a CPU: activations are there already."
+        )
+    if training.compile:
         method.network.compile()
         if isinstance(method, Method) and method.twin is not None:
             method.twin.network.compile()
-    return RunState(method, build_optimizer(config.optimizer, method))
+    scale = LossScale(enabled=training.precision == "fp16", device=device.type)
+    return RunState(method, build_optimizer(config.optimizer, method), scale)
 
 
 def _open_log(folder: RunFolder, state: RunState, watcher: Watcher) -> RunLog:

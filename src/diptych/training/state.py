@@ -1,6 +1,6 @@
 """All that must be saved of a run, in one object."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from diptych.errors import DamagedCheckpoint
 from diptych.training.learner import Learner
+from diptych.training.loss_scale import LossScale
 
 
 @dataclass
@@ -20,12 +21,14 @@ class RunState:
     Attributes:
         method: encoder, head, twin and dictionary with its pointer; or a student and its teacher.
         optimizer: of the method's trainable parameters.
+        scale: of the loss, in fp16.
         step: steps done.
         seconds: spent in training, over all sittings.
     """
 
     method: Learner
     optimizer: torch.optim.Optimizer
+    scale: LossScale = field(default_factory=LossScale)
     step: int = 0
     seconds: float = 0.0
 
@@ -47,7 +50,8 @@ class RunState:
 
     def scalars(self) -> dict[str, Any]:
         """Every plain number of the state."""
-        return {"step": self.step, "seconds": self.seconds}
+        scale = {"loss_scale": self.scale.scalars()} if self.scale.enabled else {}
+        return {"step": self.step, "seconds": self.seconds, **scale}
 
     def restore(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
         """Takes back what ``tensors`` and ``scalars`` gave.
@@ -73,6 +77,7 @@ class RunState:
         torch.set_rng_state(tensors["generator/cpu"])
         if "generator/cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["generator/cuda"])
+        self.scale.restore(scalars.get("loss_scale", {}))
         self.step, self.seconds = int(scalars["step"]), float(scalars["seconds"])
 
     def is_finite(self) -> bool:

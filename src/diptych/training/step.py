@@ -11,8 +11,10 @@ from diptych.contrast.look_up import LookUp
 from diptych.contrast.method import Method, Output
 from diptych.distributed import process_count
 from diptych.optimization.optimizers import set_learning_rate
+from diptych.stopwatch import watch
 from diptych.training.in_step import average_step, seed_draws
 from diptych.training.learner import Learner
+from diptych.training.loss_scale import UNSCALED, LossScale
 from diptych.training.state import trainable
 from diptych.views.batches import Batch
 
@@ -22,7 +24,8 @@ class StepResult(NamedTuple):
 
     Attributes:
         look_up: loss, accuracy and candidates of the batch, over all processes.
-        gradient_norm: (), before clipping; None where no clipping is asked for.
+        gradient_norm: (), before clipping; None where no clipping is asked for, or the step was
+            skipped.
     """
 
     look_up: LookUp
@@ -37,6 +40,7 @@ def train_step(
     rate: float,
     momentum: float,
     config: RunConfig,
+    scale: LossScale = UNSCALED,
 ) -> StepResult:
     """Learns from one batch, of which each process has a share.
 
@@ -47,31 +51,45 @@ def train_step(
         rate: learning rate of this step.
         momentum: share of itself that the twin keeps.
         config: clipping, chunks and the loss's weight.
+        scale: of the loss in half precision; moved. Where gradients overflow, the step is skipped:
+            no weight moves, those of the twin included. The keys are good, and are remembered.
     """
     optimizer.zero_grad(set_to_none=True)
     if process_count() > 1:
         seed_draws(config.seed, batch.step)
-    output = _forward_and_backward(method, batch, config)
+    output = _forward_and_backward(method, batch, config, scale)
     found = average_step(method, output.look_up)
 
     gradient_norm = None
-    if config.optimizer.clip_norm is not None:
-        gradient_norm = torch.nn.utils.clip_grad_norm_(
-            [parameter for _, parameter in trainable(method)], config.optimizer.clip_norm
-        )
     set_learning_rate(optimizer, rate)
-    optimizer.step()
+    with watch("optimizer"):
+        moves = scale.settle(optimizer)
+        if moves and config.optimizer.clip_norm is not None:
+            gradient_norm = torch.nn.utils.clip_grad_norm_(
+                [parameter for _, parameter in trainable(method)], config.optimizer.clip_norm
+            )
+        if moves:
+            optimizer.step()
 
-    method.follow(momentum)  # after the network has moved, MoCo's algorithm 1
-    method.remember(output)  # after the loss: a query must not meet its own key as a negative
+    if moves:
+        with watch("twin"):  # after the network has moved, MoCo's algorithm 1
+            method.follow(momentum)
+    with watch("dictionary"):  # after the loss: a query must not meet its own key as a negative
+        method.remember(output)
     return StepResult(found, gradient_norm)
 
 
-def _forward_and_backward(method: Learner, batch: Batch, config: RunConfig) -> Output:
+def _forward_and_backward(
+    method: Learner, batch: Batch, config: RunConfig, scale: LossScale
+) -> Output:
     """The batch at once, or in chunks where that is asked for; the same gradients."""
     chunk_size, weight = config.training.chunk_size, config.method.loss.weight
     if chunk_size is not None and chunk_size < len(batch) and isinstance(method, Method):
-        return backward_in_chunks(method, batch, chunk_size=chunk_size, weight=weight)
-    output: Output = method(batch)
-    torch.autograd.backward(output.look_up.loss * weight)
+        return backward_in_chunks(
+            method, batch, chunk_size=chunk_size, weight=weight, enlarge=scale.enlarged
+        )
+    with watch("forward"):
+        output: Output = method(batch)
+    with watch("backward"):
+        torch.autograd.backward(scale.enlarged(output.look_up.loss * weight))
     return output

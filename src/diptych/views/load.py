@@ -4,6 +4,7 @@ An image is decoded once for all of its views, no larger than they need, and its
 while they are in the processor's cache. Memory holds the views and what the threads are at.
 """
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import Literal, NamedTuple
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from diptych.configs import ViewsConfig
 from diptych.images.collection import ImageSet
 from diptych.images.pixels import PixelBatch
+from diptych.stopwatch import give
 from diptych.views.cpu import make_views
 from diptych.views.draw import centre_views, five_views
 from diptych.views.draws import Draws
@@ -69,15 +71,20 @@ def load_views(
     heights, widths = images.heights[indices], images.widths[indices]
     needed = _needed(panels)
 
-    def work(some: slice) -> None:
+    def work(some: slice) -> tuple[float, float]:
+        begun = time.perf_counter()
         pixels = images.pixels.gather(indices[some], needed[some])
+        read = time.perf_counter()
         for panel, out in zip(panels, outs, strict=True):
             drawn = fit(panel.drawn.images(some), pixels, heights[some], widths[some])
             side = panel.side_pixels
             make_views(pixels, drawn, config, side_pixels=side, out=out, begin=some.start)
+        return read - begun, time.perf_counter() - begun
 
-    for _ in executor.map(work, _tasks(heights, widths, images.channels)):
-        pass  # the results are in `outs`; this waits, and raises what a thread raised
+    # The results are in `outs`; this waits, and raises what a thread raised.
+    seconds = list(executor.map(work, _tasks(heights, widths, images.channels)))
+    reading, whole = map(sum, zip(*seconds, strict=True)) if seconds else (0.0, 1.0)
+    give("data_wait", reading / whole, of="views")
     return outs
 
 

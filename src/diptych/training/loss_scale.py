@@ -1,0 +1,84 @@
+"""Loss scaling: what keeps the small gradients of fp16 from being rounded to nothing.
+
+The loss is multiplied by a power of two before the backward pass and the gradients are divided by
+it after, which changes no digit of them. Where they overflow, the step is skipped and the scale
+halved; after many good steps it is doubled (Micikevicius et al. 2018, 1710.03740, section 3.2). The
+rule is that of ``torch.amp.GradScaler``.
+"""
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+LEAST_SCALE: Final = 1.0
+"""A loss whose gradients overflow when it is not even enlarged is not to be cured by a scale."""
+
+
+class LossScale:
+    """The scale of a run's loss, and how many steps were skipped.
+
+    Attributes:
+        enabled: whether there is one; without, every function leaves all as it is.
+        skipped_steps: over all sittings.
+    """
+
+    def __init__(self, *, enabled: bool = False, device: str = "cpu", initial: float = 2.0**16):
+        self.enabled = enabled
+        self.skipped_steps = 0
+        self._scaler = torch.amp.GradScaler(device, init_scale=initial, enabled=enabled)
+
+    @property
+    def value(self) -> float:
+        """What the loss is multiplied by."""
+        return float(self._scaler.get_scale())
+
+    def enlarged(self, loss: Tensor) -> Tensor:
+        """The loss, or anything that gradients come from, times the scale."""
+        scaled: Tensor = self._scaler.scale(loss)
+        return scaled
+
+    def settle(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Divides the gradients by the scale, then moves the scale by what they were.
+
+        Called once a step, after gradients have been averaged over the processes: the mean is not
+        finite as soon as one of them is not, so all processes decide the same.
+
+        Args:
+            optimizer: of the parameters that have gradients.
+
+        Returns:
+            Whether the gradients may be used. If not, the step is to be skipped.
+        """
+        if not self.enabled:
+            return True
+        # Not GradScaler.step: told to skip the first of all steps, torch's fused SGD keeps a
+        # momentum that nobody has set.
+        before = self.value
+        self._scaler.unscale_(optimizer)
+        self._scaler.update()
+        finite = self.value >= before
+        self.skipped_steps += not finite
+        return finite
+
+    def figures(self) -> dict[str, float]:
+        """For a line of metrics."""
+        if not self.enabled:
+            return {}
+        return {"loss_scale": self.value, "skipped_steps": self.skipped_steps}
+
+    def scalars(self) -> dict[str, Any]:
+        """All that must be saved, as JSON values."""
+        if not self.enabled:
+            return {}
+        return {"scaler": self._scaler.state_dict(), "skipped_steps": self.skipped_steps}
+
+    def restore(self, scalars: dict[str, Any]) -> None:
+        """Takes back what ``scalars`` gave."""
+        if self.enabled:
+            self._scaler.load_state_dict(scalars["scaler"])
+            self.skipped_steps = int(scalars["skipped_steps"])
+
+
+UNSCALED: Final = LossScale()
+"""Of every precision but fp16; it never changes."""
