@@ -19,7 +19,7 @@ from diptych.images.collection import Collection
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources import open_images
 from diptych.images.tables.hugging_face import path_of
-from diptych.launch import Launch
+from diptych.launch import Launch, advice_on_restarts, restarts_allowed, stop_with_launcher
 from diptych.model.saved import save_encoder, save_head
 from diptych.peers import from_first, introduction, joined, leave_together
 from diptych.resolve import Layers, asked_recipe, layers_of, overlay_all, resolve
@@ -101,6 +101,7 @@ def run_pretraining(
         watcher: told how it goes.
         on_progress: told how many image files are checked.
     """
+    stop_with_launcher()
     layers = layers_of(settings, config_file)
     begun = RunFolder(out).config if resume and out is not None else None
     earlier = load_run_config(begun) if begun is not None and begun.exists() else None
@@ -131,6 +132,8 @@ def _pretrain_together(
     with ThreadPoolExecutor(view_threads or threads) as executor:
         collection = open_images(asked.images, executor, on_progress)
         watcher.say(collection.description)
+        if advice := advice_on_restarts(resume=resume):
+            watcher.say(advice)
         from_first(lambda: _settle(folder, earlier, layers, collection, here, watcher))
         config = load_run_config(folder.config)
         if here.count > 1:
@@ -218,6 +221,12 @@ def _locate(out: Path | None, resume: bool, recipe: str) -> RunFolder:
     if out is None:
         if resume:
             raise RunFolderError("--resume needs --out RUN, to know which run to go on with.")
+        if restarts_allowed():
+            raise RunFolderError(
+                "torchrun may restart this run, and without --out RUN a restart would begin "
+                "another. Give --out and --resume, or start it by `diptych launch`, which adds "
+                "--resume."
+            )
         out = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{recipe}"
     folder = RunFolder(out)
     if out.exists() and not out.is_dir():
