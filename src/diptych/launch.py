@@ -96,8 +96,8 @@ def advice_on_restarts(*, resume: bool, environment: Mapping[str, str] = os.envi
     if not missing or not restarts_allowed(environment):
         return None
     return (
-        f"A restart by torchrun may fail, as {' and '.join(missing)}; "
-        "`diptych launch [torchrun's options] -- pretrain ...` sees to both."
+        f"A restart by torchrun may fail, as {' and '.join(missing)}; `diptych launch`, which "
+        "takes torchrun's options, sees to both."
     )
 
 

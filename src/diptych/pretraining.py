@@ -22,8 +22,16 @@ from diptych.images.tables.hugging_face import path_of
 from diptych.launch import Launch, advice_on_restarts, restarts_allowed, stop_with_launcher
 from diptych.model.saved import save_encoder, save_head
 from diptych.peers import from_first, introduction, joined, leave_together
-from diptych.resolve import Layers, asked_recipe, layers_of, overlay_all, resolve
+from diptych.resolve import (
+    Layers,
+    asked_beginning,
+    asked_recipe,
+    layers_of,
+    overlay_all,
+    resolve,
+)
 from diptych.run_folder import RunFolder, write_aside
+from diptych.training.beginning import config_of_beginning, load_beginning
 from diptych.training.checkpoint import list_checkpoints
 from diptych.training.loop import train
 from diptych.training.progress import Display
@@ -105,7 +113,7 @@ def run_pretraining(
     layers = layers_of(settings, config_file)
     begun = RunFolder(out).config if resume and out is not None else None
     earlier = load_run_config(begun) if begun is not None and begun.exists() else None
-    training = overlay_all(earlier or RunConfig(), layers).training
+    training = _overlaid(earlier, layers).training
     with joined(device=training.device, timeout_seconds=training.peer_timeout_seconds) as here:
         return _pretrain_together(layers, out, resume, here, watcher, on_progress)
 
@@ -126,7 +134,7 @@ def _pretrain_together(
     located = json.loads(from_first(lambda: _locate_for_all(out, resume, layers)))
     folder = RunFolder(Path(located["folder"]))
     earlier = load_run_config(folder.config) if located["begun"] else None
-    asked = overlay_all(earlier or RunConfig(), layers)
+    asked = _overlaid(earlier, layers)
     threads = use_threads(asked.training.threads, processes=here.local_count)
     view_threads = divided(asked.views.threads, here.local_count) if asked.views.threads else None
     with ThreadPoolExecutor(view_threads or threads) as executor:
@@ -150,6 +158,14 @@ def _pretrain_together(
     return folder
 
 
+def _overlaid(earlier: RunConfig | None, layers: Layers) -> RunConfig:
+    """What is asked for, on top of what the run, or the one it begins from, was begun with."""
+    beginning = asked_beginning(layers)
+    if earlier is None and beginning is not None:
+        return config_of_beginning(beginning, layers)
+    return overlay_all(earlier or RunConfig(), layers)
+
+
 def _locate_for_all(out: Path | None, resume: bool, layers: Layers) -> str:
     """Where the run lies and whether it had begun, as JSON."""
     folder = _locate(out, resume, asked_recipe(layers))
@@ -168,8 +184,11 @@ def _settle(
     watcher: Watcher,
 ) -> str:
     """Writes the config of a new run, and which images were skipped."""
-    config = earlier
-    if config is None:
+    config, beginning = earlier, asked_beginning(layers)
+    if config is None and beginning is not None:
+        config = config_of_beginning(beginning, layers)
+        load_beginning(beginning)  # while nothing is written yet: it may not be there
+    elif config is None:
         config, sentence = resolve(
             layers,
             image_count=len(collection.train),

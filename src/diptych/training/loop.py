@@ -25,7 +25,8 @@ from diptych.optimization.optimizers import build_optimizer
 from diptych.optimization.schedules import learning_rate, peak_learning_rate, twin_momentum
 from diptych.peers import from_first, leave_together, who_is_missing
 from diptych.run_folder import RunFolder
-from diptych.training.checkpoint import load_newest, save_checkpoint
+from diptych.training.beginning import load_beginning
+from diptych.training.checkpoint import list_checkpoints, load_newest, save_checkpoint
 from diptych.training.health import HealthProbe, build_probe
 from diptych.training.in_step import require_in_step
 from diptych.training.learner import build_learner
@@ -79,7 +80,7 @@ def train(
     fingerprint = images.fingerprint() + ("" if groups is None else f" {groups.fingerprint()}")
     torch.manual_seed(config.seed)  # for what a network may draw itself, as dropout does
     state = _build_state(config, collection, executor)
-    _restore(state, folder, fingerprint, watcher)
+    _restore(state, config, folder, fingerprint, watcher)
     run = _Run(
         config=config,
         folder=folder,
@@ -270,30 +271,39 @@ def _build_state(config: RunConfig, collection: Collection, executor: Executor) 
     return RunState(method, build_optimizer(config.optimizer, method))
 
 
-def _restore(state: RunState, folder: RunFolder, fingerprint: str, watcher: Watcher) -> None:
+def _restore(
+    state: RunState, config: RunConfig, folder: RunFolder, fingerprint: str, watcher: Watcher
+) -> None:
     found = load_newest(
         folder.checkpoints, lambda why: watcher.say(f"{why} The one before it is used.")
     )
-    if found is None:
+    beginning = config.training.begin_from
+    if found is None and beginning is None:
         return
-    tensors, scalars = found
+    tensors, scalars = found or load_beginning(str(beginning))
     if scalars["images"] != fingerprint:
         raise TrainingError(
             "the images are not those that this run began with: their names, sizes or groups "
             "differ. Restore them, or begin a new run in another folder."
         )
     state.restore(tensors, scalars)
-    watcher.say(f"Going on from the checkpoint after step {state.step}.")
+    whose = "the checkpoint" if found else f"that of {beginning}"
+    watcher.say(f"Going on from {whose} after step {state.step}.")
 
 
 def _not_finite(what: str, step: int, config: RunConfig, folder: RunFolder) -> TrainingError:
-    kept = (
-        "The last good checkpoint is intact"
-        if any(folder.checkpoints.glob("step-*"))
-        else "No checkpoint was due before"
+    mend = (
+        f"a lower --optimizer.learning-rate (now {config.optimizer.learning_rate:g}), a longer "
+        "--schedule.warmup-epochs, or --optimizer.clip-norm 1"
     )
+    checkpoints = list_checkpoints(folder.checkpoints)
+    if not checkpoints:
+        return TrainingError(
+            f"{what} at step {step}, so training stopped. No checkpoint was due before. Try {mend}."
+        )
+    steps = ", ".join(str(int(one.name.rpartition("-")[2])) for one in reversed(checkpoints))
     return TrainingError(
-        f"{what} at step {step}, so training stopped. {kept}. Try a lower "
-        f"--optimizer.learning-rate (now {config.optimizer.learning_rate:g}), a longer "
-        "--schedule.warmup-epochs, or --optimizer.clip-norm 1."
+        f"{what} at step {step}, so training stopped. The last good checkpoint is intact (there "
+        f"are those after steps: {steps}). Go on from before in a new folder with {mend}: diptych "
+        f"pretrain --begin-from {folder.path}@STEP --out NEW ..."
     )
