@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from launched import LONGEST_SECONDS, Job, is_alive, last_step
 
 from conftest import striped
 from diptych.training.checkpoint import list_checkpoints, load_checkpoint
-from launched import LONGEST_SECONDS, Job, is_alive, last_step
 
-pytestmark = pytest.mark.slow
+# The time-out is for a machine that does much else: alone it takes a minute.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-STEPS = 100
-EPOCHS = ("--epochs", "25")
+STEPS = 60
+EPOCHS = ("--epochs", "15")
 
 
 @pytest.fixture(scope="module")

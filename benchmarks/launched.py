@@ -1,4 +1,7 @@
-"""A run under `diptych launch`, watched from outside as a scheduler would, and disturbed."""
+"""A run under `diptych launch`, watched from outside as a scheduler would, and disturbed.
+
+The campaign of benchmarks/survival.py and the tests of survival share it.
+"""
 
 import json
 import os
@@ -9,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-LONGEST_SECONDS = 200.0
+LONGEST_SECONDS = 300.0
 FLAGS = (
     *("--recipe", "moco_v1", "--scale", "tiny", "--encoder.width", "4"),
     *("--encoder.stage-blocks", "1", "--head.output-features", "8", "--views.side-pixels", "16"),
@@ -58,6 +61,10 @@ class Job:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends all processes at once, as a loss of power would."""
         for pid in [*self.workers().values(), self.process.pid]:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -90,9 +97,9 @@ class Job:
         """Waits until a step is done."""
         self.until(lambda: self.step() >= step, f"step {step}")
 
-    def wait(self) -> int:
+    def wait(self, seconds: float = LONGEST_SECONDS) -> int:
         """Its exit code."""
-        return self.process.wait(timeout=LONGEST_SECONDS)
+        return self.process.wait(timeout=seconds)
 
     def said(self) -> str:
         """All that was printed."""
