@@ -128,9 +128,13 @@ class Campaign:
         if victim == launcher:
             self.job.process.wait()
             self.until(lambda: not any(map(is_alive, workers.values())))
-        else:
-            self.until(lambda: not is_alive(victim))
-        return last_step(self.out)
+            return last_step(self.out)
+        before = len(self.resumed())
+        self.until(lambda: not is_alive(victim))
+        time.sleep(0.5)  # the others may end the step that they are in
+        reached = last_step(self.out)
+        self.until(lambda: len(self.resumed()) > before or not self.runs)
+        return reached
 
     def terminate(self) -> int:
         """SIGTERM to the job."""
