@@ -287,7 +287,7 @@ def _restore(
             "differ. Restore them, or begin a new run in another folder."
         )
     state.restore(tensors, scalars)
-    whose = "the checkpoint" if found else f"that of {beginning}"
+    whose = "the checkpoint" if found else f"the state of {beginning}"
     watcher.say(f"Going on from {whose} after step {state.step}.")
 
 
