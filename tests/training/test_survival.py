@@ -21,12 +21,12 @@ from diptych.training.checkpoint import list_checkpoints, load_checkpoint
 # The time-out is for a machine that does much else: alone it takes a minute.
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(3000),
     pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc"),
 ]
 
-STEPS = 60
-EPOCHS = ("--epochs", "15")
+STEPS = 40
+EPOCHS = ("--epochs", "10")
 
 
 @pytest.fixture(scope="module")
