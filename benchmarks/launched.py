@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 LONGEST_SECONDS = 900.0
@@ -65,11 +66,10 @@ class Job:
 
     def kill(self) -> None:
         """Ends all processes at once, as a loss of power would."""
-        for pid in [*self.workers().values(), self.process.pid]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        if self.process.poll() is None:  # else its number may be another's by now
+            for pid in [*self.workers().values(), self.process.pid]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
     def workers(self) -> dict[int, int]:

@@ -20,7 +20,9 @@ import io
 import os
 import random
 import re
+import signal
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -44,7 +46,7 @@ STEPS_PER_FAULT = 24  # of the run; a fault comes in the first half of them
 STEPS_PER_EPOCH = 8
 SHARDS, IMAGES = 2, 128
 STARTS = 4  # of one job until it trains on
-PATIENCE_SECONDS = 300.0
+PATIENCE_SECONDS = 900.0  # of a machine that does much else
 DISK_MEGABYTES = 24
 FLAGS = ("--checkpoint.every-seconds", "0.3")
 RESUMED = re.compile(r"Going on from the checkpoint\s+after step (\d+)")
@@ -315,6 +317,7 @@ def figures(outcomes: list[Outcome], *, equal: bool) -> list[Figure]:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and clean up
     parser = add_arguments(__doc__)
     parser.add_argument("--faults", type=int, metavar="N", help=f"{FAULTS} by default")
     parser.add_argument("--seed", type=int, default=0, help="decides faults, order and steps")
@@ -330,8 +333,9 @@ def main() -> None:
             console.print("No disk is filled up: a small file system cannot be mounted here.")
         whole = Campaign(shards, Path(name) / "unbroken", epochs, chance)
         whole.start()
-        if whole.job.wait(PATIENCE_SECONDS * 4) != 0:
-            raise RuntimeError(f"the unbroken run failed:\n{whole.job.said()}")
+        with whole.job:
+            if whole.job.wait(4 * PATIENCE_SECONDS) != 0:
+                raise RuntimeError(f"the unbroken run failed:\n{whole.job.said()}")
         campaign = Campaign(shards, disk / "run", epochs, chance)
         campaign.start()
         outcomes = []
