@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from diptych import __version__
 from diptych.errors import ConfigError, DiptychError, FirstStopped, Interrupted, NotSaved
 from diptych.hardware import shorten_spinning
-from diptych.launch import launch
+from diptych.launch import launch as place_of_process
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +26,7 @@ Learns visual representations from unlabelled images by contrast, and says how g
 verbs:
   demo       learn from built-in photographs in a minute or two; nothing is downloaded
   pretrain   learn from a folder of images, shards, tables or arrays
+  launch     pretrain in many processes, on one machine or several, restarted when one dies
   evaluate   measure a run's encoder against what it began as, pixels and others: kNN, linear,
              fine-tuning, transfer
   rank       rank runs and checkpoints without labels
@@ -141,6 +142,41 @@ def pretrain(arguments: Sequence[str]) -> None:
         quiet=flags.quiet,
         report=flags.report,
     )
+
+
+def launch(arguments: Sequence[str]) -> None:
+    """Pretrain in several processes, by torchrun, so that the run survives.
+
+    Usage: diptych launch [TORCHRUN'S OPTIONS] -- pretrain ARGUMENTS
+
+    A process that dies makes torchrun start all of them again, three times at most, and they go on
+    from the last checkpoint: --out is needed, --resume is added. `torchrun --help` lists its
+    options; docs/launching.md says what several machines and schedulers need. Exits as pretrain
+    does: 143 when SIGTERM stopped a run after it was saved.
+
+    Examples:
+      diptych launch --nproc-per-node 2 -- pretrain photos/ --out runs/photos
+      diptych launch --nnodes 2 --rdzv-endpoint node1:29400 -- pretrain photos/ --out /shared/run
+    """
+    import inspect
+
+    from diptych.flags import PretrainFlags, parse
+    from diptych.launcher import split_arguments, start
+
+    if list(arguments) in (["-h"], ["--help"]):
+        print(inspect.cleandoc(launch.__doc__ or ""))
+        return
+    options, (verb, *given) = split_arguments(arguments)
+    if verb != "pretrain":
+        raise ConfigError(f"diptych launch runs pretrain in several processes; got {verb!r}.")
+    flags = parse(PretrainFlags, pretrain, given)  # what is wrong is said once, before any starts
+    if flags.out is None:
+        raise ConfigError(
+            "diptych launch needs pretrain's --out RUN: a restart goes on with the run there."
+        )
+    code = start(options, [verb, *given, *([] if flags.resume else ["--resume"])])
+    if code:
+        raise SystemExit(code)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -411,6 +447,7 @@ def study(arguments: Sequence[str]) -> None:
 VERBS: Final[dict[str, Callable[[Sequence[str]], None]]] = {
     "demo": demo,
     "pretrain": pretrain,
+    "launch": launch,
     "evaluate": evaluate,
     "rank": rank,
     "detect": detect,
@@ -489,7 +526,7 @@ def _run_to_report(
 def _speaks() -> bool:
     """Whether this is the only process, or the first of those that torchrun started."""
     try:
-        return launch().speaks
+        return place_of_process().speaks
     except ConfigError:  # an environment that is no launcher's
         return True
 

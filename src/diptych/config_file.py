@@ -22,6 +22,7 @@ SHORT_NAMES: Final = {
     "batch_size": "training.batch_size",
     "threads": "training.threads",
     "group_by": "images.group_by",
+    "begin_from": "training.begin_from",
 }
 """Settings that may be given without their section, as flags and in Python."""
 

@@ -507,6 +507,10 @@ class TrainingConfig:
     """Of several processes: how long one may keep the others waiting before they stop."""
     check_every_steps: int = 200
     """Of several processes: steps between two checks that all hold the same weights and keys."""
+    begin_from: str | None = None
+    """RUN or RUN@STEP: begin a new run with the settings of that run and the state of its newest
+    checkpoint, or of the one after that step. What moves the weights may be set otherwise, as
+    `optimizer.learning_rate`, `optimizer.clip_norm` and `schedule`."""
 
     def __post_init__(self) -> None:
         _require(self.epochs > 0, "training.epochs must be positive", self.epochs)

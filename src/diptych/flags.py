@@ -59,6 +59,9 @@ class PretrainFlags:
     """A TOML file with settings; they override the recipe's, and flags override them."""
     resume: bool = False
     """Go on from the newest good checkpoint of --out; begin there if it has none."""
+    begin_from: str | None = None
+    """RUN or RUN@STEP: begin a new run where that one stood, with its settings, of which a few may
+    be given anew, as --optimizer.learning-rate. Short for --training.begin-from."""
     epochs: int | None = None
     """Passes over the images; short for --training.epochs."""
     batch_size: int | None = None

@@ -1,10 +1,20 @@
 """Which of how many processes this is, as torchrun says it in the environment. Imports no torch."""
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from diptych.errors import ConfigError
+
+CURE: Final = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Set to 1 for torchrun itself, each restart gets a store of its own. Without it processes that
+talk over gloo read in the old one where those of before could be reached, and often fail."""
+
+_TELL_WHEN_PARENT_ENDS: Final = 1  # Linux: PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,43 @@ def launch(environment: Mapping[str, str] = os.environ) -> Launch:
             "Start them by torchrun, which sets both."
         )
     return found
+
+
+def restarts_allowed(environment: Mapping[str, str] = os.environ) -> int:
+    """How often torchrun may start the processes again; 0 without it."""
+    return _number(environment, "TORCHELASTIC_MAX_RESTARTS", 0)
+
+
+def advice_on_restarts(*, resume: bool, environment: Mapping[str, str] = os.environ) -> str | None:
+    """A sentence on what would make restarts by torchrun fail, if anything.
+
+    Args:
+        resume: whether the command has ``--resume``.
+        environment: of this process; torchrun hands on its own.
+
+    Example:
+        >>> advice_on_restarts(resume=True, environment={"TORCHELASTIC_MAX_RESTARTS": "0"})
+    """
+    missing = []
+    if environment.get(CURE) != "1":
+        missing.append(f"{CURE}=1 is not set in torchrun's environment")
+    if not resume:
+        missing.append("the command has no --resume")
+    if not missing or not restarts_allowed(environment):
+        return None
+    return (
+        f"A restart by torchrun may fail, as {' and '.join(missing)}; `diptych launch`, which "
+        "takes torchrun's options, sees to both."
+    )
+
+
+def stop_with_launcher(environment: Mapping[str, str] = os.environ) -> None:
+    """Lets SIGTERM come to this process when torchrun, which started it, is killed.
+
+    Else it would train on beside the processes of the next start. Only Linux can do this.
+    """
+    if "TORCHELASTIC_RUN_ID" in environment and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_TELL_WHEN_PARENT_ENDS, int(signal.SIGTERM), 0, 0, 0)
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:

@@ -20,11 +20,19 @@ from diptych.images.collection import Collection
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources import open_images
 from diptych.images.tables.hugging_face import path_of
-from diptych.launch import Launch
+from diptych.launch import Launch, advice_on_restarts, restarts_allowed, stop_with_launcher
 from diptych.model.saved import save_encoder, save_head
 from diptych.peers import from_first, introduction, joined, leave_together
-from diptych.resolve import Layers, asked_recipe, layers_of, overlay_all, resolve
+from diptych.resolve import (
+    Layers,
+    asked_beginning,
+    asked_recipe,
+    layers_of,
+    overlay_all,
+    resolve,
+)
 from diptych.run_folder import RunFolder, write_aside
+from diptych.training.beginning import config_of_beginning, load_beginning
 from diptych.training.checkpoint import list_checkpoints
 from diptych.training.loop import train
 from diptych.training.progress import Display
@@ -103,10 +111,11 @@ def run_pretraining(
         watcher: told how it goes.
         on_progress: told how many image files are checked.
     """
+    stop_with_launcher()
     layers = layers_of(settings, config_file)
     begun = RunFolder(out).config if resume and out is not None else None
     earlier = load_run_config(begun) if begun is not None and begun.exists() else None
-    training = overlay_all(earlier or RunConfig(), layers).training
+    training = _overlaid(earlier, layers).training
     with joined(device=training.device, timeout_seconds=training.peer_timeout_seconds) as here:
         return _pretrain_together(layers, out, resume, here, watcher, on_progress)
 
@@ -127,12 +136,14 @@ def _pretrain_together(
     located = json.loads(from_first(lambda: _locate_for_all(out, resume, layers)))
     folder = RunFolder(Path(located["folder"]))
     earlier = load_run_config(folder.config) if located["begun"] else None
-    asked = overlay_all(earlier or RunConfig(), layers)
+    asked = _overlaid(earlier, layers)
     threads = use_threads(asked.training.threads, processes=here.local_count)
     view_threads = divided(asked.views.threads, here.local_count) if asked.views.threads else None
     with ThreadPoolExecutor(view_threads or threads) as executor:
         collection = open_images(asked.images, executor, on_progress)
         watcher.say(collection.description)
+        if advice := advice_on_restarts(resume=resume):
+            watcher.say(advice)
         from_first(lambda: _settle(folder, earlier, layers, collection, resume, here, watcher))
         config = load_run_config(folder.config)
         if here.count > 1:
@@ -147,6 +158,14 @@ def _pretrain_together(
     from_first(lambda: _save_networks(folder, state, config))
     leave_together()
     return folder
+
+
+def _overlaid(earlier: RunConfig | None, layers: Layers) -> RunConfig:
+    """What is asked for, on top of what the run, or the one it begins from, was begun with."""
+    beginning = asked_beginning(layers)
+    if earlier is None and beginning is not None:
+        return config_of_beginning(beginning, layers)
+    return overlay_all(earlier or RunConfig(), layers)
 
 
 def _locate_for_all(out: Path | None, resume: bool, layers: Layers) -> str:
@@ -168,8 +187,11 @@ def _settle(
     watcher: Watcher,
 ) -> str:
     """Writes the config of a new run, and which images were skipped."""
-    config = earlier
-    if config is None:
+    config, beginning = earlier, asked_beginning(layers)
+    if config is None and beginning is not None:
+        config = config_of_beginning(beginning, layers)
+        load_beginning(beginning)  # while nothing is written yet: it may not be there
+    elif config is None:
         config, sentence = resolve(
             layers,
             image_count=len(collection.train),
@@ -240,6 +262,12 @@ def _locate(out: Path | None, resume: bool, recipe: str) -> RunFolder:
     if out is None:
         if resume:
             raise RunFolderError("--resume needs --out RUN, to know which run to go on with.")
+        if restarts_allowed():
+            raise RunFolderError(
+                "torchrun may restart this run, and without --out RUN a restart would begin "
+                "another. Give --out and --resume, or start it by `diptych launch`, which adds "
+                "--resume."
+            )
         out = _unused(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{recipe}")
     folder = RunFolder(out)
     if out.exists() and not out.is_dir():

@@ -20,6 +20,7 @@ _PATHS = (
     ("distillation", "teacher"),
     ("distillation", "labelled"),
     ("checkpoint", "folder"),
+    ("training", "begin_from"),
 )
 
 Layers = list[tuple[Mapping[str, Any], str]]
@@ -52,6 +53,13 @@ def asked_recipe(layers: Layers) -> str:
     """The recipe that the layers name, or the default."""
     named = [str(settings["recipe"]) for settings, _ in layers if "recipe" in settings]
     return named[-1] if named else DEFAULT_RECIPE
+
+
+def asked_beginning(layers: Layers) -> str | None:
+    """What the layers say of ``training.begin_from``."""
+    sections = [settings.get("training", {}) for settings, _ in layers]
+    named = [section["begin_from"] for section in sections if "begin_from" in section]
+    return str(named[-1]) if named else None
 
 
 def resolve(

@@ -72,6 +72,18 @@ def list_checkpoints(place: PlaceT) -> list[PlaceT]:
     return [_within(place, name) for name in _newest_first(open_store(place))]
 
 
+def steps_in(checkpoints: Sequence[Place]) -> str:
+    """The steps of checkpoints, newest first as ``list_checkpoints`` has them, for a sentence."""
+    return ", ".join(str(step_of_place(one)) for one in reversed(checkpoints))
+
+
+def step_of_place(checkpoint: Place) -> int:
+    """The steps that were done when a checkpoint was written."""
+    step = step_of(_store_of(checkpoint)[1])
+    assert step is not None
+    return step
+
+
 def load_newest(
     place: Place, on_damage: Callable[[str], None]
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

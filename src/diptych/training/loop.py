@@ -12,30 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.config_file import to_toml
 from diptych.configs import RunConfig
 from diptych.contrast.dictionaries import full_size
-from diptych.contrast.method import Method
 from diptych.distributed import largest_over_processes, process_count, process_rank
-from diptych.errors import ConfigError, FirstStopped, LostPeer, NotSaved, TrainingError
+from diptych.errors import ConfigError, FirstStopped, LostPeer, TrainingError
 from diptych.evaluation.symptoms import find_symptoms
 from diptych.evaluation.times import time_symptoms
 from diptych.hardware import choose_device, views_device
 from diptych.images.collection import Collection
 from diptych.images.groups import find_groups
 from diptych.images.order import Order
-from diptych.model.activations import offload, recompute_stages
-from diptych.optimization.optimizers import build_optimizer
 from diptych.optimization.schedules import learning_rate, peak_learning_rate, twin_momentum
 from diptych.peers import from_first, leave_together, who_is_missing
-from diptych.run_folder import RunFolder, write_aside
+from diptych.run_folder import RunFolder
 from diptych.stopwatch import Stopwatch, watch
-from diptych.training.checkpoint import list_checkpoints, load_newest
 from diptych.training.health import HealthProbe, build_probe
 from diptych.training.in_step import require_in_step
-from diptych.training.learner import build_learner
-from diptych.training.loss_scale import LEAST_SCALE, LossScale
+from diptych.training.loss_scale import LEAST_SCALE
 from diptych.training.memory import keep_freed_memory
+from diptych.training.opening import build_state, keep_config, not_finite, open_log, restore
 from diptych.training.profiling import profiled
 from diptych.training.run_log import RunLog
 from diptych.training.saver import Saver
@@ -89,9 +84,9 @@ def train(
     groups = None if group_by is None else find_groups(images.names, group_by)
     fingerprint = images.fingerprint() + ("" if groups is None else f" {groups.fingerprint()}")
     torch.manual_seed(config.seed)  # for what a network may draw itself, as dropout does
-    state = _build_state(config, collection, executor, watcher)
+    state = build_state(config, collection, executor, watcher)
     place = checkpoint_place(config.checkpoint, folder)
-    _restore(state, place, fingerprint, watcher)
+    restore(state, config, place, fingerprint, watcher)
     run = _Run(
         config=config,
         folder=folder,
@@ -117,9 +112,9 @@ def train(
         received = opened.enter_context(collected_signals(patient=process_count() > 1))
         log = saver = None
         if process_rank() == 0:
-            log = opened.enter_context(_open_log(folder, state, watcher))
-            keep_config = partial(_keep_config, folder, config)
-            saver = opened.enter_context(Saver(place, config.checkpoint, watcher.say, keep_config))
+            log = opened.enter_context(open_log(folder, state, watcher))
+            before = partial(keep_config, folder, config)
+            saver = opened.enter_context(Saver(place, config.checkpoint, watcher.say, before))
         try:
             with stopwatch.running(), profiled(stopwatch, config.probe, folder) as step_ended:
                 run.train(log, saver, received, stopwatch, step_ended)
@@ -318,71 +313,7 @@ class _Run:
             raise self._not_finite("a weight is not finite", self.state.step)
 
     def _not_finite(self, what: str, step: int) -> TrainingError:
-        half = self.config.training.precision == "fp16"
-        try:
-            found = list_checkpoints(self.checkpoints)
-        except OSError:
-            kept = "Checkpoints were not touched"
-        else:
-            kept = "The last good checkpoint is intact" if found else "No checkpoint is there yet"
-        return TrainingError(
-            f"{what} at step {step}, so training stopped. {kept}. Try a lower "
-            f"--optimizer.learning-rate (now {self.config.optimizer.learning_rate:g}), a longer "
-            "--schedule.warmup-epochs, or --optimizer.clip-norm 1."
-            + (" Or --training.precision bf16: fp16 overflows above 65,504." if half else "")
-        )
+        return not_finite(what, step, self.config, self.folder, self.checkpoints)
 
     def _require_in_step(self) -> None:
         require_in_step(self.state.method, self.state.step, images=self.fingerprint)
-
-
-def _build_state(
-    config: RunConfig, collection: Collection, executor: Executor, watcher: Watcher
-) -> RunState:
-    training, device = config.training, choose_device(config.training.device)
-    method = build_learner(config, collection, executor).train()
-    layout = torch.channels_last if training.channels_last else torch.contiguous_format
-    method.to(device).to(memory_format=layout)
-    if training.recompute == "stages":
-        recompute_stages(method.encoder)
-    if training.offload_activations and not offload(method.encoder, device):
-        watcher.say(
-            "training.offload_activations changes nothing on a CPU: activations are there already."
-        )
-    if training.compile:
-        method.network.compile()
-        if isinstance(method, Method) and method.twin is not None:
-            method.twin.network.compile()
-    scale = LossScale(enabled=training.precision == "fp16", device=device.type)
-    return RunState(method, build_optimizer(config.optimizer, method), scale)
-
-
-def _open_log(folder: RunFolder, state: RunState, watcher: Watcher) -> RunLog:
-    try:
-        return RunLog(folder, resumed_step=state.step, say=watcher.say)
-    except OSError as error:
-        raise NotSaved(
-            f"metrics cannot be written to {folder.path}: {error.strerror or error}. Mend that, "
-            "then begin again."
-        ) from error
-
-
-def _keep_config(folder: RunFolder, config: RunConfig) -> None:
-    """Puts the config back where the folder has vanished: no checkpoint is of use without it."""
-    if not folder.config.exists():
-        folder.path.mkdir(parents=True, exist_ok=True)
-        write_aside(folder.config, to_toml(config).encode())
-
-
-def _restore(state: RunState, place: Place, fingerprint: str, watcher: Watcher) -> None:
-    found = load_newest(place, lambda why: watcher.say(f"{why} The one before it is used."))
-    if found is None:
-        return
-    tensors, scalars = found
-    if scalars["images"] != fingerprint:
-        raise TrainingError(
-            "the images are not those that this run began with: their names, sizes or groups "
-            "differ. Restore them, or begin a new run in another folder."
-        )
-    state.restore(tensors, scalars)
-    watcher.say(f"Going on from the checkpoint after step {state.step}.")

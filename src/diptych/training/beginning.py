@@ -1,0 +1,97 @@
+"""A new run that begins where another one stood, with other settings of what moves the weights."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from diptych.config_file import differing_keys, load_run_config
+from diptych.configs import RunConfig, require_consistent
+from diptych.errors import ConfigError, RunFolderError
+from diptych.resolve import Layers, overlay_all
+from diptych.run_folder import RunFolder
+from diptych.training.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    step_of_place,
+    steps_in,
+)
+from diptych.training.stores import checkpoint_place
+
+MAY_DIFFER: Final = (
+    "checkpoint.",
+    "method.key_encoder.momentum",
+    "optimizer.clip_norm",
+    "optimizer.learning_rate",
+    "optimizer.momentum",
+    "optimizer.scaling",
+    "optimizer.weight_decay",
+    "probe.",
+    "schedule.",
+    "training.begin_from",
+    "training.check_every_steps",
+    "training.chunk_size",
+    "training.compile",
+    "training.device",
+    "training.epochs",
+    "training.peer_timeout_seconds",
+    "training.precision",
+    "training.threads",
+    "views.threads",
+)
+"""Settings by dotted name, or sections. All others decide what a saved tensor means, or which
+images a step sees."""
+
+
+def split_beginning(text: str) -> tuple[RunFolder, int | None]:
+    """The run and the step that ``training.begin_from`` names.
+
+    Example:
+        >>> folder, step = split_beginning("runs/a@1200")
+        >>> folder.path.name, step
+        ('a', 1200)
+    """
+    path, at, step = text.rpartition("@")
+    if at and step.isdecimal():
+        return RunFolder(Path(path)), int(step)
+    return RunFolder(Path(text)), None
+
+
+def config_of_beginning(beginning: str, layers: Layers) -> RunConfig:
+    """The config of the run that is begun from, with the layers on top.
+
+    Raises:
+        ConfigError: there is no such run, or a setting differs that may not.
+    """
+    folder, _ = split_beginning(beginning)
+    earlier = load_run_config(folder.config)
+    asked = overlay_all(earlier, layers)
+    fixed = [name for name in differing_keys(earlier, asked) if not name.startswith(MAY_DIFFER)]
+    if fixed:
+        raise ConfigError(
+            f"{', '.join(fixed)} cannot differ from what {folder.path} was trained with, where a "
+            "run begins from it: what was saved there would mean something else. Leave that out, "
+            "or begin anew."
+        )
+    require_consistent(asked)
+    return replace(asked, training=replace(asked.training, begin_from=beginning))
+
+
+def load_beginning(beginning: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and scalars of the checkpoint that ``training.begin_from`` names.
+
+    Raises:
+        RunFolderError: there is no such checkpoint.
+        DamagedCheckpoint: it is not as it was written.
+    """
+    folder, step = split_beginning(beginning)
+    place = checkpoint_place(load_run_config(folder.config).checkpoint, folder)
+    kept = list_checkpoints(place)
+    wanted = [one for one in kept if step is None or step_of_place(one) == step]
+    if not wanted:
+        raise RunFolderError(
+            f"training.begin_from = {beginning!r}: no checkpoint of that step is kept in {place}; "
+            f"there are those after steps: {steps_in(kept) or 'none'}."
+        )
+    return load_checkpoint(wanted[0])

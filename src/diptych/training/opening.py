@@ -1,0 +1,118 @@
+"""A run's state as it is begun or gone on with, and what keeps its folder whole."""
+
+from concurrent.futures import Executor
+
+import torch
+
+from diptych.config_file import to_toml
+from diptych.configs import RunConfig
+from diptych.contrast.method import Method
+from diptych.errors import NotSaved, TrainingError
+from diptych.hardware import choose_device
+from diptych.images.collection import Collection
+from diptych.model.activations import offload, recompute_stages
+from diptych.optimization.optimizers import build_optimizer
+from diptych.run_folder import RunFolder, write_aside
+from diptych.training.beginning import load_beginning
+from diptych.training.checkpoint import list_checkpoints, load_newest, steps_in
+from diptych.training.learner import build_learner
+from diptych.training.loss_scale import LossScale
+from diptych.training.run_log import RunLog
+from diptych.training.state import RunState
+from diptych.training.stores import Place
+from diptych.training.watcher import Watcher
+
+
+def build_state(
+    config: RunConfig, collection: Collection, executor: Executor, watcher: Watcher
+) -> RunState:
+    """The state that a run begins with, on its device and as its options ask."""
+    training, device = config.training, choose_device(config.training.device)
+    method = build_learner(config, collection, executor).train()
+    layout = torch.channels_last if training.channels_last else torch.contiguous_format
+    method.to(device).to(memory_format=layout)
+    if training.recompute == "stages":
+        recompute_stages(method.encoder)
+    if training.offload_activations and not offload(method.encoder, device):
+        watcher.say(
+            "training.offload_activations changes nothing on a CPU: activations are there already."
+        )
+    if training.compile:
+        method.network.compile()
+        if isinstance(method, Method) and method.twin is not None:
+            method.twin.network.compile()
+    scale = LossScale(enabled=training.precision == "fp16", device=device.type)
+    return RunState(method, build_optimizer(config.optimizer, method), scale)
+
+
+def open_log(folder: RunFolder, state: RunState, watcher: Watcher) -> RunLog:
+    """The metrics of a run, without the lines that will be written again.
+
+    Raises:
+        NotSaved: they cannot be written.
+    """
+    try:
+        return RunLog(folder, resumed_step=state.step, say=watcher.say)
+    except OSError as error:
+        raise NotSaved(
+            f"metrics cannot be written to {folder.path}: {error.strerror or error}. Mend that, "
+            "then begin again."
+        ) from error
+
+
+def keep_config(folder: RunFolder, config: RunConfig) -> None:
+    """Puts the config back where the folder has vanished: no checkpoint is of use without it."""
+    if not folder.config.exists():
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_aside(folder.config, to_toml(config).encode())
+
+
+def restore(
+    state: RunState, config: RunConfig, place: Place, fingerprint: str, watcher: Watcher
+) -> None:
+    """Takes up the newest good checkpoint of a run; where it has none, what it begins from if any.
+
+    Raises:
+        TrainingError: the images are others.
+        DamagedCheckpoint: there are checkpoints, but none is good.
+    """
+    found = load_newest(place, lambda why: watcher.say(f"{why} The one before it is used."))
+    beginning = config.training.begin_from
+    if found is None and beginning is None:
+        return
+    tensors, scalars = found or load_beginning(str(beginning))
+    if scalars["images"] != fingerprint:
+        raise TrainingError(
+            "the images are not those that this run began with: their names, sizes or groups "
+            "differ. Restore them, or begin a new run in another folder."
+        )
+    state.restore(tensors, scalars)
+    whose = "the checkpoint" if found else f"the state of {beginning}"
+    watcher.say(f"Going on from {whose} after step {state.step}.")
+
+
+def not_finite(
+    what: str, step: int, config: RunConfig, folder: RunFolder, place: Place
+) -> TrainingError:
+    """The error that ends a run whose loss, gradients or weights are no longer numbers."""
+    mend = (
+        f"a lower --optimizer.learning-rate (now {config.optimizer.learning_rate:g}), a longer "
+        "--schedule.warmup-epochs, or --optimizer.clip-norm 1"
+    )
+    if config.training.precision == "fp16":
+        mend += ", or --training.precision bf16, as fp16 overflows above 65,504"
+    try:
+        found = list_checkpoints(place)
+    except OSError:
+        return TrainingError(
+            f"{what} at step {step}, so training stopped. Checkpoints were not touched. Try {mend}."
+        )
+    if not found:
+        return TrainingError(
+            f"{what} at step {step}, so training stopped. No checkpoint was due before. Try {mend}."
+        )
+    return TrainingError(
+        f"{what} at step {step}, so training stopped. The last good checkpoint is intact (there "
+        f"are those after steps: {steps_in(found)}). Go on from before in a new folder with "
+        f"{mend}: diptych pretrain --begin-from {folder.path}@STEP --out NEW ..."
+    )
