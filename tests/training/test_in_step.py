@@ -52,10 +52,10 @@ def in_each(rank: int, count: int) -> Results:
     except PeerError as error:
         said.append(str(error))
     moves, value = settled(rank, overflowing=1)
-    moves_without, _ = settled(rank, overflowing=9)
+    others_move, _ = settled(rank, overflowing=9)
     seed_draws(5, 9)
     return {
-        "settled": torch.tensor([moves, moves_without, value == 2.0**15]),
+        "settled": torch.tensor([moves, others_move, value == 2.0**15]),
         "means": torch.cat([tensor.double().reshape(-1) for tensor in tensors]),
         "draw": torch.rand(4),
         "said": torch.tensor(list("\n".join(said).encode())),
