@@ -194,6 +194,7 @@ def test_a_disk_that_is_full_at_the_end(
     assert_same_run(folder / "unbroken", small_disk / "run")
 
 
+@pytest.mark.slow
 def test_a_spare_checkpoint_makes_room(
     small_disk: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,6 +309,7 @@ def one_fails(rank: int, count: int) -> Results:
 write = LocalStore.write
 
 
+@pytest.mark.slow
 def test_processes_agree_on_what_the_first_ones_disk_does(folder: Path) -> None:
     run("alone")
     first, second = (bytes(one["said"].tolist()).decode() for one in run_processes(one_fails, 2))
