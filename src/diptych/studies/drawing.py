@@ -207,17 +207,22 @@ def _line(
 
 def _bars(axes: Axes, results: Results, rows: Sequence[tuple[str, str, str]]) -> None:
     found = [_percent(results, cell, measure) for _, cell, measure in rows]
-    means = [mean for mean, _ in found]
-    drawn = axes.barh(
-        range(len(rows)), means, xerr=[error for _, error in found],
+    axes.barh(
+        range(len(rows)), [mean for mean, _ in found], xerr=[error for _, error in found],
         color=SECOND, ecolor=INK, capsize=2, height=0.65,
     )  # fmt: skip
-    axes.bar_label(drawn, [f"{mean:.1f}" for mean in means], padding=6)
+    ends = [max(0.0, mean + error) for mean, error in found]
+    for row, (end, (mean, _)) in enumerate(zip(ends, found, strict=True)):
+        # On the right even of a bar to the left, where the axis and the labels are.
+        axes.annotate(
+            f"{mean:.1f}", (end, row), xytext=(5, 0), textcoords="offset points", va="center"
+        )
     axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
     axes.invert_yaxis()
-    lowest, highest = min([0.0, *means]), max([0.0, *means])
+    lowest = min([0.0, *(mean - error for mean, error in found)])
+    highest = max(ends, default=0.0)
     room = 0.18 * (highest - lowest) or 1.0
-    axes.set_xlim(lowest - (room if lowest < 0 else 0), highest + room)
+    axes.set_xlim(1.1 * lowest, highest + room)
 
 
 def _draw_reference(
