@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 # Set-up is repeated when the declared dependencies or the interpreter change, and not otherwise.
 WANTED := $(shell { $(PYTHON) --version; cat pyproject.toml; } | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test check slow bench fix clean
+.PHONY: help setup demo test lint check slow bench fix clean
 
 help:
 	@echo "make demo    learn from built-in photographs and write runs/demo/report.html"
 	@echo "make test    all tests"
 	@echo "make check   format, lint, types, import direction and the fast tests"
+	@echo "make lint    the same without tests"
 	@echo "make slow    only the slow tests"
 	@echo "make bench   every benchmark, quickly; tables on the screen"
 	@echo "make fix     mend format and lint where that can be done by itself"
@@ -35,11 +36,13 @@ demo: $(VENV)/runtime-$(WANTED)
 test: setup
 	$(BIN)/python -m pytest
 
-check: setup
+lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: lint
 	$(BIN)/python -m pytest -m "not slow"
 
 slow: setup
