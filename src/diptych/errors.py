@@ -6,6 +6,7 @@ DiptychError            anything diptych raises on purpose; the command line pri
 │   └── UnreadableImage one image cannot be decoded; it is skipped and listed
 ├── RunFolderError      a run folder is missing, occupied, or not what was asked for
 │   └── DamagedCheckpoint  a checkpoint whose bytes are not those that were written
+├── EmbeddingsError     embeddings are incomplete, or of other images or another encoder
 ├── TrainingError       training cannot go on (a loss that is not a number)
 │   └── PeerError       another process of the run differs from the others
 │       ├── LostPeer     one is gone, or does not answer
@@ -36,6 +37,10 @@ class RunFolderError(DiptychError):
 
 class DamagedCheckpoint(RunFolderError):
     """A checkpoint is incomplete, or its bytes are not the ones that were written."""
+
+
+class EmbeddingsError(DiptychError):
+    """Embeddings on disk are incomplete, damaged, or of other images, settings or encoders."""
 
 
 class TrainingError(DiptychError):
