@@ -14,6 +14,7 @@ from torch import Tensor
 from diptych.configs import RunConfig
 from diptych.contrast.dictionaries import full_size
 from diptych.contrast.method import Method
+from diptych.contrast.sharded_bank import whole_banks
 from diptych.distributed import largest_over_processes, process_count, process_rank
 from diptych.errors import ConfigError, LostPeer, TrainingError
 from diptych.evaluation.symptoms import find_symptoms
@@ -244,12 +245,13 @@ class _Run:
         self._check_losses()
         if not self.state.is_finite():
             raise _not_finite("a weight is not finite", self.state.step, self.config, self.folder)
-        from_first(self._write_checkpoint)
+        whole = whole_banks(self.state.method)  # for this all processes are needed
+        from_first(lambda: self._write_checkpoint(whole))
 
-    def _write_checkpoint(self) -> str:
+    def _write_checkpoint(self, whole: dict[str, Tensor]) -> str:
         written = save_checkpoint(
             self.folder.checkpoints,
-            self.state.tensors(),
+            self.state.tensors(whole),
             {**self.state.scalars(), "images": self.fingerprint},
             keep=self.config.checkpoint.keep,
         )

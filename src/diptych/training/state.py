@@ -1,5 +1,6 @@
 """All that must be saved of a run, in one object."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +30,15 @@ class RunState:
     step: int = 0
     seconds: float = 0.0
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state by a stable name, on the CPU, contiguous."""
-        named = {f"method/{name}": value for name, value in self.method.state_dict().items()}
+    def tensors(self, whole: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Every tensor of the state by a stable name, on the CPU, contiguous.
+
+        Args:
+            whole: tensors that take the place of those of the method of which this process holds a
+                share only.
+        """
+        held = {**self.method.state_dict(), **(whole or {})}
+        named = {f"method/{name}": value for name, value in held.items()}
         for name, parameter in trainable(self.method):
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
