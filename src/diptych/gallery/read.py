@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from diptych.gallery.shard_file import arrow, read_note
 from diptych.gallery.shards import Shard
 from diptych.images.names import CompactNames
 
-_CHUNK: int = 4096  # rows
+_CHUNK: Final = 4096  # rows
 
 
 class Chunk(NamedTuple):
