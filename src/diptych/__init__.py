@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from diptych.errors import DiptychError as DiptychError
     from diptych.evaluation.features import extract_features as extract_features
     from diptych.evaluation.protocols import evaluate as evaluate
+    from diptych.gallery.embed import embed as embed
+    from diptych.gallery.read import read_embeddings as read_embeddings
     from diptych.model.norms import use_norm as use_norm
     from diptych.model.saved import load_encoder as load_encoder
     from diptych.model.twin import Twin as Twin
@@ -59,6 +61,7 @@ _HOMES = {
     "check_leak": "training.leak",
     "decoupled_nt_xent": "contrast.losses",
     "draw_views": "views.draw",
+    "embed": "gallery.embed",
     "evaluate": "evaluation.protocols",
     "extract_features": "evaluation.features",
     "info_nce": "contrast.losses",
@@ -68,6 +71,7 @@ _HOMES = {
     "nt_logistic": "contrast.losses",
     "nt_xent": "contrast.losses",
     "pretrain": "pretraining",
+    "read_embeddings": "gallery.read",
     "recipe_config": "recipes",
     "supervised_contrastive": "contrast.losses",
     "triplet": "contrast.losses",

@@ -31,6 +31,7 @@ verbs:
              fine-tuning, transfer
   rank       rank runs and checkpoints without labels
   detect     train detectors on a run's ResNet and on an untrained one, and compare them
+  embed      write the features of any images to Parquet files, in shards
   report     write a run's report, one page that opens offline
   views      preview the random views of some images on a sheet or a page, with advice
   recipes    list the recipes, or print one's settings
@@ -281,6 +282,42 @@ def detect(arguments: Sequence[str]) -> None:
     _print_detection(console, found)
 
 
+def embed(arguments: Sequence[str]) -> None:
+    """Write the features of any images to a folder of Parquet files, in shards.
+
+    A shard is there whole or not at all; those that are there are skipped when started again. Under
+    torchrun each process makes its share. Needs the extra diptych[parquet].
+
+    Examples:
+      diptych embed runs/photos photos/ -o features/
+      diptych embed runs/photos photos/ -o features/ --shard 3/16
+      torchrun --nproc-per-node 8 -m diptych embed runs/photos photos/ -o features/ --shards 64
+    """
+    from concurrent.futures import ThreadPoolExecutor
+    from dataclasses import fields
+
+    from rich.console import Console
+
+    from diptych.flags import EmbedFlags, parse
+    from diptych.gallery.embed import embed_shards
+    from diptych.gallery.settings import EmbedSettings
+    from diptych.gallery.shards import own_shards
+    from diptych.gallery.watching import ShardLines
+    from diptych.hardware import use_threads
+
+    flags, here = parse(EmbedFlags, embed, arguments), place_of_process()
+    settings = EmbedSettings(
+        **{one.name: getattr(flags, one.name) for one in fields(EmbedSettings)}
+    )
+    shards = own_shards(flags.shard, flags.shards, here)
+    lines = ShardLines(Console(quiet=flags.quiet))
+    with ThreadPoolExecutor(use_threads(flags.threads, processes=here.local_count)) as executor:
+        for done in embed_shards(
+            flags.run, flags.path, flags.out, shards, settings, executor, lines
+        ):
+            lines.done(done)
+
+
 def report(arguments: Sequence[str]) -> None:
     """Write RUN/report.html: one page that opens offline, the verdict in words first.
 
@@ -451,6 +488,7 @@ VERBS: Final[dict[str, Callable[[Sequence[str]], None]]] = {
     "evaluate": evaluate,
     "rank": rank,
     "detect": detect,
+    "embed": embed,
     "report": report,
     "views": views,
     "recipes": recipes,

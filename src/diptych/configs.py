@@ -320,6 +320,9 @@ class DictionaryConfig:
     """Of `bank`: share of its key that an image keeps when it is seen again."""
     bank_precision: Literal["fp32", "fp16"] = "fp32"
     """Of `bank`: numbers that its keys are kept in."""
+    bank_placement: Literal["replicated", "sharded"] = "replicated"
+    """Of `bank` where several processes train together: each holds all keys, or each holds those of
+    its share of the images and asks the others for theirs, for a bank too large for one."""
 
     def __post_init__(self) -> None:
         _require(self.queue_size > 0, "method.dictionary.queue_size must be positive", self)

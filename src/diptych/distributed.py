@@ -157,6 +157,29 @@ def largest_over_processes(*numbers: int) -> tuple[int, ...]:
     return tuple(largest.tolist())
 
 
+def send_to_first(
+    rows: Shaped[Tensor, "rows dim"], sender: int, count: int
+) -> Shaped[Tensor, "sent dim"] | None:
+    """The rows of one process, on the first one; None elsewhere. All others just pass.
+
+    Args:
+        rows: of this process; of the same type and length on each.
+        sender: whose rows are wanted.
+        count: how many these are.
+    """
+    rank = process_rank()
+    if sender == 0:
+        return rows if rank == 0 else None
+    with talking():
+        if rank == sender:
+            dist.send(rows.contiguous(), dst=0)
+        elif rank == 0:
+            found = rows.new_empty(count, rows.shape[1])
+            dist.recv(found, src=sender)
+            return found
+    return None
+
+
 @contextmanager
 def talking() -> Iterator[None]:
     """Turns what torch raises when processes cannot talk into ``LostPeer``; takes the time."""

@@ -7,6 +7,7 @@ DiptychError            anything diptych raises on purpose; the command line pri
 ├── RunFolderError      a run folder is missing, occupied, or not what was asked for
 │   ├── DamagedCheckpoint  a checkpoint whose bytes are not those that were written
 │   └── UnreachableFolder  a folder of checkpoints behind a URL does not answer
+├── EmbeddingsError     embeddings are incomplete, or of other images or another encoder
 ├── TrainingError       training cannot go on (a loss that is not a number)
 │   ├── NotSaved        the run ended or was stopped, and could not be saved
 │   └── PeerError       another process of the run differs from the others
@@ -42,6 +43,10 @@ class DamagedCheckpoint(RunFolderError):
 
 class UnreachableFolder(RunFolderError, OSError):
     """A folder of checkpoints behind a URL does not answer, or refuses what was asked."""
+
+
+class EmbeddingsError(DiptychError):
+    """Embeddings on disk are incomplete, damaged, or of other images, settings or encoders."""
 
 
 class TrainingError(DiptychError):

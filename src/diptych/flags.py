@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import tyro
 from tyro.conf import Positional
@@ -31,6 +31,7 @@ from diptych.evaluation.detection_config import (
     DetectionNorm,
     DetectionSchedule,
 )
+from diptych.gallery.settings import EmbedSettings
 
 Flags = TypeVar("Flags")
 
@@ -190,6 +191,41 @@ class DetectFlags:
     """Detectors of each backbone; asking for more later adds to those there are."""
     threads: int | None = None
     """CPU threads; all cores by default."""
+
+
+@dataclass(frozen=True)
+class EmbedFlags:
+    """What `diptych embed` takes."""
+
+    run: Positional[Path]
+    """A run folder whose training has ended, or its encoder.safetensors."""
+    path: Positional[str]
+    """Images, as for `diptych pretrain`; of those with a held-out part, the others."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """The folder of the embeddings, the same for all shards."""
+    shard: str | None = None
+    """Make one shard only, i/N, counted from 0: for a task of a job array."""
+    shards: int | None = None
+    """Split the whole into this many, of which each process takes its share. One for each process
+    of torchrun when not given."""
+    layer: str = EmbedSettings.layer
+    """What to store: h, the encoder's features; or of the head `hidden 1`, `hidden 2`, ..., g."""
+    precision: Literal["float32", "float16"] = EmbedSettings.precision
+    """Numbers that vectors are stored in."""
+    normalize: bool = EmbedSettings.normalize
+    """Store vectors of length one."""
+    crops: Literal["center", "five"] = EmbedSettings.crops
+    """What is seen of an image: its centre, or the mean over five views, corners and centre."""
+    batch_size: int = EmbedSettings.batch_size
+    """Images that the network sees at once."""
+    column: str | None = EmbedSettings.column
+    """Of Parquet files: the column with the images."""
+    max_unreadable_share: float = EmbedSettings.max_unreadable_share
+    """A shard with more unreadable images than this share is not finished."""
+    threads: int | None = None
+    """CPU threads of all processes of this machine together; all cores by default."""
+    quiet: bool = False
+    """Show nothing but errors."""
 
 
 @dataclass(frozen=True)

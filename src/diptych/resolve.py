@@ -120,6 +120,8 @@ def in_effect(config: RunConfig, image_count: int) -> str:
     if config.head.layers:
         bytes_each = config.head.output_features * (2 if dictionary.bank_precision == "fp16" else 4)
         size += f" in {image_count * bytes_each / 1e6:,.1f} MB ({dictionary.bank_precision})"
+        if dictionary.bank_placement == "sharded":
+            size += " over all processes"
     return f"Each query meets {negatives:,} negatives drawn from a bank of {size}{parts}."
 
 

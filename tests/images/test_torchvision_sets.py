@@ -14,7 +14,8 @@ from PIL import Image
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet
-from diptych.images.torchvision_sets import open_torchvision
+from diptych.images.splits import open_found
+from diptych.images.torchvision_sets import find_torchvision
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 GRAY, CONFIG = ImagesConfig(color="gray"), ImagesConfig()
@@ -48,7 +49,9 @@ def test_arrays_are_taken_as_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     root, images, labels = mnist
-    train, test = open_torchvision(f"torchvision:FashionMNIST:{root}", GRAY, executor)
+    train, test = open_found(
+        find_torchvision(f"torchvision:FashionMNIST:{root}", GRAY), GRAY, executor
+    )
     assert np.array_equal(pixels_of(train)[..., 0], images[:7])
     assert train.classes == ("T-shirt/top", "Trouser", "Pullover")
     assert train.labels is not None
@@ -56,7 +59,9 @@ def test_arrays_are_taken_as_they_are(
     assert test is not None
     assert np.array_equal(pixels_of(test)[..., 0], images[7:])
     monkeypatch.setenv("TORCHVISION_ROOT", str(root))
-    assert len(open_torchvision("torchvision:FashionMNIST", GRAY, executor)[0]) == 7
+    assert (
+        len(open_found(find_torchvision("torchvision:FashionMNIST", GRAY), GRAY, executor)[0]) == 7
+    )
 
 
 def test_channels_that_come_first_are_moved(
@@ -76,7 +81,9 @@ def test_channels_that_come_first_are_moved(
         (folder / f"{part}_X.bin").write_bytes(images.transpose(0, 3, 2, 1).tobytes())
         (folder / f"{part}_y.bin").write_bytes((labels + 1).astype(np.uint8).tobytes())
     (folder / "class_names.txt").write_text("airplane\nbird\ncar\n")
-    train, test = open_torchvision(f"torchvision:STL10:{tmp_path}", CONFIG, executor)
+    train, test = open_found(
+        find_torchvision(f"torchvision:STL10:{tmp_path}", CONFIG), CONFIG, executor
+    )
     assert np.array_equal(pixels_of(train), images)
     assert train.classes == ("airplane", "bird", "car")
     assert test is not None
@@ -92,7 +99,9 @@ def test_files_are_decoded_by_diptych(
         Image.fromarray(image).save(folder / f"{number}.png")
     (folder / "5.png").write_bytes(b"torchvision would fail at this one")
     lenient = ImagesConfig(max_unreadable_share=0.5)
-    train, test = open_torchvision(f"torchvision:EuroSAT:{tmp_path}", lenient, executor)
+    train, test = open_found(
+        find_torchvision(f"torchvision:EuroSAT:{tmp_path}", lenient), lenient, executor
+    )
     assert test is None
     assert np.array_equal(pixels_of(train), images)
     assert train.classes == ("Forest", "River")
@@ -103,7 +112,7 @@ def test_files_are_decoded_by_diptych(
 @pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100", "LSUN", "ImageNet"])
 def test_pickles_are_refused(name: str, executor: ThreadPoolExecutor) -> None:
     with pytest.raises(ImagesError, match=r"unpickles its files.*Instead, "):
-        open_torchvision(f"torchvision:{name}", CONFIG, executor)
+        open_found(find_torchvision(f"torchvision:{name}", CONFIG), CONFIG, executor)
 
 
 def test_what_is_missing_or_unknown_is_said(
@@ -113,10 +122,10 @@ def test_what_is_missing_or_unknown_is_said(
     with pytest.raises(
         ImagesError, match=r"import KMNIST; KMNIST\('.*', train=True, download=True"
     ):
-        open_torchvision(f"torchvision:KMNIST:{root}", CONFIG, executor)
+        open_found(find_torchvision(f"torchvision:KMNIST:{root}", CONFIG), CONFIG, executor)
     with pytest.raises(ImagesError, match=r"wanted one of CLEVRClassification, .*, USPS"):
-        open_torchvision("torchvision:Nothing", CONFIG, executor)
+        open_found(find_torchvision("torchvision:Nothing", CONFIG), CONFIG, executor)
     (root / "FashionMNIST" / "processed").mkdir()
     (root / "FashionMNIST" / "processed" / "training.pt").write_bytes(b"a pickle")
     with pytest.raises(ImagesError, match=r"processed holds \.pt files of an old torchvision"):
-        open_torchvision(f"torchvision:FashionMNIST:{root}", CONFIG, executor)
+        open_found(find_torchvision(f"torchvision:FashionMNIST:{root}", CONFIG), CONFIG, executor)

@@ -18,6 +18,7 @@ from diptych.configs import (
     TrainingConfig,
 )
 from diptych.contrast.method import build_method
+from diptych.contrast.sharded_bank import sharded_banks
 from diptych.distributed import own_slice
 from diptych.optimization.optimizers import build_optimizer
 from diptych.training.step import train_step
@@ -27,7 +28,7 @@ from processes import Results, run_processes
 BATCH, IMAGES = 16, 40
 STEPS = 20  # of the recipes; variants take fewer
 FEW_STEPS = 6
-RECIPES = ("simclr", "moco_v1", "moco_v3", "end_to_end", "memory_bank")
+RECIPES = ("simclr", "moco_v1", "moco_v3", "end_to_end", "memory_bank", "sharded_bank")
 BASE = RunConfig(
     encoder=EncoderConfig(width=4, stage_blocks=(1,)),
     norm=NormConfig("sync"),
@@ -54,12 +55,14 @@ MOCO_V3 = replace(
 GROUP = NormConfig("group", channel_groups=2)
 END_TO_END = replace(BASE, norm=GROUP, method=replace(BASE.method, dictionary=KEYS_ONLY))
 BANK = DictionaryConfig("bank", bank_negatives=12)
+SHARDED = replace(BANK, bank_placement="sharded")
 CONFIGS = {
     "simclr": BASE,
     "moco_v1": MOCO_V1,
     "moco_v3": MOCO_V3,
     "end_to_end": END_TO_END,
     "memory_bank": replace(BASE, norm=GROUP, method=replace(BASE.method, dictionary=BANK)),
+    "sharded_bank": replace(BASE, norm=GROUP, method=replace(BASE.method, dictionary=SHARDED)),
     "chunks": replace(END_TO_END, norm=SHUFFLE, training=replace(BASE.training, chunk_size=4)),
     "groups": replace(BASE, norm=GROUP),
     "three views": replace(BASE, norm=NormConfig("layer"), method=replace(BASE.method, views=3)),
@@ -108,7 +111,9 @@ def trained(name: str) -> Results:
                 [found.accuracy, torch.tensor(float(found.candidates)), result.gradient_norm]
             )
         )
-    state = {f"state/{key}": value.clone() for key, value in method.state_dict().items()}
+    whole = {key: bank.fetch(torch.arange(IMAGES)) for key, bank in sharded_banks(method)}
+    held = {**method.state_dict(), **whole}
+    state = {f"state/{key}": value.clone() for key, value in held.items()}
     return {"losses": torch.stack(losses).detach(), "others": torch.stack(others), **state}
 
 
@@ -150,6 +155,15 @@ def test_processes_hold_the_same_bits(name: str, together: list[Results]) -> Non
     for other in others:
         for key, value in first.items():
             assert torch.equal(value, other[key]), key
+
+
+def test_a_sharded_bank_is_a_replicated_one(alone: Results, together: list[Results]) -> None:
+    wanted = of("memory_bank", alone)
+    for results in together:
+        found = of("sharded_bank", results)
+        torch.testing.assert_close(found["losses"], wanted["losses"], rtol=1e-9, atol=0)
+        for key, value in of("sharded_bank", alone).items():
+            assert torch.equal(value, wanted[key]), key  # alone it is the same bank
 
 
 def test_the_losses_move(alone: Results) -> None:

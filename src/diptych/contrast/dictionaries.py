@@ -234,7 +234,7 @@ class ImageBank(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.register_buffer("keys", torch.zeros(images, dim, dtype=dtype))
+        self.register_buffer("keys", torch.zeros(self._held(images), dim, dtype=dtype))
         self.register_buffer("seen", torch.zeros(images, dtype=torch.long))
         self.register_buffer("known", torch.zeros(images, dtype=torch.bool))
         self.count = 0
@@ -262,16 +262,16 @@ class ImageBank(nn.Module):
         batch: Batch,
     ) -> Comparison:
         """Each query with its image's key against keys of other images."""
-        stored = self.keys[batch.indices].to(queries.dtype)
-        positives = torch.where(self.known[batch.indices][:, None], stored, keys.detach())
         drawn = self.draw(batch.step)
+        stored, negatives = self._stored(batch.indices, drawn)
+        known = self.known[batch.indices][:, None]
+        positives = torch.where(known, stored.to(queries.dtype), keys.detach())
         excluded = self._own_or_surplus(drawn, batch)
         counted = self.negative_count  # the same for all, unless all keys there are were drawn
         if len(drawn) <= self.negative_count:
             own_drawn = gather_rows((excluded >= 0).float())
             counted = round(len(drawn) - float(own_drawn.mean()))
-        negatives = self.keys[drawn].to(queries.dtype)
-        return Comparison(queries, positives, negatives, excluded, 1 + counted)
+        return Comparison(queries, positives, negatives.to(queries.dtype), excluded, 1 + counted)
 
     def draw(self, step: int) -> Int[Tensor, " drawn"]:
         """Different images that have a key: one more than the negatives asked for, if there are.
@@ -300,16 +300,29 @@ class ImageBank(nn.Module):
     def remember(self, keys: Float[Tensor, "batch dim"], indices: Int[Tensor, " batch"]) -> None:
         """Moves the images' keys towards the new ones, or stores those of new images."""
         known = self.known[indices]
-        old = self.keys[indices].to(keys.dtype)
-        mixed = torch.where(known[:, None], torch.lerp(keys, old, self.momentum), keys)
-        if self.unit_length:
-            mixed = functional.normalize(mixed, dim=1)
-        self.keys[indices] = mixed.to(self.keys.dtype)
+        self._move(keys, indices, known)
         if self.count < len(self.known):
             new = indices[~known]
             self.seen[self.count : self.count + len(new)] = new
             self.known[new] = True
             self.count += len(new)
+
+    @staticmethod
+    def _held(images: int) -> int:
+        """Keys that this process holds."""
+        return images
+
+    def _stored(self, own: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys of this process's images, and those of images that all processes have drawn."""
+        return self.keys[own], self.keys[drawn]
+
+    def _move(self, keys: Tensor, rows: Tensor, known: Tensor) -> None:
+        """Takes keys in at rows of ``keys``; ``known`` says which of them hold one."""
+        old = self.keys[rows].to(keys.dtype)
+        mixed = torch.where(known[:, None], torch.lerp(keys, old, self.momentum), keys)
+        if self.unit_length:
+            mixed = functional.normalize(mixed, dim=1)
+        self.keys[rows] = mixed.to(self.keys.dtype)
 
     def figures(self) -> dict[str, float]:
         """How many images have a key."""
@@ -332,7 +345,10 @@ def build_dictionary(
         return InBatch(both_views=config.both_views)
     if config.kind == "queue":
         return KeyQueue(config.queue_size, dim)
-    return ImageBank(
+    from diptych.contrast.sharded_bank import ShardedBank  # which builds on this module
+
+    kind = ShardedBank if config.bank_placement == "sharded" else ImageBank
+    return kind(
         image_count,
         dim,
         negatives=config.bank_negatives,

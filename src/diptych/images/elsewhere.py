@@ -1,23 +1,18 @@
 """Images whose name is no path on this disk: a URL, or the name of a data set."""
 
 from collections.abc import Callable
-from concurrent.futures import Executor
 from pathlib import Path
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images import torchvision_sets
-from diptych.images.collection import ImageSet
-from diptych.images.listing import Progress, open_listing
 from diptych.images.remote.connection import is_url
 from diptych.images.remote.fetch import fetch, is_remote_file
-from diptych.images.remote.folder import open_remote_folder
+from diptych.images.remote.folder import find_in_remote_folder
 from diptych.images.shards.tar import list_tar
+from diptych.images.splits import Found
 from diptych.images.tables import hugging_face
-from diptych.images.tables.parquet import is_parquet_pattern, list_parquet, open_parquet
-
-Parts = tuple[ImageSet, ImageSet | None]
-"""Images to learn from, and held-out ones where there are some."""
+from diptych.images.tables.parquet import find_in_parquet, is_parquet_pattern, list_parquet
 
 
 def from_any_folder(name: str) -> str | None:
@@ -33,49 +28,36 @@ def from_any_folder(name: str) -> str | None:
     return name if name.startswith(hugging_face.PREFIX) or is_url(name) else None
 
 
-def open_elsewhere(
-    config: ImagesConfig,
-    executor: Executor,
-    on_progress: Progress,
-    open_file: Callable[[Path], Parts],
-) -> Parts | None:
+def find_elsewhere(config: ImagesConfig, find_in_file: Callable[[Path], Found]) -> Found | None:
     """What ``config.path`` names; None where it is none of these names.
 
     Args:
-        config: the name, limits and colour mode.
-        executor: its threads decode.
-        on_progress: told how many images are checked.
-        open_file: opens a file on this disk, once one has been fetched.
+        config: the name, and how it is read.
+        find_in_file: for a file on this disk, once one has been fetched.
     """
     name = config.path
     if name.startswith(hugging_face.PREFIX):
-        return hugging_face.open_handed_over(name, config, executor, on_progress)
+        return hugging_face.find_handed_over(name, config)
     if name.startswith(torchvision_sets.PREFIX):
-        return torchvision_sets.open_torchvision(name, config, executor, on_progress)
+        return torchvision_sets.find_torchvision(name, config)
     if is_url(name) and is_remote_file(name):
-        return _open_fetched(config, executor, on_progress, open_file)
+        return _find_in_fetched(config, find_in_file)
     if is_url(name):
-        return open_remote_folder(name, config, executor, on_progress)
+        return find_in_remote_folder(name)
     if is_parquet_pattern(name):
-        return open_parquet(name, config, executor, on_progress)
+        return find_in_parquet(name, config)
     return None
 
 
-def _open_fetched(
-    config: ImagesConfig,
-    executor: Executor,
-    on_progress: Progress,
-    open_file: Callable[[Path], Parts],
-) -> Parts:
+def _find_in_fetched(config: ImagesConfig, find_in_file: Callable[[Path], Found]) -> Found:
     copies = fetch(config.path, config)
     kinds = {copy.suffix for copy in copies}
     if kinds == {".tar"}:
-        return open_listing(list_tar(copies, config.path), config, executor, on_progress), None
+        return Found(list_tar(copies, config.path))
     if len(copies) == 1:
-        return open_file(copies[0])
+        return find_in_file(copies[0])
     if kinds == {".parquet"}:
-        listing = list_parquet([str(copy) for copy in copies], config)
-        return open_listing(listing, config, executor, on_progress), None
+        return Found(list_parquet([str(copy) for copy in copies], config))
     raise ImagesError(
         f"{config.path} stands for {len(copies)} files. Only .tar and .parquet files may be "
         "several; give the URL of one."

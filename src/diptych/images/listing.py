@@ -47,6 +47,8 @@ class Listing:
         classes: names of the classes.
         stamp: two numbers that change when the bytes behind a name do, as the size and the time of
             its file, found without reading it. Without it decoded images are kept in no file.
+        read_part: ``read`` for those who want only some consecutive images, where reading any of
+            them means to copy the files of all; still called with places in the whole.
     """
 
     origin: str
@@ -55,6 +57,7 @@ class Listing:
     labels: NDArray[np.int64] | None = None
     classes: tuple[str, ...] = ()
     stamp: Callable[[int], tuple[int, int]] | None = None
+    read_part: Callable[[range], Callable[[int], bytes]] | None = None
 
     def select(self, indices: NDArray[np.int64]) -> "Listing":
         """Some of the images, in the order of ``indices``."""
@@ -65,6 +68,7 @@ class Listing:
             read=lambda index: read(int(indices[index])),
             labels=None if self.labels is None else self.labels[indices],
             stamp=None if stamp is None else lambda index: stamp(int(indices[index])),
+            read_part=None,
         )
 
 

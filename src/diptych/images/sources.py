@@ -13,16 +13,16 @@ from diptych.images.arrays import image_set, is_idx, open_idx, open_npy, open_np
 from diptych.images.cifar import is_cifar, open_cifar
 from diptych.images.collection import Collection, ImageSet, held_out_config
 from diptych.images.decode import EXTENSIONS
-from diptych.images.elsewhere import open_elsewhere
+from diptych.images.elsewhere import find_elsewhere
 from diptych.images.folder import list_folder
 from diptych.images.form import Pixels
-from diptych.images.listing import Listing, Progress, ignore_progress, open_listing
+from diptych.images.listing import Listing, Progress, ignore_progress
 from diptych.images.photographs import PHOTOGRAPHS_NAME, open_photographs
 from diptych.images.shards.files import find_shards, is_shard_pattern
 from diptych.images.shards.tar import list_tar
-from diptych.images.splits import TEST_NAMES, TRAIN_NAMES
-from diptych.images.tables.arrow_folder import is_saved, open_saved
-from diptych.images.tables.parquet import holds_parquet, open_parquet
+from diptych.images.splits import TEST_NAMES, TRAIN_NAMES, Found, open_found
+from diptych.images.tables.arrow_folder import find_saved, is_saved
+from diptych.images.tables.parquet import find_in_parquet, holds_parquet
 from diptych.images.text_list import list_text
 
 _WANTED: Final = (
@@ -46,20 +46,32 @@ def open_images(
     Raises:
         ImagesError: nothing usable is there.
     """
-    if config.path == PHOTOGRAPHS_NAME and not Path(config.path).exists():
+    if _is_built_in(config):
         return open_photographs(config)
-    path = Path(config.path)
-    exists = config.path != "" and path.exists()
-    if not exists and is_shard_pattern(config.path):
-        listing = list_tar(find_shards(config.path), config.path)
-        train, test = open_listing(listing, config, executor, on_progress), None
-    elif not exists:
-        train, test = _open_elsewhere(config, executor, on_progress)
-    elif path.is_dir():
-        train, test = _open_parts(path, config, executor, on_progress)
-    else:
-        train, test = _open_file(path, config, executor, on_progress)
+    train, test = open_found(locate_images(config), config, executor, on_progress)
     return Collection(train, test, describe(config.path, train, test))
+
+
+def locate_images(config: ImagesConfig) -> Found:
+    """What ``config.path`` names, before an image is decoded.
+
+    Raises:
+        ImagesError: nothing usable is there.
+    """
+    if _is_built_in(config):
+        built_in = open_photographs(config)
+        return Found(built_in.train, [] if built_in.test is None else [built_in.test])
+    path = Path(config.path)
+    if config.path != "" and path.exists():
+        return _find_in_folder(path, config) if path.is_dir() else _find_in_file(path, config)
+    if is_shard_pattern(config.path):
+        return Found(list_tar(find_shards(config.path), config.path))
+    found = find_elsewhere(config, lambda file: _find_in_file(file, config))
+    if found is None:
+        raise ImagesError(
+            f"{config.path!r} does not exist. Wanted {_WANTED}, or the name {PHOTOGRAPHS_NAME!r}."
+        )
+    return found
 
 
 def from_array(array: Pixels, labels: NDArray[np.int64] | None, config: ImagesConfig) -> ImageSet:
@@ -79,62 +91,50 @@ def describe(path: str, train: ImageSet, test: ImageSet | None) -> str:
     return " ".join([sentence + ".", *train.remarks])
 
 
-def _open_elsewhere(
-    config: ImagesConfig, executor: Executor, on_progress: Progress
-) -> tuple[ImageSet, ImageSet | None]:
-    found = open_elsewhere(
-        config, executor, on_progress, lambda path: _open_file(path, config, executor, on_progress)
-    )
-    if found is None:
-        raise ImagesError(
-            f"{config.path!r} does not exist. Wanted {_WANTED}, or the name {PHOTOGRAPHS_NAME!r}."
-        )
-    return found
+def _is_built_in(config: ImagesConfig) -> bool:
+    return config.path == PHOTOGRAPHS_NAME and not Path(config.path).exists()
 
 
-def _open_file(
-    path: Path, config: ImagesConfig, executor: Executor, on_progress: Progress
-) -> tuple[ImageSet, ImageSet | None]:
+def _find_in_file(path: Path, config: ImagesConfig) -> Found:
     if path.suffix == ".npz":
-        return open_npz(path, config)
+        return _arrays(*open_npz(path, config))
     if path.suffix == ".npy":
-        return open_npy(path, config), None
+        return Found(open_npy(path, config))
     if path.suffix == ".parquet":
-        return open_parquet(str(path), config, executor, on_progress)
+        return find_in_parquet(str(path), config)
     if path.suffix == ".txt":
-        return open_listing(list_text(path), config, executor, on_progress), None
+        return Found(list_text(path))
     if ".tar" in path.suffixes or path.suffix == ".tgz":
-        listing = list_tar([path], str(path))
-        return open_listing(listing, config, executor, on_progress), None
+        return Found(list_tar([path], str(path)))
     if is_idx(path):
-        return open_idx(path, config), None
+        return Found(open_idx(path, config))
     raise ImagesError(
         f"{path} is a file of another kind. Wanted {_WANTED}. For image files, give the folder."
     )
 
 
-def _open_parts(
-    path: Path, config: ImagesConfig, executor: Executor, on_progress: Progress
-) -> tuple[ImageSet, ImageSet | None]:
+def _find_in_folder(path: Path, config: ImagesConfig) -> Found:
     """A folder: of one known form, or train and test subfolders, or just images or shards."""
     if is_cifar(path):
-        return open_cifar(path, config)
+        return _arrays(*open_cifar(path, config))
     if is_saved(path):
-        return open_saved(path, config, executor, on_progress)
+        return find_saved(path, config)
     if holds_parquet(path):
-        return open_parquet(str(path), config, executor, on_progress)
+        return find_in_parquet(str(path), config)
     idx = _idx_parts(path)
     if idx is not None:
         train_file, test_file = idx
         learned = open_idx(train_file, config)
         everything = held_out_config(config, learned)
-        return learned, None if test_file is None else open_idx(test_file, everything)
+        return _arrays(learned, None if test_file is None else open_idx(test_file, everything))
     train, test = _subfolder(path, TRAIN_NAMES), _subfolder(path, TEST_NAMES)
-    learned = open_listing(_listed(train or path), config, executor, on_progress)
     if train is None or test is None:
-        return learned, None
-    held_out = open_listing(_listed(test), held_out_config(config, learned), executor, on_progress)
-    return learned, held_out
+        return Found(_listed(train or path))
+    return Found(_listed(train), map(_listed, [test]))
+
+
+def _arrays(train: ImageSet, test: ImageSet | None) -> Found:
+    return Found(train, [] if test is None else [test])
 
 
 def _listed(folder: Path) -> Listing:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from diptych.configs import ImagesConfig
@@ -21,6 +22,19 @@ TEST_NAMES: Final = ("test", "val", "valid", "validation")
 _IN_NAME: Final = re.compile(rf"({'|'.join(TRAIN_NAMES + TEST_NAMES)})(?![a-z])", re.IGNORECASE)
 
 Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a path holds, before images are decoded.
+
+    Attributes:
+        train: the images to learn from; a set where they lie decoded.
+        held_out: what could be held out, the likeliest first; listed as it is asked for.
+    """
+
+    train: Listing | ImageSet
+    held_out: Iterable[Listing | ImageSet] = ()
 
 
 def split_of(name: str) -> str:
@@ -63,23 +77,26 @@ def choose_splits(parts: Mapping[str, Part], origin: str) -> tuple[Part, list[Pa
     return parts[train], [parts[name] for name in TEST_NAMES if name in parts and name != train]
 
 
-def open_parts(
-    train: Listing,
-    candidates: Iterable[Listing],
+def open_found(
+    found: Found,
     config: ImagesConfig,
     executor: Executor,
     on_progress: Progress = ignore_progress,
 ) -> tuple[ImageSet, ImageSet | None]:
     """Opens what to learn from and the best of what could be held out."""
-    learned = open_listing(train, config, executor, on_progress)
-    test = _held_out(candidates)
-    if test is None:
-        return learned, None
-    return learned, open_listing(test, held_out_config(config, learned), executor, on_progress)
+
+    def opened(part: Listing | ImageSet, config: ImagesConfig) -> ImageSet:
+        if isinstance(part, ImageSet):
+            return part
+        return open_listing(part, config, executor, on_progress)
+
+    learned = opened(found.train, config)
+    test = _held_out(found.held_out)
+    return learned, None if test is None else opened(test, held_out_config(config, learned))
 
 
-def _held_out(candidates: Iterable[Listing]) -> Listing | None:
+def _held_out(candidates: Iterable[Listing | ImageSet]) -> Listing | ImageSet | None:
     """The first with labels (those of a test part are often withheld), else the first of all."""
-    listings = list(candidates)
-    labelled = (one for one in listings if present_classes(one.labels, one.classes)[0] is not None)
-    return next(labelled, listings[0] if listings else None)
+    parts = list(candidates)
+    labelled = (one for one in parts if present_classes(one.labels, one.classes)[0] is not None)
+    return next(labelled, parts[0] if parts else None)

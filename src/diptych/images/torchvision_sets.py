@@ -7,7 +7,6 @@ unpickle, and a pickle runs whatever its author wrote.
 import inspect
 import os
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,9 +18,9 @@ from diptych.errors import ImagesError
 from diptych.images.arrays import image_set
 from diptych.images.collection import ImageSet, held_out_config
 from diptych.images.folder import list_files
-from diptych.images.listing import Listing, Progress, ignore_progress
+from diptych.images.listing import Listing
 from diptych.images.names import CompactNames
-from diptych.images.splits import open_parts
+from diptych.images.splits import Found
 from diptych.images.tables.columns import Labels, number_labels
 
 PREFIX: Final = "torchvision:"
@@ -82,10 +81,8 @@ def split_name(name: str) -> tuple[str, Path | None]:
     return kind, Path(root) if root else None
 
 
-def open_torchvision(
-    name: str, config: ImagesConfig, executor: Executor, on_progress: Progress = ignore_progress
-) -> tuple[ImageSet, ImageSet | None]:
-    """Opens ``torchvision:NAME`` or ``torchvision:NAME:ROOT``; nothing is downloaded.
+def find_torchvision(name: str, config: ImagesConfig) -> Found:
+    """What ``torchvision:NAME`` or ``torchvision:NAME:ROOT`` holds; nothing is downloaded.
 
     Raises:
         ImagesError: it is not known, not there, or would be unpickled.
@@ -100,13 +97,13 @@ def open_torchvision(
         )
     if kind in _FILES:
         train, *rest = (_list(kind, where, part) for part in _FILES[kind])
-        return open_parts(train, rest, config, executor, on_progress)
+        return Found(train, rest)
     if kind in _ARRAYS:
         learned = _arrays(_construct(kind, where, _ARRAYS[kind][0]), config, name)
         if len(_ARRAYS[kind]) == 1:
-            return learned, None
+            return Found(learned)
         alike = held_out_config(config, learned)
-        return learned, _arrays(_construct(kind, where, _ARRAYS[kind][1]), alike, name)
+        return Found(learned, [_arrays(_construct(kind, where, _ARRAYS[kind][1]), alike, name)])
     raise ImagesError(
         f"{name}: wanted one of {', '.join(sorted({**_ARRAYS, **_FILES}))}. Of any other data set, "
         "give the folder of its images."

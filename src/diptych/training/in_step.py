@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from diptych.contrast.look_up import LookUp
+from diptych.contrast.sharded_bank import sharded_banks
 from diptych.distributed import (
     average_over_processes,
     gather_rows,
@@ -26,6 +27,8 @@ from diptych.errors import PeerError
 from diptych.model.norms import GlobalBatchNorm
 
 DRAW_STREAM: Final = 0x44524157  # "DRAW": keeps these draws apart from any other use of the seed
+
+_SHARE: Final = "the keys that it alone holds, which are not those that it took in"
 
 
 def average_step(method: nn.Module, found: LookUp) -> LookUp:
@@ -74,9 +77,10 @@ def require_in_step(method: nn.Module, step: int, **more: str) -> None:
     texts = {name: hashlib.sha256(text.encode()) for name, text in more.items()}
     digests = {"step": hashlib.sha256(str(step).encode()), **texts, **_digests(method)}
     own = [int.from_bytes(one.digest()[:8], "big", signed=True) for one in digests.values()]
+    own.append(sum(not bank.is_intact() for _, bank in sharded_banks(method)))
     everyone = gather_rows(torch.tensor([own])).tolist()
-    for part, sums in zip(digests, zip(*everyone, strict=True), strict=True):
-        usual, _ = Counter(sums).most_common(1)[0]
+    for part, sums in zip([*digests, _SHARE], zip(*everyone, strict=True), strict=True):
+        usual = 0 if part == _SHARE else Counter(sums).most_common(1)[0][0]
         others = [rank for rank, one in enumerate(sums) if one != usual]
         if others:
             raise PeerError(_difference(others, part, step))
@@ -94,9 +98,12 @@ def _difference(ranks: list[int], part: str, step: int) -> str:
 
 
 def _digests(method: nn.Module) -> "Mapping[str, hashlib._Hash]":
-    """A checksum of each part of a method."""
+    """A checksum of each part of a method that every process holds."""
     digests = {name: hashlib.sha256() for name in ("network", "twin", "dictionary", "other parts")}
+    shares = {name for name, _ in sharded_banks(method)}
     for name, value in method.state_dict().items():
+        if name in shares:
+            continue
         part = name.partition(".")[0]
         digest = digests[part if part in digests else "other parts"]
         digest.update(name.encode())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diptych.configs import RunConfig
 from diptych.contrast.dictionaries import full_size
+from diptych.contrast.sharded_bank import whole_banks
 from diptych.distributed import largest_over_processes, process_count, process_rank
 from diptych.errors import ConfigError, FirstStopped, LostPeer, TrainingError
 from diptych.evaluation.symptoms import find_symptoms
@@ -291,17 +292,19 @@ class _Run:
     def _save(self, saver: Saver | None) -> None:
         """Begins to write a checkpoint; no process waits for the disk."""
         self._require_finite()
+        whole = whole_banks(self.state.method)  # for this all processes are needed
         if saver is not None:
-            saver.begin(self.state, images=self.fingerprint)
+            saver.begin(self.state, whole, images=self.fingerprint)
 
     def _save_and_wait(self, log: RunLog | None, saver: Saver | None) -> None:
         """Returns in all processes when all is written, or in none."""
         self._require_finite()
+        whole = whole_banks(self.state.method)
 
         def finish() -> str:
             assert saver is not None
             assert log is not None
-            saver.finish(self.state, images=self.fingerprint)
+            saver.finish(self.state, whole, images=self.fingerprint)
             log.finish()
             return ""
 

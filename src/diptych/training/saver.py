@@ -1,7 +1,7 @@
 """Saves a run beside its training: one checkpoint at a time, in a thread, until it is written."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,6 +19,9 @@ from diptych.training.stores import Place
 RETRY_SECONDS: Final = 30.0
 REMIND_SECONDS: Final = 600.0  # between two sentences about the same trouble
 LAST_PAUSES: Final = (1.0, 3.0)  # seconds between the tries when a run ends
+
+Whole = Mapping[str, Tensor]
+"""Tensors by their names in the method's state."""
 
 
 @dataclass(frozen=True)
@@ -113,28 +116,29 @@ class Saver:
         pause = every if self._trouble is None else min(every, RETRY_SECONDS)
         return self._pending is None and time.monotonic() - self._begun >= pause
 
-    def begin(self, state: RunState, **more: Any) -> None:
+    def begin(self, state: RunState, whole: Whole | None = None, **more: Any) -> None:
         """Takes a checkpoint and begins to write it; the one before must be finished.
 
         With ``checkpoint.asynchronous`` it returns as soon as the state is copied.
 
         Args:
             state: between two steps.
+            whole: of tensors of which this process holds a share only.
             more: JSON values to be saved with its own.
         """
         self._begun, self._step = time.monotonic(), state.step
         scalars = {**state.scalars(), **more}
         if self._config.asynchronous:
-            tensors = self._copy.take(state.named_tensors())
+            tensors = self._copy.take(state.named_tensors(whole))
             self._pending = self._thread.submit(self._write, tensors, scalars)
             return
-        self._pending = self._thread.submit(self._write, state.tensors(), scalars)
+        self._pending = self._thread.submit(self._write, state.tensors(whole), scalars)
         wait([self._pending])
         self.look()
         self._begun = time.monotonic()
 
-    def finish(self, state: RunState, **more: Any) -> None:
-        """Writes the last checkpoint of a sitting, and returns when it is there.
+    def finish(self, state: RunState, whole: Whole | None = None, **more: Any) -> None:
+        """Writes the last checkpoint of a sitting, and returns when it is there; see ``begin``.
 
         Raises:
             NotSaved: it cannot be written.
@@ -145,7 +149,7 @@ class Saver:
             self.look()
         if self.error is not None:
             raise self.failure()
-        tensors, scalars = state.tensors(), {**state.scalars(), **more}
+        tensors, scalars = state.tensors(whole), {**state.scalars(), **more}
         outcome = self._write(tensors, scalars)
         for pause in LAST_PAUSES:
             if outcome.trouble is None:

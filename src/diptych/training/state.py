@@ -1,5 +1,6 @@
 """All that must be saved of a run, in one object."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,9 +33,15 @@ class RunState:
     step: int = 0
     seconds: float = 0.0
 
-    def named_tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state by a stable name, where it is; the next step changes it."""
-        named = {f"method/{name}": value for name, value in self.method.state_dict().items()}
+    def named_tensors(self, whole: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Every tensor of the state by a stable name, where it is; the next step changes it.
+
+        Args:
+            whole: tensors that take the place of those of the method of which this process holds a
+                share only.
+        """
+        held = {**self.method.state_dict(), **(whole or {})}
+        named = {f"method/{name}": value for name, value in held.items()}
         for name, parameter in trainable(self.method):
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
@@ -44,9 +51,10 @@ class RunState:
             named["generator/cuda"] = torch.cuda.get_rng_state()
         return {name: value.detach() for name, value in named.items()}
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self, whole: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The same on the CPU, contiguous; copied only where they are not."""
-        return {name: value.cpu().contiguous() for name, value in self.named_tensors().items()}
+        named = self.named_tensors(whole)
+        return {name: value.cpu().contiguous() for name, value in named.items()}
 
     def scalars(self) -> dict[str, Any]:
         """Every plain number of the state."""

@@ -16,8 +16,9 @@ from conftest import encoded
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet
+from diptych.images.splits import open_found
 from diptych.images.tables import parquet, spool
-from diptych.images.tables.parquet import list_parquet, open_parquet
+from diptych.images.tables.parquet import find_in_parquet, list_parquet
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 NOTE = {"info": {"features": {"label": {"names": ["ant", "bee", "cat"], "_type": "ClassLabel"}}}}
@@ -60,7 +61,7 @@ def test_hugging_face_files_are_read(
             NOTE,
             row_group_size=2,
         )
-    train, test = open_parquet(str(tmp_path / "data"), config, executor)
+    train, test = open_found(find_in_parquet(str(tmp_path / "data"), config), config, executor)
     assert np.array_equal(pixels_of(train), images[:7])
     assert train.classes == ("ant", "bee", "cat")
     assert train.labels is not None
@@ -76,13 +77,18 @@ def test_plain_columns_and_text_labels(
     images, _ = stripes(4)
     data = [encoded(image, "PNG") for image in images]
     file = write(tmp_path / "a.parquet", {"jpg": data, "mask": data, "cls": ["b", "a", "b", "a"]})
-    train, test = open_parquet(str(tmp_path / "?.parquet"), config, executor)
+    train, test = open_found(find_in_parquet(str(tmp_path / "?.parquet"), config), config, executor)
     assert test is None
     assert np.array_equal(pixels_of(train), images)
     assert train.classes == ("a", "b")
     assert train.labels is not None
     assert train.labels.tolist() == [1, 0, 1, 0]
-    assert open_parquet(str(file), config, executor)[0].names == ["a:0", "a:1", "a:2", "a:3"]
+    assert open_found(find_in_parquet(str(file), config), config, executor)[0].names == [
+        "a:0",
+        "a:1",
+        "a:2",
+        "a:3",
+    ]
 
 
 def test_rows_are_named_by_their_paths(
@@ -92,7 +98,7 @@ def test_rows_are_named_by_their_paths(
     rows = structs(images, paths=True)
     rows[1]["path"] = "../../etc/passwd"  # a name, and nothing that is opened
     file = write(tmp_path / "a.parquet", {"image": rows})
-    train, _ = open_parquet(str(file), config, executor)
+    train, _ = open_found(find_in_parquet(str(file), config), config, executor)
     assert train.names == ["0.png", "../../etc/passwd", "2.png"]
     assert train.labels is None
 
@@ -104,7 +110,7 @@ def test_rows_without_bytes_are_listed(
     rows: list[Any] = structs(images)
     rows[1], rows[2] = None, {"bytes": None, "path": "/etc/hostname"}
     file = write(tmp_path / "a.parquet", {"image": rows})
-    train, _ = open_parquet(str(file), config, executor)
+    train, _ = open_found(find_in_parquet(str(file), config), config, executor)
     assert [one.name for one in train.skipped] == ["a:1", "a:2"]
     assert "names a file only, or holds nothing" in train.skipped[0].reason
     assert np.array_equal(pixels_of(train), images[[0, 3]])
@@ -178,9 +184,9 @@ def test_without_files_or_the_package(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(ImagesError, match=r"no \.parquet files there"):
-        open_parquet(str(tmp_path), config, executor)
+        open_found(find_in_parquet(str(tmp_path), config), config, executor)
     file = write(tmp_path / "a.parquet", {"image": structs(stripes(2)[0])})
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     with pytest.raises(ImagesError, match=r"pip install 'diptych\[parquet\]'"):
-        open_parquet(str(file), config, executor)
+        open_found(find_in_parquet(str(file), config), config, executor)

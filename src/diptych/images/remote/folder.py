@@ -6,19 +6,16 @@ A server is not trusted: what it calls an image stays a name and never becomes a
 import os
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from typing import Any, Final
 from urllib.parse import unquote
 
-from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
-from diptych.images.collection import ImageSet
 from diptych.images.decode import EXTENSIONS
 from diptych.images.folder import labels_from_folders
-from diptych.images.listing import Listing, Progress, ignore_progress
+from diptych.images.listing import Listing
 from diptych.images.names import CompactNames
 from diptych.images.remote.connection import chunks, connect, in_words, is_http, persist
-from diptych.images.splits import TEST_NAMES, TRAIN_NAMES, choose_splits, open_parts
+from diptych.images.splits import TEST_NAMES, TRAIN_NAMES, Found, choose_splits
 
 _LARGEST_IMAGE: Final = 2**28  # bytes
 _MOST_FOLDERS: Final = 100_000
@@ -28,9 +25,7 @@ Entry = dict[str, Any]
 """What is known of a remote file; ``name`` is its place."""
 
 
-def open_remote_folder(
-    url: str, config: ImagesConfig, executor: Executor, on_progress: Progress = ignore_progress
-) -> tuple[ImageSet, ImageSet | None]:
+def find_in_remote_folder(url: str) -> Found:
     """The images below a URL; train and test folders are noticed as in a local folder.
 
     Raises:
@@ -51,8 +46,7 @@ def open_remote_folder(
             f"{', '.join(sorted(EXTENSIONS))}, or the URL of a .npz, .npy, .tar or .parquet file."
         )
     train, others = choose_splits(_parts(entries), url)
-    rest = (_listing(url, system, part) for part in others)
-    return open_parts(_listing(url, system, train), rest, config, executor, on_progress)
+    return Found(_listing(url, system, train), (_listing(url, system, part) for part in others))
 
 
 def _find(system: Any, root: str, url: str) -> dict[str, Entry]:

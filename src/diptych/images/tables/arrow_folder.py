@@ -7,7 +7,6 @@ those would have to be trusted.
 import json
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,10 +14,9 @@ import numpy as np
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
-from diptych.images.collection import ImageSet
 from diptych.images.decode import read_bytes
-from diptych.images.listing import Listing, Progress, ignore_progress
-from diptych.images.splits import choose_splits, open_parts
+from diptych.images.listing import Listing
+from diptych.images.splits import Found, choose_splits
 from diptych.images.tables.arrow import (
     Columns,
     find_columns,
@@ -40,9 +38,7 @@ def is_saved(path: Path) -> bool:
     return (path / _SPLITS).is_file() or all((path / name).is_file() for name in _PARTS)
 
 
-def open_saved(
-    path: Path, config: ImagesConfig, executor: Executor, on_progress: Progress = ignore_progress
-) -> tuple[ImageSet, ImageSet | None]:
+def find_saved(path: Path, config: ImagesConfig) -> Found:
     """The images to learn from and, of a folder with splits, the held-out ones.
 
     Raises:
@@ -53,8 +49,7 @@ def open_saved(
         names = _note(path / _SPLITS).get("splits")
         parts = {name: path / name for name in _plain_names(names, path / _SPLITS)}
     train, others = choose_splits(parts, str(path))
-    rest = (list_saved(other, config) for other in others)
-    return open_parts(list_saved(train, config), rest, config, executor, on_progress)
+    return Found(list_saved(train, config), (list_saved(other, config) for other in others))
 
 
 def list_saved(path: Path, config: ImagesConfig) -> Listing:

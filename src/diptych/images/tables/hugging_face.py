@@ -6,16 +6,14 @@ by it for as long as the caller keeps it.
 
 import hashlib
 import sys
-from concurrent.futures import Executor
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.collection import ImageSet
 from diptych.images.decode import read_bytes
-from diptych.images.listing import Listing, Progress, ignore_progress
-from diptych.images.splits import choose_splits, open_parts
+from diptych.images.listing import Listing
+from diptych.images.splits import Found, choose_splits
 from diptych.images.tables.arrow import (
     find_columns,
     labels_of,
@@ -54,13 +52,8 @@ def path_of(images: Any) -> str:
     return name
 
 
-def open_handed_over(
-    name: str,
-    config: ImagesConfig,
-    executor: Executor,
-    on_progress: Progress = ignore_progress,
-) -> tuple[ImageSet, ImageSet | None]:
-    """Opens the data set that ``path_of`` gave this name.
+def find_handed_over(name: str, config: ImagesConfig) -> Found:
+    """The data set that ``path_of`` gave this name.
 
     Raises:
         ImagesError: there is no such object any more, or it has no column of images.
@@ -74,8 +67,7 @@ def open_handed_over(
         )
     parts = dict(images) if isinstance(images, dict) else {"train": images}
     train, others = choose_splits(parts, "the data set")
-    rest = (list_dataset(other, config) for other in others)
-    return open_parts(list_dataset(train, config), rest, config, executor, on_progress)
+    return Found(list_dataset(train, config), (list_dataset(other, config) for other in others))
 
 
 def list_dataset(dataset: Any, config: ImagesConfig) -> Listing:

@@ -8,8 +8,8 @@ import glob
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
@@ -19,9 +19,8 @@ import numpy as np
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.cache import cache_folder
-from diptych.images.collection import ImageSet
-from diptych.images.listing import Listing, Progress, ignore_progress
-from diptych.images.splits import TEST_NAMES, TRAIN_NAMES, by_split, choose_splits, open_parts
+from diptych.images.listing import Listing
+from diptych.images.splits import TEST_NAMES, TRAIN_NAMES, Found, by_split, choose_splits
 from diptych.images.tables.arrow import (
     Columns,
     encoded_images,
@@ -62,16 +61,12 @@ def holds_parquet(folder: Path) -> bool:
     return any(file.name != "metadata.parquet" for file in found)
 
 
-def open_parquet(
-    path: str, config: ImagesConfig, executor: Executor, on_progress: Progress = ignore_progress
-) -> tuple[ImageSet, ImageSet | None]:
+def find_in_parquet(path: str, config: ImagesConfig) -> Found:
     """The images to learn from and, where files are named as held-out ones, those.
 
     Args:
         path: a file, a folder or a pattern.
-        config: limits, colours, the column and where the copy goes.
-        executor: its threads decode.
-        on_progress: told how many images are checked.
+        config: the column, and where the copy goes.
 
     Raises:
         ImagesError: no such files, no column of images, or a damaged file.
@@ -86,7 +81,7 @@ def open_parquet(
     def rows(names: Sequence[str]) -> Listing:
         return list_parquet([os.path.join(root, name) for name in names], config)
 
-    return open_parts(rows(train), map(rows, others), config, executor, on_progress)
+    return Found(rows(train), map(rows, others))
 
 
 def list_parquet(files: Sequence[str], config: ImagesConfig) -> Listing:
@@ -111,13 +106,24 @@ def list_parquet(files: Sequence[str], config: ImagesConfig) -> Listing:
     names = name_rows(paths, [Path(file).stem for file in files])
     stamps = [_stamp(file) for file in files]
     starts = np.cumsum([0, *rows])
+
+    def file_of(index: int) -> int:
+        return int(np.searchsorted(starts, index, side="right")) - 1
+
+    def read_part(some: range) -> Callable[[int], bytes]:
+        own = slice(file_of(some.start), file_of(some.stop - 1) + 1) if some else slice(0)
+        spool = partial(_spool, files[own], columns, stamps[own], config)
+        read = _LateSpool(spool, sum(rows[own]), origin).read
+        return lambda index: read(index - int(starts[own.start or 0]))
+
     return Listing(
         origin,
         names,
-        _LateSpool(lambda: _spool(files, columns, stamps, config), sum(rows), origin).read,
+        read_part(range(sum(rows))),
         labels,
         classes,
-        stamp=lambda index: stamps[int(np.searchsorted(starts, index, side="right")) - 1],
+        stamp=lambda index: stamps[file_of(index)],
+        read_part=read_part,
     )
 
 
