@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diptych import stopwatch as module
@@ -89,6 +89,7 @@ steps = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(steps, max_size=6))
 def test_parts_are_the_whole(work: list[object]) -> None:
     clock = Clock()
