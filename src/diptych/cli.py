@@ -31,6 +31,7 @@ verbs:
   rank       rank runs and checkpoints without labels
   detect     train detectors on a run's ResNet and on an untrained one, and compare them
   report     write a run's report, one page that opens offline
+  plan       say before a run what it costs: days, memory, network, disk; and what breaks first
   views      preview the random views of some images on a sheet or a page, with advice
   recipes    list the recipes, or print one's settings
   study      answer one question of the papers by a grid of runs: table, figure, page
@@ -314,6 +315,33 @@ def views(arguments: Sequence[str]) -> None:
     print(f"Preview: {flags.out}")
 
 
+def plan(arguments: Sequence[str]) -> None:
+    """Say what a run will cost before it starts, and which part breaks first.
+
+    Takes what `diptych pretrain` takes, trains nothing and writes nothing. docs/scale.md has the
+    formulas.
+
+    Examples:
+      diptych plan photos/ --measure
+      diptych plan --recipe moco_v2 --scale paper --images-count 1_000_000_000 --on h100 \\
+        --processes 64 --batch-size 4096 --training.precision bf16
+    """
+    from rich.console import Console
+
+    from diptych.flags import PlanFlags, explicit_settings, parse
+    from diptych.planning.asked import plan_of
+    from diptych.planning.tables import print_plan
+
+    flags = parse(PlanFlags, plan, arguments)
+    made = plan_of(flags, explicit_settings(flags, arguments))
+    if not flags.quiet:
+        print_plan(Console(), made)
+    if flags.json is not None:
+        import json
+
+        flags.json.write_text(json.dumps(made.as_json(), indent=1) + "\n")
+
+
 def recipes(arguments: Sequence[str]) -> None:
     """List the recipes, or print one as a config file.
 
@@ -414,6 +442,7 @@ VERBS: Final[dict[str, Callable[[Sequence[str]], None]]] = {
     "rank": rank,
     "detect": detect,
     "report": report,
+    "plan": plan,
     "views": views,
     "recipes": recipes,
     "study": study,
