@@ -329,11 +329,21 @@ def plan(arguments: Sequence[str]) -> None:
     from rich.console import Console
 
     from diptych.flags import PlanFlags, explicit_settings, parse
-    from diptych.planning.asked import plan_of
+    from diptych.planning.asked import Asked, plan_of
+    from diptych.planning.machine import machine_named
     from diptych.planning.tables import print_plan
 
     flags = parse(PlanFlags, plan, arguments)
-    made = plan_of(flags, explicit_settings(flags, arguments))
+    asked = Asked(
+        machine_named(flags.on, flags.machine),
+        processes=flags.processes,
+        images_count=flags.images_count,
+        image_side=flags.image_side,
+        image_kilobytes=flags.image_kilobytes,
+        measure=flags.measure,
+        processes_here=flags.processes_here,
+    )
+    made = plan_of(asked, explicit_settings(flags, arguments), flags.config)
     if not flags.quiet:
         print_plan(Console(), made)
     if flags.json is not None:

@@ -38,7 +38,16 @@ Flags = TypeVar("Flags")
 DEMO_RUN: Final = Path("runs/demo")
 _NOT_SETTINGS: Final = frozenset(
     {"path", "out", "config", "resume", "report", "quiet", "rows", "columns"}
-    | {"on", "processes", "images_count", "image_side", "image_kilobytes", "measure", "json"}
+    | {
+        "on",
+        "processes",
+        "images_count",
+        "image_side",
+        "image_kilobytes",
+        "measure",
+        "processes_here",
+        "json",
+    }
 )
 _NOT_SECTION: Final = "machine."  # of the planner's, beside the settings of a run
 
@@ -110,6 +119,8 @@ class PlanFlags(PretrainFlags):
     measure: bool = False
     """Measure on this machine what the network's parts, views and messages take, at the run's own
     shapes, instead of planning by rates."""
+    processes_here: int = 1
+    """Of --measure: processes that will share this machine's cores."""
     json: Path | None = None
     """Also write all figures to this file."""
     machine: MachineConfig = field(default_factory=MachineConfig)

@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ConfigError
 from diptych.hardware import available_threads
+from diptych.images.collection import ImageSet
 from diptych.images.sources import open_images
 from diptych.planning.case import Case
-from diptych.planning.machine import MachineConfig, machine_named
+from diptych.planning.machine import Machine
 from diptych.planning.plan import Plan, make_plan
 from diptych.resolve import Layers, layers_of, overlay_all, resolve
 
@@ -21,25 +22,27 @@ _BYTES_PER_PIXEL: Final = 0.6  # 110 kB of 500 x 375 pixels
 _STANDS_FOR_NONE: Final = "images"
 
 
-class Asked(Protocol):
-    """What is asked for beside the settings of the run."""
+@dataclass(frozen=True)
+class Asked:
+    """What is asked for beside the settings of the run.
 
-    @property
-    def on(self) -> str: ...
-    @property
-    def processes(self) -> int: ...
-    @property
-    def images_count(self) -> int | None: ...
-    @property
-    def image_side(self) -> int | None: ...
-    @property
-    def image_kilobytes(self) -> float | None: ...
-    @property
-    def measure(self) -> bool: ...
-    @property
-    def config(self) -> Path | None: ...
-    @property
-    def machine(self) -> MachineConfig: ...
+    Attributes:
+        machine: what each process runs on.
+        processes: that share each batch.
+        images_count: None for those at the path.
+        image_side: of an image as it is stored, in pixels; None for what is found or usual.
+        image_kilobytes: of an encoded image; None for what is usual.
+        measure: parts of a step on this machine.
+        processes_here: that will share this machine.
+    """
+
+    machine: Machine
+    processes: int = 1
+    images_count: int | None = None
+    image_side: int | None = None
+    image_kilobytes: float | None = None
+    measure: bool = False
+    processes_here: int = 1
 
 
 @dataclass(frozen=True)
@@ -51,22 +54,24 @@ class _Found:
     bytes: float
     side: int
     channels: int
+    images: ImageSet | None = None
 
 
-def plan_of(asked: Asked, settings: Mapping[str, Any]) -> Plan:
+def plan_of(asked: Asked, settings: Mapping[str, Any], config_file: Path | None = None) -> Plan:
     """Plans what is asked for.
 
     Args:
         asked: the machine, the images, and whether to measure.
         settings: of the run, as nested tables.
+        config_file: TOML whose settings the former override.
 
     Raises:
         ConfigError: neither a path nor a number of images is given, or settings do not fit.
     """
     if asked.processes < 1:
         raise ConfigError(f"--processes must be 1 or more; got {asked.processes}.")
-    machine = machine_named(asked.on, asked.machine)
-    layers = layers_of(settings, asked.config)
+    machine = asked.machine
+    layers = layers_of(settings, config_file)
     found = _images(asked, layers)
     config, _ = resolve(
         _on_device(layers, machine.is_one_memory),
@@ -86,7 +91,7 @@ def plan_of(asked: Asked, settings: Mapping[str, Any]) -> Plan:
         return make_plan(case, machine)
     from diptych.planning.measure import measure
 
-    better, seconds = measure(case, machine)
+    better, seconds = measure(case, machine, found.images, local=asked.processes_here)
     return make_plan(case, better, measured=seconds)
 
 
@@ -136,4 +141,4 @@ def _opened(config: ImagesConfig, count: int | None) -> _Found:
         images = open_images(config, executor).train
     pixels = float((images.heights * images.widths).mean())
     number = len(images) if count is None else count
-    return _Found(number, pixels, 0.0, images.median_side_pixels, images.channels)
+    return _Found(number, pixels, 0.0, images.median_side_pixels, images.channels, images)

@@ -36,22 +36,26 @@ class Block:
     first: bool
 
 
-def blocks_of(network: nn.Module, views: Tensor) -> list[Block]:
-    """The blocks of encoder and head, in order.
+def blocks_of(network: nn.Module, views: Tensor, count: int) -> list[Block]:
+    """The blocks of a network, in order.
 
     Args:
-        network: of a method, on the meta device or any other.
-        views: (views, channels, side, side), on the same device.
+        network: of a method, or a predictor; its statistics stay as they are.
+        views: a few, to see what shapes come of them.
+        count: of views that will pass at once.
     """
     units = _units(network)
     seen: list[tuple[nn.Module, tuple[int, ...]]] = []
 
     def note(module: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:
-        seen.append((module, tuple(inputs[0].shape)))
+        rows, *rest = inputs[0].shape
+        seen.append((module, (rows * count // len(views), *rest)))
 
     hooks = [unit.register_forward_hook(note) for unit in units]
+    network.eval()
     with torch.no_grad():
         network(views)
+    network.train()
     for hook in hooks:
         hook.remove()
     kinds = Counter((repr(module), shape) for module, shape in seen)
@@ -68,7 +72,9 @@ def _units(network: nn.Module) -> list[nn.Module]:
     parts = list[nn.Module]()
     for child in network.children():
         is_chain = isinstance(child, nn.Sequential) and any(True for _ in child.children())
-        parts += _units(child) if is_chain or child is getattr(network, "encoder", None) else [child]
+        parts += (
+            _units(child) if is_chain or child is getattr(network, "encoder", None) else [child]
+        )
     return parts
 
 

@@ -42,11 +42,12 @@ class LiveBytes(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Runs an operation and notes what it made."""
+        """Runs an operation and notes what it made; a view of what was there before is nothing."""
+        given = {storage._cdata for storage in _storages((args, kwargs))}
         made = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(made):
-            if isinstance(leaf, Tensor):
-                self._note(leaf.untyped_storage())
+        for storage in _storages(made):
+            if storage._cdata not in given:
+                self._note(storage)
         return made
 
     def _note(self, storage: torch.UntypedStorage) -> None:
@@ -59,6 +60,10 @@ class LiveBytes(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self.now -= self._known.pop(key)
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 @dataclass(frozen=True)
@@ -181,4 +186,3 @@ def _by_size(views: Sequence[Tensor]) -> list[list[Tensor]]:
 def _as_queries(method: Method, views: Sequence[Tensor]) -> Tensor:
     vectors: Tensor = method.network(torch.cat(list(views)))
     return vectors if method.predictor is None else method.predictor(vectors)
-

@@ -1,15 +1,12 @@
 """What the parts of a step take on this machine, each at the run's own shape."""
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from diptych.configs import RunConfig
 from diptych.contrast.dictionaries import ImageBank, KeyQueue
@@ -52,9 +49,11 @@ def measure(
     threads = use_threads(case.config.training.threads, processes=local)
     with companions(case, local - 1, threads), ThreadPoolExecutor(threads) as executor:
         method = build_small(case)
+        with torch.autocast("cpu", torch.bfloat16, enabled=method.bf16):
+            networks = network_seconds(case, method)
         seconds = {
             "reads and views": view_seconds(case, images, executor),
-            "networks": network_seconds(case, method),
+            "networks": networks,
             "look-up": look_up_seconds(case, method),
             "optimizer and twin": moving_seconds(case, method),
         }
@@ -101,18 +100,16 @@ def network_seconds(case: Case, method: Method) -> float:
 def _pass_seconds(
     config: RunConfig, method: Method, count: int, side: int, *, learns: bool, keys: bool = False
 ) -> float:
-    views = torch.empty(count, config.images.channels, side, side)
-    network = method.network
-    found = sum(seconds_of(block, learns=learns) for block in _blocks(network, views))
+    # Which blocks there are does not depend on how many images come.
+    views = torch.empty(2, config.images.channels, side, side)
+    found = sum(
+        seconds_of(block, learns=learns) for block in blocks_of(method.network, views, count)
+    )
     if method.predictor is not None and not keys:
         dim = config.head.output_features
-        vectors = torch.empty(count, dim)
-        found += sum(seconds_of(one, learns=learns) for one in _blocks(method.predictor, vectors))
+        parts = blocks_of(method.predictor, torch.empty(2, dim), count)
+        found += sum(seconds_of(block, learns=learns) for block in parts)
     return found
-
-
-def _blocks(network: torch.nn.Module, inputs: Tensor) -> list:  # type: ignore[type-arg]
-    return blocks_of(network, inputs)
 
 
 def look_up_seconds(case: Case, method: Method) -> float:
@@ -120,9 +117,7 @@ def look_up_seconds(case: Case, method: Method) -> float:
     alone = replace(
         case,
         processes=1,
-        config=replace(
-            case.config, training=replace(case.config.training, batch_size=case.images)
-        ),
+        config=replace(case.config, training=replace(case.config.training, batch_size=case.images)),
     )
     dim = _dim(method, case)
     _fill(method, dim)

@@ -103,9 +103,7 @@ class Plan:
         }
 
 
-def make_plan(
-    case: Case, machine: Machine, *, measured: Mapping[str, float] | None = None
-) -> Plan:
+def make_plan(case: Case, machine: Machine, *, measured: Mapping[str, float] | None = None) -> Plan:
     """Plans a run.
 
     Args:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from diptych.images.collection import ImageSet
-from diptych.images.photographs import load_photographs
+from diptych.images.photographs import whole_photographs
 from diptych.images.sources import from_array, open_images
 from diptych.planning.case import Case
 from diptych.planning.memory import kept_bytes
@@ -40,12 +41,10 @@ def sample_images(case: Case, given: ImageSet | None, executor: Executor) -> Ite
         yield open_images(replace(config, path=folder), executor).train
 
 
-def _pictures(side: int, channels: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _pictures(side: int, channels: int) -> NDArray[np.uint8]:
     """(images, side, side, channels) of the built-in photographs, resized."""
-    found = []
-    for picture in load_photographs():
-        shape = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
-        plain = np.asarray(shape.convert("RGB"))
-        found.append(plain[..., np.arange(channels) % 3])
-    repeated = [found[number % len(found)] for number in range(_COUNT)]
-    return np.stack(repeated)
+    found = list[NDArray[np.uint8]]()
+    for picture in whole_photographs():
+        resized = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
+        found.append(np.asarray(resized)[..., np.arange(channels) % 3])
+    return np.stack([found[number % len(found)] for number in range(_COUNT)])
