@@ -323,19 +323,20 @@ def plan(arguments: Sequence[str]) -> None:
 
     Examples:
       diptych plan photos/ --measure
-      diptych plan --recipe moco_v2 --scale paper --images-count 1_000_000_000 --on h100 \\
-        --processes 64 --batch-size 4096 --training.precision bf16
+      diptych plan --recipe moco_v2 --images-count 1_000_000_000 --on h100 --processes 64
     """
     from rich.console import Console
 
     from diptych.flags import PlanFlags, explicit_settings, parse
+    from diptych.hardware import available_threads, divided
     from diptych.planning.asked import Asked, plan_of
     from diptych.planning.machine import machine_named
     from diptych.planning.tables import print_plan
 
     flags = parse(PlanFlags, plan, arguments)
+    cores = divided(flags.threads or available_threads(), flags.processes_here)
     asked = Asked(
-        machine_named(flags.on, flags.machine),
+        machine_named(flags.on, flags.machine, cores=cores),
         processes=flags.processes,
         images_count=flags.images_count,
         image_side=flags.image_side,

@@ -167,6 +167,7 @@ class GlobalBatchNorm(OwnBatchNorm):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def normalise_over_processes(self, values: Tensor) -> Tensor:
+        """The same by this project's own arithmetic, whatever the number of processes."""
         count, mean, variance = _statistics_over_processes(values)
         self.update_statistics(mean, variance * (count / (count - 1)))
         weight, bias = (_as_type(mean.dtype, weight) for weight in (self.weight, self.bias))

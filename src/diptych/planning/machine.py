@@ -46,9 +46,9 @@ class Machine:
     network_seconds: float = 20e-6
     read_bytes_per_second: float = 0.5e9
     disk_bytes_per_second: float = 0.5e9
-    views_per_second: float = 3000.0
+    views_per_second: float = 12_000.0
     spent_seconds: float = 0.002
-    base_bytes: float = 0.5e9
+    base_bytes: float = 1.0e9
 
     @property
     def is_one_memory(self) -> bool:
@@ -69,23 +69,24 @@ def _accelerator(
         flops_per_second=SUSTAINED_SHARE * fp32_peak * 1e12,
         bf16_flops_per_second=SUSTAINED_SHARE * bf16_peak * 1e12,
         memory_bytes=memory * GIGA,
-        host_bytes=128 * GIGA,  # a machine of 8 devices with a terabyte
+        host_bytes=128 * GIGA,  # of a server with 8 devices, a terabyte and 64 cores or more
         memory_bytes_per_second=bandwidth * GIGA,
     )
 
 
-# Two cores of an EPYC of 2023 (Zen 4), as `diptych plan --measure` found them; eight gigabytes.
+# One core of an EPYC (Zen 4) with AVX-512, as `diptych plan --measure` found a small ResNet on it;
+# a core's share of a machine with four gigabytes for each.
 _CPU: Final = Machine(
     name="cpu",
-    flops_per_second=90e9,
-    bf16_flops_per_second=90e9,
-    memory_bytes=8 * GIGA,
+    flops_per_second=85e9,
+    bf16_flops_per_second=85e9,
+    memory_bytes=4 * GIGA,
     host_bytes=0,
-    memory_bytes_per_second=20e9,
+    memory_bytes_per_second=10e9,
     network_bytes_per_second=1.25e9,  # ten gigabits
     network_seconds=100e-6,
-    views_per_second=1500.0,  # benchmarks/views.py: 792 a core, decoded from JPEG files
-    base_bytes=0.45e9,
+    views_per_second=1584.0,  # benchmarks/views.py: two of 792 images, decoded from JPEG files
+    base_bytes=1.0e9,
 )
 
 MACHINES: Final[Mapping[str, Machine]] = {
@@ -149,8 +150,13 @@ _UNITS: Final = {
 }
 
 
-def machine_named(name: str, given: MachineConfig | None = None) -> Machine:
+def machine_named(name: str, given: MachineConfig | None = None, *, cores: int = 1) -> Machine:
     """A machine by its name, with what is known better in its place.
+
+    Args:
+        name: one of ``MACHINES``.
+        given: what is known better.
+        cores: of the CPU that a process has, where it runs on one.
 
     Raises:
         ConfigError: there is no machine of that name.
@@ -162,4 +168,13 @@ def machine_named(name: str, given: MachineConfig | None = None) -> Machine:
     values = {_UNITS[key][0]: value * _UNITS[key][1] for key, value in known.items()}
     if flops is not None:
         values |= dict.fromkeys(("flops_per_second", "bf16_flops_per_second"), flops * 1e12)
-    return replace(MACHINES[name], **values)
+    return replace(_of_cores(MACHINES[name], cores), **values)
+
+
+def _of_cores(machine: Machine, cores: int) -> Machine:
+    """So many cores instead of one, each with its share of memory."""
+    if not machine.is_one_memory:
+        return machine
+    names = ("flops_per_second", "bf16_flops_per_second", "memory_bytes", "views_per_second")
+    more = {name: cores * getattr(machine, name) for name in (*names, "memory_bytes_per_second")}
+    return replace(machine, **more)

@@ -3,6 +3,7 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -46,6 +47,7 @@ def measure(
         The machine, and seconds of the parts of a step, by the names of ``make_plan``.
     """
     keep_freed_memory()
+    machine = replace(machine, base_bytes=idle_bytes() or machine.base_bytes)
     threads = use_threads(case.config.training.threads, processes=local)
     with companions(case, local - 1, threads), ThreadPoolExecutor(threads) as executor:
         method = build_small(case)
@@ -62,6 +64,19 @@ def measure(
     latency, rate = measure_exchange(min(2, case.processes))
     better = replace(machine, network_seconds=latency, network_bytes_per_second=rate)
     return better, seconds
+
+
+def idle_bytes() -> int | None:
+    """What this process holds with all libraries loaded and no network yet; None if untold."""
+    import diptych.pretraining  # noqa: F401  with all that a run imports
+    from diptych.training import run_log  # noqa: F401
+
+    torch.autograd.backward(torch.nn.Conv2d(3, 4, 3)(torch.randn(2, 3, 8, 8)).sum())
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:  # another system than Linux
+        return None
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
 def build_small(case: Case) -> Method:

@@ -1,10 +1,13 @@
 """The plan of a run: operations, seconds, memory, traffic and storage, put together."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
-from diptych.configs import require_divisible
+import torch
+
+from diptych.configs import RunConfig, require_divisible
 from diptych.contrast.method import Method
 from diptych.model.encoders import count_features
 from diptych.model.heads import output_dim
@@ -119,8 +122,7 @@ def make_plan(case: Case, machine: Machine, *, measured: Mapping[str, float] | N
     method = build_on_meta(case.config, case.image_count)
     dim = _dim(case, method)
     device = "cpu" if machine.is_one_memory else "cuda"
-    passes = count_passes(case.config, method, case.images)
-    looking = count_looking(case.config, method, probed_images(case))
+    passes, looking = _counted(_of_one_process(case), case.images, probed_images(case))
     cost = look_up_cost(case, dim, tile=tile_of(device))
     told = messages(case, method, dim)
     seconds = {**_own_seconds(case, method, passes, cost, machine), **(measured or {})}
@@ -138,6 +140,25 @@ def make_plan(case: Case, machine: Machine, *, measured: Mapping[str, float] | N
         measured=measured is not None,
     )
     return plan if machine.is_one_memory else _with_views_ahead(plan)
+
+
+@lru_cache(maxsize=64)
+def _counted(config: RunConfig, images: int, looked: int) -> tuple[Passes, int]:
+    """Passes of a step, and bytes of a pass that looks: the same however many processes there are.
+
+    Counted once, as plans for many machines and processes are often asked for together.
+    """
+    method = build_on_meta(config, 1)
+    return count_passes(config, method, images), count_looking(config, method, looked)
+
+
+def _of_one_process(case: Case) -> RunConfig:
+    """The config of a run whose batch is one process's share, with what a count does not read."""
+    plain = RunConfig()
+    training = replace(case.config.training, batch_size=case.images, epochs=1)
+    return replace(
+        case.config, training=training, checkpoint=plain.checkpoint, optimizer=plain.optimizer
+    )
 
 
 def _own_seconds(
@@ -168,15 +189,13 @@ def _with_views_ahead(plan: Plan) -> Plan:
     seconds = dict(plan.seconds)
     views = seconds.pop("reads and views")
     waited = max(0.0, views - sum(seconds.values()))
-    return Plan(**{**plan.__dict__, "seconds": {"waiting for views": waited, **seconds}})
+    return replace(plan, seconds={"waiting for views": waited, **seconds})
 
 
 def _dim(case: Case, method: Method) -> int:
     side, channels = case.config.views.side_pixels, case.config.images.channels
     if case.config.head.layers:
         return case.config.head.output_features
-    import torch
-
     with torch.device("meta"):
         features = count_features(method.encoder, channels=channels, side_pixels=side)
     return output_dim(case.config.head, features)
