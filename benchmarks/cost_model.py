@@ -238,7 +238,7 @@ def main() -> None:
     parser = add_arguments(__doc__)
     parser.add_argument("--only", type=int, nargs="+", metavar="RUN", help="numbers, from 0")
     arguments: Any = parser.parse_args()
-    chosen = QUICK if arguments.quick else RUNS
+    chosen: tuple[Made, ...] = QUICK if arguments.quick else RUNS
     if arguments.only is not None:
         chosen = tuple(RUNS[number] for number in arguments.only)
     figures = compare(chosen, steps=12 if arguments.quick else STEPS)

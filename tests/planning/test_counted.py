@@ -1,6 +1,7 @@
 """Operations and bytes of networks against hand counts and against real backward passes."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -129,12 +130,16 @@ def test_saved_bytes_are_those_of_a_real_forward_pass(name: str) -> None:
 
 
 def test_the_peak_of_a_chain_is_that_of_its_widest_place() -> None:
-    """Without a graph an operation holds its input and its output: 4 + 8, then 8 + 1 megabytes."""
-    chain = nn.Sequential(nn.Linear(1000, 2000), nn.Linear(2000, 250)).to("meta")
+    """Without a graph a layer holds its input and its output, and the caller the images.
+
+    In megabytes: 4 + 8, then 4 + 8 + 1, then 4 + 1 + 2.
+    """
+    layers = [nn.Linear(wide, wider) for wide, wider in pairwise((1000, 2000, 250, 500))]
+    chain = nn.Sequential(*layers).to("meta")
     with torch.no_grad(), LiveBytes() as live:
         output = chain(torch.empty(1000, 1000, device="meta"))
-    assert live.peak == 4 * 1000 * (1000 + 2000)
-    assert live.now == output.nbytes
+    assert live.peak == 4 * 1000 * (1000 + 2000 + 250)
+    assert live.now == output.nbytes == 4 * 1000 * 500
 
 
 def test_looking_needs_less_than_learning() -> None:

@@ -45,11 +45,11 @@ METHODS = {
 }
 
 
-class Products(TorchDispatchMode):
+class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts 2 m n k for every product of matrices, in place or not."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
 
     def __torch_dispatch__(
@@ -59,7 +59,7 @@ class Products(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        name = func.__name__.partition(".")[0]  # type: ignore[attr-defined]
+        name = func.__name__.partition(".")[0]
         if name in ("mm", "addmm", "addmm_"):
             left, right = args[-2:]
             self.flops += 2 * left.shape[0] * left.shape[1] * right.shape[1]
@@ -112,8 +112,7 @@ def test_bytes_are_close_to_those_of_a_real_look_up(
     case = case_of(METHODS[name])
     kind = case.config.method.dictionary.kind
     if kind != "batch":
-        larger = {"queue_size": 150} if kind == "queue" else {"bank_negatives": 150}
-        dictionary = replace(case.config.method.dictionary, **larger)
+        dictionary = replace(case.config.method.dictionary, queue_size=150, bank_negatives=150)
         method = replace(case.config.method, dictionary=dictionary)
         case = replace(case, config=replace(case.config, method=method))
     live = LiveBytes()

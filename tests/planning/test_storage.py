@@ -88,7 +88,7 @@ def test_lasting_memory_is_that_of_the_real_state(name: str) -> None:
     assert sum(lasting.values()) - lasting["optimizer"] == held(method)
     by_kind = {"sgd": "none", "lars, queue": "queue", "adamw, bank": "bank"}
     if name != "sgd":
-        assert lasting[by_kind[name]] == held(method.dictionary)  # type: ignore[union-attr, arg-type]
+        assert lasting[by_kind[name]] == held(method.dictionary)  # type: ignore[arg-type]
 
 
 def test_parameters_are_those_of_the_papers() -> None:

@@ -22,7 +22,7 @@ from diptych.contrast.dictionaries import InBatch
 from diptych.contrast.method import Method, build_method
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of the tensors that operations made while this is active and that are still alive.
 
     Attributes:
@@ -31,7 +31,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: dict[int, int] = {}
 
@@ -169,7 +169,7 @@ def _views(config: RunConfig, method: Method, images: int) -> tuple[list[Tensor]
 
 
 def _view(config: RunConfig, images: int, side: int) -> Tensor:
-    kind = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    kind = torch.float32 if config.training.precision == "fp32" else torch.bfloat16
     shape = (images, config.images.channels, side, side)
     return torch.empty(shape, dtype=kind, device="meta").contiguous(memory_format=_layout(config))
 

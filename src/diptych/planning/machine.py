@@ -57,7 +57,7 @@ class Machine:
 
     def sustained(self, precision: str) -> float:
         """Flop/s in a precision of ``training.precision``."""
-        return self.bf16_flops_per_second if precision == "bf16" else self.flops_per_second
+        return self.flops_per_second if precision == "fp32" else self.bf16_flops_per_second
 
 
 def _accelerator(

@@ -127,7 +127,7 @@ def _moments(
     # Of a batch at once, the graph waits while the loss is computed; of chunks there is none yet.
     graph = saved if case.chunks == 1 else 0.0
     at_work = passes.peak_bytes - saved
-    if case.config.training.precision == "bf16":  # autocast keeps a copy of each weight
+    if case.config.training.precision != "fp32":  # autocast keeps a copy of each weight
         at_work += gradients / 2
     moments = {
         "loss": {"views": views, "saved for backward": graph, "loss": float(cost.bytes)},

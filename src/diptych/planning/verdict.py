@@ -66,8 +66,21 @@ def verdict(plan: Plan) -> list[str]:
     return said + [f"Then: {one.part} ({one.found}). {one.cure}" for one in others]
 
 
-def _device_memory(plan: Plan) -> Limit:
-    held = plan.memory.device + (plan.memory.main if plan.machine.is_one_memory else 0.0)
+def _on_device(plan: Plan) -> float:
+    """Bytes at the peak, main memory included where there is no other."""
+    return plan.memory.device + (plan.memory.main if plan.machine.is_one_memory else 0.0)
+
+
+def _keys(plan: Plan) -> float:
+    """Bytes of a queue or a bank."""
+    lasting = plan.memory.lasting
+    return lasting.get("bank", lasting.get("queue", 0.0))
+
+
+def _device_memory(plan: Plan) -> Limit | None:
+    held = _on_device(plan)
+    if _keys(plan) > held / 2:  # the dictionary's own limit says so
+        return None
     there = plan.machine.memory_bytes
     activations = plan.passes.peak_bytes
     cure = "Use a smaller network, or a device with more memory."
@@ -91,8 +104,8 @@ def _fitting_chunk(plan: Plan, room: float) -> int | None:
 
 
 def _dictionary(plan: Plan) -> Limit | None:
-    held = plan.memory.lasting.get("bank", plan.memory.lasting.get("queue", 0.0))
-    if not held:
+    held = _on_device(plan)
+    if _keys(plan) <= held / 2:
         return None
     kind = plan.case.config.method.dictionary.kind
     cure = "Use a shorter queue."
@@ -103,7 +116,8 @@ def _dictionary(plan: Plan) -> Limit | None:
             "not grow with the images."
         )
     there = plan.machine.memory_bytes
-    return Limit(f"memory of the {kind}", held / there, _gigabytes(held), cure, stops=True)
+    words = f"{_gigabytes(_keys(plan))} of {_gigabytes(there)}"
+    return Limit(f"memory of the {kind}", held / there, words, cure, stops=True)
 
 
 def _main_memory(plan: Plan) -> Limit:
