@@ -7,6 +7,19 @@ from diptych.planning.plan import Plan
 
 FULL: Final = 1.0
 WASTEFUL: Final = 0.25  # of a step
+_LIGHTER: Final = {
+    "libraries": "Run on a machine with more of it.",
+    "list of images": (
+        "Each process knows name, size and place of every image. Train on a part of them "
+        "(--images.limit), on fewer processes a machine, or in turns on several parts."
+    ),
+    "decoded images": "Keep fewer of them: --images.cache-megabytes, or --images.cache file.",
+    "views made ahead": "Use a smaller --batch-size, or more processes.",
+    "copies for a checkpoint": (
+        "The first process holds the state twice while it writes it, a bank among it. "
+        "A queue (--recipe moco_v2) does not grow with the images."
+    ),
+}
 _FEW_IMAGES: Final = 16  # on an accelerator: kernels are then shorter than their launch
 _DIVISIBLE: Final = 100.0  # checkpoints should take no more than a hundredth of the time
 
@@ -84,7 +97,8 @@ def _device_memory(plan: Plan) -> Limit | None:
     there = plan.machine.memory_bytes
     activations = plan.passes.peak_bytes
     cure = "Use a smaller network, or a device with more memory."
-    if activations > held / 2:
+    libraries = plan.machine.base_bytes if plan.machine.is_one_memory else 0.0
+    if activations > (held - libraries) / 2:
         fitting = _fitting_chunk(plan, there - (held - activations))
         cure = (
             f"Nearly all of it is activations: --training.chunk-size {fitting} encodes in parts "
@@ -123,13 +137,10 @@ def _dictionary(plan: Plan) -> Limit | None:
 def _main_memory(plan: Plan) -> Limit:
     there = plan.machine.host_bytes or plan.machine.memory_bytes
     held = plan.memory.main
-    listed = plan.memory.host["list of images"]
-    words = f"{_gigabytes(held)} of {_gigabytes(there)}, {_gigabytes(listed)} to know every image"
-    cure = (
-        "Each process knows name, size and place of every image. Train on a part of them "
-        "(--images.limit), on fewer processes a machine, or in turns on several parts."
-    )
-    return Limit("main memory", held / there, words, cure, stops=True)
+    largest = max(plan.memory.host, key=lambda name: plan.memory.host[name])
+    share = _gigabytes(plan.memory.host[largest])
+    words = f"{_gigabytes(held)} of {_gigabytes(there)}, of which {largest} {share}"
+    return Limit("main memory", held / there, words, _LIGHTER[largest], stops=True)
 
 
 def _network(plan: Plan) -> Limit | None:
