@@ -33,6 +33,7 @@ verbs:
   detect     train detectors on a run's ResNet and on an untrained one, and compare them
   embed      write the features of any images to Parquet files, in shards
   report     write a run's report, one page that opens offline
+  plan       say before a run what it costs: days, memory, network, disk; and what breaks first
   views      preview the random views of some images on a sheet or a page, with advice
   recipes    list the recipes, or print one's settings
   study      answer one question of the papers by a grid of runs: table, figure, page
@@ -388,6 +389,44 @@ def views(arguments: Sequence[str]) -> None:
     print(f"Preview: {flags.out}")
 
 
+def plan(arguments: Sequence[str]) -> None:
+    """Say what a run will cost before it starts, and which part breaks first.
+
+    Takes what `diptych pretrain` takes, trains nothing and writes nothing. docs/scale.md has the
+    formulas.
+
+    Examples:
+      diptych plan photos/ --measure
+      diptych plan --recipe moco_v2 --images-count 1_000_000_000 --on h100 --processes 64
+    """
+    from rich.console import Console
+
+    from diptych.flags import PlanFlags, explicit_settings, parse
+    from diptych.hardware import available_threads, divided
+    from diptych.planning.asked import Asked, plan_of
+    from diptych.planning.machine import machine_named
+    from diptych.planning.tables import print_plan
+
+    flags = parse(PlanFlags, plan, arguments)
+    cores = divided(flags.threads or available_threads(), flags.processes_here)
+    asked = Asked(
+        machine_named(flags.on, flags.machine, cores=cores),
+        processes=flags.processes,
+        images_count=flags.images_count,
+        image_side=flags.image_side,
+        image_kilobytes=flags.image_kilobytes,
+        measure=flags.measure,
+        processes_here=flags.processes_here,
+    )
+    made = plan_of(asked, explicit_settings(flags, arguments), flags.config)
+    if not flags.quiet:
+        print_plan(Console(), made)
+    if flags.json is not None:
+        import json
+
+        flags.json.write_text(json.dumps(made.as_json(), indent=1) + "\n")
+
+
 def recipes(arguments: Sequence[str]) -> None:
     """List the recipes, or print one as a config file.
 
@@ -490,6 +529,7 @@ VERBS: Final[dict[str, Callable[[Sequence[str]], None]]] = {
     "detect": detect,
     "embed": embed,
     "report": report,
+    "plan": plan,
     "views": views,
     "recipes": recipes,
     "study": study,

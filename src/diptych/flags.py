@@ -32,13 +32,25 @@ from diptych.evaluation.detection_config import (
     DetectionSchedule,
 )
 from diptych.gallery.settings import EmbedSettings
+from diptych.planning.machine import MachineConfig
 
 Flags = TypeVar("Flags")
 
 DEMO_RUN: Final = Path("runs/demo")
 _NOT_SETTINGS: Final = frozenset(
     {"path", "out", "config", "resume", "report", "quiet", "rows", "columns"}
+    | {
+        "on",
+        "processes",
+        "images_count",
+        "image_side",
+        "image_kilobytes",
+        "measure",
+        "processes_here",
+        "json",
+    }
 )
+_NOT_SECTION: Final = "machine."  # of the planner's, beside the settings of a run
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,32 @@ class PretrainFlags:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+
+
+@dataclass(frozen=True)
+class PlanFlags(PretrainFlags):
+    """What `diptych plan` takes: all that `pretrain` does, and the machine."""
+
+    on: str = "cpu"
+    """What each process runs on: cpu, t4, l4, a100 or h100, by their data sheets. --machine.NAME
+    overrides what you know better."""
+    processes: int = 1
+    """Processes that share each batch, one device each."""
+    images_count: int | None = None
+    """Images to learn from. Those at the path when not given."""
+    image_side: int | None = None
+    """Sides of an image as it is stored, in pixels. Those at the path, or 430, when not given."""
+    image_kilobytes: float | None = None
+    """An encoded image. 0.6 bytes for each of its pixels when not given, as JPEG files of ImageNet.
+    """
+    measure: bool = False
+    """Measure on this machine what the network's parts, views and messages take, at the run's own
+    shapes, instead of planning by rates."""
+    processes_here: int = 1
+    """Of --measure: processes that will share this machine's cores."""
+    json: Path | None = None
+    """Also write all figures to this file."""
+    machine: MachineConfig = field(default_factory=MachineConfig)
 
 
 @dataclass(frozen=True)
@@ -359,7 +397,7 @@ def explicit_settings(
     arguments, names = _whole_names(arguments), _flag_names(type(flags))
     given: dict[str, Any] = {}
     for name in (_to_name(a, names) for a in arguments if a.startswith("--")):
-        if name in names and name not in _NOT_SETTINGS:
+        if name in names and name not in _NOT_SETTINGS and not name.startswith(_NOT_SECTION):
             given[SHORT_NAMES.get(name, name)] = attrgetter(name)(flags)
     if flags.path is not None:
         given["images.path"] = flags.path

@@ -67,6 +67,11 @@ def open_photographs(config: ImagesConfig) -> Collection:
     )
 
 
+def whole_photographs() -> list[Pixels]:
+    """The photographs that the patches are cut from, each (height, width, 3)."""
+    return [decode_file(_file(location), ImagesConfig()) for location in PHOTOGRAPHS.values()]
+
+
 def _labelled(patches: list[Pixels], config: ImagesConfig) -> ImageSet:
     labels = np.repeat(np.arange(len(patches)), [len(some) for some in patches])
     found = image_set(np.concatenate(patches), labels, config, PHOTOGRAPHS_NAME)

@@ -163,10 +163,11 @@ class GlobalBatchNorm(OwnBatchNorm):
         """Normalises by the statistics of all processes, each of which has an image at least."""
         if process_count() == 1:
             return _BatchNorm.forward(self, values)
-        return self._normalise_over_processes(values)
+        return self.normalise_over_processes(values)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _normalise_over_processes(self, values: Tensor) -> Tensor:
+    def normalise_over_processes(self, values: Tensor) -> Tensor:
+        """The same by this project's own arithmetic, whatever the number of processes."""
         count, mean, variance = _statistics_over_processes(values)
         self.update_statistics(mean, variance * (count / (count - 1)))
         weight, bias = (_as_type(mean.dtype, weight) for weight in (self.weight, self.bias))

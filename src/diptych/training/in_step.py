@@ -48,7 +48,7 @@ def average_step(method: nn.Module, found: LookUp) -> LookUp:
         return found
     loss, accuracy = found.loss.detach().clone(), found.accuracy.clone()
     gradients = [p.grad for p in method.parameters() if p.grad is not None]
-    average_over_processes([*gradients, *_own_statistics(method), loss, accuracy])
+    average_over_processes([*gradients, *own_statistics(method), loss, accuracy])
     return found._replace(loss=loss, accuracy=accuracy)
 
 
@@ -116,7 +116,7 @@ def _bytes(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-def _own_statistics(method: nn.Module) -> list[Tensor]:
+def own_statistics(method: nn.Module) -> list[Tensor]:
     """Running statistics of norms that see this process's images only."""
     return [
         statistics

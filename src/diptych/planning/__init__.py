@@ -1,0 +1,1 @@
+"""Scale on paper: what a run will cost before it starts, and which part breaks first."""

@@ -1,0 +1,188 @@
+"""What networks cost in a step: run on the meta device, where tensors have shapes and no memory.
+
+Nothing is estimated here. The very networks of the run pass the very shapes of the run, forward and
+backward; operations are counted by torch's own counter, and each tensor's bytes from when it is
+made until it is freed.
+"""
+
+import copy
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from diptych.configs import RunConfig
+from diptych.contrast.dictionaries import InBatch
+from diptych.contrast.method import Method, build_method
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of the tensors that operations made while this is active and that are still alive.
+
+    Attributes:
+        now: bytes alive.
+        peak: the most there were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._known: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Runs an operation and notes what it made; a view of what was there before is nothing."""
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        made = func(*args, **(kwargs or {}))
+        for storage in _storages(made):
+            if storage._cdata not in given:
+                self._note(storage)
+        return made
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._known:
+            self._known[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._known.pop(key)
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What the networks of one process do in a step, over its share of the batch.
+
+    Attributes:
+        forward_flops: of passes that are remembered for a backward pass.
+        backward_flops: of these.
+        extra_flops: of passes that are not: the twin's, and the first ones of cached gradients.
+        saved_bytes: that wait for the backward pass, of one chunk.
+        peak_bytes: the most that is alive within a chunk, gradients of weights not among it.
+    """
+
+    forward_flops: int
+    backward_flops: int
+    extra_flops: int
+    saved_bytes: int
+    peak_bytes: int
+
+    @property
+    def flops(self) -> int:
+        """All of them."""
+        return self.forward_flops + self.backward_flops + self.extra_flops
+
+
+def build_on_meta(config: RunConfig, image_count: int) -> Method:
+    """The method of a run without memory: its tensors have shapes only."""
+    with torch.device("meta"):
+        method = build_method(config, image_count=image_count).train()
+    return method.to(memory_format=_layout(config))
+
+
+def count_passes(config: RunConfig, method: Method, images: int) -> Passes:
+    """Passes one process's images through the networks of a method on the meta device.
+
+    Args:
+        config: of the run.
+        method: of ``build_on_meta``.
+        images: of one process in a step.
+    """
+    method = _as_encoded(config, method)
+    chunk = min(config.training.chunk_size or images, images)
+    chunks = images // chunk
+    queries, keys = _views(config, method, chunk)
+    keys_learn = method.twin is None
+    with LiveBytes() as live, FlopCounterMode(display=False) as counter:
+        encoded = list[Tensor]()
+        if keys:
+            with torch.set_grad_enabled(keys_learn):
+                encoded.append(method.network(torch.cat(keys)))
+        of_keys = counter.get_total_flops()
+        encoded += [_as_queries(method, views) for views in _by_size(queries)]
+        forward, saved = counter.get_total_flops(), live.now
+        learned = [one for one in encoded if one.requires_grad]
+        torch.autograd.backward(learned, [torch.empty_like(one) for one in learned])
+        total = counter.get_total_flops()
+    gradients = sum(p.grad.nbytes for p in method.parameters() if p.grad is not None)
+    method.zero_grad(set_to_none=True)
+    remembered = forward if keys_learn else forward - of_keys
+    again = remembered if chunks > 1 else 0  # without a graph, before the loss
+    return Passes(
+        forward_flops=remembered * chunks,
+        backward_flops=(total - forward) * chunks,
+        extra_flops=(again + (0 if keys_learn else of_keys)) * chunks,
+        saved_bytes=saved,
+        peak_bytes=max(saved, live.peak - gradients),
+    )
+
+
+def count_looking(config: RunConfig, method: Method, images: int) -> int:
+    """The most bytes alive while so many images pass the network in evaluation mode."""
+    network = _as_encoded(config, method).network.eval()
+    with torch.no_grad(), LiveBytes() as live:
+        network(_view(config, images, config.views.side_pixels))
+    network.train()
+    return live.peak
+
+
+def _as_encoded(config: RunConfig, method: Method) -> Method:
+    """The method in the precision in which autocast hands tensors from layer to layer."""
+    if config.training.precision == "fp32":
+        return method
+    # Not copied as a whole: a dictionary stays in its own precision.
+    halved = copy.copy(method)
+    halved._modules = dict(method._modules)
+    for name in ("network", "predictor", "twin"):
+        part = getattr(method, name)
+        if part is not None:
+            setattr(halved, name, copy.deepcopy(part).to(torch.bfloat16))
+    return halved
+
+
+def _views(config: RunConfig, method: Method, images: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Views that are encoded as queries, and as keys, in one chunk."""
+    small = [_view(config, images, config.views.small_side)] * config.views.small_views
+    full = _view(config, images, config.views.side_pixels)
+    if isinstance(method.dictionary, InBatch) and method.dictionary.both_views:
+        return [full] * config.method.views + small, []
+    sides = 1 + config.method.symmetric
+    keys = 0 if config.method.dictionary.kind == "bank" else sides
+    return [full] * sides + small, [full] * keys
+
+
+def _view(config: RunConfig, images: int, side: int) -> Tensor:
+    kind = torch.float32 if config.training.precision == "fp32" else torch.bfloat16
+    shape = (images, config.images.channels, side, side)
+    return torch.empty(shape, dtype=kind, device="meta").contiguous(memory_format=_layout(config))
+
+
+def _layout(config: RunConfig) -> torch.memory_format:
+    return torch.channels_last if config.training.channels_last else torch.contiguous_format
+
+
+def _by_size(views: Sequence[Tensor]) -> list[list[Tensor]]:
+    sides = dict.fromkeys(view.shape[-1] for view in views)
+    return [[view for view in views if view.shape[-1] == side] for side in sides]
+
+
+def _as_queries(method: Method, views: Sequence[Tensor]) -> Tensor:
+    vectors: Tensor = method.network(torch.cat(list(views)))
+    return vectors if method.predictor is None else method.predictor(vectors)

@@ -1,0 +1,138 @@
+"""A plan as tables on the terminal."""
+
+from collections.abc import Iterable, Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from diptych.planning.plan import Plan
+from diptych.planning.verdict import verdict
+
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """Prints what a run will cost, and which part breaks first."""
+    console.print(_head(plan), highlight=False)
+    for title, rows in (
+        (f"A step: {time_text(plan.step_seconds)}", _seconds(plan)),
+        ("Operations of a process in a step", _operations(plan)),
+        (f"Memory of a process: {bytes_text(plan.memory.device + plan.memory.main)}", _held(plan)),
+        (f"Sent by a process in a step: {bytes_text(plan.sent_bytes)}", _told(plan)),
+        ("Files", _files(plan)),
+    ):
+        if rows:
+            console.print(_table(title, rows))
+    for sentence in verdict(plan):
+        console.print(sentence, highlight=False)
+
+
+def bytes_text(size: float) -> str:
+    """Bytes in the unit that suits them.
+
+    Example:
+        >>> bytes_text(2_500_000)
+        '2.5 MB'
+    """
+    power = 0
+    while size >= 1000 and power < len(_UNITS) - 1:
+        size, power = size / 1000, power + 1
+    return f"{size:,.0f} B" if not power else f"{size:,.1f} {_UNITS[power]}"
+
+
+def time_text(seconds: float) -> str:
+    """Seconds in the unit that suits them.
+
+    Example:
+        >>> time_text(0.0123), time_text(200), time_text(1e6)
+        ('12.3 ms', '3.3 minutes', '11.6 days')
+    """
+    for size, unit in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "s")):
+        if seconds >= size * (1.0 if unit == "s" else 2.0):
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds * 1e3:,.1f} ms"
+
+
+def _head(plan: Plan) -> str:
+    case, machine = plan.case, plan.machine
+    how = "measured here" if plan.measured else f"by the rates of {machine.name!r}"
+    rate = case.config.training.batch_size / plan.step_seconds
+    return (
+        f"{case.config.recipe}, {case.config.encoder.name} ({plan.weights:,} weights) on views of "
+        f"{case.config.views.side_pixels} pixels: {case.image_count:,} images, batch "
+        f"{case.config.training.batch_size:,}, {case.config.training.epochs} epochs, "
+        f"{case.processes} processes of {case.images:,} images each.\n"
+        f"{time_text(plan.days * 86400)} for {case.steps:,} steps, {rate:,.0f} images a second, "
+        f"{how}."
+    )
+
+
+def _seconds(plan: Plan) -> list[tuple[str, str]]:
+    parts = {**plan.seconds, "checkpoints, on average": plan.checkpoint_seconds}
+    shown = {name: seconds for name, seconds in parts.items() if seconds}
+    return [(name, _share(time_text(s), s / plan.step_seconds)) for name, s in shown.items()]
+
+
+def _operations(plan: Plan) -> list[tuple[str, str]]:
+    passes = plan.passes
+    parts = {
+        "networks, forward": passes.forward_flops,
+        "networks, backward": passes.backward_flops,
+        "networks, without backward": passes.extra_flops,
+        "look-up": plan.look_up.flops,
+    }
+    return [(name, f"{flops / 1e9:,.2f} Gflop") for name, flops in parts.items() if flops]
+
+
+def _held(plan: Plan) -> list[tuple[str, str]]:
+    held = plan.memory
+    moment = {f"{name} ({held.fullest})": size for name, size in held.moments[held.fullest].items()}
+    return _sizes({**held.lasting, **moment, **held.host})
+
+
+def _told(plan: Plan) -> list[tuple[str, str]]:
+    processes, machine = plan.case.processes, plan.machine
+    return [
+        (
+            f"{one.what}, {one.kind}d" if one.kind == "reduce" else f"{one.what}, gathered",
+            _beside(bytes_text(one.sent(processes)), time_text(one.seconds(processes, machine))),
+        )
+        for one in plan.messages
+    ]
+
+
+def _files(plan: Plan) -> list[tuple[str, str]]:
+    found = plan.storage
+    reads = found.read_per_step * plan.case.processes / plan.step_seconds
+    return [
+        *_sizes(
+            {
+                "a checkpoint": found.checkpoint,
+                "checkpoints at most": found.checkpoints,
+                "metrics of the run": found.metrics,
+                "encoded images": found.read_per_epoch,
+            }
+        ),
+        ("read while training", f"{bytes_text(reads)}/s"),
+    ]
+
+
+def _sizes(sizes: Mapping[str, float]) -> list[tuple[str, str]]:
+    return [(name, bytes_text(size)) for name, size in sizes.items() if size]
+
+
+def _share(text: str, share: float) -> str:
+    return _beside(text, f"{share:.1%}")
+
+
+def _beside(text: str, other: str) -> str:
+    return f"{text:>12} {other:>12}"
+
+
+def _table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table

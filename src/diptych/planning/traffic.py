@@ -1,0 +1,170 @@
+"""What the processes tell each other in a step: messages, their bytes, and how long they take.
+
+A message is counted by the bytes that a process hands in. Of an all-reduce over n processes each
+sends 2 (n - 1) / n of these, in 2 (n - 1) turns (ring; Patarasuk and Yuan 2009); small ones go up
+and down a tree instead, 2 log2 n turns with all bytes each way. Of an all-gather a process sends
+(n - 1) times what it hands in, in n - 1 turns.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from diptych.contrast.method import Method
+from diptych.distributed import BUCKET_BYTES
+from diptych.model.norms import GlobalBatchNorm
+from diptych.planning.case import Case
+from diptych.planning.machine import Machine
+from diptych.training.in_step import own_statistics
+from diptych.training.state import trainable
+
+Kind = Literal["reduce", "gather"]
+
+_FLOAT_BYTES = 4
+_INDEX_BYTES = 8
+_CHECKSUMS = 6  # step, images, network, twin, dictionary, other parts
+
+
+@dataclass(frozen=True)
+class Message:
+    """What processes tell each other in a step.
+
+    Attributes:
+        what: in words.
+        kind: summed, or handed to all.
+        bytes: that a process hands in, together.
+        count: of calls; less than one for what is not told in every step.
+    """
+
+    what: str
+    kind: Kind
+    bytes: float
+    count: float = 1
+
+    def sent(self, processes: int) -> float:
+        """Bytes that a process sends."""
+        others = processes - 1
+        return self.bytes * (2 * others / processes if self.kind == "reduce" else others)
+
+    def seconds(self, processes: int, machine: Machine) -> float:
+        """How long it takes: turns times latency, and bytes over bandwidth."""
+        turn, rate = self.count * machine.network_seconds, machine.network_bytes_per_second
+        if self.kind == "gather":
+            return (processes - 1) * turn + self.sent(processes) / rate
+        ring = 2 * (processes - 1) * turn + self.sent(processes) / rate
+        tree = 2 * math.ceil(math.log2(processes)) * turn + 2 * self.bytes / rate
+        return min(ring, tree)
+
+
+def messages(case: Case, method: Method, dim: int) -> list[Message]:
+    """All messages of a step; none of a single process.
+
+    Args:
+        case: the run.
+        method: as it is built, on any device.
+        dim: of a vector.
+    """
+    if case.processes == 1:
+        return []
+    found = [
+        *_averages(method),
+        *_keys(case, dim),
+        *_remembered(case, dim),
+        *_shuffled(case, dim),
+        *_norms(case, method),
+        Message("signals", "reduce", 2 * _INDEX_BYTES),
+        _check(case),
+    ]
+    return [one for one in found if one.bytes]
+
+
+def network_seconds(found: Sequence[Message], processes: int, machine: Machine) -> float:
+    """Of all messages, one after the other: nothing is sent while something is computed."""
+    return sum(one.seconds(processes, machine) for one in found)
+
+
+def _averages(method: Method) -> list[Message]:
+    gradients = sum(parameter.nbytes for _, parameter in trainable(method))
+    statistics = sum(tensor.nbytes for tensor in own_statistics(method))
+    results = 2 * _FLOAT_BYTES  # loss and accuracy
+    total = gradients + statistics + results
+    return [Message("gradients", "reduce", total, -(-total // BUCKET_BYTES))]
+
+
+def _keys(case: Case, dim: int) -> list[Message]:
+    """Vectors that the queries of all meet, and the way back of their gradients."""
+    if case.config.method.dictionary.kind != "batch":
+        return []
+    calls = 1 if case.queries_are_keys else case.query_views
+    rows = (case.query_views if case.queries_are_keys else 1) * case.images
+    own = calls * rows * dim * _FLOAT_BYTES
+    ids = case.looks_up_many or case.config.images.group_by is not None
+    found = [Message("keys", "gather", own, calls)]
+    if ids:
+        found.append(Message("groups of images", "gather", case.images * _INDEX_BYTES * calls))
+    if case.keys_learn:  # the sum over processes of the gradient to the keys of all
+        found.append(Message("gradients of keys", "reduce", own * case.processes, calls))
+    return found
+
+
+def _remembered(case: Case, dim: int) -> list[Message]:
+    """Keys that enter the dictionary, and the images they are of."""
+    kind = case.config.method.dictionary.kind
+    if kind == "batch":
+        return []
+    rows = case.images * (1 if kind == "bank" else case.key_views)
+    return [
+        Message("remembered keys", "gather", rows * dim * _FLOAT_BYTES),
+        Message("remembered images", "gather", case.images * _INDEX_BYTES),
+    ]
+
+
+def _shuffled(case: Case, dim: int) -> list[Message]:
+    """Whole views that are encoded elsewhere, and the vectors that come back."""
+    if case.config.norm.kind != "shuffle":
+        return []
+    number = case.query_views - 1 if case.queries_are_keys else case.key_views
+    config = case.config
+    view = config.images.channels * config.views.side_pixels**2
+    vectors = number * case.images * dim * _FLOAT_BYTES
+    found = [
+        Message("shuffled views", "gather", number * case.images * view * _FLOAT_BYTES, number),
+        Message("shuffled keys", "gather", vectors, number),
+    ]
+    if case.queries_are_keys or case.keys_learn:
+        back = vectors * case.processes
+        found.append(Message("gradients of shuffled keys", "reduce", back, number))
+    return found
+
+
+def _norms(case: Case, method: Method) -> list[Message]:
+    """Statistics of each global norm in each pass: 2 x channels and a count; back 2 x channels."""
+    sizes = 1 + (case.config.views.small_views > 0)
+    learning, again = sizes * case.chunks, sizes * case.chunks if case.chunks > 1 else 0
+    of_keys = case.chunks if case.key_views else 0
+    query, predictor = _channels(method.network), _channels(method.predictor)
+    key = _channels(method.network if method.twin is None else method.twin)
+    passes = [(query, learning + again, learning), (predictor, learning + again, learning)]
+    backward = of_keys if case.keys_learn else 0
+    passes.append((key, of_keys * (2 if case.chunks > 1 and case.keys_learn else 1), backward))
+    forward = sum(count * sum(2 * c + 1 for c in channels) for channels, count, _ in passes)
+    back = sum(count * 2 * sum(channels) for channels, _, count in passes)
+    calls = sum(count * len(channels) for channels, count, _ in passes)
+    back_calls = sum(count * len(channels) for channels, _, count in passes)
+    return [
+        Message("norms, forward", "gather", forward * _FLOAT_BYTES, calls),
+        Message("norms, backward", "reduce", back * _FLOAT_BYTES, back_calls),
+    ]
+
+
+def _channels(network: nn.Module | None) -> list[int]:
+    norms = [] if network is None else network.modules()
+    return [norm.num_features for norm in norms if isinstance(norm, GlobalBatchNorm)]
+
+
+def _check(case: Case) -> Message:
+    every = case.config.training.check_every_steps
+    return Message("checksums", "gather", _CHECKSUMS * _INDEX_BYTES / every, 1 / every)

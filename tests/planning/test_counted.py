@@ -1,0 +1,150 @@
+"""Operations and bytes of networks against hand counts and against real backward passes."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diptych.configs import (
+    DictionaryConfig,
+    EncoderConfig,
+    HeadConfig,
+    KeyEncoderConfig,
+    MethodConfig,
+    NormConfig,
+    RunConfig,
+    TrainingConfig,
+    ViewsConfig,
+)
+from diptych.contrast.method import build_method
+from diptych.planning.counted import LiveBytes, build_on_meta, count_looking, count_passes
+
+SIDE, IMAGES, WIDTH, HIDDEN, OUT = 16, 6, 4, 8, 5
+SIMCLR = RunConfig(
+    views=ViewsConfig(side_pixels=SIDE),
+    encoder=EncoderConfig(width=WIDTH, stage_blocks=(1,), stem_stride=1),
+    head=HeadConfig(hidden_features=HIDDEN, output_features=OUT),
+    training=TrainingConfig(batch_size=IMAGES),
+)
+MOCO = replace(
+    SIMCLR,
+    method=MethodConfig(
+        dictionary=DictionaryConfig("queue", queue_size=8), key_encoder=KeyEncoderConfig("twin")
+    ),
+)
+CONFIGS = {
+    "plain": SIMCLR,
+    "predictor": replace(
+        SIMCLR,
+        head=replace(SIMCLR.head, predictor_layers=2, batch_norm=True),
+        method=MethodConfig(
+            symmetric=True,
+            dictionary=DictionaryConfig("batch", both_views=False),
+            key_encoder=KeyEncoderConfig("twin"),
+        ),
+    ),
+    "split": replace(SIMCLR, norm=NormConfig("split", images_per_group=2)),
+    "layer": replace(SIMCLR, norm=NormConfig("layer")),
+}
+
+
+def one_view_forward() -> int:
+    """By hand: three convolutions of 3x3 at full side, two linear layers; 2 for each product."""
+    pixels = SIDE * SIDE
+    convolutions = 9 * (3 * WIDTH + WIDTH * WIDTH + WIDTH * WIDTH) * pixels
+    return 2 * (convolutions + WIDTH * HIDDEN + HIDDEN * OUT)
+
+
+def stem() -> int:
+    return 2 * 9 * 3 * WIDTH * SIDE * SIDE
+
+
+def test_a_small_network_takes_the_operations_that_a_hand_counts() -> None:
+    passes = count_passes(SIMCLR, build_on_meta(SIMCLR, 100), IMAGES)
+    views = 2 * IMAGES
+    assert passes.forward_flops == views * one_view_forward()
+    # Backward takes as many for the weights and for the inputs; images need none.
+    assert passes.backward_flops == views * (2 * one_view_forward() - stem())
+    assert passes.extra_flops == 0
+    assert passes.flops == views * (3 * one_view_forward() - stem())
+
+
+def test_a_twin_adds_a_forward_pass_of_the_keys() -> None:
+    passes = count_passes(MOCO, build_on_meta(MOCO, 100), IMAGES)
+    assert passes.forward_flops == passes.extra_flops == IMAGES * one_view_forward()
+
+
+def test_a_bank_encodes_no_keys() -> None:
+    config = replace(SIMCLR, method=MethodConfig(dictionary=DictionaryConfig("bank")))
+    passes = count_passes(config, build_on_meta(config, 10**9), IMAGES)
+    assert passes.forward_flops == IMAGES * one_view_forward()
+    assert passes.extra_flops == 0
+
+
+def test_chunks_are_encoded_once_more_and_need_the_memory_of_one() -> None:
+    config = replace(SIMCLR, training=replace(SIMCLR.training, chunk_size=2))
+    whole = count_passes(SIMCLR, build_on_meta(SIMCLR, 100), IMAGES)
+    parts = count_passes(config, build_on_meta(config, 100), IMAGES)
+    assert (parts.forward_flops, parts.backward_flops) == (
+        whole.forward_flops,
+        whole.backward_flops,
+    )
+    assert parts.extra_flops == whole.forward_flops
+    assert whole.saved_bytes / 3.1 < parts.saved_bytes < whole.saved_bytes / 2.9
+
+
+def test_half_precision_halves_what_is_saved_and_leaves_the_method_alone() -> None:
+    config = replace(SIMCLR, training=replace(SIMCLR.training, precision="bf16"))
+    method = build_on_meta(config, 100)
+    half = count_passes(config, method, IMAGES)
+    full = count_passes(SIMCLR, build_on_meta(SIMCLR, 100), IMAGES)
+    assert half.flops == full.flops
+    assert 0.5 * full.saved_bytes <= half.saved_bytes < 0.51 * full.saved_bytes
+    assert {p.dtype for p in method.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_saved_bytes_are_those_of_a_real_forward_pass(name: str) -> None:
+    """The oracle is autograd itself: it tells of each tensor that it saves for the way back."""
+    config = CONFIGS[name]
+    planned = count_passes(config, build_on_meta(config, 100), IMAGES).saved_bytes
+    method = build_method(config).train().to(memory_format=torch.channels_last)
+    weights = {p.untyped_storage().data_ptr() for p in method.parameters()}
+    saved: dict[int, int] = {}
+    kept = list[Tensor]()  # so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in weights:
+            saved[place] = tensor.untyped_storage().nbytes()
+            kept.append(tensor)
+        return tensor
+
+    views = torch.randn(2, IMAGES, 3, SIDE, SIDE)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        method.encode_queries(tuple(views))
+    # What comes out of the network is not saved by it, nor are keys; both are tiny here.
+    assert planned == pytest.approx(sum(saved.values()), rel=0.01)
+
+
+def test_the_peak_of_a_chain_is_that_of_its_widest_place() -> None:
+    """Without a graph a layer holds its input and its output, and the caller the images.
+
+    In megabytes: 4 + 8, then 4 + 8 + 1, then 4 + 1 + 2.
+    """
+    layers = [nn.Linear(wide, wider) for wide, wider in pairwise((1000, 2000, 250, 500))]
+    chain = nn.Sequential(*layers).to("meta")
+    with torch.no_grad(), LiveBytes() as live:
+        output = chain(torch.empty(1000, 1000, device="meta"))
+    assert live.peak == 4 * 1000 * (1000 + 2000 + 250)
+    assert live.now == output.nbytes == 4 * 1000 * 500
+
+
+def test_looking_needs_less_than_learning() -> None:
+    method = build_on_meta(SIMCLR, 100)
+    looking = count_looking(SIMCLR, method, 2 * IMAGES)
+    assert looking < count_passes(SIMCLR, method, IMAGES).peak_bytes
+    assert looking >= 2 * 2 * IMAGES * WIDTH * SIDE * SIDE * 4  # two maps of a residual block
+    assert method.network.training

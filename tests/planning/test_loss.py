@@ -1,0 +1,139 @@
+"""Operations and bytes of looking keys up against those that a real look-up makes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from diptych.configs import (
+    DictionaryConfig,
+    EncoderConfig,
+    HeadConfig,
+    KeyEncoderConfig,
+    LossConfig,
+    MethodConfig,
+    RunConfig,
+    TrainingConfig,
+)
+from diptych.contrast import scores
+from diptych.contrast.dictionaries import ImageBank, KeyQueue
+from diptych.contrast.method import build_method
+from diptych.planning.case import Case
+from diptych.planning.counted import LiveBytes
+from diptych.planning.loss import look_up_cost
+from diptych.views.batches import Batch
+
+IMAGES, DIM, TILE = 24, 8, 10
+TWIN, BATCH_KEYS = KeyEncoderConfig("twin"), DictionaryConfig("batch", both_views=False)
+METHODS = {
+    "simclr": MethodConfig(),
+    "four views": MethodConfig(views=4),
+    "supervised": MethodConfig(loss=LossConfig("supervised")),
+    "end_to_end": MethodConfig(dictionary=BATCH_KEYS),
+    "moco_v3": MethodConfig(symmetric=True, dictionary=BATCH_KEYS, key_encoder=TWIN),
+    "moco": MethodConfig(dictionary=DictionaryConfig("queue", queue_size=70), key_encoder=TWIN),
+    "bank": MethodConfig(dictionary=DictionaryConfig("bank", bank_negatives=50)),
+    "nt_logistic": MethodConfig(
+        dictionary=DictionaryConfig("queue", queue_size=70),
+        key_encoder=TWIN,
+        loss=LossConfig("nt_logistic"),
+    ),
+    "triplet, keys learn": MethodConfig(dictionary=BATCH_KEYS, loss=LossConfig("triplet")),
+}
+
+
+class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts 2 m n k for every product of matrices, in place or not."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = func.__name__.partition(".")[0]
+        if name in ("mm", "addmm", "addmm_"):
+            left, right = args[-2:]
+            self.flops += 2 * left.shape[0] * left.shape[1] * right.shape[1]
+        return func(*args, **(kwargs or {}))
+
+
+def case_of(method: MethodConfig) -> Case:
+    config = RunConfig(
+        encoder=EncoderConfig(width=4, stage_blocks=(1,)),
+        head=HeadConfig(hidden_features=4, output_features=DIM),
+        method=method,
+        training=TrainingConfig(batch_size=IMAGES),
+    )
+    return Case(config, image_count=200)
+
+
+def compared(case: Case, counter: Any) -> None:
+    """A real comparison, forward and backward, under a counter."""
+    method = build_method(case.config, image_count=case.image_count)
+    dictionary = method.dictionary
+    if isinstance(dictionary, KeyQueue):
+        dictionary.remember(torch.randn(len(dictionary.keys), DIM))
+    if isinstance(dictionary, ImageBank):
+        dictionary.remember(torch.randn(200, DIM), torch.arange(200))
+    indices = torch.arange(IMAGES)
+    views = (torch.empty(0),) * case.config.method.views
+    batch = Batch(views, indices, step=0, labels=indices % 3)
+    queries = torch.randn(case.query_views, IMAGES, DIM, requires_grad=True)
+    keys = None
+    if case.key_views:
+        keys = torch.randn(case.key_views, IMAGES, DIM, requires_grad=case.keys_learn)
+    with counter:
+        torch.autograd.backward(method.compare(queries, keys, batch).look_up.loss)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_operations_are_those_of_a_real_look_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "CPU_TILE", TILE)
+    case, counter = case_of(METHODS[name]), Products()
+    compared(case, counter)
+    assert look_up_cost(case, DIM, tile=TILE).flops == counter.flops
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bytes_are_close_to_those_of_a_real_look_up(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At sizes where matrices of scores, or tiles and keys, are nearly all there is."""
+    monkeypatch.setattr(scores, "CPU_TILE", 64)
+    case = case_of(METHODS[name])
+    kind = case.config.method.dictionary.kind
+    if kind != "batch":
+        dictionary = replace(case.config.method.dictionary, queue_size=150, bank_negatives=150)
+        method = replace(case.config.method, dictionary=dictionary)
+        case = replace(case, config=replace(case.config, method=method))
+    live = LiveBytes()
+    compared(case, live)
+    planned = look_up_cost(case, DIM, tile=64).bytes
+    assert 0.5 < planned / live.peak < 2.0
+
+
+def test_more_processes_ask_less_and_meet_as_many() -> None:
+    case = case_of(METHODS["simclr"])
+    one, four = (look_up_cost(replace(case, processes=n), DIM, tile=TILE) for n in (1, 4))
+    assert (one.queries, one.keys) == (2 * IMAGES, 2 * IMAGES)
+    assert (four.queries, four.keys) == (2 * IMAGES // 4, 2 * IMAGES)
+    assert four.flops == 4 * 2 * DIM * four.queries * four.keys
+
+
+def test_tiles_bound_the_memory_of_a_large_batch() -> None:
+    def bytes_of(batch: int) -> int:
+        case = case_of(METHODS["simclr"])
+        training = replace(case.config.training, batch_size=batch)
+        large = replace(case, config=replace(case.config, training=training))
+        return look_up_cost(large, 128, tile=2048).bytes
+
+    assert bytes_of(2**20) / bytes_of(2**17) == pytest.approx(8, rel=0.1)  # rows, not pairs

@@ -1,0 +1,147 @@
+"""Bytes between processes against those that two real processes hand to torch.distributed."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from diptych.configs import (
+    DictionaryConfig,
+    EncoderConfig,
+    HeadConfig,
+    KeyEncoderConfig,
+    LossConfig,
+    MethodConfig,
+    NormConfig,
+    RunConfig,
+    TrainingConfig,
+    ViewsConfig,
+)
+from diptych.contrast.dictionaries import ImageBank, KeyQueue
+from diptych.contrast.method import build_method
+from diptych.distributed import largest_over_processes
+from diptych.optimization.optimizers import build_optimizer
+from diptych.planning.case import Case
+from diptych.planning.counted import build_on_meta
+from diptych.planning.machine import MACHINES
+from diptych.planning.traffic import Message, messages, network_seconds
+from diptych.training.in_step import require_in_step
+from diptych.training.step import train_step
+from diptych.views.batches import Batch
+from processes import Results, run_processes
+
+PROCESSES, BATCH, IMAGES, DIM, SIDE = 2, 16, 40, 6, 16
+BASE = RunConfig(
+    views=ViewsConfig(side_pixels=SIDE),
+    encoder=EncoderConfig(width=4, stage_blocks=(1,)),
+    norm=NormConfig("sync"),
+    head=HeadConfig(hidden_features=8, output_features=DIM, batch_norm=True),
+    training=TrainingConfig(batch_size=BATCH),
+)
+TWIN, BATCH_KEYS = KeyEncoderConfig("twin"), DictionaryConfig("batch", both_views=False)
+QUEUE = MethodConfig(dictionary=DictionaryConfig("queue", queue_size=50), key_encoder=TWIN)
+GROUPED = {"images_per_group": 4}
+CONFIGS = {
+    "simclr": BASE,
+    "plain norms": replace(BASE, norm=NormConfig("batch")),
+    "moco_v1": replace(BASE, norm=NormConfig("shuffle", images_per_group=4), method=QUEUE),
+    "moco_v3": replace(
+        BASE,
+        head=replace(BASE.head, predictor_layers=2, output_norm=True),
+        method=MethodConfig(symmetric=True, dictionary=BATCH_KEYS, key_encoder=TWIN),
+    ),
+    "end_to_end": replace(
+        BASE, norm=NormConfig("shuffle", **GROUPED), method=MethodConfig(dictionary=BATCH_KEYS)
+    ),
+    "shuffled views": replace(BASE, norm=NormConfig("shuffle", images_per_group=4)),
+    "bank": replace(
+        BASE, method=MethodConfig(dictionary=DictionaryConfig("bank", bank_negatives=12))
+    ),
+    "chunks": replace(BASE, training=replace(BASE.training, chunk_size=4)),
+    "chunks of keys": replace(
+        BASE,
+        method=MethodConfig(dictionary=BATCH_KEYS),
+        training=replace(BASE.training, chunk_size=4),
+    ),
+    "three views": replace(BASE, norm=NormConfig("layer"), method=MethodConfig(views=3)),
+    "supervised": replace(BASE, method=MethodConfig(loss=LossConfig("supervised"))),
+}
+
+
+def one_step(config: RunConfig, rank: int) -> tuple[int, int]:
+    """Bytes handed to all-reduces and all-gathers in a step of a run that is under way."""
+    torch.manual_seed(0)
+    method = build_method(config, image_count=IMAGES).train()
+    dictionary = method.dictionary
+    if isinstance(dictionary, KeyQueue | ImageBank):
+        keys = torch.randn(IMAGES, DIM)
+        if isinstance(dictionary, KeyQueue):
+            dictionary.remember(keys)
+        else:
+            dictionary.remember(keys, torch.arange(IMAGES))
+    share = BATCH // PROCESSES
+    views = tuple(torch.randn(config.method.views, share, 3, SIDE, SIDE))
+    indices = torch.arange(rank * share, (rank + 1) * share)
+    batch = Batch(views, indices, 0, labels=indices % 3)
+    optimizer = build_optimizer(config.optimizer, method)
+    reduce, gather, sent = dist.all_reduce, dist.all_gather, [0, 0]
+
+    def count_reduce(tensor: Tensor, *more: Any, **named: Any) -> Any:
+        sent[0] += tensor.nbytes
+        return reduce(tensor, *more, **named)
+
+    def count_gather(into: list[Tensor], tensor: Tensor, *more: Any, **named: Any) -> Any:
+        sent[1] += tensor.nbytes
+        return gather(into, tensor, *more, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_reduce", count_reduce)
+        patch.setattr(dist, "all_gather", count_gather)
+        train_step(method, optimizer, batch, rate=0.1, momentum=0.9, config=config)
+        largest_over_processes(0, 0)
+        before = sent[1]
+        require_in_step(method, 1, images="")
+        sent[1] = before + (sent[1] - before) // config.training.check_every_steps
+    return sent[0], sent[1]
+
+
+def all_configs(rank: int, count: int) -> Results:
+    return {name: torch.tensor(one_step(config, rank)) for name, config in CONFIGS.items()}
+
+
+@pytest.fixture(scope="module")
+def handed_in() -> Results:
+    return run_processes(all_configs, PROCESSES)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_messages_are_those_that_a_step_sends(name: str, handed_in: Results) -> None:
+    config = CONFIGS[name]
+    planned = messages(Case(config, IMAGES, PROCESSES), build_on_meta(config, IMAGES), DIM)
+    reduced = sum(one.bytes for one in planned if one.kind == "reduce")
+    gathered = sum(one.bytes for one in planned if one.kind == "gather")
+    assert reduced == handed_in[name][0]
+    assert int(gathered) == handed_in[name][1]
+
+
+def test_a_single_process_sends_nothing() -> None:
+    assert not messages(Case(BASE, IMAGES), build_on_meta(BASE, IMAGES), DIM)
+
+
+def test_a_ring_sends_nearly_twice_a_sum_and_all_others_what_is_gathered() -> None:
+    assert Message("sum", "reduce", 100).sent(4) == 150
+    assert Message("rows", "gather", 100).sent(4) == 300
+
+
+def test_time_is_bytes_over_bandwidth_and_latency_by_turns() -> None:
+    machine = replace(MACHINES["cpu"], network_bytes_per_second=1e6, network_seconds=0.01)
+    ring = Message("sum", "reduce", 4e6).seconds(4, machine)
+    assert ring == pytest.approx(6 * 0.01 + 6.0)
+    tree = Message("sum", "reduce", 8).seconds(1024, machine)
+    assert tree == pytest.approx(20 * 0.01, rel=1e-3)
+    found = [Message("rows", "gather", 1e6), Message("sum", "reduce", 4e6)]
+    assert network_seconds(found, 4, machine) == pytest.approx(3 * 0.01 + 3.0 + ring)
