@@ -1,6 +1,7 @@
 """What is done to a run under `diptych launch`; it ends with the bits of one left alone."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -150,7 +151,8 @@ class Host:
 
 @contextmanager
 def connected_hosts() -> Iterator[tuple[Host, Host]]:
-    """Two hosts, which are taken away again whatever happens."""
+    """Two hosts, which are taken away again; if this process is killed, by the next that comes."""
+    remove_left_behind()
     hosts = Host(0), Host(1)
     try:
         for host in hosts:
@@ -165,6 +167,14 @@ def connected_hosts() -> Iterator[tuple[Host, Host]]:
         yield hosts
     finally:
         remove(hosts)
+
+
+def remove_left_behind() -> None:
+    """Takes away hosts of test processes that are no more."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
+    for name, pid in re.findall(r"^(dip(\d+)h\d)\b", listed, re.MULTILINE):
+        if not is_alive(int(pid)):
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
 def remove(hosts: Sequence[Host]) -> None:
