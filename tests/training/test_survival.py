@@ -135,7 +135,8 @@ class Host:
             images,
             out,
             options=options,
-            flags=EPOCHS,
+            # As many for this process as each of two has that share --threads 2 on one host.
+            flags=[*EPOCHS, "--threads", "1"],
             prefix=["ip", "netns", "exec", self.name],
             environment={"GLOO_SOCKET_IFNAME": self.cable},
         )
