@@ -321,15 +321,17 @@ def main() -> None:
     parser = add_arguments(__doc__)
     parser.add_argument("--faults", type=int, metavar="N", help=f"{FAULTS} by default")
     parser.add_argument("--seed", type=int, default=0, help="decides faults, order and steps")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND")
     flags = parser.parse_args()
     faults = flags.faults or (QUICK_FAULTS if flags.quick else FAULTS)
-    console, chance = Console(), random.Random(flags.seed)
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    chance = random.Random(flags.seed)
     epochs = -(-(faults + 1) * STEPS_PER_FAULT // STEPS_PER_EPOCH)
     with tempfile.TemporaryDirectory() as name, small_disk(Path(name) / "disk") as small:
         shards, disk = Path(name) / "shards", Path(name) / "disk"
         write_shards(shards)
-        kinds = [kind for kind in KINDS if small or kind != "disk full"]
-        if not small:
+        kinds = [kind for kind in flags.kinds if small or kind != "disk full"]
+        if kinds != flags.kinds:
             console.print("No disk is filled up: a small file system cannot be mounted here.")
         whole = Campaign(shards, Path(name) / "unbroken", epochs, chance)
         whole.start()
