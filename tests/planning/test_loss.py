@@ -118,7 +118,7 @@ def test_bytes_are_close_to_those_of_a_real_look_up(
     live = LiveBytes()
     compared(case, live)
     planned = look_up_cost(case, DIM, tile=64).bytes
-    assert 0.5 < planned / live.peak < 2.0
+    assert 0.5 < planned / live.peak < 2.0, (planned, live.peak)
 
 
 def test_more_processes_ask_less_and_meet_as_many() -> None:

@@ -6,7 +6,7 @@ from diptych.contrast.scores import CPU_TILE, DEVICE_TILE
 from diptych.planning.case import Case
 
 _FLOAT_BYTES = 4  # scores are never narrower
-_WHOLE_MATRICES = 5  # scores, divided, masked, the loss's and their gradient
+_WHOLE_MATRICES = 3  # scores, the loss of each, and their gradient
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,10 @@ def measure(
         The machine, and seconds of the parts of a step, by the names of ``make_plan``.
     """
     keep_freed_memory()
-    machine = replace(machine, base_bytes=idle_bytes() or machine.base_bytes)
     threads = use_threads(case.config.training.threads, processes=local)
+    with ThreadPoolExecutor(threads) as executor:
+        view_seconds(case, images, executor, most=2)  # loads the compiled kernels
+    machine = replace(machine, base_bytes=idle_bytes() or machine.base_bytes)
     with companions(case, local - 1, threads), ThreadPoolExecutor(threads) as executor:
         method = build_small(case)
         half = method.autocast_type
@@ -193,9 +195,15 @@ def moving_seconds(case: Case, method: Method) -> float:
     return found
 
 
-def view_seconds(case: Case, images: ImageSet | None, executor: ThreadPoolExecutor) -> float:
+def view_seconds(
+    case: Case,
+    images: ImageSet | None,
+    executor: ThreadPoolExecutor,
+    *,
+    most: int = _MOST_VIEWED,
+) -> float:
     """Of all views of a process's images, decoding included where it is done in every step."""
-    config, count = case.config, min(case.images, _MOST_VIEWED)
+    config, count = case.config, min(case.images, most)
     with sample_images(case, images, executor) as found:
         taken = np.arange(count, dtype=np.int64) % len(found)
         batches = ViewBatches(
