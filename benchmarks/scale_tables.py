@@ -33,7 +33,7 @@ class Variant:
     recipe: str
     per_device: int
     norm: str | None = None
-    bank_fp16: bool = False
+    smaller_bank: bool = False
 
 
 PLAIN = (
@@ -44,7 +44,7 @@ PLAIN = (
 CURED = (
     Variant("simclr, group norm, 256 a device", "simclr", 256, norm="group"),
     Variant("moco_v2, split norm, 256 a device", "moco_v2", 256, norm="split"),
-    Variant("memory_bank in fp16, 256 a device", "memory_bank", 256, bank_fp16=True),
+    Variant("memory_bank in shares, fp16, 256 a device", "memory_bank", 256, smaller_bank=True),
 )
 
 
@@ -52,8 +52,9 @@ def config_of(variant: Variant, devices: int, images: int) -> RunConfig:
     """The recipe in bf16, its batch grown with the devices."""
     config = recipe_config(variant.recipe, "paper")
     kind: Any = variant.norm or config.norm.kind
-    precision: Any = "fp16" if variant.bank_fp16 else "fp32"
-    dictionary = replace(config.method.dictionary, bank_precision=precision)
+    dictionary = config.method.dictionary
+    if variant.smaller_bank:
+        dictionary = replace(dictionary, bank_precision="fp16", bank_placement="sharded")
     return replace(
         config,
         norm=replace(config.norm, kind=kind),

@@ -167,7 +167,7 @@ def launch(arguments: Sequence[str]) -> None:
 
     if list(arguments) in (["-h"], ["--help"]):
         print(inspect.cleandoc(launch.__doc__ or ""))
-        return
+        raise SystemExit(0)
     options, (verb, *given) = split_arguments(arguments)
     if verb != "pretrain":
         raise ConfigError(f"diptych launch runs pretrain in several processes; got {verb!r}.")

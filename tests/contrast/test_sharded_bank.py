@@ -2,6 +2,7 @@
 
 import torch
 
+from diptych.contrast import sharded_bank
 from diptych.contrast.dictionaries import ImageBank
 from diptych.contrast.sharded_bank import ShardedBank, whole_banks
 from diptych.distributed import own_slice, process_count
@@ -35,6 +36,7 @@ def compared(bank: ImageBank, step: int) -> list[torch.Tensor]:
 def in_each(rank: int, count: int) -> Results:
     """Runs in each process; it holds a whole bank as well, to compare with."""
     results: Results = {}
+    sharded_bank._CHUNK = 3  # type: ignore[misc]  # so that a share is sent in several parts
     for dtype in (torch.float32, torch.float16):
         whole, shared = build(ImageBank, dtype), build(ShardedBank, dtype)
         assert isinstance(shared, ShardedBank)

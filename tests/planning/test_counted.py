@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from diptych.configs import (
     ViewsConfig,
 )
 from diptych.contrast.method import build_method
+from diptych.model import activations
+from diptych.model.activations import offload, recompute_stages
 from diptych.planning.counted import LiveBytes, build_on_meta, count_looking, count_passes
 
 SIDE, IMAGES, WIDTH, HIDDEN, OUT = 16, 6, 4, 8, 5
@@ -34,6 +37,7 @@ MOCO = replace(
         dictionary=DictionaryConfig("queue", queue_size=8), key_encoder=KeyEncoderConfig("twin")
     ),
 )
+AGAIN = replace(SIMCLR, training=replace(SIMCLR.training, recompute="stages"))
 CONFIGS = {
     "plain": SIMCLR,
     "predictor": replace(
@@ -47,6 +51,7 @@ CONFIGS = {
     ),
     "split": replace(SIMCLR, norm=NormConfig("split", images_per_group=2)),
     "layer": replace(SIMCLR, norm=NormConfig("layer")),
+    "stages again": AGAIN,
 }
 
 
@@ -95,8 +100,9 @@ def test_chunks_are_encoded_once_more_and_need_the_memory_of_one() -> None:
     assert whole.saved_bytes / 3.1 < parts.saved_bytes < whole.saved_bytes / 2.9
 
 
-def test_half_precision_halves_what_is_saved_and_leaves_the_method_alone() -> None:
-    config = replace(SIMCLR, training=replace(SIMCLR.training, precision="bf16"))
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_halves_what_is_saved_and_leaves_the_method_alone(precision: Any) -> None:
+    config = replace(SIMCLR, training=replace(SIMCLR.training, precision=precision))
     method = build_on_meta(config, 100)
     half = count_passes(config, method, IMAGES)
     full = count_passes(SIMCLR, build_on_meta(SIMCLR, 100), IMAGES)
@@ -105,12 +111,71 @@ def test_half_precision_halves_what_is_saved_and_leaves_the_method_alone() -> No
     assert {p.dtype for p in method.parameters()} == {torch.float32}
 
 
+def test_stages_that_are_computed_again_take_their_forward_pass_once_more() -> None:
+    """By hand: the two convolutions of the only block; stem and head are not run again."""
+    method = build_on_meta(AGAIN, 100)
+    plain = count_passes(SIMCLR, build_on_meta(SIMCLR, 100), IMAGES)
+    again = count_passes(AGAIN, method, IMAGES)
+    assert again.forward_flops == plain.forward_flops
+    block = 2 * 9 * 2 * WIDTH * WIDTH * SIDE * SIDE
+    assert again.backward_flops - plain.backward_flops == 2 * IMAGES * block
+    assert again.saved_bytes < plain.saved_bytes
+    assert count_passes(AGAIN, method, IMAGES) == again  # the method is as it was
+
+
+def test_of_several_stages_one_at_a_time_has_its_inside_in_memory() -> None:
+    encoder = replace(SIMCLR.encoder, stage_blocks=(1, 1, 1, 1))
+    plain, again = (
+        count_passes(config, build_on_meta(config, 100), IMAGES)
+        for config in (replace(one, encoder=encoder) for one in (SIMCLR, AGAIN))
+    )
+    assert again.peak_bytes < 0.8 * plain.peak_bytes
+
+
+@pytest.mark.parametrize("recompute", ["none", "stages"])
+def test_offloaded_bytes_are_those_that_a_real_pass_sends_away(
+    recompute: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oracle is torch's own ``save_on_cpu``, each of whose tensors is counted."""
+    training = replace(SIMCLR.training, recompute=recompute, offload_activations=True)
+    config, sent = replace(SIMCLR, training=training), list[int]()
+
+    class Counting(torch.autograd.graph.save_on_cpu):
+        def __init__(self, pin_memory: bool) -> None:
+            super().__init__(pin_memory)
+            send = self.pack_hook
+
+            def pack(tensor: Tensor) -> Any:
+                sent.append(tensor.nbytes)
+                return send(tensor)
+
+            self.pack_hook = pack
+
+    monkeypatch.setattr(activations, "save_on_cpu", Counting)
+    method = build_method(config).train().to(memory_format=torch.channels_last)
+    if recompute == "stages":
+        recompute_stages(method.encoder)
+    assert offload(method.encoder, torch.device("meta"))  # any that is no CPU; all tensors are
+    vectors = method.encode_queries(tuple(torch.randn(2, IMAGES, 3, SIDE, SIDE)))
+    away = sum(sent)
+    vectors.sum().backward()  # type: ignore[no-untyped-call]
+    kept = replace(config, training=replace(training, offload_activations=False))
+    planned = count_passes(config, build_on_meta(config, 100), IMAGES)
+    plain = count_passes(kept, build_on_meta(config, 100), IMAGES)
+    assert planned.away_bytes == away
+    assert planned.flops == plain.flops
+    assert plain.away_bytes == 0
+    assert planned.saved_bytes < 0.5 * plain.saved_bytes
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_saved_bytes_are_those_of_a_real_forward_pass(name: str) -> None:
     """The oracle is autograd itself: it tells of each tensor that it saves for the way back."""
     config = CONFIGS[name]
     planned = count_passes(config, build_on_meta(config, 100), IMAGES).saved_bytes
     method = build_method(config).train().to(memory_format=torch.channels_last)
+    if config.training.recompute == "stages":
+        recompute_stages(method.encoder)
     weights = {p.untyped_storage().data_ptr() for p in method.parameters()}
     saved: dict[int, int] = {}
     kept = list[Tensor]()  # so that no address is used twice

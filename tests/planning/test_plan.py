@@ -14,7 +14,7 @@ from diptych.planning.case import Case
 from diptych.planning.machine import MACHINES, MachineConfig, machine_named
 from diptych.planning.plan import Plan, make_plan
 from diptych.planning.verdict import limits, verdict
-from diptych.recipes import recipe_config
+from diptych.recipes import RECIPES, recipe_config
 
 SMALL = ("--scale", "tiny", "--encoder.width", "4", "--encoder.stage-blocks", "1")
 
@@ -73,14 +73,60 @@ def test_a_bank_breaks_with_the_images_and_a_queue_does_not() -> None:
     keys = 10**9 * (128 * 4 + 8 + 1)  # and where each image stands in the list, and whether it does
     assert bank.memory.lasting["bank"] == keys
     said = verdict(bank)
-    # A checkpoint needs it twice in main memory, before any device is full.
-    assert said[0].startswith("Breaks first: main memory")
-    assert "copies for a checkpoint" in said[0]
-    assert said[1].startswith("Then: memory of the bank (521.0 GB of 80.0 GB)")
-    assert "fp16" in said[1]
+    assert said[0].startswith("Breaks first: memory of the bank (521.0 GB of 80.0 GB)")
+    shares, fp16 = "bank-placement sharded", "bank-precision fp16"
+    assert 0 < said[0].index(shares) < said[0].index(fp16) < said[0].index("A queue")
+    assert said[1].startswith("Then: main memory")
+    assert "copy for checkpoints 521.0 GB" in said[1]
     queue = planned("moco_v2", on="h100", images=10**9, processes=2, norm="layer")
     assert queue.memory.lasting["queue"] == 2048 * 128 * 4 + 0
     assert not any("memory of the queue" in sentence for sentence in verdict(queue))
+
+
+def test_a_bank_in_shares_fits_where_a_whole_one_does_not() -> None:
+    config = small("memory_bank")
+    dictionary = replace(config.method.dictionary, bank_placement="sharded")
+    config = replace(config, method=replace(config.method, dictionary=dictionary))
+    images, processes = 10**9, 8
+    plan = make_plan(Case(config, images, processes), MACHINES["h100"])
+    assert plan.memory.lasting["bank"] == images * (128 * 4 / processes + 8 + 1)
+    parts = {one.part: one for one in limits(plan)}
+    assert not parts["memory of the bank"].breaks
+    assert "More processes hold smaller shares." in parts["memory of the bank"].cure
+    # The first process still gathers the whole for a checkpoint.
+    assert plan.memory.host["copy for checkpoints"] > images * 128 * 4
+    assert parts["main memory"].breaks
+    assert any(one.what == "fetched keys" for one in plan.messages)
+    # 7/8 of the keys come over the network while training stands still.
+    whole = images * 128 * 4
+    assert plan.pause_seconds == pytest.approx(7 / 8 * whole / 12.5e9, rel=0.05)
+
+
+def test_fp16_runs_at_its_own_rate_and_reads_gradients_once_more() -> None:
+    half, single = small("simclr"), small("simclr")
+    half = replace(half, training=replace(half.training, precision="fp16"))
+    t4 = MACHINES["t4"]
+    plan, plain = (make_plan(Case(one, 10_000), t4) for one in (half, single))
+    assert plan.seconds["networks"] == pytest.approx(plan.passes.flops / (0.15 * 65e12))
+    more = plan.seconds["optimizer and twin"] - plain.seconds["optimizer and twin"]
+    assert more == pytest.approx(2 * 4 * plan.weights / 320e9)
+
+
+def test_offloaded_activations_lie_in_main_memory_of_accelerators_only() -> None:
+    config = small("simclr")
+    away = replace(config, training=replace(config.training, offload_activations=True))
+    plan, plain = (make_plan(Case(one, 10_000), MACHINES["a100"]) for one in (away, config))
+    size = plan.memory.host["saved activations"]
+    saved = [one.memory.moments["networks"]["saved for backward"] for one in (plan, plain)]
+    assert saved[0] < 0.1 * saved[1]
+    assert plan.memory.main - plain.memory.main == size
+    assert plan.seconds["offloading"] == pytest.approx(2 * size / 32e9)
+    on_cpu, plain_on_cpu = (make_plan(Case(one, 10_000), MACHINES["cpu"]) for one in (away, config))
+    assert on_cpu.memory == plain_on_cpu.memory
+    assert on_cpu.seconds == plain_on_cpu.seconds
+    little = replace(MACHINES["a100"], host_bytes=size, base_bytes=0.0)
+    said = verdict(make_plan(Case(away, 10_000), little))
+    assert any("--training.offload-activations" in sentence for sentence in said)
 
 
 def test_shuffling_breaks_with_the_processes() -> None:
@@ -142,6 +188,21 @@ def test_the_verb_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> No
     assert "--images-count" in capsys.readouterr().err
     assert main(["plan", "--images-count", "100", "--processes", "0"]) == 1
     assert "--processes must be 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_is_planned_with_every_setting(recipe: str, tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    asked = ["plan", *SMALL, "--recipe", recipe, "--images-count", "5000", "--json", str(file)]
+    settings = [
+        *("--training.precision", "fp16", "--training.recompute", "stages"),
+        *("--training.offload-activations", "--checkpoint.no-asynchronous"),
+        *("--probe.profile-steps", "3", "--checkpoint.folder", "s3://bucket/run"),
+        *("--method.dictionary.bank-placement", "sharded"),
+    ]
+    for machine, more in (("cpu", []), ("h100", settings)):
+        assert main([*asked, "--on", machine, "--processes", "2", "--quiet", *more]) == 0
+        assert json.loads(file.read_text())["days"] > 0
 
 
 @pytest.mark.slow

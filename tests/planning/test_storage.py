@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from diptych.configs import (
+    CheckpointConfig,
     DictionaryConfig,
     EncoderConfig,
     HeadConfig,
@@ -18,18 +19,23 @@ from diptych.configs import (
     TrainingConfig,
 )
 from diptych.contrast.method import build_method
+from diptych.contrast.sharded_bank import ShardedBank
 from diptych.images.order import Order
 from diptych.images.sources import from_array
 from diptych.optimization.optimizers import build_optimizer
 from diptych.planning.case import Case
 from diptych.planning.counted import build_on_meta
 from diptych.planning.machine import MACHINES
+from diptych.planning.memory import COPY
 from diptych.planning.plan import make_plan
+from diptych.planning.saving import gathered_bytes
 from diptych.planning.storage import checkpoint_bytes, storage
 from diptych.training.checkpoint import save_checkpoint
+from diptych.training.host_copy import HostCopy
 from diptych.training.state import RunState
 from diptych.training.step import train_step
 from diptych.views.batches import Batch
+from processes import Results, run_processes
 
 IMAGES = 50
 BASE = RunConfig(
@@ -49,10 +55,17 @@ CONFIGS = {
         method=MethodConfig(dictionary=DictionaryConfig("bank", bank_precision="fp16")),
     ),
 }
+SHARED = replace(
+    BASE,
+    training=replace(BASE.training, batch_size=6),
+    method=MethodConfig(dictionary=DictionaryConfig("bank", bank_placement="sharded")),
+)
+CPU = MACHINES["cpu"]
 
 
 def state_after_a_step(config: RunConfig) -> RunState:
     method = build_method(config, image_count=IMAGES).train()
+    method = method.to(memory_format=torch.channels_last)
     state = RunState(method, build_optimizer(config.optimizer, method), step=1)
     views = tuple(torch.randn(2, 4, 3, 32, 32))
     batch = Batch(views, torch.arange(4), 0)
@@ -117,3 +130,66 @@ def test_the_list_of_images_is_no_shorter_than_what_is_held_of_them() -> None:
     held = images.heights.nbytes + images.widths.nbytes + orders
     listed = make_plan(Case(BASE, 500), MACHINES["cpu"]).memory.host["list of images"]
     assert held < listed < 4 * held
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_copies_for_a_checkpoint_are_those_that_are_made(name: str, asynchronous: bool) -> None:
+    """The oracle is the memory of what is handed to the file: is it the training's own or not?"""
+    config = replace(CONFIGS[name], checkpoint=CheckpointConfig(0.0, asynchronous=asynchronous))
+    state = state_after_a_step(config)
+    named = state.named_tensors()  # held, so that no address is used twice
+    own = {tensor.data_ptr() for tensor in named.values()}
+    saved = HostCopy().take(state.named_tensors()) if asynchronous else state.tensors()
+    draws = saved.pop("generator/cpu")  # a copy by itself
+    copied = sum(one.nbytes for one in saved.values() if one.data_ptr() not in own)
+    planned = make_plan(Case(config, IMAGES), MACHINES["cpu"]).memory
+    if asynchronous:
+        found = planned.host[COPY] - draws.nbytes
+        assert "copy" not in planned.moments["checkpoint"]
+    else:
+        found = planned.moments["checkpoint"]["copy"]
+        assert COPY not in planned.host
+    counts = sum(one.nbytes for one in saved.values() if one.numel() == 1)  # lie in the state dict
+    assert found == pytest.approx(copied, abs=counts)
+    assert copied > 0
+
+
+def test_a_short_run_copies_its_state_at_its_end_only() -> None:
+    config = replace(BASE, checkpoint=CheckpointConfig(1e9))
+    held = make_plan(Case(config, IMAGES), MACHINES["cpu"]).memory
+    often = make_plan(Case(replace(config, checkpoint=CheckpointConfig(0.0)), IMAGES), CPU).memory
+    assert COPY not in held.host
+    assert held.moments["checkpoint"]["copy"] == often.host[COPY]
+
+
+def in_shares(rank: int, count: int) -> Results:
+    bank = build_method(SHARED, image_count=IMAGES).dictionary
+    assert isinstance(bank, ShardedBank)
+    held = sum(one.numel() * one.element_size() for one in bank.buffers())
+    whole = bank.whole()
+    return {"held": torch.tensor(held), "whole": torch.tensor(0 if whole is None else whole.nbytes)}
+
+
+@pytest.mark.slow
+def test_a_bank_in_shares_takes_what_the_largest_of_real_shares_takes() -> None:
+    results = run_processes(in_shares, 3)
+    plan = make_plan(Case(SHARED, IMAGES, 3), CPU)
+    assert plan.memory.lasting["bank"] == max(int(one["held"]) for one in results)
+    assert gathered_bytes(build_on_meta(SHARED, IMAGES)) == int(results[0]["whole"])
+    replicated = replace(SHARED.method.dictionary, bank_placement="replicated")
+    whole = replace(SHARED, method=replace(SHARED.method, dictionary=replicated))
+    assert plan.storage.checkpoint == make_plan(Case(whole, IMAGES, 3), CPU).storage.checkpoint
+
+
+def test_training_waits_for_a_copy_and_not_for_the_disk() -> None:
+    beside = make_plan(Case(BASE, IMAGES), CPU)
+    waiting = replace(BASE, checkpoint=replace(BASE.checkpoint, asynchronous=False))
+    state = sum(one.nbytes for one in state_after_a_step(BASE).named_tensors().values())
+    copying = 2 * state / CPU.memory_bytes_per_second  # read, and written
+    assert beside.pause_seconds == pytest.approx(copying, rel=1e-3)
+    assert make_plan(Case(waiting, IMAGES), CPU).pause_seconds == beside.writing_seconds
+    slow = replace(CPU, disk_bytes_per_second=1.0)  # the next one is put off until this is written
+    late = make_plan(Case(BASE, IMAGES), slow)
+    share = late.checkpoint_seconds / late.step_seconds
+    assert share == pytest.approx(late.pause_seconds / late.writing_seconds)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -23,13 +24,16 @@ from diptych.configs import (
 from diptych.contrast.dictionaries import ImageBank, KeyQueue
 from diptych.contrast.method import build_method
 from diptych.distributed import largest_over_processes
+from diptych.model.activations import recompute_stages
 from diptych.optimization.optimizers import build_optimizer
 from diptych.planning.case import Case
 from diptych.planning.counted import build_on_meta
 from diptych.planning.machine import MACHINES
-from diptych.planning.traffic import Message, messages, network_seconds
+from diptych.planning.traffic import Message, largest_share, messages, network_seconds
+from diptych.stopwatch import PARTS
 from diptych.training.in_step import require_in_step
 from diptych.training.step import train_step
+from diptych.training.timing import time_figures
 from diptych.views.batches import Batch
 from processes import Results, run_processes
 
@@ -60,6 +64,22 @@ CONFIGS = {
     "bank": replace(
         BASE, method=MethodConfig(dictionary=DictionaryConfig("bank", bank_negatives=12))
     ),
+    "bank in shares": replace(
+        BASE,
+        method=MethodConfig(
+            # All images are drawn, and all are in the batch: the shares are of the same length.
+            dictionary=DictionaryConfig(
+                "bank", bank_negatives=BATCH - 1, bank_placement="sharded", bank_precision="fp16"
+            ),
+            symmetric=True,
+        ),
+    ),
+    "stages again": replace(BASE, training=replace(BASE.training, recompute="stages")),
+    "stages of keys again, chunks": replace(
+        BASE,
+        method=MethodConfig(dictionary=BATCH_KEYS),
+        training=replace(BASE.training, chunk_size=4, recompute="stages"),
+    ),
     "chunks": replace(BASE, training=replace(BASE.training, chunk_size=4)),
     "chunks of keys": replace(
         BASE,
@@ -71,17 +91,24 @@ CONFIGS = {
 }
 
 
+def images_of(config: RunConfig) -> int:
+    return BATCH if config.method.dictionary.bank_placement == "sharded" else IMAGES
+
+
 def one_step(config: RunConfig, rank: int) -> tuple[int, int]:
     """Bytes handed to all-reduces and all-gathers in a step of a run that is under way."""
     torch.manual_seed(0)
-    method = build_method(config, image_count=IMAGES).train()
+    images = images_of(config)
+    method = build_method(config, image_count=images).train()
+    if config.training.recompute == "stages":
+        recompute_stages(method.encoder)
     dictionary = method.dictionary
     if isinstance(dictionary, KeyQueue | ImageBank):
-        keys = torch.randn(IMAGES, DIM)
+        keys = torch.randn(images, DIM)
         if isinstance(dictionary, KeyQueue):
             dictionary.remember(keys)
         else:
-            dictionary.remember(keys, torch.arange(IMAGES))
+            dictionary.remember(keys, torch.arange(images))
     share = BATCH // PROCESSES
     views = tuple(torch.randn(config.method.views, share, 3, SIDE, SIDE))
     indices = torch.arange(rank * share, (rank + 1) * share)
@@ -101,11 +128,15 @@ def one_step(config: RunConfig, rank: int) -> tuple[int, int]:
         patch.setattr(dist, "all_reduce", count_reduce)
         patch.setattr(dist, "all_gather", count_gather)
         train_step(method, optimizer, batch, rate=0.1, momentum=0.9, config=config)
-        largest_over_processes(0, 0)
+        largest_over_processes(0, 0, 0)  # as the loop does after each step
         before = sent[1]
         require_in_step(method, 1, images="")
-        sent[1] = before + (sent[1] - before) // config.training.check_every_steps
-    return sent[0], sent[1]
+        checks, before = sent[1] - before, sent[1]
+        time_figures(dict.fromkeys(PARTS, 0.0), steps=1)
+        times = sent[1] - before
+    often = config.training.check_every_steps, config.probe.log_every_steps
+    gathered = before - checks + checks / often[0] + times / often[1]
+    return sent[0], int(gathered)
 
 
 def all_configs(rank: int, count: int) -> Results:
@@ -121,7 +152,8 @@ def handed_in() -> Results:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_messages_are_those_that_a_step_sends(name: str, handed_in: Results) -> None:
     config = CONFIGS[name]
-    planned = messages(Case(config, IMAGES, PROCESSES), build_on_meta(config, IMAGES), DIM)
+    images = images_of(config)
+    planned = messages(Case(config, images, PROCESSES), build_on_meta(config, images), DIM)
     reduced = sum(one.bytes for one in planned if one.kind == "reduce")
     gathered = sum(one.bytes for one in planned if one.kind == "gather")
     assert reduced == handed_in[name][0]
@@ -145,3 +177,23 @@ def test_time_is_bytes_over_bandwidth_and_latency_by_turns() -> None:
     assert tree == pytest.approx(20 * 0.01, rel=1e-3)
     found = [Message("rows", "gather", 1e6), Message("sum", "reduce", 4e6)]
     assert network_seconds(found, 4, machine) == pytest.approx(3 * 0.01 + 3.0 + ring)
+
+
+@pytest.mark.parametrize(("processes", "images"), [(2, 1000), (8, 700), (64, 5000)])
+def test_the_largest_share_is_that_of_random_batches(processes: int, images: int) -> None:
+    """The oracle draws: images i of process i mod n, a batch and negatives without repetition."""
+    batch, drawn, generator = 512, 301, np.random.default_rng(0)
+    dictionary = DictionaryConfig("bank", bank_negatives=drawn - 1, bank_placement="sharded")
+    config = replace(
+        BASE,
+        method=MethodConfig(dictionary=dictionary),
+        training=replace(BASE.training, batch_size=batch),
+    )
+    largest = list[int]()
+    for _ in range(400):
+        wanted = [generator.choice(images, count, replace=False) for count in (batch, drawn)]
+        counts = np.bincount(np.concatenate(wanted) % processes, minlength=processes)
+        largest.append(int(counts.max()))
+    expected = largest_share(Case(config, images, processes))
+    assert expected == pytest.approx(np.mean(largest), rel=0.04)  # few rows: not quite normal
+    assert expected > (batch + drawn) / processes

@@ -14,7 +14,12 @@ from torch import nn
 from diptych.configs import CheckpointConfig
 from diptych.errors import NotSaved, TrainingError
 from diptych.training import saver as saver_module
-from diptych.training.checkpoint import list_checkpoints, load_checkpoint, load_newest
+from diptych.training.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    load_newest,
+    save_checkpoint,
+)
 from diptych.training.host_copy import HostCopy
 from diptych.training.local_store import LocalStore
 from diptych.training.saver import Saver
@@ -269,3 +274,41 @@ def test_memory_of_the_copy_is_used_again(state: RunState) -> None:
     grown = copy.take({"0.weight": torch.ones(7, dtype=torch.float64)})
     assert grown.keys() == {"0.weight"}
     assert torch.equal(grown["0.weight"], torch.ones(7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("end", [Saver.begin, Saver.finish])
+def test_what_is_gathered_for_it_is_written_without_another_copy(
+    state: RunState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: Callable[..., None]
+) -> None:
+    written = dict[str, torch.Tensor]()
+
+    def note(place: Path, tensors: dict[str, torch.Tensor], *more: Any, **named: Any) -> None:
+        written.update(tensors)
+        save_checkpoint(place, tensors, *more, **named)
+
+    monkeypatch.setattr(saver_module, "save_checkpoint", note)
+    whole = {"3.weight": torch.full((7, 5), 3.0)}  # in the place of this process's share of it
+    with Saver(tmp_path, CheckpointConfig(), print) as saver:
+        end(saver, state, whole)
+    assert written["method/3.weight"].data_ptr() == whole["3.weight"].data_ptr()
+    own = {tensor.data_ptr() for tensor in state.named_tensors().values()}
+    assert not own & {tensor.data_ptr() for tensor in written.values()}
+    loaded, _ = load_checkpoint(list_checkpoints(tmp_path)[0])
+    assert torch.equal(loaded["method/3.weight"], whole["3.weight"])
+    assert set(loaded) == set(state.named_tensors())
+
+
+def test_the_last_checkpoint_is_made_in_the_memory_of_those_before(
+    state: RunState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = list[dict[str, int]]()
+
+    def note(place: Path, tensors: dict[str, torch.Tensor], *more: Any, **named: Any) -> None:
+        places.append({name: tensor.data_ptr() for name, tensor in tensors.items()})
+
+    monkeypatch.setattr(saver_module, "save_checkpoint", note)
+    with Saver(tmp_path, CheckpointConfig(), print) as saver:
+        saver.begin(state)
+        saver.finish(state)
+    assert len(places) == 2
+    assert places[0] == places[1]

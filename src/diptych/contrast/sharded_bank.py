@@ -20,7 +20,7 @@ from diptych.distributed import (
     send_to_first,
 )
 
-_CHUNK: Final = 65536  # rows summed at once
+_CHUNK: Final = 65536  # rows summed, or sent, at once
 _BITS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a number
 
 
@@ -42,15 +42,18 @@ class ShardedBank(ImageBank):
     def whole(self) -> Tensor | None:
         """All keys, (images, dim), on the CPU of the first process; None on the others.
 
-        Collective. The first process receives one share after the other.
+        Collective. The first process receives one share after the other, each in parts: a device
+        that is full of its own share has no room for another.
         """
         if self.rank == 0:
             found = torch.empty(self.images, self.keys.shape[1], dtype=self.keys.dtype)
         for rank in range(self.processes):
             rows = len(range(rank, self.images, self.processes))
-            share = send_to_first(self.keys, rank, rows)
-            if share is not None:
-                found[rank :: self.processes] = share.cpu()
+            for begin in range(0, rows, _CHUNK):
+                end = min(begin + _CHUNK, rows)
+                part = send_to_first(self.keys[begin:end], rank, end - begin)
+                if part is not None:
+                    found[rank :: self.processes][begin:end] = part.cpu()
         return found if self.rank == 0 else None
 
     def fetch(self, images: Int[Tensor, " images"]) -> Shaped[Tensor, "images dim"]:

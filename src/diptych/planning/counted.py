@@ -9,6 +9,7 @@ import copy
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diptych.configs import RunConfig
 from diptych.contrast.dictionaries import InBatch
 from diptych.contrast.method import Method, build_method
+from diptych.model.activations import recompute_stages
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -72,10 +74,11 @@ class Passes:
 
     Attributes:
         forward_flops: of passes that are remembered for a backward pass.
-        backward_flops: of these.
+        backward_flops: of these, with what is computed again on the way.
         extra_flops: of passes that are not: the twin's, and the first ones of cached gradients.
-        saved_bytes: that wait for the backward pass, of one chunk.
+        saved_bytes: that wait for the backward pass on the device, of one chunk.
         peak_bytes: the most that is alive within a chunk, gradients of weights not among it.
+        away_bytes: that wait in main memory, with ``training.offload_activations``.
     """
 
     forward_flops: int
@@ -83,6 +86,7 @@ class Passes:
     extra_flops: int
     saved_bytes: int
     peak_bytes: int
+    away_bytes: int = 0
 
     @property
     def flops(self) -> int:
@@ -101,11 +105,13 @@ def count_passes(config: RunConfig, method: Method, images: int) -> Passes:
     """Passes one process's images through the networks of a method on the meta device.
 
     Args:
-        config: of the run.
+        config: of the run; where activations lie in memory already, without offloading.
         method: of ``build_on_meta``.
         images: of one process in a step.
     """
-    method = _as_encoded(config, method)
+    method, away = _as_encoded(config, method), list[int]()
+    if config.training.offload_activations:
+        method.encoder.forward = partial(_elsewhere, method.encoder.forward, away)
     chunk = min(config.training.chunk_size or images, images)
     chunks = images // chunk
     queries, keys = _views(config, method, chunk)
@@ -118,11 +124,11 @@ def count_passes(config: RunConfig, method: Method, images: int) -> Passes:
         of_keys = counter.get_total_flops()
         encoded += [_as_queries(method, views) for views in _by_size(queries)]
         forward, saved = counter.get_total_flops(), live.now
+        sent = sum(away)
         learned = [one for one in encoded if one.requires_grad]
         torch.autograd.backward(learned, [torch.empty_like(one) for one in learned])
         total = counter.get_total_flops()
     gradients = sum(p.grad.nbytes for p in method.parameters() if p.grad is not None)
-    method.zero_grad(set_to_none=True)
     remembered = forward if keys_learn else forward - of_keys
     again = remembered if chunks > 1 else 0  # without a graph, before the loss
     return Passes(
@@ -131,6 +137,7 @@ def count_passes(config: RunConfig, method: Method, images: int) -> Passes:
         extra_flops=(again + (0 if keys_learn else of_keys)) * chunks,
         saved_bytes=saved,
         peak_bytes=max(saved, live.peak - gradients),
+        away_bytes=sent,
     )
 
 
@@ -139,22 +146,40 @@ def count_looking(config: RunConfig, method: Method, images: int) -> int:
     network = _as_encoded(config, method).network.eval()
     with torch.no_grad(), LiveBytes() as live:
         network(_view(config, images, config.views.side_pixels))
-    network.train()
     return live.peak
 
 
 def _as_encoded(config: RunConfig, method: Method) -> Method:
-    """The method in the precision in which autocast hands tensors from layer to layer."""
-    if config.training.precision == "fp32":
-        return method
+    """A copy in the precision in which autocast hands tensors from layer to layer.
+
+    Its encoder keeps what the run's keeps; how it is called is changed in the copy only.
+    """
     # Not copied as a whole: a dictionary stays in its own precision.
-    halved = copy.copy(method)
-    halved._modules = dict(method._modules)
+    copied = copy.copy(method)
+    copied._modules = dict(method._modules)
+    kind = torch.float32 if config.training.precision == "fp32" else torch.bfloat16
     for name in ("network", "predictor", "twin"):
         part = getattr(method, name)
         if part is not None:
-            setattr(halved, name, copy.deepcopy(part).to(torch.bfloat16))
-    return halved
+            setattr(copied, name, copy.deepcopy(part).to(kind))
+    if config.training.recompute == "stages":
+        recompute_stages(copied.encoder)
+    return copied
+
+
+def _elsewhere(forward: Callable[..., Any], away: list[int], *inputs: Any) -> Any:
+    """As ``activations.offload``: every tensor that is saved goes away, and comes back anew."""
+
+    def pack(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
+        away.append(tensor.nbytes)
+        return tensor.shape, tensor.dtype
+
+    def unpack(packed: tuple[torch.Size, torch.dtype]) -> Tensor:
+        shape, dtype = packed
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return forward(*inputs)
 
 
 def _views(config: RunConfig, method: Method, images: int) -> tuple[list[Tensor], list[Tensor]]:

@@ -6,7 +6,7 @@ from diptych.contrast.scores import CPU_TILE, DEVICE_TILE
 from diptych.planning.case import Case
 
 _FLOAT_BYTES = 4  # scores are never narrower
-_WHOLE_MATRICES = 3  # scores, the loss of each, and their gradient
+_WHOLE_MATRICES = 4  # scores, divided, the loss's and their gradient; masks are a byte each
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,17 @@ def tile_of(device: str) -> int:
     return CPU_TILE if device == "cpu" else DEVICE_TILE
 
 
+def drawn_images(case: Case) -> int:
+    """Images whose keys are drawn from a full bank: one more than the negatives, if there are."""
+    return min(case.config.method.dictionary.bank_negatives + 1, case.image_count)
+
+
 def _others(case: Case) -> int:
     dictionary = case.config.method.dictionary
     if dictionary.kind == "queue":
         return dictionary.queue_size
     if dictionary.kind == "bank":
-        return min(dictionary.bank_negatives + 1, case.image_count)
+        return drawn_images(case)
     return case.config.training.batch_size
 
 
@@ -89,7 +94,8 @@ def _triangle(rows: int, tile: int) -> tuple[int, int]:
 def _bytes(case: Case, queries: int, keys: int, dim: int, tile: int) -> int:
     """Scaled queries, their mean keys and gradients; keys and theirs; one or two tiles.
 
-    Keys of a batch lie there once as gathered and once as put together.
+    Keys of a batch lie there once as gathered and once as put together. So do those fetched from a
+    bank in shares, the batch's own among them, and once more in their order.
     """
     rows = 4 * queries * dim * _FLOAT_BYTES
     if case.config.method.loss.kind in ("nt_logistic", "triplet"):
@@ -99,4 +105,10 @@ def _bytes(case: Case, queries: int, keys: int, dim: int, tile: int) -> int:
         return rows + 2 * tiles
     copies = {"batch": 3, "bank": 1, "queue": 0}[case.config.method.dictionary.kind]
     left_out = queries * keys * (_FLOAT_BYTES + 1) if copies == 1 else 0  # which key is its own
-    return rows + copies * keys * dim * _FLOAT_BYTES + tiles + left_out
+    fetched = 3 * (case.config.training.batch_size + keys) if _is_shared(case) else 0
+    return rows + (copies * keys + fetched) * dim * _FLOAT_BYTES + tiles + left_out
+
+
+def _is_shared(case: Case) -> bool:
+    dictionary = case.config.method.dictionary
+    return dictionary.kind == "bank" and dictionary.bank_placement == "sharded"

@@ -14,6 +14,7 @@ from diptych.errors import ConfigError
 
 SUSTAINED_SHARE: Final = 0.15
 GIGA: Final = 1e9
+_FLOPS: Final = ("flops_per_second", "bf16_flops_per_second", "fp16_flops_per_second")
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,16 @@ class Machine:
     Attributes:
         name: for tables.
         flops_per_second: that a training step sustains, in fp32.
-        bf16_flops_per_second: the same under autocast.
+        bf16_flops_per_second: the same under autocast to bf16.
+        fp16_flops_per_second: the same under autocast to fp16.
         memory_bytes: of the device that the process has for itself.
         host_bytes: main memory that the process has for itself; 0 where that is the device's.
         memory_bytes_per_second: of the device's memory.
         network_bytes_per_second: that a process can send to another, over the slowest link.
         network_seconds: that a message takes beside its bytes.
         read_bytes_per_second: of encoded images, for a process.
-        disk_bytes_per_second: that the first process writes and checks a checkpoint with.
+        link_bytes_per_second: from the device's memory to main memory, or back.
+        disk_bytes_per_second: that the first process sums and writes a checkpoint with.
         views_per_second: of 224 x 224 pixels, decoding included, that the process's cores make.
         spent_seconds: of a step beside what is planned for: Python, metrics.
         base_bytes: that a process holds with nothing loaded but the libraries.
@@ -39,12 +42,14 @@ class Machine:
     name: str
     flops_per_second: float
     bf16_flops_per_second: float
+    fp16_flops_per_second: float
     memory_bytes: float
     host_bytes: float
     memory_bytes_per_second: float
     network_bytes_per_second: float = 12.5e9
     network_seconds: float = 20e-6
     read_bytes_per_second: float = 0.5e9
+    link_bytes_per_second: float = 10e9
     disk_bytes_per_second: float = 0.5e9
     views_per_second: float = 12_000.0
     spent_seconds: float = 0.002
@@ -57,20 +62,31 @@ class Machine:
 
     def sustained(self, precision: str) -> float:
         """Flop/s in a precision of ``training.precision``."""
-        return self.flops_per_second if precision == "fp32" else self.bf16_flops_per_second
+        rates = {"bf16": self.bf16_flops_per_second, "fp16": self.fp16_flops_per_second}
+        return rates.get(precision, self.flops_per_second)
 
 
 def _accelerator(
-    name: str, *, bf16_peak: float, fp32_peak: float, memory: float, bandwidth: float
+    name: str,
+    *,
+    bf16_peak: float,
+    fp32_peak: float,
+    memory: float,
+    bandwidth: float,
+    link: float,
+    fp16_peak: float | None = None,
 ) -> Machine:
-    """A device of a data sheet: peaks in teraflop/s, gigabytes, gigabytes/s."""
+    """A device of a data sheet: peaks in teraflop/s, gigabytes, gigabytes/s; fp16 like bf16."""
+    fp16 = bf16_peak if fp16_peak is None else fp16_peak
     return Machine(
         name=name,
         flops_per_second=SUSTAINED_SHARE * fp32_peak * 1e12,
         bf16_flops_per_second=SUSTAINED_SHARE * bf16_peak * 1e12,
+        fp16_flops_per_second=SUSTAINED_SHARE * fp16 * 1e12,
         memory_bytes=memory * GIGA,
         host_bytes=128 * GIGA,  # of a server with 8 devices, a terabyte and 64 cores or more
         memory_bytes_per_second=bandwidth * GIGA,
+        link_bytes_per_second=link * GIGA,
     )
 
 
@@ -80,6 +96,7 @@ _CPU: Final = Machine(
     name="cpu",
     flops_per_second=85e9,
     bf16_flops_per_second=85e9,
+    fp16_flops_per_second=85e9,
     memory_bytes=4 * GIGA,
     host_bytes=0,
     memory_bytes_per_second=10e9,
@@ -92,19 +109,23 @@ _CPU: Final = Machine(
 MACHINES: Final[Mapping[str, Machine]] = {
     "cpu": _CPU,
     # NVIDIA, "T4 Tensor Core GPU" data sheet: 65 teraflop/s fp16, no bf16 units, 8.1 fp32, 16 GB,
-    # 320 GB/s.
-    "t4": _accelerator("t4", bf16_peak=8.1, fp32_peak=8.1, memory=16, bandwidth=320),
+    # 320 GB/s, PCIe 3.
+    "t4": _accelerator(
+        "t4", bf16_peak=8.1, fp16_peak=65, fp32_peak=8.1, memory=16, bandwidth=320, link=16
+    ),
     # NVIDIA, "L4 Tensor Core GPU" data sheet: 121 bf16 and 60 tf32 without sparsity, 24 GB, 300
-    # GB/s.
-    "l4": _accelerator("l4", bf16_peak=121, fp32_peak=60, memory=24, bandwidth=300),
-    # NVIDIA, "A100 Tensor Core GPU" data sheet (SXM, 80 GB): 312 bf16, 156 tf32, 2,039 GB/s.
-    "a100": _accelerator("a100", bf16_peak=312, fp32_peak=156, memory=80, bandwidth=2039),
+    # GB/s, PCIe 4.
+    "l4": _accelerator("l4", bf16_peak=121, fp32_peak=60, memory=24, bandwidth=300, link=32),
+    # NVIDIA, "A100 Tensor Core GPU" data sheet (SXM, 80 GB): 312 bf16, 156 tf32, 2,039 GB/s,
+    # PCIe 4.
+    "a100": _accelerator("a100", bf16_peak=312, fp32_peak=156, memory=80, bandwidth=2039, link=32),
     # NVIDIA, "H100 Tensor Core GPU" data sheet (SXM): 989 bf16 and 494 tf32 without sparsity, 80
-    # GB, 3,350 GB/s.
-    "h100": _accelerator("h100", bf16_peak=989, fp32_peak=494, memory=80, bandwidth=3350),
+    # GB, 3,350 GB/s, PCIe 5.
+    "h100": _accelerator("h100", bf16_peak=989, fp32_peak=494, memory=80, bandwidth=3350, link=64),
 }
 """By name. Between machines of accelerators: one port of 100 gigabits for each device, as in a
-server with eight devices and eight such ports; many have 400."""
+server with eight devices and eight such ports; many have 400. To main memory: sixteen lanes
+of PCIe, one way."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +147,8 @@ class MachineConfig:
     """What a message between processes takes beside its bytes."""
     read_gigabytes_per_second: float | None = None
     """Encoded images that one process can read."""
+    link_gigabytes_per_second: float | None = None
+    """From the device's memory to main memory, or back."""
     disk_gigabytes_per_second: float | None = None
     """What a checkpoint is written with."""
     views_per_second: float | None = None
@@ -145,6 +168,7 @@ _UNITS: Final = {
     "network_gigabytes_per_second": ("network_bytes_per_second", GIGA),
     "network_microseconds": ("network_seconds", 1e-6),
     "read_gigabytes_per_second": ("read_bytes_per_second", GIGA),
+    "link_gigabytes_per_second": ("link_bytes_per_second", GIGA),
     "disk_gigabytes_per_second": ("disk_bytes_per_second", GIGA),
     "views_per_second": ("views_per_second", 1.0),
 }
@@ -167,7 +191,7 @@ def machine_named(name: str, given: MachineConfig | None = None, *, cores: int =
     flops = known.pop("teraflops_per_second", None)
     values = {_UNITS[key][0]: value * _UNITS[key][1] for key, value in known.items()}
     if flops is not None:
-        values |= dict.fromkeys(("flops_per_second", "bf16_flops_per_second"), flops * 1e12)
+        values |= dict.fromkeys(_FLOPS, flops * 1e12)
     return replace(_of_cores(MACHINES[name], cores), **values)
 
 
@@ -175,6 +199,6 @@ def _of_cores(machine: Machine, cores: int) -> Machine:
     """So many cores instead of one, each with its share of memory."""
     if not machine.is_one_memory:
         return machine
-    names = ("flops_per_second", "bf16_flops_per_second", "memory_bytes", "views_per_second")
-    more = {name: cores * getattr(machine, name) for name in (*names, "memory_bytes_per_second")}
+    names = (*_FLOPS, "memory_bytes", "views_per_second", "memory_bytes_per_second")
+    more = {name: cores * getattr(machine, name) for name in names}
     return replace(machine, **more)

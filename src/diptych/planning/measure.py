@@ -95,7 +95,10 @@ def build_small(case: Case) -> Method:
 
 
 def network_seconds(case: Case, method: Method) -> float:
-    """Of all passes of a step, from the times of the network's distinct blocks."""
+    """Of all passes of a step, from the times of the network's distinct blocks.
+
+    What is computed again in the backward pass is taken for a forward pass.
+    """
     config, chunk = case.config, case.images // case.chunks
     full = case.query_views - config.views.small_views
     sizes = [(full * chunk, config.views.side_pixels)]
@@ -104,14 +107,17 @@ def network_seconds(case: Case, method: Method) -> float:
     total = 0.0
     for count, side in sizes:
         learning = _pass_seconds(config, method, count, side, learns=True)
-        again = _pass_seconds(config, method, count, side, learns=False) if case.chunks > 1 else 0.0
-        total += learning + again
+        total += learning
+        again = (case.chunks > 1) + (config.training.recompute == "stages")
+        if again:
+            total += again * _pass_seconds(config, method, count, side, learns=False)
     if case.key_views:
         count, side = case.key_views * chunk, config.views.side_pixels
         learns = case.keys_learn
         total += _pass_seconds(config, method, count, side, learns=learns, keys=True)
-        if learns and case.chunks > 1:
-            total += _pass_seconds(config, method, count, side, learns=False, keys=True)
+        again = learns * ((case.chunks > 1) + (config.training.recompute == "stages"))
+        if again:
+            total += again * _pass_seconds(config, method, count, side, learns=False, keys=True)
     return total * case.chunks
 
 

@@ -2,15 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from diptych.contrast.method import Method
+from diptych.contrast.sharded_bank import ShardedBank
 from diptych.planning.case import Case
 from diptych.planning.counted import Passes
 from diptych.planning.loss import LookUpCost
 from diptych.planning.machine import Machine
-from diptych.planning.storage import optimizer_tensors, state_tensors
+from diptych.planning.saving import rearranged_bytes, state_bytes
+from diptych.planning.storage import optimizer_tensors
 from diptych.training.state import trainable
 
+COPY: Final = "copy for checkpoints"
+AWAY: Final = "saved activations"
 _FLOAT_BYTES = 4
 _PROBE_VIEWS = 512  # pairs of views that a measurement of health makes at once, at most
 # Of each image: height, width; start, end and bytes of its name; where its bytes lie, and how many;
@@ -60,8 +65,10 @@ def memory(
     looking: int,
     cost: LookUpCost,
     machine: Machine,
+    *,
+    saves_between: bool = True,
 ) -> Memory:
-    """Of one process.
+    """Of one process, the first: it writes.
 
     Args:
         case: the run.
@@ -70,37 +77,50 @@ def memory(
         looking: bytes of a pass over ``probed_images``.
         cost: of its looks-up.
         machine: says what the libraries take.
+        saves_between: the run is long enough for checkpoints before the last.
     """
     lasting = {
         "weights": _weights(method),
         "twin": _bytes_of(method.twin),
         "optimizer": _optimizer(case, method),
-        method.dictionary.__class__.__name__: _bytes_of(method.dictionary),
+        case.config.method.dictionary.kind: _dictionary(case, method),
     }
-    return Memory(
-        lasting={_PLAIN.get(name, name): size for name, size in lasting.items() if size},
-        moments=_moments(case, method, passes, looking, cost, machine),
-        host={
-            "libraries": machine.base_bytes,
-            "list of images": float(_INDEX_BYTES * case.image_count),
-            "decoded images": kept_bytes(case),
-            **({} if machine.is_one_memory else _aside(case, method)),
-        },
-    )
+    moments = _moments(case, method, passes, looking, cost, machine)
+    host = {
+        "libraries": machine.base_bytes,
+        "list of images": float(_INDEX_BYTES * case.image_count),
+        "decoded images": kept_bytes(case),
+    }
+    if not machine.is_one_memory:
+        host |= _aside(case, method, passes)
+    elif case.config.checkpoint.asynchronous and saves_between:
+        host[COPY] = state_bytes(case, method)
+    else:
+        moments["checkpoint"]["copy"] = _copied_on_cpu(case, method)
+    return Memory({name: size for name, size in lasting.items() if size}, moments, host)
 
 
-def _aside(case: Case, method: Method) -> dict[str, float]:
+def _aside(case: Case, method: Method, passes: Passes) -> dict[str, float]:
     """What lies in main memory where the device has its own."""
     views = float(case.images * case.view_values * _FLOAT_BYTES)
-    return {"views made ahead": 2 * views, "copies for a checkpoint": _copies(case, method)}
+    found = {"views made ahead": 2 * views, COPY: state_bytes(case, method)}
+    return found | ({AWAY: float(passes.away_bytes)} if passes.away_bytes else {})
 
 
-def _copies(case: Case, method: Method) -> float:
-    """The state that is written, and its bytes as they are handed to the file."""
-    return 2.0 * sum(tensor.nbytes for tensor in state_tensors(case.config, method).values())
+def _copied_on_cpu(case: Case, method: Method) -> float:
+    """At a checkpoint that training waits for."""
+    if case.config.checkpoint.asynchronous:
+        return state_bytes(case, method)
+    return rearranged_bytes(case, method)
 
 
-_PLAIN = {"KeyQueue": "queue", "ImageBank": "bank", "InBatch": "batch"}
+def _dictionary(case: Case, method: Method) -> float:
+    """Of its largest part that a process holds; the method is built as for a single one."""
+    bank = method.dictionary
+    if not isinstance(bank, ShardedBank):
+        return _bytes_of(bank)
+    own = -(-case.image_count // case.processes) * bank.keys[0].nbytes
+    return float(_bytes_of(bank) - bank.keys.nbytes + own)
 
 
 def kept_bytes(case: Case) -> float:
@@ -141,7 +161,7 @@ def _moments(
     }
     if machine.is_one_memory:
         moments["making views"] = {"views, old and new": 2 * views, "gradients": gradients}
-        moments["checkpoint"] = {**whole, "copies": _copies(case, method)}
+        moments["checkpoint"] = dict(whole)
     shuffled = _shuffled_views(case)
     if shuffled:
         moments["shuffling"] = {"views": views, "views of all processes": shuffled}

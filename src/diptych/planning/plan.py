@@ -16,6 +16,7 @@ from diptych.planning.counted import Passes, build_on_meta, count_looking, count
 from diptych.planning.loss import LookUpCost, look_up_cost, tile_of
 from diptych.planning.machine import Machine
 from diptych.planning.memory import Memory, kept_bytes, memory, probed_images
+from diptych.planning.saving import pause_seconds, writing_seconds
 from diptych.planning.storage import Storage, storage
 from diptych.planning.traffic import Message, messages, network_seconds
 from diptych.training.state import trainable
@@ -23,7 +24,7 @@ from diptych.training.state import trainable
 _PIXELS = 224 * 224  # of the views that a machine's views per second are given in
 _OPTIMIZER_MOVES = {"sgd": 5, "lars": 12, "adamw": 7}  # reads and writes of a weight's size
 _TWIN_MOVES = 3
-_CHECKPOINT_MOVES = 3  # written, read again for its checksum, and the wait until it is on disk
+_UNSCALE_MOVES = 2  # gradients of fp16 are read and written once more
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Plan:
         messages: of a step.
         storage: of the run.
         seconds: of a step, part by part; they follow each other.
+        pause_seconds: that training stands still for a checkpoint.
         measured: whether the seconds of a process's own work were measured here.
     """
 
@@ -54,6 +56,7 @@ class Plan:
     messages: tuple[Message, ...]
     storage: Storage
     seconds: Mapping[str, float]
+    pause_seconds: float = 0.0
     measured: bool = False
 
     @property
@@ -63,10 +66,14 @@ class Plan:
 
     @property
     def checkpoint_seconds(self) -> float:
-        """That a step takes on average for checkpoints."""
-        writing = _CHECKPOINT_MOVES * self.storage.checkpoint / self.machine.disk_bytes_per_second
-        every = max(self.case.config.checkpoint.every_seconds, self.step_seconds)
-        return writing * self.step_seconds / every
+        """That a step takes on average for checkpoints, of which one waits for the other."""
+        every = max(self.case.config.checkpoint.every_seconds, self.writing_seconds)
+        return self.pause_seconds * self.step_seconds / max(every, self.step_seconds)
+
+    @property
+    def writing_seconds(self) -> float:
+        """Until a checkpoint is on disk, whether training goes on meanwhile or not."""
+        return writing_seconds(self.storage.checkpoint, self.machine)
 
     @property
     def days(self) -> float:
@@ -91,6 +98,8 @@ class Plan:
             "seconds": dict(self.seconds),
             "step_seconds": self.step_seconds,
             "checkpoint_seconds": self.checkpoint_seconds,
+            "pause_seconds": self.pause_seconds,
+            "writing_seconds": self.writing_seconds,
             "days": self.days,
             "memory": {
                 "lasting": dict(self.memory.lasting),
@@ -122,10 +131,17 @@ def make_plan(case: Case, machine: Machine, *, measured: Mapping[str, float] | N
     method = build_on_meta(case.config, case.image_count)
     dim = _dim(case, method)
     device = "cpu" if machine.is_one_memory else "cuda"
-    passes, looking = _counted(_of_one_process(case), case.images, probed_images(case))
+    config = _of_one_process(case, machine)
+    passes, looking = _counted(config, case.images, probed_images(case))
     cost = look_up_cost(case, dim, tile=tile_of(device))
     told = messages(case, method, dim)
-    seconds = {**_own_seconds(case, method, passes, cost, machine), **(measured or {})}
+    seconds = {
+        **_own_seconds(case, method, passes, cost, machine),
+        **(measured or {}),
+        "network": network_seconds(told, case.processes, machine),
+    }
+    between = case.steps * sum(seconds.values()) >= case.config.checkpoint.every_seconds
+    files = storage(case, method, kept=bool(kept_bytes(case)))
     plan = Plan(
         case=case,
         machine=machine,
@@ -133,10 +149,11 @@ def make_plan(case: Case, machine: Machine, *, measured: Mapping[str, float] | N
         weights=sum(parameter.numel() for _, parameter in trainable(method)),
         passes=passes,
         look_up=cost,
-        memory=memory(case, method, passes, looking, cost, machine),
+        memory=memory(case, method, passes, looking, cost, machine, saves_between=between),
         messages=tuple(told),
-        storage=storage(case, method, kept=bool(kept_bytes(case))),
-        seconds={**seconds, "network": network_seconds(told, case.processes, machine)},
+        storage=files,
+        seconds=seconds,
+        pause_seconds=pause_seconds(case, method, files.checkpoint, machine),
         measured=measured is not None,
     )
     return plan if machine.is_one_memory else _with_views_ahead(plan)
@@ -152,10 +169,11 @@ def _counted(config: RunConfig, images: int, looked: int) -> tuple[Passes, int]:
     return count_passes(config, method, images), count_looking(config, method, looked)
 
 
-def _of_one_process(case: Case) -> RunConfig:
+def _of_one_process(case: Case, machine: Machine) -> RunConfig:
     """The config of a run whose batch is one process's share, with what a count does not read."""
-    plain = RunConfig()
-    training = replace(case.config.training, batch_size=case.images, epochs=1)
+    plain, given = RunConfig(), case.config.training
+    away = given.offload_activations and not machine.is_one_memory
+    training = replace(given, batch_size=case.images, epochs=1, offload_activations=away)
     return replace(
         case.config, training=training, checkpoint=plain.checkpoint, optimizer=plain.optimizer
     )
@@ -170,6 +188,8 @@ def _own_seconds(
     moves = _OPTIMIZER_MOVES[case.config.optimizer.kind] * weights
     if method.twin is not None:
         moves += _TWIN_MOVES * weights
+    if precision == "fp16":
+        moves += _UNSCALE_MOVES * weights
     values = case.images * case.view_values / case.config.images.channels
     return {
         "reads and views": max(
@@ -181,7 +201,14 @@ def _own_seconds(
         "look-up": cost.flops / machine.flops_per_second,
         "optimizer and twin": moves / machine.memory_bytes_per_second,
         "the rest": machine.spent_seconds,
+        **_away_seconds(case, passes, machine),
     }
+
+
+def _away_seconds(case: Case, passes: Passes, machine: Machine) -> dict[str, float]:
+    """Of saved activations on their way to main memory and back; nothing is computed meanwhile."""
+    travelled = 2 * passes.away_bytes * case.chunks
+    return {"offloading": travelled / machine.link_bytes_per_second} if travelled else {}
 
 
 def _with_views_ahead(plan: Plan) -> Plan:

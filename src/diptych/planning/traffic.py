@@ -9,15 +9,20 @@ and down a tree instead, 2 log2 n turns with all bytes each way. Of an all-gathe
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 from torch import nn
 
 from diptych.contrast.method import Method
+from diptych.contrast.sharded_bank import ShardedBank
 from diptych.distributed import BUCKET_BYTES
+from diptych.model.activations import stages_of
 from diptych.model.norms import GlobalBatchNorm
 from diptych.planning.case import Case
+from diptych.planning.loss import drawn_images
 from diptych.planning.machine import Machine
+from diptych.stopwatch import PARTS
 from diptych.training.in_step import own_statistics
 from diptych.training.state import trainable
 
@@ -25,7 +30,8 @@ Kind = Literal["reduce", "gather"]
 
 _FLOAT_BYTES = 4
 _INDEX_BYTES = 8
-_CHECKSUMS = 6  # step, images, network, twin, dictionary, other parts
+_CHECKSUMS = 7  # step, images, network, twin, dictionary, other parts, own share of a bank
+_SIGNALS = 3  # a signal came, a checkpoint is due, one failed
 
 
 @dataclass(frozen=True)
@@ -72,11 +78,13 @@ def messages(case: Case, method: Method, dim: int) -> list[Message]:
     found = [
         *_averages(method),
         *_keys(case, dim),
+        *_fetched(case, method, dim),
         *_remembered(case, dim),
         *_shuffled(case, dim),
         *_norms(case, method),
-        Message("signals", "reduce", 2 * _INDEX_BYTES),
+        Message("signals", "reduce", _SIGNALS * _INDEX_BYTES),
         _check(case),
+        _times(case),
     ]
     return [one for one in found if one.bytes]
 
@@ -110,6 +118,35 @@ def _keys(case: Case, dim: int) -> list[Message]:
     return found
 
 
+def _fetched(case: Case, method: Method, dim: int) -> list[Message]:
+    """Of a bank in shares, for each comparison: whose keys are wanted, and these, padded."""
+    bank = method.dictionary
+    if not isinstance(bank, ShardedBank):
+        return []
+    calls = case.query_views
+    rows = largest_share(case)
+    return [
+        Message(
+            "images whose keys are wanted", "gather", calls * case.images * _INDEX_BYTES, calls
+        ),
+        Message("fetched keys", "gather", calls * rows * dim * bank.keys.element_size(), calls),
+    ]
+
+
+def largest_share(case: Case) -> float:
+    """Rows that a process hands in for a comparison: as many as the one that has most of them.
+
+    The batch's images and the drawn ones are random samples of all images without repetition. The
+    mean of the largest of n shares, by Blom's normal scores (1958), half a row for rounding not
+    counted.
+    """
+    n, images = case.processes, case.image_count
+    wanted = (case.config.training.batch_size, drawn_images(case))
+    mean = sum(wanted) / n
+    variance = sum(one / n * max(0.0, 1 - one / images) for one in wanted)
+    return mean + NormalDist().inv_cdf((n - 0.375) / (n + 0.25)) * math.sqrt(variance)
+
+
 def _remembered(case: Case, dim: int) -> list[Message]:
     """Keys that enter the dictionary, and the images they are of."""
     kind = case.config.method.dictionary.kind
@@ -141,7 +178,10 @@ def _shuffled(case: Case, dim: int) -> list[Message]:
 
 
 def _norms(case: Case, method: Method) -> list[Message]:
-    """Statistics of each global norm in each pass: 2 x channels and a count; back 2 x channels."""
+    """Statistics of each global norm in each pass: 2 x channels and a count; back 2 x channels.
+
+    Stages that are computed again exchange theirs again.
+    """
     sizes = 1 + (case.config.views.small_views > 0)
     learning, again = sizes * case.chunks, sizes * case.chunks if case.chunks > 1 else 0
     of_keys = case.chunks if case.key_views else 0
@@ -150,6 +190,8 @@ def _norms(case: Case, method: Method) -> list[Message]:
     passes = [(query, learning + again, learning), (predictor, learning + again, learning)]
     backward = of_keys if case.keys_learn else 0
     passes.append((key, of_keys * (2 if case.chunks > 1 and case.keys_learn else 1), backward))
+    if case.config.training.recompute == "stages":
+        passes.append((_channels(*stages_of(method.encoder)), learning + backward, 0))
     forward = sum(count * sum(2 * c + 1 for c in channels) for channels, count, _ in passes)
     back = sum(count * 2 * sum(channels) for channels, _, count in passes)
     calls = sum(count * len(channels) for channels, count, _ in passes)
@@ -160,11 +202,17 @@ def _norms(case: Case, method: Method) -> list[Message]:
     ]
 
 
-def _channels(network: nn.Module | None) -> list[int]:
-    norms = [] if network is None else network.modules()
+def _channels(*networks: nn.Module | None) -> list[int]:
+    norms = [norm for network in networks if network is not None for norm in network.modules()]
     return [norm.num_features for norm in norms if isinstance(norm, GlobalBatchNorm)]
 
 
 def _check(case: Case) -> Message:
     every = case.config.training.check_every_steps
     return Message("checksums", "gather", _CHECKSUMS * _INDEX_BYTES / every, 1 / every)
+
+
+def _times(case: Case) -> Message:
+    """Of the parts of a step, for a line of metrics."""
+    every = case.config.probe.log_every_steps
+    return Message("times", "gather", len(PARTS) * _INDEX_BYTES / every, 1 / every)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
+from diptych.planning.memory import AWAY, COPY
 from diptych.planning.plan import Plan
 
 FULL: Final = 1.0
@@ -15,13 +16,14 @@ _LIGHTER: Final = {
     ),
     "decoded images": "Keep fewer of them: --images.cache-megabytes, or --images.cache file.",
     "views made ahead": "Use a smaller --batch-size, or more processes.",
-    "copies for a checkpoint": (
-        "The first process holds the state twice while it writes it, a bank among it. "
-        "A queue (--recipe moco_v2) does not grow with the images."
+    COPY: (
+        "The first process holds a copy of the whole state, the keys of a bank among it. "
+        "Give it more memory; a queue (--recipe moco_v2) does not grow with the images."
     ),
+    AWAY: "Leave out --training.offload-activations; --training.recompute stages saves memory too.",
 }
 _FEW_IMAGES: Final = 16  # on an accelerator: kernels are then shorter than their launch
-_DIVISIBLE: Final = 100.0  # checkpoints should take no more than a hundredth of the time
+_PAUSED: Final = 0.05  # of the time, for checkpoints
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,20 @@ def _device_memory(plan: Plan) -> Limit | None:
     if activations > (held - libraries) / 2:
         fitting = _fitting_chunk(plan, there - (held - activations))
         cure = (
-            f"Nearly all of it is activations: --training.chunk-size {fitting} encodes in parts "
-            "with the same loss."
+            f"Most of it is activations: --training.chunk-size {fitting} encodes in parts with the "
+            f"same loss.{_fewer_kept(plan)}"
             if fitting
-            else "Not even two images fit: use a smaller network or smaller views."
+            else f"Not even two images fit: use a smaller network or smaller views."
+            f"{_fewer_kept(plan)}"
         )
     words = f"{_gigabytes(held)} of {_gigabytes(there)} in '{plan.memory.fullest}'"
     return Limit("memory of the device", held / there, words, cure, stops=True)
+
+
+def _fewer_kept(plan: Plan) -> str:
+    if plan.case.config.training.recompute == "stages":
+        return ""
+    return " --training.recompute stages keeps fewer, for a forward pass more."
 
 
 def _fitting_chunk(plan: Plan, room: float) -> int | None:
@@ -122,16 +131,29 @@ def _dictionary(plan: Plan) -> Limit | None:
     if _keys(plan) <= held / 2:
         return None
     kind = plan.case.config.method.dictionary.kind
-    cure = "Use a shorter queue."
-    if kind == "bank":
-        cure = (
-            "A bank lies whole on every process, and in every checkpoint. fp16 "
-            "(--method.dictionary.bank-precision fp16) halves it; a queue (--recipe moco_v2) does "
-            "not grow with the images."
-        )
+    cure = "Use a shorter queue." if kind == "queue" else _smaller_bank(plan)
     there = plan.machine.memory_bytes
     words = f"{_gigabytes(_keys(plan))} of {_gigabytes(there)}"
     return Limit(f"memory of the {kind}", held / there, words, cure, stops=True)
+
+
+def _smaller_bank(plan: Plan) -> str:
+    """What makes the share of a process smaller, the largest gain first."""
+    dictionary, processes = plan.case.config.method.dictionary, plan.case.processes
+    cures = list[str]()
+    if dictionary.bank_placement == "sharded":
+        cures.append("More processes hold smaller shares.")
+    else:
+        share = (
+            f"an equal share on each of {processes} processes"
+            if processes > 1
+            else ("equal shares on several processes")
+        )
+        cures.append(f"--method.dictionary.bank-placement sharded keeps {share}.")
+    if dictionary.bank_precision == "fp32":
+        cures.append("--method.dictionary.bank-precision fp16 halves the keys.")
+    cures.append("A queue (--recipe moco_v2) does not grow with the images.")
+    return " ".join(cures)
 
 
 def _main_memory(plan: Plan) -> Limit:
@@ -163,6 +185,12 @@ def _quieter(what: str) -> str:
         return (
             "Each norm waits for all processes twice in a step. Use --norm.kind split (groups "
             "within a process), layer or group."
+        )
+    if what.startswith("fetched"):
+        return (
+            "Each comparison fetches keys from the others: draw fewer "
+            "(--method.dictionary.bank-negatives), or hold the bank whole if it fits "
+            "(--method.dictionary.bank-placement replicated)."
         )
     if "keys" in what:
         return "Use a queue, whose keys travel once and without gradients, or fewer processes."
@@ -203,10 +231,16 @@ def _reads(plan: Plan) -> Limit:
 def _checkpoints(plan: Plan) -> Limit:
     share = plan.checkpoint_seconds / plan.step_seconds
     size = _gigabytes(plan.storage.checkpoint)
-    every = plan.case.config.checkpoint.every_seconds
-    words = f"{size} every {every:.0f} s, {share:.1%} of the time"
+    config = plan.case.config.checkpoint
+    words = (
+        f"{size} every {config.every_seconds:.0f} s, {plan.writing_seconds:.0f} s to write, "
+        f"{share:.1%} of the time"
+    )
     cure = "Save less often (--checkpoint.every-seconds)."
-    return Limit("checkpoints", share * _DIVISIBLE / 5, words, cure)
+    late = plan.writing_seconds / config.every_seconds if config.every_seconds else 0.0
+    if not config.asynchronous:
+        late, cure = 0.0, f"Write beside training (--checkpoint.asynchronous). {cure}"
+    return Limit("checkpoints", max(share / _PAUSED, late), words, cure)
 
 
 def _share(plan: Plan) -> Limit | None:

@@ -123,16 +123,15 @@ class Saver:
 
         Args:
             state: between two steps.
-            whole: of tensors of which this process holds a share only.
+            whole: on the CPU, contiguous, of tensors of which this process holds a share only; the
+                saver keeps them as they are until they are written.
             more: JSON values to be saved with its own.
         """
         self._begun, self._step = time.monotonic(), state.step
         scalars = {**state.scalars(), **more}
+        self._pending = self._thread.submit(self._write, self._taken(state, whole), scalars)
         if self._config.asynchronous:
-            tensors = self._copy.take(state.named_tensors(whole))
-            self._pending = self._thread.submit(self._write, tensors, scalars)
             return
-        self._pending = self._thread.submit(self._write, state.tensors(whole), scalars)
         wait([self._pending])
         self.look()
         self._begun = time.monotonic()
@@ -149,7 +148,7 @@ class Saver:
             self.look()
         if self.error is not None:
             raise self.failure()
-        tensors, scalars = state.tensors(whole), {**state.scalars(), **more}
+        tensors, scalars = self._taken(state, whole), {**state.scalars(), **more}
         outcome = self._write(tensors, scalars)
         for pause in LAST_PAUSES:
             if outcome.trouble is None:
@@ -163,6 +162,17 @@ class Saver:
                 "then go on with --resume."
             )
         self._tell(outcome)
+
+    def _taken(self, state: RunState, whole: Whole | None) -> dict[str, Tensor]:
+        """The state as it is now, on the CPU, contiguous.
+
+        What was gathered for this checkpoint is nobody else's, and needs no second copy.
+        """
+        if not self._config.asynchronous:
+            return state.tensors(whole)
+        named = state.named_tensors(whole)
+        gathered = {name: named.pop(name) for name in (f"method/{key}" for key in whole or {})}
+        return self._copy.take(named) | gathered
 
     def _write(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> Outcome:
         """Runs in the thread, or in its place."""
