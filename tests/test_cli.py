@@ -105,7 +105,9 @@ def test_the_report_of_a_run_without_images_says_so(
     shutil.copytree(finished, copy)
     config = (copy / "config.toml").read_text()
     (copy / "config.toml").write_text(re.sub(r'path = ".*"', 'path = "/nowhere"', config))
-    (copy / "evaluation.json").unlink()
+    # Only what needs no labels, and boxes.
+    found = {"geometry": {}, "details": {}}
+    (copy / "evaluation.json").write_text(json.dumps(found))
     (copy / "detection.json").write_text(json.dumps(FOUND_BOXES))
     page = write_report(copy, threads=1).read_text()
     assert "&#39;/nowhere&#39; does not exist" in page
