@@ -106,7 +106,7 @@ def test_the_report_of_a_run_without_images_says_so(
     config = (copy / "config.toml").read_text()
     (copy / "config.toml").write_text(re.sub(r'path = ".*"', 'path = "/nowhere"', config))
     # Only what needs no labels, and boxes.
-    found = {"geometry": {}, "details": {}}
+    found: dict[str, dict[str, float]] = {"geometry": {}, "details": {}}
     (copy / "evaluation.json").write_text(json.dumps(found))
     (copy / "detection.json").write_text(json.dumps(FOUND_BOXES))
     page = write_report(copy, threads=1).read_text()

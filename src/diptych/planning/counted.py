@@ -114,21 +114,17 @@ def count_passes(config: RunConfig, method: Method, images: int) -> Passes:
         method.encoder.forward = partial(_elsewhere, method.encoder.forward, away)
     chunk = min(config.training.chunk_size or images, images)
     chunks = images // chunk
-    queries, keys = _views(config, method, chunk)
-    keys_learn = method.twin is None
-    with LiveBytes() as live, FlopCounterMode(display=False) as counter:
-        encoded = list[Tensor]()
-        if keys:
-            with torch.set_grad_enabled(keys_learn):
-                encoded.append(method.network(torch.cat(keys)))
-        of_keys = counter.get_total_flops()
-        encoded += [_as_queries(method, views) for views in _by_size(queries)]
-        forward, saved = counter.get_total_flops(), live.now
-        sent = sum(away)
-        learned = [one for one in encoded if one.requires_grad]
-        torch.autograd.backward(learned, [torch.empty_like(one) for one in learned])
-        total = counter.get_total_flops()
+    views = _views(config, method, chunk)
+    # Apart from each other: while the counter of operations is active, what is computed again in
+    # the backward pass lives longer than it does in a run.
+    with FlopCounterMode(display=False) as counter:
+        of_keys, forward, total = _chunk_passes(method, *views, counter.get_total_flops)
+    method.zero_grad(set_to_none=True)
+    away.clear()
+    with LiveBytes() as live:
+        _, saved, _ = _chunk_passes(method, *views, lambda: live.now)
     gradients = sum(p.grad.nbytes for p in method.parameters() if p.grad is not None)
+    keys_learn = method.twin is None
     remembered = forward if keys_learn else forward - of_keys
     again = remembered if chunks > 1 else 0  # without a graph, before the loss
     return Passes(
@@ -137,8 +133,24 @@ def count_passes(config: RunConfig, method: Method, images: int) -> Passes:
         extra_flops=(again + (0 if keys_learn else of_keys)) * chunks,
         saved_bytes=saved,
         peak_bytes=max(saved, live.peak - gradients),
-        away_bytes=sent,
+        away_bytes=sum(away),
     )
+
+
+def _chunk_passes(
+    method: Method, queries: list[Tensor], keys: list[Tensor], read: Callable[[], int]
+) -> tuple[int, int, int]:
+    """Passes a chunk forward and backward; what was read after the keys, the queries, the end."""
+    encoded = list[Tensor]()
+    if keys:
+        with torch.set_grad_enabled(method.twin is None):
+            encoded.append(method.network(torch.cat(keys)))
+    of_keys = read()
+    encoded += [_as_queries(method, views) for views in _by_size(queries)]
+    forward = read()
+    learned = [one for one in encoded if one.requires_grad]
+    torch.autograd.backward(learned, [torch.empty_like(one) for one in learned])
+    return of_keys, forward, read()
 
 
 def count_looking(config: RunConfig, method: Method, images: int) -> int:
