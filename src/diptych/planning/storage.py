@@ -11,7 +11,8 @@ from diptych.contrast.method import Method
 from diptych.planning.case import Case
 from diptych.training.state import trainable
 
-_LINE_BYTES = 420  # of metrics.jsonl and as TensorBoard's events, measured
+_LINE_BYTES = 1400  # of metrics.jsonl and as TensorBoard's events, measured
+_OTHERS_BYTES = 1600  # of several processes: the times of the slowest, and the median
 _STATE_FILES_BYTES = 600  # state.json and manifest.json
 
 
@@ -48,7 +49,7 @@ def storage(case: Case, method: Method, *, kept: bool) -> Storage:
     return Storage(
         checkpoint=one,
         checkpoints=one * (case.config.checkpoint.keep + 1),
-        metrics=lines * _LINE_BYTES,
+        metrics=lines * (_LINE_BYTES + _OTHERS_BYTES * (case.processes > 1)),
         read_per_step=per_image * case.images,
         read_per_epoch=case.image_bytes * case.image_count,
     )

@@ -192,7 +192,7 @@ def _quieter(what: str) -> str:
             "(--method.dictionary.bank-negatives), or hold the bank whole if it fits "
             "(--method.dictionary.bank-placement replicated)."
         )
-    if "keys" in what:
+    if "keys" in what and not what.startswith("remembered"):
         return "Use a queue, whose keys travel once and without gradients, or fewer processes."
     return "Give each process more images (a larger --batch-size), or use fewer processes."
 
