@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,18 +97,20 @@ def test_the_report_is_one_file_that_trusts_no_name(finished: Path) -> None:
     assert page.index('class="verdict"') < page.index("<svg")
 
 
+@pytest.mark.parametrize("evaluation", [None, {"geometry": {}, "details": {}}])
 def test_the_report_of_a_run_without_images_says_so(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    evaluation: dict[str, Any] | None, finished: Path, tmp_path: Path
 ) -> None:
+    """Measured not at all, or only by what needs no labels."""
     import shutil
 
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     config = (copy / "config.toml").read_text()
     (copy / "config.toml").write_text(re.sub(r'path = ".*"', 'path = "/nowhere"', config))
-    # Only what needs no labels, and boxes.
-    found: dict[str, dict[str, float]] = {"geometry": {}, "details": {}}
-    (copy / "evaluation.json").write_text(json.dumps(found))
+    (copy / "evaluation.json").unlink()
+    if evaluation is not None:
+        (copy / "evaluation.json").write_text(json.dumps(evaluation))
     (copy / "detection.json").write_text(json.dumps(FOUND_BOXES))
     page = write_report(copy, threads=1).read_text()
     assert "&#39;/nowhere&#39; does not exist" in page
