@@ -13,10 +13,10 @@ from diptych.contrast.dictionaries import (
     ImageBank,
     InBatch,
     KeyQueue,
-    build_dictionary,
     full_size,
 )
 from diptych.contrast.look_up import look_up
+from diptych.contrast.method import build_dictionary
 from diptych.views.batches import Batch
 
 

@@ -329,36 +329,6 @@ class ImageBank(nn.Module):
         return {"images_in_bank": float(self.count)}
 
 
-def build_dictionary(
-    config: DictionaryConfig, *, dim: int, image_count: int, unit_length: bool, seed: int
-) -> InBatch | KeyQueue | ImageBank:
-    """Builds the dictionary that the config names.
-
-    Args:
-        config: which one, and its size.
-        dim: length of a key.
-        image_count: images to learn from; a bank holds a key of each.
-        unit_length: keys have length one, for cosines.
-        seed: of the run.
-    """
-    if config.kind == "batch":
-        return InBatch(both_views=config.both_views)
-    if config.kind == "queue":
-        return KeyQueue(config.queue_size, dim)
-    from diptych.contrast.sharded_bank import ShardedBank  # which builds on this module
-
-    kind = ShardedBank if config.bank_placement == "sharded" else ImageBank
-    return kind(
-        image_count,
-        dim,
-        negatives=config.bank_negatives,
-        momentum=config.bank_momentum,
-        dtype=torch.float16 if config.bank_precision == "fp16" else torch.float32,
-        unit_length=unit_length,
-        seed=seed,
-    )
-
-
 def full_size(config: DictionaryConfig, image_count: int) -> int | None:
     """Keys that a query meets beside its own once the dictionary is full; None for the batch."""
     if config.kind == "queue":

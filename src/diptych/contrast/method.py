@@ -10,10 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diptych.configs import MethodConfig, RunConfig, norm_of_batch, require_consistent
-from diptych.contrast.dictionaries import Dictionary, InBatch, build_dictionary
+from diptych.configs import (
+    DictionaryConfig,
+    MethodConfig,
+    RunConfig,
+    norm_of_batch,
+    require_consistent,
+)
+from diptych.contrast.dictionaries import Dictionary, ImageBank, InBatch, KeyQueue
 from diptych.contrast.look_up import LookUp, look_up, look_up_many
 from diptych.contrast.scores import Temperature
+from diptych.contrast.sharded_bank import ShardedBank
 from diptych.contrast.shuffle import restore_rows, shuffle_rows
 from diptych.distributed import gather_rows, gather_views, own_view_rows, process_count
 from diptych.model.encoders import build_encoder, count_features
@@ -316,6 +323,34 @@ def build_method(config: RunConfig, *, image_count: int = 1) -> Method:
         predictor=None if predictor is None else use_norm(predictor, norm),
         shuffle_seed=config.seed if config.norm.kind == "shuffle" else None,
         autocast_type=HALF_TYPES[config.training.precision],
+    )
+
+
+def build_dictionary(
+    config: DictionaryConfig, *, dim: int, image_count: int, unit_length: bool, seed: int
+) -> InBatch | KeyQueue | ImageBank:
+    """Builds the dictionary that the config names.
+
+    Args:
+        config: which one, and its size.
+        dim: length of a key.
+        image_count: images to learn from; a bank holds a key of each.
+        unit_length: keys have length one, for cosines.
+        seed: of the run.
+    """
+    if config.kind == "batch":
+        return InBatch(both_views=config.both_views)
+    if config.kind == "queue":
+        return KeyQueue(config.queue_size, dim)
+    kind = ShardedBank if config.bank_placement == "sharded" else ImageBank
+    return kind(
+        image_count,
+        dim,
+        negatives=config.bank_negatives,
+        momentum=config.bank_momentum,
+        dtype=torch.float16 if config.bank_precision == "fp16" else torch.float32,
+        unit_length=unit_length,
+        seed=seed,
     )
 
 
