@@ -19,6 +19,7 @@ from diptych.training.checkpoint import (
     load_checkpoint,
     load_newest,
     save_checkpoint,
+    steps_in,
 )
 from diptych.training.host_copy import HostCopy
 from diptych.training.local_store import LocalStore
@@ -218,6 +219,27 @@ def test_the_end_of_a_run_tries_again_and_then_is_an_error(
         disk.error = None
         saver.finish(state)
     assert [path.name[-1] for path in list_checkpoints(tmp_path)] == ["2", "1"]
+
+
+def test_a_damaged_checkpoint_is_no_spare(state: RunState, tmp_path: Path) -> None:
+    """A run that passed one over keeps as many good ones as it would without it."""
+    config = CheckpointConfig(keep=2)
+    with Saver(tmp_path, config, print) as saver:
+        for _ in range(2):
+            saver.finish(state)  # after steps 1 and 2
+            advance(state)
+    (list_checkpoints(tmp_path)[0] / "tensors.safetensors").write_bytes(b"cut short")
+    found = load_newest(tmp_path, lambda _: None)
+    assert found is not None
+    assert found[1]["step"] == 1
+    state.step = 1
+    kept = []
+    with Saver(tmp_path, config, print, resumed_step=1) as saver:
+        for step in (3, 4, 5):  # a clock may let no checkpoint come after step 2 again
+            state.step = step
+            saver.finish(state)
+            kept.append(steps_in(list_checkpoints(tmp_path)))
+    assert kept == ["1, 2, 3", "3, 4", "4, 5"]
 
 
 def test_a_vanished_folder_is_made_anew(state: RunState, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ tell. The newest is the one of the most steps; no clock is asked. Nothing is eve
 import errno
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -30,7 +30,12 @@ Description = dict[str, str | int]
 
 
 def save_checkpoint(
-    place: PlaceT, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], *, keep: int
+    place: PlaceT,
+    tensors: Mapping[str, Tensor],
+    scalars: Mapping[str, Any],
+    *,
+    keep: int,
+    passed_over: Collection[int] = (),
 ) -> PlaceT:
     """Writes a checkpoint, then deletes all but the ``keep`` newest.
 
@@ -42,6 +47,7 @@ def save_checkpoint(
         tensors: contiguous, on the CPU, by name.
         scalars: JSON values; ``step`` names the checkpoint.
         keep: how many to keep, 1 or more.
+        passed_over: steps of checkpoints that are damaged; those do not count as kept.
 
     Returns:
         The new checkpoint's place.
@@ -59,7 +65,7 @@ def save_checkpoint(
     store.sweep()
     _write_making_room(store, name, files)
     with suppress(OSError):  # they go next time
-        _remove_old(store, name, keep)
+        _remove_old(store, name, keep, passed_over)
     return _within(place, name)
 
 
@@ -191,14 +197,16 @@ def _free_oldest(store: Store) -> bool:
     return True
 
 
-def _remove_old(store: Store, written: str, keep: int) -> None:
-    """Removes all but the newest up to the one just written.
+def _remove_old(store: Store, written: str, keep: int, passed_over: Collection[int]) -> None:
+    """Removes what is older than the oldest to be kept, counted from the one just written.
 
-    Those of later steps are damaged ones that the run passed over when it resumed; they do not
-    count, and are replaced when it comes there again.
+    Those of later steps are damaged ones that the run passed over when it resumed; they are
+    replaced when it comes there again.
     """
     names = _newest_first(store)
-    for old in names[names.index(written) :][keep:]:
+    here = names[names.index(written) :]
+    good = [name for name in here if name == written or step_of(name) not in passed_over]
+    for old in here[here.index(good[:keep][-1]) + 1 :]:
         store.remove(old)
 
 

@@ -115,7 +115,9 @@ def train(
         if process_rank() == 0:
             log = opened.enter_context(open_log(folder, state, watcher))
             before = partial(keep_config, folder, config)
-            saver = opened.enter_context(Saver(place, config.checkpoint, watcher.say, before))
+            saver = opened.enter_context(
+                Saver(place, config.checkpoint, watcher.say, before, resumed_step=state.step)
+            )
         try:
             with stopwatch.running(), profiled(stopwatch, config.probe, folder) as step_ended:
                 run.train(log, saver, received, stopwatch, step_ended)

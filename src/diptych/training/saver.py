@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diptych.configs import CheckpointConfig
 from diptych.errors import NotSaved, TrainingError, UnreachableFolder
-from diptych.training.checkpoint import list_checkpoints, save_checkpoint
+from diptych.training.checkpoint import list_checkpoints, save_checkpoint, step_of_place
 from diptych.training.host_copy import HostCopy
 from diptych.training.state import RunState
 from diptych.training.stores import Place
@@ -50,6 +50,8 @@ class Saver:
         config: how often, how many, and whether training goes on meanwhile.
         say: told of trouble, and of its end.
         prepare: called before each checkpoint is written; may raise ``OSError``.
+        resumed_step: after which training goes on. What was saved after more steps is damaged, or
+            it would go on from there.
 
     Attributes:
         error: that the thread ended in, or None; no checkpoint is taken after it.
@@ -61,8 +63,11 @@ class Saver:
         config: CheckpointConfig,
         say: Callable[[str], None],
         prepare: Callable[[], None] = lambda: None,
+        resumed_step: int = 0,
     ) -> None:
         self._place, self._config, self._say, self._prepare = place, config, say, prepare
+        self._resumed_step = resumed_step
+        self._passed_over: set[int] | None = None  # known when the place has first been listed
         self._copy = HostCopy()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[Outcome] | None = None
@@ -179,7 +184,12 @@ class Saver:
         step = int(scalars["step"])
         try:
             self._prepare()
-            save_checkpoint(self._place, tensors, scalars, keep=self._config.keep)
+            if self._passed_over is None:
+                there = map(step_of_place, list_checkpoints(self._place))
+                self._passed_over = {one for one in there if one > self._resumed_step}
+            keep, damaged = self._config.keep, self._passed_over
+            save_checkpoint(self._place, tensors, scalars, keep=keep, passed_over=damaged)
+            damaged.discard(step)
         except OSError as error:
             return Outcome(step, _in_words(error), self._kept())
         return Outcome(step, None, f"The one after step {step} is there.")
