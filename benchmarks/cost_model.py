@@ -1,14 +1,16 @@
 """How close `diptych plan` comes to runs that it has not seen: step time and peak memory.
 
-One calibration run, of settings that no other run has, gives the two figures that the model cannot
-know: what a process holds before there is a network, and what a step takes beside its parts. Then
-each run is planned by `diptych plan --measure`, in a process of its own, and made by `diptych
+Each run is planned by `diptych plan --measure`, in a process of its own, and made by `diptych
 pretrain`, in one or two processes of their own; compared are the median step of its second half and
 the highest resident memory of its first process, with what was planned. A run's own parts are
 measured one by one, but no step of it is: the plan is made first.
 
-    python benchmarks/cost_model.py               # about fifteen minutes on two idle cores
+    python benchmarks/cost_model.py               # about ten minutes on two idle cores
     python benchmarks/cost_model.py --quick       # three runs, under two minutes
+
+Two figures of a CPU are known from whole runs only: the share of memory that lies free in the heap,
+and what a step takes beside its parts. They were found, once, by two runs that are not among those
+compared, and stand in `planning/machine.py`; `--calibrate` finds them again.
 """
 
 import json
@@ -18,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from measuring import Figure, add_arguments, publish, resident_bytes
 from rich.console import Console
 from rich.table import Table
 
+from diptych.planning.memory import HEAP
 from diptych.training.run_log import read_metrics
 
 GOAL = 0.20
@@ -55,18 +58,28 @@ class Made:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a run: planned, or measured."""
+    """Of a run: planned, or measured.
+
+    Attributes:
+        step_seconds: of a step.
+        peak_bytes: that its first process holds at most.
+        needed_bytes: planned, that are alive in the fullest moment of a step.
+        heap_bytes: planned, that lie free in the heap at that moment.
+    """
 
     step_seconds: float
     peak_bytes: float
+    needed_bytes: float = 0.0
+    heap_bytes: float = 0.0
 
 
 def made(name: str, flags: str, batch: int, processes: int = 1) -> Made:
     return Made(name, tuple(flags.split()), batch, processes)
 
 
-CALIBRATION = made(
-    "calibration", "--recipe moco_v1 --encoder.width 24 --views.side-pixels 40", batch=192
+CALIBRATIONS = (
+    made("calibration, small", "--recipe moco_v1 --encoder.width 24 --views.side-pixels 40", 192),
+    made("calibration, large", "--recipe simclr --encoder resnet34 --views.side-pixels 40", 32),
 )
 QUEUE = "--method.dictionary.queue-size 2048"
 RUNS = (
@@ -109,7 +122,14 @@ def planned(run: Made, images: Path, folder: Path, *, steps: int) -> Cost:
     subprocess.run(diptych("plan", *given, *here), check=True)
     plan = json.loads(file.read_text())
     memory = plan["memory"]
-    return Cost(plan["step_seconds"], memory["device_bytes"] + memory["host_bytes"])
+    fullest = max(memory["moments"].values(), key=lambda parts: sum(parts.values()))
+    heap = fullest.get(HEAP, 0.0)
+    return Cost(
+        plan["step_seconds"],
+        memory["device_bytes"] + memory["host_bytes"],
+        needed_bytes=sum(fullest.values()) - heap,
+        heap_bytes=heap,
+    )
 
 
 def measured(run: Made, images: Path, folder: Path, *, steps: int) -> Cost:
@@ -169,38 +189,40 @@ def one_run(peak: Path, arguments: Sequence[str]) -> None:
     sys.exit(code)
 
 
-def corrected(plan: Cost, calibration: tuple[Cost, Cost]) -> Cost:
-    """A plan with what the calibration run took more than was planned."""
-    before, found = calibration
-    return Cost(
-        plan.step_seconds + found.step_seconds - before.step_seconds,
-        plan.peak_bytes + found.peak_bytes - before.peak_bytes,
-    )
-
-
 def compare(runs: Sequence[Made], *, steps: int) -> list[Figure]:
     """Plans and makes each run, and prints what was planned and found."""
     table = Table(title="Planned and measured", title_justify="left")
     for column in ("run", "step, ms", "planned", "over", "peak, MB", "planned", "over"):
         table.add_column(column, justify="left" if column == "run" else "right")
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        images = _images(root, max(run.batch for run in (*runs, CALIBRATION)) * steps)
-        calibration = _both(CALIBRATION, images, root / "calibration", steps=steps)
-        figures = list[Figure]()
-        for number, run in enumerate(runs):
-            plan, found = _both(run, images, root / str(number), steps=steps)
-            plan = corrected(plan, calibration)
-            figures += _figures(run, plan, found)
-            table.add_row(run.name, *_row(plan, found))
+    figures = list[Figure]()
+    for run, plan, found in _each(runs, steps=steps):
+        figures += _figures(run, plan, found)
+        table.add_row(run.name, *_row(plan, found))
     Console(width=110 if not sys.stdout.isatty() else None).print(table)
     return figures
 
 
-def _both(run: Made, images: Path, folder: Path, *, steps: int) -> tuple[Cost, Cost]:
-    folder.mkdir()
-    plan = planned(run, images, folder, steps=steps)
-    return plan, measured(run, images, folder, steps=steps)
+def calibrate(*, steps: int) -> None:
+    """Prints a line through the peaks of two runs, and what their steps took beside their parts."""
+    needed, beside = list[float](), list[float]()
+    for run, plan, found in _each(CALIBRATIONS, steps=steps):
+        needed.append(plan.needed_bytes)
+        beside.append(found.peak_bytes - plan.peak_bytes + plan.heap_bytes)
+        late = found.step_seconds - plan.step_seconds
+        print(f"{run.name}: {late * 1e3:+.1f} ms of {found.step_seconds * 1e3:.1f} not planned")
+    share = (beside[1] - beside[0]) / (needed[1] - needed[0])
+    print(f"heap_share {share:.2f}, and {(beside[0] - share * needed[0]) / 1e6:.0f} MB beside it")
+
+
+def _each(runs: Sequence[Made], *, steps: int) -> Iterator[tuple[Made, Cost, Cost]]:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        images = _images(root, max(run.batch for run in runs) * steps)
+        for number, run in enumerate(runs):
+            folder = root / str(number)
+            folder.mkdir()
+            plan = planned(run, images, folder, steps=steps)
+            yield run, plan, measured(run, images, folder, steps=steps)
 
 
 def _images(folder: Path, count: int) -> Path:
@@ -237,7 +259,11 @@ def main() -> None:
         one_run(Path(sys.argv[2]), sys.argv[3:])
     parser = add_arguments(__doc__)
     parser.add_argument("--only", type=int, nargs="+", metavar="RUN", help="numbers, from 0")
+    parser.add_argument("--calibrate", action="store_true", help="make the two other runs instead")
     arguments: Any = parser.parse_args()
+    if arguments.calibrate:
+        calibrate(steps=STEPS)
+        return
     chosen: tuple[Made, ...] = QUICK if arguments.quick else RUNS
     if arguments.only is not None:
         chosen = tuple(RUNS[number] for number in arguments.only)

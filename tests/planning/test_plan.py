@@ -112,6 +112,16 @@ def test_fp16_runs_at_its_own_rate_and_reads_gradients_once_more() -> None:
     assert more == pytest.approx(2 * 4 * plan.weights / 320e9)
 
 
+def test_the_first_epoch_of_a_bank_encodes_keys_as_well() -> None:
+    config = small("memory_bank")
+    long = replace(config, training=replace(config.training, epochs=100))
+    short = replace(config, training=replace(config.training, epochs=1))
+    t4 = MACHINES["t4"]
+    first, mean = (make_plan(Case(one, 10_000), t4).seconds["networks"] for one in (short, long))
+    forward = make_plan(Case(config, 10_000), t4).passes.forward_flops / t4.flops_per_second
+    assert first - mean == pytest.approx(0.99 * forward)
+
+
 def test_offloaded_activations_lie_in_main_memory_of_accelerators_only() -> None:
     config = small("simclr")
     away = replace(config, training=replace(config.training, offload_activations=True))
@@ -139,7 +149,7 @@ def test_shuffling_breaks_with_the_processes() -> None:
 
 def test_too_large_a_batch_is_to_be_encoded_in_chunks_that_fit() -> None:
     config = small("simclr", batch=4096)
-    machine = replace(MACHINES["cpu"], memory_bytes=1.25e9)
+    machine = replace(MACHINES["cpu"], memory_bytes=1.4e9)
     said = " ".join(verdict(make_plan(Case(config, 10_000), machine)))
     chunk = int(said.split("--training.chunk-size ")[1].split()[0])
     chunked = replace(config, training=replace(config.training, chunk_size=chunk))
@@ -206,11 +216,13 @@ def test_every_recipe_is_planned_with_every_setting(recipe: str, tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_parts_are_measured_at_the_runs_own_shapes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    processes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "plan.json"
     asked = ["plan", "photographs", *SMALL, "--recipe", "moco_v3", "--batch-size", "16"]
+    asked += ["--processes", str(processes), "--processes-here", str(processes)]
     assert main([*asked, "--measure", "--threads", "1", "--quiet", "--json", str(file)]) == 0
     assert capsys.readouterr().out == ""
     found = json.loads(file.read_text())
@@ -218,4 +230,5 @@ def test_parts_are_measured_at_the_runs_own_shapes(
     assert found["images"] == 5120
     names = ("reads and views", "networks", "look-up", "optimizer and twin")
     assert all(found["seconds"][name] > 0 for name in names)
+    assert (found["seconds"]["network"] > 0) == (processes > 1)
     assert found["memory"]["host"]["libraries"] > 1e8

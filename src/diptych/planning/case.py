@@ -61,6 +61,16 @@ class Case:
         return 1 + self.config.method.symmetric
 
     @property
+    def first_key_views(self) -> float:
+        """Views of an image that are encoded, on the mean of all steps, as a bank's first keys.
+
+        In the first epoch it holds none of the batch's own, and each image needs a fresh one.
+        """
+        if self.config.method.dictionary.kind != "bank":
+            return 0.0
+        return (1 + self.config.method.symmetric) / self.config.training.epochs
+
+    @property
     def keys_learn(self) -> bool:
         """Whether gradients flow to keys."""
         method = self.config.method

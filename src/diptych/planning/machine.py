@@ -37,6 +37,8 @@ class Machine:
         views_per_second: of 224 x 224 pixels, decoding included, that the process's cores make.
         spent_seconds: of a step beside what is planned for: Python, metrics.
         base_bytes: that a process holds with nothing loaded but the libraries.
+        heap_share: bytes that lie free in the C library's heap, or are the libraries' own work
+            space, for each that a step needs at its fullest moment.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Machine:
     views_per_second: float = 12_000.0
     spent_seconds: float = 0.002
     base_bytes: float = 1.0e9
+    heap_share: float = 0.0
 
     @property
     def is_one_memory(self) -> bool:
@@ -104,6 +107,7 @@ _CPU: Final = Machine(
     network_seconds=100e-6,
     views_per_second=1584.0,  # benchmarks/views.py: two of 792 images, decoded from JPEG files
     base_bytes=1.0e9,
+    heap_share=0.6,  # benchmarks/cost_model.py --calibrate: 0.59
 )
 
 MACHINES: Final[Mapping[str, Machine]] = {

@@ -24,11 +24,15 @@ from diptych.planning.exchange import measure_exchange
 from diptych.planning.loss import look_up_cost, tile_of
 from diptych.planning.machine import Machine
 from diptych.planning.samples import sample_images
+from diptych.planning.traffic import messages
 from diptych.training.memory import keep_freed_memory
 from diptych.training.state import trainable
 from diptych.views.batches import Batch, ViewBatches
 
 _MOST_BANK: Final = 200_000  # images of a bank; a larger one takes as long
+# That a run comes to hold besides, whatever its network: code made for its shapes, threads, lines
+# of metrics; found by `benchmarks/cost_model.py --calibrate`.
+_HELD_LATER: Final = 47_000_000
 _MOST_VIEWED: Final = 1024  # images of which views are made
 
 
@@ -50,7 +54,9 @@ def measure(
     threads = use_threads(case.config.training.threads, processes=local)
     with ThreadPoolExecutor(threads) as executor:
         view_seconds(case, images, executor, most=2)  # loads the compiled kernels
-    machine = replace(machine, base_bytes=idle_bytes() or machine.base_bytes)
+    idle = idle_bytes()
+    if idle is not None:
+        machine = replace(machine, base_bytes=idle + _HELD_LATER)
     with companions(case, local - 1, threads), ThreadPoolExecutor(threads) as executor:
         method = build_small(case)
         half = method.autocast_type
@@ -64,7 +70,10 @@ def measure(
         }
     if case.processes == 1:
         return machine, seconds
-    latency, rate = measure_exchange(min(2, case.processes))
+    told = sum(one.count for one in messages(case, method, _dim(method, case)))
+    latency, rate = measure_exchange(
+        min(2, case.processes), threads=threads, work_seconds=sum(seconds.values()) / told
+    )
     better = replace(machine, network_seconds=latency, network_bytes_per_second=rate)
     return better, seconds
 
@@ -118,6 +127,10 @@ def network_seconds(case: Case, method: Method) -> float:
         again = learns * ((case.chunks > 1) + (config.training.recompute == "stages"))
         if again:
             total += again * _pass_seconds(config, method, count, side, learns=False, keys=True)
+    if case.first_key_views:
+        side = config.views.side_pixels
+        passed = _pass_seconds(config, method, chunk, side, learns=False, keys=True)
+        total += case.first_key_views * passed
     return total * case.chunks
 
 

@@ -15,6 +15,7 @@ from diptych.planning.storage import optimizer_tensors
 from diptych.training.state import trainable
 
 COPY: Final = "copy for checkpoints"
+HEAP: Final = "free in the heap"
 AWAY: Final = "saved activations"
 _FLOAT_BYTES = 4
 _PROBE_VIEWS = 512  # pairs of views that a measurement of health makes at once, at most
@@ -97,6 +98,9 @@ def memory(
         host[COPY] = state_bytes(case, method)
     else:
         moments["checkpoint"]["copy"] = _copied_on_cpu(case, method)
+    if machine.heap_share:
+        for parts in moments.values():
+            parts[HEAP] = machine.heap_share * sum(parts.values())
     return Memory({name: size for name, size in lasting.items() if size}, moments, host)
 
 

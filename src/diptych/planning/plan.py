@@ -191,13 +191,14 @@ def _own_seconds(
     if precision == "fp16":
         moves += _UNSCALE_MOVES * weights
     values = case.images * case.view_values / case.config.images.channels
+    first_keys = case.first_key_views * passes.forward_flops / case.query_views
     return {
         "reads and views": max(
             values / _PIXELS / machine.views_per_second,
             (0.0 if kept_bytes(case) else case.image_bytes * case.images)
             / machine.read_bytes_per_second,
         ),
-        "networks": passes.flops / machine.sustained(precision),
+        "networks": (passes.flops + first_keys) / machine.sustained(precision),
         "look-up": cost.flops / machine.flops_per_second,
         "optimizer and twin": moves / machine.memory_bytes_per_second,
         "the rest": machine.spent_seconds,

@@ -97,11 +97,11 @@ def _device_memory(plan: Plan) -> Limit | None:
     if _keys(plan) > held / 2:  # the dictionary's own limit says so
         return None
     there = plan.machine.memory_bytes
-    activations = plan.passes.peak_bytes
+    activations = plan.passes.peak_bytes * (1 + plan.machine.heap_share)
     cure = "Use a smaller network, or a device with more memory."
     libraries = plan.machine.base_bytes if plan.machine.is_one_memory else 0.0
     if activations > (held - libraries) / 2:
-        fitting = _fitting_chunk(plan, there - (held - activations))
+        fitting = _fitting_chunk(plan, activations, there - (held - activations))
         cure = (
             f"Most of it is activations: --training.chunk-size {fitting} encodes in parts with the "
             f"same loss.{_fewer_kept(plan)}"
@@ -119,10 +119,10 @@ def _fewer_kept(plan: Plan) -> str:
     return " --training.recompute stages keeps fewer, for a forward pass more."
 
 
-def _fitting_chunk(plan: Plan, room: float) -> int | None:
+def _fitting_chunk(plan: Plan, activations: float, room: float) -> int | None:
     """The largest power of two of images, of which two or more fit."""
     encoded = plan.case.images // plan.case.chunks
-    fitting = int(room / (plan.passes.peak_bytes / encoded))
+    fitting = int(room / (activations / encoded))
     return 2 ** (fitting.bit_length() - 1) if fitting >= 2 else None
 
 
