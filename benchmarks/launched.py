@@ -75,7 +75,7 @@ class Job:
     def workers(self) -> dict[int, int]:
         """Process ids by rank."""
         found = {}
-        for pid in _children(self.process.pid):
+        for pid in child_processes(self.process.pid):
             rank = _environment(pid).get("RANK")
             if rank is not None:
                 found[int(rank)] = pid
@@ -123,7 +123,8 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def _children(pid: int) -> list[int]:
+def child_processes(pid: int) -> list[int]:
+    """Ids of what a process has started and what has not ended; none where it is gone."""
     try:
         return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
