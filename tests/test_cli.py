@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import diptych
-from diptych import cli
 from diptych.cli import VERBS, main
 from diptych.config_file import load_run_config
 from diptych.report.page import write_report
+from diptych.verbs import training
 from report.test_detections import FOUND as FOUND_BOXES
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
@@ -291,7 +291,7 @@ def bytes_under(folder: Path) -> dict[Path, bytes]:
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The run folders that the demo would fill."""
     folders: list[Path] = []
-    monkeypatch.setattr(cli, "_run_to_report", lambda _, out, **rest: folders.append(out))
+    monkeypatch.setattr(training, "_run_to_report", lambda _, out, **rest: folders.append(out))
     return folders
 
 

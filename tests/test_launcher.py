@@ -55,6 +55,13 @@ def test_one_machine_gets_what_a_restart_needs(started: list[list[str]]) -> None
     assert int(os.environ["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
 
 
+def test_embeddings_need_no_resume(started: list[list[str]]) -> None:
+    command = ["embed", "runs/a", "photos/", "-o", "features/", "--shards", "64"]
+    assert main(["launch", "--nproc-per-node", "2", "--", *command]) == 0
+    (given,) = started
+    assert given[-len(command) - 2 :] == ["--module", "diptych", *command]
+
+
 def test_what_the_user_says_stays(
     started: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,8 +97,9 @@ def test_an_operator_of_kubernetes_says_it_by_variables(monkeypatch: pytest.Monk
     [
         (["pretrain", "photos/"], 1, "torchrun's options, then --, then a verb"),
         (["--"], 1, "torchrun's options, then --, then a verb"),
-        (["--", "evaluate", "runs/a"], 1, "runs pretrain in several processes; got 'evaluate'"),
+        (["--", "evaluate", "runs/a"], 1, "pretrain or embed in several processes; got 'evaluate'"),
         (["--", "pretrain", "photos/"], 1, "needs pretrain's --out RUN"),
+        (["--", "embed", "runs/a", "photos/"], 2, "--out"),
         (["--", "pretrain", "photos/", "--out", "a", "--epoch", "3"], 2, "no flag --epoch"),
         (["--nproc", "2", "--np", "--", "pretrain", "photos/", "--out", "a"], 2, "usage"),
     ],

@@ -377,10 +377,10 @@ def test_wrong_shards_are_refused() -> None:
         own_shards(None, 0, Launch())
 
 
-def start(*arguments: object, **environment: str) -> "subprocess.Popen[str]":
+def start(*arguments: object) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "diptych", "embed", *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -389,15 +389,14 @@ def start(*arguments: object, **environment: str) -> "subprocess.Popen[str]":
 
 @pytest.mark.slow
 def test_two_processes_make_all_shards(run: Path, class_folder: Path, tmp_path: Path) -> None:
-    """As torchrun starts them."""
-    out = tmp_path / "out"
+    """Started by torch's own launcher, which gives each its rank and a place to say it."""
+    out, logs = tmp_path / "out", tmp_path / "logs"
     flags = (run, class_folder, "-o", out, "--shards", 5, "--batch-size", 8, "--threads", 2)
-    both = [
-        start(*flags, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
-        for rank in range(2)
-    ]
-    said = [one.communicate(timeout=200)[0] for one in both]
-    assert [one.returncode for one in both] == [0, 0], said
+    options = ("--nproc-per-node", "2", "--log-dir", logs, "--redirects", "3")
+    command = [sys.executable, "-m", "diptych", "launch", *options, "--", "embed", *flags]
+    launched = subprocess.run(list(map(str, command)), timeout=200, capture_output=True, text=True)
+    assert launched.returncode == 0, launched.stderr
+    said = [next(logs.glob(f"**/{rank}/stdout.log")).read_text() for rank in range(2)]
     assert [text.count("done: ") for text in said] == [3, 2]
     make(run, class_folder, tmp_path / "one", 1)
     whole = read_embeddings(tmp_path / "one")

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diptych.cli import pretrain
 from diptych.config_file import nest
 from diptych.configs import require_consistent
 from diptych.flags import PretrainFlags, explicit_settings, parse
@@ -20,6 +19,7 @@ from diptych.studies.invariance import TASKS
 from diptych.studies.page import describe, to_markdown
 from diptych.studies.results import Results
 from diptych.studies.study import Study
+from diptych.verbs.training import pretrain
 from studies.made_up import result
 
 ALL = pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES.keys())
