@@ -93,6 +93,22 @@ def test_shards_are_the_whole(run: Path, class_folder: Path, tmp_path: Path) -> 
     assert whole.dim == wanted.shape[1] == CONFIG.encoder.width
 
 
+@pytest.mark.parametrize("rows", [1, 7, 16, 48, 100])
+def test_row_groups_of_any_size_hold_the_same_rows(
+    rows: int, run: Path, class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Smaller than a batch, larger, and cut by its end."""
+    [whole] = make(run, class_folder, tmp_path / "whole", 1)
+    monkeypatch.setattr("diptych.gallery.shard_file._MOST_GROUP_ROWS", rows)
+    [cut] = make(run, class_folder, tmp_path / "cut", 1)
+    file = pq.ParquetFile(cut)
+    counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    assert sum(counts) == 48
+    assert set(counts[:-1]) <= {rows}
+    assert counts[-1] <= rows
+    assert file.read().equals(pq.read_table(whole))
+
+
 def test_files_say_what_they_are(run: Path, class_folder: Path, tmp_path: Path) -> None:
     files = make(run, class_folder, tmp_path / "out", 3, precision="float16", normalize=True)
     assert [file.name for file in files] == [f"features-0000{i}-of-00003.parquet" for i in range(3)]

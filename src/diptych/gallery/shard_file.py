@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from diptych.gallery.aside import written_aside
 from diptych.gallery.embedder import Vectors
 from diptych.gallery.note import KEY, Note
@@ -12,6 +14,7 @@ from diptych.gallery.settings import Precision
 from diptych.images.extras import import_extra
 
 _GROUP_BYTES: Final = 16 * 2**20  # of vectors: what is held in memory before it is written
+_MOST_GROUP_ROWS: Final = 2**16
 
 
 def arrow(module: str = "pyarrow") -> Any:
@@ -24,14 +27,21 @@ def arrow(module: str = "pyarrow") -> Any:
 
 
 class ShardWriter:
-    """Takes rows in and writes them in row groups."""
+    """Takes rows in and writes them in row groups.
+
+    What is held of a group lies in one block. Held in pieces, batch by batch, it would keep the
+    memory between them from being used again as a whole, and a process would grow with its shard.
+    """
 
     def __init__(self, writer: Any, schema: Any) -> None:
         self._writer, self._schema = writer, schema
-        self._held: list[Any] = []
-        kind = schema.field("feature").type
-        row_bytes = kind.list_size * kind.value_type.bit_width // 8
-        self._group_rows = max(1, _GROUP_BYTES // row_bytes)
+        self._kind = schema.field("feature").type
+        numbers = np.dtype(self._kind.value_type.to_pandas_dtype())
+        rows = _GROUP_BYTES // (self._kind.list_size * numbers.itemsize)
+        shape = (min(max(1, rows), _MOST_GROUP_ROWS), self._kind.list_size)
+        self._vectors: Vectors = np.empty(shape, numbers)
+        self._names = list[str]()
+        self._labels = list[str | None]()
 
     def add(self, names: Sequence[str], labels: Sequence[str | None], vectors: Vectors) -> None:
         """Adds rows.
@@ -41,28 +51,32 @@ class ShardWriter:
             labels: one for each row; ignored where the file has none.
             vectors: (rows, dim).
         """
-        if not len(names):
-            return
-        pa = arrow()
-        feature = self._schema.field("feature").type
-        columns = {
-            "name": pa.array([_utf8(name) for name in names], pa.string()),
-            "label": pa.array(labels, pa.string()),
-            "feature": pa.FixedSizeListArray.from_arrays(
-                pa.array(vectors.reshape(-1)), type=feature
-            ),
-        }
-        chosen = {name: columns[name] for name in self._schema.names}
-        self._held.append(pa.table(chosen, schema=self._schema))
-        if sum(len(table) for table in self._held) >= self._group_rows:
-            self.flush()
+        begin = 0
+        while begin < len(names):
+            held, room = len(self._names), len(self._vectors) - len(self._names)
+            some = slice(begin, begin + room)
+            self._names += map(_utf8, names[some])
+            self._labels += labels[some]
+            self._vectors[held : len(self._names)] = vectors[some]
+            begin += room
+            if len(self._names) == len(self._vectors):
+                self.flush()
 
     def flush(self) -> None:
         """Writes what is held as a row group."""
-        if self._held:
-            whole = arrow().concat_tables(self._held).combine_chunks()
-            self._writer.write_table(whole, row_group_size=self._group_rows)
-            self._held.clear()
+        if not self._names:
+            return
+        pa = arrow()
+        numbers = pa.array(self._vectors[: len(self._names)].reshape(-1))
+        columns = {
+            "name": pa.array(self._names, pa.string()),
+            "label": pa.array(self._labels, pa.string()),
+            "feature": pa.FixedSizeListArray.from_arrays(numbers, type=self._kind),
+        }
+        chosen = {name: columns[name] for name in self._schema.names}
+        self._writer.write_table(pa.table(chosen, schema=self._schema))
+        self._names.clear()
+        self._labels.clear()
 
 
 @contextmanager
