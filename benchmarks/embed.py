@@ -39,7 +39,7 @@ SPEED_GOAL, MEMORY_GOAL = 0.9, 1.15
 BATCH = 256
 KINDS = {  # encoder, side of the views, side of the JPEG files, images
     "ResNet-18, 32 pixels": (EncoderConfig(name="resnet18", stem="small"), 32, 32, 4096),
-    "ResNet-18, 224 pixels": (EncoderConfig(name="resnet18"), 224, 256, 1024),
+    "ResNet-18, 224 pixels": (EncoderConfig(name="resnet18", stem="imagenet"), 224, 256, 1024),
 }
 SMALL = EncoderConfig(width=8, stage_blocks=(1,))  # little work, so that memory is soon measured
 
