@@ -110,11 +110,13 @@ class Campaign:
         return True
 
     def trains_on(self, step: int) -> bool:
-        """Whether the run comes beyond a step, with a new start wherever the job has ended."""
+        """Whether the run comes beyond a step, or to its end; started anew wherever a job ends."""
         for start in range(STARTS + 1):
             self.until(lambda: last_step(self.out) > step or not self.runs)
-            if self.ended or (self.runs and last_step(self.out) > step):
-                return last_step(self.out) > step
+            if self.ended:
+                return True
+            if self.runs and last_step(self.out) > step:
+                return True
             if self.runs or start == STARTS:
                 break
             self.start()

@@ -204,8 +204,15 @@ def _settle(
         watcher.say(_sharing(config, here.count))
     if earlier is None:
         _look_for_checkpoints(config, folder, resume)
-        _begin(folder, config)
-    _write_skipped(folder, collection)
+    try:
+        if earlier is None:
+            _begin(folder, config)
+        _write_skipped(folder, collection)
+    except OSError as error:
+        raise NotSaved(
+            f"the run folder {folder.path} cannot be written: {error.strerror or error}. Mend "
+            "that, then start again."
+        ) from error
     return ""
 
 

@@ -188,6 +188,8 @@ def test_a_disk_that_is_full_at_the_end(
             run("disk/run", keep=1)
     assert state(small_disk / "run" / "checkpoints")[0] == 5
     assert not (small_disk / "run" / "encoder.safetensors").exists()
+    with pytest.raises(NotSaved, match=r"run folder .*run cannot be written: No space left"):
+        run("disk/run", resume=True, keep=1)  # started again too early
     (small_disk / "other people's files").unlink()
     run("disk/run", resume=True, keep=1)
     assert losses(small_disk / "run")[:5] == losses(folder / "unbroken")[:5]
