@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diptych.configs import ImagesConfig, ViewsConfig
+from diptych.images.codecs.jpeg import reduced
 from diptych.images.collection import ImageSet
 from diptych.images.decode import decode_bytes
 from diptych.images.form import Pixels
@@ -84,16 +85,16 @@ def small_task(count: int) -> Task:
 def large_task(folder: Path, count: int) -> Task:
     """JPEG files, read before and decoded in every round."""
     files = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))[:count]]
-    config = ImagesConfig()
-    shapes = np.array([simplejpeg.decode_jpeg_header(data)[:2] for data in files])
+    config = ImagesConfig(jpeg_side=LARGE.image_side)
+    shapes = [simplejpeg.decode_jpeg_header(data)[:2] for data in files]
+    heights, widths = np.array(shapes, dtype=np.int64).T
+    decoded = np.array([reduced(shape, config.jpeg_side) for shape in shapes], dtype=np.int64)
 
-    heights, widths = shapes.astype(np.int64).T
-
-    def read(index: int, scale: float, room: NDArray[np.uint8] | None) -> Pixels:
-        return decode_bytes(files[index], config, scale, room)
+    def read(index: int, room: NDArray[np.uint8] | None) -> Pixels:
+        return decode_bytes(files[index], config, room)
 
     names = [str(i) for i in range(len(files))]
-    pixels = DecodedPixels(heights, widths, 3, np.uint8, read)
+    pixels = DecodedPixels(decoded[:, 0], decoded[:, 1], 3, np.uint8, read)
     images = ImageSet(pixels, names, heights, widths, channels=3)
 
     def pillow(i: int) -> Image.Image:

@@ -61,6 +61,9 @@ class ImagesConfig:
     """Depth of the pixels in memory: 8 reduces deeper files, 16 keeps them and widens the rest."""
     max_megapixels: float = 80.0
     """A larger image is skipped and listed before it is decoded."""
+    jpeg_side: int | None = None
+    """Decode a JPEG at a half, a quarter or an eighth of its size where its shorter side keeps at
+    least this many pixels. A new run takes what its smallest crops need; in full when not given."""
     max_unreadable_share: float = 0.1
     """Stop before training when more than this share of the images is unreadable."""
     cache: Literal["auto", "memory", "file", "none"] = "auto"
@@ -79,6 +82,11 @@ class ImagesConfig:
         _require(self.limit is None or self.limit > 0, "images.limit must be positive", self.limit)
         _require(
             self.max_megapixels > 0, "images.max_megapixels must be positive", self.max_megapixels
+        )
+        _require(
+            self.jpeg_side is None or self.jpeg_side > 0,
+            "images.jpeg_side must be positive",
+            self.jpeg_side,
         )
         _require_probability("images.max_unreadable_share", self.max_unreadable_share)
         _require(
@@ -188,6 +196,22 @@ class ViewsConfig:
         first, *others = self.branches[0]
         assert isinstance(first, Crop | Center)  # as parse_policy sees to
         return (Crop(area=SMALL_AREA, interpolation=first.interpolation), *others)
+
+    @property
+    def image_side(self) -> int:
+        """Shorter side, in pixels, of the smallest images of which no crop has to be enlarged.
+
+        A crop of share a and aspect r of a square has sides of sqrt(a r) and sqrt(a / r) of it.
+        """
+        policies = [(self.side_pixels, policy) for policy in self.branches]
+        if self.small_views:
+            policies.append((self.small_side, self.small_branch))
+        sides = [self.side_pixels * 8 / 7]  # of the five squares that images are evaluated by
+        for side, policy in policies:
+            for crop in (step for step in policy if isinstance(step, Crop)):
+                low, high = crop.aspect
+                sides.append(side / min(1.0, math.sqrt(crop.area[0] * min(low, 1 / high))))
+        return math.ceil(max(sides))
 
     @property
     def small_side(self) -> int:

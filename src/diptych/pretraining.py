@@ -146,6 +146,7 @@ def _pretrain_together(
             watcher.say(advice)
         from_first(lambda: _settle(folder, earlier, layers, collection, resume, here, watcher))
         config = load_run_config(folder.config)
+        collection = collection.decoded_for(config.images)
         if here.count > 1:
             device = str(choose_device(config.training.device))
             presented.say(introduction(device, threads, len(collection.train)))

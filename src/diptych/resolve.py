@@ -86,6 +86,9 @@ def resolve(
     config = overlay_all(_with_asked_encoder(base, layers), layers)
     if config.images.color == "raw":
         config = replace(config, images=replace(config.images, raw_channels=channels))
+    if config.images.jpeg_side is None:
+        side = config.views.image_side
+        config = replace(config, images=replace(config.images, jpeg_side=side))
     require_consistent(config)
     threads = config.training.threads or available_threads()
     training = replace(config.training, device=device, threads=threads)  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
-"""Decoded images are kept where they fit, and a file of them is believed only when it is whole."""
+"""Decoded images are kept where there is room, and no pixel depends on where it was kept."""
 
+import io
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -13,11 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diptych.configs import ImagesConfig
-from diptych.images import cache, cache_file, listing
+from diptych.images import cache, listing
+from diptych.images.cache import KeptPixels
 from diptych.images.collection import ImageSet
 from diptych.images.decode import decode_bytes
 from diptych.images.folder import open_folder
-from diptych.images.pixels import DecodedPixels, HeldPixels
+from diptych.images.pixels import DecodedPixels
 from diptych.images.sources import open_images
 
 
@@ -27,10 +29,13 @@ def config(tmp_path: Path) -> ImagesConfig:
 
 
 @pytest.fixture
-def folder(class_folder: Path) -> Path:
-    """The class folders with one image that cannot be read, and one of another size."""
+def folder(class_folder: Path, rng: np.random.Generator) -> Path:
+    """The class folders with an image that cannot be read, one of another size, and two JPEGs."""
     (class_folder / "class0" / "bad.png").write_bytes(b"no picture")
     Image.new("RGB", (9, 5), "red").save(class_folder / "class1" / "odd.png")
+    for number, size in enumerate([(96, 64), (101, 133)]):
+        noise = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(class_folder / "class1" / f"large{number}.jpg")
     return class_folder
 
 
@@ -41,13 +46,13 @@ def everything(images: ImageSet) -> NDArray[np.uint8 | np.uint16]:
 
 def the_file(config: ImagesConfig) -> Path:
     assert config.cache_folder is not None
-    (found,) = Path(config.cache_folder).iterdir()
+    (found,) = Path(config.cache_folder).glob("*.pixels")
     return found
 
 
 @pytest.fixture
 def decodes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one at each decode while a set is opened."""
+    """Grows by one whenever the pixels of an image are decoded to be used."""
     seen: list[int] = []
     original = decode_bytes
 
@@ -59,29 +64,66 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("options", [{}, {"color": "gray"}, {"bits": 16}, {"limit": 20}])
-def test_a_file_is_opened_without_decoding(
-    options: dict[str, object],
-    folder: Path,
-    config: ImagesConfig,
-    executor: ThreadPoolExecutor,
-    decodes: list[int],
+FORMS: list[dict[str, object]] = [
+    {},
+    {"color": "gray"},
+    {"bits": 16},
+    {"limit": 20},
+    {"jpeg_side": 30},
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pixels_are_equal_wherever_they_are_kept(
+    form: dict[str, object], folder: Path, config: ImagesConfig, executor: ThreadPoolExecutor
 ) -> None:
-    config = replace(config, **options)  # type: ignore[arg-type]
-    first = open_folder(folder, config, executor)
-    count = len(decodes)
-    again = open_folder(folder, config, executor)
-    assert count == (20 if config.limit else 50)
-    assert len(decodes) == count
+    config = replace(config, **form)  # type: ignore[arg-type]
     wanted = open_folder(folder, replace(config, cache="none"), executor)
-    for found in (first, again):
-        assert isinstance(found.pixels, HeldPixels)
+    assert isinstance(wanted.pixels, DecodedPixels)
+    for kept in ("memory", "file", "auto", "file"):
+        found = open_folder(folder, replace(config, cache=kept), executor)
+        assert isinstance(found.pixels, KeptPixels)
         assert found.fingerprint() == wanted.fingerprint()
         assert found.skipped == wanted.skipped
-        assert found.labels is not None
-        assert wanted.labels is not None
-        assert found.labels.tolist() == wanted.labels.tolist()
-        assert np.array_equal(everything(found), everything(wanted))
+        for _ in range(2):  # at the first use, and from where it is kept
+            assert np.array_equal(everything(found), everything(wanted))
+        backwards = np.arange(len(found))[::-1]
+        last, first = found.pixels.gather(backwards), wanted.pixels.gather(backwards)
+        assert all(np.array_equal(last.image(i), first.image(i)) for i in range(len(found)))
+
+
+def test_a_pixel_does_not_depend_on_its_siblings(
+    folder: Path, config: ImagesConfig, executor: ThreadPoolExecutor
+) -> None:
+    """What fits into memory was once decoded in full, and what did not was not."""
+    config = replace(config, cache="auto", jpeg_side=30)
+    alone = folder.parent / "alone"
+    alone.mkdir()
+    data = (folder / "class1" / "large1.jpg").read_bytes()
+    (alone / "large1.jpg").write_bytes(data)
+    few = open_folder(alone, config, executor)
+    many = open_folder(folder, replace(config, cache_megabytes=0), executor)
+    place = list(many.names).index("class1/large1.jpg")
+    pixels = few.pixels.gather(np.array([0])).image(0)
+    assert np.array_equal(pixels, many.pixels.gather(np.array([place])).image(0))
+    oracle = Image.open(io.BytesIO(data))
+    oracle.draft("RGB", (44, 34))  # libjpeg's own reduction by three, that is two, of 133 x 101
+    assert pixels.shape[:2] == (oracle.height, oracle.width) == (51, 67)
+
+
+def test_an_image_is_decoded_once_and_by_one_of_many(
+    folder: Path, config: ImagesConfig, executor: ThreadPoolExecutor, decodes: list[int]
+) -> None:
+    for kept in ("file", "memory"):
+        decodes.clear()
+        found = open_folder(folder, replace(config, cache=kept), executor)
+        assert not decodes
+        everything(found)
+        everything(found)
+        assert len(decodes) == len(found)
+    decodes.clear()
+    everything(open_folder(folder, config, executor))
+    assert not decodes  # as the file holds all
 
 
 def flip(path: Path, place: int) -> None:
@@ -95,15 +137,17 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "cut off by a byte": lambda path: os.truncate(path, path.stat().st_size - 1),
     "longer": lambda path: path.write_bytes(path.read_bytes() + b"x"),
     "empty": lambda path: path.write_bytes(b""),
-    "a pixel": lambda path: flip(path, 5000),
-    "the header": lambda path: flip(path, 3),
-    "the table": lambda path: flip(path, -40),
-    "hostile": lambda path: path.write_bytes(b'{"version": 1, "key": []}'.ljust(4096, b"\0")),
+    "a pixel": lambda path: flip(path, -5000),
+    "the content's hash": lambda path: flip(path, 3),
+    "a checksum": lambda path: flip(path, 4096 + 9),
+    "pixels that never came": lambda path: path.write_bytes(
+        path.read_bytes()[:-4000] + bytes(4000)
+    ),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_file_is_made_anew(
+def test_what_is_damaged_is_decoded_again(
     damage: Callable[[Path], object],
     folder: Path,
     config: ImagesConfig,
@@ -112,14 +156,15 @@ def test_a_damaged_file_is_made_anew(
 ) -> None:
     wanted = everything(open_folder(folder, config, executor))
     damage(the_file(config))
-    count = len(decodes)
+    decodes.clear()
     assert np.array_equal(everything(open_folder(folder, config, executor)), wanted)
-    assert len(decodes) == 2 * count
-    open_folder(folder, config, executor)
-    assert len(decodes) == 2 * count
+    assert decodes
+    decodes.clear()
+    assert np.array_equal(everything(open_folder(folder, config, executor)), wanted)
+    assert not decodes
 
 
-def test_a_changed_image_is_noticed(
+def test_a_file_for_other_content_is_replaced(
     folder: Path, config: ImagesConfig, executor: ThreadPoolExecutor
 ) -> None:
     before = everything(open_folder(folder, config, executor))
@@ -128,7 +173,7 @@ def test_a_changed_image_is_noticed(
     os.utime(odd, ns=(0, 12345))
     after = everything(open_folder(folder, config, executor))
     assert not np.array_equal(before, after)
-    assert len(list(the_file(config).parent.iterdir())) == 1
+    assert the_file(config)
 
 
 def _open(folder: Path, config: ImagesConfig) -> bytes:
@@ -136,7 +181,7 @@ def _open(folder: Path, config: ImagesConfig) -> bytes:
         return everything(open_folder(folder, config, executor)).tobytes()
 
 
-def test_two_processes_at_once_do_not_break_each_other(
+def test_processes_at_once_do_not_break_each_other(
     folder: Path, config: ImagesConfig, executor: ThreadPoolExecutor
 ) -> None:
     wanted = everything(open_folder(folder, replace(config, cache="none"), executor)).tobytes()
@@ -152,20 +197,16 @@ def test_auto_takes_memory_then_a_file_for_small_images(
     executor: ThreadPoolExecutor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    auto = replace(config, cache="auto")
-    assert isinstance(open_folder(folder, auto, executor).pixels, HeldPixels)
     assert config.cache_folder is not None
-    assert not Path(config.cache_folder).exists()
+    auto = replace(config, cache="auto")
+    assert isinstance(open_folder(folder, auto, executor).pixels, KeptPixels)
+    assert not list(Path(config.cache_folder).glob("*.pixels"))
     small = replace(auto, cache_megabytes=0)
-    wanted = everything(open_folder(folder, replace(config, cache="none"), executor))
-    found = open_folder(folder, small, executor)
-    assert isinstance(found.pixels, HeldPixels)
-    assert np.array_equal(everything(found), wanted)
+    assert isinstance(open_folder(folder, small, executor).pixels, KeptPixels)
     the_file(config).unlink()
     monkeypatch.setattr(cache, "SMALL_BYTES", 1000)
-    found = open_folder(folder, small, executor)
-    assert isinstance(found.pixels, DecodedPixels)
-    assert not list(Path(config.cache_folder).iterdir())
+    assert isinstance(open_folder(folder, small, executor).pixels, DecodedPixels)
+    assert not list(Path(config.cache_folder).glob("*.pixels"))
 
 
 @pytest.mark.parametrize(
@@ -186,13 +227,10 @@ def test_what_does_not_fit_is_decoded_and_said(
     found = open_images(asked, executor)
     assert isinstance(found.train.pixels, DecodedPixels)
     assert words in found.description
-    kept = Path(config.cache_folder or "")
-    assert not kept.exists() or not list(kept.iterdir())
+    assert not list(Path(config.cache_folder or "").glob("*.pixels"))
 
 
-@pytest.mark.parametrize("method", ["add", "finish"])
 def test_a_full_disk_is_survived(
-    method: str,
     folder: Path,
     config: ImagesConfig,
     executor: ThreadPoolExecutor,
@@ -201,12 +239,13 @@ def test_a_full_disk_is_survived(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache_file.CacheWriter, method, full)
+    monkeypatch.setattr("os.posix_fallocate", full)
     found = open_folder(folder, config, executor)
     assert isinstance(found.pixels, DecodedPixels)
     assert "No space left on device" in found.remarks[0]
     assert len(everything(found))
-    assert not list(Path(config.cache_folder or "").iterdir())
+    left = [path.suffix for path in Path(config.cache_folder or "").iterdir()]
+    assert not {".pixels", ".part"} & set(left)
 
 
 def test_a_folder_that_cannot_be_made_is_survived(
@@ -215,21 +254,29 @@ def test_a_folder_that_cannot_be_made_is_survived(
     (tmp_path / "occupied").write_text("a file")
     found = open_folder(folder, replace(config, cache_folder=str(tmp_path / "occupied")), executor)
     assert isinstance(found.pixels, DecodedPixels)
-    assert "could not be written" in found.remarks[0]
+    assert "could not be kept" in found.remarks[0]
+    assert "could not be written" in found.remarks[1]
 
 
-def test_what_a_killed_process_left_is_removed(
+def test_a_run_that_resumes_on_a_fuller_disk_sees_the_same_pixels(
+    folder: Path, config: ImagesConfig, executor: ThreadPoolExecutor
+) -> None:
+    config = replace(config, jpeg_side=30)
+    roomy = everything(open_folder(folder, config, executor))
+    the_file(config).unlink()
+    full = open_folder(folder, replace(config, cache_file_megabytes=0), executor)
+    assert isinstance(full.pixels, DecodedPixels)
+    assert np.array_equal(everything(full), roomy)
+
+
+def test_what_a_killed_process_left_is_used_up(
     folder: Path, config: ImagesConfig, executor: ThreadPoolExecutor
 ) -> None:
     open_folder(folder, config, executor)
-    whole = the_file(config)
-    old, new = (whole.with_name(f"{whole.name}.{one}.part") for one in ("old", "new"))
-    for left in (old, new):
-        left.write_bytes(b"half")
-    os.utime(old, (0, 0))
-    whole.unlink()
+    left = the_file(config).rename(the_file(config).with_suffix(".pixels.part"))
     open_folder(folder, config, executor)
-    assert (whole.exists(), old.exists(), new.exists()) == (True, False, True)
+    assert the_file(config)
+    assert not left.exists()
 
 
 def test_home_is_where_caches_lie(monkeypatch: pytest.MonkeyPatch) -> None:

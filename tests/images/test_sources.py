@@ -14,9 +14,10 @@ from PIL import Image
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
+from diptych.images.cache import KeptPixels
 from diptych.images.collection import Collection, spread_indices
 from diptych.images.photographs import CELL_PIXELS, PHOTOGRAPHS
-from diptych.images.pixels import HeldPixels
+from diptych.images.pixels import DecodedPixels
 from diptych.images.sources import open_images
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
@@ -68,12 +69,12 @@ def test_train_and_test_folders_are_noticed(
 def test_large_sets_are_decoded_at_each_use(
     class_folder: Path, executor: ThreadPoolExecutor
 ) -> None:
-    held = opened(class_folder, executor)
+    kept = opened(class_folder, executor)
     decoded = opened(class_folder, executor, cache="none")
-    assert isinstance(held.train.pixels, HeldPixels)
-    assert not isinstance(decoded.train.pixels, HeldPixels)
-    assert np.array_equal(pixels_of(held), pixels_of(decoded))
-    assert held.train.fingerprint() == decoded.train.fingerprint()
+    assert isinstance(kept.train.pixels, KeptPixels)
+    assert isinstance(decoded.train.pixels, DecodedPixels)
+    assert np.array_equal(pixels_of(kept), pixels_of(decoded))
+    assert kept.train.fingerprint() == decoded.train.fingerprint()
     (class_folder / "class1" / "003.png").unlink()
     with pytest.raises(ImagesError, match=r"003\.png was readable at the start and is not now"):
         pixels_of(decoded)

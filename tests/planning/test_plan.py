@@ -5,13 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from diptych.cli import main
-from diptych.configs import RunConfig
+from diptych.configs import ImagesConfig, RunConfig
 from diptych.errors import ConfigError
+from diptych.images.collection import ImageSet
+from diptych.images.pixels import DecodedPixels
 from diptych.planning.case import Case
 from diptych.planning.machine import MACHINES, MachineConfig, machine_named
+from diptych.planning.measure import measure_opening
 from diptych.planning.plan import Plan, make_plan
 from diptych.planning.verdict import limits, verdict
 from diptych.recipes import RECIPES, recipe_config
@@ -57,6 +61,37 @@ def test_measured_seconds_take_the_place_of_rates() -> None:
     assert plan.seconds["networks"] == 5.0
     assert plan.measured
     assert plan.step_seconds > 5.0
+
+
+def test_every_image_is_looked_at_once_before_the_first_step() -> None:
+    """By the pixels of all images, or their bytes where reading takes longer."""
+    case, cpu = Case(small("simclr"), 1000, image_pixels=2e6, image_bytes=1e3), MACHINES["cpu"]
+    plan = make_plan(case, cpu)
+    assert plan.opening_seconds * cpu.views_per_second == pytest.approx(1000 * 2e6 / (500 * 375))
+    slow = replace(cpu, read_bytes_per_second=1e4)
+    assert make_plan(case, slow).opening_seconds == pytest.approx(100.0)
+    assert make_plan(case, slow, opening=7.0).opening_seconds == 7.0
+
+
+def test_opening_is_measured_on_whole_images() -> None:
+    """At the size of the files, whatever the views need of them."""
+    decoded: list[int] = []
+
+    def read(index: int, room: object) -> Any:
+        decoded.append(index)
+        return np.zeros((40, 50, 3), np.uint8)
+
+    def remake(config: ImagesConfig) -> DecodedPixels:
+        asked.append(config)
+        return pixels
+
+    asked: list[ImagesConfig] = []
+    heights, widths = np.full(6, 40), np.full(6, 50)
+    pixels = DecodedPixels(heights, widths, 3, np.uint8, read, remake)
+    images = ImageSet(pixels, list("abcdef"), heights, widths, 3)
+    assert measure_opening(Case(small("simclr"), 100), images) > 0.0
+    assert set(decoded) == set(range(6))
+    assert (asked[-1].jpeg_side, asked[-1].cache) == (None, "none")
 
 
 def test_an_accelerator_waits_only_for_views_that_take_longer_than_the_rest() -> None:

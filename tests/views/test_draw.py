@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import ks_2samp, kstest
 from torchvision.transforms import ColorJitter, GaussianBlur, RandomResizedCrop
 
+from diptych.configs import ViewsConfig
 from diptych.operations import OPERATIONS, Blur, Center, Color, Crop
 from diptych.policies import PRESETS, Policy, branches, parse_policy
 from diptych.views import draws
@@ -308,12 +309,18 @@ def test_five_views_are_the_corners_and_the_centre() -> None:
     ]
 
 
-def test_the_smallest_scale_fills_the_smallest_crop() -> None:
-    drawn = draw("crop(area=0.3..1)", count=50)
-    scales = drawn.smallest_scale(SIDE)
-    shorter = np.minimum(drawn.crops["height"], drawn.crops["width"]).min(axis=0)
-    np.testing.assert_allclose(scales * shorter, SIDE)
-    assert (draw("crop", count=9, size=(20, 20)).smallest_scale(SIDE) == 1.0).all()
+@pytest.mark.parametrize("policy", ["crop(area=0.3..1)", "crop(area=0.08..0.1, aspect=0.5..1)"])
+def test_no_crop_of_an_image_as_large_as_the_views_need_is_enlarged(policy: str) -> None:
+    least = ViewsConfig(side_pixels=SIDE, policy=policy).image_side
+    drawn = [draw(policy, count=3000, size=(least, width)) for width in (least, 3 * least)]
+    shorter = [np.minimum(one.crops["height"], one.crops["width"]).min() for one in drawn]
+    assert min(shorter) >= SIDE - 1  # crops are whole pixels
+    assert shorter[0] < 1.1 * SIDE  # and hardly larger than it has to be
+
+
+def test_evaluation_enlarges_no_image_as_large_as_the_views_need() -> None:
+    least = ViewsConfig(side_pixels=SIDE, policy="identity").image_side
+    assert five_views(np.array([least]), np.array([least])).crops["height"].min() >= SIDE - 1
 
 
 def test_scaled_crops_keep_their_share_of_the_image() -> None:

@@ -14,6 +14,7 @@ from diptych.configs import MOST_CHANNELS, ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet, held_out_config
 from diptych.images.form import Pixels, in_depth
+from diptych.images.index import checksum
 from diptych.images.names import CompactNames
 from diptych.images.pixels import HeldPixels, PixelBatch
 from diptych.images.selection import choose
@@ -158,6 +159,10 @@ def image_set(
         channels=pixels.channels,
         labels=None if positions is None else positions.reshape(-1).astype(np.int64),
         classes=() if values is None else tuple(str(value) for value in values),
+        checksums=np.array(
+            [checksum(np.ascontiguousarray(image).data.cast("B")) for image in stack],
+            dtype=np.uint64,
+        ),
     )
 
 

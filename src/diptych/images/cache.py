@@ -1,154 +1,195 @@
-"""Where decoded images are kept while a set is opened: in memory, in a file, or nowhere."""
+"""Decoded images are kept: in memory or in a file, each from its first use on.
 
-import hashlib
+What is kept is what decoding gives, to the bit, so that no pixel depends on where it lay. The file
+is made for one content of the images (their checksums), one form and one size. It has room for all
+images, given by the system when it is made, and for each the checksum of its pixels, which stands
+in the file only after them: an image without one, or with another, is decoded again. Several
+processes share the file; those who write the same image write the same bytes. Nothing in it is ever
+unpickled.
+"""
+
 import os
 import shutil
-from array import array
-from collections.abc import Callable, Sequence
+import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
 
 from diptych.configs import ImagesConfig
-from diptych.images.cache_file import CacheWriter, Decoded
-from diptych.images.form import Pixels, pixel_type
+from diptych.images.form import Pixels
+from diptych.images.pixels import DecodedPixels, PixelBatch, PixelSource
 
 SMALL_BYTES: Final = 96 * 96 * 3
 """Decoded images up to this size are read from a file faster than they are decoded."""
 
+_PAGE: Final = 4096  # bytes before the checksums; the content's hash stands at their beginning
+_THERE: Final = np.uint64(1 << 32)  # beside a checksum of 32 bits: no image has 0
 
-class Keeper:
-    """Keeps decoded images as they are found, as long as there is room.
+
+@dataclass(frozen=True)
+class KeptPixels:
+    """Images that are decoded at their first use, and kept.
 
     Attributes:
-        remark: a sentence on why they are not kept, where something else was asked for.
+        decoded: decodes them.
+        batch: room for all of them.
+        known: bool (images,), whose pixels lie in ``batch`` and were seen by this process.
+        sums: uint64 (images,), of what lies in a file: a checksum where an image is there, else 0;
+            None in memory, where ``known`` says all.
     """
 
-    def __init__(self, config: ImagesConfig, file: Path | None) -> None:
-        self.remark: str | None = None
-        self._config, self._path = config, file
-        self._sizes = array("q")
-        self._memory: bytearray | None = None
-        self._writer: CacheWriter | None = None
-        if config.cache in ("auto", "memory"):
-            self._memory = bytearray()
-        elif config.cache == "file":
-            self._begin_file()
+    decoded: DecodedPixels
+    batch: PixelBatch
+    known: NDArray[np.bool_]
+    sums: NDArray[np.uint64] | None = None
 
-    def add(self, pixels: Pixels) -> None:
-        """Keeps one more image, or gives all of them up."""
-        self._sizes.append(pixels.nbytes)
-        if self._memory is not None:
-            self._memory += pixels.data.cast("B")
-            if len(self._memory) > self._config.cache_megabytes * 2**20:
-                self._leave_memory(self._memory)
-        elif self._writer is not None:
-            self._write(pixels.data.cast("B"))
+    def __len__(self) -> int:
+        return len(self.decoded)
 
-    def in_memory(self) -> Pixels | None:
-        """The pixels of all images if they fit in memory."""
-        held = self._memory
-        return None if not held else np.frombuffer(held, dtype=pixel_type(self._config))
+    def gather(self, indices: NDArray[np.int64]) -> PixelBatch:
+        """The pixels at ``indices``; those that are kept are not copied."""
+        for index in indices[~self.known[indices]].tolist():
+            self._fetch(index)
+        return self.batch.select(indices)
 
-    def finish_file(self, decoded: Decoded, key: str) -> bool:
-        """Ends the file, if there is one; whether it can be opened now."""
-        if self._writer is None or not len(decoded.places):
-            self.abandon()
-            return False
-        try:
-            self._writer.finish(decoded, key)
-        except OSError as error:
-            self._give_up(error)
-            return False
-        return True
+    def decoded_for(self, config: ImagesConfig) -> PixelSource:
+        """The same images for another config."""
+        return self.decoded.decoded_for(config)
 
-    def abandon(self) -> None:
-        """Removes an unfinished file."""
-        if self._writer is not None:
-            self._writer.abandon()
-        self._writer = None
+    def _fetch(self, index: int) -> None:
+        # Threads that fetch the same image at once write the same bytes.
+        start = int(self.batch.offsets[index])
+        room = self.batch.pixels[start : start + int(self.decoded.sizes[index])]
+        if self.sums is None:
+            self.decoded.decode_into(index, room)
+        elif self.sums[index] != _sum(room):
+            self.decoded.decode_into(index, room)
+            self.sums[index] = _sum(room)
+        self.known[index] = True
 
-    def _leave_memory(self, held: bytearray) -> None:
-        self._memory = None
-        if self._config.cache == "memory":
-            self.remark = (
+
+@dataclass(frozen=True)
+class Place:
+    """Where a file of decoded images belongs.
+
+    Attributes:
+        path: of the file: the same for a set, a form and a size, whatever the images hold.
+        content: hash of all that the pixels follow from.
+    """
+
+    path: Path
+    content: bytes = field(repr=False)
+
+
+def keep_pixels(
+    decoded: DecodedPixels, config: ImagesConfig, place: Place | None
+) -> tuple[PixelSource, str | None]:
+    """The same images, kept as the config asks where there is room.
+
+    Args:
+        decoded: the images.
+        config: says where to keep them, and how much room they may take.
+        place: of a file; None where nothing tells when the images change.
+
+    Returns:
+        The images, and a sentence where something else was asked for.
+    """
+    needed = int(decoded.sizes.sum()) * np.dtype(decoded.dtype).itemsize
+    if config.cache in ("auto", "memory"):
+        if needed <= config.cache_megabytes * 2**20:
+            return _in_memory(decoded), None
+        if config.cache == "memory":
+            return decoded, (
                 "The decoded images need more memory than images.cache_megabytes = "
-                f"{self._config.cache_megabytes}; they are decoded at every use."
+                f"{config.cache_megabytes}; they are decoded at every use."
             )
-        elif self._path is not None and np.median(np.array(self._sizes)) <= SMALL_BYTES:
-            self._begin_file()
-            if self._writer is not None:
-                self._write(held)
-
-    def _begin_file(self) -> None:
-        if self._path is None:
-            self.remark = (
-                "These images can be kept in no file, as nothing tells when they change; they "
-                "are decoded at every use."
-            )
-            return
-        try:
-            self._writer = CacheWriter(self._path)
-            free = shutil.disk_usage(self._path.parent).free
-        except OSError as error:
-            self._give_up(error)
-            return
-        self._room = min(self._config.cache_file_megabytes * 2**20, free // 2)
-
-    def _write(self, pixels: bytearray | memoryview) -> None:
-        assert self._writer is not None
-        try:
-            self._writer.add(pixels)
-        except OSError as error:
-            self._give_up(error)
-            return
-        if self._writer.pixel_bytes > self._room:
-            self.abandon()
-            self.remark = (
-                f"The decoded images need more than {self._room // 2**20} megabytes on disk "
-                "(images.cache_file_megabytes, or half of what is free); they are decoded at "
-                "every use."
-            )
-
-    def _give_up(self, error: OSError) -> None:
-        self.abandon()
-        self.remark = (
-            f"The decoded images could not be written to {self._path} "
-            f"({error.strerror or error}); they are decoded at every use. "
-            "images.cache_folder names another place."
-        )
+    small = np.median(decoded.sizes) * np.dtype(decoded.dtype).itemsize <= SMALL_BYTES
+    if config.cache == "file" or (config.cache == "auto" and small and place is not None):
+        return _in_file(decoded, config, place, needed)
+    return decoded, None
 
 
 def cache_folder(config: ImagesConfig) -> Path:
-    """Where files of decoded images lie."""
+    """Where files of decoded images and indexes lie."""
     if config.cache_folder is not None:
         return Path(config.cache_folder).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "diptych"
 
 
-def cache_path(origin: str, config: ImagesConfig) -> Path:
-    """The file for images of one origin, decoded in one form: a changed set replaces its own."""
-    asked = "\0".join([os.path.abspath(origin), str(config.limit), *_form(config)])
-    name = hashlib.sha256(asked.encode(errors="surrogateescape")).hexdigest()[:32]
-    return cache_folder(config) / f"{name}.pixels"
+def _in_memory(decoded: DecodedPixels) -> KeptPixels:
+    # Memory that no image has reached yet is never touched.
+    room = np.empty(int(decoded.sizes.sum()), dtype=decoded.dtype)
+    return KeptPixels(decoded, _laid_out(decoded, room), np.zeros(len(decoded), dtype=np.bool_))
 
 
-def cache_key(
-    names: Sequence[str], stamp: Callable[[int], tuple[int, int]], config: ImagesConfig
-) -> str:
-    """A hash of all that decoded pixels follow from: names, stamps of the bytes, form."""
-    digest = hashlib.sha256("\0".join(_form(config)).encode())
-    for index, name in enumerate(names):
-        try:
-            size, changed = stamp(index)
-        except OSError:  # missing: it will be listed as unreadable
-            size, changed = -1, 0
-        digest.update(f"{name}\0{size} {changed}\0".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+def _in_file(
+    decoded: DecodedPixels, config: ImagesConfig, place: Place | None, needed: int
+) -> tuple[PixelSource, str | None]:
+    if place is None:
+        return decoded, (
+            "These images can be kept in no file, as nothing tells when they change; they are "
+            "decoded at every use."
+        )
+    try:
+        place.path.parent.mkdir(parents=True, exist_ok=True)
+        # One process makes the file; the others find it.
+        with FileLock(f"{place.path}.lock"):
+            size = _PAGE + 8 * len(decoded) + needed
+            if not _is_that(place, size):
+                free = shutil.disk_usage(place.path.parent).free
+                most = min(config.cache_file_megabytes * 2**20, free // 2)
+                if needed > most:
+                    return decoded, (
+                        f"The decoded images need more than {most // 2**20} megabytes on disk "
+                        "(images.cache_file_megabytes, or half of what is free); they are decoded "
+                        "at every use."
+                    )
+                _make(place, size)
+            whole = np.memmap(place.path, dtype=np.uint8, mode="r+", shape=size)
+    except OSError as error:
+        return decoded, (
+            f"The decoded images could not be written to {place.path} "
+            f"({error.strerror or error}); they are decoded at every use. "
+            "images.cache_folder names another place."
+        )
+    sums = np.asarray(whole[_PAGE : _PAGE + 8 * len(decoded)]).view(np.uint64)
+    room: Pixels = np.asarray(whole[_PAGE + 8 * len(decoded) :]).view(decoded.dtype)
+    known = np.zeros(len(decoded), dtype=np.bool_)
+    return KeptPixels(decoded, _laid_out(decoded, room), known, sums), None
 
 
-def _form(config: ImagesConfig) -> list[str]:
-    form = (config.color, config.raw_channels, config.bits, config.max_megapixels)
-    return [str(one) for one in form]
+def _laid_out(decoded: DecodedPixels, room: Pixels) -> PixelBatch:
+    offsets = np.cumsum(decoded.sizes) - decoded.sizes
+    return PixelBatch(room, offsets, decoded.heights, decoded.widths, decoded.channels)
+
+
+def _is_that(place: Place, size: int) -> bool:
+    try:
+        with open(place.path, "rb") as file:
+            return os.fstat(file.fileno()).st_size == size and file.read(32) == place.content
+    except FileNotFoundError:
+        return False
+
+
+def _make(place: Place, size: int) -> None:
+    """An empty file under its name, with all of its room: a full disk is noticed here."""
+    aside = place.path.with_name(f"{place.path.name}.part")  # no other process is at it: see above
+    try:
+        with open(aside, "wb") as file:
+            file.write(place.content)
+            file.flush()
+            # Without it, a page written to a full disk would end the process.
+            os.posix_fallocate(file.fileno(), 0, size)
+        os.replace(aside, place.path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def _sum(room: Pixels) -> np.uint64:
+    return _THERE | np.uint64(zlib.crc32(room.data))

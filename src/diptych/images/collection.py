@@ -14,10 +14,17 @@ from diptych.images.pixels import PixelSource, SelectedPixels
 
 @dataclass(frozen=True)
 class Skipped:
-    """An image that cannot be used, and why."""
+    """An image that cannot be used, and why.
+
+    Attributes:
+        name: of the image or file.
+        reason: in a few words.
+        part: of the set that it belongs to, as "train"; empty where there is one part only.
+    """
 
     name: str
     reason: str
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -27,14 +34,16 @@ class ImageSet:
     Attributes:
         pixels: gives the pixels of any images.
         names: one for each image, in the order of the indices.
-        heights: int64 (images,), in pixels.
-        widths: int64 (images,), in pixels.
+        heights: int64 (images,), in pixels, in full.
+        widths: int64 (images,), in pixels, in full.
         channels: 1 .. 64.
         labels: int64 (images,), positions in ``classes``; for evaluation, and for the supervised
             loss and a distillation's teacher.
         classes: names of the classes; empty where there are no labels.
         skipped: the images left out.
         remarks: sentences on how they were opened that a user should read.
+        checksums: uint64 (images, 2), 128 bits of each image's encoded bytes, or of its pixels
+            where it lies decoded: an image's identity by content, whatever its name.
     """
 
     pixels: PixelSource
@@ -46,6 +55,7 @@ class ImageSet:
     classes: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     remarks: tuple[str, ...] = ()
+    checksums: NDArray[np.uint64] | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -59,7 +69,12 @@ class ImageSet:
             heights=self.heights[indices],
             widths=self.widths[indices],
             labels=None if self.labels is None else self.labels[indices],
+            checksums=None if self.checksums is None else self.checksums[indices],
         )
+
+    def decoded_for(self, config: ImagesConfig) -> "ImageSet":
+        """The same images, decoded and kept as another config asks."""
+        return replace(self, pixels=self.pixels.decoded_for(config))
 
     def spread(self, most: int) -> "ImageSet":
         """At most ``most`` of the images, evenly spread over the set; always the same ones."""
@@ -71,12 +86,17 @@ class ImageSet:
         return int(np.median(np.minimum(self.heights, self.widths)))
 
     def fingerprint(self) -> str:
-        """A hash of the names and sizes, to notice that a run resumes on other images."""
+        """A hash of the names, sizes and contents: whether a run resumes on the same images.
+
+        It does not depend on where they lie. What it begins with is its version.
+        """
         digest = hashlib.sha256()
         for name in self.names:
             digest.update(name.encode(errors="surrogateescape") + b"\0")
         digest.update(self.heights.tobytes() + self.widths.tobytes())
-        return digest.hexdigest()
+        if self.checksums is not None:
+            digest.update(self.checksums.tobytes())
+        return f"2:{digest.hexdigest()}"
 
 
 @dataclass(frozen=True)
@@ -92,6 +112,11 @@ class Collection:
     train: ImageSet
     test: ImageSet | None
     description: str
+
+    def decoded_for(self, config: ImagesConfig) -> "Collection":
+        """The same images, decoded and kept as another config asks."""
+        test = None if self.test is None else self.test.decoded_for(config)
+        return replace(self, train=self.train.decoded_for(config), test=test)
 
 
 def held_out_config(config: ImagesConfig, learned: ImageSet) -> ImagesConfig:

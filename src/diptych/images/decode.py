@@ -79,22 +79,20 @@ def read_bytes(path: str | Path) -> bytes:
 def decode_bytes(
     data: bytes,
     config: ImagesConfig,
-    smallest_scale: float = 1.0,
     room: NDArray[np.uint8] | None = None,
 ) -> Pixels:
     """Decodes an image held in memory; see ``decode_file``.
 
     Args:
         data: the bytes of the file.
-        config: gives the colour mode, the depth and the largest number of pixels.
-        smallest_scale: share of the full height and width that is enough: a JPEG may then be
-            decoded at a half, a quarter or an eighth of its size, rounded up.
+        config: gives the colour mode, the depth, the largest number of pixels, and the side that a
+            large JPEG may be reduced to.
         room: where to lay the pixels if they are decoded in place; see ``decode_jpeg``.
     """
     if not data:
         raise UnreadableImage("empty file")
     try:
-        return in_form(_decode(data, config, smallest_scale, room), config)
+        return in_form(_decode(data, config, room), config)
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
@@ -107,27 +105,23 @@ def decode_bytes(
         raise UnreadableImage(f"damaged: {_first_line(error)}") from error
 
 
-def _decode(
-    data: bytes, config: ImagesConfig, smallest_scale: float, room: NDArray[np.uint8] | None
-) -> Pixels:
+def _decode(data: bytes, config: ImagesConfig, room: NDArray[np.uint8] | None) -> Pixels:
     plain = plain_jpeg_header(data)  # the common case, without a look at every tag
     if plain is not None:
         height, width, channels = plain
         check_size(height, width, config)
         space = _jpeg_space(config, channels)
-        return decode_jpeg(data, (height, width), space, smallest_scale, room)
+        return decode_jpeg(data, (height, width), space, config.jpeg_side, room)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return _decode_opened(image, data, config, smallest_scale)
+            return _decode_opened(image, data, config)
     except UnidentifiedImageError:
         if not is_tiff(data):
             raise
         return decode_tiff(data, config)
 
 
-def _decode_opened(
-    image: Image.Image, data: bytes, config: ImagesConfig, smallest_scale: float
-) -> Pixels:
+def _decode_opened(image: Image.Image, data: bytes, config: ImagesConfig) -> Pixels:
     check_size(image.height, image.width, config)
     if image.format == "PNG":
         _check_sums(data)
@@ -138,7 +132,7 @@ def _decode_opened(
     if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
         # Every decoder but Pillow's own leaves EXIF alone, and so do we until the pixels are there.
         size, space = (image.height, image.width), _jpeg_space(config, len(image.getbands()))
-        return _turn_upright(decode_jpeg(data, size, space, smallest_scale), orientation)
+        return _turn_upright(decode_jpeg(data, size, space, config.jpeg_side), orientation)
     if deep:
         return _turn_upright(decode_deep(data, config), orientation)
     return _to_array(ImageOps.exif_transpose(image), config.color)

@@ -13,6 +13,7 @@ from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet
 from diptych.images.decode import EXTENSIONS, read_bytes
+from diptych.images.index import file_stamp
 from diptych.images.listing import Listing, Progress, ignore_progress, open_listing
 from diptych.images.names import CompactNames
 
@@ -69,18 +70,13 @@ def list_files(
     origin: str,
 ) -> Listing:
     """Image files by their paths, relative to ``root`` or absolute."""
-
-    def stamp(index: int) -> tuple[int, int]:
-        status = os.stat(root / names[index])
-        return status.st_size, status.st_mtime_ns
-
     return Listing(
         origin=origin,
         names=names,
         read=lambda index: read_bytes(root / names[index]),
         labels=labels,
         classes=classes,
-        stamp=stamp,
+        stamp=lambda index: file_stamp(os.path.join(root, names[index])),
     )
 
 

@@ -33,11 +33,13 @@ def in_form(pixels: Pixels, config: ImagesConfig) -> Pixels:
     if config.color != "raw":
         pixels = _in_color(pixels, config.channels)
     elif config.raw_channels not in (None, pixels.shape[2]):
-        raise UnreadableImage(
-            f"has {pixels.shape[2]} channels; the set has {config.raw_channels} "
-            "(images.raw_channels)"
-        )
+        raise UnreadableImage(other_channels(pixels.shape[2], config))
     return in_depth(pixels, config)
+
+
+def other_channels(count: int, config: ImagesConfig) -> str:
+    """Why an image of that many channels cannot be used in a set of others."""
+    return f"has {count} channels; the set has {config.raw_channels} (images.raw_channels)"
 
 
 def in_depth(pixels: Pixels, config: ImagesConfig) -> Pixels:

@@ -1,32 +1,32 @@
 """Encoded images where they lie (a folder, a list, shards) to an image set: checked, then kept."""
 
-from array import array
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
-from diptych.images.cache import Keeper, cache_key, cache_path
-from diptych.images.cache_file import Decoded, read_cache
-from diptych.images.codecs.jpeg import reduced
+from diptych.images.cache import Place, cache_folder, keep_pixels
+from diptych.images.codecs.jpeg import reduction
 from diptych.images.collection import ImageSet, Skipped
 from diptych.images.decode import decode_bytes
-from diptych.images.form import Pixels, pixel_type
+from diptych.images.form import Pixels, other_channels, pixel_type
+from diptych.images.index import Index, find_index, index_path, set_name
 from diptych.images.names import CompactNames
-from diptych.images.pixels import DecodedPixels, HeldPixels, PixelBatch, PixelSource
+from diptych.images.pixels import DecodedPixels, PixelSource
 from diptych.images.selection import choose, present_classes, refuse_if_too_many
 
-_CHUNK = 256  # images checked between two calls of `on_progress`
-_FIRST = 64  # images that decide on the channels
+_FIRST: Final = 64  # images that decide on the channels
+
 
 Progress = Callable[[int, int], None]
-"""Called with the number of images checked and their total."""
+"""Called with the number of images looked at and their total."""
 
 
 def ignore_progress(done: int, total: int) -> None:
@@ -46,9 +46,10 @@ class Listing:
             nothing is known.
         classes: names of the classes.
         stamp: two numbers that change when the bytes behind a name do, as the size and the time of
-            its file, found without reading it. Without it decoded images are kept in no file.
+            its file, found without reading it. Without it nothing is kept on disk.
         read_part: ``read`` for those who want only some consecutive images, where reading any of
             them means to copy the files of all; still called with places in the whole.
+        part: of a set, as "train"; empty where there is one part only.
     """
 
     origin: str
@@ -58,6 +59,7 @@ class Listing:
     classes: tuple[str, ...] = ()
     stamp: Callable[[int], tuple[int, int]] | None = None
     read_part: Callable[[range], Callable[[int], bytes]] | None = None
+    part: str = ""
 
     def select(self, indices: NDArray[np.int64]) -> "Listing":
         """Some of the images, in the order of ``indices``."""
@@ -78,11 +80,11 @@ def open_listing(
     executor: Executor,
     on_progress: Progress = ignore_progress,
 ) -> ImageSet:
-    """Decodes every image once, to know which can be used, and keeps the pixels if they fit.
+    """Finds out which images can be used, and how large they are; their pixels come when needed.
 
     Args:
         listing: the images.
-        config: limits, colour mode and the size of the cache.
+        config: limits, colour mode, and how decoded images are kept.
         executor: its threads read and decode.
         on_progress: told how far it is.
 
@@ -94,130 +96,99 @@ def open_listing(
         raise ImagesError(f"no images in {listing.origin}.")
     if len(chosen) < len(listing.names):
         listing = listing.select(chosen)
-    if config.color == "raw" and config.raw_channels is None:
-        config = replace(config, raw_channels=usual_channels(listing, config, executor))
-    decoded, pixels, remarks = _decoded(listing, config, executor, on_progress)
-    refuse_if_too_many(decoded.skipped, len(listing.names), config, listing.origin)
-    good = listing.select(decoded.places)
-    labels, classes = present_classes(good.labels, good.classes)
-    return ImageSet(
-        pixels=pixels or _decoder(good, decoded, config),
-        names=good.names,
-        heights=decoded.heights,
-        widths=decoded.widths,
-        channels=config.channels,
-        labels=labels,
-        classes=classes,
-        skipped=decoded.skipped,
-        remarks=remarks,
+    names = CompactNames.of(listing.names)
+    place = index_path(listing.origin, listing.part, config)
+    index, remark = find_index(
+        names, listing.read, listing.stamp, place, config, executor, on_progress
+    )
+    if config.color == "raw":
+        config = _with_channels(config, index)
+    skipped = _skipped(listing, config, index)
+    refuse_if_too_many(list(skipped.values()), len(names), config, listing.origin)
+    good = np.setdiff1d(np.arange(len(names)), np.array(list(skipped), dtype=np.int64))
+    return _image_set(
+        listing.select(good), index.select(good), config, tuple(skipped.values()), remark
     )
 
 
-def usual_channels(listing: Listing, config: ImagesConfig, executor: Executor) -> int:
-    """How many channels most of the first images have, as their files are.
-
-    Raises:
-        ImagesError: none of them can be read.
-    """
-    first = range(min(_FIRST, len(listing.names)))
-    found = list(executor.map(lambda index: _try_decoding(listing, index, config), first))
-    counts = Counter(one.shape[2] for one in found if not isinstance(one, Skipped))
-    if not counts:
-        skipped = [one for one in found if isinstance(one, Skipped)]
-        refuse_if_too_many(skipped, len(skipped), config, listing.origin)
-    return counts.most_common(1)[0][0]
+def _with_channels(config: ImagesConfig, index: Index) -> ImagesConfig:
+    """With the channels of most of the first images, where nobody says how many there are."""
+    if config.raw_channels is not None:
+        return config
+    usable = index.channels[index.heights > 0][:_FIRST]
+    if not len(usable):  # all will be refused as unreadable
+        return replace(config, raw_channels=1)
+    return replace(config, raw_channels=Counter(usable.tolist()).most_common(1)[0][0])
 
 
-def _decoded(
-    listing: Listing, config: ImagesConfig, executor: Executor, on_progress: Progress
-) -> tuple[Decoded, PixelSource | None, tuple[str, ...]]:
-    """What can be used, the pixels if they are kept, and remarks on that."""
-    file, key = None, ""
-    if listing.stamp is not None and config.cache in ("auto", "file"):
-        file = cache_path(listing.origin, config)
-        # Before the images are read: one that changes while they are gets another key.
-        key = cache_key(listing.names, listing.stamp, config)
-        cached = _from_file(file, key, config, executor)
-        if cached is not None:
-            return *cached, ()
-    keeper = Keeper(config, file)
-    try:
-        decoded = _check_all(listing, config, keeper, executor, on_progress)
-        held, pixels = keeper.in_memory(), None
-        if held is not None:
-            pixels = HeldPixels(_end_to_end(held, decoded, config))
-        elif file is not None and keeper.finish_file(decoded, key):
-            cached = _from_file(file, key, config, executor)
-            pixels = None if cached is None else cached[1]
-    finally:
-        keeper.abandon()
-    return decoded, pixels, () if keeper.remark is None else (keeper.remark,)
+def _skipped(listing: Listing, config: ImagesConfig, index: Index) -> dict[int, Skipped]:
+    """The images that cannot be used, by their places."""
+    reasons = dict(index.reasons)
+    if config.color == "raw":
+        others = np.flatnonzero((index.heights > 0) & (index.channels != config.raw_channels))
+        for row in others.tolist():
+            reasons[row] = other_channels(int(index.channels[row]), config)
+    return {
+        row: Skipped(listing.names[row], reason, listing.part)
+        for row, reason in sorted(reasons.items())
+    }
 
 
-def _from_file(
-    file: Path, key: str, config: ImagesConfig, executor: Executor
-) -> tuple[Decoded, HeldPixels] | None:
-    found = read_cache(file, key, pixel_type(config), config.channels, executor)
-    if found is None:
-        return None
-    decoded, pixels = found
-    return decoded, HeldPixels(_end_to_end(pixels, decoded, config))
-
-
-def _end_to_end(pixels: Pixels, decoded: Decoded, config: ImagesConfig) -> PixelBatch:
-    sizes = decoded.heights * decoded.widths * config.channels
-    offsets = np.cumsum(sizes) - sizes
-    return PixelBatch(pixels, offsets, decoded.heights, decoded.widths, config.channels)
-
-
-def _check_all(
+def _image_set(
     listing: Listing,
+    index: Index,
     config: ImagesConfig,
-    keeper: Keeper,
-    executor: Executor,
-    on_progress: Progress,
-) -> Decoded:
-    places, heights, widths, skipped = array("q"), array("q"), array("q"), list[Skipped]()
-    for index, pixels in enumerate(_decode_each(listing, config, executor, on_progress)):
-        if isinstance(pixels, Skipped):
-            skipped.append(pixels)
-            continue
-        for column, value in zip((places, heights, widths), (index, *pixels.shape), strict=False):
-            column.append(value)
-        keeper.add(pixels)
-    columns = [np.array(column, dtype=np.int64) for column in (places, heights, widths)]
-    return Decoded(columns[0], columns[1], columns[2], tuple(skipped))
+    skipped: tuple[Skipped, ...],
+    remark: str | None,
+) -> ImageSet:
+    pixels, other_remark = _pixels(listing, index, config)
+    labels, classes = present_classes(listing.labels, listing.classes)
+    return ImageSet(
+        pixels=pixels,
+        names=listing.names,
+        heights=index.heights,
+        widths=index.widths,
+        channels=config.channels,
+        labels=labels,
+        classes=classes,
+        skipped=skipped,
+        remarks=tuple(one for one in (remark, other_remark) if one is not None),
+        checksums=index.checksums,
+    )
 
 
-def _decode_each(
-    listing: Listing, config: ImagesConfig, executor: Executor, on_progress: Progress
-) -> Iterator[Pixels | Skipped]:
-    count = len(listing.names)
-    for start in range(0, count, _CHUNK):  # bounds what waits in memory
-        some = range(start, min(start + _CHUNK, count))
-        yield from executor.map(lambda index: _try_decoding(listing, index, config), some)
-        on_progress(some.stop, count)
+def _pixels(listing: Listing, index: Index, config: ImagesConfig) -> tuple[PixelSource, str | None]:
+    """The pixels of images that can be used, and a remark on how they are kept."""
+    by = np.where(index.reducible, _reductions(index, config.jpeg_side), 1)
+    heights, widths = -(-index.heights // by), -(-index.widths // by)
 
-
-def _try_decoding(listing: Listing, index: int, config: ImagesConfig) -> Pixels | Skipped:
-    try:
-        return decode_bytes(listing.read(index), config)
-    except UnreadableImage as error:
-        return Skipped(listing.names[index], str(error))
-
-
-def _decoder(listing: Listing, decoded: Decoded, config: ImagesConfig) -> DecodedPixels:
-    def read(index: int, smallest_scale: float, room: NDArray[np.uint8] | None) -> Pixels:
-        full = int(decoded.heights[index]), int(decoded.widths[index])
+    def read(row: int, room: NDArray[np.uint8] | None) -> Pixels:
         try:
-            pixels = decode_bytes(listing.read(index), config, smallest_scale, room)
-            if pixels.shape[:2] != full and pixels.shape[:2] != reduced(full, smallest_scale):
-                raise UnreadableImage(f"its size was {full[1]} x {full[0]} and is another")
+            pixels = decode_bytes(listing.read(row), config, room)
+            if pixels.shape[:2] != (heights[row], widths[row]):
+                full = f"{index.widths[row]} x {index.heights[row]}"
+                raise UnreadableImage(f"its size was {full} and is another")
             return pixels
         except UnreadableImage as error:
             raise ImagesError(
-                f"{listing.origin}: {listing.names[index]} was readable at the start and is not "
+                f"{listing.origin}: {listing.names[row]} was readable at the start and is not "
                 f"now: {error}. Restore it and go on with --resume."
             ) from error
 
-    return DecodedPixels(decoded.heights, decoded.widths, config.channels, pixel_type(config), read)
+    def remake(other: ImagesConfig) -> PixelSource:
+        return _pixels(listing, index, replace(other, raw_channels=config.raw_channels))[0]
+
+    decoded = DecodedPixels(heights, widths, config.channels, pixel_type(config), read, remake)
+    place = None
+    if listing.stamp is not None:
+        name = set_name(listing.origin, listing.part, config, config.raw_channels, config.jpeg_side)
+        content = hashlib.sha256(name.encode() + index.checksums.tobytes()).digest()
+        place = Place(cache_folder(config) / f"{name}.pixels", content)
+    return keep_pixels(decoded, config, place)
+
+
+def _reductions(index: Index, side: int | None) -> NDArray[np.int64]:
+    """(images,): by how much each is reduced; images of one shorter side alike."""
+    sides, places = np.unique(np.minimum(index.heights, index.widths), return_inverse=True)
+    by = np.array([reduction((one, one), side) for one in sides.tolist()], dtype=np.int64)
+    return by[places.reshape(-1)]

@@ -45,6 +45,19 @@ class CompactNames(Sequence[str]):
         """Some of the names, in the order of ``indices``; no text is copied."""
         return CompactNames(self._buffer, self._starts[indices], self._ends[indices])
 
+    def packed(self) -> tuple[bytes, NDArray[np.int64]]:
+        """The names end to end and nothing else, and where each ends."""
+        ends = np.cumsum(self._ends - self._starts)
+        if len(self) and np.array_equal(ends, self._ends):
+            return self._buffer[: int(ends[-1])], ends
+        places = zip(self._starts.tolist(), self._ends.tolist(), strict=True)
+        return b"".join(self._buffer[start:end] for start, end in places), ends
+
+    def same_as(self, other: "CompactNames") -> bool:
+        """Whether these are the same names in the same order; fast for very many."""
+        (text, ends), (its_text, its_ends) = self.packed(), other.packed()
+        return text == its_text and np.array_equal(ends, its_ends)
+
     def __len__(self) -> int:
         return len(self._starts)
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.configs import ImagesConfig
 from diptych.images.form import Pixels
 
 
@@ -92,48 +94,52 @@ class PixelBatch:
 
 
 class PixelSource(Protocol):
-    """Gives the pixels of any of its images. Two kinds: held, or decoded at each use."""
+    """Gives the pixels of any of its images, which depend on the file and the settings alone.
+
+    Three kinds: held (arrays), decoded at each use, and decoded once and kept.
+    """
 
     def __len__(self) -> int: ...
 
-    def gather(
-        self, indices: NDArray[np.int64], smallest_scale: NDArray[np.float64] | None = None
-    ) -> PixelBatch:
+    def gather(self, indices: NDArray[np.int64]) -> PixelBatch:
         """The pixels of the images at ``indices``, in that order.
 
         Works in the thread that calls it: ask for few images in each of several threads.
 
         Args:
             indices: (images,), any of them, repeated or not.
-            smallest_scale: (images,), for each the smallest share of its full height and width
-                that serves; 1.0 asks for all of it, as None does for every image.
 
         Returns:
-            The pixels as decoded; an image may come at a half, a quarter or an eighth of its
-            height and width, rounded up, where that is as much as was asked for.
+            The pixels as decoded; that may be smaller than in full, see ``ImagesConfig.jpeg_side``.
         """
+        ...
+
+    def decoded_for(self, config: ImagesConfig) -> "PixelSource":
+        """The same images decoded and kept as another config asks; arrays stay what they are."""
         ...
 
 
 @dataclass(frozen=True)
 class HeldPixels:
-    """All images decoded, in memory or in a mapped file."""
+    """Images that lie decoded, in memory or in a mapped file."""
 
     batch: PixelBatch
 
     def __len__(self) -> int:
         return len(self.batch)
 
-    def gather(
-        self, indices: NDArray[np.int64], smallest_scale: NDArray[np.float64] | None = None
-    ) -> PixelBatch:
-        """The pixels at ``indices`` in full; nothing is copied."""
-        del smallest_scale
+    def gather(self, indices: NDArray[np.int64]) -> PixelBatch:
+        """The pixels at ``indices``; nothing is copied."""
         return self.batch.select(indices)
 
+    def decoded_for(self, config: ImagesConfig) -> "HeldPixels":
+        """Itself."""
+        del config
+        return self
 
-Read = Callable[[int, float, NDArray[np.uint8] | None], Pixels]
-"""Decodes one image, by index, smallest scale, and room to decode into if it can."""
+
+Read = Callable[[int, NDArray[np.uint8] | None], Pixels]
+"""Decodes one image, by index, and room to decode into if it can."""
 
 
 @dataclass(frozen=True)
@@ -141,11 +147,12 @@ class DecodedPixels:
     """Images that are decoded whenever they are asked for.
 
     Attributes:
-        heights: int64 (images,), in full.
-        widths: int64 (images,), in full.
+        heights: int64 (images,), as decoded.
+        widths: int64 (images,), as decoded.
         channels: of every image.
         dtype: uint8 or uint16.
-        read: decodes an image to (height, width, channels), never larger than in full.
+        read: decodes an image to (height, width, channels).
+        remake: the same images for another config; None where there is no other way.
     """
 
     heights: NDArray[np.int64]
@@ -153,31 +160,37 @@ class DecodedPixels:
     channels: int
     dtype: type[np.uint8] | type[np.uint16]
     read: Read
+    remake: Callable[[ImagesConfig], PixelSource] | None = None
 
     def __len__(self) -> int:
         return len(self.heights)
 
-    def gather(
-        self, indices: NDArray[np.int64], smallest_scale: NDArray[np.float64] | None = None
-    ) -> PixelBatch:
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """(images,): how many numbers each image has."""
+        found: NDArray[np.int64] = self.heights * self.widths * self.channels
+        return found
+
+    def gather(self, indices: NDArray[np.int64]) -> PixelBatch:
         """Decodes the images at ``indices``, each at its place in one buffer."""
-        scales = np.ones(len(indices)) if smallest_scale is None else smallest_scale
-        most = self.heights[indices] * self.widths[indices] * self.channels
-        # Room for all in full; memory that no image reaches is never touched.
-        buffer, end = np.empty(int(most.sum()), dtype=self.dtype), 0
-        offsets, heights, widths = (np.empty(len(indices), dtype=np.int64) for _ in range(3))
-        for place, (index, scale) in enumerate(zip(indices.tolist(), scales.tolist(), strict=True)):
-            pixels = self.read(index, scale, _as_bytes(buffer[end : end + int(most[place])]))
-            offsets[place], heights[place], widths[place] = end, *pixels.shape[:2]
-            there = buffer[end : end + pixels.size]
-            if not np.may_share_memory(pixels, there):
-                there[:] = pixels.reshape(-1)
-            end += pixels.size
-        return PixelBatch(buffer[:end], offsets, heights, widths, self.channels)
+        sizes = self.sizes[indices]
+        ends = np.cumsum(sizes)
+        buffer = np.empty(int(ends[-1]) if len(ends) else 0, dtype=self.dtype)
+        for index, size, end in zip(indices.tolist(), sizes.tolist(), ends.tolist(), strict=True):
+            self.decode_into(index, buffer[end - size : end])
+        return PixelBatch(
+            buffer, ends - sizes, self.heights[indices], self.widths[indices], self.channels
+        )
 
+    def decode_into(self, index: int, room: Pixels) -> None:
+        """Decodes one image to its place, (height x width x channels,)."""
+        pixels = self.read(index, room.view(np.uint8) if room.dtype == np.uint8 else None)
+        if not np.may_share_memory(pixels, room):
+            room[:] = pixels.reshape(-1)
 
-def _as_bytes(room: Pixels) -> NDArray[np.uint8] | None:
-    return room.view(np.uint8) if room.dtype == np.uint8 else None
+    def decoded_for(self, config: ImagesConfig) -> PixelSource:
+        """The same images for another config."""
+        return self if self.remake is None else self.remake(config)
 
 
 @dataclass(frozen=True)
@@ -195,8 +208,10 @@ class SelectedPixels:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def gather(
-        self, indices: NDArray[np.int64], smallest_scale: NDArray[np.float64] | None = None
-    ) -> PixelBatch:
+    def gather(self, indices: NDArray[np.int64]) -> PixelBatch:
         """The pixels of the images at ``indices`` of the selection."""
-        return self.source.gather(self.indices[indices], smallest_scale)
+        return self.source.gather(self.indices[indices])
+
+    def decoded_for(self, config: ImagesConfig) -> "SelectedPixels":
+        """The same selection of what the source gives for another config."""
+        return SelectedPixels(self.source.decoded_for(config), self.indices)

@@ -89,10 +89,11 @@ def plan_of(asked: Asked, settings: Mapping[str, Any], config_file: Path | None 
     )
     if not asked.measure:
         return make_plan(case, machine)
-    from diptych.planning.measure import measure
+    from diptych.planning.measure import measure, measure_opening
 
     better, seconds = measure(case, machine, found.images, local=asked.processes_here)
-    return make_plan(case, better, measured=seconds)
+    opening = measure_opening(case, found.images)
+    return make_plan(case, better, measured=seconds, opening=opening)
 
 
 def _on_device(layers: Layers, is_cpu: bool) -> Layers:

@@ -13,7 +13,7 @@ from diptych.configs import RunConfig
 from diptych.contrast.dictionaries import ImageBank, KeyQueue
 from diptych.contrast.method import Method, build_method
 from diptych.hardware import use_threads
-from diptych.images.collection import ImageSet
+from diptych.images.collection import ImageSet, spread_indices
 from diptych.images.order import Order
 from diptych.model.norms import GlobalBatchNorm
 from diptych.optimization.optimizers import build_optimizer
@@ -76,6 +76,27 @@ def measure(
     )
     better = replace(machine, network_seconds=latency, network_bytes_per_second=rate)
     return better, seconds
+
+
+def measure_opening(case: Case, images: ImageSet | None = None) -> float:
+    """Seconds to read and decode all images once, as a set is opened for the first time.
+
+    Args:
+        case: the run.
+        images: some of the run's; made up when not given.
+    """
+    in_full = replace(case.config.images, jpeg_side=None, cache="none")
+    threads = use_threads(case.config.training.threads)
+    with ThreadPoolExecutor(threads) as executor, sample_images(case, images, executor) as found:
+        pixels = found.decoded_for(in_full).pixels
+        taken = spread_indices(len(found), _MOST_VIEWED)
+
+        def once() -> float:
+            begun = time.perf_counter()
+            list(executor.map(pixels.gather, np.split(taken, len(taken))))
+            return time.perf_counter() - begun
+
+        return median_seconds(once) * case.image_count / len(taken)
 
 
 def idle_bytes() -> int | None:

@@ -24,6 +24,7 @@ from diptych.training.state import trainable
 _PIXELS = 224 * 224  # of the views that a machine's views per second are given in
 _OPTIMIZER_MOVES = {"sgd": 5, "lars": 12, "adamw": 7}  # reads and writes of a weight's size
 _TWIN_MOVES = 3
+_PIXELS_OF_A_VIEW = 500 * 375  # are decoded in the time that a view of them takes in all
 _UNSCALE_MOVES = 2  # gradients of fp16 are read and written once more
 
 
@@ -43,6 +44,8 @@ class Plan:
         storage: of the run.
         seconds: of a step, part by part; they follow each other.
         pause_seconds: that training stands still for a checkpoint.
+        opening_seconds: until every image was read and decoded once, which is done the first time
+            that a set is opened on a machine.
         measured: whether the seconds of a process's own work were measured here.
     """
 
@@ -57,6 +60,7 @@ class Plan:
     storage: Storage
     seconds: Mapping[str, float]
     pause_seconds: float = 0.0
+    opening_seconds: float = 0.0
     measured: bool = False
 
     @property
@@ -100,6 +104,7 @@ class Plan:
             "checkpoint_seconds": self.checkpoint_seconds,
             "pause_seconds": self.pause_seconds,
             "writing_seconds": self.writing_seconds,
+            "opening_seconds": self.opening_seconds,
             "days": self.days,
             "memory": {
                 "lasting": dict(self.memory.lasting),
@@ -115,13 +120,20 @@ class Plan:
         }
 
 
-def make_plan(case: Case, machine: Machine, *, measured: Mapping[str, float] | None = None) -> Plan:
+def make_plan(
+    case: Case,
+    machine: Machine,
+    *,
+    measured: Mapping[str, float] | None = None,
+    opening: float | None = None,
+) -> Plan:
     """Plans a run.
 
     Args:
         case: the run.
         machine: what it runs on.
         measured: seconds of parts that were measured, in place of those by the machine's rates.
+        opening: seconds to open the images for the first time, where that was measured.
 
     Raises:
         ConfigError: the processes cannot share the batch, or settings do not go together.
@@ -154,9 +166,18 @@ def make_plan(case: Case, machine: Machine, *, measured: Mapping[str, float] | N
         storage=files,
         seconds=seconds,
         pause_seconds=pause_seconds(case, method, files.checkpoint, machine),
+        opening_seconds=opening_seconds(case, machine) if opening is None else opening,
         measured=measured is not None,
     )
     return plan if machine.is_one_memory else _with_views_ahead(plan)
+
+
+def opening_seconds(case: Case, machine: Machine) -> float:
+    """Of reading and decoding all images once, by one process, by the machine's rates."""
+    pixels_per_second = machine.views_per_second * _PIXELS_OF_A_VIEW
+    return case.image_count * max(
+        case.image_pixels / pixels_per_second, case.image_bytes / machine.read_bytes_per_second
+    )
 
 
 @lru_cache(maxsize=64)

@@ -28,7 +28,7 @@ def sample_images(case: Case, given: ImageSet | None, executor: Executor) -> Ite
     They are arrays where decoded images are kept, and JPEG files otherwise.
     """
     if given is not None:
-        yield given
+        yield given.decoded_for(case.config.images)
         return
     config = replace(case.config.images, limit=None, cache="none")
     pictures = _pictures(round(case.image_pixels**0.5), config.channels)
@@ -38,7 +38,9 @@ def sample_images(case: Case, given: ImageSet | None, executor: Executor) -> Ite
     with tempfile.TemporaryDirectory() as folder:
         for number, picture in enumerate(pictures):
             Image.fromarray(picture.squeeze()).save(Path(folder) / f"{number}.jpg", quality=90)
-        yield open_images(replace(config, path=folder), executor).train
+        # What is known of them goes with them.
+        here = replace(config, path=folder, cache_folder=folder)
+        yield open_images(here, executor).train.decoded_for(config)
 
 
 def _pictures(side: int, channels: int) -> NDArray[np.uint8]:

@@ -114,6 +114,7 @@ def _files(plan: Plan) -> list[tuple[str, str]]:
             }
         ),
         ("read while training", f"{bytes_text(reads)}/s"),
+        ("opening the images, the first time", time_text(plan.opening_seconds)),
     ]
 
 

@@ -42,7 +42,8 @@ def views(arguments: Sequence[str]) -> None:
             median_side_pixels=images.median_side_pixels,
             channels=images.channels,
         )
-        advice = advise(images, config.views, executor)
+        collection = collection.decoded_for(config.images)
+        advice = advise(collection.train, config.views, executor)
         flags.out.parent.mkdir(parents=True, exist_ok=True)
         write_preview(
             flags.out,

@@ -166,7 +166,7 @@ class ViewBatches:
     def _make_on(
         self, device: torch.device, indices: NDArray[np.int64], panels: list[Panel]
     ) -> tuple[Tensor, ...]:
-        pixels = gather_all(self.images, indices, panels, self.executor)
+        pixels = gather_all(self.images, indices, self.executor)
         heights, widths = self.images.heights[indices], self.images.widths[indices]
         made = [
             make_views_on(

@@ -66,14 +66,6 @@ class Draws:
         """The views of some of the images."""
         return Draws(self.crops[:, which], self.steps[:, which])
 
-    def smallest_scale(self, side_pixels: int) -> NDArray[np.float64]:
-        """(images,): the least share of its size at which an image still fills all of its crops.
-
-        A crop that has at least as many pixels as the view loses nothing that the view would show.
-        """
-        needed = side_pixels / np.minimum(self.crops["height"], self.crops["width"])
-        return np.minimum(1.0, needed.max(axis=0))
-
     def scaled(self, heights: NDArray[np.float64], widths: NDArray[np.float64]) -> "Draws":
         """The same crops of images that were decoded smaller.
 

@@ -1,7 +1,7 @@
 """From drawn parameters to views: images decoded and their views made, a few at a time in threads.
 
-An image is decoded once for all of its views, no larger than they need, and its pixels are used
-while they are in the processor's cache. Memory holds the views and what the threads are at.
+An image is decoded once for all of its views, and its pixels are used while they are in the
+processor's cache. Memory holds the views and what the threads are at.
 """
 
 import time
@@ -69,11 +69,10 @@ def load_views(
         for panel in panels
     ]
     heights, widths = images.heights[indices], images.widths[indices]
-    needed = _needed(panels)
 
     def work(some: slice) -> tuple[float, float]:
         begun = time.perf_counter()
-        pixels = images.pixels.gather(indices[some], needed[some])
+        pixels = images.pixels.gather(indices[some])
         read = time.perf_counter()
         for panel, out in zip(panels, outs, strict=True):
             drawn = fit(panel.drawn.images(some), pixels, heights[some], widths[some])
@@ -88,17 +87,11 @@ def load_views(
     return outs
 
 
-def gather_all(
-    images: ImageSet,
-    indices: NDArray[np.int64],
-    panels: Sequence[Panel],
-    executor: Executor,
-) -> PixelBatch:
-    """The pixels of whole images, no larger than the panels need, for the device to work on."""
+def gather_all(images: ImageSet, indices: NDArray[np.int64], executor: Executor) -> PixelBatch:
+    """The pixels of whole images, for the device to work on."""
     heights, widths = images.heights[indices], images.widths[indices]
-    needed = _needed(panels)
     parts = executor.map(
-        lambda some: images.pixels.gather(indices[some], needed[some]),
+        lambda some: images.pixels.gather(indices[some]),
         _tasks(heights, widths, images.channels),
     )
     return PixelBatch.join(list(parts))
@@ -131,13 +124,6 @@ def fit(
     if np.array_equal(pixels.heights, heights) and np.array_equal(pixels.widths, widths):
         return drawn
     return drawn.scaled(pixels.heights / heights, pixels.widths / widths)
-
-
-def _needed(panels: Sequence[Panel]) -> NDArray[np.float64]:
-    """(images,): the least share of full size that serves all panels."""
-    scales = [panel.drawn.smallest_scale(panel.side_pixels) for panel in panels]
-    needed: NDArray[np.float64] = np.maximum.reduce(scales)
-    return needed
 
 
 def _tasks(heights: NDArray[np.int64], widths: NDArray[np.int64], channels: int) -> list[slice]:

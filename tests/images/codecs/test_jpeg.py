@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,10 @@ from diptych.images.pixels import DecodedPixels
 
 CONFIG = ImagesConfig()
 EXIF_ORIENTATION = 0x0112
+
+
+def reduced_to(side: int) -> ImagesConfig:
+    return replace(CONFIG, jpeg_side=side)
 
 
 def smooth(height: int, width: int) -> NDArray[np.uint8]:
@@ -44,11 +49,12 @@ def box_averaged(pixels: Pixels, by: int) -> NDArray[np.float64]:
 
 def assert_reduced_well(data: bytes, within: float) -> None:
     full = decode_bytes(data, CONFIG)
-    for by, scale in ((2, 0.5), (2, 0.26), (4, 0.25), (8, 0.125), (8, 0.01)):
-        reduced = decode_bytes(data, CONFIG, scale)
+    shorter = min(full.shape[:2])
+    for by in (2, 4, 8):
+        reduced = decode_bytes(data, reduced_to(shorter // by))
         assert reduced.shape == (-(-full.shape[0] // by), -(-full.shape[1] // by), 3)
         assert np.abs(reduced - box_averaged(full, by)).mean() < within
-    assert np.array_equal(decode_bytes(data, CONFIG, 0.51), full)
+    assert np.array_equal(decode_bytes(data, reduced_to(shorter // 2 + 1)), full)
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
@@ -68,7 +74,7 @@ def test_a_turned_image_is_reduced_as_it_is_seen(orientation: int) -> None:
     tags = Image.Exif()
     tags[EXIF_ORIENTATION] = orientation
     data = as_jpeg(smooth(121, 202), exif=tags)
-    full, half = decode_bytes(data, CONFIG), decode_bytes(data, CONFIG, 0.5)
+    full, half = decode_bytes(data, CONFIG), decode_bytes(data, reduced_to(60))
     assert full.shape[:2] == ((202, 121) if orientation >= 5 else (121, 202))
     assert half.shape[:2] == (-(-full.shape[0] // 2), -(-full.shape[1] // 2))
     # Away from the ends, where turning moves the row that is left over.
@@ -79,7 +85,7 @@ def test_a_turned_image_is_reduced_as_it_is_seen(orientation: int) -> None:
 def test_other_formats_are_never_reduced(tmp_path: Path) -> None:
     Image.fromarray(smooth(64, 64)).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
-    assert decode_bytes(data, CONFIG, 0.1).shape == (64, 64, 3)
+    assert decode_bytes(data, reduced_to(6)).shape == (64, 64, 3)
 
 
 @pytest.fixture
@@ -105,17 +111,17 @@ def test_gathering_lays_each_image_at_its_place(
     found = open_folder(mixed_folder, config, executor)
     assert isinstance(found.pixels, DecodedPixels)
     rows = np.array([3, 0, 8, 3, 5, 1])
-    scales = np.array([1.0, 0.5, 0.1, 0.25, 0.9, 0.5])
-    full, some = found.pixels.gather(rows), found.pixels.gather(rows, scales)
-    for place, (row, scale) in enumerate(zip(rows.tolist(), scales.tolist(), strict=True)):
+    smaller = replace(config, jpeg_side=16)
+    full, some = found.pixels.gather(rows), found.decoded_for(smaller).pixels.gather(rows)
+    for place, row in enumerate(rows.tolist()):
         data = (mixed_folder / found.names[row]).read_bytes()
         assert np.array_equal(full.image(place), decode_bytes(data, config))
-        assert np.array_equal(some.image(place), decode_bytes(data, config, scale))
+        assert np.array_equal(some.image(place), decode_bytes(data, smaller))
     assert full.heights.tolist() == found.heights[rows].tolist()
     assert full.widths.tolist() == found.widths[rows].tolist()
     assert some.heights[1] < full.heights[1]
     assert len(some.pixels) == sum(some.image(place).size for place in range(len(rows)))
-    selected = found.select(rows).pixels.gather(np.array([2, 1]), scales[[2, 1]])
+    selected = found.select(rows).decoded_for(smaller).pixels.gather(np.array([2, 1]))
     assert np.array_equal(selected.image(1), some.image(1))
 
 

@@ -12,24 +12,38 @@ REDUCTIONS: Final = (8, 4, 2)
 _START: Final = b"\xff\xd8\xff"
 _TURNING: Final = (b"Exif\0\0", b"tiff:Orientation")  # where a file can ask to be turned
 _COLORS: Final = {"RGB": 3, "GRAY": 1}
+_SPACES: Final = {"YCbCr": 3, "RGB": 3, "Gray": 1}  # channels of what can be reduced
 
 
-def reduction(smallest_scale: float) -> int:
-    """1, 2, 4 or 8: the most by which an image may be reduced.
+def reduction(size: tuple[int, int], side: int | None) -> int:
+    """1, 2, 4 or 8: the most by which an image may be reduced; a function of file and settings.
 
     Args:
-        smallest_scale: the share of the full height and width that must be left.
+        size: full height and width.
+        side: pixels that its shorter side must keep; None asks for all of them.
 
-    >>> [reduction(scale) for scale in (1.0, 0.51, 0.5, 0.3, 0.25, 0.01)]
-    [1, 1, 2, 2, 4, 8]
+    >>> [reduction((480, 640), side) for side in (None, 500, 240, 100, 60, 1)]
+    [1, 1, 2, 4, 8, 8]
     """
-    return next((by for by in REDUCTIONS if smallest_scale * by <= 1.0), 1)
+    if side is None:
+        return 1
+    return next((by for by in REDUCTIONS if min(size) >= side * by), 1)
 
 
-def reduced(size: tuple[int, int], smallest_scale: float) -> tuple[int, int]:
+def reduced(size: tuple[int, int], side: int | None) -> tuple[int, int]:
     """Height and width of a JPEG of that size when it is decoded."""
-    by = reduction(smallest_scale)
+    by = reduction(size, side)
     return -(-size[0] // by), -(-size[1] // by)
+
+
+def is_reducible(data: bytes) -> bool:
+    """Whether the bytes are a JPEG whose decoder can reduce it: gray or RGB, turned or not."""
+    if not data.startswith(_START):
+        return False
+    try:
+        return simplejpeg.decode_jpeg_header(data)[2] in _SPACES
+    except ValueError:
+        return False
 
 
 def plain_jpeg_header(data: bytes) -> tuple[int, int, int] | None:
@@ -43,7 +57,7 @@ def plain_jpeg_header(data: bytes) -> tuple[int, int, int] | None:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    channels = {"YCbCr": 3, "RGB": 3, "Gray": 1}.get(space)
+    channels = _SPACES.get(space)
     return None if channels is None else (int(height), int(width), channels)
 
 
@@ -51,7 +65,7 @@ def decode_jpeg(
     data: bytes,
     size: tuple[int, int],
     space: str,
-    smallest_scale: float = 1.0,
+    side: int | None = None,
     room: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
     """Decodes a JPEG as it is stored, not turned.
@@ -65,8 +79,7 @@ def decode_jpeg(
         data: the bytes of the file.
         size: height and width that the header names.
         space: "RGB" or "GRAY".
-        smallest_scale: share of height and width that must be left: they are divided by 1, 2, 4 or
-            8, rounded up.
+        side: pixels that the shorter side must keep: both are divided by 1, 2, 4 or 8, rounded up.
         room: uint8 (any,): the pixels are laid at its beginning if they fit.
 
     Returns:
@@ -75,7 +88,7 @@ def decode_jpeg(
     Raises:
         ValueError: the file is damaged.
     """
-    height, width = reduced(size, smallest_scale)
+    height, width = reduced(size, side)
     smaller = (height, width) != size
     needed = height * width * _COLORS[space]
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(

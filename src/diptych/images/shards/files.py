@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from diptych.errors import ImagesError, UnreadableImage
+from diptych.images.index import file_stamp
 
 _MOST_OPEN: Final = 64  # shards
 _MOST_NAMES: Final = 100_000  # that braces may stand for
@@ -79,6 +80,7 @@ class Shards:
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
         self.stamps = [_stamp(os.stat(path)) for path in paths]
+        self.changed = [file_stamp(path)[1] for path in paths]
         self._lock = threading.Lock()
         self._open: OrderedDict[int, int] = OrderedDict()  # shard: descriptor, last used last
         self._users: dict[int, int] = {}

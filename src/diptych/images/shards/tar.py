@@ -48,7 +48,7 @@ def list_tar(paths: Sequence[Path], origin: str) -> Listing:
         read=_reader(shards, places, flaws),
         labels=numbers,
         classes=classes,
-        stamp=lambda index: (places.sizes[index], shards.stamps[places.shards[index]][1]),
+        stamp=lambda index: (places.sizes[index], shards.changed[places.shards[index]]),
     )
 
 

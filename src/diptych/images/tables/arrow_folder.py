@@ -15,6 +15,7 @@ import numpy as np
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.decode import read_bytes
+from diptych.images.index import file_stamp
 from diptych.images.listing import Listing
 from diptych.images.splits import Found, choose_splits
 from diptych.images.tables.arrow import (
@@ -70,7 +71,7 @@ def list_saved(path: Path, config: ImagesConfig) -> Listing:
         tables = [_checked(table, columns) for table in tables]
         paths = [paths_of(table, columns) for table in tables]
     labels, classes = labels_of(tables, columns, str(path))
-    stamps = [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, files)]
+    stamps = [file_stamp(file) for file in files]
     starts = np.cumsum([0] + [table.num_rows for table in tables])
     return Listing(
         str(path),

@@ -19,6 +19,7 @@ import numpy as np
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.cache import cache_folder
+from diptych.images.index import file_stamp
 from diptych.images.listing import Listing
 from diptych.images.splits import TEST_NAMES, TRAIN_NAMES, Found, by_split, choose_splits
 from diptych.images.tables.arrow import (
@@ -104,7 +105,7 @@ def list_parquet(files: Sequence[str], config: ImagesConfig) -> Listing:
     ]
     labels, classes = labels_of(tables, columns, origin)
     names = name_rows(paths, [Path(file).stem for file in files])
-    stamps = [_stamp(file) for file in files]
+    stamps = [file_stamp(file) for file in files]
     starts = np.cumsum([0, *rows])
 
     def file_of(index: int) -> int:
@@ -145,11 +146,6 @@ class _LateSpool:
                     )
                 self._images.append(images)
         return self._images[0].read(index)
-
-
-def _stamp(file: str) -> tuple[int, int]:
-    stat = os.stat(file)
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _spool(

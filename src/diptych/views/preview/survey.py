@@ -14,7 +14,6 @@ from diptych.images.pixels import PixelBatch
 MOST_IMAGES: Final = 2000
 _FEWEST_IMAGES: Final = 200
 _MOST_PIXELS: Final = 1_000_000_000  # decoded in full: some ten seconds of a few threads
-_LOOK_PIXELS: Final = 64  # of the shorter side: enough for all that is measured here
 _TASK_IMAGES: Final = 16
 
 
@@ -79,9 +78,7 @@ _Look = tuple[NDArray[np.float64], NDArray[np.float64], bool, bytes]
 def _look(images: ImageSet, indices: NDArray[np.int64]) -> list[_Look]:
     """Means, squares, whether it is gray, and a digest, of each image."""
     heights, widths = images.heights[indices], images.widths[indices]
-    pixels = images.pixels.gather(
-        indices, np.minimum(1.0, _LOOK_PIXELS / np.minimum(heights, widths))
-    )
+    pixels = images.pixels.gather(indices)
     sizes = np.stack([heights, widths], axis=1)
     return [_look_at(pixels, row, size.tobytes()) for row, size in enumerate(sizes)]
 

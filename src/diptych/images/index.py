@@ -1,0 +1,307 @@
+"""What is known of the files of a set apart from their pixels: made once on a machine, and kept.
+
+Every file is read and decoded once, to know its size, its checksum, and whether it can be used at
+all. That is kept in a file of its own beside the decoded images, a row for each name. A row is
+believed as long as the size and the time of change of its file are the same, and only if that time
+lay clearly before the row was made: a file that changes within the tick of a clock is looked at
+again. The file is thrown away when anything in it is in doubt. Nothing in it is ever unpickled.
+"""
+
+import hashlib
+import json
+import os
+import time
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from diptych.configs import ImagesConfig
+from diptych.errors import UnreadableImage
+from diptych.images.cache import cache_folder
+from diptych.images.codecs.jpeg import is_reducible
+from diptych.images.decode import decode_bytes
+from diptych.images.names import CompactNames
+from diptych.run_folder import write_aside
+
+_VERSION: Final = "1"
+_CHUNK: Final = 256  # images looked at between two calls of `on_progress`
+_DOUBT_NANOSECONDS: Final = 2_000_000_000  # the coarsest clock of a file system ticks that slowly
+_NEVER: Final = 2**63 - 1  # a time of change that is never believed
+
+
+@dataclass(frozen=True)
+class Index:
+    """Rows of files.
+
+    Attributes:
+        heights: int64 (files,), in full; 0 of one that cannot be used.
+        widths: int64 (files,).
+        channels: int64 (files,), as decoded; with the colour mode "raw" those of the file.
+        reducible: bool (files,), whether it is a JPEG that can be decoded smaller.
+        checksums: uint64 (files, 2), of the encoded bytes; 0 of one that cannot be read.
+        reasons: why the files that cannot be used cannot, by row.
+    """
+
+    heights: NDArray[np.int64]
+    widths: NDArray[np.int64]
+    channels: NDArray[np.int64]
+    reducible: NDArray[np.bool_]
+    checksums: NDArray[np.uint64]
+    reasons: dict[int, str]
+
+    @classmethod
+    def empty(cls, count: int) -> "Index":
+        """Of files that nobody has looked at yet."""
+        heights, widths, channels = np.zeros((3, count), dtype=np.int64)
+        reducible, checksums = np.zeros(count, dtype=np.bool_), np.zeros((count, 2), np.uint64)
+        return cls(heights, widths, channels, reducible, checksums, {})
+
+    def select(self, rows: NDArray[np.int64]) -> "Index":
+        """Some of the rows in the order asked for; one of -1 is empty."""
+        found = Index.empty(len(rows))
+        there = np.flatnonzero(rows >= 0)
+        for name in _COLUMNS:
+            getattr(found, name)[there] = getattr(self, name)[rows[there]]
+        if self.reasons:
+            places = ((place, int(rows[place])) for place in there.tolist())
+            known = self.reasons
+            found.reasons.update({new: known[old] for new, old in places if old in known})
+        return found
+
+
+_COLUMNS: Final = ("heights", "widths", "channels", "reducible", "checksums")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An index as it lies on disk, with what its rows are believed by.
+
+    Attributes:
+        index: the rows.
+        names: of the files.
+        stamps: int64 (files, 2), size and time of change when they were looked at.
+        begun: time in nanoseconds before the first of them was looked at.
+    """
+
+    index: Index
+    names: CompactNames
+    stamps: NDArray[np.int64]
+    begun: int
+
+    def rows_of(self, names: CompactNames, stamps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(names,): for each the row to believe, -1 for none."""
+        if not len(self.names):
+            return np.full(len(names), -1, dtype=np.int64)
+        if names.same_as(self.names):
+            rows = np.arange(len(names), dtype=np.int64)
+        else:
+            place = {name: row for row, name in enumerate(self.names)}
+            rows = np.array([place.get(name, -1) for name in names], dtype=np.int64)
+        good = (self.stamps[rows] == stamps).all(axis=1) & (rows >= 0)
+        good &= stamps[:, 1] < self.begun - _DOUBT_NANOSECONDS
+        return np.where(good, rows, -1)
+
+
+def find_index(
+    names: CompactNames,
+    read: Callable[[int], bytes],
+    stamp: Callable[[int], tuple[int, int]] | None,
+    place: Path,
+    config: ImagesConfig,
+    executor: Executor,
+    on_progress: Callable[[int, int], None],
+) -> tuple[Index, str | None]:
+    """The index of some files: what is kept of it, and the rest looked at.
+
+    Args:
+        names: of the files.
+        read: gives the encoded bytes of one by its place; raises UnreadableImage.
+        stamp: gives size and time of change of one, without reading it. Where there is none, all
+            are looked at; where it raises OSError, that one is.
+        place: where the index is kept.
+        config: limits and form; which files can be used depends on them.
+        executor: its threads read and decode.
+        on_progress: told how many of the files to be looked at are done.
+
+    Returns:
+        The index, and a sentence where it could not be kept.
+    """
+    look = Looking(names, read, replace(config, raw_channels=None, jpeg_side=None))
+    if stamp is None:
+        everything = np.full(len(names), -1, dtype=np.int64)
+        return look.complete(Index.empty(0), everything, executor, on_progress), None
+    stored, stamps = _load(place), _stamps(stamp, len(names))
+    rows = stored.rows_of(names, stamps)
+    if len(rows) and rows.min() >= 0:
+        return stored.index.select(rows), None
+    # One process of many looks; the others wait, and find what it kept.
+    with _locked(place):
+        begun = time.time_ns()
+        stored, stamps = _load(place), _stamps(stamp, len(names))
+        rows = stored.rows_of(names, stamps)
+        index = look.complete(stored.index, rows, executor, on_progress)
+        try:
+            _save(place, Stored(index, names, stamps, begun))
+        except OSError as error:
+            return index, (
+                f"What is known of the images could not be kept in {place.parent} "
+                f"({error.strerror or error}): every image is decoded anew whenever the set is "
+                "opened. images.cache_folder names another place."
+            )
+    return index, None
+
+
+@dataclass(frozen=True)
+class Looking:
+    """Reads and decodes files.
+
+    Attributes:
+        names: of the files.
+        read: gives the encoded bytes of one by its place.
+        config: how to decode; the channels of "raw" are the file's own.
+    """
+
+    names: Sequence[str]
+    read: Callable[[int], bytes]
+    config: ImagesConfig
+
+    def complete(
+        self,
+        known: Index,
+        rows: NDArray[np.int64],
+        executor: Executor,
+        on_progress: Callable[[int, int], None],
+    ) -> Index:
+        """The rows of an index that are known, and the rest looked at."""
+        index, missing = known.select(rows), np.flatnonzero(rows < 0)
+        for start in range(0, len(missing), _CHUNK):  # bounds what waits in memory
+            some = missing[start : start + _CHUNK].tolist()
+            for place, found in zip(some, executor.map(self._one, some), strict=True):
+                _put(index, place, found)
+            on_progress(min(start + _CHUNK, len(missing)), len(missing))
+        return index
+
+    def _one(self, place: int) -> "_Found":
+        data = b""
+        try:
+            data = self.read(place)
+            height, width, channels = decode_bytes(data, self.config).shape
+        except UnreadableImage as error:
+            return _Found((0, 0, 0), checksum(data), reason=str(error))
+        return _Found((height, width, channels), checksum(data), is_reducible(data))
+
+
+class _Found(NamedTuple):
+    shape: tuple[int, int, int]
+    checksum: tuple[int, int]
+    reducible: bool = False
+    reason: str | None = None
+
+
+def checksum(data: bytes | memoryview) -> tuple[int, int]:
+    """128 bits of an image's encoded bytes: equal for equal bytes, whatever the name."""
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+
+def file_stamp(path: str | Path) -> tuple[int, int]:
+    """Size of a file and when it changed last: its bytes, or (a copy put in its place) itself.
+
+    Raises:
+        OSError: it is not there.
+    """
+    status = os.stat(path)
+    return status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)
+
+
+def index_path(origin: str, part: str, config: ImagesConfig) -> Path:
+    """Where the index of a set lies: a changed set replaces its own."""
+    return cache_folder(config) / f"{set_name(origin, part, config)}.index"
+
+
+def set_name(origin: str, part: str, config: ImagesConfig, *more: object) -> str:
+    """A name for files about one part of a set as it is decoded."""
+    form = (config.color, config.bits, config.max_megapixels, config.limit)
+    asked = "\0".join(map(str, [os.path.abspath(origin), part, *form, *more]))
+    return hashlib.sha256(asked.encode(errors="surrogateescape")).hexdigest()[:32]
+
+
+def _put(index: Index, place: int, found: _Found) -> None:
+    index.heights[place], index.widths[place], index.channels[place] = found.shape
+    index.reducible[place], index.checksums[place] = found.reducible, found.checksum
+    if found.reason is not None:
+        index.reasons[place] = found.reason
+
+
+def _stamps(stamp: Callable[[int], tuple[int, int]], count: int) -> NDArray[np.int64]:
+    found = array("q")
+    for place in range(count):
+        try:
+            found.extend(stamp(place))
+        except OSError:  # missing: it will be listed as unreadable
+            found.extend((-1, _NEVER))
+    return np.array(found, dtype=np.int64).reshape(count, 2)
+
+
+@contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    """Alone with the file of an index; not so where nothing can be written, as nothing is kept."""
+    lock = FileLock(f"{place}.lock")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _save(place: Path, stored: Stored) -> None:
+    text, ends = stored.names.packed()
+    tensors = {name: getattr(stored.index, name) for name in _COLUMNS}
+    tensors |= {"names": np.frombuffer(text, np.uint8), "ends": ends, "stamps": stored.stamps}
+    reasons = json.dumps(list(stored.index.reasons.items())).encode()
+    tensors["reasons"] = np.frombuffer(reasons, np.uint8)
+    marks = {"version": _VERSION, "begun": str(stored.begun), "sum": _sum(tensors)}
+    write_aside(place, save(tensors, marks))
+
+
+def _load(place: Path) -> Stored:
+    """What is kept; nothing where it is missing, of another version, or damaged."""
+    try:
+        with safe_open(place, framework="np") as file:
+            marks = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if (marks["version"], marks["sum"]) != (_VERSION, _sum(tensors)):
+            return _NOTHING
+        reasons = dict(json.loads(tensors["reasons"].tobytes()))
+        ends = tensors["ends"]
+        names = CompactNames(tensors["names"].tobytes(), np.concatenate([[0], ends[:-1]]), ends)
+        index = Index(**{name: tensors[name] for name in _COLUMNS}, reasons=reasons)
+        return Stored(index, names, tensors["stamps"], int(marks["begun"]))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return _NOTHING
+
+
+def _sum(tensors: Mapping[str, NDArray[Any]]) -> str:
+    digest = hashlib.blake2b()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
+        digest.update(np.ascontiguousarray(tensors[name]).data)
+    return digest.hexdigest()
+
+
+_NOTHING: Final = Stored(Index.empty(0), CompactNames.of([]), np.zeros((0, 2), np.int64), 0)
