@@ -1,8 +1,9 @@
 """One image file to pixels: (height, width, channels), upright, on white where transparent.
 
-Files are hostile until checked: the format is read from the bytes, not from the name, and only those
-of ``codecs.formats`` are opened; the pixel count is checked in the header before anything is decoded.
-A codec gives what the file stores and what it means; ``form.in_form`` makes what the run asks for.
+Files are hostile until checked: the format is read from the bytes, not from the name, and only
+those of ``codecs.formats`` are opened; the pixel count is checked in the header before anything is
+decoded. A codec gives what the file stores and what it means; ``form.in_form`` makes what the run
+asks for.
 """
 
 import os

@@ -90,7 +90,8 @@ def in_depth(pixels: Pixels, config: ImagesConfig, white: int | None = None) -> 
     if highest == white:
         return pixels.astype(wanted, copy=False)
     if highest % white == 0:
-        return pixels.astype(wanted) * wanted(highest // white)
+        widened: Pixels = pixels.astype(wanted) * np.array(highest // white, dtype=wanted)
+        return widened
     # At most 65535 * 65535 + 32767, which 32 bits hold.
     stretched = (pixels.astype(np.uint32) * np.uint32(highest) + np.uint32(white // 2)) // white
     return np.minimum(stretched, highest).astype(wanted)
@@ -139,11 +140,13 @@ def _on_white(color: Pixels, alpha: Pixels, white: int, premultiplied: bool) -> 
 
 def _luma(color: Pixels) -> Pixels:
     """ITU-R 601-2; of 8 bits with the very weights of Pillow, which are 16 bits long."""
-    wide, shift = (np.uint32, 16) if color.dtype == np.uint8 else (np.uint64, 32)
-    red, green, blue = (wide(round(weight * 2**shift)) for weight in _LUMA)
-    planes = color.astype(wide)
-    summed = planes[..., 0] * red + planes[..., 1] * green + planes[..., 2] * blue
-    return ((summed + wide(2 ** (shift - 1))) >> wide(shift)).astype(color.dtype)[..., None]
+    shift = 16 if color.dtype == np.uint8 else 32
+    wide = np.dtype(f"u{shift // 4}")
+    weights = np.array([round(weight * 2**shift) for weight in _LUMA], dtype=wide)
+    summed = np.full(color.shape[:2], 2 ** (shift - 1), dtype=wide)
+    for channel in range(3):
+        summed += color[..., channel].astype(wide) * weights[channel]
+    return (summed >> np.array(shift, dtype=wide)).astype(color.dtype)[..., None]
 
 
 def _turned_upright(pixels: Pixels, orientation: int) -> Pixels:

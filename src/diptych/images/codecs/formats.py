@@ -88,20 +88,20 @@ _SLIDE: Final = "cut it into tiles of PNG or JPEG, with the Python package opens
 _ARRAY: Final = "write its pictures as 16-bit TIFF or an .npz, with the Python package {}"
 _FLOATS: Final = "stretch it to a 16-bit PNG or TIFF, for example with ImageMagick"
 
+_PHOTOGRAPHS: Final = (
+    *(".tga", ".pcx", ".psd", ".psb", ".xcf", ".ico", ".cur", ".icns", ".dds", ".dib", ".bpg"),
+    *(".sgi", ".ras", ".xbm", ".xpm", ".qoi", ".jxl", ".jxr", ".wdp", ".jls", ".jng", ".mng"),
+)
+_CAMERAS: Final = (
+    *(".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".dng", ".orf", ".rw2", ".raf"),
+    *(".pef", ".srw", ".3fr", ".iiq", ".x3f", ".raw"),
+)
+
 HOW_TO_READ: Final[Mapping[str, str]] = MappingProxyType(
     {
         **dict.fromkeys((".heic", ".heif", ".hif", ".avifs"), _HEIF),
-        **dict.fromkeys(
-            (".tga", ".pcx", ".psd", ".psb", ".xcf", ".ico", ".cur", ".icns", ".dds", ".qoi")
-            + (".sgi", ".ras", ".xbm", ".xpm", ".jxl", ".jxr", ".wdp", ".jls", ".dib", ".pam")
-            + (".bpg", ".jng", ".mng"),
-            _PHOTOGRAPH,
-        ),
-        **dict.fromkeys(
-            (".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".dng", ".orf", ".rw2")
-            + (".raf", ".pef", ".srw", ".3fr", ".iiq", ".x3f", ".raw"),
-            _CAMERA,
-        ),
+        **dict.fromkeys(_PHOTOGRAPHS, _PHOTOGRAPH),
+        **dict.fromkeys(_CAMERAS, _CAMERA),
         **dict.fromkeys((".svg", ".svgz", ".emf", ".wmf"), _DRAWING),
         **dict.fromkeys((".pdf", ".eps", ".ps", ".djvu", ".ai"), _DOCUMENT),
         **dict.fromkeys((".dcm", ".dicom", ".ima"), _MEDICAL.format("pydicom")),

@@ -1,8 +1,8 @@
 """JPEG bytes to pixels: in place where it can, smaller where no crop needs the full size.
 
-libjpeg warns of much that harms no pixel, such as stray bytes before a marker. The first try stops at
-any warning. Where it does, the file is taken apart and put together without what is stray, and is used
-if its data reaches the end of the picture.
+libjpeg warns of much that harms no pixel, such as stray bytes before a marker. The first try fails
+at any warning. Then the file is taken apart and put together without what is stray, and is used if
+its data reaches the end of the picture.
 """
 
 from typing import Final

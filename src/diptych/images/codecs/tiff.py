@@ -35,8 +35,17 @@ _COLORS: Final[dict[int, tuple[Literal["gray", "rgb", "cmyk"], int]]] = {
 
 _JPEG: Final = 7
 _COMPRESSIONS: Final = {
-    1: "none", 2: "CCITT", 3: "CCITT", 4: "CCITT", 5: "LZW", _JPEG: "JPEG", 8: "deflate",
-    32773: "PackBits", 32946: "deflate", 34925: "LZMA", 50000: "Zstandard",
+    1: "none",
+    2: "CCITT",
+    3: "CCITT",
+    4: "CCITT",
+    5: "LZW",
+    _JPEG: "JPEG",
+    8: "deflate",
+    32773: "PackBits",
+    32946: "deflate",
+    34925: "LZMA",
+    50000: "Zstandard",
 }
 """Those whose unpacked size is known before they are unpacked, so that no file can fill memory."""
 
@@ -69,12 +78,23 @@ def decode_tiff(data: bytes, config: ImagesConfig) -> Decoded:
             page = file.pages.first
             _check_page(page, config)
             _check_segments(page, data)
-            pixels = page.asarray(maxworkers=1)
+            pixels = _unpacked(page)
             if page.axes.startswith("S"):
                 pixels = pixels.transpose(1, 2, 0)
             return _meaning(page, pixels.reshape(*pixels.shape[:2], -1))
     finally:
         _reading.reset(token)
+
+
+def _unpacked(page: "TiffPage") -> Pixels:
+    import imagecodecs
+
+    try:
+        return page.asarray(maxworkers=1)
+    except imagecodecs.DeflateError as error:
+        if "INSUFFICIENT_SPACE" in str(error):
+            raise UnreadableImage("a strip unpacks to more than the picture") from error
+        raise
 
 
 def _meaning(page: "TiffPage", pixels: Pixels) -> Decoded:
