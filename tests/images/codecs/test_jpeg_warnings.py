@@ -73,7 +73,7 @@ def test_what_ends_early_is_refused(kind: str) -> None:
     for place in places.tolist():
         for end in (b"", b"\xff\xd9"):
             for scale in (1.0, 0.125):
-                with pytest.raises(UnreadableImage, match=r"damaged.*(ends|Huff)"):
+                with pytest.raises(UnreadableImage, match="damaged"):
                     decode_bytes(data[:place] + end, CONFIG, scale)
 
 

@@ -145,8 +145,7 @@ def _refuse_what_ends_early(parts: JpegSegments, space: str) -> None:
     """Whether each pixel is in the file, at whatever size it is going to be decoded."""
     joined = parts.joined()
     early = not parts.ended or _PREMATURE in _warning(joined, space)
-    if not early and (parts.restarts or parts.scans > 1):
-        # libjpeg tells only its last warning, which may be another one.
+    if not early:  # libjpeg tells only its first warning, which may be another one
         filled = _decode(parts.joined(filled=True), space, strict=False)
         early = not np.array_equal(filled, _decode(joined, space, strict=False))
     if early:

@@ -10,8 +10,8 @@ from diptych.errors import UnreadableImage
 _NEXT: Final = re.compile(rb"\xff+([^\x00\xff])")  # what lies before a marker is skipped
 _END_OF_SCAN: Final = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 _ALONE: Final = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without content
-_START_OF_SCAN, _END, _RESTARTS, _JFIF, _ADOBE, _EXIF = 0xDA, 0xD9, 0xDD, 0xE0, 0xEE, 0xE1
-_TABLES: Final = frozenset((0xC4, 0xCC, 0xDB, _RESTARTS))
+_START_OF_SCAN, _END, _JFIF, _ADOBE, _EXIF = 0xDA, 0xD9, 0xE0, 0xEE, 0xE1
+_TABLES: Final = frozenset((0xC4, 0xCC, 0xDB, 0xDD))
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE: Final = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 _KNOWN: Final = _TABLES | _FRAMES | {0xDC, 0xFE, _START_OF_SCAN, *range(0xE0, 0xF0)}
@@ -33,8 +33,6 @@ class JpegSegments:
         channels: of the picture: 1, 3 or 4 of those in use.
         bits: of each number.
         segments: what the picture needs, in order, each with its marker; scans with their data.
-        scans: how many of these are scans.
-        restarts: whether the data of a scan may be cut into intervals.
         ended: whether the file has its end marker, or needs none to be whole.
         exif: what the file says of itself.
         xmp: the same, in another form.
@@ -45,8 +43,6 @@ class JpegSegments:
     channels: int
     bits: int
     segments: tuple[tuple[bytes, bool], ...]
-    scans: int
-    restarts: bool
     ended: bool
     exif: bytes
     xmp: bytes
@@ -69,7 +65,7 @@ def jpeg_segments(data: bytes) -> JpegSegments:
     Raises:
         UnreadableImage: it has no picture, or ends before its first scan.
     """
-    frame, kind, ended, restarts, scans = b"", 0, False, False, 0
+    frame, kind, ended, scans = b"", 0, False, 0
     needed: list[tuple[bytes, bool]] = []
     exif, xmp = b"", b""
     for marker, content, scan in _walk(data):
@@ -80,7 +76,6 @@ def jpeg_segments(data: bytes) -> JpegSegments:
             needed.append((whole + scan, True))
             scans += 1
         elif marker in _TABLES or marker in (_JFIF, _ADOBE):
-            restarts = restarts or marker == _RESTARTS
             needed.append((whole, False))
         elif marker in _FRAMES:
             frame, kind = frame or content, marker
@@ -97,8 +92,6 @@ def jpeg_segments(data: bytes) -> JpegSegments:
         channels=frame[5],
         bits=frame[0],
         segments=tuple(needed),
-        scans=scans,
-        restarts=restarts,
         ended=ended or (scans == 1 and kind not in _PROGRESSIVE),
         exif=exif,
         xmp=xmp,
@@ -118,6 +111,8 @@ def _walk(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
             return
         size = int.from_bytes(data[at : at + 2], "big")
         content, at = data[at + 2 : at + size], at + max(2, size)
+        if at > len(data):
+            return
         end = len(data)
         if marker == _START_OF_SCAN:
             behind = _END_OF_SCAN.search(data, at)
