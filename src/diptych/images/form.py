@@ -85,8 +85,8 @@ def in_depth(pixels: Pixels, config: ImagesConfig, white: int | None = None) -> 
         config: gives the depth.
         white: the highest number of ``pixels``; that of their type when not given.
     """
-    wanted = pixel_type(config)
-    highest, white = int(np.iinfo(wanted).max), white or int(np.iinfo(pixels.dtype).max)
+    wanted, highest = pixel_type(config), 2**config.bits - 1
+    white = white or 2 ** (8 * pixels.dtype.itemsize) - 1
     if highest == white:
         return pixels.astype(wanted, copy=False)
     if highest % white == 0:

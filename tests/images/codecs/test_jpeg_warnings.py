@@ -36,8 +36,12 @@ def jpeg(mode: str = "RGB", turned: int = 1, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def at_scale(data: bytes, scale: float) -> NDArray[Any]:
+    return decode_bytes(data, CONFIG, scale)
+
+
 def scaled(data: bytes) -> list[NDArray[Any]]:
-    return [decode_bytes(data, CONFIG, scale) for scale in SCALES]
+    return [at_scale(data, scale) for scale in SCALES]
 
 
 def assert_same(found: list[NDArray[Any]], wanted: list[NDArray[Any]]) -> None:
@@ -74,13 +78,16 @@ def test_what_ends_early_is_refused(kind: str) -> None:
         for end in (b"", b"\xff\xd9"):
             for scale in (1.0, 0.125):
                 with pytest.raises(UnreadableImage, match="damaged"):
-                    decode_bytes(data[:place] + end, CONFIG, scale)
+                    at_scale(data[:place] + end, scale)
 
 
 def test_an_interval_that_is_missing_at_the_end_is_seen() -> None:
     data = jpeg(restart_marker_rows=1)
-    last = max(data.rindex(bytes((0xFF, 0xD0 + number))) for number in range(8) if
-               bytes((0xFF, 0xD0 + number)) in data)
+    last = max(
+        data.rindex(bytes((0xFF, 0xD0 + number)))
+        for number in range(8)
+        if bytes((0xFF, 0xD0 + number)) in data
+    )
     for cut in (last, last + 2):
         with pytest.raises(UnreadableImage, match="ends early"):
             decode_bytes(data[:cut] + b"\xff\xd9", CONFIG)
@@ -105,6 +112,6 @@ def test_both_ways_in_are_tried() -> None:
 def test_room_is_used_by_what_is_mended() -> None:
     data = jpeg()
     room = np.empty(50 * 70 * 3, dtype=np.uint8)
-    found = decode_bytes(data[:-2] + STRAY + data[-2:], CONFIG, 1.0, room)
+    found = decode_bytes(data[:-2] + STRAY + data[-2:], CONFIG, room=room)
     assert np.may_share_memory(found, room)
     assert np.array_equal(found, decode_bytes(data, CONFIG))

@@ -159,9 +159,7 @@ def png(pixels: NDArray[Any], *extra: bytes, interlaced: bool = False) -> bytes:
 def test_png(channels: int, white: int, interlaced: bool) -> None:
     stored = noise(channels, white)
     data = png(stored, interlaced=interlaced)
-    assert np.array_equal(
-        decode_bytes(data, RAW16), stored.astype(np.uint16) * (65535 // white)
-    )
+    assert np.array_equal(decode_bytes(data, RAW16), stored.astype(np.uint16) * (65535 // white))
     alpha: Alpha = "straight" if channels in (2, 4) else "none"
     assert_seen(data, stored, "gray" if channels < 3 else "rgb", alpha, white)
 
