@@ -229,3 +229,18 @@ def test_names_packed_and_compared(rng: np.random.Generator) -> None:
     text, ends = some.packed()
     assert text == "".join(anew).encode(errors="surrogateescape")
     assert ends.tolist() == np.cumsum([len(os.fsencode(name)) for name in anew]).tolist()
+
+
+def test_further_pages_are_counted(
+    tmp_path: Path, config: ImagesConfig, executor: ThreadPoolExecutor
+) -> None:
+    root = tmp_path / "stacks"
+    root.mkdir()
+    pages = [Image.new("L", (8, 8), shade) for shade in (0, 80, 160)]
+    pages[0].save(root / "a.tif", save_all=True, append_images=pages[1:])
+    pages[0].save(root / "b.gif", save_all=True, append_images=pages[1:2])
+    pages[0].save(root / "c.png")
+    found = open_folder(root, config, executor)
+    assert found.pages is not None
+    assert found.pages.tolist() == [3, 2, 1]
+    assert found.select(np.array([2, 0])).pages.tolist() == [1, 3]  # type: ignore[union-attr]

@@ -44,6 +44,8 @@ class ImageSet:
         remarks: sentences on how they were opened that a user should read.
         checksums: uint64 (images, 2), 128 bits of each image's encoded bytes, or of its pixels
             where it lies decoded: an image's identity by content, whatever its name.
+        pages: int64 (images,), pictures in each image's file, of which the first is used; None
+            where files hold one each.
     """
 
     pixels: PixelSource
@@ -56,6 +58,7 @@ class ImageSet:
     skipped: tuple[Skipped, ...] = ()
     remarks: tuple[str, ...] = ()
     checksums: NDArray[np.uint64] | None = None
+    pages: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -70,6 +73,7 @@ class ImageSet:
             widths=self.widths[indices],
             labels=None if self.labels is None else self.labels[indices],
             checksums=None if self.checksums is None else self.checksums[indices],
+            pages=None if self.pages is None else self.pages[indices],
         )
 
     def decoded_for(self, config: ImagesConfig) -> "ImageSet":

@@ -29,7 +29,7 @@ from diptych.configs import ImagesConfig
 from diptych.errors import UnreadableImage
 from diptych.images.cache import cache_folder
 from diptych.images.codecs.jpeg import is_reducible
-from diptych.images.decode import decode_bytes
+from diptych.images.decode import decode_bytes, pages
 from diptych.images.names import CompactNames
 from diptych.run_folder import write_aside
 
@@ -49,6 +49,7 @@ class Index:
         channels: int64 (files,), as decoded; with the colour mode "raw" those of the file.
         reducible: bool (files,), whether it is a JPEG that can be decoded smaller.
         checksums: uint64 (files, 2), of the encoded bytes; 0 of one that cannot be read.
+        pages: int64 (files,), pictures in the file, of which the first is used.
         reasons: why the files that cannot be used cannot, by row.
     """
 
@@ -57,14 +58,15 @@ class Index:
     channels: NDArray[np.int64]
     reducible: NDArray[np.bool_]
     checksums: NDArray[np.uint64]
+    pages: NDArray[np.int64]
     reasons: dict[int, str]
 
     @classmethod
     def empty(cls, count: int) -> "Index":
         """Of files that nobody has looked at yet."""
-        heights, widths, channels = np.zeros((3, count), dtype=np.int64)
+        heights, widths, channels, pages = np.zeros((4, count), dtype=np.int64)
         reducible, checksums = np.zeros(count, dtype=np.bool_), np.zeros((count, 2), np.uint64)
-        return cls(heights, widths, channels, reducible, checksums, {})
+        return cls(heights, widths, channels, reducible, checksums, pages, {})
 
     def select(self, rows: NDArray[np.int64]) -> "Index":
         """Some of the rows in the order asked for; one of -1 is empty."""
@@ -79,7 +81,7 @@ class Index:
         return found
 
 
-_COLUMNS: Final = ("heights", "widths", "channels", "reducible", "checksums")
+_COLUMNS: Final = ("heights", "widths", "channels", "reducible", "checksums", "pages")
 
 
 @dataclass(frozen=True)
@@ -198,13 +200,15 @@ class Looking:
             height, width, channels = decode_bytes(data, self.config).shape
         except UnreadableImage as error:
             return _Found((0, 0, 0), checksum(data), reason=str(error))
-        return _Found((height, width, channels), checksum(data), is_reducible(data))
+        shape = (height, width, channels)
+        return _Found(shape, checksum(data), is_reducible(data), pages(data))
 
 
 class _Found(NamedTuple):
     shape: tuple[int, int, int]
     checksum: tuple[int, int]
     reducible: bool = False
+    pages: int = 0
     reason: str | None = None
 
 
@@ -239,6 +243,7 @@ def set_name(origin: str, part: str, config: ImagesConfig, *more: object) -> str
 def _put(index: Index, place: int, found: _Found) -> None:
     index.heights[place], index.widths[place], index.channels[place] = found.shape
     index.reducible[place], index.checksums[place] = found.reducible, found.checksum
+    index.pages[place] = found.pages
     if found.reason is not None:
         index.reasons[place] = found.reason
 

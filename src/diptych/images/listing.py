@@ -154,6 +154,7 @@ def _image_set(
         skipped=skipped,
         remarks=tuple(one for one in (remark, other_remark) if one is not None),
         checksums=index.checksums,
+        pages=index.pages,
     )
 
 

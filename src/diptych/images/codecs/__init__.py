@@ -1,1 +1,1 @@
-"""Image formats that need more than a call of Pillow."""
+"""Image formats: each from bytes to pixels with their meaning, as the file stores them."""

@@ -1,4 +1,9 @@
-"""JPEG bytes to pixels: in place where it can, smaller where no crop needs the full size."""
+"""JPEG bytes to pixels: in place where it can, smaller where no crop needs the full size.
+
+libjpeg warns of much that harms no pixel, such as stray bytes before a marker. The first try fails
+at any warning. Then the file is taken apart and put together without what is stray, and is used if
+its data reaches the end of the picture.
+"""
 
 from typing import Final
 
@@ -6,13 +11,20 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from diptych.configs import ImagesConfig
+from diptych.errors import UnreadableImage
+from diptych.images.codecs.jpeg_segments import JpegSegments, jpeg_segments
+from diptych.images.codecs.orientation import orientation
+from diptych.images.codecs.size import check_size
+from diptych.images.form import Decoded
+
 REDUCTIONS: Final = (8, 4, 2)
 """By how much the decoder may reduce height and width, the greatest first."""
 
 _START: Final = b"\xff\xd8\xff"
 _TURNING: Final = (b"Exif\0\0", b"tiff:Orientation")  # where a file can ask to be turned
-_COLORS: Final = {"RGB": 3, "GRAY": 1}
-_SPACES: Final = {"YCbCr": 3, "RGB": 3, "Gray": 1}  # channels of what can be reduced
+_CHANNELS: Final = {"GRAY": 1, "RGB": 3, "CMYK": 4}
+_PREMATURE: Final = "premature end"  # of libjpeg's warnings, the one that pixels are missing
 
 
 def reduction(size: tuple[int, int], side: int | None) -> int:
@@ -37,13 +49,8 @@ def reduced(size: tuple[int, int], side: int | None) -> tuple[int, int]:
 
 
 def is_reducible(data: bytes) -> bool:
-    """Whether the bytes are a JPEG whose decoder can reduce it: gray or RGB, turned or not."""
-    if not data.startswith(_START):
-        return False
-    try:
-        return simplejpeg.decode_jpeg_header(data)[2] in _SPACES
-    except ValueError:
-        return False
+    """Whether the bytes are a JPEG, of any colours, which its decoder can reduce."""
+    return data.startswith(_START)
 
 
 def plain_jpeg_header(data: bytes) -> tuple[int, int, int] | None:
@@ -57,8 +64,47 @@ def plain_jpeg_header(data: bytes) -> tuple[int, int, int] | None:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    channels = _SPACES.get(space)
+    channels = {"YCbCr": 3, "RGB": 3, "Gray": 1}.get(space)
     return None if channels is None else (int(height), int(width), channels)
+
+
+def decode_plain_jpeg(
+    data: bytes,
+    header: tuple[int, int, int],
+    config: ImagesConfig,
+    room: NDArray[np.uint8] | None = None,
+) -> Decoded:
+    """Decodes a JPEG of which ``plain_jpeg_header`` gave the header; see ``decode_jpeg``."""
+    height, width, channels = header
+    check_size(height, width, config)
+    space = _space(config, channels)
+    pixels = decode_jpeg(data, (height, width), space, config.jpeg_side, room)
+    return Decoded(pixels, "gray" if space == "GRAY" else "rgb")
+
+
+def decode_any_jpeg(data: bytes, config: ImagesConfig) -> Decoded:
+    """Decodes a JPEG of any colours and orientation, with whatever libjpeg only warns of.
+
+    Raises:
+        UnreadableImage: it ends early, or has numbers of more than 8 bits.
+    """
+    parts = jpeg_segments(data)
+    check_size(parts.height, parts.width, config)
+    if parts.bits != 8 or parts.channels not in (1, 3, 4):
+        raise UnreadableImage(
+            f"a JPEG of {parts.bits} bits and {parts.channels} channels: save it as PNG or TIFF"
+        )
+    space = "CMYK" if parts.channels == 4 else _space(config, parts.channels)
+    pixels = decode_jpeg(data, (parts.height, parts.width), space, config.jpeg_side)
+    turned = orientation(parts.exif, parts.xmp)
+    if space == "CMYK":  # as Adobe writes them: 0 is all ink
+        return Decoded(pixels, "cmyk", inverted=True, orientation=turned)
+    return Decoded(pixels, "gray" if space == "GRAY" else "rgb", orientation=turned)
+
+
+def _space(config: ImagesConfig, channels: int) -> str:
+    wanted = channels if config.color == "raw" else config.channels
+    return "RGB" if wanted == 3 else "GRAY"
 
 
 def decode_jpeg(
@@ -78,24 +124,62 @@ def decode_jpeg(
     Args:
         data: the bytes of the file.
         size: height and width that the header names.
-        space: "RGB" or "GRAY".
+        space: "RGB", "GRAY" or, of a file that is stored so, "CMYK".
         side: pixels that the shorter side must keep: both are divided by 1, 2, 4 or 8, rounded up.
         room: uint8 (any,): the pixels are laid at its beginning if they fit.
 
     Returns:
-        (height, width, 3 or 1), uint8.
+        (height, width, 3, 1 or 4), uint8.
 
     Raises:
+        UnreadableImage: the data ends before the picture does.
         ValueError: the file is damaged.
     """
-    height, width = reduced(size, side)
-    smaller = (height, width) != size
-    needed = height * width * _COLORS[space]
+    wanted = reduced(size, side)
+    needed = wanted[0] * wanted[1] * _CHANNELS[space]
+    buffer = room[:needed] if room is not None and room.size >= needed else None
+    least = (0, 0) if wanted == size else wanted
+    try:
+        return _decode(data, space, least, buffer)
+    except ValueError:
+        parts = jpeg_segments(data)
+        _refuse_what_ends_early(parts, space)
+        return _decode(parts.joined(), space, least, buffer, strict=False)
+
+
+def _refuse_what_ends_early(parts: JpegSegments, space: str) -> None:
+    """Whether each pixel is in the file, at whatever size it is going to be decoded."""
+    joined = parts.joined()
+    early = not parts.ended or _PREMATURE in _warning(joined, space)
+    if not early:  # libjpeg tells only its first warning, which may be another one
+        filled = _decode(parts.joined(filled=True), space, strict=False)
+        early = not np.array_equal(filled, _decode(joined, space, strict=False))
+    if early:
+        raise UnreadableImage("damaged: a JPEG that ends early; part of the picture is missing")
+
+
+def _warning(data: bytes, space: str) -> str:
+    try:
+        _decode(data, space)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _decode(
+    data: bytes,
+    space: str,
+    least: tuple[int, int] = (0, 0),
+    buffer: NDArray[np.uint8] | None = None,
+    *,
+    strict: bool = True,
+) -> NDArray[np.uint8]:
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
         data,
         colorspace=space,
-        min_height=height if smaller else 0,
-        min_width=width if smaller else 0,
-        buffer=room[:needed] if room is not None and room.size >= needed else None,
+        min_height=least[0],
+        min_width=least[1],
+        buffer=buffer,
+        strict=strict,
     )
     return pixels
