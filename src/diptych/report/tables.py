@@ -13,9 +13,11 @@ def print_tables(console: Console, evaluation: Mapping[str, Any]) -> None:
     """Prints one table for each group of results: encoders by figures, with 95% intervals."""
     for group in groups_of(evaluation):
         console.print(_table(group))
+        console.print(group.text, highlight=False)
         for panel in group.panels:
-            if panel.gain:
-                console.print(f"  {panel.title}: {panel.gain}", highlight=False)
+            for sentence in (panel.gain, panel.images):
+                if sentence:
+                    console.print(f"  {panel.title}: {sentence}", highlight=False)
 
 
 def _table(group: Group) -> Table:
