@@ -237,6 +237,8 @@ def _overlaps(split: Split) -> list[str]:
             f"{repeated:,} of the {len(split.test):,} measured on are also among those fitted on, "
             "byte for byte."
         )
+    if shared == 0:
+        found.append("No group (images.group_by) has images in both.")
     if shared:
         found.append(
             f"{shared:,} of the {len(split.test):,} measured on are of groups (images.group_by) "

@@ -15,9 +15,11 @@ def print_tables(console: Console, evaluation: Mapping[str, Any]) -> None:
         console.print(_table(group))
         console.print(group.text, highlight=False)
         for panel in group.panels:
-            for sentence in (panel.gain, panel.images):
-                if sentence:
-                    console.print(f"  {panel.title}: {sentence}", highlight=False)
+            if panel.gain:
+                console.print(f"  {panel.title}: {panel.gain}", highlight=False)
+        for images in dict.fromkeys(panel.images for panel in group.panels if panel.images):
+            titles = [panel.title for panel in group.panels if panel.images == images]
+            console.print(f"  {'; '.join(titles)}: {images}", highlight=False)
 
 
 def _table(group: Group) -> Table:
