@@ -178,12 +178,10 @@ def test_a_student_saw_what_its_teacher_saw(run: Path, flat: Path, tmp_path: Pat
         tmp_path / "more",
         out=tmp_path / "student",
         quiet=True,
-        **SETTINGS,
-        **{"distillation.teacher": str(run), "distillation.labelled": str(flat)},
+        **(SETTINGS | {"distillation.teacher": str(run), "distillation.labelled": str(flat)}),
     )
     found = evaluate(student, ["knn"], threads=1, train=flat / "train")
     assert found["details"]["knn"]["split"]["labels_used"]
     assert (
-        "9 images that pretraining saw (with their labels)"
-        in (found["details"]["knn"]["split"]["words"])
+        "9 images that pretraining saw (with labels)" in (found["details"]["knn"]["split"]["words"])
     )

@@ -65,7 +65,7 @@ def test_images_learned_from_are_not_called_held_out() -> None:
     assert "The 5 held-out images have no labels" in found.words
     assert "held out" not in found.words
     told = replace(found, labels_used=True)
-    assert "saw (with their labels)" in told.words
+    assert "saw (with labels)" in told.words
 
 
 def test_labelled_images_held_out_from_unlabelled_ones_are_cut() -> None:

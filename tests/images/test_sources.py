@@ -50,7 +50,8 @@ def test_images_beside_folders_have_no_label(
     Image.new("RGB", (8, 8)).save(class_folder / "loose.png")
     train = opened(class_folder, executor).train
     assert train.labels is not None
-    assert [train.names[i] for i in np.flatnonzero(train.labels < 0)] == ["loose.png"]
+    without = np.flatnonzero(train.labels < 0).tolist()
+    assert [train.names[i] for i in without] == ["loose.png"]
     assert train.classes == ("class0", "class1", "class2")
 
 

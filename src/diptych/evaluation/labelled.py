@@ -96,10 +96,11 @@ def labelled_parts(
     if train.labels is not None and test is not None and test.labels is not None:
         return _given(train, test, group_by, seen)
     if train.labels is not None:
-        remarks = []
+        remarks: tuple[str, ...] = ()
         if test is not None:
-            remarks = [f"The {len(test):,} held-out images have no labels, so are of no use here."]
-        return _cut(train, group_by, seen, tuple(remarks))
+            which = f"The {len(test):,} held-out images"
+            remarks = (f"{which} have no labels of two classes or more, so are of no use here.",)
+        return _cut(train, group_by, seen, remarks)
     if test is not None and test.labels is not None:
         return _cut(test, group_by, seen, (_CUT_FROM_TEST,))
     return None

@@ -209,7 +209,7 @@ def _count(flags: Seen) -> int | None:
 
 def _tested(counts: Mapping[str, Any]) -> str:
     images, seen = counts["test_images"], counts["test_images_seen"]
-    how = "with their labels" if counts["labels_used"] else "without labels"
+    how = "with labels" if counts["labels_used"] else "without labels"
     if seen is None:
         return f"{images:,} images (whether pretraining saw them is not known)"
     if seen == 0:
