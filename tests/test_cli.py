@@ -493,6 +493,12 @@ def test_the_supervised_loss_needs_labels(
     out = ["--out", str(tmp_path / "other")]
     assert ran("pretrain", str(tmp_path / "images.npy"), *out, *flags) == 1
     assert "needs labels" in capsys.readouterr().err
+    labels[7] = -1
+    np.savez(tmp_path / "partly.npz", images=images, labels=labels)
+    out = ["--out", str(tmp_path / "third")]
+    assert ran("pretrain", str(tmp_path / "partly.npz"), *out, *flags) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "needs a label of every image; 1 of 40 have none, as 7" in said
 
 
 def test_an_encoder_is_asked_for_by_name(class_folder: Path, tmp_path: Path) -> None:

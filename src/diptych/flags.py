@@ -155,8 +155,8 @@ class EvaluateFlags:
     """Labelled images, one folder for each class, to fit the probes on. The run's own by
     default."""
     test: Path | None = None
-    """Labelled images to measure on. By default those held out with the run's own images, or one
-    in five of them."""
+    """Labelled images to measure on. By default those held out with the run's own images, or a
+    fifth cut from them; what pretraining saw of them is said."""
     supervised: bool = False
     """Compare with the same network trained on the labels, with the run's views, optimizer and
     steps. It is trained once and kept in the run folder; that takes about as long as the run."""

@@ -36,6 +36,7 @@ from diptych.training.beginning import config_of_beginning, load_beginning
 from diptych.training.checkpoint import list_checkpoints
 from diptych.training.loop import train
 from diptych.training.progress import Display
+from diptych.training.seen import keep_trained_on
 from diptych.training.state import RunState
 from diptych.training.stores import Place, checkpoint_place
 from diptych.training.watcher import Silent, Watcher
@@ -147,6 +148,8 @@ def _pretrain_together(
         from_first(lambda: _settle(folder, earlier, layers, collection, resume, here, watcher))
         config = load_run_config(folder.config)
         collection = collection.decoded_for(config.images)
+        if earlier is None:
+            from_first(lambda: keep_trained_on(folder, config, collection, executor))
         if here.count > 1:
             device = str(choose_device(config.training.device))
             presented.say(introduction(device, threads, len(collection.train)))
@@ -156,6 +159,7 @@ def _pretrain_together(
             if earlier is None and here.speaks:
                 _take_back(folder, checkpoint_place(config.checkpoint, folder))
             raise
+        from_first(lambda: keep_trained_on(folder, config, collection, executor))
     from_first(lambda: _save_networks(folder, state, config))
     leave_together()
     return folder
@@ -312,6 +316,7 @@ def _take_back(folder: RunFolder, checkpoints: Place) -> None:
     if not list_checkpoints(checkpoints):
         folder.config.unlink(missing_ok=True)
         folder.skipped.unlink(missing_ok=True)
+        folder.trained_on.unlink(missing_ok=True)
 
 
 def _write_skipped(folder: RunFolder, collection: Collection) -> None:

@@ -52,6 +52,11 @@ class RunFolder:
         return self.path / "head.safetensors"
 
     @property
+    def trained_on(self) -> Path:
+        """Checksums of all images that pretraining learned from."""
+        return self.path / "trained_on.safetensors"
+
+    @property
     def evaluation(self) -> Path:
         """Accuracies as fractions."""
         return self.path / "evaluation.json"

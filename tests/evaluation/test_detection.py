@@ -480,6 +480,36 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
+def boxed(*labels: Sequence[int]) -> BoxedImages:
+    """One image for each list of labels, a box of 10 pixels for each label side by side."""
+    boxes = []
+    for some in labels:
+        left = 12.0 * np.arange(len(some), dtype=np.float32)
+        corners = np.stack([left, 0 * left, left + 10, 0 * left + 10], axis=1)
+        plain = np.zeros(len(some), dtype=bool)
+        boxes.append(Boxes(corners, np.array(some, dtype=np.int64), plain, plain))
+    images: Any = None
+    return BoxedImages(images, tuple(boxes), ("known", "unknown"))
+
+
+def test_a_class_without_a_box_to_train_on_is_counted_apart() -> None:
+    train, test = boxed([0], [0, 0]), boxed([0, 1], [1])
+    unknown = detection._unknown_classes(train, test)
+    assert unknown == {"unknown": 2}
+    assert "no box of them: unknown (2 boxes)" in detection._unknown_remark(unknown)
+    right = Detections(  # every known box found, no unknown one
+        counts=np.array([1, 0]),
+        corners=test.boxes[0].corners[:1],
+        labels=np.array([0]),
+        scores=np.array([0.9], dtype=np.float32),
+    )
+    as_before = summary(average_precisions(match(right, test.boxes, 2)))
+    assert as_before[0] == pytest.approx(0.5)  # half the classes seem to be missed
+    found = summary(average_precisions(detection._matches(right, test, unknown)))
+    assert found[0] == pytest.approx(1.0)
+    assert np.isnan(found[4])
+
+
 FLAGS = [
     *("--epochs", "1", "--side", "64", "--pyramid-channels", "16", "--proposals", "32"),
     *("--threads", "1"),
@@ -499,6 +529,8 @@ def test_a_run_is_measured_and_resumed(
     assert set(found["backbones"]) == {"pretrained", "untrained"}
     assert list(found["difference"]) == ["mAP", "AP50", "AP75", "blue", "red"]
     assert found["protocol"]["train_images"] == 24
+    assert found["split"]["test_images_in_train"] == 0
+    assert "Fitted on 24 images and measured on" in said.replace("\n", " ")
     cells = {file.name: file.stat().st_mtime_ns for file in (run / "detection").iterdir()}
     assert len(cells) == 2
 

@@ -219,3 +219,22 @@ def test_rank_counts_directions() -> None:
     features = torch.randn(4000, 5, generator=generator) @ torch.linalg.qr(basis.T)[0].T
     assert effective_rank(features) == pytest.approx(5, abs=0.05)
     assert effective_rank(torch.ones(10, 4)) == 1.0
+
+
+def test_no_group_chooses_its_own_strength() -> None:
+    """Copies on both sides make what only remembers look best: groups keep them together."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, 80)
+    features = rng.normal(size=(80, 120))
+    features[:, 0] += 1.5 * labels
+    many = torch.from_numpy(np.tile(features, (5, 1))).float()
+    truth, groups = torch.from_numpy(np.tile(labels, 5)), np.tile(np.arange(80), 5)
+    alone, together = fit_linear(many, truth), fit_linear(many, truth, groups=groups)
+    assert together.l2 > alone.l2
+    fresh, kinds = rng.normal(size=(4000, 120)), rng.integers(0, 2, 4000)
+    fresh[:, 0] += 1.5 * kinds
+    shares = [
+        accuracy(one.predict(torch.from_numpy(fresh).float()), torch.from_numpy(kinds))
+        for one in (alone, together)
+    ]
+    assert shares[1] > shares[0]

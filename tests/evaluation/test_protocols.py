@@ -68,9 +68,9 @@ def test_results_are_added_to_what_is_there(run: Path) -> None:
     assert list(first["knn"]) == ["trained", "untrained", "pixels"]
     again = evaluate(run, ["finetune"], threads=1, finetune_epochs=1, seeds=1)
     assert again["knn"] == first["knn"]
-    assert set(again["details"]) == {"knn", "linear", "finetune"}
+    assert set(again["details"]) == {"knn", "linear", "knn_leave_one_out", "finetune"}
     assert set(again["finetune"]) == {"1", "0.1", "0.01"}
-    assert again["details"]["finetune"]["shares"]["0.1"]["images"] == 6  # of 58: two of each
+    assert again["details"]["finetune"]["shares"]["0.1"]["images"] == 6  # of 57: two of each
     assert json.loads((run / "evaluation.json").read_text()) == again
     assert "NaN" not in (run / "evaluation.json").read_text()  # one seed: no interval, so null
 
@@ -86,13 +86,19 @@ def test_intervals_hold_the_figure_and_gains_are_differences(run: Path) -> None:
     assert gain["low"] <= gain["value"] <= gain["high"]
 
 
-def test_results_on_other_images_are_not_mixed() -> None:
+def test_results_on_other_images_keep_each_their_own() -> None:
     protocol = {"images": "a", "test_images": 5, "head_layers": 0}
     earlier = {"knn": {"trained": 0.1}, "linear": {"trained": 0.2}, "protocol": protocol}
-    same = merged(earlier, {"knn": {"trained": 0.3}, "protocol": protocol})
+    same = merged(earlier, {"knn": {"trained": 0.3}, "protocol": {**protocol, "more": 1}})
     assert same["linear"] == {"trained": 0.2}
-    other = {"knn": {"trained": 0.3}, "protocol": {**protocol, "images": "b"}}
-    assert merged(earlier, other) == other
+    assert same["protocol"] == {**protocol, "more": 1}
+    other = {"knn": {"trained": 0.3}, "protocol": {"images": "b"}, "details": {"knn": 2}}
+    assert merged({**earlier, "details": {"knn": 1, "linear": 1}}, other) == {
+        "knn": {"trained": 0.3},
+        "linear": {"trained": 0.2},
+        "protocol": {"images": "b"},
+        "details": {"knn": 2, "linear": 1},
+    }
     finetune = {"finetune": {"1": {"trained": 0.4}}, "details": {"finetune": 1}}
     assert merged(earlier, finetune) == {**earlier, **finetune}
 
@@ -118,7 +124,7 @@ def test_the_supervised_rival_is_trained_once(run: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(supervised, "train_supervised", counted)
     first = evaluate(run, ["knn"], threads=1, supervised=True)
     assert evaluate(run, ["knn"], threads=1, supervised=True)["knn"] == first["knn"]
-    # The run took 4 steps of 72 images; 58 labelled ones make 3 a pass, so 2 passes.
+    # The run took 4 steps of 72 images; 57 labelled ones make 3 a pass, so 2 passes.
     assert trained == [2]
     ours, theirs = (
         load_encoder(run / name).state_dict()
@@ -266,3 +272,4 @@ def test_files_of_before_there_were_intervals_are_shown() -> None:
     assert [panel.title for panel in group.panels] == ["7 nearest neighbours", "linear classifier"]
     assert [bar.text for bar in group.panels[0].bars] == ["70.0%", "50.0%", "40.0%"]
     assert group.panels[0].bars[0].range == ""
+    assert "On images not recorded." in group.text

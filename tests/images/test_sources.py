@@ -45,11 +45,36 @@ def test_class_folders_are_noticed(class_folder: Path, executor: ThreadPoolExecu
     assert train.labels.tolist() == [0] * 16 + [1] * 16 + [2] * 16
 
 
-def test_images_beside_folders_are_not_labelled(
+def test_images_beside_folders_have_no_label(
     class_folder: Path, executor: ThreadPoolExecutor
 ) -> None:
     Image.new("RGB", (8, 8)).save(class_folder / "loose.png")
-    assert opened(class_folder, executor).train.labels is None
+    train = opened(class_folder, executor).train
+    assert train.labels is not None
+    without = np.flatnonzero(train.labels < 0).tolist()
+    assert [train.names[i] for i in without] == ["loose.png"]
+    assert train.classes == ("class0", "class1", "class2")
+
+
+def test_minus_one_in_an_array_is_no_class(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+    pixels = np.zeros((6, 8, 8), np.uint8)
+    np.savez(tmp_path / "some.npz", images=pixels, labels=np.array([3, -1, 5, -1, 3, 5]))
+    train = opened(tmp_path / "some.npz", executor).train
+    assert train.classes == ("3", "5")
+    assert train.labels is not None
+    assert train.labels.tolist() == [0, -1, 1, -1, 0, 1]
+    np.savez(tmp_path / "one.npz", images=pixels, labels=np.array([3, -1, 3, -1, 3, 3]))
+    assert opened(tmp_path / "one.npz", executor).train.labels is None
+
+
+def test_a_part_of_the_photographs_keeps_their_names(executor: ThreadPoolExecutor) -> None:
+    whole = open_images(ImagesConfig(path="photographs"), executor).train
+    some = open_images(ImagesConfig(path="photographs", limit=12), executor).train
+    assert whole.labels is not None
+    assert some.labels is not None
+    assert 2 <= len(some.classes) < 16
+    for name, label in zip(some.names, some.labels.tolist(), strict=True):
+        assert some.classes[label] == whole.classes[whole.labels[int(name)]]
 
 
 def test_train_and_test_folders_are_noticed(

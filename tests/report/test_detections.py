@@ -35,7 +35,11 @@ FOUND: dict[str, Any] = {
 def test_every_figure_has_both_backbones_and_their_difference() -> None:
     group = detection_group(FOUND)
     assert group.title == "Finding objects: cells"
-    assert "1,205 images" in group.text
+    assert "On images not recorded." in group.text
+    split = {
+        "words": "Fitted on 1,205 images and measured on 72 images that pretraining did not see."
+    }
+    assert split["words"] in detection_group({**FOUND, "split": split}).text
     assert "3 seeds" in group.text
     of_map, of_half = group.panels  # nothing is said of a class that no image has
     assert of_map.title.startswith("mAP")

@@ -63,7 +63,7 @@ def test_a_collapsed_checkpoint_comes_last(run: Path) -> None:
     assert bad.pretext == 0  # no key of its own scores above the others
     assert good.steadiness is None
     assert good.knn is not None
-    assert (found.images, found.held_out) == (48, False)
+    assert found.images == 48
     assert found.agreement is not None
     assert set(found.agreement) == {*MEASURES, "combined"}
     assert set(found.agreement.values()) == {None}  # of two nothing can be said
@@ -122,7 +122,7 @@ def test_the_command_prints_and_writes(
     out = capsys.readouterr().out
     assert "Ranked without labels, on 48 images" in out
     assert "How well each agrees with kNN" in out
-    assert "nothing is held out" in out
+    assert "Measured on 48 images that pretraining saw (without labels)." in out
     row = json.loads(file.read_text())["rows"][0]
     assert row["step"] == 3
     assert row["effective_rank"] > 1

@@ -94,7 +94,7 @@ def _against_baselines(evaluation: Mapping[str, Any], probe: str) -> str:
     begin = PROBES[probe].format_map({"knn_neighbours": settings.get("knn_neighbours", 20)})
     pixels = f" and {values['pixels']:.1%} with raw pixels" if "pixels" in values else ""
     sentence = (
-        f"{begin}, {values['trained']:.1%} of {settings['test_images']:,} test images get the "
+        f"{begin}, {values['trained']:.1%} of {_tested(evaluation, probe)} get the "
         f"right class, against {values['untrained']:.1%} with the untrained encoder{pixels} "
         f"({gain.words} over the untrained one)."
     )
@@ -110,6 +110,8 @@ def _linear(evaluation: Mapping[str, Any]) -> str:
         return ""
     linear, knn = evaluation["linear"]["trained"], evaluation["knn"]["trained"]
     sentence = f"A linear classifier on the frozen features reaches {linear:.1%}."
+    if _settings(evaluation, "linear").get("images") != _settings(evaluation, "knn").get("images"):
+        return f"{sentence} That is on other images, so the two cannot be compared."
     if linear - knn > _LINEAR_LEAD:
         sentence += (
             " That is far above the nearest neighbours: what matters is in the features, but does "
@@ -206,3 +208,11 @@ def _how_sure(evaluation: Mapping[str, Any], probe: str) -> str:
 def _settings(evaluation: Mapping[str, Any], probe: str) -> Mapping[str, Any]:
     found = evaluation.get("details", {}).get(probe, {}).get("settings")
     return dict(found or evaluation["protocol"])
+
+
+def _tested(evaluation: Mapping[str, Any], probe: str) -> str:
+    """The images measured on, and whether pretraining saw them, as a part of a sentence."""
+    split = evaluation.get("details", {}).get(probe, {}).get("split")
+    if split is None:
+        return f"{_settings(evaluation, probe)['test_images']:,} test images"
+    return str(split["tested"])

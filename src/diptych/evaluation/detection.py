@@ -7,7 +7,7 @@ cell with a file of its own, so that what was interrupted goes on where it was.
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from diptych.configs import RunConfig
-from diptych.evaluation.average_precision import average_precisions, match, resampled, summary
+from diptych.evaluation.average_precision import (
+    ClassMatches,
+    average_precisions,
+    match,
+    resampled,
+    summary,
+)
 from diptych.evaluation.detection_cells import cell_key, read_cell, write_cell
 from diptych.evaluation.detection_config import DetectionConfig
 from diptych.evaluation.detection_training import (
@@ -29,9 +35,11 @@ from diptych.evaluation.detection_training import (
     normalised_batches,
 )
 from diptych.evaluation.detector import build_detector, normalisation, set_statistics, stem_remark
+from diptych.evaluation.split import unlabelled_split
 from diptych.hardware import choose_device, use_threads
 from diptych.images.boxes import BoxedImages, open_boxes
 from diptych.images.listing import Progress, ignore_progress
+from diptych.images.trained_on import load_trained_on
 from diptych.model.saved import load_encoder, untrained_encoder
 from diptych.run_folder import RunFolder, write_aside
 
@@ -91,8 +99,9 @@ def measure_detection(
     Returns:
         What is also written to ``detection.json``: under ``backbones`` the figures of each with
         intervals and for each seed, under ``difference`` pretrained less untrained, paired by
-        image, under ``protocol`` how they were measured, and ``remarks``. Fractions; None where
-        there is no box of a class.
+        image, under ``protocol`` how they were measured, under ``split`` on which images, and
+        ``remarks``. Fractions; None where there is no box of a class, and for a class without a box
+        to train on, which no mean counts.
 
     Raises:
         ConfigError: the encoder is no ResNet, or pycocotools is not installed.
@@ -110,8 +119,11 @@ def measure_detection(
         backbone: [_cell(work, backbone, seed, on_cell) for seed in range(config.seeds)]
         for backbone in BACKBONES
     }
-    remarks = [*train.remarks, *test.remarks, stem_remark(encoder.config)]
-    found = _figures(cells, test) | {
+    split = unlabelled_split(train.images, test.images, load_trained_on(folder.trained_on))
+    unknown = _unknown_classes(train, test)
+    remarks = [*train.remarks, *test.remarks, stem_remark(encoder.config), _unknown_remark(unknown)]
+    found = _figures(cells, test, unknown) | {
+        "split": split.as_dict(),
         "protocol": asdict(config)
         | {
             "data": str(data),
@@ -206,10 +218,35 @@ def _backbone(work: _Work, backbone: str, seed: int) -> nn.Module:
 # --- figures ------------------------------------------------------------------------------------
 
 
-def _figures(cells: dict[str, list[_Cell]], test: BoxedImages) -> dict[str, Any]:
+def _unknown_classes(train: BoxedImages, test: BoxedImages) -> dict[str, int]:
+    """Classes that test images have boxes of and training images do not: how many boxes."""
+    fitted, measured = (
+        np.bincount(
+            np.concatenate([np.zeros(0, dtype=np.int64), *(b.labels[b.plain] for b in part.boxes)]),
+            minlength=len(part.classes),
+        )
+        for part in (train, test)
+    )
+    return {
+        name: int(measured[index])
+        for index, name in enumerate(test.classes)
+        if measured[index] and not fitted[index]
+    }
+
+
+def _unknown_remark(unknown: dict[str, int]) -> str:
+    if not unknown:
+        return ""
+    listed = ", ".join(f"{name} ({boxes:,} boxes)" for name, boxes in unknown.items())
+    return f"Left out of all figures, as the training images have no box of them: {listed}."
+
+
+def _figures(
+    cells: dict[str, list[_Cell]], test: BoxedImages, unknown: Collection[str]
+) -> dict[str, Any]:
     names = ("mAP", "AP50", "AP75", *test.classes)
     matches = {
-        backbone: [match(cell.detections, test.boxes, len(test.classes)) for cell in row]
+        backbone: [_matches(cell.detections, test, unknown) for cell in row]
         for backbone, row in cells.items()
     }
     seeds = {
@@ -240,6 +277,17 @@ def _figures(cells: dict[str, list[_Cell]], test: BoxedImages) -> dict[str, Any]
         },
         "difference": _with_intervals(names, difference, means["pretrained"] - means["untrained"]),
     }
+
+
+def _matches(
+    detections: Detections, test: BoxedImages, unknown: Collection[str]
+) -> list[ClassMatches]:
+    """Class by class; of one that no detector could know, nothing is wanted."""
+    found = match(detections, test.boxes, len(test.classes))
+    return [
+        replace(one, wanted=np.zeros_like(one.wanted)) if name in unknown else one
+        for name, one in zip(test.classes, found, strict=True)
+    ]
 
 
 def _over_seeds(drawn: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:

@@ -60,7 +60,8 @@ def measure_finetune(subject: Subject) -> dict[str, Any]:
         "learning_rate": RATE,
         "batch_size": BATCH,
     }
-    return {"finetune": means, "details": {"finetune": {"settings": settings, "shares": details}}}
+    table = {"settings": settings, "shares": details, "split": labelled.as_dict()}
+    return {"finetune": means, "details": {"finetune": table}}
 
 
 def fine_tune(

@@ -1,8 +1,10 @@
 """The two usual protocols on frozen features: kNN and a linear classifier by L-BFGS."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,14 +12,16 @@ from diptych.evaluation.confidence import Estimate, Statistic, estimate
 from diptych.evaluation.knn import accuracy, knn_predict, leave_one_out
 from diptych.evaluation.linear import fit_linear
 from diptych.evaluation.scores import accuracy_of, mean_per_class
+from diptych.evaluation.split import Split, units_of, unlabelled_split
 from diptych.evaluation.subject import STRENGTHS, TRAINED, Subject
+from diptych.images.collection import ImageSet
 
 
 def measure_knn(subject: Subject) -> dict[str, Any]:
     """Weighted kNN (InstDisc, section 3.4), for every encoder and for pixels.
 
-    Where there is one set of labelled images, ``knn_leave_one_out`` classifies each of them by all
-    the others as well.
+    Where there is one set of labelled images without groups, ``knn_leave_one_out`` classifies each
+    of them by all the others as well.
     """
     labelled, options = subject.labelled, subject.options
     how = {"k": options.neighbours, "temperature": options.knn_temperature}
@@ -33,10 +37,12 @@ def measure_knn(subject: Subject) -> dict[str, Any]:
     result: dict[str, Any] = {
         "knn": found,
         "protocol": settings,
-        "details": {"knn": {"settings": settings, "metrics": metrics}},
+        "details": {"knn": {"settings": settings, "metrics": metrics, "split": labelled.as_dict()}},
     }
-    if labelled.parted:
+    if labelled.whole is not None and labelled.shared is None:
         result["knn_leave_one_out"] = _left_out(subject)
+        split = _all_by_others(subject, labelled.whole).as_dict()
+        result["details"]["knn_leave_one_out"] = {"settings": settings, "split": split}
     return result
 
 
@@ -45,7 +51,9 @@ def measure_linear(subject: Subject) -> dict[str, Any]:
     labelled, sweep = subject.labelled, STRENGTHS[subject.options.l2_sweep]
     predicted, strengths = {}, {}
     for name, (train, test) in subject.features.items():
-        classifier = fit_linear(train, labelled.train_labels, strengths=sweep)
+        classifier = fit_linear(
+            train, labelled.train_labels, strengths=sweep, groups=labelled.units
+        )
         predicted[name] = classifier.predict(test)
         strengths[name] = classifier.l2
     found, metrics = compared(predicted, labelled.test_labels)
@@ -53,7 +61,9 @@ def measure_linear(subject: Subject) -> dict[str, Any]:
     return {
         "linear": found,
         "protocol": settings,
-        "details": {"linear": {"settings": settings, "metrics": metrics}},
+        "details": {
+            "linear": {"settings": settings, "metrics": metrics, "split": labelled.as_dict()}
+        },
     }
 
 
@@ -106,6 +116,18 @@ def with_intervals(figures: Mapping[str, Statistic], images: int) -> dict[str, A
             if name != TRAINED
         },
     }
+
+
+def _all_by_others(subject: Subject, whole: ImageSet) -> Split:
+    """The split of each image against all others."""
+    contents = units_of(whole, None)
+    copies = None if contents is None else np.bincount(contents)[contents] > 1
+    return replace(
+        unlabelled_split(None, whole, subject.seen),
+        repeated=copies,
+        left_out=subject.labelled.left_out,
+        remarks=("Each of them is classified by all others.",),
+    )
 
 
 def _left_out(subject: Subject) -> dict[str, float]:

@@ -1,6 +1,8 @@
 """Labelled images in two parts: to fit a probe on, and to measure it on."""
 
+import difflib
 import hashlib
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,37 +10,41 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.collection import Collection, ImageSet, match_classes
+from diptych.evaluation.split import (
+    LeftOut,
+    Split,
+    compared_parts,
+    groups_of_parts,
+    listed,
+    units_of,
+)
+from diptych.images.collection import Collection, ImageSet
+from diptych.images.cut import cut
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources import open_images
 from diptych.images.tables.hugging_face import path_of
+from diptych.images.trained_on import TrainedOn
 
-_HELD_OUT: Final = 5  # without test images, one in this many is held out
+_ALIKE: Final = 0.8  # of the letters of two names of classes, to be taken for a slip
+_NAMED: Final = 5  # images without a label
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """Images with labels, in two parts.
+@dataclass(frozen=True, kw_only=True)
+class Labelled(Split):
+    """A split of images with labels.
 
     Attributes:
-        train: to fit a probe on.
         train_labels: (images,), classes.
-        test: to measure it on.
-        test_labels: (images,), the same classes; -1 for one that ``train`` lacks.
-        classes: their names.
-        parted: whether both parts come from one set, which had none held out.
+        test_labels: (images,), the same classes: a test image of another one is left out.
     """
 
-    train: ImageSet
     train_labels: Tensor
-    test: ImageSet
     test_labels: Tensor
-    classes: tuple[str, ...]
-    parted: bool = False
 
     @property
     def chance(self) -> float:
@@ -53,34 +59,54 @@ class Labelled:
             digest.update(part.fingerprint().encode() + labels.numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def select(self, train: NDArray[np.int64], test: NDArray[np.int64]) -> "Labelled":
+        """Some of the images of each part."""
+        return replace(
+            self,
+            train=self.train.select(train),
+            test=self.test.select(test),
+            train_labels=self.train_labels[torch.from_numpy(train)],
+            test_labels=self.test_labels[torch.from_numpy(test)],
+            test_seen=None if self.test_seen is None else self.test_seen[test],
+            train_seen=None if self.train_seen is None else self.train_seen[train],
+            repeated=None if self.repeated is None else self.repeated[test],
+            shared=None if self.shared is None else self.shared[test],
+            units=None if self.units is None else self.units[train],
+        )
 
-def labelled_parts(collection: Collection) -> Labelled | None:
-    """The labelled training and test images of a collection; None without labels.
 
-    Where nothing is held out, every fifth image of a fixed shuffle is.
+def labelled_parts(
+    collection: Collection, *, group_by: str | None = None, seen: TrainedOn | None = None
+) -> Labelled | None:
+    """The labelled images of a collection in two parts; None without labels.
+
+    These are its own two parts where both have labels. Else a fifth is cut from the part that has:
+    whole groups, of each class its share. Images that pretraining learned from may be measured on,
+    as where a set has no held-out part; the split says so.
+
+    Args:
+        collection: of images.
+        group_by: ``images.group_by``.
+        seen: what pretraining learned from, if known.
+
+    Raises:
+        ImagesError: the two parts have no class in common, or no class has images for two parts.
     """
     train, test = collection.train, collection.test
-    if train.labels is None:
-        return None
+    if train.labels is not None and test is not None and test.labels is not None:
+        return _given(train, test, group_by, seen)
+    if train.labels is not None:
+        remarks: tuple[str, ...] = ()
+        if test is not None:
+            which = f"The {len(test):,} held-out images"
+            remarks = (f"{which} have no labels of two classes or more, so are of no use here.",)
+        return _cut(train, group_by, seen, remarks)
     if test is not None and test.labels is not None:
-        labels = torch.from_numpy(train.labels)
-        return Labelled(
-            train, labels, test, torch.from_numpy(match_classes(train, test)), train.classes
-        )
-    order = np.random.Generator(np.random.Philox(0)).permutation(len(train))
-    held_out = np.sort(order[::_HELD_OUT])
-    rest = np.setdiff1d(order, held_out)
-    kept, parted = train.select(rest), train.select(held_out)
-    assert kept.labels is not None
-    assert parted.labels is not None
-    return Labelled(
-        kept,
-        torch.from_numpy(kept.labels),
-        parted,
-        torch.from_numpy(parted.labels),
-        train.classes,
-        parted=True,
-    )
+        return _cut(test, group_by, seen, (_CUT_FROM_TEST,))
+    return None
+
+
+_CUT_FROM_TEST: Final = "They are held-out images: those to learn from have no labels."
 
 
 def open_labelled(
@@ -89,6 +115,7 @@ def open_labelled(
     *,
     train: str | Path | Any | None = None,
     test: str | Path | Any | None = None,
+    seen: TrainedOn | None = None,
     on_progress: Progress = ignore_progress,
 ) -> Labelled:
     """Opens labelled images.
@@ -97,12 +124,13 @@ def open_labelled(
         config: of the run's images, which are taken where no others are given.
         executor: its threads decode.
         train: labelled images to fit probes on.
-        test: labelled images to measure them on; by default those held out with ``train``, or one
-            in five of its images.
+        test: labelled images to measure them on; by default those held out with ``train``, or a
+            fifth of its images, see ``labelled_parts``.
+        seen: what pretraining learned from, if known.
         on_progress: told how many images are read.
 
     Raises:
-        ImagesError: there are no labels.
+        ImagesError: there are no labels, or the parts have no class in common.
     """
 
     def read(path: str | Path | Any | None, limit: int | None) -> Collection:
@@ -110,14 +138,150 @@ def open_labelled(
         return open_images(replace(config, path=wanted, limit=limit), executor, on_progress)
 
     collection = read(train, config.limit if train is None else None)
+    _require_labels("--train", train, collection.train, collection.test)
     if test is not None:
         held_out = read(test, None)
         collection = replace(collection, test=held_out.test or held_out.train)
-    found = labelled_parts(collection)
-    if found is None or (test is not None and found.test is not collection.test):
+        _require_labels("--test", test, collection.test)
+    found = labelled_parts(collection, group_by=config.group_by, seen=seen)
+    if found is None:
         raise ImagesError(
             "evaluation needs labels: put the images of each class into a folder of its own, and "
             "give --train PATH and --test PATH. Without labels, the report still shows the "
             "label-free measures."
         )
     return found
+
+
+def _require_labels(flag: str, path: object, *parts: ImageSet | None) -> None:
+    if path is not None and all(part is None or part.labels is None for part in parts):
+        raise ImagesError(
+            f"{flag} {path} has no labels: evaluation needs two classes or more, the images of "
+            "each in a folder of its own."
+        )
+
+
+def _given(
+    train: ImageSet, test: ImageSet, group_by: str | None, seen: TrainedOn | None
+) -> Labelled:
+    """Two parts as they lie, their classes matched by name."""
+    fitted, left_out = _with_label(train, "training images")
+    measured, unlabelled = _with_label(test, "test images")
+    assert fitted.labels is not None
+    assert measured.labels is not None
+    labels = _matched(measured, train.classes)
+    known = np.flatnonzero(labels >= 0)
+    if not len(known):
+        raise ImagesError(
+            f"the test images are of the classes {listed(test.classes)}, the training images of "
+            f"{listed(train.classes)}: none in common, so nothing can be measured. Classes are "
+            f"matched by name; give their folders the same ones.{_slips(test, train)}"
+        )
+    if len(known) < len(measured):
+        unknown = tuple(name for name in test.classes if name not in train.classes)
+        why = "of classes that the training images lack"
+        unlabelled += (LeftOut(len(measured) - len(known), "test images", why, unknown),)
+    measured = measured.select(known)
+    ours, theirs, remarks = groups_of_parts(fitted, measured, group_by)
+    if ours is not None and theirs is not None and not _is_finer(ours, fitted.labels):
+        ours, theirs, remarks = None, None, (_NOT_FINER,)
+    slips = _slips(test, train).strip()
+    return Labelled(
+        train=fitted,
+        train_labels=torch.from_numpy(fitted.labels),
+        test=measured,
+        test_labels=torch.from_numpy(labels[known]),
+        classes=train.classes,
+        shared=None if ours is None or theirs is None else np.isin(theirs, ours),
+        units=units_of(fitted, ours),
+        left_out=left_out + unlabelled,
+        remarks=(*remarks, slips) if slips else remarks,
+        **compared_parts(fitted, measured, seen),
+    )
+
+
+def _cut(
+    images: ImageSet, group_by: str | None, seen: TrainedOn | None, remarks: tuple[str, ...]
+) -> Labelled:
+    """Two parts of one set, with all of a group, and all copies of an image, in one of them."""
+    labelled, left_out = _with_label(images, "images")
+    assert labelled.labels is not None
+    groups, _, more = groups_of_parts(labelled, None, group_by)
+    if groups is not None and not _is_finer(groups, labelled.labels):
+        groups, more = None, (_NOT_FINER,)
+    units = units_of(labelled, groups)
+    identities = None if labelled.checksums is None else labelled.checksums[:, 0]
+    kept, held_out, alone = cut(labelled.labels, units, identities=identities)
+    if not len(held_out):
+        raise ImagesError(
+            f"none of the {len(images.classes)} classes has two images that differ: one to fit on "
+            "and one to measure on are wanted. Add images, or give --test PATH."
+        )
+    remarks += more
+    if len(alone):
+        names = [images.classes[number] for number in alone]
+        what = "groups of images" if groups is not None else "images"
+        remarks += (f"Fitted on only, with too few {what} for both sides: {listed(names)}.",)
+    train, test = labelled.select(kept), labelled.select(held_out)
+    assert train.labels is not None
+    assert test.labels is not None
+    return Labelled(
+        train=train,
+        train_labels=torch.from_numpy(train.labels),
+        test=test,
+        test_labels=torch.from_numpy(test.labels),
+        classes=images.classes,
+        shared=None if groups is None else np.isin(groups[held_out], groups[kept]),
+        units=None if units is None else units[kept],
+        whole=labelled,
+        left_out=left_out,
+        remarks=remarks,
+        **compared_parts(train, test, seen),
+    )
+
+
+_NOT_FINER: Final = (
+    "By images.group_by each class is one group, so groups lie on both sides: what it says of the "
+    "images is no more than their class."
+)
+
+
+def _is_finer(groups: NDArray[np.int64], labels: NDArray[np.int64]) -> bool:
+    """Whether some class has two groups: else no group can be kept on one side."""
+    pairs = np.unique(np.stack([groups, labels]), axis=1)
+    return len(np.unique(pairs[1])) < pairs.shape[1]
+
+
+def _with_label(images: ImageSet, what: str) -> tuple[ImageSet, tuple[LeftOut, ...]]:
+    """The images that have one, and what is left out."""
+    assert images.labels is not None
+    left_out = []
+    if images.skipped:
+        names = tuple(one.name for one in images.skipped[:_NAMED])
+        left_out.append(LeftOut(len(images.skipped), what, "that cannot be used", names))
+    without = np.flatnonzero(images.labels < 0)
+    if not len(without):
+        return images, tuple(left_out)
+    names = tuple(images.names[index] for index in without[:_NAMED])
+    left_out.append(LeftOut(len(without), what, "without a label", names))
+    return images.select(np.flatnonzero(images.labels >= 0)), tuple(left_out)
+
+
+def _matched(images: ImageSet, classes: Sequence[str]) -> NDArray[np.int64]:
+    """Labels as positions among other classes, by name; -1 for one that is not among them."""
+    assert images.labels is not None
+    position = {name: index for index, name in enumerate(classes)}
+    table = np.array([position.get(name, -1) for name in images.classes], dtype=np.int64)
+    matched: NDArray[np.int64] = table[images.labels]
+    return matched
+
+
+def _slips(test: ImageSet, train: ImageSet) -> str:
+    """Names of classes that are nearly the same in both parts, as a hint."""
+    lower = {name.casefold(): name for name in train.classes}
+    found = []
+    for name in test.classes:
+        if name not in train.classes:
+            near = difflib.get_close_matches(name.casefold(), lower, n=1, cutoff=_ALIKE)
+            found += [f"{name!r} and {lower[one]!r}" for one in near]
+    return f" Nearly alike: {listed(found)}." if found else ""

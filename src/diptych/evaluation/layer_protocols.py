@@ -1,9 +1,10 @@
 """Two protocols that need no labels and look at every layer: geometry, and transformations.
 
-Both take held-out images where the run has any, and else those that it learned from.
+Both take held-out images where the run has any, and else those that it learned from, and say which.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from diptych.evaluation.geometry import Geometry, geometry
 from diptych.evaluation.layers import Layers, trained_layers, untrained_layers
+from diptych.evaluation.split import groups_of_parts, units_of, unseen_split
 from diptych.evaluation.subject import PIXELS, TRAINED, UNTRAINED, Subject
+from diptych.evaluation.transformations import MOST_IMAGES as MOST_PROBED
 from diptych.evaluation.transformations import probe_layers
 from diptych.hardware import choose_device
-from diptych.images.collection import Collection, ImageSet
 from diptych.images.order import Order
 from diptych.views.batches import ViewBatches, evaluation_views
 
@@ -28,7 +30,8 @@ _BATCH: Final = 256  # images
 
 def measure_geometry(subject: Subject) -> dict[str, Any]:
     """Geometry of every layer, trained and untrained; see ``evaluation.geometry``."""
-    images = unseen_images(subject.collection).spread(MOST_IMAGES)
+    split = unseen_split(subject.collection, subject.seen, most=MOST_IMAGES)
+    images = split.test
     batches = ViewBatches(
         images, Order(0, len(images), len(images)), subject.config.views, subject.executor
     )
@@ -36,19 +39,30 @@ def measure_geometry(subject: Subject) -> dict[str, Any]:
         name: {layer: one.as_dict() for layer, one in layer_geometry(layers, batches).items()}
         for name, layers in _networks(subject).items()
     }
-    return {"geometry": found | {"images": len(images)}}
+    return {"geometry": found | {"images": len(images), "split": split.as_dict()}}
 
 
 def measure_transformations(subject: Subject) -> dict[str, Any]:
     """What each layer tells of how an image was changed, trained and untrained, and pixels."""
-    images, views = unseen_images(subject.collection), subject.config.views
+    split = unseen_split(subject.collection, subject.seen, most=MOST_PROBED)
+    images, config = split.test, subject.config
+    groups, _, remarks = groups_of_parts(images, None, config.images.group_by)
+    how = "Classifiers are fitted on two thirds of them and measured on the rest."
     found = {
-        name: probe_layers(layers, images, views, subject.executor, pixels=name == UNTRAINED)
+        name: probe_layers(
+            layers,
+            images,
+            config.views,
+            subject.executor,
+            groups=units_of(images, groups),
+            pixels=name == UNTRAINED,
+        )
         for name, layers in _networks(subject).items()
     }
     layers = {name: one.pop("layers") for name, one in found.items()}
     pixels = layers[UNTRAINED].pop(PIXELS)
-    return {"transformations": layers | {PIXELS: pixels} | found[TRAINED]}
+    described = {"split": replace(split, remarks=(how, *remarks)).as_dict()}
+    return {"transformations": layers | {PIXELS: pixels} | found[TRAINED] | described}
 
 
 def layer_geometry(layers: Layers, batches: ViewBatches) -> dict[str, Geometry]:
@@ -70,11 +84,6 @@ def layer_geometry(layers: Layers, batches: ViewBatches) -> dict[str, Geometry]:
             centred[name].append(plain[name])
             pairs[name].append((first[name], second[name]))
     return {name: geometry(torch.cat(centred[name]), _joined(pairs[name])) for name in layers.names}
-
-
-def unseen_images(collection: Collection) -> ImageSet:
-    """The held-out images of a collection, or all there are."""
-    return collection.train if collection.test is None else collection.test
 
 
 def _networks(subject: Subject) -> Mapping[str, Layers]:

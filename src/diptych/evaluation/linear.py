@@ -8,13 +8,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from diptych.evaluation.knn import accuracy
 from diptych.evaluation.lbfgs import minimise
+from diptych.images.cut import cut
 
 L2_STRENGTHS: Final = tuple(10.0**power for power in range(0, -7, -1))
 """Tried from strong to weak, each starting from the last one's weights."""
@@ -22,7 +25,6 @@ L2_STRENGTHS: Final = tuple(10.0**power for power in range(0, -7, -1))
 SIMCLR_STRENGTHS: Final = tuple(10.0 ** (5 - 0.25 * place) for place in range(45))
 """SimCLR's, 45 values from 1e5 down to 1e-6 (appendix B.8)."""
 
-_HELD_OUT: Final = 5  # one image in this many chooses the strength
 _PATIENCE: Final = 2  # weaker strengths that do worse, after which none weaker is tried
 _MOST_PASSES: Final = 300
 _TOLERANCE: Final = 1e-5  # largest slope of any weight, of the mean loss
@@ -67,6 +69,7 @@ def fit_linear(
     *,
     seed: int = 0,
     strengths: Sequence[float] = L2_STRENGTHS,
+    groups: NDArray[np.int64] | None = None,
 ) -> LinearClassifier:
     """Chooses the l2 strength on a held-out fifth by accuracy, then fits on all images.
 
@@ -75,8 +78,9 @@ def fit_linear(
         labels: their classes.
         seed: decides which fifth.
         strengths: tried in this order, which should be from strong to weak.
+        groups: (images,), numbers: no group has images in the fifth and in the rest.
     """
-    return _fit(features, labels, strengths, softmax_loss, int(labels.max()) + 1, seed)
+    return _fit(features, labels, strengths, softmax_loss, int(labels.max()) + 1, seed, groups)
 
 
 def fit_multilabel(
@@ -85,6 +89,7 @@ def fit_multilabel(
     *,
     seed: int = 0,
     strengths: Sequence[float] = L2_STRENGTHS,
+    groups: NDArray[np.int64] | None = None,
 ) -> LinearClassifier:
     """One logistic regression for each of several labels that an image may have together.
 
@@ -94,8 +99,9 @@ def fit_multilabel(
         seed: decides which fifth of the images chooses the strength, by its share of right
             answers.
         strengths: one for all labels, tried in this order.
+        groups: as for ``fit_linear``.
     """
-    return _fit(features, targets, strengths, sigmoid_loss, targets.shape[1], seed)
+    return _fit(features, targets, strengths, sigmoid_loss, targets.shape[1], seed, groups)
 
 
 def fit_with_strength(
@@ -200,9 +206,9 @@ def _fit(
     loss: Loss,
     classes: int,
     seed: int,
+    groups: NDArray[np.int64] | None,
 ) -> LinearClassifier:
-    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
-    held_out, rest = order[: len(order) // _HELD_OUT], order[len(order) // _HELD_OUT :]
+    rest, held_out, _ = map(torch.from_numpy, cut(targets.cpu().numpy(), groups, seed=seed))
     best, best_share, worse = strengths[0], -1.0, 0
     start: LinearClassifier | None = None
     if len(held_out) and len(strengths) > 1:

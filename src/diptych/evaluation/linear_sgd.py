@@ -61,7 +61,9 @@ def measure_linear_sgd(subject: Subject) -> dict[str, Any]:
     }
     return {
         "linear_sgd": found,
-        "details": {"linear_sgd": {"settings": settings, "metrics": details}},
+        "details": {
+            "linear_sgd": {"settings": settings, "metrics": details, "split": labelled.as_dict()}
+        },
     }
 
 

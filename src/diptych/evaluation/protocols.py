@@ -19,6 +19,7 @@ from diptych.evaluation.transfer import measure_transfer
 from diptych.hardware import choose_device, use_threads
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources import open_images
+from diptych.images.trained_on import load_trained_on
 from diptych.model.saved import load_encoder
 from diptych.run_folder import RunFolder, write_aside
 
@@ -57,8 +58,8 @@ def evaluate(
         run: a run folder whose training has ended.
         protocols: names in ``PROTOCOLS``.
         train: labelled images to fit the probes on; by default the run's own.
-        test: labelled images to measure them on; by default those held out with ``train``, or one
-            in five of its images.
+        test: labelled images to measure them on; by default those held out with ``train``, or a
+            fifth of its images.
         threads: CPU threads; all cores when not given.
         on_progress: told how many images are read.
         **options: fields of ``Options``, as ``head_layers`` or ``neighbours``.
@@ -66,8 +67,9 @@ def evaluate(
     Returns:
         What is now in ``evaluation.json``: results of these protocols and those of earlier calls
         that they do not replace. Accuracies are fractions; under ``knn`` and ``linear`` one each
-        for ``trained``, ``untrained`` and ``pixels``, under ``protocol`` how they were measured,
-        under ``details`` intervals and settings of each protocol. docs/evaluation.md says more.
+        for ``trained``, ``untrained`` and ``pixels``, under ``protocol`` how the latest of these
+        were measured, under ``details`` intervals, settings and the split of each protocol: which
+        images it was measured on. docs/evaluation.md says more.
 
     Raises:
         ImagesError: there are no labels.
@@ -76,7 +78,7 @@ def evaluate(
     folder, chosen = RunFolder(Path(run)), _chosen(protocols)
     given = Options(**options)
     encoder = load_encoder(folder, head_layers=given.head_layers).to(choose_device("auto"))
-    images = encoder.config.images
+    images, seen = encoder.config.images, load_trained_on(folder.trained_on)
     with ThreadPoolExecutor(use_threads(threads)) as executor:
         subject = Subject(
             folder=folder,
@@ -85,8 +87,15 @@ def evaluate(
             executor=executor,
             open_images=partial(open_images, images, executor, on_progress),
             open_labelled=partial(
-                open_labelled, images, executor, train=train, test=test, on_progress=on_progress
+                open_labelled,
+                images,
+                executor,
+                train=train,
+                test=test,
+                seen=seen,
+                on_progress=on_progress,
             ),
+            seen=seen,
             options=given,
         )
         found: dict[str, Any] = {}
@@ -108,25 +117,19 @@ def read_evaluation(folder: RunFolder) -> dict[str, Any] | None:
 def merged(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
     """Both results; of the same protocol the later one.
 
-    Accuracies of kNN and of the linear classifier share their ``protocol``, so that an earlier one
-    on other images, or of another part of the head, is left out.
+    Each has its own settings and split under ``details``; what kNN and the linear classifier have
+    in common under ``protocol`` is of the latest call, and of earlier ones on the same images.
 
     >>> merged({"knn": {"trained": 0.3}, "details": {"knn": 1}}, {"details": {"finetune": 2}})
     {'knn': {'trained': 0.3}, 'details': {'knn': 1, 'finetune': 2}}
     """
     kept = dict(earlier)
     if "protocol" in later and _on_other_images(kept.get("protocol", {}), later["protocol"]):
-        kept = _without(kept, (*USUAL, "knn_leave_one_out", "protocol"))
-        if "details" in kept:
-            kept["details"] = _without(kept["details"], USUAL)
+        del kept["protocol"]
     joined: dict[str, Any] = {
         name: {**kept[name], **later[name]} for name in _SHARED if name in kept and name in later
     }
     return {**kept, **later, **joined}
-
-
-def _without(table: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: value for name, value in table.items() if name not in names}
 
 
 def _on_other_images(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> bool:

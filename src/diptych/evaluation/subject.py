@@ -18,6 +18,7 @@ from diptych.evaluation.linear import L2_STRENGTHS, SIMCLR_STRENGTHS
 from diptych.evaluation.supervised import supervised_encoder
 from diptych.hardware import choose_device
 from diptych.images.collection import Collection, ImageSet
+from diptych.images.trained_on import TrainedOn
 from diptych.model.saved import PretrainedEncoder, load_encoder, untrained_encoder
 from diptych.run_folder import RunFolder
 from diptych.views.load import EvaluationCrops
@@ -96,6 +97,7 @@ class Subject:
         options: how to measure.
         open_images: opens the images of the run, labelled or not.
         open_labelled: opens the labelled images; see ``labelled``.
+        seen: what pretraining learned from, if known.
     """
 
     folder: RunFolder
@@ -104,6 +106,7 @@ class Subject:
     executor: Executor
     open_images: Callable[[], Collection]
     open_labelled: Callable[[], Labelled]
+    seen: TrainedOn | None = None
     options: Options = field(default_factory=Options)
 
     @cached_property

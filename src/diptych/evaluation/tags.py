@@ -45,12 +45,16 @@ class Tags(NamedTuple):
 
 
 def find_tags(folder: Path, *, part: Sequence[str] = ()) -> Tags | None:
-    """The table of a folder, or of the first of its subfolders ``part`` that has one.
+    """The table of the first of a folder's subfolders ``part`` that has one, or the folder's own.
+
+    Names of subfolders are compared without case.
 
     Raises:
         ImagesError: there is one of another form.
     """
-    places = [folder / name / TABLE for name in part] + [folder / TABLE]
+    found = {one.name.lower(): one for one in sorted(folder.glob("*/"))}
+    places = [found[name.lower()] / TABLE for name in part if name.lower() in found]
+    places.append(folder / TABLE)
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         return None

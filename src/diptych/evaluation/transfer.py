@@ -1,7 +1,7 @@
 """Transfer: the frozen features on other tasks, each with a linear classifier of its own.
 
 A task is what ``pretrain`` takes, with a folder for each class; or a folder of images with several
-labels each, see ``tags.py``. Held-out images are those of the task, or one in five.
+labels each, see ``tags.py``. Measured are the held-out images of the task, or a fifth cut from it.
 """
 
 from collections.abc import Mapping
@@ -26,11 +26,14 @@ from diptych.evaluation.scores import (
     mean_per_class,
     share_of_answers,
 )
+from diptych.evaluation.split import Split, groups_of_parts, units_of, unlabelled_split
 from diptych.evaluation.subject import STRENGTHS, Subject
-from diptych.evaluation.tags import find_tags
+from diptych.evaluation.tags import TABLE, Tags, find_tags
 from diptych.images.collection import Collection, ImageSet
+from diptych.images.cut import cut
 from diptych.images.sources import open_images
 from diptych.images.splits import TEST_NAMES, TRAIN_NAMES
+from diptych.images.trained_on import TrainedOn
 
 METRICS: Final = ("accuracy", "mean_per_class", "auc", "f1")
 
@@ -39,15 +42,14 @@ class Task(NamedTuple):
     """Images with what is to be said of them.
 
     Attributes:
-        train, test: the two parts.
+        split: the two parts.
         train_targets, test_targets: (images,) classes, or (images, labels) of 0 and 1.
         labels: how many classes or labels there are.
         multilabel: whether an image may have several.
     """
 
-    train: ImageSet
+    split: Split
     train_targets: Tensor
-    test: ImageSet
     test_targets: Tensor
     labels: int
     multilabel: bool
@@ -72,58 +74,98 @@ def open_task(subject: Subject, path: Path) -> Task:
     """Opens the images of a task with their labels.
 
     Raises:
-        ImagesError: there are none.
+        ImagesError: there are none, or of one part only.
     """
     source = replace(subject.config.images, path=str(path), limit=None)
     collection = open_images(source, subject.executor)
-    if find_tags(path, part=TRAIN_NAMES) is not None:
-        return _tagged(path, collection)
-    found = labelled_parts(collection)
+    group_by = source.group_by
+    tags = find_tags(path, part=TRAIN_NAMES)
+    if tags is not None:
+        return _tagged(path, tags, collection, group_by, subject.seen)
+    found = labelled_parts(collection, group_by=group_by, seen=subject.seen)
     if found is None:
         raise ImagesError(
             f"--transfer {path} has no labels: put the images of each class into a folder of its "
             "own, or add labels.csv with the columns name, LABEL, LABEL, .."
         )
     classes = len(found.classes)
-    return Task(
-        found.train, found.train_labels, found.test, found.test_labels, classes, multilabel=False
-    )
+    return Task(found, found.train_labels, found.test_labels, classes, multilabel=False)
 
 
-def _tagged(path: Path, collection: Collection) -> Task:
+def _tagged(
+    path: Path, tags: Tags, collection: Collection, group_by: str | None, seen: TrainedOn | None
+) -> Task:
+    if collection.test is None:
+        return _cut(tags, collection.train, path, group_by, seen)
     train, test = collection.train, collection.test
-    tags = find_tags(path, part=TRAIN_NAMES)
-    assert tags is not None
-    if test is None:
-        placed = replace(collection, train=replace(train, labels=np.arange(len(train))))
-        parts = labelled_parts(placed)
-        assert parts is not None
-        train, test, held_out = parts.train, parts.test, tags
-    else:
-        found = find_tags(path, part=TEST_NAMES)
-        assert found is not None
-        held_out = found
-        if held_out.names != tags.names:
-            raise ImagesError(f"{path}: labels.csv of the test images has other labels.")
-    train_targets = torch.from_numpy(tags.of(train.names, str(path)))
-    test_targets = torch.from_numpy(held_out.of(test.names, str(path)))
-    return Task(train, train_targets, test, test_targets, len(tags.names), multilabel=True)
+    names = (collection.test_part,) if collection.test_part else TEST_NAMES
+    others = find_tags(path, part=names)
+    if others is None:
+        raise ImagesError(
+            f"--transfer {path} has a {TABLE} of the images to learn from and none of the "
+            f"{len(test):,} held-out ones. Put one beside those too, or one for all of them into "
+            f"{path}."
+        )
+    if others.names != tags.names:
+        raise ImagesError(f"{path}: {TABLE} of the test images has other labels.")
+    ours, theirs, remarks = groups_of_parts(train, test, group_by)
+    split = unlabelled_split(
+        train,
+        test,
+        seen,
+        shared=None if ours is None or theirs is None else np.isin(theirs, ours),
+        units=units_of(train, ours),
+        remarks=remarks,
+    )
+    return _task(split, tags.of(train.names, str(path)), others.of(test.names, str(path)))
+
+
+def _cut(
+    tags: Tags, images: ImageSet, path: Path, group_by: str | None, seen: TrainedOn | None
+) -> Task:
+    """A fifth of the images to measure on, of each label its share."""
+    targets = tags.of(images.names, str(path))
+    groups, _, remarks = groups_of_parts(images, None, group_by)
+    units = units_of(images, groups)
+    identities = None if images.checksums is None else images.checksums[:, 0]
+    kept, held_out, _ = cut(targets, units, identities=identities)
+    if not len(held_out):
+        raise ImagesError(f"--transfer {path}: {len(images)} images are too few for two parts.")
+    split = unlabelled_split(
+        images.select(kept),
+        images.select(held_out),
+        seen,
+        shared=None if groups is None else np.isin(groups[held_out], groups[kept]),
+        units=None if units is None else units[kept],
+        whole=images,
+        remarks=remarks,
+    )
+    return _task(split, targets[kept], targets[held_out])
+
+
+def _task(split: Split, train: NDArray[np.float32], test: NDArray[np.float32]) -> Task:
+    targets = torch.from_numpy(train), torch.from_numpy(test)
+    return Task(split, *targets, labels=train.shape[1], multilabel=True)
 
 
 def _measured(subject: Subject, task: Task) -> dict[str, Any]:
-    train, test = subject.features_of(task.train), subject.features_of(task.test)
+    split = task.split
+    train, test = subject.features_of(split.train), subject.features_of(split.test)
     sweep = STRENGTHS[subject.options.l2_sweep]
     fit = fit_multilabel if task.multilabel else fit_linear
     scores = {
-        name: fit(train[name], task.train_targets, strengths=sweep).scores(test[name])
+        name: fit(train[name], task.train_targets, strengths=sweep, groups=split.units).scores(
+            test[name]
+        )
         for name in train
     }
     return {
-        "train_images": len(task.train),
-        "test_images": len(task.test),
+        "train_images": len(split.train),
+        "test_images": len(split.test),
         "labels": task.labels,
         "multilabel": task.multilabel,
         "metrics": _metrics(scores, task),
+        "split": split.as_dict(),
     }
 
 
@@ -134,7 +176,9 @@ def _metrics(scores: Mapping[str, Tensor], task: Task) -> dict[str, Any]:
     }
     metrics = next(iter(judged.values())).keys()
     return {
-        metric: with_intervals({name: one[metric] for name, one in judged.items()}, len(task.test))
+        metric: with_intervals(
+            {name: one[metric] for name, one in judged.items()}, len(task.split.test)
+        )
         for metric in metrics
     }
 

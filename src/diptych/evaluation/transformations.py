@@ -21,6 +21,7 @@ from diptych.evaluation.confidence import Estimate, estimate
 from diptych.evaluation.layers import Layers, layers_of
 from diptych.evaluation.linear import fit_linear
 from diptych.images.collection import ImageSet, spread_indices
+from diptych.images.cut import cut
 from diptych.policies import parse_policy
 from diptych.views import draws
 from diptych.views.batches import as_images
@@ -53,7 +54,7 @@ PIXEL_SIDE: Final = 16
 """Raw pixels are probed at this side at most: the classifier needs their covariance."""
 
 MOST_IMAGES: Final = 3000
-_TESTED: Final = 3  # one image in so many is tested, all of its versions
+_TESTED: Final = 1 / 3  # of the images, each in all of its versions
 _FEWEST: Final = 30  # images
 _BATCH: Final = 128  # images, each in all versions
 
@@ -65,6 +66,7 @@ def transformation_probes(
     views: ViewsConfig,
     executor: Executor,
     *,
+    groups: NDArray[np.int64] | None = None,
     pixels: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -76,6 +78,7 @@ def transformation_probes(
         images: held-out ones; ``MOST_IMAGES`` of them at most are used.
         views: gives side and normalisation.
         executor: its threads make views.
+        groups: (images,), numbers: no group is fitted and measured on.
         pixels: also probe the pixels themselves.
         seed: of noise, split and intervals.
 
@@ -87,7 +90,8 @@ def transformation_probes(
     Raises:
         ImagesError: there are too few images.
     """
-    return probe_layers(layers_of(encoder, head), images, views, executor, pixels=pixels, seed=seed)
+    layers = layers_of(encoder, head)
+    return probe_layers(layers, images, views, executor, groups=groups, pixels=pixels, seed=seed)
 
 
 def probe_layers(
@@ -96,11 +100,13 @@ def probe_layers(
     views: ViewsConfig,
     executor: Executor,
     *,
+    groups: NDArray[np.int64] | None = None,
     pixels: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
     """As ``transformation_probes``, for a network that is already cut into layers."""
-    chosen = images.select(spread_indices(len(images), MOST_IMAGES))
+    rows = spread_indices(len(images), MOST_IMAGES)
+    chosen = images.select(rows)
     if len(chosen) < _FEWEST:
         raise ImagesError(
             f"wanted {_FEWEST} images or more to see what the head throws away; got {len(chosen)}."
@@ -108,10 +114,11 @@ def probe_layers(
     tasks = tasks_of(images.channels)
     wanted = [name for name in VERSIONS if any(name in task for task in tasks.values())]
     features = version_features(network, chosen, wanted, views, executor, pixels=pixels, seed=seed)
-    train, test = split_images(len(chosen), seed)
+    groups = np.arange(len(chosen)) if groups is None else groups[rows]
+    train, test = split_images(len(chosen), seed, groups)
     reached = {
         layer: {
-            task: probe([found[name] for name in versions], train, test, seed=seed)
+            task: probe([found[name] for name in versions], train, test, groups=groups, seed=seed)
             for task, versions in tasks.items()
         }
         for layer, found in features.items()
@@ -146,13 +153,21 @@ def tasks_of(channels: int) -> Mapping[str, tuple[str, ...]]:
     return {name: task for name, task in TASKS.items() if channels > 1 or "gray" not in task}
 
 
-def probe(versions: list[Tensor], train: Tensor, test: Tensor, *, seed: int = 0) -> Estimate:
+def probe(
+    versions: list[Tensor],
+    train: Tensor,
+    test: Tensor,
+    *,
+    groups: NDArray[np.int64] | None = None,
+    seed: int = 0,
+) -> Estimate:
     """Fits a linear classifier of versions on some images and measures it on others.
 
     Args:
         versions: (images, dim) of each version, row i of all the same image.
         train: indices of images.
         test: indices of other images.
+        groups: (images,), numbers; each image by itself when not given.
         seed: of the classifier's held-out part and of the resamples.
 
     Returns:
@@ -160,7 +175,10 @@ def probe(versions: list[Tensor], train: Tensor, test: Tensor, *, seed: int = 0)
         of one image are not independent.
     """
     labels = torch.arange(len(versions)).repeat_interleave(len(train))
-    classifier = fit_linear(torch.cat([one[train] for one in versions]), labels, seed=seed)
+    own = train.numpy() if groups is None else groups[train.numpy()]
+    features = torch.cat([one[train] for one in versions])
+    # All versions of an image on one side, where the l2 strength is chosen too.
+    classifier = fit_linear(features, labels, seed=seed, groups=np.tile(own, len(versions)))
     right = torch.stack(
         [classifier.predict(one[test]) == number for number, one in enumerate(versions)]
     )
@@ -168,11 +186,12 @@ def probe(versions: list[Tensor], train: Tensor, test: Tensor, *, seed: int = 0)
     return estimate(lambda counts: counts @ per_image / len(test), len(test), seed=seed)
 
 
-def split_images(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices to train and to test on: all versions of an image are on one side."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    tested = count // _TESTED
-    return order[tested:], order[:tested]
+def split_images(
+    count: int, seed: int, groups: NDArray[np.int64] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Indices to train and to test on: all versions of an image, and a group, are on one side."""
+    kept, held_out, _ = cut(np.zeros(count, dtype=np.int64), groups, share=_TESTED, seed=seed)
+    return torch.from_numpy(kept), torch.from_numpy(held_out)
 
 
 def version_features(

@@ -17,7 +17,7 @@ from diptych.images.form import Pixels, in_depth
 from diptych.images.index import checksum
 from diptych.images.names import CompactNames
 from diptych.images.pixels import HeldPixels, PixelBatch
-from diptych.images.selection import choose
+from diptych.images.selection import choose, present_classes
 
 _IMAGE_KEYS: Final = ("images", "x", "x_train", "train_images")
 _LABEL_KEYS: Final = ("labels", "y", "y_train", "train_labels")
@@ -125,7 +125,7 @@ def image_set(
     Args:
         array: (images, height, width) or (images, height, width, channels), uint8 or uint16; 1 or 3
             channels, or with the colour mode "raw" 1 to 64.
-        labels: (images,) or (images, 1), integers.
+        labels: (images,) or (images, 1), integers; -1 is no label.
         config: limit, colour mode and depth.
         origin: named in errors.
 
@@ -150,20 +150,29 @@ def image_set(
     if len(chosen) < len(stack):
         stack, labels = stack[chosen], labels if labels is None else labels[chosen]
     pixels = PixelBatch.of_stack(in_depth(_to_color(stack, config), config))
-    values, positions = (None, None) if labels is None else np.unique(labels, return_inverse=True)
+    numbers, classes = (None, ()) if labels is None else _numbered(labels[:, 0])
     return ImageSet(
         pixels=HeldPixels(pixels),
         names=CompactNames.of(map(str, chosen.tolist())),
         heights=pixels.heights,
         widths=pixels.widths,
         channels=pixels.channels,
-        labels=None if positions is None else positions.reshape(-1).astype(np.int64),
-        classes=() if values is None else tuple(str(value) for value in values),
+        labels=numbers,
+        classes=classes,
         checksums=np.array(
             [checksum(np.ascontiguousarray(image).data.cast("B")) for image in stack],
             dtype=np.uint64,
         ),
     )
+
+
+def _numbered(
+    labels: NDArray[np.generic],
+) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+    """Labels as positions among the values that occur, and these by name."""
+    values, positions = np.unique(labels, return_inverse=True)
+    numbers = np.where(labels == -1, -1, positions.reshape(-1)).astype(np.int64)
+    return present_classes(numbers, tuple(str(value) for value in values))
 
 
 def _check_channels(count: int, config: ImagesConfig, origin: str | Path) -> None:

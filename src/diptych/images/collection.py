@@ -37,8 +37,8 @@ class ImageSet:
         heights: int64 (images,), in pixels, in full.
         widths: int64 (images,), in pixels, in full.
         channels: 1 .. 64.
-        labels: int64 (images,), positions in ``classes``; for evaluation, and for the supervised
-            loss and a distillation's teacher.
+        labels: int64 (images,), positions in ``classes``, -1 for an image without one; for
+            evaluation, and for the supervised loss and a distillation's teacher.
         classes: names of the classes; empty where there are no labels.
         skipped: the images left out.
         remarks: sentences on how they were opened that a user should read.
@@ -111,11 +111,15 @@ class Collection:
         train: the images to learn from.
         test: held-out images, for evaluation only.
         description: one sentence that says what was found.
+        test_part: name of the held-out part where the images lie; empty where there is none.
+        left_out: what was looked at and is in neither part, and why.
     """
 
     train: ImageSet
     test: ImageSet | None
     description: str
+    test_part: str = ""
+    left_out: tuple[Skipped, ...] = ()
 
     def decoded_for(self, config: ImagesConfig) -> "Collection":
         """The same images, decoded and kept as another config asks."""
@@ -146,13 +150,3 @@ def spread_indices(count: int, most: int) -> NDArray[np.int64]:
         np.linspace(0, count - 1, min(count, most)).astype(np.int64)
     )
     return chosen
-
-
-def match_classes(train: ImageSet, test: ImageSet) -> NDArray[np.int64]:
-    """The test labels as positions in the training set's classes; -1 for a class it lacks."""
-    if test.labels is None:
-        raise ValueError("the test images have no labels")
-    position = {name: index for index, name in enumerate(train.classes)}
-    table = np.array([position.get(name, -1) for name in test.classes], dtype=np.int64)
-    matched: NDArray[np.int64] = table[test.labels]
-    return matched

@@ -75,7 +75,8 @@ def whole_photographs() -> list[Pixels]:
 def _labelled(patches: list[Pixels], config: ImagesConfig) -> ImageSet:
     labels = np.repeat(np.arange(len(patches)), [len(some) for some in patches])
     found = image_set(np.concatenate(patches), labels, config, PHOTOGRAPHS_NAME)
-    return replace(found, classes=tuple(PHOTOGRAPHS))
+    names = tuple(PHOTOGRAPHS)  # of which a limit may leave some out
+    return replace(found, classes=tuple(names[int(number)] for number in found.classes))
 
 
 def _file(location: str) -> Path:

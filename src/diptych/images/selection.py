@@ -19,10 +19,13 @@ def choose(count: int, limit: int | None) -> NDArray[np.int64]:
 
 
 def balanced_share(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
-    """Indices of a random share of the images, the same of each class, at least one of each."""
+    """Indices of a random share of the images, the same of each class, at least one of each.
+
+    Images without a label, -1, are none of them.
+    """
     generator = np.random.Generator(np.random.Philox(seed))
     chosen = []
-    for label in np.unique(labels):
+    for label in np.unique(labels[labels >= 0]):
         members = generator.permutation(np.flatnonzero(labels == label))
         chosen.append(members[: max(1, round(share * len(members)))])
     return np.sort(np.concatenate(chosen))
@@ -31,16 +34,19 @@ def balanced_share(labels: NDArray[np.int64], share: float, seed: int) -> NDArra
 def present_classes(
     labels: NDArray[np.int64] | None, classes: tuple[str, ...]
 ) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """The labels as positions among the classes that occur.
+    """The labels as positions among the classes that occur; -1 for an image without one.
 
-    None where an image has no label, or all have the same one, which says nothing.
+    None where fewer than two classes occur, which says nothing.
     """
-    if labels is None or not len(labels) or labels.min() < 0:
+    if labels is None:
         return None, ()
-    present, positions = np.unique(labels, return_inverse=True)
+    labelled = labels >= 0
+    present, positions = np.unique(labels[labelled], return_inverse=True)
     if len(present) < 2:
         return None, ()
-    return positions.reshape(-1).astype(np.int64), tuple(classes[i] for i in present)
+    found = np.full(len(labels), -1, dtype=np.int64)
+    found[labelled] = positions.reshape(-1)
+    return found, tuple(classes[i] for i in present)
 
 
 def refuse_if_too_many(

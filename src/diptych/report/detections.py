@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from diptych.errors import RunFolderError
+from diptych.evaluation.split import split_words
 from diptych.report.results import Bar, Group, Panel
 
 _ROWS: Final[Mapping[str, tuple[str, str]]] = {
@@ -45,9 +46,9 @@ def detection_group(found: Mapping[str, Any]) -> Group:
     protocol = found["protocol"]
     seeds = protocol["seeds"]
     text = (
-        f"A Faster R-CNN with a feature pyramid, fine-tuned on {protocol['train_images']:,} images "
-        f"for {protocol['epochs']} epochs and measured on {protocol['test_images']:,} others; the "
+        f"A Faster R-CNN with a feature pyramid, fine-tuned for {protocol['epochs']} epochs; the "
         "same but for the weights that the ResNet begins with. "
+        f"{split_words(found.get('split'))} "
         f"{f'Means of {seeds} seeds.' if seeds > 1 else 'One seed.'} COCO's average precision."
     )
     panels = [

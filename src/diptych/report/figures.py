@@ -198,7 +198,8 @@ def feature_map(
     corners = (places * (_MAP_PIXELS - frame)).astype(int)
     sheet = Image.new("RGB", (_MAP_PIXELS, _MAP_PIXELS), "white")
     for index, corner in enumerate(corners.tolist()):
-        color = "white" if labels is None else class_color(int(labels[index]))
+        label = -1 if labels is None else int(labels[index])
+        color = "white" if label < 0 else class_color(label)
         card = Image.new("RGB", (frame, frame), color)
         card.paste(thumbnails[index].resize((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS)), (2, 2))
         sheet.paste(card, tuple(corner))

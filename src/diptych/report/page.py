@@ -18,6 +18,7 @@ from diptych.errors import ImagesError, RunFolderError
 from diptych.evaluation.features import encode
 from diptych.evaluation.nearest import nearest
 from diptych.evaluation.protocols import read_evaluation
+from diptych.evaluation.split import NOT_RECORDED
 from diptych.evaluation.times import time_in_words, time_symptoms, times_of
 from diptych.evaluation.verdict import Verdict, judge
 from diptych.hardware import use_threads
@@ -26,7 +27,7 @@ from diptych.images.sources import open_images
 from diptych.model.saved import load_encoder, untrained_encoder
 from diptych.report import figures
 from diptych.report.detections import detection_group, read_detection
-from diptych.report.results import geometry_rows, groups_of
+from diptych.report.results import geometry_images, geometry_rows, groups_of, tested_images
 from diptych.report.templates import template
 from diptych.run_folder import RunFolder, write_aside
 from diptych.training.run_log import read_metrics
@@ -88,7 +89,10 @@ def write_report(run: str | Path, *, threads: int | None = None) -> Path:
         health_curve=Markup(figures.health_curve(metrics) or ""),
         time=_time(metrics),
         groups=groups_of(evaluation or {}) + ([detection_group(detection)] if detection else []),
+        knn_images=tested_images(evaluation or {}, "knn"),
+        health_images=_health_images(metrics),
         geometry=geometry_rows(evaluation or {}),
+        geometry_images=geometry_images(evaluation or {}),
         policy=branches_in_words(config.views, config.images.channels),
         skipped=_skipped(folder),
         **pictures,
@@ -117,6 +121,19 @@ def _time(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         }
     sentences = [time_in_words(times), *(one.sentence for one in time_symptoms(metrics))]
     return {"bars": Markup(figures.time_bars(rows)), "sentences": sentences}
+
+
+def _health_images(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """On which images kNN was measured in training; empty where it was not."""
+    last = next((line for line in reversed(metrics) if "knn" in line), None)
+    if last is None:
+        return ""
+    if "knn_images" not in last:
+        return f"kNN: {NOT_RECORDED}"
+    images, seen = last["knn_images"], last.get("knn_images_seen")
+    if seen is None:
+        return f"kNN is measured on {images:,.0f} images."
+    return f"kNN is measured on {images:,.0f} images, {seen:,.0f} of which the run learns from."
 
 
 def _skipped(folder: RunFolder) -> list[dict[str, str]]:
@@ -218,7 +235,7 @@ def _strip(
 def _class_names(images: ImageSet) -> list[str | None]:
     if images.labels is None:
         return [None] * len(images)
-    return [images.classes[label] for label in images.labels.tolist()]
+    return [images.classes[label] if label >= 0 else None for label in images.labels.tolist()]
 
 
 def _thumbnails(images: ImageSet, config: RunConfig, executor: Executor) -> list[Image.Image]:

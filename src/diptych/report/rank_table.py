@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diptych.evaluation.selection import Agreement
+from diptych.evaluation.split import Split
 from diptych.training.ranking import Measured, Ranking
 
 _WORDS: Final = {
@@ -22,8 +23,17 @@ def print_ranking(console: Console, ranking: Ranking) -> None:
     console.print(_candidates(ranking))
     if ranking.agreement is not None:
         console.print(_agreements(ranking.agreement))
-    if not ranking.held_out:
-        console.print("These images may be among those learned from; nothing is held out.")
+    _print_splits(console, ranking.splits, "")
+    _print_splits(console, ranking.labelled, "kNN: ")
+
+
+def _print_splits(console: Console, splits: Mapping[str, Split], what: str) -> None:
+    """On which images; run by run where they do not have the same to say."""
+    words = {run: split.words for run, split in splits.items()}
+    if len(set(words.values())) == 1:
+        words = {"": next(iter(words.values()))}
+    for run, sentences in words.items():
+        console.print(f"{run + ': ' if run else ''}{what}{sentences}", highlight=False)
 
 
 def _candidates(ranking: Ranking) -> Table:

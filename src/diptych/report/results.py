@@ -1,8 +1,10 @@
 """All evaluations of a run as groups of bars with intervals, for the page and the terminal."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
+
+from diptych.evaluation.split import split_words
 
 NAMES: Final[Mapping[str, str]] = {
     "trained": "trained encoder",
@@ -58,6 +60,7 @@ class Panel:
         title: which figure.
         bars: of each encoder, the trained one first.
         chance: share that is right without looking; None where there is no such thing.
+        images: on which images, in sentences; empty where all panels of the group have the same.
         gain: a sentence on what the trained encoder gains, with its interval.
     """
 
@@ -65,6 +68,7 @@ class Panel:
     bars: tuple[Bar, ...]
     chance: float | None = None
     gain: str = ""
+    images: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,18 @@ def groups_of(evaluation: Mapping[str, Any]) -> list[Group]:
         *_transfer(evaluation),
         *_transformations(evaluation),
     ]
-    return [group for group in found if group is not None and group.panels]
+    return [group for group in found if group.panels]
+
+
+def tested_images(evaluation: Mapping[str, Any], protocol: str) -> str:
+    """The images that a protocol measured on, as a part of a sentence."""
+    split = evaluation.get("details", {}).get(protocol, {}).get("split")
+    return "images not recorded" if split is None else str(split["tested"])
+
+
+def geometry_images(evaluation: Mapping[str, Any]) -> str:
+    """On which images the geometry was measured."""
+    return split_words(evaluation.get("geometry", {}).get("split"))
 
 
 def geometry_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -112,11 +127,9 @@ def geometry_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _frozen(evaluation: Mapping[str, Any]) -> Group | None:
-    protocol = evaluation.get("protocol") or _settings(evaluation, "linear_sgd")
-    if not protocol:
-        return None
-    neighbours = protocol.get("knn_neighbours", 20)
+def _frozen(evaluation: Mapping[str, Any]) -> Group:
+    shared = evaluation.get("protocol", {})
+    neighbours = (_settings(evaluation, "knn") or shared).get("knn_neighbours", 20)
     titles = {
         "knn": f"{neighbours} nearest neighbours",
         "linear": "linear classifier",
@@ -127,21 +140,20 @@ def _frozen(evaluation: Mapping[str, Any]) -> Group | None:
     for name, title in titles.items():
         if name in evaluation:
             metric = _detail(evaluation, name, "metrics", "accuracy")
-            panels.append(_panel(title, evaluation[name], metric, protocol["chance"]))
-    text = (
-        f"The encoder is frozen. Each probe sees {protocol['train_images']:,} labelled images of "
-        f"{protocol['classes']} classes and is measured on {protocol['test_images']:,} others."
-    )
-    return Group("How good the frozen features are", text, tuple(panels))
+            settings = _settings(evaluation, name) or shared
+            panel = _panel(title, evaluation[name], metric, settings.get("chance"))
+            panels.append(replace(panel, images=_images(evaluation, name)))
+    return _with_images("How good the frozen features are", "The encoder is frozen.", panels)
 
 
-def _finetune(evaluation: Mapping[str, Any]) -> Group | None:
+def _finetune(evaluation: Mapping[str, Any]) -> Group:
     panels = []
     for share, values in evaluation.get("finetune", {}).items():
         detail = _detail(evaluation, "finetune", "shares", share)
         chance = _settings(evaluation, "finetune").get("chance")
         title = f"{_percent(float(share))}: {detail['images']:,} images"
-        panels.append(_panel(title, values, detail, chance))
+        panel = _panel(title, values, detail, chance)
+        panels.append(replace(panel, images=_images(evaluation, "finetune")))
     seeds = _settings(evaluation, "finetune").get("seeds", 1)
     text = (
         "Encoder and classifier learn together from a share of the labels, the same of each class. "
@@ -152,7 +164,7 @@ def _finetune(evaluation: Mapping[str, Any]) -> Group | None:
         if seeds > 1
         else "One seed: how much another would change is not known."
     )
-    return Group("Fine-tuning on few labels", text, tuple(panels))
+    return _with_images("Fine-tuning on few labels", text, panels)
 
 
 def _transfer(evaluation: Mapping[str, Any]) -> list[Group]:
@@ -165,9 +177,8 @@ def _transfer(evaluation: Mapping[str, Any]) -> list[Group]:
         ]
         kind = "labels, several to an image" if task.get("multilabel") else "classes"
         text = (
-            f"A linear classifier on the frozen features: {task.get('train_images', 0):,} images "
-            f"to learn from, {task.get('test_images', 0):,} to measure on, "
-            f"{task.get('labels', 0)} {kind}."
+            f"A linear classifier on the frozen features, {task.get('labels', 0)} {kind}. "
+            f"{split_words(task.get('split'))}"
         )
         groups.append(Group(f"Transfer to {path}", text, tuple(panels)))
     return groups
@@ -194,9 +205,23 @@ def _transformations(evaluation: Mapping[str, Any]) -> list[Group]:
         panels.append(Panel(task, tuple(bars), about.get("chance")))
     text = (
         "A linear classifier has to say how an image was changed, from h (the encoder's features) "
-        "and from what the head makes of them. What h tells and g(h) does not, the head threw away."
+        "and from what the head makes of them. What h tells and g(h) does not, the head threw "
+        f"away. {split_words(found.get('split'))}"
     )
     return [Group("What the head throws away", text, tuple(panels))]
+
+
+def _images(evaluation: Mapping[str, Any], protocol: str) -> str:
+    """On which images a protocol measured."""
+    return split_words(evaluation.get("details", {}).get(protocol, {}).get("split"))
+
+
+def _with_images(title: str, text: str, panels: list[Panel]) -> Group:
+    """Panels on the same images have that said once; others each by itself."""
+    if len({panel.images for panel in panels}) != 1:
+        return Group(title, text, tuple(panels))
+    alike = tuple(replace(panel, images="") for panel in panels)
+    return Group(title, f"{text} {panels[0].images}", alike)
 
 
 def _panel(

@@ -13,9 +13,13 @@ def print_tables(console: Console, evaluation: Mapping[str, Any]) -> None:
     """Prints one table for each group of results: encoders by figures, with 95% intervals."""
     for group in groups_of(evaluation):
         console.print(_table(group))
+        console.print(group.text, highlight=False)
         for panel in group.panels:
             if panel.gain:
                 console.print(f"  {panel.title}: {panel.gain}", highlight=False)
+        for images in dict.fromkeys(panel.images for panel in group.panels if panel.images):
+            titles = [panel.title for panel in group.panels if panel.images == images]
+            console.print(f"  {'; '.join(titles)}: {images}", highlight=False)
 
 
 def _table(group: Group) -> Table:

@@ -18,9 +18,12 @@ from diptych.evaluation.knn import NEIGHBOURS, TEMPERATURE, accuracy, knn_predic
 from diptych.evaluation.labelled import Labelled, labelled_parts
 from diptych.evaluation.layers import trained_layers
 from diptych.evaluation.linear import fit_linear
+from diptych.evaluation.split import groups_of_parts, units_of
 from diptych.evaluation.supervised import supervised_encoder
 from diptych.evaluation.transformations import probe_layers
+from diptych.images.collection import Collection
 from diptych.images.sources import open_images
+from diptych.images.trained_on import TrainedOn, load_trained_on
 from diptych.model.saved import load_encoder, untrained_encoder
 from diptych.run_folder import RunFolder
 from diptych.training.leak import check_leak
@@ -38,23 +41,27 @@ class Bench:
     def __init__(self, executor: Executor, threads: int) -> None:
         self.executor, self.threads = executor, threads
         self._config: ImagesConfig | None = None
-        self._labelled: Labelled | None = None
+        self._collection: Collection | None = None
 
-    def labelled(self, config: ImagesConfig) -> Labelled:
+    def labelled(self, config: ImagesConfig, seen: TrainedOn | None) -> Labelled:
         """The labelled images of a run.
+
+        Args:
+            config: of its images.
+            seen: what it learned from, if known.
 
         Raises:
             ImagesError: they have no labels.
         """
-        if config != self._config or self._labelled is None:
-            self._labelled = labelled_parts(open_images(config, self.executor))
-            self._config = config
-        if self._labelled is None:
+        if config != self._config or self._collection is None:
+            self._collection, self._config = open_images(config, self.executor), config
+        found = labelled_parts(self._collection, group_by=config.group_by, seen=seen)
+        if found is None:
             raise ImagesError(
                 f"{config.path} has no labels, by which a study measures. Put the images of each "
                 "class into a folder of its own."
             )
-        return self._labelled
+        return found
 
 
 @dataclass(frozen=True)
@@ -76,12 +83,12 @@ class Trained:
 
     @cached_property
     def labelled(self) -> Labelled:
-        """Its images with labels, to learn from and held out."""
-        return self.bench.labelled(self.config.images)
+        """Its images with labels, in two parts."""
+        return self.bench.labelled(self.config.images, load_trained_on(self.folder.trained_on))
 
     @cached_property
     def features(self) -> tuple[Tensor, Tensor]:
-        """Of the images to learn from and of those held out, before the head."""
+        """Of the images to fit on and of those to measure on, before the head."""
         return self.encode(load_encoder(self.folder))
 
     def encode(self, network: nn.Module) -> tuple[Tensor, Tensor]:
@@ -120,6 +127,7 @@ def protocol(run: Trained, extra: tuple[str, ...]) -> dict[str, Any]:
         "knn_neighbours": NEIGHBOURS,
         "knn_temperature": TEMPERATURE,
         "measures": list(extra),
+        "split": run.labelled.as_dict(),
     }
 
 
@@ -137,7 +145,7 @@ def _knn(run: Trained, features: tuple[Tensor, Tensor]) -> float:
 
 def _linear(run: Trained) -> dict[str, float]:
     train, test = run.features
-    classifier = fit_linear(train, run.labelled.train_labels)
+    classifier = fit_linear(train, run.labelled.train_labels, groups=run.labelled.units)
     return {"linear": accuracy(classifier.predict(test), run.labelled.test_labels)}
 
 
@@ -154,8 +162,11 @@ def _supervised(run: Trained) -> dict[str, float]:
 
 def _transformations(run: Trained) -> dict[str, float]:
     """Shares named ``TASK_LAYER``, before (h) and after (g) the head."""
-    views, executor = run.config.views, run.bench.executor
-    found = probe_layers(trained_layers(run.folder), run.labelled.test, views, executor)["layers"]
+    views, executor, images = run.config.views, run.bench.executor, run.labelled.test
+    groups, _, _ = groups_of_parts(images, None, run.config.images.group_by)
+    found = probe_layers(
+        trained_layers(run.folder), images, views, executor, groups=units_of(images, groups)
+    )["layers"]
     return {
         f"{name}_{short}": found[layer][task]["value"]
         for name, task in TRANSFORMATIONS.items()

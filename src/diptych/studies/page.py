@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 from markupsafe import Markup
 
 from diptych.config_file import flatten
+from diptych.evaluation.split import split_words
 from diptych.recipes import recipe_config
 from diptych.report.templates import template
 from diptych.run_folder import write_aside
@@ -186,11 +187,10 @@ def _setting(plan: Plan, results: Results, tasks: Sequence[Task]) -> list[str]:
     found = [f"Seeds 0 to {plan.seeds - 1}; {len(tasks)} runs." if plan.seeds > 1 else "Seed 0."]
     if protocol:
         found.append(
-            f"{protocol['train_images']:,} labelled images of {protocol['classes']} classes to "
-            f"learn from (without their labels) and {protocol['test_images']:,} held out, on all "
-            f"of which the frozen encoder is measured by {protocol['knn_neighbours']} nearest "
-            f"neighbours (temperature {protocol['knn_temperature']:g})."
+            f"The frozen encoder is measured by {protocol['knn_neighbours']} nearest neighbours "
+            f"(temperature {protocol['knn_temperature']:g})."
         )
+        found += _splits(results)
     reference = results.mean(plan.study.reference, "untrained")
     if reference is not None:
         found.append(f"The untrained encoder reaches {100 * reference:.1f}% (kNN).")
@@ -205,6 +205,17 @@ def _setting(plan: Plan, results: Results, tasks: Sequence[Task]) -> list[str]:
         "and the shape can be compared."
     )
     return found
+
+
+def _splits(results: Results) -> list[str]:
+    """On which images the cells were measured; cell by cell where they do not have the same."""
+    cells: dict[str, list[str]] = {}
+    for one in results.all:
+        if one.protocol:
+            cells.setdefault(split_words(one.protocol.get("split")), []).append(one.cell)
+    if len(cells) == 1:
+        return list(cells)
+    return [f"{', '.join(dict.fromkeys(names))}: {words}" for words, names in cells.items()]
 
 
 def _length(plan: Plan, results: Results) -> list[str]:

@@ -20,6 +20,7 @@ from diptych.contrast.method import HALF_TYPES, Output
 from diptych.errors import ConfigError
 from diptych.evaluation.features import encode
 from diptych.evaluation.linear import LinearClassifier, fit_linear
+from diptych.evaluation.split import groups_of_parts, units_of
 from diptych.hardware import choose_device
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.selection import balanced_share
@@ -169,7 +170,13 @@ def build_distillation(
     labelled = _labelled_images(given, config, collection, executor)
     assert labelled.labels is not None
     features = encode(encoder, labelled, theirs, executor)
-    classifier = fit_linear(features, torch.from_numpy(labelled.labels), seed=config.seed)
+    groups, _, _ = groups_of_parts(labelled, None, config.images.group_by)
+    classifier = fit_linear(
+        features,
+        torch.from_numpy(labelled.labels),
+        seed=config.seed,
+        groups=units_of(labelled, groups),
+    )
     channels = config.images.channels
     student = build_encoder(
         config.encoder, channels=channels, side_pixels=ours.side_pixels, seed=config.seed

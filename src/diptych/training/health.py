@@ -10,11 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from diptych.configs import ViewsConfig
+from diptych.errors import ImagesError
 from diptych.evaluation.features import encode
 from diptych.evaluation.geometry import alignment, effective_rank, uniformity
 from diptych.evaluation.knn import accuracy, knn_predict
 from diptych.evaluation.labelled import Labelled, labelled_parts
 from diptych.images.collection import Collection, ImageSet, spread_indices
+from diptych.images.trained_on import trained_on
 from diptych.training.learner import Learner
 from diptych.views.batches import ViewBatches
 
@@ -30,6 +32,7 @@ class HealthProbe:
         sample: images for the effective rank.
         sample_indices: a few images to learn from, for alignment and uniformity.
         labelled: images for kNN, or None.
+        words: on which images, or why kNN is not measured; empty without labels.
         views: how images are evaluated.
         executor: its threads make views.
     """
@@ -37,11 +40,12 @@ class HealthProbe:
     sample: ImageSet
     sample_indices: NDArray[np.int64]
     labelled: Labelled | None
+    words: str
     views: ViewsConfig
     executor: Executor
 
     def measure(self, method: Learner, batches: ViewBatches) -> dict[str, float]:
-        """Alignment, uniformity, effective rank, and kNN accuracy if there are labels."""
+        """Alignment, uniformity, effective rank; with labels kNN accuracy and of what images."""
         pairs = _projections(method, batches, self.sample_indices)
         found = {"alignment": alignment(*pairs), "uniformity": uniformity(pairs[0])}
         if self.labelled is None:
@@ -50,38 +54,64 @@ class HealthProbe:
         train = encode(method.encoder, self.labelled.train, self.views, self.executor)
         test = encode(method.encoder, self.labelled.test, self.views, self.executor)
         predicted = knn_predict(train, self.labelled.train_labels, test)
+        seen = self.labelled.test_seen
+        known = {} if seen is None else {"knn_images_seen": float(seen.sum())}
         return found | {
             "effective_rank": effective_rank(train),
             "knn": accuracy(predicted, self.labelled.test_labels),
+            "knn_images": float(len(test)),
+            **known,
         }
 
 
 def build_probe(
-    collection: Collection, views: ViewsConfig, executor: Executor, *, image_count: int
+    collection: Collection,
+    views: ViewsConfig,
+    executor: Executor,
+    *,
+    image_count: int,
+    group_by: str | None = None,
+    labels_used: bool = False,
 ) -> HealthProbe:
     """Chooses the images to measure, at most ``image_count`` for each purpose.
 
     Always the same ones, evenly spread over the set.
+
+    Args:
+        collection: the images of the run; it learns from the training part.
+        views: how images are evaluated.
+        executor: its threads make views.
+        image_count: at most, for each purpose.
+        group_by: ``images.group_by``.
+        labels_used: whether the run is told their labels.
     """
-    labelled = labelled_parts(collection)
-    if labelled is not None:
-        bank = spread_indices(len(labelled.train), _BANK_SHARE * image_count)
-        queries = spread_indices(len(labelled.test), image_count)
-        labelled = Labelled(
-            labelled.train.select(bank),
-            labelled.train_labels[torch.from_numpy(bank)],
-            labelled.test.select(queries),
-            labelled.test_labels[torch.from_numpy(queries)],
-            labelled.classes,
-        )
+    labelled, words = _labelled(collection, group_by, labels_used, image_count)
     chosen = spread_indices(len(collection.train), image_count)
     return HealthProbe(
         sample=collection.train.select(chosen),
         sample_indices=chosen[:: max(1, len(chosen) // _VIEW_PAIRS)],
         labelled=labelled,
+        words=words,
         views=views,
         executor=executor,
     )
+
+
+def _labelled(
+    collection: Collection, group_by: str | None, labels_used: bool, image_count: int
+) -> tuple[Labelled | None, str]:
+    """Images for kNN, and what is to be said of them."""
+    seen = trained_on([collection.train], labels_used=labels_used)
+    try:
+        found = labelled_parts(collection, group_by=group_by, seen=seen)
+    except ImagesError as error:
+        return None, f"kNN is not measured while the run trains: {error}"
+    if found is None:
+        return None, ""
+    bank = spread_indices(len(found.train), _BANK_SHARE * image_count)
+    queries = spread_indices(len(found.test), image_count)
+    labelled = found.select(bank, queries)
+    return labelled, f"kNN while the run trains: {labelled.words}"
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from diptych.errors import ConfigError, FirstStopped, LostPeer, TrainingError
 from diptych.evaluation.symptoms import find_symptoms
 from diptych.evaluation.times import time_symptoms
 from diptych.hardware import choose_device, views_device
-from diptych.images.collection import Collection
+from diptych.images.collection import Collection, ImageSet
 from diptych.images.groups import find_groups
 from diptych.images.order import Order
 from diptych.optimization.schedules import learning_rate, peak_learning_rate, twin_momentum
@@ -35,6 +36,7 @@ from diptych.training.opening import build_state, keep_config, not_finite, open_
 from diptych.training.profiling import profiled
 from diptych.training.run_log import RunLog
 from diptych.training.saver import Saver
+from diptych.training.seen import uses_labels
 from diptych.training.signals import collected_signals, interruption
 from diptych.training.state import RunState
 from diptych.training.step import StepResult, train_step
@@ -76,11 +78,8 @@ def train(
     keep_freed_memory()
     images = collection.train
     order = Order(config.seed, len(images), config.training.batch_size)
-    if config.method.loss.kind == "supervised" and images.labels is None:
-        raise ConfigError(
-            "method.loss.kind = 'supervised' needs labels: put the images of each class into a "
-            "folder of its own, or choose another loss."
-        )
+    if config.method.loss.kind == "supervised":
+        _require_labels(images)
     group_by = config.images.group_by
     groups = None if group_by is None else find_groups(images.names, group_by)
     fingerprint = images.fingerprint() + ("" if groups is None else f" {groups.fingerprint()}")
@@ -100,13 +99,22 @@ def train(
             groups=groups,
             device=views_device(config.views.applier, choose_device(config.training.device)),
         ),
-        probe=build_probe(collection, config.views, executor, image_count=config.probe.images),
+        probe=build_probe(
+            collection,
+            config.views,
+            executor,
+            image_count=config.probe.images,
+            group_by=group_by,
+            labels_used=uses_labels(config),
+        ),
         state=state,
         watcher=watcher,
         checkpoints=place,
         fingerprint=fingerprint,
         total_steps=config.training.epochs * order.steps_per_epoch,
     )
+    if run.probe.words:
+        watcher.say(run.probe.words)
     watcher.begin(step=state.step, total_steps=run.total_steps)
     stopwatch = Stopwatch(choose_device(config.training.device))
     with ExitStack() as opened:
@@ -124,6 +132,18 @@ def train(
         except LostPeer as error:
             raise who_is_missing(error, state.step + 1) from error
     return state
+
+
+def _require_labels(images: ImageSet) -> None:
+    mend = "put the images of each class into a folder of its own, or choose another loss."
+    if images.labels is None:
+        raise ConfigError(f"method.loss.kind = 'supervised' needs labels: {mend}")
+    without = np.flatnonzero(images.labels < 0)
+    if len(without):
+        raise ConfigError(
+            f"method.loss.kind = 'supervised' needs a label of every image; {len(without)} of "
+            f"{len(images)} have none, as {images.names[int(without[0])]}: {mend}"
+        )
 
 
 @dataclass

@@ -24,19 +24,20 @@ from diptych.evaluation.features import encode
 from diptych.evaluation.geometry import effective_rank
 from diptych.evaluation.knn import accuracy, knn_predict
 from diptych.evaluation.labelled import Labelled, labelled_parts
-from diptych.evaluation.layer_protocols import unseen_images
 from diptych.evaluation.selection import (
     Agreement,
     combined_rank,
     neighbour_agreement,
     rank_agreement,
 )
+from diptych.evaluation.split import Split, unseen_split
 from diptych.hardware import use_threads
 from diptych.images.collection import Collection, ImageSet, spread_indices
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.order import Order
 from diptych.images.sources import open_images
 from diptych.images.tables.hugging_face import path_of
+from diptych.images.trained_on import TrainedOn, load_trained_on
 from diptych.run_folder import RunFolder
 from diptych.training.candidates import Candidate, candidates_of
 from diptych.views.batches import ViewBatches
@@ -85,15 +86,21 @@ class Ranking:
 
     Attributes:
         rows: one for each candidate.
-        images: how many were measured, ``held_out`` or not.
-        held_out: whether the runs had not learned from them.
+        splits: of each run, on which images it was measured: the same, but one run may have seen
+            what another did not.
+        labelled: the same for kNN; empty without labels.
         agreement: of each measure with kNN, by name; None without labels.
     """
 
     rows: tuple[Measured, ...]
-    images: int
-    held_out: bool
+    splits: Mapping[str, Split]
+    labelled: Mapping[str, Split]
     agreement: Mapping[str, Agreement | None] | None
+
+    @property
+    def images(self) -> int:
+        """How many were measured."""
+        return max(len(split.test) for split in self.splits.values())
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -103,7 +110,8 @@ class Ranking:
         return {
             "rows": [vars(row) for row in self.rows],
             "images": self.images,
-            "held_out": self.held_out,
+            "splits": {run: split.as_dict() for run, split in self.splits.items()},
+            "knn_splits": {run: split.as_dict() for run, split in self.labelled.items()},
             "agreement": agreement,
         }
 
@@ -143,12 +151,13 @@ def rank_runs(
         bench = _Bench(images, image_count, labels, executor, on_progress)
         rows = list[Measured]()
         for folder, config in zip(folders, configs, strict=True):
-            rows += bench.measure(candidates_of(folder, config, every=several))
+            seen = load_trained_on(folder.trained_on)
+            rows += bench.measure(candidates_of(folder, config, every=several), seen)
     combined = combined_rank(_columns(rows))
     rows = [replace(row, combined=share) for row, share in zip(rows, combined, strict=True)]
     agreement = rank_agreement(_columns(rows), [row.knn for row in rows]) if labels else None
     best_first = sorted(rows, key=lambda row: -1.0 if row.combined is None else -row.combined)
-    return Ranking(tuple(best_first), bench.images_seen, bench.held_out, agreement)
+    return Ranking(tuple(best_first), bench.splits, bench.labelled, agreement)
 
 
 def pretext_accuracy(method: Method, batches: ViewBatches) -> float:
@@ -182,19 +191,21 @@ class _Bench:
     labels: bool
     executor: Executor
     on_progress: Progress
-    images_seen: int = 0
-    held_out: bool = False
 
     def __post_init__(self) -> None:
         self._opened: dict[ImagesConfig, Collection] = {}
+        self.splits: dict[str, Split] = {}
+        self.labelled: dict[str, Split] = {}
 
-    def measure(self, candidates: Iterator[Candidate]) -> Iterator[Measured]:
+    def measure(
+        self, candidates: Iterator[Candidate], seen: TrainedOn | None
+    ) -> Iterator[Measured]:
         """One row for each checkpoint of a run, in the order of their steps."""
         before: Tensor | None = None
         for one in candidates:
             collection = self._collection(one.config.images)
-            images = unseen_images(collection).spread(self.image_count)
-            self.images_seen, self.held_out = len(images), collection.test is not None
+            split = unseen_split(collection, seen, most=self.image_count)
+            self.splits[str(one.run)], images = split, split.test
             features = encode(one.encoder, images, one.config.views, self.executor)
             yield Measured(
                 run=str(one.run),
@@ -203,7 +214,7 @@ class _Bench:
                 pretext=self._pretext(one, images),
                 stability=self._stability(one, images),
                 steadiness=None if before is None else neighbour_agreement(before, features),
-                knn=self._knn(one, collection) if self.labels else None,
+                knn=self._knn(one, collection, seen) if self.labels else None,
             )
             before = features
 
@@ -213,7 +224,7 @@ class _Bench:
             config = replace(config, path=path_of(self.path), limit=None)
         if config not in self._opened:
             found = open_images(config, self.executor, self.on_progress)
-            if len(unseen_images(found)) < 2:
+            if len(unseen_split(found, None, most=2).test) < 2:
                 raise ImagesError(f"{config.path} has one image; wanted two or more to compare.")
             self._opened[config] = found
         return self._opened[config]
@@ -237,8 +248,11 @@ class _Bench:
         firsts, seconds = zip(*parts, strict=True)
         return neighbour_agreement(torch.cat(firsts), torch.cat(seconds))
 
-    def _knn(self, one: Candidate, collection: Collection) -> float:
-        labelled = _spread(labelled_parts(collection), self.image_count)
+    def _knn(self, one: Candidate, collection: Collection, seen: TrainedOn | None) -> float:
+        group_by = one.config.images.group_by
+        found = labelled_parts(collection, group_by=group_by, seen=seen)
+        labelled = _spread(found, self.image_count)
+        self.labelled[str(one.run)] = labelled
         train, test = (
             encode(one.encoder, part, one.config.views, self.executor)
             for part in (labelled.train, labelled.test)
@@ -278,10 +292,4 @@ def _spread(labelled: Labelled | None, test_images: int) -> Labelled:
         )
     train = spread_indices(len(labelled.train), _KNN_IMAGES)
     test = spread_indices(len(labelled.test), test_images)
-    return replace(
-        labelled,
-        train=labelled.train.select(train),
-        train_labels=labelled.train_labels[torch.from_numpy(train)],
-        test=labelled.test.select(test),
-        test_labels=labelled.test_labels[torch.from_numpy(test)],
-    )
+    return labelled.select(train, test)

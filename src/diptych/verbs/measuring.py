@@ -172,7 +172,7 @@ def _print_detection(console: "Console", found: dict[str, Any]) -> None:
         figures = [*(backbones[row]["figures"][name] for row in rows), found["difference"][name]]
         table.add_row(name, *(_interval_in_points(one) for one in figures))
     console.print(table)
-    for remark in found["remarks"]:
+    for remark in (found["split"]["words"], *found["remarks"]):
         console.print(remark, highlight=False)
 
 

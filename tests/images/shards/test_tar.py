@@ -100,10 +100,17 @@ LABELS: list[tuple[str, list[Files], list[int] | None, tuple[str, ...]]] = [
         [1, 0, 1],
         ("cat", "dog"),
     ),
-    ("one is missing", [[("cls", b"1")], [("cls", b"2")], []], None, ()),
-    ("no number", [[("cls", b"1")], [("cls", b"2")], [("cls", b"x")]], None, ()),
-    ("no table", [[("json", b"[1]")], [("cls", b"2")], [("cls", b"1")]], None, ()),
-    ("deep", [[("json", b"[" * 100_000)], [("cls", b"2")], [("cls", b"1")]], None, ()),
+    ("one is missing", [[("cls", b"1")], [("cls", b"2")], []], [0, 1, -1], ("1", "2")),
+    ("minus one", [[("cls", b"1")], [("cls", b"2")], [("cls", b"-1")]], [0, 1, -1], ("1", "2")),
+    ("no number", [[("cls", b"1")], [("cls", b"2")], [("cls", b"x")]], [0, 1, -1], ("1", "2")),
+    ("no table", [[("json", b"[1]")], [("cls", b"2")], [("cls", b"1")]], [-1, 1, 0], ("1", "2")),
+    (
+        "deep",
+        [[("json", b"[" * 100_000)], [("cls", b"2")], [("cls", b"1")]],
+        [-1, 1, 0],
+        ("1", "2"),
+    ),
+    ("none at all", [[], [], []], None, ()),
 ]
 
 

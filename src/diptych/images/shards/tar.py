@@ -123,10 +123,11 @@ def _label_in_json(text: str) -> Label | None:
 
 
 def _number(labels: list[Label | None]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """Positions among the sorted classes: numbers by size, then text; None if one has no label."""
-    present = set(labels)
-    if None in present:
+    """Positions among the sorted classes, numbers by size, then text; -1 for no label or -1."""
+    present = {label for label in labels if label is not None and label != -1}
+    if not present:
         return None, ()
     ordered = sorted(present, key=lambda one: (isinstance(one, str), one))
     position = {label: index for index, label in enumerate(ordered)}
-    return np.array([position[one] for one in labels], dtype=np.int64), tuple(map(str, ordered))
+    numbers = [-1 if one is None else position.get(one, -1) for one in labels]
+    return np.array(numbers, dtype=np.int64), tuple(map(str, ordered))

@@ -57,13 +57,14 @@ def number_labels(values: Sequence[Any], names: Sequence[str] | None, origin: st
     """Labels of any kind as positions in classes.
 
     Args:
-        values: integers or strings; None, and -1 where the classes have names, is no label.
+        values: integers or strings; None and -1 are no label.
         names: of the classes, where a data set tells them; integers are positions in them.
         origin: named in errors.
 
     >>> number_labels(["cat", "dog", None, "cat"], None, "a table")
     (array([ 0,  1, -1,  0]), ('cat', 'dog'))
     """
+    values = [None if _is_none(value) else value for value in values]
     present = [value for value in values if value is not None]
     if names is not None:
         return _positions(values, tuple(names), origin)
@@ -75,6 +76,10 @@ def number_labels(values: Sequence[Any], names: Sequence[str] | None, origin: st
     position = {value: index for index, value in enumerate(found)}
     numbers = [-1 if value is None else position[value] for value in values]
     return np.array(numbers, dtype=np.int64), tuple(str(value) for value in found)
+
+
+def _is_none(value: Any) -> bool:
+    return isinstance(value, int) and value == -1
 
 
 def class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> list[str] | None:
