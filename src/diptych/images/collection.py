@@ -8,16 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.configs import ImagesConfig
+from diptych.images.inventory import Inventory, Skipped, in_print
 from diptych.images.names import CompactNames
 from diptych.images.pixels import PixelSource, SelectedPixels
 
-
-@dataclass(frozen=True)
-class Skipped:
-    """An image that cannot be used, and why."""
-
-    name: str
-    reason: str
+__all__ = [
+    "Collection",
+    "ImageSet",
+    "Skipped",
+    "held_out_config",
+    "match_classes",
+    "on_classes",
+    "spread_indices",
+]
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,32 @@ class Collection:
     Attributes:
         train: the images to learn from.
         test: held-out images, for evaluation only.
-        description: one sentence that says what was found.
+        description: some sentences that say what was found.
+        train_part: what the part to learn from is called, as "train"; empty where there are none.
+        test_part: what the held-out part is called, as "val"; empty where there is none.
+        left_out: what was found and is not used; images that cannot be read are in the sets.
+        remarks: sentences on what was found.
     """
 
     train: ImageSet
     test: ImageSet | None
     description: str
+    train_part: str = ""
+    test_part: str = ""
+    left_out: tuple[Skipped, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def inventory(self) -> Inventory:
+        """Everything that was looked at, and what became of it."""
+        test = [] if self.test is None else [(self.test_part or "test", self.test)]
+        parts = [(self.train_part, self.train), *test]
+        return Inventory(
+            used=tuple((name, len(images)) for name, images in parts),
+            unreadable=tuple(one for _, images in parts for one in images.skipped),
+            left_out=self.left_out,
+            remarks=self.remarks,
+        )
 
 
 def held_out_config(config: ImagesConfig, learned: ImageSet) -> ImagesConfig:
@@ -117,6 +140,53 @@ def spread_indices(count: int, most: int) -> NDArray[np.int64]:
         np.linspace(0, count - 1, min(count, most)).astype(np.int64)
     )
     return chosen
+
+
+def on_classes(train: ImageSet, test: ImageSet | None, part: str) -> list[str]:
+    """Sentences on what a reader of accuracies should know of the classes.
+
+    Args:
+        train: the images to learn from.
+        test: held-out ones.
+        part: what those are called.
+    """
+    said = []
+    if train.labels is not None and train.classes:
+        counts = np.bincount(train.labels[train.labels >= 0], minlength=len(train.classes))
+        single = [name for name, count in zip(train.classes, counts, strict=True) if count == 1]
+        unlabelled = int((train.labels < 0).sum())
+        if single:
+            said.append(f"{_named(single, 'class')} with a single image: {_some(single)}.")
+        if unlabelled:
+            said.append(f"{unlabelled:,} of {len(train):,} images have no label.")
+    if test is None or test.labels is None or train.labels is None:
+        return said
+    held_out = in_print(part or "test")
+    said += _on_missing(test, train, f"of {held_out}", "those to learn from")
+    return said + _on_missing(train, test, "to learn from", f"those of {held_out}")
+
+
+def _on_missing(here: ImageSet, there: ImageSet, place: str, lacking: str) -> list[str]:
+    """That one part has classes which another lacks."""
+    known = set(there.classes)
+    only = [number for number, name in enumerate(here.classes) if name not in known]
+    if not only or here.labels is None:
+        return []
+    images = int(np.isin(here.labels, only).sum())
+    names = [here.classes[number] for number in only]
+    return [
+        f"{_named(names, 'class')} {place}, with {images:,} images, not among {lacking}: "
+        f"{_some(names)}."
+    ]
+
+
+def _named(names: Sequence[str], noun: str) -> str:
+    return f"{len(names):,} {noun if len(names) == 1 else noun + 'es'}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
+    return ", ".join(map(in_print, names[:10])) + more
 
 
 def match_classes(train: ImageSet, test: ImageSet) -> NDArray[np.int64]:

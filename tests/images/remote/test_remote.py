@@ -163,7 +163,7 @@ def test_hostile_listings_stay_names(
     ]  # fmt: skip
     Server.page = "".join(f'<a href="{link}">x</a>' for link in links).encode()
     system, root = connect(server + "/class0/")
-    found = remote_folder._find(system, root.rstrip("/"), server)
+    found, _ = remote_folder._find(system, root.rstrip("/"), server)
     assert all(entry["name"].startswith(server + "/class0/") for entry in found.values())
     assert "ok.png" in found
     assert not [name for name in found if "C=N" in name or name.startswith("http")]
