@@ -213,9 +213,10 @@ def _parts(tree: Tree, base: str) -> tuple[str, ...]:
 
 
 def _beside(tree: Tree, base: str, parts: Iterable[str]) -> list[str]:
-    """The images and shards beside the parts."""
-    inside = tuple(os.path.join(base, name) + os.sep for name in parts)
-    return [name for name in (*tree.images, *_shards(tree)) if not name.startswith(inside)]
+    """The images and shards beside the parts, relative to the folder that those lie in."""
+    inside = tuple(name + os.sep for name in parts)
+    here = (*_below(tree.images, base), *_below(_shards(tree), base))
+    return [name for name in here if not name.startswith(inside)]
 
 
 def _listed(root: Path, tree: Tree, inside: str, part: str, tally: Tally) -> Listing:
