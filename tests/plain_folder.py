@@ -167,7 +167,7 @@ def _arrange(root: str, seen: _Seen) -> Plain:
 
 def _plain(train: Part, held_out: list[Part], seen: _Seen) -> Plain:
     labelled = [one for one in held_out if any(label is not None for label in one.classes)]
-    chosen = (labelled or held_out or [None])[0]
+    chosen = next(iter([*labelled, *held_out]), None)
     for one in held_out:
         if one is not chosen:
             seen.left_out["unused"] += len(one.images)

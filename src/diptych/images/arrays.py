@@ -73,7 +73,8 @@ def _find_in_arrays(
 
     def read(name: str, config: ImagesConfig) -> ImageSet:
         key = name if name in images else ""
-        own = archive[labels[key]] if key in labels else None
+        role = role_of(key) or ""
+        own = archive[labels[role]] if role in labels else None
         return image_set(archive[images[key]], own, config, path)
 
     learned = read(chosen.train, config)
@@ -98,23 +99,26 @@ def _find_in_arrays(
     )
 
 
-def _by_part(
-    archive: Iterable[str], path: Path
-) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """The keys of images and of labels by their parts, and the other keys."""
+_Keys = dict[str, str]
+"""Keys of arrays by the part that they are of."""
+
+
+def _by_part(archive: Iterable[str], path: Path) -> tuple[_Keys, _Keys, list[str]]:
+    """Keys of images by the names of their parts, of labels by what those are for, and the rest."""
     images, labels, others = dict[str, str](), dict[str, str](), list[str]()
     for key in archive:
         what, part = _meaning(key)
         if what == "":
             others.append(key)
             continue
-        kept = images if what in _IMAGE_KEYS else labels
-        if part in kept:
+        kept, own = (images, part) if what in _IMAGE_KEYS else (labels, role_of(part) or "")
+        if own in kept:
             raise ImagesError(
-                f"{path} holds {kept[part]} and {key}, which mean the same; wanted one."
+                f"{path} holds {kept[own]} and {key}, which mean the same; wanted one."
             )
-        kept[part] = key
-    return images, labels, others
+        kept[own] = key
+    roles = {role_of(part) or "" for part in images}
+    return images, labels, others + [key for role, key in labels.items() if role not in roles]
 
 
 def _meaning(key: str) -> tuple[str, str]:

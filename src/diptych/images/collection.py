@@ -190,10 +190,14 @@ def _some(names: Sequence[str]) -> str:
 
 
 def match_classes(train: ImageSet, test: ImageSet) -> NDArray[np.int64]:
-    """The test labels as positions in the training set's classes; -1 for a class it lacks."""
+    """The test labels as positions in the training set's classes.
+
+    -1 for a class that it lacks, and for an image without a label.
+    """
     if test.labels is None:
         raise ValueError("the test images have no labels")
     position = {name: index for index, name in enumerate(train.classes)}
-    table = np.array([position.get(name, -1) for name in test.classes], dtype=np.int64)
+    # One more place at the end, where -1 stays -1.
+    table = np.array([*(position.get(name, -1) for name in test.classes), -1], dtype=np.int64)
     matched: NDArray[np.int64] = table[test.labels]
     return matched

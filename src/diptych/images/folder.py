@@ -20,7 +20,7 @@ from diptych.images.names import CompactNames
 from diptych.images.shards.index import read_samples
 from diptych.images.shards.tar import find_in_tar, list_tar
 from diptych.images.splits import Found, choose_splits, refuse_unclear, role_of
-from diptych.images.tree import Tree, part_around, walk
+from diptych.images.tree import Tree, lies_in, part_around, walk
 
 
 def open_folder(
@@ -102,12 +102,13 @@ def list_folder(root: Path, tree: Tree, inside: str = "", part: str = "") -> Lis
     Raises:
         ImagesError: it has none.
     """
-    names = CompactNames.of(_below(tree.images, inside))
+    names = tree.names_in(inside)
     place = root / inside
     if not names:
         raise ImagesError(_nothing(place, tree, inside))
     labels, classes = labels_from_folders(names)
-    return replace(list_files(place, names, labels, classes, origin=str(place)), part=part)
+    packed = CompactNames.of(names)
+    return replace(list_files(place, packed, labels, classes, origin=str(place)), part=part)
 
 
 def list_files(
@@ -154,8 +155,8 @@ def labels_from_folders(
 
 def _on_one_folder(tree: Tree) -> list[str]:
     """That there are no classes, where all images lie in one folder."""
-    tops = {name.partition(os.sep)[0] for name in tree.images}
-    if len(tops) != 1 or os.sep not in tree.images[0]:
+    tops = {folder.partition(os.sep)[0] for folder in tree.images}
+    if len(tops) != 1 or "" in tops:
         return []
     return [
         f"All images lie in the one folder {in_print(tops.pop())}, so there are no classes; give "
@@ -165,7 +166,7 @@ def _on_one_folder(tree: Tree) -> list[str]:
 
 def _on_deeper_parts(tree: Tree) -> list[str]:
     """That folders named as parts are none, where they lie in class folders."""
-    deeper = sorted({part_around(os.path.dirname(name)) for name in tree.images} - {""})
+    deeper = sorted({part_around(folder) for folder in tree.images} - {""})
     if not deeper:
         return []
     return [
@@ -180,23 +181,17 @@ class _Level:
 
     Attributes:
         folders: with an image or a shard in or below them.
-        loose: images and shards.
+        loose: whether there are images or shards beside them.
     """
 
     folders: tuple[str, ...]
-    loose: tuple[str, ...]
+    loose: bool
 
 
 def _level(tree: Tree, base: str) -> _Level:
-    folders, loose = dict[str, None](), list[str]()
-    for names in (tree.images, _shards(tree)):
-        for name in _below(names, base):
-            top, inside, _ = name.partition(os.sep)
-            if inside:
-                folders[top] = None
-            else:
-                loose.append(name)
-    return _Level(tuple(sorted(folders)), tuple(loose))
+    full = {*tree.images, *map(os.path.dirname, _shards(tree))}
+    inside = _below([folder for folder in full if folder != base], base)
+    return _Level(tuple(sorted({one.partition(os.sep)[0] for one in inside})), base in full)
 
 
 def _base(tree: Tree) -> str:
@@ -214,9 +209,14 @@ def _parts(tree: Tree, base: str) -> tuple[str, ...]:
 
 def _beside(tree: Tree, base: str, parts: Iterable[str]) -> list[str]:
     """The images and shards beside the parts, relative to the folder that those lie in."""
-    inside = tuple(name + os.sep for name in parts)
-    here = (*_below(tree.images, base), *_below(_shards(tree), base))
-    return [name for name in here if not name.startswith(inside)]
+    inside = [os.path.join(base, name) for name in parts]
+    images = {
+        folder: names
+        for folder, names in tree.images.items()
+        if not any(lies_in(folder, part) for part in inside)
+    }
+    shards = [one for one in _shards(tree) if not any(lies_in(one, part) for part in inside)]
+    return [*Tree(images=images).names_in(base), *_below(shards, base)]
 
 
 def _listed(root: Path, tree: Tree, inside: str, part: str, tally: Tally) -> Listing:
@@ -235,8 +235,8 @@ def _shards_in(root: Path, tree: Tree, inside: str) -> list[Path]:
     """
     place = root / inside
     shards = [one for one in _below(_shards(tree), inside) if os.sep not in one]
-    images = _below(tree.images, inside)
-    if shards and images:
+    images = tree.names_in(inside) if shards else []
+    if images:
         raise ImagesError(
             f"{place} holds shards as {shards[0]}, {_images_in(place, shards)} images in them, and "
             f"images as {images[0]}, {len(images):,} files. Wanted one kind; {place}/*.tar takes "
@@ -280,16 +280,12 @@ def _on_shared_folders(tree: Tree, places: Sequence[str]) -> list[str]:
     train, *held_out = places
     for pair in tree.shared:
         for first, second in (pair, pair[::-1]):
-            if _lies_in(first, train) and any(_lies_in(second, one) for one in held_out):
+            if lies_in(first, train) and any(lies_in(second, one) for one in held_out):
                 return [
                     f"{in_print(first)} and {in_print(second)} are one folder: its images are both "
                     "learned from and held out."
                 ]
     return []
-
-
-def _lies_in(path: str, folder: str) -> bool:
-    return (path + os.sep).startswith(folder + os.sep)
 
 
 def _shards(tree: Tree) -> list[str]:

@@ -148,12 +148,12 @@ def _find_in_folder(path: Path, config: ImagesConfig) -> Found:
     tree = walk(path)
     known = _find_known(path, config)
     if known is not None:
-        for name in tree.images:
-            tree.others.add(name, _BESIDE)
-        beside = (one for one in tree.others.rows() if one.reason == _BESIDE)
+        images = tree.names_in()
+        beside = [Skipped(images[0], _BESIDE, count=len(images))] if images else []
         return replace(known, left_out=(*known.left_out, *beside))
     tables = [name for name in tree.containers if name.lower().endswith(".parquet")]
-    others = [name for name in tree.containers if name not in tables] + tree.images
+    others = [name for name in tree.containers if name not in tables]
+    others += tree.names_in() if tables else []
     if tables and others and any(_is_usual(name) for name in tables):
         raise ImagesError(
             f"{path} holds {len(tables):,} Parquet files, as {tables[0]}, and {len(others):,} "

@@ -2,7 +2,7 @@
 
 import heapq
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +21,7 @@ class Tree:
     """What lies in a folder and below it; all paths are relative to it.
 
     Attributes:
-        images: files with the name of an image, sorted.
+        images: of each folder with files that have the name of an image, their names.
         containers: .tar and .parquet files, sorted; not ``metadata.parquet``, which says something
             of the images beside it.
         folders: all folders that were looked into, sorted.
@@ -30,18 +30,28 @@ class Tree:
         shared: pairs of folders in different parts that are one and the same.
     """
 
-    images: list[str] = field(default_factory=list)
+    images: dict[str, list[str]] = field(default_factory=dict)
     containers: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     others: Tally = field(default_factory=Tally)
     odd: list[Skipped] = field(default_factory=list)
     shared: list[tuple[str, str]] = field(default_factory=list)
 
+    def names_in(self, inside: str = "") -> list[str]:
+        """The images in and below a folder, as paths relative to it, sorted."""
+        found = list[str]()
+        for folder, names in self.images.items():
+            if folder == inside:
+                found += names
+            elif lies_in(folder, inside):
+                start = folder[len(inside) + 1 :] if inside else folder
+                found += [f"{start}{os.sep}{name}" for name in names]
+        return sorted(found)
+
     def empty_folders(self) -> Iterator[str]:
         """The outermost folders with neither an image nor a container in or below them."""
         full = {""}
-        for name in (*self.images, *self.containers):
-            folder = os.path.dirname(name)
+        for folder in (*self.images, *map(os.path.dirname, self.containers)):
             while folder not in full:
                 full.add(folder)
                 folder = os.path.dirname(folder)
@@ -61,11 +71,16 @@ def walk(root: Path) -> Tree:
     walker = _Walker(root)
     walker.visit_all()
     tree = walker.tree
-    for names in (tree.images, tree.containers, tree.folders):
-        names.sort()
+    tree.containers.sort()
+    tree.folders.sort()
     tree.odd.sort(key=lambda one: one.name)
     tree.shared.sort()
     return tree
+
+
+def lies_in(path: str, folder: str) -> bool:
+    """Whether a path is a folder or lies in it; everything lies in the whole, which has no name."""
+    return not folder or path == folder or path.startswith(folder + os.sep)
 
 
 @lru_cache(maxsize=1024)
@@ -118,7 +133,7 @@ class _Walker:
                     continue
                 inside = _Visit(visit.path, visit.around | {place})
                 with os.scandir(self.root / visit.path) as entries:
-                    waiting += [one for entry in entries if (one := self._look_at(entry, inside))]
+                    waiting += self._look_through(entries, inside)
             except OSError as error:
                 if visit.path == "":
                     raise
@@ -141,33 +156,42 @@ class _Walker:
             self.tree.shared.append((min(elsewhere, visit.path), max(elsewhere, visit.path)))
         return True
 
-    def _look_at(self, entry: "os.DirEntry[str]", around: _Visit) -> _Visit | None:
-        """Notes a file; gives back a folder of the disk, and keeps a link to one for later."""
-        path = os.path.join(around.path, entry.name)
-        if entry.name.startswith("."):
-            self.tree.others.add(path, HIDDEN, part_around(around.path))
-        elif _is_folder(entry):
-            visit = _Visit(path, around.around)
-            if not entry.is_symlink():
-                return visit
-            heapq.heappush(self._links, visit)
-        else:
-            self._note_file(path, entry)
-        return None
+    def _look_through(
+        self, entries: Iterable["os.DirEntry[str]"], around: _Visit
+    ) -> Iterator[_Visit]:
+        """Notes the files of a folder; gives back its folders, and keeps linked ones for later."""
+        images = list[str]()
+        for entry in entries:
+            name, is_link = entry.name, entry.is_symlink()
+            if name.startswith("."):
+                self.tree.others.add(_join(around.path, name), HIDDEN, part_around(around.path))
+            elif not _is_folder(entry):
+                # Of very many files most are images: they are not looked at any closer.
+                if name[name.rfind(".") :].lower() in EXTENSIONS and "." in name:
+                    images.append(name)
+                else:
+                    self._note_other(_join(around.path, name), name, is_link)
+            elif is_link:
+                heapq.heappush(self._links, _Visit(_join(around.path, name), around.around))
+            else:
+                yield _Visit(_join(around.path, name), around.around)
+        if images:
+            self.tree.images[around.path] = images
 
-    def _note_file(self, path: str, entry: "os.DirEntry[str]") -> None:
-        end = os.path.splitext(entry.name)[1].lower()
-        if end in EXTENSIONS:
-            self.tree.images.append(path)
-        elif entry.is_symlink() and not os.path.exists(entry.path):
+    def _note_other(self, path: str, name: str, is_link: bool) -> None:
+        if is_link and not (self.root / path).exists():
             self._leave_out(path, "broken symbolic link")
-        elif end in (".tar", ".parquet") and entry.name != "metadata.parquet":
+        elif name.lower().endswith((".tar", ".parquet")) and name != "metadata.parquet":
             self.tree.containers.append(path)
         else:
-            self.tree.others.add(path, why_no_image(entry.name), part_around(os.path.dirname(path)))
+            self.tree.others.add(path, why_no_image(name), part_around(os.path.dirname(path)))
 
     def _leave_out(self, path: str, reason: str) -> None:
         self.tree.odd.append(Skipped(path, reason, part_around(os.path.dirname(path))))
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}{os.sep}{name}" if folder else name
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

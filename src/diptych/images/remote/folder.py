@@ -53,7 +53,11 @@ def find_in_remote_folder(url: str) -> Found:
         own = {name[len(start) :]: one for name, one in entries.items() if name.startswith(start)}
         return _listing(url, system, own, part)
 
-    return find_in_tree(url, Tree(images=list(entries), others=others), listed)
+    tree = Tree(others=others)
+    for name in entries:
+        folder, _, base = name.rpartition("/")
+        tree.images.setdefault(folder, []).append(base)
+    return find_in_tree(url, tree, listed)
 
 
 def _find(system: Any, root: str, url: str) -> tuple[dict[str, Entry], Tally]:
