@@ -4,8 +4,9 @@ import csv
 import io
 import os
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from conftest import encoded
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.coco import read_coco
-from diptych.images.collection import Collection, Skipped
+from diptych.images.collection import Collection, Skipped, match_classes
 from diptych.images.folder import list_folder
 from diptych.images.inventory import Inventory, Tally, in_print
 from diptych.images.shards.index import read_samples
@@ -48,7 +49,7 @@ def opened(path: Path | str, executor: ThreadPoolExecutor, **options: Any) -> Co
     return open_images(ImagesConfig(path=str(path), **config), executor)
 
 
-def tar_of(names: Sequence[str | tuple[str, bytes]]) -> bytes:
+def tar_of(names: Iterable[str | tuple[str, bytes]]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for one in names:
@@ -255,6 +256,17 @@ def test_classes_of_one_part_only_are_named(tmp_path: Path, executor: ThreadPool
     assert "1 class with a single image: b." in found.description
 
 
+def test_an_image_without_a_label_has_no_class_of_the_other_part(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    found = opened(fill(tmp_path, {"train/a": 2, "train/b": 1, "val/b": 2, "val/z": 1}), executor)
+    assert found.test is not None
+    assert match_classes(found.train, found.test).tolist() == [1, 1, -1]
+    partly = replace(found.test, labels=np.array([0, -1, 1]))
+    assert match_classes(found.train, partly).tolist() == [1, -1, -1]
+    assert match_classes(found.train, replace(partly, classes=("z", "b"))).tolist() == [-1, -1, 1]
+
+
 def test_a_file_outside_of_class_folders_has_no_label(tmp_path: Path) -> None:
     fill(tmp_path, {"a": 2, "b": 1, "z.png": PNG})
     listing = list_folder(tmp_path, walk(tmp_path))
@@ -287,9 +299,10 @@ def test_numbers_between_dots_tell_samples_apart(tmp_path: Path) -> None:
 
 def test_members_of_a_shard_are_accounted_for(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
     other = encoded(np.zeros((4, 5, 3), np.uint8), "PNG")
-    names = ["a.png", "/b.png", "._a.png", ("t.txt", b"x"), ("a.png", other), ("z.cls", b"1")]
+    names: list[str | tuple[str, bytes]] = ["a.png", "/b.png", "._a.png", ("t.txt", b"x")]
+    names += [("a.png", other), ("z.cls", b"1"), "train/c.png"]
     latin = os.fsdecode(b"\xe4.png")
-    found = opened(fill(tmp_path, {"0.tar": tar_of([*names, "train/c.png", latin])}), executor)
+    found = opened(fill(tmp_path, {"0.tar": tar_of([*names, latin])}), executor)
     assert list(found.train.names) == [
         f"0.tar/{name}" for name in ("a.png", "b.png", "train/c.png", latin)
     ]
