@@ -32,8 +32,8 @@ from PIL import Image
 
 from diptych.configs import ImagesConfig
 from diptych.images.collection import ImageSet
-from diptych.images.folder import find_images
 from diptych.images.sources import open_images
+from diptych.images.tree import walk
 
 SPEED_GOALS = (0.9, 1.1)
 MEMORY_GOAL = 400.0  # MB
@@ -47,7 +47,7 @@ KINDS: tuple[Literal["VmRSS", "VmHWM"], ...] = ("VmRSS", "VmHWM")
 
 def shard(folder: Path, out: Path) -> None:
     """Writes the images of a folder into tar shards, in the same order."""
-    names = find_images(folder)
+    names = walk(folder).names_in()
     for start in range(0, len(names), SHARD_FILES):
         with tarfile.open(out / f"{start // SHARD_FILES:06d}.tar", "w") as tar:
             for name in names[start : start + SHARD_FILES]:

@@ -322,6 +322,7 @@ def _take_back(folder: RunFolder, checkpoints: Place) -> None:
 def _write_skipped(folder: RunFolder, collection: Collection) -> None:
     table = io.StringIO(newline="")
     writer = csv.writer(table)
-    writer.writerow(["name", "reason"])
-    writer.writerows([one.name, one.reason] for one in collection.train.skipped)
+    writer.writerow(["part", "name", "reason", "count"])
+    rows = collection.inventory.rows()
+    writer.writerows([one.part, one.name, one.reason, one.count] for one in rows)
     write_aside(folder.skipped, table.getvalue().encode("utf-8", "backslashreplace"))

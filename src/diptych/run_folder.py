@@ -83,7 +83,7 @@ class RunFolder:
 
     @property
     def skipped(self) -> Path:
-        """The images that could not be used, with the reason for each."""
+        """What was found and is not used, with the reason for each."""
         return self.path / "skipped.csv"
 
     @property

@@ -130,6 +130,7 @@ def test_a_list_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     [found] = opened(root)
     assert list(found.images.names) == ["JPEGImages/good.jpg"]
     assert [one.name for one in found.images.skipped] == ["../../secret", "absent"]
+    assert {one.part for one in found.images.skipped} == {"train"}
 
 
 def test_too_many_bad_images_are_an_error(tmp_path: Path) -> None:

@@ -58,6 +58,14 @@ def test_what_cannot_be_grouped_is_refused(group_by: str, message: str) -> None:
         find_groups(NAMES, group_by)
 
 
+def test_an_image_of_which_nothing_is_known_is_a_group_of_its_own(tmp_path: Path) -> None:
+    table = tmp_path / "patients.csv"
+    table.write_text("name,patient\na.png,\nb.png,7\nc.png, \nd.png,7\ne.png\n")
+    groups = find_groups(["a.png", "b.png", "c.png", "d.png", "e.png"], f"{table}:patient")
+    assert groups.numbers.tolist() == [0, 1, 2, 1, 3]
+    assert find_groups(["x1.png", "x.png", "y.png"], "name:(\\d?)").numbers.tolist() == [0, 1, 2]
+
+
 def test_partners_are_other_images_of_the_group_equally_often() -> None:
     numbers = np.array([3, 0, 3, 1, 3, 0, 3, 2])
     groups = Groups.of(np.unique(numbers, return_inverse=True)[1])

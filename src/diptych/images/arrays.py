@@ -3,7 +3,7 @@
 import gzip
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 from diptych.configs import MOST_CHANNELS, ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.collection import ImageSet, held_out_config
+from diptych.images.collection import ImageSet, Skipped, held_out_config
 from diptych.images.form import Pixels, in_depth
 from diptych.images.index import checksum
 from diptych.images.names import CompactNames
 from diptych.images.pixels import HeldPixels, PixelBatch
 from diptych.images.selection import choose, present_classes
+from diptych.images.splits import Found, choose_splits, role_of
 
-_IMAGE_KEYS: Final = ("images", "x", "x_train", "train_images")
-_LABEL_KEYS: Final = ("labels", "y", "y_train", "train_labels")
-_TEST_IMAGE_KEYS: Final = ("test_images", "x_test")
-_TEST_LABEL_KEYS: Final = ("test_labels", "y_test")
+_IMAGE_KEYS: Final = ("images", "x")
+_LABEL_KEYS: Final = ("labels", "y")
+_UNLABELLED: Final = -1
 _IDX_UINT8: Final = 0x08
 _LARGEST_ARRAY: Final = 64 * 2**30  # bytes; a header that claims more is not believed
 
@@ -39,28 +39,100 @@ def open_npy(path: Path, config: ImagesConfig) -> ImageSet:
     return image_set(array, None, config, path)
 
 
-def open_npz(path: Path, config: ImagesConfig) -> tuple[ImageSet, ImageSet | None]:
-    """A .npz file with images and, if it has them, labels and a test part.
+def find_in_npz(path: Path, config: ImagesConfig) -> Found:
+    """A .npz file with images and, if it has them, labels and other parts.
 
-    Names that are looked for: images, x, x_train or train_images; labels, y, y_train or
-    train_labels; test_images or x_test; test_labels or y_test.
+    Names that are looked for, in any case: images or x, labels or y, alone or with the name of a
+    part before or after, as train_images, x_val or testing_labels.
+
+    Raises:
+        ImagesError: it cannot be read, or it is not clear which arrays are meant.
     """
     try:
         _refuse_bomb(path)
         with np.load(path, allow_pickle=False) as archive:
-            train = _from_keys(archive, _IMAGE_KEYS, _LABEL_KEYS, config, path)
-            # A limit is on the images to learn from.
-            rest = config if train is None else held_out_config(config, train)
-            test = _from_keys(archive, _TEST_IMAGE_KEYS, _TEST_LABEL_KEYS, rest, path)
-            names = list(archive)
+            return _find_in_arrays(archive, config, path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ImagesError(f"{path} is not a readable .npz file: {error}") from error
-    if train is None:
+
+
+def _find_in_arrays(
+    archive: Mapping[str, NDArray[np.generic]], config: ImagesConfig, path: Path
+) -> Found:
+    images, labels, others = _by_part(archive, path)
+    if not images:
         raise ImagesError(
-            f"{path} holds {', '.join(names) or 'nothing'}; wanted an array named "
-            f"{' or '.join(_IMAGE_KEYS)}."
+            f"{path} holds {', '.join(archive) or 'nothing'}; wanted an array named "
+            f"{' or '.join(_IMAGE_KEYS)}, alone or as train_images and test_images."
         )
-    return train, test
+    if "" in images and any(role_of(name) == "train" for name in images):
+        raise ImagesError(
+            f"{path} holds {images.pop('')} and {' and '.join(images.values())}; it is not clear "
+            "which to learn from. Wanted one of them."
+        )
+    chosen = choose_splits([name or "train" for name in images], str(path))
+
+    def read(name: str, config: ImagesConfig) -> ImageSet:
+        key = name if name in images else ""
+        role = role_of(key) or ""
+        own = archive[labels[role]] if role in labels else None
+        return image_set(archive[images[key]], own, config, path)
+
+    learned = read(chosen.train, config)
+    # A limit is on the images to learn from.
+    held_out = {name: read(name, held_out_config(config, learned)) for name in chosen.held_out}
+    labelled = [name for name, one in held_out.items() if one.labels is not None]
+    best = next(iter([*labelled, *held_out]), "")
+    unused = [name for name in (*chosen.held_out, *chosen.unused) if name != best]
+    return Found(
+        learned,
+        [held_out[best]] if best else [],
+        train_part=chosen.train if chosen.train in images else "",
+        test_part=best,
+        left_out=(
+            *(
+                Skipped(images[name], "an array of a part that is not used", name)
+                for name in unused
+            ),
+            *(Skipped(key, "an array of no name that is looked for") for key in others),
+        ),
+        remarks=chosen.remarks,
+    )
+
+
+_Keys = dict[str, str]
+"""Keys of arrays by the part that they are of."""
+
+
+def _by_part(archive: Iterable[str], path: Path) -> tuple[_Keys, _Keys, list[str]]:
+    """Keys of images by the names of their parts, of labels by what those are for, and the rest."""
+    images, labels, others = dict[str, str](), dict[str, str](), list[str]()
+    for key in archive:
+        what, part = _meaning(key)
+        if what == "":
+            others.append(key)
+            continue
+        kept, own = (images, part) if what in _IMAGE_KEYS else (labels, role_of(part) or "")
+        if own in kept:
+            raise ImagesError(
+                f"{path} holds {kept[own]} and {key}, which mean the same; wanted one."
+            )
+        kept[own] = key
+    roles = {role_of(part) or "" for part in images}
+    return images, labels, others + [key for role, key in labels.items() if role not in roles]
+
+
+def _meaning(key: str) -> tuple[str, str]:
+    """What an array is by its name, and of which part; nothing for a name that is not known.
+
+    >>> _meaning("X_train"), _meaning("testing_labels"), _meaning("images"), _meaning("boxes")
+    (('x', 'train'), ('labels', 'testing'), ('images', ''), ('', ''))
+    """
+    first, _, second = key.partition("_")
+    for what, part in ((first, second), (second, first)):
+        if what.lower() in (*_IMAGE_KEYS, *_LABEL_KEYS) and (not part or role_of(part)):
+            return what.lower(), part
+    return "", ""
 
 
 def open_idx(path: Path, config: ImagesConfig) -> ImageSet:
@@ -150,7 +222,7 @@ def image_set(
     if len(chosen) < len(stack):
         stack, labels = stack[chosen], labels if labels is None else labels[chosen]
     pixels = PixelBatch.of_stack(in_depth(_to_color(stack, config), config))
-    numbers, classes = (None, ()) if labels is None else _numbered(labels[:, 0])
+    numbers, classes = present_classes(*_number(labels))
     return ImageSet(
         pixels=HeldPixels(pixels),
         names=CompactNames.of(map(str, chosen.tolist())),
@@ -166,13 +238,14 @@ def image_set(
     )
 
 
-def _numbered(
-    labels: NDArray[np.generic],
-) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """Labels as positions among the values that occur, and these by name."""
-    values, positions = np.unique(labels, return_inverse=True)
-    numbers = np.where(labels == -1, -1, positions.reshape(-1)).astype(np.int64)
-    return present_classes(numbers, tuple(str(value) for value in values))
+def _number(labels: NDArray[np.generic] | None) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+    """Labels as positions in the classes that there are, -1 for none; None if there are none."""
+    if labels is None or not (labels != _UNLABELLED).any():
+        return None, ()
+    flat = labels.reshape(-1)
+    values = np.unique(flat[flat != _UNLABELLED])
+    positions = np.searchsorted(values, flat).astype(np.int64)
+    return np.where(flat == _UNLABELLED, -1, positions), tuple(str(value) for value in values)
 
 
 def _check_channels(count: int, config: ImagesConfig, origin: str | Path) -> None:
@@ -197,18 +270,6 @@ def _to_color(stack: NDArray[Any], config: ImagesConfig) -> Pixels:
         return np.repeat(stack, 3, axis=3)
     luma = np.rint(stack @ np.array([0.299, 0.587, 0.114]))
     return luma.astype(stack.dtype)[..., None]
-
-
-def _from_keys(
-    archive: Mapping[str, NDArray[np.generic]],
-    image_keys: tuple[str, ...],
-    label_keys: tuple[str, ...],
-    config: ImagesConfig,
-    path: Path,
-) -> ImageSet | None:
-    images = next((archive[key] for key in image_keys if key in archive), None)
-    labels = next((archive[key] for key in label_keys if key in archive), None)
-    return None if images is None else image_set(images, labels, config, path)
 
 
 def _refuse_bomb(path: Path) -> None:

@@ -105,7 +105,14 @@ def open_boxes(
     if not names:
         raise ImagesError(f"{root}: there is not a single box in {' and '.join(parts)}.")
     classes = tuple(sorted(names))
-    return [_opened(root, part, classes, config, executor, on_progress) for part in annotated]
+    opened = [_opened(root, part, classes, config, executor, on_progress) for part in annotated]
+    return [_named(images, part) for images, part in zip(opened, parts, strict=True)]
+
+
+def _named(found: BoxedImages, part: str) -> BoxedImages:
+    """With the name of the part at every image that is skipped."""
+    skipped = tuple(replace(one, part=part) for one in found.images.skipped)
+    return replace(found, images=replace(found.images, skipped=skipped))
 
 
 def _opened(

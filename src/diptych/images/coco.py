@@ -124,6 +124,8 @@ def _file_name(image: dict[str, Any], place: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name or "\\" in name:
         raise _Wrong(f"{place}.file_name leads out of its folder: {_shown(name)}")
+    if any(0xD800 <= ord(one) < 0xE000 for one in name):  # half of a pair, which no path has
+        raise _Wrong(f"{place}.file_name is no text: {_shown(name)}")
     return name
 
 

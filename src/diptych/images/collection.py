@@ -8,23 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.configs import ImagesConfig
+from diptych.images.inventory import Inventory, Skipped, in_print
 from diptych.images.names import CompactNames
 from diptych.images.pixels import PixelSource, SelectedPixels
 
-
-@dataclass(frozen=True)
-class Skipped:
-    """An image that cannot be used, and why.
-
-    Attributes:
-        name: of the image or file.
-        reason: in a few words.
-        part: of the set that it belongs to, as "train"; empty where there is one part only.
-    """
-
-    name: str
-    reason: str
-    part: str = ""
+__all__ = [
+    "Collection",
+    "ImageSet",
+    "Skipped",
+    "held_out_config",
+    "on_classes",
+    "spread_indices",
+]
 
 
 @dataclass(frozen=True)
@@ -85,6 +80,16 @@ class ImageSet:
         return self.select(spread_indices(len(self), most))
 
     @property
+    def stacks(self) -> int:
+        """Files that hold several pictures, of which the first is used."""
+        return 0 if self.pages is None else int((self.pages > 1).sum())
+
+    @property
+    def further_pages(self) -> int:
+        """Pictures in those files that are not used."""
+        return 0 if self.pages is None else int(np.maximum(self.pages - 1, 0).sum())
+
+    @property
     def median_side_pixels(self) -> int:
         """Median over the images of the shorter side."""
         return int(np.median(np.minimum(self.heights, self.widths)))
@@ -110,21 +115,39 @@ class Collection:
     Attributes:
         train: the images to learn from.
         test: held-out images, for evaluation only.
-        description: one sentence that says what was found.
-        test_part: name of the held-out part where the images lie; empty where there is none.
-        left_out: what was looked at and is in neither part, and why.
+        description: some sentences that say what was found.
+        train_part: what the part to learn from is called, as "train"; empty where there are none.
+        test_part: what the held-out part is called, as "val"; empty where there is none.
+        left_out: what was found and is not used; images that cannot be read are in the sets.
+        remarks: sentences on what was found.
     """
 
     train: ImageSet
     test: ImageSet | None
     description: str
+    train_part: str = ""
     test_part: str = ""
     left_out: tuple[Skipped, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def decoded_for(self, config: ImagesConfig) -> "Collection":
         """The same images, decoded and kept as another config asks."""
         test = None if self.test is None else self.test.decoded_for(config)
         return replace(self, train=self.train.decoded_for(config), test=test)
+
+    @property
+    def inventory(self) -> Inventory:
+        """Everything that was looked at, and what became of it."""
+        test = [] if self.test is None else [(self.test_part or "test", self.test)]
+        parts = [(self.train_part, self.train), *test]
+        return Inventory(
+            used=tuple((name, len(images)) for name, images in parts),
+            unreadable=tuple(one for _, images in parts for one in images.skipped),
+            left_out=self.left_out,
+            remarks=self.remarks,
+            stacks=sum(images.stacks for _, images in parts),
+            further_pages=sum(images.further_pages for _, images in parts),
+        )
 
 
 def held_out_config(config: ImagesConfig, learned: ImageSet) -> ImagesConfig:
@@ -150,3 +173,50 @@ def spread_indices(count: int, most: int) -> NDArray[np.int64]:
         np.linspace(0, count - 1, min(count, most)).astype(np.int64)
     )
     return chosen
+
+
+def on_classes(train: ImageSet, test: ImageSet | None, part: str) -> list[str]:
+    """Sentences on what a reader of accuracies should know of the classes.
+
+    Args:
+        train: the images to learn from.
+        test: held-out ones.
+        part: what those are called.
+    """
+    said = []
+    if train.labels is not None and train.classes:
+        counts = np.bincount(train.labels[train.labels >= 0], minlength=len(train.classes))
+        single = [name for name, count in zip(train.classes, counts, strict=True) if count == 1]
+        unlabelled = int((train.labels < 0).sum())
+        if single:
+            said.append(f"{_named(single, 'class')} with a single image: {_some(single)}.")
+        if unlabelled:
+            said.append(f"{unlabelled:,} of {len(train):,} images have no label.")
+    if test is None or test.labels is None or train.labels is None:
+        return said
+    held_out = in_print(part or "test")
+    said += _on_missing(test, train, f"of {held_out}", "those to learn from")
+    return said + _on_missing(train, test, "to learn from", f"those of {held_out}")
+
+
+def _on_missing(here: ImageSet, there: ImageSet, place: str, lacking: str) -> list[str]:
+    """That one part has classes which another lacks."""
+    known = set(there.classes)
+    only = [number for number, name in enumerate(here.classes) if name not in known]
+    if not only or here.labels is None:
+        return []
+    images = int(np.isin(here.labels, only).sum())
+    names = [here.classes[number] for number in only]
+    return [
+        f"{_named(names, 'class')} {place}, with {images:,} images, not among {lacking}: "
+        f"{_some(names)}."
+    ]
+
+
+def _named(names: Sequence[str], noun: str) -> str:
+    return f"{len(names):,} {noun if len(names) == 1 else noun + 'es'}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
+    return ", ".join(map(in_print, names[:10])) + more

@@ -9,7 +9,7 @@ from diptych.images import torchvision_sets
 from diptych.images.remote.connection import is_url
 from diptych.images.remote.fetch import fetch, is_remote_file
 from diptych.images.remote.folder import find_in_remote_folder
-from diptych.images.shards.tar import list_tar
+from diptych.images.shards.tar import find_in_tar
 from diptych.images.splits import Found
 from diptych.images.tables import hugging_face
 from diptych.images.tables.parquet import find_in_parquet, is_parquet_pattern, list_parquet
@@ -53,7 +53,7 @@ def _find_in_fetched(config: ImagesConfig, find_in_file: Callable[[Path], Found]
     copies = fetch(config.path, config)
     kinds = {copy.suffix for copy in copies}
     if kinds == {".tar"}:
-        return Found(list_tar(copies, config.path))
+        return find_in_tar(copies, config.path)
     if len(copies) == 1:
         return find_in_file(copies[0])
     if kinds == {".parquet"}:

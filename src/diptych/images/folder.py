@@ -1,9 +1,10 @@
-"""A folder of image files: found, labelled by class folders."""
+"""A folder of image files: found, parted, labelled by class folders."""
 
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,28 +12,16 @@ from numpy.typing import NDArray
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.collection import ImageSet
+from diptych.images.collection import ImageSet, Skipped
 from diptych.images.decode import EXTENSIONS, read_bytes
 from diptych.images.index import file_stamp
+from diptych.images.inventory import Tally, in_print, why_no_image
 from diptych.images.listing import Listing, Progress, ignore_progress, open_listing
 from diptych.images.names import CompactNames
-
-
-def find_images(root: Path) -> list[str]:
-    """Paths of the image files below ``root``, relative to it, sorted. Hidden entries are left out.
-
-    Links to folders are not followed, so that a loop of links cannot catch the walk.
-    """
-    found = list[str]()
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        inside = os.path.relpath(folder, root)
-        found += [
-            os.path.normpath(os.path.join(inside, name))
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
-        ]
-    return sorted(found)
+from diptych.images.shards.index import read_samples
+from diptych.images.shards.tar import find_in_tar, list_tar
+from diptych.images.splits import Found, choose_splits, refuse_unclear, role_of
+from diptych.images.tree import Tree, lies_in, part_around, walk
 
 
 def open_folder(
@@ -41,24 +30,86 @@ def open_folder(
     executor: Executor,
     on_progress: Progress = ignore_progress,
 ) -> ImageSet:
-    """The images in a folder; see ``open_listing``."""
-    return open_listing(list_folder(root), config, executor, on_progress)
+    """The images in a folder, all together, whatever its folders are called."""
+    return open_listing(list_folder(root, walk(root)), config, executor, on_progress)
 
 
-def list_folder(root: Path) -> Listing:
-    """The image files in a folder and its subfolders.
+def find_in_folder(root: Path, tree: Tree) -> Found:
+    """The image files or shards of a folder: its parts where it has some, or all together.
+
+    Args:
+        root: the folder.
+        tree: what lies in it.
+
+    Raises:
+        ImagesError: there are no images, or it is not clear which are meant.
+    """
+    if not _parts(tree, _base(tree)):
+        shards = _shards_in(root, tree, "")
+        if shards:
+            found = find_in_tar(shards, str(root))
+            return replace(found, left_out=(*_left_out(tree, "", [""]), *found.left_out))
+    return find_in_tree(
+        str(root), tree, lambda inside, part: _listed(root, tree, inside, part, tree.others)
+    )
+
+
+def find_in_tree(where: str, tree: Tree, listed: Callable[[str, str], Listing]) -> Found:
+    """Which of the images are for what; the rules stand in ``docs/images.md``.
+
+    Args:
+        where: they lie, named in errors.
+        tree: what lies there.
+        listed: lists the images of a folder in it, given that and the name of the part.
+
+    Raises:
+        ImagesError: there are no images, or it is not clear which are meant.
+    """
+    base = _base(tree)
+    parts = _parts(tree, base)
+    if not parts:
+        remarks = (*_on_one_folder(tree), *_on_deeper_parts(tree))
+        return Found(listed("", ""), left_out=tuple(_left_out(tree, "", [])), remarks=remarks)
+    where = os.path.join(where, base) if base else where
+    beside = _beside(tree, base, parts)
+    refuse_unclear(where, parts, beside)
+    chosen = choose_splits(parts, where)
+    places = [os.path.join(base, name) for name in (chosen.train, *chosen.held_out)]
+    train, *held_out = [listed(place, os.path.basename(place)) for place in places]
+    for name in beside:
+        tree.others.add(name, "an image or shard beside the parts")
+    return Found(
+        train,
+        held_out,
+        train_part=chosen.train,
+        left_out=tuple(_left_out(tree, base, places)),
+        remarks=(
+            *([f"The parts lie in {in_print(base)}."] if base else []),
+            *chosen.remarks,
+            *_on_shared_folders(tree, places),
+        ),
+    )
+
+
+def list_folder(root: Path, tree: Tree, inside: str = "", part: str = "") -> Listing:
+    """The image files of a folder and its subfolders.
+
+    Args:
+        root: the folder that was walked through.
+        tree: what lies in it.
+        inside: which folder of it; the whole by default.
+        part: what the part of the data is called that they are.
 
     Raises:
         ImagesError: it has none.
     """
-    names = CompactNames.of(find_images(root))
+    names = tree.names_in(inside)
+    place = root / inside
     if not names:
-        raise ImagesError(
-            f"no images in {root}. Wanted files named {', '.join(sorted(EXTENSIONS))} in it or "
-            "in its subfolders."
-        )
+        raise ImagesError(_nothing(place, tree, inside))
     labels, classes = labels_from_folders(names)
-    return list_files(root, names, labels, classes, origin=str(root))
+    packed = CompactNames.of(names)
+    return replace(list_files(place, packed, labels, classes, origin=str(place)), part=part)
 
 
 def list_files(
@@ -96,3 +147,160 @@ def labels_from_folders(
     table = np.full(len(numbers) + 1, -1, dtype=np.int64)
     table[[numbers[name] for name in classes]] = np.arange(len(classes))
     return table[np.array(found, dtype=np.int64)], classes
+
+
+def _on_one_folder(tree: Tree) -> list[str]:
+    """That there are no classes, where all images lie in one folder."""
+    tops = {folder.partition(os.sep)[0] for folder in tree.images}
+    if len(tops) != 1 or "" in tops:
+        return []
+    return [
+        f"All images lie in the one folder {in_print(tops.pop())}, so there are no classes; give "
+        "its path to have the folders in it as classes."
+    ]
+
+
+def _on_deeper_parts(tree: Tree) -> list[str]:
+    """That folders named as parts are none, where they lie in class folders."""
+    deeper = sorted({part_around(folder) for folder in tree.images} - {""})
+    if not deeper:
+        return []
+    return [
+        f"{len(deeper):,} folders named as parts lie deeper, as {in_print(deeper[0])}: all of "
+        "their images are learned from, and none is held out."
+    ]
+
+
+@dataclass(frozen=True)
+class _Level:
+    """What lies right in a folder that matters.
+
+    Attributes:
+        folders: with an image or a shard in or below them.
+        loose: whether there are images or shards beside them.
+    """
+
+    folders: tuple[str, ...]
+    loose: bool
+
+
+def _level(tree: Tree, base: str) -> _Level:
+    full = {*tree.images, *map(os.path.dirname, _shards(tree))}
+    inside = _below([folder for folder in full if folder != base], base)
+    return _Level(tuple(sorted({one.partition(os.sep)[0] for one in inside})), base in full)
+
+
+def _base(tree: Tree) -> str:
+    """The folder that parts are looked for in: the first that holds more than just one folder."""
+    base, level = "", _level(tree, "")
+    while len(level.folders) == 1 and not level.loose and role_of(level.folders[0]) is None:
+        base = os.path.join(base, level.folders[0])
+        level = _level(tree, base)
+    return base
+
+
+def _parts(tree: Tree, base: str) -> tuple[str, ...]:
+    return tuple(name for name in _level(tree, base).folders if role_of(name) is not None)
+
+
+def _beside(tree: Tree, base: str, parts: Iterable[str]) -> list[str]:
+    """The images and shards beside the parts, relative to the folder that those lie in."""
+    inside = [os.path.join(base, name) for name in parts]
+    images = {
+        folder: names
+        for folder, names in tree.images.items()
+        if not any(lies_in(folder, part) for part in inside)
+    }
+    shards = [one for one in _shards(tree) if not any(lies_in(one, part) for part in inside)]
+    return [*Tree(images=images).names_in(base), *_below(shards, base)]
+
+
+def _listed(root: Path, tree: Tree, inside: str, part: str, tally: Tally) -> Listing:
+    """The shards right in a folder if it has any, else the image files in and below it."""
+    shards = _shards_in(root, tree, inside)
+    if shards:
+        return list_tar(shards, str(root / inside), tally, part)
+    return list_folder(root, tree, inside, part)
+
+
+def _shards_in(root: Path, tree: Tree, inside: str) -> list[Path]:
+    """The shards right in a folder, if it has any.
+
+    Raises:
+        ImagesError: there are image files as well.
+    """
+    place = root / inside
+    shards = [one for one in _below(_shards(tree), inside) if os.sep not in one]
+    images = tree.names_in(inside) if shards else []
+    if images:
+        raise ImagesError(
+            f"{place} holds shards as {shards[0]}, {_images_in(place, shards)} images in them, and "
+            f"images as {images[0]}, {len(images):,} files. Wanted one kind; {place}/*.tar takes "
+            "the shards only; to take the files only, put the .tar files elsewhere."
+        )
+    return [place / one for one in shards]
+
+
+def _images_in(place: Path, shards: Sequence[str]) -> str:
+    try:
+        return f"{sum(len(read_samples(place / one, Tally())) for one in shards):,}"
+    except ImagesError:
+        return "an unknown number of"
+
+
+def _left_out(tree: Tree, base: str, read: Sequence[str]) -> list[Skipped]:
+    """What lies in a folder and is not an image, or a shard in one of the folders ``read``."""
+    found = [replace(one, part=_own(one.part, base)) for one in (*tree.others.rows(), *tree.odd)]
+    tally = Tally()
+    for name in tree.containers:
+        if not (name.lower().endswith(".tar") and os.path.dirname(name) in read):
+            tally.add(name, why_no_image(name), _own(part_around(os.path.dirname(name)), base))
+    empty = [
+        Skipped(
+            name,
+            "a folder without images that are read",
+            _own(part_around(os.path.dirname(name)), base),
+        )
+        for name in tree.empty_folders()
+    ]
+    return [*found, *tally.rows(), *empty]
+
+
+def _own(part: str, base: str) -> str:
+    """The name of a part by its path; empty where it lies elsewhere than the parts do."""
+    return os.path.basename(part) if part and os.path.dirname(part) == base else ""
+
+
+def _on_shared_folders(tree: Tree, places: Sequence[str]) -> list[str]:
+    """That a part to learn from and a held-out one share a folder."""
+    train, *held_out = places
+    for pair in tree.shared:
+        for first, second in (pair, pair[::-1]):
+            if lies_in(first, train) and any(lies_in(second, one) for one in held_out):
+                return [
+                    f"{in_print(first)} and {in_print(second)} are one folder: its images are both "
+                    "learned from and held out."
+                ]
+    return []
+
+
+def _shards(tree: Tree) -> list[str]:
+    return [name for name in tree.containers if name.lower().endswith(".tar")]
+
+
+def _below(names: Sequence[str], folder: str) -> Sequence[str]:
+    """The names that lie in a folder, relative to it."""
+    if not folder:
+        return names
+    start = folder + os.sep
+    return [name[len(start) :] for name in names if name.startswith(start)]
+
+
+def _nothing(place: Path, tree: Tree, inside: str) -> str:
+    """That there are no images, and what there is instead."""
+    kinds = [one for one in _left_out(tree, "", []) if not inside or one.name.startswith(inside)]
+    there = "; ".join(f"{one.count:,} as {in_print(one.name)}: {one.reason}" for one in kinds[:5])
+    return (
+        f"no images in {place}. Wanted files named {', '.join(sorted(EXTENSIONS))} in it or in its "
+        f"subfolders.{f' It holds {there}.' if there else ''}"
+    )

@@ -87,7 +87,8 @@ def find_groups(names: Sequence[str], group_by: str) -> Groups:
         names: of the images, as paths relative to their folder.
         group_by: ``folder``, ``folder:LEVEL`` (counted from 1), ``name:PATTERN`` (the first
             parenthesis of a regular expression, searched in the whole name) or
-            ``FILE.csv:COLUMN`` (a table with a column ``name``).
+            ``FILE.csv:COLUMN`` (a table with a column ``name``). An image whose cell is blank, or
+            for which the parenthesis finds nothing, is a group of its own.
 
     Raises:
         ConfigError: the form is not known, an image has no group by it, or all have the same.
@@ -103,7 +104,9 @@ def find_groups(names: Sequence[str], group_by: str) -> Groups:
     else:
         raise ConfigError(f"images.group_by must be {_FORMS}; got {group_by!r}.")
     numbers: dict[str, int] = {}
-    found = np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+    # By its place: an image of which nothing is known is a group of its own.
+    own = (key or f"\0{place}" for place, key in enumerate(keys))
+    found = np.array([numbers.setdefault(key, len(numbers)) for key in own], dtype=np.int64)
     if len(numbers) < 2:
         raise ConfigError(
             f"images.group_by = {group_by!r} puts all {len(names)} images into one group, which "
@@ -162,7 +165,7 @@ def _looked_up(names: Sequence[str], path: Path, column: str) -> list[str]:
                     f"images.group_by: {path} needs the columns 'name' and {column!r}; it has "
                     f"{', '.join(present) or 'none'}."
                 )
-            table = {row["name"]: row[column] or "" for row in reader}
+            table = {row["name"]: (row[column] or "").strip() for row in reader}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"images.group_by: cannot read {path}: {error}") from error
     missing = [name for name in names if name not in table]

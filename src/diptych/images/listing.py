@@ -45,11 +45,11 @@ class Listing:
         labels: int64 (images,), positions in ``classes``; -1 for an image without one. None where
             nothing is known.
         classes: names of the classes.
+        part: what the part of the data is called that they are, as "train"; empty without parts.
         stamp: two numbers that change when the bytes behind a name do, as the size and the time of
             its file, found without reading it. Without it nothing is kept on disk.
         read_part: ``read`` for those who want only some consecutive images, where reading any of
             them means to copy the files of all; still called with places in the whole.
-        part: of a set, as "train"; empty where there is one part only.
     """
 
     origin: str
@@ -57,9 +57,9 @@ class Listing:
     read: Callable[[int], bytes]
     labels: NDArray[np.int64] | None = None
     classes: tuple[str, ...] = ()
+    part: str = ""
     stamp: Callable[[int], tuple[int, int]] | None = None
     read_part: Callable[[range], Callable[[int], bytes]] | None = None
-    part: str = ""
 
     def select(self, indices: NDArray[np.int64]) -> "Listing":
         """Some of the images, in the order of ``indices``."""

@@ -64,6 +64,8 @@ def open_photographs(config: ImagesConfig) -> Collection:
         test=held_out,
         description=f"{len(learned):,} patches of {len(PHOTOGRAPHS)} built-in photographs to learn "
         f"from and {len(held_out):,} held out, {SIDE_PIXELS} x {SIDE_PIXELS} pixels.",
+        train_part="train",
+        test_part="test",
     )
 
 

@@ -1,6 +1,8 @@
 """Where images come from: a path, or the name of the built-in set, to a collection."""
 
+import os
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -9,21 +11,28 @@ from numpy.typing import NDArray
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.arrays import image_set, is_idx, open_idx, open_npy, open_npz
+from diptych.images.arrays import find_in_npz, image_set, is_idx, open_idx, open_npy
 from diptych.images.cifar import is_cifar, open_cifar
-from diptych.images.collection import Collection, ImageSet, held_out_config
-from diptych.images.decode import EXTENSIONS
+from diptych.images.collection import (
+    Collection,
+    ImageSet,
+    Skipped,
+    held_out_config,
+    on_classes,
+)
 from diptych.images.elsewhere import find_elsewhere
-from diptych.images.folder import list_folder
+from diptych.images.folder import find_in_folder
 from diptych.images.form import Pixels
-from diptych.images.listing import Listing, Progress, ignore_progress
+from diptych.images.inventory import Tally
+from diptych.images.listing import Progress, ignore_progress
 from diptych.images.photographs import PHOTOGRAPHS_NAME, open_photographs
 from diptych.images.shards.files import find_shards, is_shard_pattern
-from diptych.images.shards.tar import list_tar
-from diptych.images.splits import TEST_NAMES, TRAIN_NAMES, Found, open_found
+from diptych.images.shards.tar import find_in_tar, list_tar
+from diptych.images.splits import Found, hold_out, open_found, role_of
 from diptych.images.tables.arrow_folder import find_saved, is_saved
-from diptych.images.tables.parquet import find_in_parquet, holds_parquet
+from diptych.images.tables.parquet import find_in_parquet
 from diptych.images.text_list import list_text
+from diptych.images.tree import walk
 
 _WANTED: Final = (
     "a folder of images, a .txt list of their paths, .tar shards (a file, a folder of them, or a "
@@ -31,6 +40,8 @@ _WANTED: Final = (
     "save_to_disk wrote, the binary version of CIFAR, a .npz, .npy or IDX file, a URL of one of "
     "these, torchvision:NAME"
 )
+
+_BESIDE: Final = "an image beside a data set of a known form"
 
 
 def open_images(
@@ -48,8 +59,21 @@ def open_images(
     """
     if _is_built_in(config):
         return open_photographs(config)
-    train, test = open_found(locate_images(config), config, executor, on_progress)
-    return Collection(train, test, describe(config.path, train, test))
+    found = locate_images(config)
+    held = hold_out(found)
+    chosen = replace(found, held_out=() if held.images is None else (held.images,))
+    train, test = open_found(chosen, config, executor, on_progress)
+    opened = Collection(
+        train,
+        test,
+        describe(config.path, train, test, held.part),
+        train_part=found.train_part,
+        test_part=held.part,
+        left_out=(*found.left_out, *held.unused, *_beyond_limit(found, config)),
+        remarks=(*found.remarks, *on_classes(train, test, held.part)),
+    )
+    sentences = [opened.description, *train.remarks, *opened.inventory.sentences()]
+    return replace(opened, description=" ".join(sentences))
 
 
 def locate_images(config: ImagesConfig) -> Found:
@@ -65,7 +89,7 @@ def locate_images(config: ImagesConfig) -> Found:
     if config.path != "" and path.exists():
         return _find_in_folder(path, config) if path.is_dir() else _find_in_file(path, config)
     if is_shard_pattern(config.path):
-        return Found(list_tar(find_shards(config.path), config.path))
+        return find_in_tar(find_shards(config.path), config.path)
     found = find_elsewhere(config, lambda file: _find_in_file(file, config))
     if found is None:
         raise ImagesError(
@@ -79,16 +103,20 @@ def from_array(array: Pixels, labels: NDArray[np.int64] | None, config: ImagesCo
     return image_set(array, labels, config, "the array")
 
 
-def describe(path: str, train: ImageSet, test: ImageSet | None) -> str:
-    """One sentence on what was found."""
+def describe(path: str, train: ImageSet, test: ImageSet | None, part: str) -> str:
+    """One sentence on what is used."""
     sentence = f"{len(train):,} images in {path}, median side {train.median_side_pixels} pixels"
-    if train.skipped:
-        sentence += f", {len(train.skipped)} unreadable ones skipped"
     if test is not None:
-        sentence += f", {len(test):,} more held out for testing"
-    if train.classes:
-        sentence += f"; {len(train.classes)} classes"
-    return " ".join([sentence + ".", *train.remarks])
+        sentence += f", {len(test):,} more held out for testing" + (f" ({part})" if part else "")
+    return sentence + (f"; {len(train.classes)} classes." if train.classes else ".")
+
+
+def _beyond_limit(found: Found, config: ImagesConfig) -> list[Skipped]:
+    """How many of the listed images a limit leaves out."""
+    count = 0 if config.limit is None else len(found.train.names) - config.limit
+    if count <= 0:
+        return []
+    return [Skipped("", f"beyond images.limit = {config.limit}", found.train_part, count)]
 
 
 def _is_built_in(config: ImagesConfig) -> bool:
@@ -97,7 +125,7 @@ def _is_built_in(config: ImagesConfig) -> bool:
 
 def _find_in_file(path: Path, config: ImagesConfig) -> Found:
     if path.suffix == ".npz":
-        return _arrays(*open_npz(path, config))
+        return find_in_npz(path, config)
     if path.suffix == ".npy":
         return Found(open_npy(path, config))
     if path.suffix == ".parquet":
@@ -105,7 +133,9 @@ def _find_in_file(path: Path, config: ImagesConfig) -> Found:
     if path.suffix == ".txt":
         return Found(list_text(path))
     if ".tar" in path.suffixes or path.suffix == ".tgz":
-        return Found(list_tar([path], str(path)))
+        tally = Tally()
+        listing = list_tar([path], str(path), tally)
+        return Found(listing, left_out=tuple(tally.rows()))
     if is_idx(path):
         return Found(open_idx(path, config))
     raise ImagesError(
@@ -114,45 +144,51 @@ def _find_in_file(path: Path, config: ImagesConfig) -> Found:
 
 
 def _find_in_folder(path: Path, config: ImagesConfig) -> Found:
-    """A folder: of one known form, or train and test subfolders, or just images or shards."""
+    """A folder: of one known form, or of images or shards, in parts or not."""
+    tree = walk(path)
+    known = _find_known(path, config)
+    if known is not None:
+        images = tree.names_in()
+        beside = [Skipped(images[0], _BESIDE, count=len(images))] if images else []
+        return replace(known, left_out=(*known.left_out, *beside))
+    tables = [name for name in tree.containers if name.lower().endswith(".parquet")]
+    others = [name for name in tree.containers if name not in tables]
+    others += tree.names_in() if tables else []
+    if tables and others and any(_is_usual(name) for name in tables):
+        raise ImagesError(
+            f"{path} holds {len(tables):,} Parquet files, as {tables[0]}, and {len(others):,} "
+            f"images or shards, as {others[0]}. Wanted one kind; {path}/{tables[0]} takes that "
+            "file only; to take the others, put the .parquet files elsewhere."
+        )
+    if tables and not others:
+        found = find_in_parquet(str(path), config)
+        return replace(found, left_out=(*found.left_out, *tree.others.rows(), *tree.odd))
+    return find_in_folder(path, tree)
+
+
+def _is_usual(table: str) -> bool:
+    """Whether a Parquet file lies where those of a data set do."""
+    folder = os.path.dirname(table)
+    return folder in ("", "data") or role_of(folder) is not None
+
+
+def _find_known(path: Path, config: ImagesConfig) -> Found | None:
+    """CIFAR, what ``save_to_disk`` wrote, or IDX files."""
     if is_cifar(path):
         return _arrays(*open_cifar(path, config))
     if is_saved(path):
         return find_saved(path, config)
-    if holds_parquet(path):
-        return find_in_parquet(str(path), config)
     idx = _idx_parts(path)
-    if idx is not None:
-        train_file, test_file = idx
-        learned = open_idx(train_file, config)
-        everything = held_out_config(config, learned)
-        return _arrays(learned, None if test_file is None else open_idx(test_file, everything))
-    train, test = _subfolder(path, TRAIN_NAMES), _subfolder(path, TEST_NAMES)
-    if train is None or test is None:
-        return Found(_listed(train or path))
-    return Found(_listed(train), map(_listed, [test]))
+    if idx is None:
+        return None
+    train_file, test_file = idx
+    learned = open_idx(train_file, config)
+    everything = held_out_config(config, learned)
+    return _arrays(learned, None if test_file is None else open_idx(test_file, everything))
 
 
 def _arrays(train: ImageSet, test: ImageSet | None) -> Found:
-    return Found(train, [] if test is None else [test])
-
-
-def _listed(folder: Path) -> Listing:
-    """The shards right in a folder if it has any, else the image files in and below it."""
-    shards = find_shards(str(folder))
-    if not shards:
-        return list_folder(folder)
-    loose = [one.name for one in folder.iterdir() if one.suffix.lower() in EXTENSIONS]
-    if loose:
-        raise ImagesError(
-            f"{folder} holds shards as {shards[0].name} and images as {min(loose)}. Wanted one "
-            f"kind; {folder}/*.tar takes the shards only."
-        )
-    return list_tar(shards, str(folder))
-
-
-def _subfolder(path: Path, names: tuple[str, ...]) -> Path | None:
-    return next((path / name for name in names if (path / name).is_dir()), None)
+    return Found(train, [] if test is None else [test], train_part="" if test is None else "train")
 
 
 def _idx_parts(path: Path) -> tuple[Path, Path | None] | None:

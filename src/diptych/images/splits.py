@@ -1,27 +1,39 @@
 """Parts of a data set by their names: which to learn from, and which is held out."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from typing import Final, TypeVar
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Final, Literal
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.collection import ImageSet, held_out_config
+from diptych.images.collection import ImageSet, Skipped, held_out_config
+from diptych.images.inventory import in_print
 from diptych.images.listing import (
     Listing,
     Progress,
     ignore_progress,
     open_listing,
 )
-from diptych.images.selection import present_classes
+
+Role = Literal["train", "test", "val"]
 
 TRAIN_NAMES: Final = ("train", "training")
-TEST_NAMES: Final = ("test", "val", "valid", "validation")
-_IN_NAME: Final = re.compile(rf"({'|'.join(TRAIN_NAMES + TEST_NAMES)})(?![a-z])", re.IGNORECASE)
+TEST_NAMES: Final = ("test", "val", "valid", "validation", "testing", "dev", "eval", "evaluation")
 
-Part = TypeVar("Part")
+_ROLES: Final[dict[str, Role]] = {
+    **dict.fromkeys(TRAIN_NAMES, "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "val"),
+}
+_WORDS: Final = "|".join(sorted(_ROLES, key=len, reverse=True))
+_THINGS: Final = "sets?|splits?|images?|imgs?|data|pictures?|photos?"
+_WHOLE: Final = re.compile(
+    rf"(?:(?:{_THINGS})[-_. ]?)?({_WORDS})(?:[-_. ]?(?:{_THINGS}))?(?:[-_. ]?\d{{4}})?"
+)
+_IN_FILE: Final = re.compile(rf"(?<![a-z])({_WORDS})(?![a-z])")
 
 
 @dataclass(frozen=True)
@@ -31,50 +43,161 @@ class Found:
     Attributes:
         train: the images to learn from; a set where they lie decoded.
         held_out: what could be held out, the likeliest first; listed as it is asked for.
+        train_part: what the part to learn from is called; empty where there are no parts.
+        test_part: what the held-out part is called where it lies decoded; a listing knows its own.
+        left_out: what else was found.
+        remarks: sentences on how it was found.
     """
 
     train: Listing | ImageSet
     held_out: Iterable[Listing | ImageSet] = ()
+    train_part: str = ""
+    test_part: str = "test"
+    left_out: tuple[Skipped, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
-def split_of(name: str) -> str:
-    """The split that a file's name begins with, or its first folder; empty without one.
+@dataclass(frozen=True)
+class Chosen:
+    """Parts by what they are for.
 
-    >>> split_of("train-00000-of-00002.parquet"), split_of("Test/0.parquet"), split_of("trains")
-    ('train', 'test', '')
+    Attributes:
+        train: the name of the part to learn from.
+        held_out: names of those that could be held out, the likeliest first.
+        unused: names of the others.
     """
-    found = _IN_NAME.match(name)
-    return found[1].lower() if found else ""
+
+    train: str
+    held_out: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """That the only part is learned from, where its name says something else."""
+        if self.held_out or self.unused or role_of(self.train) in (None, "train"):
+            return ()
+        return (f"The only part is {in_print(self.train)}, and it is learned from.",)
+
+
+def role_of(name: str) -> Role | None:
+    """What a part is for by the name of its folder or key; None for any other name.
+
+    Case does not count; ``set``, ``images``, ``data`` and the like, and a year, may stand beside.
+
+    >>> [role_of(name) for name in ("Training", "train_images", "val2017", "TestSet", "trains")]
+    ['train', 'train', 'val', 'test', None]
+    """
+    found = _WHOLE.fullmatch(name.lower())
+    return _ROLES[found[1]] if found else None
+
+
+def part_of(file: str) -> str:
+    """The part that a file of a table or shard is of, as it is called there; empty without one.
+
+    The first of its folders that is named as a part says it, else the first such word in its name.
+
+    >>> part_of("data/train-00000-of-00002.parquet"), part_of("Test/0.tar"), part_of("trains.tar")
+    ('train', 'Test', '')
+    """
+    *folders, name = PurePath(file).parts
+    found = _IN_FILE.search(name.lower())
+    in_name = name[found.start() : found.end()] if found else ""
+    return next((folder for folder in folders if role_of(folder)), in_name)
 
 
 def by_split(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names grouped by their split; those without one count as training where no other does."""
+    """Files grouped by their part; those of none are learned from where no other part is."""
     parts = dict[str, list[str]]()
     for name in names:
-        parts.setdefault(split_of(name), []).append(name)
+        parts.setdefault(part_of(name), []).append(name)
     loose = parts.pop("", [])
-    if loose and not any(name in parts for name in TRAIN_NAMES):
+    if loose and parts and not any(role_of(name) == "train" for name in parts):
         parts["train"] = loose
+    elif loose:
+        parts[""] = loose
     return parts
 
 
-def choose_splits(parts: Mapping[str, Part], origin: str) -> tuple[Part, list[Part]]:
-    """The part to learn from, and those that could be held out, the likeliest first.
+def choose_splits(parts: Iterable[str], origin: str) -> Chosen:
+    """Which parts are for what.
 
     A single part is learned from, whatever its name.
 
     Raises:
-        ImagesError: there are several parts and none is named as one to learn from.
+        ImagesError: there are several parts and none is named as one to learn from, or two are
+            named for the same.
     """
-    train = next((name for name in TRAIN_NAMES if name in parts), None)
-    if train is None and len(parts) == 1:
-        train = next(iter(parts))
-    if train is None:
+    names = tuple(parts)
+    if len(names) == 1:
+        return Chosen(names[0], (), ())
+    roles = dict[Role | None, list[str]]()
+    for name in names:
+        roles.setdefault(role_of(name), []).append(name)
+    unused = tuple(roles.pop(None, []))
+    for role, several in roles.items():
+        if len(several) > 1:
+            raise ImagesError(
+                f"{origin} has several parts named for {role}: {_listed(several)}. Wanted one; "
+                "give the path of one of them, or rename the others."
+            )
+    if "train" not in roles:
         raise ImagesError(
-            f"{origin} has the parts {', '.join(sorted(parts)) or 'none'}; wanted one named "
+            f"{origin} has the parts {_listed(names)}; wanted one named "
             f"{' or '.join(TRAIN_NAMES)}. Give the path of one part."
         )
-    return parts[train], [parts[name] for name in TEST_NAMES if name in parts and name != train]
+    held_out = [name for role in ("test", "val") for name in roles.get(role, ())]
+    return Chosen(roles["train"][0], tuple(held_out), unused)
+
+
+def refuse_unclear(where: str, parts: Sequence[str], beside: Sequence[str]) -> None:
+    """Where folders may be parts or classes, the user says which.
+
+    Args:
+        where: they lie, named in errors.
+        parts: folders that are named as parts.
+        beside: images and shards that lie in none of them.
+
+    Raises:
+        ImagesError: it is not clear.
+    """
+    learned = [name for name in parts if role_of(name) == "train"]
+    folders = any("/" in name for name in beside)
+    if not beside or (learned and (len(parts) > 1 or not folders)):
+        return
+    named = " and ".join(map(in_print, parts))
+    raise ImagesError(
+        f"{where} holds {named}, which may be a part of the data or a class, beside "
+        f"{len(beside):,} other images or shards, as {in_print(beside[0])}. For the part alone, "
+        f"give the path of {in_print(parts[0])}; if it is a class, give its folder another name; "
+        "to hold a part out, put the others into a folder named train."
+    )
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The part that is held out, of those that could be.
+
+    Attributes:
+        images: of it; None where there is none.
+        part: what it is called.
+        unused: the others.
+    """
+
+    images: Listing | ImageSet | None
+    part: str
+    unused: tuple[Skipped, ...]
+
+
+def hold_out(found: Found) -> HeldOut:
+    """The first part with labels (those of a test part are often withheld), else the first."""
+    parts = [one for one in found.held_out if _count(one)]
+    chosen = next(filter(_has_labels, parts), parts[0] if parts else None)
+    name = "" if chosen is None else _name(chosen, found)
+    why = f"a part that is not used; {in_print(name)} is held out"
+    unused = [
+        Skipped("", why, _name(one, found), _count(one)) for one in parts if one is not chosen
+    ]
+    return HeldOut(chosen, name, tuple(unused))
 
 
 def open_found(
@@ -88,15 +211,27 @@ def open_found(
     def opened(part: Listing | ImageSet, config: ImagesConfig) -> ImageSet:
         if isinstance(part, ImageSet):
             return part
-        return open_listing(part, config, executor, on_progress)
+        images = open_listing(part, config, executor, on_progress)
+        return replace(
+            images, skipped=tuple(replace(one, part=part.part) for one in images.skipped)
+        )
 
     learned = opened(found.train, config)
-    test = _held_out(found.held_out)
+    test = hold_out(found).images
     return learned, None if test is None else opened(test, held_out_config(config, learned))
 
 
-def _held_out(candidates: Iterable[Listing | ImageSet]) -> Listing | ImageSet | None:
-    """The first with labels (those of a test part are often withheld), else the first of all."""
-    parts = list(candidates)
-    labelled = (one for one in parts if present_classes(one.labels, one.classes)[0] is not None)
-    return next(labelled, parts[0] if parts else None)
+def _has_labels(part: Listing | ImageSet) -> bool:
+    return part.labels is not None and len(part.classes) > 1 and bool((part.labels >= 0).any())
+
+
+def _count(part: Listing | ImageSet) -> int:
+    return len(part.names)
+
+
+def _name(part: Listing | ImageSet, found: Found) -> str:
+    return part.part if isinstance(part, Listing) else found.test_part
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(map(in_print, names))) or "none"

@@ -1,13 +1,15 @@
 """A text file with the path of an image in each line, to a listing."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from diptych.errors import ImagesError
+from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.folder import list_files
 from diptych.images.listing import Listing
 from diptych.images.names import CompactNames
+from diptych.images.remote.connection import is_url
 
 _LONGEST_LINE: Final = 4096 + 2  # bytes; no path is longer
 _MARK: Final = b"\xef\xbb\xbf"  # that some editors put before UTF-8
@@ -28,7 +30,15 @@ def list_text(path: Path) -> Listing:
         raise ImagesError(f"{path} cannot be read: {error.strerror or error}.") from error
     if not names:
         raise ImagesError(f"{path} lists no images; wanted the path of one in each line.")
-    return list_files(path.parent, names, origin=str(path))
+    listing = list_files(path.parent, names, origin=str(path))
+
+    def read(index: int) -> bytes:
+        name = names[index]
+        if is_url(name) and not (path.parent / name).exists():
+            raise UnreadableImage("a URL; a list takes paths, and a URL is given by itself")
+        return listing.read(index)
+
+    return replace(listing, read=read)
 
 
 def _lines(path: Path) -> Iterator[bytes]:

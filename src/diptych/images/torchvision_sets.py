@@ -97,13 +97,14 @@ def find_torchvision(name: str, config: ImagesConfig) -> Found:
         )
     if kind in _FILES:
         train, *rest = (_list(kind, where, part) for part in _FILES[kind])
-        return Found(train, rest)
+        return Found(train, rest, train_part=train.part)
     if kind in _ARRAYS:
         learned = _arrays(_construct(kind, where, _ARRAYS[kind][0]), config, name)
         if len(_ARRAYS[kind]) == 1:
             return Found(learned)
         alike = held_out_config(config, learned)
-        return Found(learned, [_arrays(_construct(kind, where, _ARRAYS[kind][1]), alike, name)])
+        held_out = _arrays(_construct(kind, where, _ARRAYS[kind][1]), alike, name)
+        return Found(learned, [held_out], train_part="train")
     raise ImagesError(
         f"{name}: wanted one of {', '.join(sorted({**_ARRAYS, **_FILES}))}. Of any other data set, "
         "give the folder of its images."
@@ -158,7 +159,16 @@ def _list(kind: str, root: Path, part: dict[str, Any]) -> Listing:
     rows = [dataset[index] for index in range(len(dataset))]
     names = CompactNames.of(os.path.relpath(path, root) for path, _ in rows)
     labels, classes = _numbered([label for _, label in rows], dataset)
-    return list_files(root, names, labels, classes, origin=f"torchvision:{kind} in {root}")
+    found = list_files(root, names, labels, classes, origin=f"torchvision:{kind} in {root}")
+    return replace(found, part=_part_name(part))
+
+
+def _part_name(part: dict[str, Any]) -> str:
+    """What the arguments call a part; empty for a data set without parts."""
+    named = part.get("split")
+    if named is not None or not part:
+        return str(named or "")
+    return "train" if next(iter(part.values())) else "test"
 
 
 def _numbered(values: list[Any], dataset: Any) -> Labels:

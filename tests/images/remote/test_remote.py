@@ -17,13 +17,14 @@ from conftest import encoded
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet
+from diptych.images.listing import Listing
 from diptych.images.remote import connection as remote
 from diptych.images.remote import fetch as fetching
 from diptych.images.remote import folder as remote_folder
 from diptych.images.remote.connection import connect, is_url
 from diptych.images.remote.fetch import fetch, is_remote_file
 from diptych.images.remote.folder import find_in_remote_folder
-from diptych.images.splits import open_found
+from diptych.images.splits import hold_out, open_found
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
@@ -122,6 +123,31 @@ def test_a_bucket_with_train_and_test(
     assert np.array_equal(pixels_of(test), images[4:])
 
 
+def test_a_bucket_is_parted_by_the_rules_for_folders(
+    memory: Any, stripes: Stripes, config: ImagesConfig, executor: ThreadPoolExecutor
+) -> None:
+    data = encoded(stripes(1)[0][0], "PNG")
+    for name in ("Training/a", "Training/b", "val/a", "val/b", "test", ".old/a"):
+        memory.pipe(f"/bucket/set/{name}/0.png", data)
+    memory.pipe("/bucket/labels.csv", b"x")
+    found = find_in_remote_folder("memory://bucket")
+    held = hold_out(found)
+    assert isinstance(found.train, Listing)
+    assert list(found.train.names) == ["a/0.png", "b/0.png"]
+    assert (found.train_part, held.part) == ("Training", "val")
+    assert [(one.part, one.count) for one in held.unused] == [("test", 1)]
+    assert {one.name: one.count for one in found.left_out} == {
+        "labels.csv": 1,
+        "set/.old/a/0.png": 1,
+    }
+    assert found.remarks == ("The parts lie in set.",)
+    memory.pipe("/bucket/set/cats/0.png", data)
+    memory.rm("/bucket/set/val", recursive=True)
+    memory.rm("/bucket/set/test", recursive=True)
+    with pytest.raises(ImagesError, match="a part of the data or a class"):
+        find_in_remote_folder("memory://bucket")
+
+
 def test_images_that_cannot_be_read_are_listed(
     server: str, config: ImagesConfig, executor: ThreadPoolExecutor
 ) -> None:
@@ -163,7 +189,7 @@ def test_hostile_listings_stay_names(
     ]  # fmt: skip
     Server.page = "".join(f'<a href="{link}">x</a>' for link in links).encode()
     system, root = connect(server + "/class0/")
-    found = remote_folder._find(system, root.rstrip("/"), server)
+    found, _ = remote_folder._find(system, root.rstrip("/"), server)
     assert all(entry["name"].startswith(server + "/class0/") for entry in found.values())
     assert "ok.png" in found
     assert not [name for name in found if "C=N" in name or name.startswith("http")]

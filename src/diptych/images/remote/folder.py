@@ -11,11 +11,13 @@ from urllib.parse import unquote
 
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.decode import EXTENSIONS
-from diptych.images.folder import labels_from_folders
+from diptych.images.folder import find_in_tree, labels_from_folders
+from diptych.images.inventory import HIDDEN, Tally, why_no_image
 from diptych.images.listing import Listing
 from diptych.images.names import CompactNames
 from diptych.images.remote.connection import chunks, connect, in_words, is_http, persist
-from diptych.images.splits import TEST_NAMES, TRAIN_NAMES, Found, choose_splits
+from diptych.images.splits import Found
+from diptych.images.tree import Tree
 
 _LARGEST_IMAGE: Final = 2**28  # bytes
 _MOST_FOLDERS: Final = 100_000
@@ -33,7 +35,7 @@ def find_in_remote_folder(url: str) -> Found:
     """
     system, root = connect(url)
     try:
-        entries = persist(lambda: _find(system, root.rstrip("/"), url))
+        entries, others = persist(lambda: _find(system, root.rstrip("/"), url))
     except ImagesError:
         raise
     except Exception as error:  # each protocol's client raises errors of its own
@@ -45,23 +47,35 @@ def find_in_remote_folder(url: str) -> Found:
             f"no images listed at {url}. Wanted a folder with files named "
             f"{', '.join(sorted(EXTENSIONS))}, or the URL of a .npz, .npy, .tar or .parquet file."
         )
-    train, others = choose_splits(_parts(entries), url)
-    return Found(_listing(url, system, train), (_listing(url, system, part) for part in others))
+
+    def listed(inside: str, part: str) -> Listing:
+        start = f"{inside}/" if inside else ""
+        own = {name[len(start) :]: one for name, one in entries.items() if name.startswith(start)}
+        return _listing(url, system, own, part)
+
+    tree = Tree(others=others)
+    for name in entries:
+        folder, _, base = name.rpartition("/")
+        tree.images.setdefault(folder, []).append(base)
+    return find_in_tree(url, tree, listed)
 
 
-def _find(system: Any, root: str, url: str) -> dict[str, Entry]:
-    """The images below a place by their names relative to it, sorted."""
+def _find(system: Any, root: str, url: str) -> tuple[dict[str, Entry], Tally]:
+    """The images below a place by their names relative to it, sorted, and what else there is."""
     found = _walk(system, root, url) if is_http(system) else system.find(root, detail=True)
     if len(found) > _MOST_ENTRIES:
         raise ImagesError(f"{url} lists more than {_MOST_ENTRIES:,} files. Give a part of it.")
-    named = dict[str, Entry]()
+    named, others = dict[str, Entry](), Tally()
     for place, entry in found.items():
         name = place.removeprefix(root).strip("/")
         name = unquote(name) if is_http(system) else name
-        hidden = any(part.startswith(".") for part in name.split("/"))
-        if not hidden and os.path.splitext(name)[1].lower() in EXTENSIONS:
+        if any(part.startswith(".") for part in name.split("/")):
+            others.add(name, HIDDEN)
+        elif os.path.splitext(name)[1].lower() in EXTENSIONS:
             named[name] = {**entry, "name": place}
-    return dict(sorted(named.items()))
+        else:
+            others.add(name, why_no_image(name))
+    return dict(sorted(named.items())), others
 
 
 def _walk(system: Any, root: str, url: str) -> dict[str, Entry]:
@@ -85,21 +99,12 @@ def _walk(system: Any, root: str, url: str) -> dict[str, Entry]:
     return found
 
 
-def _parts(entries: dict[str, Entry]) -> dict[str, dict[str, Entry]]:
-    """The train and test folders where there is one to learn from; else everything together."""
-    parts = dict[str, dict[str, Entry]]()
-    for name, entry in entries.items():
-        top, _, inside = name.partition("/")
-        if inside and top in TRAIN_NAMES + TEST_NAMES:
-            parts.setdefault(top, {})[inside] = entry
-    return parts if any(name in parts for name in TRAIN_NAMES) else {"train": entries}
-
-
-def _listing(url: str, system: Any, part: dict[str, Entry]) -> Listing:
-    names = CompactNames.of(part)
-    entries = list(part.values())
+def _listing(url: str, system: Any, entries: dict[str, Entry], part: str) -> Listing:
+    names = CompactNames.of(entries)
+    places = list(entries.values())
     labels, classes = labels_from_folders(names)
-    return Listing(url, names, _reader(system, entries), labels, classes, _stamper(system, entries))
+    read, stamp = _reader(system, places), _stamper(system, places)
+    return Listing(url, names, read, labels, classes, part, stamp)
 
 
 def _reader(system: Any, entries: Sequence[Entry]) -> Callable[[int], bytes]:

@@ -26,16 +26,11 @@ def is_shard_pattern(path: str) -> bool:
 
 
 def find_shards(path: str) -> list[Path]:
-    """The shards that a file, a folder or a pattern stands for, sorted.
+    """The shards that a pattern stands for, sorted.
 
     Raises:
         ImagesError: there are none, or one that braces name is missing.
     """
-    if os.path.isdir(path):
-        inside = [entry for entry in Path(path).iterdir() if entry.suffix == ".tar"]
-        return sorted(entry for entry in inside if not entry.name.startswith("."))
-    if os.path.exists(path):
-        return [Path(path)]
     found = set[str]()
     for name in expand_braces(path):
         matches = glob.glob(name) if glob.has_magic(name) else [name]

@@ -1,16 +1,24 @@
 """What a tar shard holds and where: its headers are read, nothing is ever extracted."""
 
 import os
+import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from diptych.errors import ImagesError
 from diptych.images.decode import EXTENSIONS
+from diptych.images.inventory import HIDDEN, Tally, why_no_image
 
-_COMPRESSED: Final = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+_COMPRESSED: Final = {
+    "gzip": re.compile(rb"\x1f\x8b\x08"),
+    "bzip2": re.compile(rb"BZh[1-9](?:\x31\x41\x59\x26\x53\x59|\x17\x72\x45\x38\x50\x90)"),
+    "xz": re.compile(rb"\xfd7zXZ\0"),
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd"),
+}
+_LABELS: Final = (".cls", ".json")
 _BLOCK: Final = 512
 
 
@@ -33,44 +41,87 @@ class Member:
 
 @dataclass
 class Sample:
-    """The files of one sample: those that share the name up to the first dot of their last part."""
+    """An image, and the files of its sample that may hold a label, by their extension."""
 
-    image: Member | None = None
+    image: Member
     labels: dict[str, Member] = field(default_factory=dict)
 
 
-def read_samples(path: Path) -> list[Sample]:
-    """The samples of a shard that have an image, in the order of their first files.
+def read_samples(path: Path, others: Tally) -> list[Sample]:
+    """The samples of a shard that have an image, in the order of their images.
+
+    The files of a sample share the name up to the first dot of its last part. Where that would give
+    a sample several images, as ``frame.0001.png`` and ``frame.0002.png``, they share the name up to
+    the last dot. Of two members of one name the later counts, as it does when a shard is unpacked.
+
+    Args:
+        path: of the shard.
+        others: takes up what is not used.
 
     Raises:
         ImagesError: the shard is missing, compressed, damaged, or has two images for one sample.
     """
-    samples: dict[str, Sample] = {}
+    images, labels = dict[str, Member](), dict[str, dict[str, Member]]()
     for member in _members(path):
-        folder, _, base = member.name.rpartition("/")
-        stem, _, extension = base.partition(".")
-        kind = os.path.splitext(base)[1].lower()
-        if stem == "" or not (kind in EXTENSIONS or extension in ("cls", "json")):
-            continue
-        sample = samples.setdefault(f"{folder}/{stem}", Sample())
-        if kind not in EXTENSIONS:
-            sample.labels[extension] = member
-            continue
-        if sample.image is not None:
+        stem, end = os.path.splitext(member.name)
+        if os.path.basename(member.name).startswith("."):
+            others.add(member.name, HIDDEN)
+        elif end.lower() in EXTENSIONS:
+            if member.name in images:
+                others.add(member.name, "a later member of the shard has the same name")
+            images[member.name] = member
+        elif end in _LABELS:
+            labels.setdefault(stem, {})[end[1:]] = member
+        else:
+            others.add(member.name, why_no_image(member.name))
+    return _samples(path, images, labels, others)
+
+
+def _samples(
+    path: Path,
+    images: dict[str, Member],
+    labels: dict[str, dict[str, Member]],
+    others: Tally,
+) -> list[Sample]:
+    together = dict[str, list[Member]]()
+    for name, member in images.items():
+        together.setdefault(_to_first_dot(name), []).append(member)
+    samples, used = dict[str, Sample](), set[str]()
+    for key, several in together.items():
+        _refuse_same(path, several)
+        for member in several:
+            keys = [key] if len(several) == 1 else [os.path.splitext(member.name)[0], key]
+            own = next((one for one in keys if one in labels), "")
+            used.add(own)
+            samples[member.name] = Sample(member, labels.get(own, {}))
+    for key in labels.keys() - used:
+        others.add(next(iter(labels[key].values())).name, "a label without an image")
+    return [samples[name] for name in images]
+
+
+def _to_first_dot(name: str) -> str:
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def _refuse_same(path: Path, several: Sequence[Member]) -> None:
+    """Images of one sample whose names up to the last dot are the same too."""
+    stems = dict[str, Member]()
+    for member in several:
+        stem = os.path.splitext(member.name)[0]
+        other = stems.setdefault(stem, member)
+        if other is not member:
             raise ImagesError(
-                f"{path} has two images for the sample {folder + '/' if folder else ''}{stem}: "
-                f"{sample.image.name} and {member.name}. Wanted one, and no name up to the first "
-                "dot twice in a shard; write the shard anew."
+                f"{path} has two images for the sample {stem}: {other.name} and {member.name}. "
+                "Wanted one; write the shard anew."
             )
-        sample.image = member
-    return [sample for sample in samples.values() if sample.image is not None]
 
 
 def _members(path: Path) -> Iterator[Member]:
     """The files of a shard in their order; a file that is cut off is the last."""
     try:
         with open(path, "rb") as raw:
-            _refuse_compressed(path, raw.read(2))
+            _refuse_compressed(path, raw.read(_BLOCK))
             raw.seek(0)
             yield from _walk(path, _Bounded(raw))
     except ImagesError:
@@ -100,7 +151,9 @@ def _walk(path: Path, file: "_Bounded") -> Iterator[Member]:
                 raise tarfile.ReadError("a header points backwards")
             end, last = info.offset_data, info
             if not info.isdir():
-                yield Member(info.name, info.offset_data, info.size, _flaw(info, file.size))
+                # As when it is unpacked: a path from the root counts from where it is unpacked.
+                name = info.name.lstrip("/")
+                yield Member(name, info.offset_data, info.size, _flaw(info, file.size))
         file.seek(tar.offset)
         if file.read(_BLOCK).strip(b"\0"):  # tarfile takes a damaged header for the end
             raise tarfile.ReadError(f"the header at byte {tar.offset} is damaged")
@@ -117,11 +170,22 @@ def _flaw(info: tarfile.TarInfo, shard_bytes: int) -> str:
 
 
 def _refuse_compressed(path: Path, start: bytes) -> None:
-    if start in _COMPRESSED:
+    """By the marks of compressed files, unless it is a member's name that looks like one."""
+    found = next((kind for kind, mark in _COMPRESSED.items() if mark.match(start)), None)
+    if found is not None and not _is_header(start):
         raise ImagesError(
-            f"{path} is compressed ({_COMPRESSED[start]}), which leaves no way to read one image "
-            "of it. Wanted a plain .tar; unpack the compression first (JPEG shrinks no further)."
+            f"{path} is compressed ({found}), which leaves no way to read one image of it. Wanted "
+            "a plain .tar; unpack the compression first (JPEG shrinks no further)."
         )
+
+
+def _is_header(block: bytes) -> bool:
+    """Whether it is a tar header: its sum is right."""
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
 
 
 class _Bounded:

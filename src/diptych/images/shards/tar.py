@@ -11,34 +11,70 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.errors import ImagesError, UnreadableImage
+from diptych.images.inventory import Tally, in_print
 from diptych.images.listing import Listing
 from diptych.images.names import CompactNames
 from diptych.images.shards.files import Shards
 from diptych.images.shards.index import Member, Sample, read_samples
+from diptych.images.splits import Found, by_split, choose_splits
+from diptych.images.tree import part_around
 
+_NO_LABEL: Final = -1
 _LABEL_KEYS: Final = ("label", "class", "cls")
 _LARGEST_LABEL: Final = 2**20  # bytes
 
 Label = int | str
 
 
-def list_tar(paths: Sequence[Path], origin: str) -> Listing:
-    """The images in shards, shard after shard, each in the order of its shard.
-
-    An image's name is its shard's and, after a slash, its own. The label of a sample is the number
-    in its ``.cls``, or the number or text under "label", "class" or "cls" in its ``.json``; there
-    are labels if every sample has one.
+def find_in_tar(paths: Sequence[Path], origin: str) -> Found:
+    """The images in shards whose names, or those of their folders, say of which part they are.
 
     Args:
         paths: of the shards, sorted.
         origin: what the user gave, named in errors.
 
     Raises:
+        ImagesError: a shard cannot be read, there is no image, or two parts are named alike.
+    """
+    root, tally = os.path.commonpath([path.parent for path in paths]), Tally()
+    parts = by_split(os.path.relpath(path, root) for path in paths)
+    chosen = choose_splits(parts, origin)
+
+    def listed(name: str) -> Listing:
+        return list_tar([Path(root, one) for one in parts[name]], origin, tally, name)
+
+    train, held_out = listed(chosen.train), [listed(name) for name in chosen.held_out]
+    for name in chosen.unused:
+        for one in parts[name]:
+            tally.add(one, "a shard of no part")
+    return Found(
+        train,
+        held_out,
+        train_part=train.part,
+        left_out=tuple(tally.rows()),
+        remarks=(*chosen.remarks, *_on_parts_inside([train, *held_out])),
+    )
+
+
+def list_tar(paths: Sequence[Path], origin: str, others: Tally, part: str = "") -> Listing:
+    """The images in shards, shard after shard, each in the order of its shard.
+
+    An image's name is its shard's and, after a slash, its own. The label of a sample is the number
+    in its ``.cls``, or the number or text under "label", "class" or "cls" in its ``.json``; -1 is
+    no label.
+
+    Args:
+        paths: of the shards, sorted.
+        origin: what the user gave, named in errors.
+        others: takes up what is not used.
+        part: what the part of the data is called that they are.
+
+    Raises:
         ImagesError: a shard cannot be read, or none has an image.
     """
     shards = Shards(_checked(paths, origin))
     places, flaws, labels = _Places(), dict[int, str](), list[Label | None]()
-    names = CompactNames.of(_collect(shards, places, flaws, labels))
+    names = CompactNames.of(_collect(shards, places, flaws, labels, others))
     if not names:
         raise ImagesError(f"no images in {origin}. Wanted members named .jpg, .png or the like.")
     numbers, classes = _number(labels)
@@ -48,6 +84,7 @@ def list_tar(paths: Sequence[Path], origin: str) -> Listing:
         read=_reader(shards, places, flaws),
         labels=numbers,
         classes=classes,
+        part=part,
         stamp=lambda index: (places.sizes[index], shards.changed[places.shards[index]]),
     )
 
@@ -75,14 +112,17 @@ def _checked(paths: Sequence[Path], origin: str) -> list[Path]:
 
 
 def _collect(
-    shards: Shards, places: _Places, flaws: dict[int, str], labels: list[Label | None]
+    shards: Shards,
+    places: _Places,
+    flaws: dict[int, str],
+    labels: list[Label | None],
+    others: Tally,
 ) -> Iterator[str]:
     """The names of the images; fills in the rest on the way."""
     root = os.path.commonpath([path.parent for path in shards.paths])
     for shard, path in enumerate(shards.paths):
         inside = os.path.relpath(path, root)
-        for sample in read_samples(path):
-            assert sample.image is not None
+        for sample in read_samples(path, others):
             if sample.image.flaw:
                 flaws[len(labels)] = sample.image.flaw
             places.append(shard, sample.image)
@@ -119,15 +159,31 @@ def _label_in_json(text: str) -> Label | None:
     if not isinstance(document, dict):
         return None
     found = (document.get(key) for key in _LABEL_KEYS)
-    return next((one for one in found if type(one) in (int, str)), None)
+    label = next((one for one in found if type(one) in (int, str)), None)
+    # JSON may hold half of a pair of surrogates, which no file and no terminal takes.
+    return label.encode(errors="backslashreplace").decode() if isinstance(label, str) else label
 
 
 def _number(labels: list[Label | None]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """Positions among the sorted classes, numbers by size, then text; -1 for no label or -1."""
-    present = {label for label in labels if label is not None and label != -1}
+    """Positions among the sorted classes: numbers by size, then text; -1 where there is none."""
+    present = set(labels) - {None, _NO_LABEL, ""}
     if not present:
         return None, ()
     ordered = sorted(present, key=lambda one: (isinstance(one, str), one))
     position = {label: index for index, label in enumerate(ordered)}
-    numbers = [-1 if one is None else position.get(one, -1) for one in labels]
+    numbers = [position.get(one, -1) for one in labels]
     return np.array(numbers, dtype=np.int64), tuple(map(str, ordered))
+
+
+def _on_parts_inside(listings: Sequence[Listing]) -> list[str]:
+    """That folders inside shards are no parts, whatever they are called."""
+    folders = (
+        name.partition(".tar/")[2].rpartition("/")[0] for one in listings for name in one.names
+    )
+    parts = sorted({part_around(folder) for folder in folders} - {""})
+    if not parts:
+        return []
+    return [
+        f"Folders named as parts lie inside the shards, as {in_print(parts[0])}: they are not "
+        "taken as parts; put each part into shards of its own, named for it."
+    ]

@@ -14,6 +14,7 @@ import numpy as np
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
+from diptych.images.collection import Skipped
 from diptych.images.decode import read_bytes
 from diptych.images.index import file_stamp
 from diptych.images.listing import Listing
@@ -45,15 +46,21 @@ def find_saved(path: Path, config: ImagesConfig) -> Found:
     Raises:
         ImagesError: there is no column of images, or a file is missing or damaged.
     """
-    parts = {"train": path}
+    parts = {"": path}
     if (path / _SPLITS).is_file():
         names = _note(path / _SPLITS).get("splits")
         parts = {name: path / name for name in _plain_names(names, path / _SPLITS)}
-    train, others = choose_splits(parts, str(path))
-    return Found(list_saved(train, config), (list_saved(other, config) for other in others))
+    chosen = choose_splits(parts, str(path))
+    return Found(
+        list_saved(parts[chosen.train], config, chosen.train),
+        (list_saved(parts[name], config, name) for name in chosen.held_out),
+        train_part=chosen.train,
+        left_out=tuple(Skipped(name, "a part of no known name", name) for name in chosen.unused),
+        remarks=chosen.remarks,
+    )
 
 
-def list_saved(path: Path, config: ImagesConfig) -> Listing:
+def list_saved(path: Path, config: ImagesConfig, part: str = "") -> Listing:
     """The rows of one saved data set, which stay in their memory-mapped files."""
     state = _note(path / _PARTS[0])
     if state.get("_indices_data_files") or state.get("_indices_files"):
@@ -79,6 +86,7 @@ def list_saved(path: Path, config: ImagesConfig) -> Listing:
         _reader(path, tables, columns),
         labels,
         classes,
+        part,
         stamp=lambda index: stamps[int(np.searchsorted(starts, index, side="right")) - 1],
     )
 

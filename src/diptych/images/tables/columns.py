@@ -57,17 +57,17 @@ def number_labels(values: Sequence[Any], names: Sequence[str] | None, origin: st
     """Labels of any kind as positions in classes.
 
     Args:
-        values: integers or strings; None and -1 are no label.
+        values: integers or strings; None, -1 and a blank text are no label.
         names: of the classes, where a data set tells them; integers are positions in them.
         origin: named in errors.
 
     >>> number_labels(["cat", "dog", None, "cat"], None, "a table")
     (array([ 0,  1, -1,  0]), ('cat', 'dog'))
     """
-    values = [None if _is_none(value) else value for value in values]
-    present = [value for value in values if value is not None]
     if names is not None:
         return _positions(values, tuple(names), origin)
+    values = [None if _is_no_label(value) else value for value in values]
+    present = [value for value in values if value is not None]
     if not all(isinstance(value, str | int) for value in present):
         return None, ()  # a number on a scale, a list: nothing that names a class
     if len({isinstance(value, str) for value in present}) > 1:
@@ -76,10 +76,6 @@ def number_labels(values: Sequence[Any], names: Sequence[str] | None, origin: st
     position = {value: index for index, value in enumerate(found)}
     numbers = [-1 if value is None else position[value] for value in values]
     return np.array(numbers, dtype=np.int64), tuple(str(value) for value in found)
-
-
-def _is_none(value: Any) -> bool:
-    return isinstance(value, int) and value == -1
 
 
 def class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> list[str] | None:
@@ -91,6 +87,10 @@ def class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> list[str
         return None
     good = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return names if good else None
+
+
+def _is_no_label(value: object) -> bool:
+    return value == -1 or (isinstance(value, str) and not value.strip())
 
 
 def _positions(values: Sequence[Any], names: tuple[str, ...], origin: str) -> Labels:

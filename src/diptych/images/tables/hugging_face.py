@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
+from diptych.images.collection import Skipped
 from diptych.images.decode import read_bytes
 from diptych.images.listing import Listing
 from diptych.images.splits import Found, choose_splits
@@ -65,12 +66,25 @@ def find_handed_over(name: str, config: ImagesConfig) -> Found:
             "now. Load the same one and hand it over again: diptych.pretrain(dataset, out=..., "
             "resume=True), or diptych.evaluate(run, train=dataset)."
         )
-    parts = dict(images) if isinstance(images, dict) else {"train": images}
-    train, others = choose_splits(parts, "the data set")
-    return Found(list_dataset(train, config), (list_dataset(other, config) for other in others))
+    parts = (
+        {str(key): part for key, part in images.items()}
+        if isinstance(images, dict)
+        else {"": images}
+    )
+    chosen = choose_splits(parts, "the data set")
+    return Found(
+        list_dataset(parts[chosen.train], config, chosen.train),
+        (list_dataset(parts[name], config, name) for name in chosen.held_out),
+        train_part=chosen.train,
+        left_out=tuple(
+            Skipped("", "rows of a part of no known name", name, len(parts[name]))
+            for name in chosen.unused
+        ),
+        remarks=chosen.remarks,
+    )
 
 
-def list_dataset(dataset: Any, config: ImagesConfig) -> Listing:
+def list_dataset(dataset: Any, config: ImagesConfig, part: str = "") -> Listing:
     """The rows of a ``datasets.Dataset``, in its order."""
     origin = f"the data set {_fingerprint(dataset)}"
     columns = find_columns(dataset.features.arrow_schema, config.column, origin)
@@ -89,7 +103,7 @@ def list_dataset(dataset: Any, config: ImagesConfig) -> Listing:
     def read(index: int) -> bytes:
         return row_image(images[index].column(0).chunk(0), columns, read_bytes)
 
-    return Listing(origin, names, read, labels, classes)
+    return Listing(origin, names, read, labels, classes, part)
 
 
 def _fingerprint(images: Any) -> str:

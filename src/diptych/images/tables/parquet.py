@@ -19,9 +19,10 @@ import numpy as np
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.cache import cache_folder
+from diptych.images.collection import Skipped
 from diptych.images.index import file_stamp
 from diptych.images.listing import Listing
-from diptych.images.splits import TEST_NAMES, TRAIN_NAMES, Found, by_split, choose_splits
+from diptych.images.splits import Found, by_split, choose_splits
 from diptych.images.tables.arrow import (
     Columns,
     encoded_images,
@@ -52,16 +53,6 @@ def is_parquet_pattern(path: str) -> bool:
     return path.endswith(".parquet") and glob.has_magic(path)
 
 
-def holds_parquet(folder: Path) -> bool:
-    """Whether a folder is one of Parquet files, right in it or in the folders that are usual.
-
-    ``metadata.parquet`` lies beside images that are files, and says something of them.
-    """
-    places = (folder / name for name in ("", "data", *TRAIN_NAMES, *TEST_NAMES))
-    found = (file for place in places for file in place.glob("*.parquet"))
-    return any(file.name != "metadata.parquet" for file in found)
-
-
 def find_in_parquet(path: str, config: ImagesConfig) -> Found:
     """The images to learn from and, where files are named as held-out ones, those.
 
@@ -77,15 +68,24 @@ def find_in_parquet(path: str, config: ImagesConfig) -> Found:
         raise ImagesError(f"{path}: no .parquet files there.")
     root = path if os.path.isdir(path) else os.path.commonpath([os.path.dirname(f) for f in files])
     parts = by_split(os.path.relpath(file, root or ".") for file in files)
-    train, others = choose_splits(parts, path)
+    chosen = choose_splits(parts, path)
 
-    def rows(names: Sequence[str]) -> Listing:
-        return list_parquet([os.path.join(root, name) for name in names], config)
+    def rows(part: str) -> Listing:
+        return list_parquet([os.path.join(root, name) for name in parts[part]], config, part)
 
-    return Found(rows(train), map(rows, others))
+    return Found(
+        rows(chosen.train),
+        map(rows, chosen.held_out),
+        train_part=chosen.train,
+        left_out=tuple(
+            Skipped(parts[name][0], "a file of rows of no part", "", len(parts[name]))
+            for name in chosen.unused
+        ),
+        remarks=chosen.remarks,
+    )
 
 
-def list_parquet(files: Sequence[str], config: ImagesConfig) -> Listing:
+def list_parquet(files: Sequence[str], config: ImagesConfig, part: str = "") -> Listing:
     """The rows of some files of the same columns, in order."""
     origin = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
     with _opened(files[0]) as parquet:
@@ -123,6 +123,7 @@ def list_parquet(files: Sequence[str], config: ImagesConfig) -> Listing:
         read_part(range(sum(rows))),
         labels,
         classes,
+        part,
         stamp=lambda index: stamps[file_of(index)],
         read_part=read_part,
     )
