@@ -151,10 +151,10 @@ class EvaluateFlags:
     protocol: tuple[str, ...] = ("knn", "linear")
     """What to measure, one or several of: knn, linear, linear_sgd, finetune, transfer, geometry,
     transformations. Results of others stay in evaluation.json. docs/evaluation.md says more."""
-    train: Path | None = None
+    train: str | None = None
     """Labelled images, one folder for each class, to fit the probes on. The run's own by
     default."""
-    test: Path | None = None
+    test: str | None = None
     """Labelled images to measure on. By default those held out with the run's own images, or one
     in five of them."""
     supervised: bool = False
@@ -183,8 +183,8 @@ class EvaluateFlags:
     """Of finetune: 30, and 60 for 1% of the labels, when not given."""
     seeds: int = 3
     """Of finetune: how many."""
-    transfer: tuple[Path, ...] = ()
-    """Of transfer: folders of labelled images, each a task."""
+    transfer: tuple[str, ...] = ()
+    """Of transfer: labelled images, each path a task."""
     threads: int | None = None
     """CPU threads; all cores by default."""
 
@@ -265,6 +265,12 @@ class EmbedFlags:
     quiet: bool = False
     """Show nothing but errors."""
 
+    def settings(self) -> EmbedSettings:
+        """How images become vectors."""
+        return EmbedSettings(
+            **{one.name: getattr(self, one.name) for one in fields(EmbedSettings)}
+        )
+
 
 @dataclass(frozen=True)
 class ReportFlags:
@@ -282,7 +288,7 @@ class RankFlags:
 
     runs: Positional[tuple[Path, ...]]
     """Run folders, one or several."""
-    images: Path | None = None
+    images: str | None = None
     """Images to measure on, which need no labels; by default the runs' own, and of these the
     held-out ones."""
     labels: bool = False

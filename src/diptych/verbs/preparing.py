@@ -25,6 +25,7 @@ def views(arguments: Sequence[str]) -> None:
     from diptych.images.sources import open_images
     from diptych.report.preview_page import write_preview
     from diptych.resolve import layers_of, overlay_all, resolve
+    from diptych.run_folder import require_writable
     from diptych.views.preview.advice import advise
     from diptych.views.preview.words import policy_in_words
 
@@ -33,6 +34,7 @@ def views(arguments: Sequence[str]) -> None:
     settings = explicit_settings(flags, arguments)
     layers = layers_of(settings, flags.config)
     asked = overlay_all(RunConfig(), layers)
+    require_writable(flags.out.parent)
     with ThreadPoolExecutor(use_threads(asked.training.threads)) as executor:
         collection = open_images(asked.images, executor)
         images = collection.train
@@ -43,7 +45,6 @@ def views(arguments: Sequence[str]) -> None:
             channels=images.channels,
         )
         advice = advise(images, config.views, executor)
-        flags.out.parent.mkdir(parents=True, exist_ok=True)
         write_preview(
             flags.out,
             collection,
