@@ -15,6 +15,7 @@ from rich.console import Console
 from diptych.config_file import SHORT_NAMES, differing_keys, load_run_config, nest, to_toml
 from diptych.configs import RunConfig, require_divisible, require_equal_parts
 from diptych.errors import ConfigError, NotSaved, RunFolderError
+from diptych.escaping import HANDLER, escaped
 from diptych.hardware import choose_device, divided, use_threads
 from diptych.images.collection import Collection
 from diptych.images.listing import Progress, ignore_progress
@@ -345,5 +346,5 @@ def _write_skipped(folder: RunFolder, collection: Collection) -> None:
     table = io.StringIO(newline="")
     writer = csv.writer(table)
     writer.writerow(["name", "reason"])
-    writer.writerows([one.name, one.reason] for one in collection.train.skipped)
-    write_aside(folder.skipped, table.getvalue().encode("utf-8", "backslashreplace"))
+    writer.writerows([escaped(one.name), one.reason] for one in collection.train.skipped)
+    write_aside(folder.skipped, table.getvalue().encode(errors=HANDLER))
