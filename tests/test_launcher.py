@@ -23,7 +23,14 @@ from diptych.launcher import prepare
 from diptych.model.saved import save_encoder, untrained_encoder
 from diptych.pretraining import pretrain
 
-SET = ("PET_MAX_RESTARTS", "PET_SHUTDOWN_TIMEOUT", "PET_RDZV_BACKEND", "OMP_NUM_THREADS", CURE, TELLS)
+SET = (
+    "PET_MAX_RESTARTS",
+    "PET_SHUTDOWN_TIMEOUT",
+    "PET_RDZV_BACKEND",
+    "OMP_NUM_THREADS",
+    CURE,
+    TELLS,
+)
 
 
 @pytest.fixture(autouse=True)

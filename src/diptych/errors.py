@@ -15,8 +15,8 @@ DiptychError            anything diptych raises on purpose; the command line pri
 │       └── FirstStopped the first one could not go on, and says why
 └── Interrupted         SIGINT or SIGTERM came; the run was saved and can be resumed
 
-Each has the exit code of the command that ends with it: 2 where the user must change something, which
-no restart can mend; 1 where training stopped; 74 where it could not be saved.
+Each has the exit code of the command that ends with it: 2 where the user must change something,
+which no restart can mend; 1 where training stopped; 74 where it could not be saved.
 """
 
 import errno

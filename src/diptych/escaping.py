@@ -1,13 +1,17 @@
 r"""Names that are not UTF-8, written where only text may stand.
 
 A file system may hold any bytes. Python keeps those that are no UTF-8 as lone surrogates
-(``surrogateescape``), which no text file, page, terminal or column of texts takes. Everything that
-leaves the program as text is therefore written by one of two functions: ``readable`` for people, and
-``escaped`` where a program may read the name again. Both write such a byte as ``\xff``.
+(``surrogateescape``), which no text file, page, terminal or column of texts takes. Everything
+that leaves the program as text is therefore written by one of two functions: ``readable`` for
+people, and ``escaped`` where a program may read the name again. Both write such a byte as ``\xff``.
 """
 
 import codecs
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Final, TextIO
 
 HANDLER: Final = "diptych.readable"
@@ -55,6 +59,19 @@ def is_text(text: str) -> bool:
     return _SURROGATE.search(text) is None
 
 
+@contextmanager
+def openable(path: Path) -> Iterator[str]:
+    """A name by which libraries that take text only can open a file, while the context lasts."""
+    if is_text(str(path)):
+        yield str(path)
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield f"/dev/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
 def write_readably(stream: TextIO) -> None:
     """Lets a stream write out what it cannot encode, as a name that is no UTF-8."""
     reconfigure = getattr(stream, "reconfigure", None)  # a stream of another kind has none
@@ -63,7 +80,8 @@ def write_readably(stream: TextIO) -> None:
 
 
 def _written_out(character: str) -> str:
-    r"""
+    r"""A surrogate as the byte that it stands for, another character by its number.
+
     >>> _written_out("\udcff"), _written_out("ö"), _written_out("\ud800")
     ('\\xff', '\\xf6', '\\ud800')
     """

@@ -160,7 +160,7 @@ class EvaluateFlags:
     supervised: bool = False
     """Compare with the same network trained on the labels, with the run's views, optimizer and
     steps. It is trained once and kept in the run folder; that takes about as long as the run."""
-    against: tuple[Path, ...] = ()
+    against: tuple[str, ...] = ()
     """Other encoders to compare with: run folders, or encoder.safetensors files."""
     head_layers: int = 0
     """Hidden layers of the projection head to keep behind the encoder."""
@@ -267,9 +267,7 @@ class EmbedFlags:
 
     def settings(self) -> EmbedSettings:
         """How images become vectors."""
-        return EmbedSettings(
-            **{one.name: getattr(self, one.name) for one in fields(EmbedSettings)}
-        )
+        return EmbedSettings(**{one.name: getattr(self, one.name) for one in fields(EmbedSettings)})
 
 
 @dataclass(frozen=True)

@@ -111,13 +111,13 @@ def _user_errors_end_the_job() -> Iterator[None]:
             return found
 
     loggers = [logging.getLogger(name) for name in _LOGGERS]
-    api.LocalElasticAgent = Agent  # type: ignore[misc]
+    api.LocalElasticAgent = Agent  # type: ignore[attr-defined]
     for one in loggers:
         one.addFilter(_is_news)
     try:
         yield
     finally:
-        api.LocalElasticAgent = LocalElasticAgent  # type: ignore[misc]
+        api.LocalElasticAgent = LocalElasticAgent  # type: ignore[attr-defined]
         for one in loggers:
             one.removeFilter(_is_news)
 

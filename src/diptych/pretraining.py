@@ -80,7 +80,7 @@ def pretrain(
         "scale": scale,
     }
     flat |= {name: value for name, value in wanted.items() if value is not None}
-    with Display(Console(quiet=quiet)) as display:
+    with Display(Console(quiet=quiet, markup=False)) as display:
         folder = run_pretraining(
             nest(flat),
             out=None if out is None else Path(out),

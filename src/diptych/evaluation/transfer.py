@@ -58,7 +58,9 @@ def measure_transfer(subject: Subject) -> dict[str, Any]:
     options = subject.options
     if not options.transfer:
         raise ConfigError("the protocol transfer needs folders: give --transfer PATH PATH ..")
-    found = {str(path): _measured(subject, open_task(subject, path)) for path in options.transfer}
+    found = {
+        path: _measured(subject, open_task(subject, path)) for path in map(str, options.transfer)
+    }
     names = {path: one["metrics"]["accuracy"]["intervals"] for path, one in found.items()}
     short = {
         path: {name: interval["value"] for name, interval in intervals.items()}
@@ -68,16 +70,16 @@ def measure_transfer(subject: Subject) -> dict[str, Any]:
     return {"transfer": short, "details": {"transfer": {"settings": settings, "tasks": found}}}
 
 
-def open_task(subject: Subject, path: Path) -> Task:
+def open_task(subject: Subject, path: str) -> Task:
     """Opens the images of a task with their labels.
 
     Raises:
         ImagesError: there are none.
     """
-    source = replace(subject.config.images, path=str(path), limit=None)
+    source = replace(subject.config.images, path=path, limit=None)
     collection = open_images(source, subject.executor)
-    if find_tags(path, part=TRAIN_NAMES) is not None:
-        return _tagged(path, collection)
+    if find_tags(Path(path), part=TRAIN_NAMES) is not None:
+        return _tagged(Path(path), collection)
     found = labelled_parts(collection)
     if found is None:
         raise ImagesError(

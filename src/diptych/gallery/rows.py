@@ -18,7 +18,6 @@ from diptych.images.form import Pixels
 from diptych.images.listing import Listing
 from diptych.images.sources import locate_images
 
-
 CHECKSUM_BYTES: Final = 16
 
 

@@ -13,8 +13,8 @@ from diptych.escaping import escaped
 from diptych.gallery.aside import written_aside
 from diptych.gallery.embedder import Vectors
 from diptych.gallery.note import KEY, Note
-from diptych.gallery.settings import Precision
 from diptych.gallery.rows import CHECKSUM_BYTES
+from diptych.gallery.settings import Precision
 
 _GROUP_BYTES: Final = 16 * 2**20  # of vectors: what is held in memory before it is written
 _MOST_GROUP_ROWS: Final = 2**16

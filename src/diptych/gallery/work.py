@@ -202,7 +202,9 @@ class Work:
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow(["name", "reason"])
-        writer.writerows([escaped(self.rows.names[index]), why] for index, why in sorted(skipped.items()))
+        writer.writerows(
+            [escaped(self.rows.names[index]), why] for index, why in sorted(skipped.items())
+        )
         with written_aside(file) as aside:
             aside.write_bytes(text.getvalue().encode(errors=HANDLER))
 

@@ -6,8 +6,8 @@ from typing import Any, Final, NamedTuple
 
 from markupsafe import Markup
 
-from diptych.escaping import HANDLER
 from diptych.config_file import flatten
+from diptych.escaping import HANDLER
 from diptych.recipes import recipe_config
 from diptych.report.templates import template
 from diptych.run_folder import write_aside

@@ -28,7 +28,7 @@ def embed(arguments: Sequence[str]) -> None:
 
     flags, here = parse(EmbedFlags, embed, arguments), place_of_process()
     shards = own_shards(flags.shard, flags.shards, here)
-    lines = ShardLines(Console(quiet=flags.quiet))
+    lines = ShardLines(Console(quiet=flags.quiet, markup=False))
     with ThreadPoolExecutor(use_threads(flags.threads, processes=here.local_count)) as executor:
         for done in embed_shards(
             flags.run, flags.path, flags.out, shards, flags.settings(), executor, lines

@@ -95,7 +95,7 @@ def plan(arguments: Sequence[str]) -> None:
     )
     made = plan_of(asked, explicit_settings(flags, arguments), flags.config)
     if not flags.quiet:
-        print_plan(Console(), made)
+        print_plan(Console(markup=False), made)
     if flags.json is not None:
         import json
 

@@ -155,7 +155,7 @@ def _run_to_report(
     from diptych.report.tables import print_tables
     from diptych.training.progress import Display
 
-    console = Console(quiet=quiet)
+    console = Console(quiet=quiet, markup=False)
     with Display(console) as display:
         folder = run_pretraining(
             settings,
