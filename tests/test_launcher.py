@@ -136,6 +136,7 @@ OUT = ("photos/", "--out", "runs/b")
         (["--", "pretrain", *OUT, "--training.begin-from", "runs/none"], "runs/none"),
         (["--nproc-per-node", "2", "--", "pretrain", *OUT, "--batch-size", "33"], "use 32 or 34"),
         (["--nproc-per-node", "3", "--", "pretrain", *OUT, "--batch-size", "5"], "use 6, or"),
+        (["--", "pretrain", "photos/", "--out", "a-file/b"], "a-file/b: Not a directory"),
         (["--", "embed", "runs/none", "photos/", "-o", "f"], "runs/none does not exist"),
         (["--", "embed", "runs/a", "nowhere/", "-o", "f"], "'nowhere/' does not exist"),
         (["--", "embed", "runs/a", "photos/", "-o", "f", "--shard", "3/2"], "no shard 3 of 2"),

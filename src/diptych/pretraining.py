@@ -32,7 +32,7 @@ from diptych.resolve import (
     overlay_all,
     resolve,
 )
-from diptych.run_folder import RunFolder, write_aside
+from diptych.run_folder import RunFolder, require_writable, write_aside
 from diptych.training.beginning import config_of_beginning, load_beginning
 from diptych.training.checkpoint import list_checkpoints
 from diptych.training.loop import train
@@ -137,6 +137,7 @@ def check_before_start(
 
     Raises:
         DiptychError: as ``pretrain`` would.
+        OSError: the run folder, which is made, cannot be written.
     """
     layers = layers_of(settings, config_file)
     located = json.loads(_locate_for_all(out, True, layers))
@@ -144,6 +145,7 @@ def check_before_start(
     asked = _overlaid(earlier, layers)
     choose_device(asked.training.device)
     require_there(asked.images)
+    require_writable(out)
     chosen = any("batch_size" in given.get("training", {}) for given, _ in layers)
     if processes is not None and (earlier is not None or chosen):
         require_equal_parts(asked.training.batch_size, processes)

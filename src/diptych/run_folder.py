@@ -95,10 +95,13 @@ def require_writable(folder: Path) -> None:
     Raises:
         OSError: names the folder.
     """
-    with naming(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
         with TemporaryFile(dir=folder):
             pass
+    except OSError as error:
+        error.filename = str(folder)
+        raise
 
 
 @contextmanager
