@@ -49,12 +49,14 @@ def blocked_modules() -> list[str]:
 
 
 BLOCK = """
+from importlib.machinery import PathFinder
+class Plain(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        missing = name.partition(".")[0] in {names!r}
+        return None if missing else super().find_spec(name, path, target)
 import sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {names!r}:
-            raise ModuleNotFoundError(name + " is not part of a plain install", name=name)
-sys.meta_path.insert(0, Block())
+sys.meta_path[sys.meta_path.index(PathFinder)] = Plain
 """
 
 EVERY_MODULE = """
