@@ -72,6 +72,8 @@ def joined(*, device: str, timeout_seconds: float) -> Iterator[Launch]:
     ours = not dist.is_initialized()
     if ours:
         table = _meet(_backend(device, found), found, timeout)
+        # One that goes on and fails at once would look lost to those that still connect.
+        largest_over_processes(0)
     else:
         table = dist.distributed_c10d._get_default_store()
     _meetings.append(_Meeting(PrefixStore(f"diptych/{next(_numbers)}", table), timeout))

@@ -81,6 +81,7 @@ def plan(arguments: Sequence[str]) -> None:
     from diptych.planning.asked import Asked, plan_of
     from diptych.planning.machine import machine_named
     from diptych.planning.tables import print_plan
+    from diptych.run_folder import write_aside
 
     flags = parse(PlanFlags, plan, arguments)
     cores = divided(flags.threads or available_threads(), flags.processes_here)
@@ -99,7 +100,7 @@ def plan(arguments: Sequence[str]) -> None:
     if flags.json is not None:
         import json
 
-        flags.json.write_text(json.dumps(made.as_json(), indent=1) + "\n")
+        write_aside(flags.json, (json.dumps(made.as_json(), indent=1) + "\n").encode())
 
 
 def recipes(arguments: Sequence[str]) -> None:
