@@ -3,7 +3,8 @@
 DiptychError            anything diptych raises on purpose; the command line prints it plainly
 ├── ConfigError         a setting that is unknown, of the wrong type, or that fits no other
 ├── ImagesError         the images cannot be used as given
-│   └── UnreadableImage one image cannot be decoded; it is skipped and listed
+│   ├── UnreadableImage one image cannot be decoded; it is skipped and listed
+│   └── LostImage       one could be read at the start of training, and now cannot
 ├── RunFolderError      a run folder is missing, occupied, or not what was asked for
 │   ├── DamagedCheckpoint  a checkpoint whose bytes are not those that were written
 │   └── UnreachableFolder  a folder of checkpoints behind a URL does not answer
@@ -48,6 +49,12 @@ class ImagesError(DiptychError):
 
 class UnreadableImage(ImagesError):
     """One image cannot be decoded; the message is the reason listed in ``skipped.csv``."""
+
+
+class LostImage(ImagesError):
+    """An image that could be read at the start cannot be read now; it may come back."""
+
+    exit_code = EXIT_ERROR
 
 
 class RunFolderError(DiptychError):

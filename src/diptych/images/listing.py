@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.configs import ImagesConfig
-from diptych.errors import ImagesError, UnreadableImage
+from diptych.errors import ImagesError, LostImage, UnreadableImage
 from diptych.images.cache import Keeper, cache_key, cache_path
 from diptych.images.cache_file import Decoded, read_cache
 from diptych.images.codecs.jpeg import reduced
@@ -215,7 +215,7 @@ def _decoder(listing: Listing, decoded: Decoded, config: ImagesConfig) -> Decode
                 raise UnreadableImage(f"its size was {full[1]} x {full[0]} and is another")
             return pixels
         except UnreadableImage as error:
-            raise ImagesError(
+            raise LostImage(
                 f"{listing.origin}: {listing.names[index]} was readable at the start and is not "
                 f"now: {error}. Restore it and go on with --resume."
             ) from error
