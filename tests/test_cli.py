@@ -241,17 +241,17 @@ def test_unlabelled_images_are_reported_without_accuracies(
         (["pretrain", "x", "--epoch", "3"], 2, "--epochs"),
         (["pretrain", "x", "--optimizer.lr", "3"], 2, "--optimizer.learning-rate"),
         (["pretrain", "x", "--epochs", "many"], 2, "many"),
-        (["pretrain"], 1, "no images: give a path"),
-        (["pretrain", "nowhere"], 1, "does not exist"),
-        (["pretrain", "photographs", "--recipe", "simcrl"], 1, "no recipe 'simcrl'"),
-        (["pretrain", "photographs", "--resume"], 1, "--resume needs --out"),
-        (["pretrain", "photographs", "--batch-size", "100000"], 1, "or less"),
-        (["pretrain", "photographs", "--views.policy", "color(hue=3)"], 1, "hue must lie"),
-        (["evaluate", "nowhere"], 1, "does not exist"),
-        (["report", "nowhere"], 1, "holds no run"),
-        (["views", "nowhere", "--out", "sheet.jpg"], 1, "ends in .png"),
-        (["views", "nowhere", "--rows", "0"], 1, "--rows and --columns must be 1 or more"),
-        (["demo", "--out", "src"], 1, "is not replaced"),
+        (["pretrain"], 2, "no images: give a path"),
+        (["pretrain", "nowhere"], 2, "does not exist"),
+        (["pretrain", "photographs", "--recipe", "simcrl"], 2, "no recipe 'simcrl'"),
+        (["pretrain", "photographs", "--resume"], 2, "--resume needs --out"),
+        (["pretrain", "photographs", "--batch-size", "100000"], 2, "or less"),
+        (["pretrain", "photographs", "--views.policy", "color(hue=3)"], 2, "hue must lie"),
+        (["evaluate", "nowhere"], 2, "does not exist"),
+        (["report", "nowhere"], 2, "holds no run"),
+        (["views", "nowhere", "--out", "sheet.jpg"], 2, "ends in .png"),
+        (["views", "nowhere", "--rows", "0"], 2, "--rows and --columns must be 1 or more"),
+        (["demo", "--out", "src"], 2, "is not replaced"),
     ],
 )
 def test_wrong_use_gets_one_helpful_error(
@@ -324,7 +324,7 @@ def test_the_demo_replaces_nothing_else(
     if config is not None:
         (out / "config.toml").write_text(config)
     before = bytes_under(out)
-    assert ran("demo", "--out", str(out)) == 1
+    assert ran("demo", "--out", str(out)) == 2
     said = capsys.readouterr().err
     assert f"{out} is not replaced: wanted an earlier demo" in said
     assert words in said
@@ -338,7 +338,7 @@ def test_an_earlier_demo_inside_does_not_give_its_parent_away(
 ) -> None:
     run_on("photographs", tmp_path / "runs" / "demo")
     before = bytes_under(tmp_path)
-    assert ran("demo", "--out", str(tmp_path / "runs")) == 1
+    assert ran("demo", "--out", str(tmp_path / "runs")) == 2
     assert bytes_under(tmp_path) == before
     assert begun == []
 
@@ -356,7 +356,7 @@ def test_the_demo_follows_no_link(
     else:
         out.symlink_to(real / name)
     before = bytes_under(real)
-    assert ran("demo", "--out", str(out)) == 1
+    assert ran("demo", "--out", str(out)) == 2
     assert "is a link" in capsys.readouterr().err
     assert out.is_symlink() or (out / name).is_symlink()
     assert bytes_under(real) == before
@@ -367,7 +367,7 @@ def test_a_wrong_key_in_the_file_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run.toml").write_text("[training]\nepoch = 3\n")
-    assert ran("pretrain", "photographs", "--config", str(tmp_path / "run.toml")) == 1
+    assert ran("pretrain", "photographs", "--config", str(tmp_path / "run.toml")) == 2
     assert "no setting training.epoch. Did you mean training.epochs?" in capsys.readouterr().err
 
 
@@ -410,7 +410,7 @@ def test_recipes_are_listed_and_printed(tmp_path: Path, capsys: pytest.CaptureFi
     file = tmp_path / "recipe.toml"
     file.write_text(capsys.readouterr().out)
     assert load_run_config(file) == diptych.recipe_config("moco_v3", "small")
-    assert ran("recipes", "moco") == 1
+    assert ran("recipes", "moco") == 2
     assert "no recipe 'moco'; wanted one of memory_bank" in capsys.readouterr().err
 
 
@@ -443,7 +443,7 @@ def test_the_heads_first_layer_can_be_kept(
     config = load_run_config(finished / "config.toml")
     assert deeper(images).shape == (2, config.head.hidden_features)
     assert (deeper(images) >= 0).all()  # behind the activation
-    assert ran("evaluate", str(finished), "--head-layers", "2", "--threads", "1") == 1
+    assert ran("evaluate", str(finished), "--head-layers", "2", "--threads", "1") == 2
     assert "hidden" in capsys.readouterr().err
 
 
@@ -457,7 +457,7 @@ def test_the_second_view_comes_from_another_image_of_the_group(
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     # Three classes are three groups: about a third of the batch's 32 views are no negatives.
     assert all(15 <= line["candidates"] <= 27 for line in lines)
-    assert ran("pretrain", str(class_folder), "--group-by", "patient", *TINY) == 1
+    assert ran("pretrain", str(class_folder), "--group-by", "patient", *TINY) == 2
     assert "images.group_by must be 'folder'" in capsys.readouterr().err
 
 
@@ -491,7 +491,7 @@ def test_the_supervised_loss_needs_labels(
     out = ["--out", str(tmp_path / "run")]
     assert ran("pretrain", str(tmp_path / "images.npz"), *out, *flags) == 0
     out = ["--out", str(tmp_path / "other")]
-    assert ran("pretrain", str(tmp_path / "images.npy"), *out, *flags) == 1
+    assert ran("pretrain", str(tmp_path / "images.npy"), *out, *flags) == 2
     assert "needs labels" in capsys.readouterr().err
     labels[7] = -1
     np.savez(tmp_path / "partly.npz", images=images, labels=labels)
@@ -535,7 +535,7 @@ def test_settings_that_fail_leave_the_folder_free(
     out = tmp_path / "run"
     given = ["pretrain", str(class_folder), "--out", str(out), "--quiet", *ONE_EPOCH]
     for wrong in (["--encoder", "resnet19"], ["--group-by", "folder:3"]):
-        assert ran(*given, *wrong) == 1
+        assert ran(*given, *wrong) == 2
     assert "resnet18" in capsys.readouterr().err
     assert ran(*given) == 0
 

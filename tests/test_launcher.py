@@ -2,22 +2,35 @@
 
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed.run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from diptych.cli import main
+from diptych.configs import EncoderConfig, RunConfig
 from diptych.errors import ConfigError, RunFolderError
-from diptych.launch import CURE, advice_on_restarts
+from diptych.launch import CURE, TELLS, advice_on_restarts
 from diptych.launcher import prepare
+from diptych.model.saved import save_encoder, untrained_encoder
 from diptych.pretraining import pretrain
 
-SET = ("PET_MAX_RESTARTS", "PET_SHUTDOWN_TIMEOUT", "PET_RDZV_BACKEND", "OMP_NUM_THREADS", CURE)
+SET = (
+    "PET_MAX_RESTARTS",
+    "PET_SHUTDOWN_TIMEOUT",
+    "PET_RDZV_BACKEND",
+    "OMP_NUM_THREADS",
+    CURE,
+    TELLS,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +39,18 @@ def nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in SET:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder with images, and with a run that has ended."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "runs").mkdir()
+    config = replace(RunConfig(), encoder=EncoderConfig(width=4, stage_blocks=(1, 1)))
+    (tmp_path / "runs" / "a").mkdir()
+    save_encoder(tmp_path / "runs/a/encoder.safetensors", untrained_encoder(config), config)
+    return tmp_path
 
 
 @pytest.fixture
@@ -42,7 +67,7 @@ def in_torchrun(arguments: Sequence[str]) -> dict[str, object]:
 
 
 def test_one_machine_gets_what_a_restart_needs(started: list[list[str]]) -> None:
-    command = ["pretrain", "photos/", "--out", "runs/a"]
+    command = ["pretrain", "photos/", "--out", "runs/b"]
     assert main(["launch", "--nproc-per-node", "2", "--", *command]) == 0
     (given,) = started
     assert given == [
@@ -67,7 +92,7 @@ def test_what_the_user_says_stays(
 ) -> None:
     monkeypatch.setenv("PET_SHUTDOWN_TIMEOUT", "7")
     monkeypatch.setenv(CURE, "0")
-    command = ["pretrain", "photos/", "--out", "runs/a", "--resume"]
+    command = ["pretrain", "photos/", "--out", "runs/b", "--resume"]
     assert main(["launch", "--max-restarts=9", "--standalone", "--", *command]) == 0
     assert started == [["--max-restarts=9", "--standalone", "--module", "diptych", *command]]
     assert in_torchrun(["--max-restarts=9"])["max_restarts"] == 9
@@ -92,30 +117,123 @@ def test_an_operator_of_kubernetes_says_it_by_variables(monkeypatch: pytest.Monk
     assert (found["rdzv_backend"], found["max_restarts"]) == ("c10d", 100)
 
 
+OUT = ("photos/", "--out", "runs/b")
+
+
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
+    ("arguments", "message"),
     [
-        (["pretrain", "photos/"], 1, "torchrun's options, then --, then a verb"),
-        (["--"], 1, "torchrun's options, then --, then a verb"),
-        (["--", "evaluate", "runs/a"], 1, "pretrain or embed in several processes; got 'evaluate'"),
-        (["--", "pretrain", "photos/"], 1, "needs pretrain's --out RUN"),
-        (["--", "embed", "runs/a", "photos/"], 2, "--out"),
-        (["--", "pretrain", "photos/", "--out", "a", "--epoch", "3"], 2, "no flag --epoch"),
-        (["--nproc", "2", "--np", "--", "pretrain", "photos/", "--out", "a"], 2, "usage"),
+        (["pretrain", "photos/"], "torchrun's options, then --, then a verb"),
+        (["--"], "torchrun's options, then --, then a verb"),
+        (["--", "evaluate", "runs/a"], "pretrain or embed in several processes; got 'evaluate'"),
+        (["--", "pretrain", "photos/"], "needs pretrain's --out RUN"),
+        (["--", "embed", "runs/a", "photos/"], "--out"),
+        (["--", "pretrain", *OUT, "--epoch", "3"], "no flag --epoch"),
+        (["--nproc", "2", "--np", "--", "pretrain", *OUT], "usage"),
+        (["--", "pretrain", "nowhere/", "--out", "runs/b"], "nowhere' does not exist"),
+        (["--", "pretrain", "photos/", "--out", "runs/a"], "is not empty and holds no run"),
+        (["--", "pretrain", *OUT, "--config", "no.toml"], "cannot read the config file"),
+        (["--", "pretrain", *OUT, "--training.begin-from", "runs/none"], "runs/none"),
+        (["--nproc-per-node", "2", "--", "pretrain", *OUT, "--batch-size", "33"], "use 32 or 34"),
+        (["--nproc-per-node", "3", "--", "pretrain", *OUT, "--batch-size", "5"], "use 6, or"),
+        (["--", "pretrain", "photos/", "--out", "a-file/b"], "a-file/b: Not a directory"),
+        (["--", "embed", "runs/none", "photos/", "-o", "f"], "runs/none does not exist"),
+        (["--", "embed", "runs/a", "nowhere/", "-o", "f"], "'nowhere/' does not exist"),
+        (["--", "embed", "runs/a", "photos/", "-o", "f", "--shard", "3/2"], "no shard 3 of 2"),
+        (["--", "embed", "runs/a", "photos/", "-o", "a-file/f"], "a-file/f: Not a directory"),
     ],
 )
 def test_what_is_wrong_is_said_before_any_process_starts(
     arguments: list[str],
-    code: int,
     message: str,
     started: list[list[str]],
+    here: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    (here / "a-file").touch()
     with pytest.raises(SystemExit) as ended:
         sys.exit(main(["launch", *arguments]))
-    assert ended.value.code == code
-    assert message in capsys.readouterr().err
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert message in " ".join(said.split())
+    assert said.count("diptych:") <= 1
     assert not started
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_missing_device_is_found_before_any_process_starts(
+    started: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["launch", "--", "pretrain", *OUT, "--training.device", "cuda"]) == 2
+    assert "training.device = 'cuda', but torch" in capsys.readouterr().err
+    assert not started
+
+
+def in_two_processes(command: list[str], here: Path) -> tuple[int, str, float]:
+    """The exit code of `diptych launch`, what it said on stderr, and its seconds."""
+    began = time.monotonic()
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-m", "diptych", "launch", "--nproc-per-node", "2", "--"),
+            *(*command, "--threads", "2"),
+        ],
+        cwd=here,
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    return ended.returncode, ended.stderr, time.monotonic() - began
+
+
+@pytest.mark.slow
+def test_what_only_a_process_can_find_ends_the_job_with_one_sentence(here: Path) -> None:
+    """No restart mends it: one start, one sentence, no frame around it."""
+    (here / "photos" / "a.png").write_bytes(b"no image")
+    code, said, _ = in_two_processes(["pretrain", *OUT], here)
+    assert code == 2, said
+    assert said.startswith("diptych: ")
+    assert said.count("diptych: ") == 1
+    assert said.count("a.png") == 1
+    assert "torch" not in said
+
+
+@pytest.mark.slow
+def test_what_the_first_finds_alone_is_said_once(here: Path, class_folder: Path) -> None:
+    flags = ["--epochs", "1", "--encoder.width", "4", "--scale", "tiny", "--norm.kind", "shuffle"]
+    flags += ["--norm.images-per-group", "7"]
+    code, said, _ = in_two_processes(
+        ["pretrain", str(class_folder), "--out", "runs/c", *flags], here
+    )
+    assert code == 2, said
+    assert len(said.strip().splitlines()) == 1, said
+    assert "norm.images_per_group" in said
+
+
+def test_a_process_hands_its_launcher_what_the_user_must_change(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the form that torchrun reads; without a launcher of ours the process says it itself."""
+    file = here / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    assert main(["recipes", "nothing"]) == 2
+    assert "no recipe 'nothing'" in capsys.readouterr().err
+    monkeypatch.setenv(TELLS, "1")
+    assert main(["recipes", "nothing"]) == 2
+    assert capsys.readouterr().err == ""
+    failure = ProcessFailure(local_rank=0, pid=11, exitcode=2, error_file=str(file))
+    killed = ProcessFailure(local_rank=0, pid=12, exitcode=-15, error_file="none")
+
+    def torchrun_main(arguments: list[str]) -> None:
+        raise ChildFailedError("diptych", {0: killed, 1: failure})
+
+    monkeypatch.setattr(torchrun, "main", torchrun_main)
+    with pytest.raises(SystemExit) as ended:
+        main(["launch", "--", "pretrain", *OUT])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("diptych: there is no recipe 'nothing'")
+    assert len(said.splitlines()) == 1
 
 
 def failed(code: int) -> ChildFailedError:
@@ -133,8 +251,9 @@ def failed(code: int) -> ChildFailedError:
         (failed(-signal.SIGKILL), 137),
         (failed(143), 143),
         (failed(1), 1),
+        (failed(2), 2),
     ],
-    ids=["SIGTERM", "SIGINT", "killed", "saved", "error"],
+    ids=["SIGTERM", "SIGINT", "killed", "saved", "error", "user"],
 )
 def test_exit_codes(error: Exception, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def torchrun_main(arguments: list[str]) -> None:
@@ -142,7 +261,7 @@ def test_exit_codes(error: Exception, code: int, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(torchrun, "main", torchrun_main)
     with pytest.raises(SystemExit) as ended:
-        main(["launch", "--", "pretrain", "photos/", "--out", "a"])
+        main(["launch", "--", "pretrain", *OUT])
     assert ended.value.code == code
 
 

@@ -8,9 +8,18 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from diptych import __version__
-from diptych.errors import ConfigError, DiptychError, FirstStopped, Interrupted, NotSaved
+from diptych.errors import (
+    EXIT_USER,
+    ConfigError,
+    FirstStopped,
+    Interrupted,
+    exit_code_of,
+    sentence_of,
+)
+from diptych.escaping import write_readably
 from diptych.hardware import shorten_spinning
 from diptych.launch import launch as place_of_process
+from diptych.launch import tell_launcher
 from diptych.verbs.embedding import embed
 from diptych.verbs.measuring import check_leak, detect, evaluate, rank, report
 from diptych.verbs.preparing import plan, recipes, views
@@ -46,17 +55,16 @@ examples:
 `diptych VERB --help` tells more of each. `diptych --version` prints the version.
 """
 
-EXIT_ERROR: Final = 1
-EXIT_USAGE: Final = 2
-EXIT_NOT_SAVED: Final = 74  # EX_IOERR of sysexits.h
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
-    0 when all went well, 1 for an error, 2 for wrong usage, 74 when a run could not be saved,
-    128 + n when signal n stopped a run, which can then be resumed.
+    0 when all went well, 2 for what the user must change (wrong usage, settings, paths), 1 when
+    training stopped or for a fault of the program, 74 when a run could not be saved, 128 + n when
+    signal n stopped a run, which can then be resumed. docs/exit-codes.md says more.
     """
+    write_readably(sys.stdout)
+    write_readably(sys.stderr)
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
         print(_USAGE, end="")
@@ -69,28 +77,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f" Did you mean `diptych {near[0]}`?" if near else ""
         print(f"diptych: there is no verb {verb!r}.{hint}\n\n{_USAGE}", end="", file=sys.stderr)
-        return EXIT_USAGE
+        return EXIT_USER
     shorten_spinning()
     try:
         VERBS[verb](given)
-    except Interrupted as interruption:
-        if _speaks():
-            print(f"diptych: {interruption}", file=sys.stderr)
-        return 128 + interruption.signal_number
     except KeyboardInterrupt:  # outside of training, where there is nothing to save
         print("diptych: interrupted.", file=sys.stderr)
         return 128 + signal.SIGINT
-    except FirstStopped:  # it says why
-        return EXIT_ERROR
-    except DiptychError as error:
-        # A single process may fail where the first does not: on its own machine, say.
-        who = "diptych" if _speaks() else f"diptych, process {os.environ.get('RANK')}"
-        print(f"{who}: {error}", file=sys.stderr)
-        return EXIT_NOT_SAVED if isinstance(error, NotSaved) else EXIT_ERROR
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        sentence = sentence_of(error)
+        if sentence is None:
+            raise
+        _say(error, sentence)
+        return exit_code_of(error)
     return 0
+
+
+def _say(error: Exception, sentence: str) -> None:
+    """Tells the user, or the launcher that then tells the user once for all processes."""
+    code = exit_code_of(error)
+    if code == EXIT_USER and tell_launcher(sentence):
+        return
+    if isinstance(error, FirstStopped):  # the first says why
+        return
+    if isinstance(error, Interrupted) and not _speaks():
+        return
+    # A single process may fail where the first does not: on its own machine, say.
+    who = "diptych" if _speaks() else f"diptych, process {os.environ.get('RANK')}"
+    print(f"{who}: {sentence}", file=sys.stderr)
 
 
 def _speaks() -> bool:

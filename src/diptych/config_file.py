@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from diptych.configs import RunConfig
 from diptych.errors import ConfigError
+from diptych.escaping import escaped, is_text, unescaped
 
 Config = TypeVar("Config")
 Settings = Mapping[str, Any]
@@ -25,6 +26,8 @@ SHORT_NAMES: Final = {
     "begin_from": "training.begin_from",
 }
 """Settings that may be given without their section, as flags and in Python."""
+
+_ESCAPED: Final = "escaped"  # in the place of a text that is none: { escaped = "\\xff" }
 
 
 def overlay(base: Config, settings: Settings, origin: str, prefix: str = "") -> Config:
@@ -167,6 +170,8 @@ def _checked(value: Any, wanted: Any, where: str) -> Any:
         return tuple(_checked(v, t, where) for v, t in zip(value, item_types, strict=True))
     if wanted is float and type(value) is int:
         return float(value)
+    if wanted is str and isinstance(value, Mapping) and [*value] == [_ESCAPED]:
+        return unescaped(_checked(value[_ESCAPED], str, where))
     if type(value) is not wanted:
         raise problem
     return value
@@ -202,5 +207,7 @@ def _toml_lines(config: object, prefix: str) -> list[str]:
 def _toml_value(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    if isinstance(value, str) and not is_text(value):  # a path that is no UTF-8
+        return f"{{ {_ESCAPED} = {json.dumps(escaped(value), ensure_ascii=False)} }}"
     # JSON writes strings, numbers and booleans as TOML does.
     return json.dumps(value, ensure_ascii=False)

@@ -719,6 +719,23 @@ def require_consistent(config: RunConfig) -> None:
         )
 
 
+def require_equal_parts(batch: int, processes: int) -> None:
+    """Refuses a batch that several processes cannot share equally, two images each at least.
+
+    Raises:
+        ConfigError: says which sizes would do.
+    """
+    lower, upper = batch // processes * processes, -(-batch // processes) * processes
+    sizes = sorted({size for size in (lower, upper) if size >= 2 * processes})
+    fitting = " or ".join(map(str, sizes or [2 * processes]))
+    _require(
+        batch % processes == 0 and batch >= 2 * processes,
+        f"training.batch_size is the batch of all {processes} processes, which share it equally, "
+        f"two images each at least; use {fitting}, or another number of processes",
+        batch,
+    )
+
+
 def require_divisible(config: RunConfig, processes: int) -> None:
     """Refuses a batch of which several processes cannot have equal parts, or parts of another kind.
 
@@ -726,14 +743,7 @@ def require_divisible(config: RunConfig, processes: int) -> None:
         ConfigError: says which sizes would do.
     """
     batch = config.training.batch_size
-    lower, upper = batch // processes * processes, -(-batch // processes) * processes
-    fitting = upper if lower < 2 * processes else f"{lower} or {upper}"
-    _require(
-        batch % processes == 0 and batch >= 2 * processes,
-        f"training.batch_size is the batch of all {processes} processes, which share it equally; "
-        f"use {fitting}, or another number of processes",
-        batch,
-    )
+    require_equal_parts(batch, processes)
     share, group = batch // processes, min(config.norm.images_per_group, batch)
     _require(
         not config.norm.is_grouped or share % group == 0,

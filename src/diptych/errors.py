@@ -3,7 +3,8 @@
 DiptychError            anything diptych raises on purpose; the command line prints it plainly
 ├── ConfigError         a setting that is unknown, of the wrong type, or that fits no other
 ├── ImagesError         the images cannot be used as given
-│   └── UnreadableImage one image cannot be decoded; it is skipped and listed
+│   ├── UnreadableImage one image cannot be decoded; it is skipped and listed
+│   └── LostImage       one could be read at the start of training, and now cannot
 ├── RunFolderError      a run folder is missing, occupied, or not what was asked for
 │   ├── DamagedCheckpoint  a checkpoint whose bytes are not those that were written
 │   └── UnreachableFolder  a folder of checkpoints behind a URL does not answer
@@ -14,11 +15,28 @@ DiptychError            anything diptych raises on purpose; the command line pri
 │       ├── LostPeer     one is gone, or does not answer
 │       └── FirstStopped the first one could not go on, and says why
 └── Interrupted         SIGINT or SIGTERM came; the run was saved and can be resumed
+
+Each has the exit code of the command that ends with it: 2 where the user must change something,
+which no restart can mend; 1 where training stopped; 74 where it could not be saved.
 """
+
+import errno
+import os
+from typing import Final
+
+EXIT_ERROR: Final = 1
+EXIT_USER: Final = 2  # as for wrong usage
+EXIT_NOT_SAVED: Final = 74  # EX_IOERR of sysexits.h
 
 
 class DiptychError(Exception):
-    """The root of all errors that diptych raises on purpose."""
+    """The root of all errors that diptych raises on purpose.
+
+    Attributes:
+        exit_code: of the command that ends with it.
+    """
+
+    exit_code: int = EXIT_USER
 
 
 class ConfigError(DiptychError):
@@ -33,6 +51,12 @@ class UnreadableImage(ImagesError):
     """One image cannot be decoded; the message is the reason listed in ``skipped.csv``."""
 
 
+class LostImage(ImagesError):
+    """An image that could be read at the start cannot be read now; it may come back."""
+
+    exit_code = EXIT_ERROR
+
+
 class RunFolderError(DiptychError):
     """A run folder is missing, occupied, or does not hold what was asked for."""
 
@@ -44,6 +68,8 @@ class DamagedCheckpoint(RunFolderError):
 class UnreachableFolder(RunFolderError, OSError):
     """A folder of checkpoints behind a URL does not answer, or refuses what was asked."""
 
+    exit_code = EXIT_ERROR
+
 
 class EmbeddingsError(DiptychError):
     """Embeddings on disk are incomplete, damaged, or of other images, settings or encoders."""
@@ -52,9 +78,13 @@ class EmbeddingsError(DiptychError):
 class TrainingError(DiptychError):
     """Training cannot go on; the last good checkpoint is intact."""
 
+    exit_code = EXIT_ERROR
+
 
 class NotSaved(TrainingError):
     """The run ended or was stopped, and could not be saved; what was saved before is intact."""
+
+    exit_code = EXIT_NOT_SAVED
 
 
 class PeerError(TrainingError):
@@ -66,7 +96,15 @@ class LostPeer(PeerError):
 
 
 class FirstStopped(PeerError):
-    """The first process could not do what it does alone; it says why."""
+    """The first process could not do what it does alone; it says why.
+
+    Attributes:
+        exit_code: that of the first process.
+    """
+
+    def __init__(self, message: str, exit_code: int = EXIT_ERROR) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Interrupted(DiptychError):
@@ -79,3 +117,49 @@ class Interrupted(DiptychError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+        self.exit_code = 128 + signal_number
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code of a command that ends with this error.
+
+    >>> exit_code_of(ConfigError("")), exit_code_of(FileNotFoundError(2, "", "a")), exit_code_of(
+    ...     ZeroDivisionError()
+    ... )
+    (2, 2, 1)
+    """
+    if isinstance(error, DiptychError):
+        return error.exit_code
+    return EXIT_USER if sentence_of(error) is not None else EXIT_ERROR
+
+
+def sentence_of(error: BaseException) -> str | None:
+    """What a user is told of an error; None for a fault of the program.
+
+    An error of the operating system is the user's where it names a file: one that cannot be read
+    or, as in a folder that is read-only, written.
+
+    >>> sentence_of(OSError(errno.EROFS, "Read-only file system", "out/a.json"))
+    'out/a.json: Read-only file system. Choose another place, or make this one writable.'
+    """
+    if isinstance(error, DiptychError):
+        return str(error)
+    if not isinstance(error, OSError) or error.filename is None:
+        return None
+    path = error.filename if isinstance(error.filename, int) else os.fsdecode(error.filename)
+    cure = _CURES.get(error.errno or 0, "See that it is there and can be used.")
+    return f"{path}: {error.strerror or error}. {cure}"
+
+
+_CURES: Final = {
+    **dict.fromkeys(
+        (errno.EROFS, errno.EACCES, errno.EPERM),
+        "Choose another place, or make this one writable.",
+    ),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room, then give the same command."),
+    errno.EEXIST: "Wanted a folder there; choose another place.",
+    errno.ENOTDIR: "A file stands where a folder is wanted; choose another place.",
+    errno.EISDIR: "Wanted a file there, and it is a folder; choose another place.",
+    errno.ENOENT: "It is not there; see that its name is right.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+}

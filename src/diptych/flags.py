@@ -151,16 +151,16 @@ class EvaluateFlags:
     protocol: tuple[str, ...] = ("knn", "linear")
     """What to measure, one or several of: knn, linear, linear_sgd, finetune, transfer, geometry,
     transformations. Results of others stay in evaluation.json. docs/evaluation.md says more."""
-    train: Path | None = None
+    train: str | None = None
     """Labelled images, one folder for each class, to fit the probes on. The run's own by
     default."""
-    test: Path | None = None
+    test: str | None = None
     """Labelled images to measure on. By default those held out with the run's own images, or a
     fifth cut from them; what pretraining saw of them is said."""
     supervised: bool = False
     """Compare with the same network trained on the labels, with the run's views, optimizer and
     steps. It is trained once and kept in the run folder; that takes about as long as the run."""
-    against: tuple[Path, ...] = ()
+    against: tuple[str, ...] = ()
     """Other encoders to compare with: run folders, or encoder.safetensors files."""
     head_layers: int = 0
     """Hidden layers of the projection head to keep behind the encoder."""
@@ -183,8 +183,8 @@ class EvaluateFlags:
     """Of finetune: 30, and 60 for 1% of the labels, when not given."""
     seeds: int = 3
     """Of finetune: how many."""
-    transfer: tuple[Path, ...] = ()
-    """Of transfer: folders of labelled images, each a task."""
+    transfer: tuple[str, ...] = ()
+    """Of transfer: labelled images, each path a task."""
     threads: int | None = None
     """CPU threads; all cores by default."""
 
@@ -265,6 +265,10 @@ class EmbedFlags:
     quiet: bool = False
     """Show nothing but errors."""
 
+    def settings(self) -> EmbedSettings:
+        """How images become vectors."""
+        return EmbedSettings(**{one.name: getattr(self, one.name) for one in fields(EmbedSettings)})
+
 
 @dataclass(frozen=True)
 class ReportFlags:
@@ -282,7 +286,7 @@ class RankFlags:
 
     runs: Positional[tuple[Path, ...]]
     """Run folders, one or several."""
-    images: Path | None = None
+    images: str | None = None
     """Images to measure on, which need no labels; by default the runs' own, and of these the
     held-out ones."""
     labels: bool = False

@@ -6,6 +6,7 @@ Imports torch only when it is needed: the command line comes here before it may 
 import os
 from typing import TYPE_CHECKING
 
+from diptych.errors import ConfigError
 from diptych.launch import launch
 
 if TYPE_CHECKING:
@@ -58,9 +59,13 @@ def choose_device(wanted: str) -> "torch.device":
     """The device for ``training.device``: for ``auto`` an accelerator if there is one.
 
     Of several processes on a machine each has the CUDA device with its own number.
+
+    Raises:
+        ConfigError: there is no such device here.
     """
     import torch
 
+    _require_device(wanted)
     if wanted in ("auto", "cuda") and torch.cuda.is_available():
         here = launch()
         return torch.device("cuda", here.local_rank) if here.count > 1 else torch.device("cuda")
@@ -68,3 +73,23 @@ def choose_device(wanted: str) -> "torch.device":
         return torch.device(wanted)
     alone = launch().count == 1
     return torch.device("mps" if alone and torch.backends.mps.is_available() else "cpu")
+
+
+def _require_device(wanted: str) -> None:
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        why = (
+            "torch finds no GPU, or no driver for it (see nvidia-smi)"
+            if built
+            else f"torch {torch.__version__} was built without CUDA"
+        )
+    elif wanted == "mps" and not torch.backends.mps.is_available():
+        why = "torch finds no GPU of Apple's here"
+    else:
+        return
+    raise ConfigError(
+        f"training.device = {wanted!r}, but {why}. Use --training.device auto, which takes what "
+        "there is, or cpu."
+    )

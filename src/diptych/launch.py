@@ -1,9 +1,11 @@
 """Which of how many processes this is, as torchrun says it in the environment. Imports no torch."""
 
 import ctypes
+import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -14,6 +16,10 @@ CURE: Final = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """Set to 1 for torchrun itself, each restart gets a store of its own. Without it processes that
 talk over gloo read in the old one where those of before could be reached, and often fail."""
 
+TELLS: Final = "DIPTYCH_LAUNCHER_TELLS"
+"""Set to 1 for processes whose launcher says what is wrong, once for all of them."""
+
+_ERROR_FILE: Final = "TORCHELASTIC_ERROR_FILE"  # torchrun's, one for each process it starts
 _TELL_WHEN_PARENT_ENDS: Final = 1  # Linux: PR_SET_PDEATHSIG
 
 
@@ -99,6 +105,24 @@ def advice_on_restarts(*, resume: bool, environment: Mapping[str, str] = os.envi
         f"A restart by torchrun may fail, as {' and '.join(missing)}; `diptych launch`, which "
         "takes torchrun's options, sees to both."
     )
+
+
+def tell_launcher(sentence: str, environment: Mapping[str, str] = os.environ) -> bool:
+    """Hands torchrun what the user must change, in the file that it reads when a process fails.
+
+    Returns:
+        Whether the launcher says it: `diptych launch` does, torchrun alone shows it in a frame.
+    """
+    if not environment.get(_ERROR_FILE):
+        return False
+    more = {"py_callstack": sentence, "timestamp": str(int(time.time()))}
+    said = {"message": {"message": sentence, "extraInfo": more}}
+    try:
+        with open(environment[_ERROR_FILE], "w") as file:
+            json.dump(said, file)
+    except OSError:
+        return False
+    return environment.get(TELLS) == "1"
 
 
 def stop_with_launcher(environment: Mapping[str, str] = os.environ) -> None:

@@ -1,23 +1,32 @@
 """Starts a command in several processes by torch's own launcher, so that restarts work.
 
 torchrun starts the processes of a run, watches them and starts all of them again when one dies.
-What it needs for that to succeed is set here; nothing of it is our own.
+What it needs for that to succeed is set here. One thing is our own: where a process ends with what
+the user must change, nothing is started again, and the launcher says it once.
 """
 
+import logging
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
-from diptych.errors import ConfigError
+from diptych.errors import EXIT_USER, ConfigError
 from diptych.hardware import available_threads, divided
-from diptych.launch import CURE
+from diptych.launch import CURE, TELLS
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
 RESTARTS: Final = 3
 SHUTDOWN_SECONDS: Final = 120  # in which processes that were told to stop may write a checkpoint
+_LOGGERS: Final = tuple(
+    f"torch.distributed.elastic.multiprocessing.{name}"
+    for name in ("api", "errors.error_handler", "subprocess_handler.subprocess_handler")
+)
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -59,20 +68,81 @@ def start(options: Sequence[str], command: Sequence[str]) -> int:
         ConfigError: several machines, and no place where they meet.
     """
     os.environ.setdefault(CURE, "1")  # read by torchrun when it makes its store
+    os.environ[TELLS] = "1"
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousClosedError
     from torch.distributed.run import main
 
     more = prepare(options)
     try:
-        main([*options, *more, "--module", "diptych", *command])
+        with _user_errors_end_the_job():
+            main([*options, *more, "--module", "diptych", *command])
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except ChildFailedError as failed:
-        print(failed, file=sys.stderr)
-        code = failed.get_first_failure()[1].exitcode
-        return code if code > 0 else 128 - code
+        return _told(failed)
+    except RendezvousClosedError:
+        print("diptych: the job was ended on another machine, which says why.", file=sys.stderr)
+        return 1
     return 0
+
+
+def process_count(options: Sequence[str]) -> int | None:
+    """How many processes will share the work; None where machines may come and go."""
+    from torch.distributed.run import determine_local_world_size, parse_min_max_nnodes
+
+    asked = _parsed(options)
+    fewest, most = parse_min_max_nnodes(asked.nnodes)
+    return most * determine_local_world_size(asked.nproc_per_node) if fewest == most else None
+
+
+@contextmanager
+def _user_errors_end_the_job() -> Iterator[None]:
+    """Lets torchrun start nothing again that ended with ``EXIT_USER``, and frame none of it."""
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.launcher import api
+
+    class Agent(LocalElasticAgent):
+        def _monitor_workers(self, worker_group: Any) -> Any:
+            found = super()._monitor_workers(worker_group)
+            if any(one.exitcode == EXIT_USER for one in found.failures.values()):
+                self._remaining_restarts = 0
+            return found
+
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    api.LocalElasticAgent = Agent  # type: ignore[attr-defined]
+    for one in loggers:
+        one.addFilter(_is_news)
+    try:
+        yield
+    finally:
+        api.LocalElasticAgent = LocalElasticAgent  # type: ignore[attr-defined]
+        for one in loggers:
+            one.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of torchrun's log says what the launcher does not say itself."""
+    if record.name.endswith("error_handler"):  # on a file for a launcher above this one
+        return False
+    given = record.args if isinstance(record.args, tuple) else ()
+    return "closing signal" not in str(record.msg) and given[:1] != (EXIT_USER,)
+
+
+def _told(failed: "ChildFailedError") -> int:
+    """Says why processes failed, and returns the exit code."""
+    users = [one for one in failed.failures.values() if one.exitcode == EXIT_USER]
+    for one in sorted(users, key=lambda failure: failure.timestamp):
+        message: Any = one.message
+        if isinstance(message, dict):  # else the process has said it: wrong usage
+            print(f"diptych: {message['message']}", file=sys.stderr)
+            break
+    if users:
+        return EXIT_USER
+    print(failed, file=sys.stderr)
+    code = failed.get_first_failure()[1].exitcode
+    return code if code > 0 else 128 - code
 
 
 def prepare(options: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from diptych.distributed import largest_over_processes, process_count, process_rank, talking
-from diptych.errors import ConfigError, FirstStopped, LostPeer
+from diptych.errors import ConfigError, FirstStopped, LostPeer, exit_code_of
 from diptych.launch import Launch, launch
 from diptych.stopwatch import watch
 
@@ -72,6 +72,8 @@ def joined(*, device: str, timeout_seconds: float) -> Iterator[Launch]:
     ours = not dist.is_initialized()
     if ours:
         table = _meet(_backend(device, found), found, timeout)
+        # One that goes on and fails at once would look lost to those that still connect.
+        largest_over_processes(0)
     else:
         table = dist.distributed_c10d._get_default_store()
     _meetings.append(_Meeting(PrefixStore(f"diptych/{next(_numbers)}", table), timeout))
@@ -105,7 +107,7 @@ def from_first(make: Callable[[], str]) -> str:
         made = make()
     except BaseException as error:
         with suppress(RuntimeError):
-            meeting.store.set(name, f"!{type(error).__name__}")
+            meeting.store.set(name, f"!{exit_code_of(error)} {type(error).__name__}")
             time.sleep(2 * LONGEST_POLL_SECONDS)  # the store may go with this process
         raise
     with talking():
@@ -192,11 +194,18 @@ def _wait_for(meeting: _Meeting, name: str) -> str:
             if meeting.store.check([name]):
                 text: str = meeting.store.get(name).decode()
                 if text.startswith("!"):
-                    raise FirstStopped(f"process 0 stopped with {text[1:]}; it says why")
+                    _let_first_speak()
+                    code, _, kind = text[1:].partition(" ")
+                    raise FirstStopped(f"process 0 stopped with {kind}; it says why", int(code))
                 return text[1:]
         time.sleep(pause)
         pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
     raise LostPeer(f"process 0 kept the others waiting for {PATIENCE_SECONDS:g} seconds")
+
+
+def _let_first_speak() -> None:
+    """Waits for the first to end first: a launcher that sees one of us end stops all others."""
+    time.sleep(4 * LONGEST_POLL_SECONDS)
 
 
 def _missing(meeting: _Meeting, step: int) -> list[int] | None:

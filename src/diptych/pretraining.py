@@ -13,12 +13,13 @@ from typing import Any
 from rich.console import Console
 
 from diptych.config_file import SHORT_NAMES, differing_keys, load_run_config, nest, to_toml
-from diptych.configs import RunConfig, require_divisible
+from diptych.configs import RunConfig, require_divisible, require_equal_parts
 from diptych.errors import ConfigError, NotSaved, RunFolderError
+from diptych.escaping import HANDLER, escaped
 from diptych.hardware import choose_device, divided, use_threads
 from diptych.images.collection import Collection
 from diptych.images.listing import Progress, ignore_progress
-from diptych.images.sources import open_images
+from diptych.images.sources import open_images, require_there
 from diptych.images.tables.hugging_face import path_of
 from diptych.launch import Launch, advice_on_restarts, restarts_allowed, stop_with_launcher
 from diptych.model.saved import save_encoder, save_head
@@ -31,7 +32,7 @@ from diptych.resolve import (
     overlay_all,
     resolve,
 )
-from diptych.run_folder import RunFolder, write_aside
+from diptych.run_folder import RunFolder, require_writable, write_aside
 from diptych.training.beginning import config_of_beginning, load_beginning
 from diptych.training.checkpoint import list_checkpoints
 from diptych.training.loop import train
@@ -80,7 +81,7 @@ def pretrain(
         "scale": scale,
     }
     flat |= {name: value for name, value in wanted.items() if value is not None}
-    with Display(Console(quiet=quiet)) as display:
+    with Display(Console(quiet=quiet, markup=False)) as display:
         folder = run_pretraining(
             nest(flat),
             out=None if out is None else Path(out),
@@ -117,8 +118,38 @@ def run_pretraining(
     begun = RunFolder(out).config if resume and out is not None else None
     earlier = load_run_config(begun) if begun is not None and begun.exists() else None
     training = _overlaid(earlier, layers).training
+    choose_device(training.device)  # before any work is done
     with joined(device=training.device, timeout_seconds=training.peer_timeout_seconds) as here:
         return _pretrain_together(layers, out, resume, here, watcher, on_progress)
+
+
+def check_before_start(
+    settings: Mapping[str, Any], *, out: Path, config_file: Path | None, processes: int | None
+) -> None:
+    """Refuses what can be told to fail before processes are started, without opening an image.
+
+    What only the images tell is found by the processes.
+
+    Args:
+        settings: of the command, as nested tables.
+        out: the run folder, where a run may have begun.
+        config_file: of the command.
+        processes: that will share a batch; None where that may change.
+
+    Raises:
+        DiptychError: as ``pretrain`` would.
+        OSError: the run folder, which is made, cannot be written.
+    """
+    layers = layers_of(settings, config_file)
+    located = json.loads(_locate_for_all(out, True, layers))
+    earlier = load_run_config(RunFolder(out).config) if located["begun"] else None
+    asked = _overlaid(earlier, layers)
+    choose_device(asked.training.device)
+    require_there(asked.images)
+    require_writable(out)
+    chosen = any("batch_size" in given.get("training", {}) for given, _ in layers)
+    if processes is not None and (earlier is not None or chosen):
+        require_equal_parts(asked.training.batch_size, processes)
 
 
 def _pretrain_together(
@@ -324,5 +355,5 @@ def _write_skipped(folder: RunFolder, collection: Collection) -> None:
     writer = csv.writer(table)
     writer.writerow(["part", "name", "reason", "count"])
     rows = collection.inventory.rows()
-    writer.writerows([one.part, one.name, one.reason, one.count] for one in rows)
-    write_aside(folder.skipped, table.getvalue().encode("utf-8", "backslashreplace"))
+    writer.writerows([one.part, escaped(one.name), one.reason, one.count] for one in rows)
+    write_aside(folder.skipped, table.getvalue().encode(errors=HANDLER))

@@ -1,9 +1,11 @@
 """What a run folder holds, and how its files are written: aside, synced, renamed."""
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,38 @@ class RunFolder:
         return self.path / "report.html"
 
 
+def require_writable(folder: Path) -> None:
+    """Makes a folder, and sees that files can be written there.
+
+    Raises:
+        OSError: names the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        error.filename = str(folder)
+        raise
+
+
+@contextmanager
+def naming(path: Path, *instead: Path) -> Iterator[None]:
+    """Lets errors of the operating system name what a user knows.
+
+    Args:
+        path: named where an error names nothing, as when a disk is full.
+        instead: files beside it, which are written first, and not named.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or os.fspath(error.filename) in map(str, instead):
+            error.filename = str(path)
+        error.filename2 = None
+        raise
+
+
 def write_aside(path: Path, data: bytes) -> None:
     """Replaces a file so that a reader sees the old bytes or the new ones, never a part.
 
@@ -100,11 +134,12 @@ def write_aside(path: Path, data: bytes) -> None:
     """
     aside = path.with_name(f".{path.name}.aside")
     try:
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        with naming(path, aside):
+            with open(aside, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
     except OSError:
         with suppress(OSError):
             aside.unlink()

@@ -572,9 +572,9 @@ def test_the_pretrained_backbone_is_the_runs(run: Path, squares: Path) -> None:
 def test_wrong_use_is_said_plainly(
     run: Path, squares: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["detect", str(run), "--data", str(squares), "--test-part", "val"]) == 1
+    assert main(["detect", str(run), "--data", str(squares), "--test-part", "val"]) == 2
     assert "val.txt cannot be read" in capsys.readouterr().err
-    assert main(["detect", str(run), "--data", str(squares), "--epochs", "0"]) == 1
+    assert main(["detect", str(run), "--data", str(squares), "--epochs", "0"]) == 2
     assert "epochs must be 1 or more" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="learning_rate"):
         measure_detection(run, squares, DetectionConfig(learning_rate=-1.0))

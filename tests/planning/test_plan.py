@@ -229,9 +229,9 @@ def test_the_verb_takes_what_pretrain_takes(
 
 
 def test_the_verb_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan"]) == 1
+    assert main(["plan"]) == 2
     assert "--images-count" in capsys.readouterr().err
-    assert main(["plan", "--images-count", "100", "--processes", "0"]) == 1
+    assert main(["plan", "--images-count", "100", "--processes", "0"]) == 2
     assert "--processes must be 1 or more" in capsys.readouterr().err
 
 

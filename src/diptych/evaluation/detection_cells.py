@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from diptych.escaping import openable
 from diptych.evaluation.detection_config import DetectionConfig
 from diptych.evaluation.detection_training import Detections
 from diptych.images.boxes import BoxedImages
@@ -51,9 +52,10 @@ def read_cell(
 ) -> tuple[Detections, list[float], float] | None:
     """Reads a cell; None where there is none, or none that holds together: it is made anew."""
     try:
-        with safetensors.safe_open(file, framework="pt") as opened:
-            header = opened.metadata() or {}
-        tensors = load_file(file)
+        with openable(file) as name:
+            with safetensors.safe_open(name, framework="pt") as opened:
+                header = opened.metadata() or {}
+            tensors = load_file(name)
         losses = [float(loss) for loss in json.loads(header["losses"])]
         seconds = float(json.loads(header["seconds"]))
     except (SafetensorError, OSError, KeyError, ValueError, TypeError):

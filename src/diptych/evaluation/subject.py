@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Final, Literal
 
 from torch import Tensor
@@ -47,7 +46,7 @@ class Options:
         finetune_shares: of the labels to fine-tune on.
         finetune_epochs: instead of 30, and of 60 for 1% of the labels.
         seeds: of fine-tuning.
-        transfer: folders of labelled images; see ``transfer.py``.
+        transfer: paths of labelled images; see ``transfer.py``.
         supervised: compare with the same network trained on the labels.
         against: encoders to compare with, each a run folder or an ``encoder.safetensors``.
     """
@@ -62,9 +61,9 @@ class Options:
     finetune_shares: tuple[float, ...] = (1.0, 0.1, 0.01)
     finetune_epochs: int | None = None
     seeds: int = 3
-    transfer: tuple[Path, ...] = ()
+    transfer: tuple[str, ...] = ()
     supervised: bool = False
-    against: tuple[Path, ...] = ()
+    against: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require(self.neighbours > 0, "--neighbours must be positive", self.neighbours)
@@ -137,10 +136,10 @@ class Subject:
             found[SUPERVISED] = supervised_encoder(
                 self.folder, self.config, self.labelled, self.executor
             ).to(choose_device("auto"))
-        for path in self.options.against:
+        for path in map(str, self.options.against):
             other = load_encoder(path).to(choose_device("auto"))
             _require_same_channels(self.config, other.config, path)
-            found[str(path)] = other
+            found[path] = other
         return found
 
     @cached_property
@@ -165,7 +164,7 @@ def _require(holds: bool, wanted: str, came: object) -> None:
         raise ConfigError(f"{wanted}; got {came!r}.")
 
 
-def _require_same_channels(ours: RunConfig, theirs: RunConfig, path: Path) -> None:
+def _require_same_channels(ours: RunConfig, theirs: RunConfig, path: str) -> None:
     _require(
         ours.images.channels == theirs.images.channels,
         f"--against {path} must see images as this run does, with {ours.images.channels} channels",

@@ -13,6 +13,7 @@ from torch import nn
 
 from diptych.config_file import to_toml
 from diptych.configs import RunConfig, norm_of_batch
+from diptych.escaping import openable
 from diptych.evaluation.classifying import Classifier, on_top_of, train_on_labels
 from diptych.evaluation.labelled import Labelled
 from diptych.hardware import choose_device, views_device
@@ -125,7 +126,7 @@ def _fingerprint(config: RunConfig, labelled: Labelled) -> str:
 def _fingerprint_of(file: Path) -> str | None:
     """What a kept encoder was trained on; None where there is none that can be read."""
     try:
-        with safetensors.safe_open(file, framework="pt") as header:
+        with openable(file) as name, safetensors.safe_open(name, framework="pt") as header:
             found: str | None = (header.metadata() or {}).get("labels")
     except (SafetensorError, OSError):
         return None

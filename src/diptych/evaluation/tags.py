@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.errors import ImagesError
+from diptych.escaping import unescaped
 
 TABLE: Final = "labels.csv"
 _FORM: Final = "wanted the columns name, LABEL, LABEL, .. with 0 or 1 below every label"
@@ -59,7 +60,7 @@ def find_tags(folder: Path, *, part: Sequence[str] = ()) -> Tags | None:
     if path is None:
         return None
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             return _read(csv.reader(file), path)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ImagesError(f"{path} cannot be read: {error}.") from error
@@ -76,5 +77,5 @@ def _read(lines: Any, path: Path) -> Tags:
             continue
         if len(line) != len(head) or any(value not in ("0", "1") for value in line[1:]):
             raise ImagesError(f"{path}, line {lines.line_num}: {_FORM}; got {','.join(line)!r}.")
-        rows[line[0]] = np.array(line[1:], dtype=np.float32)
+        rows[unescaped(line[0])] = np.array(line[1:], dtype=np.float32)
     return Tags(tuple(head[1:]), rows)

@@ -60,7 +60,9 @@ def measure_transfer(subject: Subject) -> dict[str, Any]:
     options = subject.options
     if not options.transfer:
         raise ConfigError("the protocol transfer needs folders: give --transfer PATH PATH ..")
-    found = {str(path): _measured(subject, open_task(subject, path)) for path in options.transfer}
+    found = {
+        path: _measured(subject, open_task(subject, path)) for path in map(str, options.transfer)
+    }
     names = {path: one["metrics"]["accuracy"]["intervals"] for path, one in found.items()}
     short = {
         path: {name: interval["value"] for name, interval in intervals.items()}
@@ -70,18 +72,18 @@ def measure_transfer(subject: Subject) -> dict[str, Any]:
     return {"transfer": short, "details": {"transfer": {"settings": settings, "tasks": found}}}
 
 
-def open_task(subject: Subject, path: Path) -> Task:
+def open_task(subject: Subject, path: str) -> Task:
     """Opens the images of a task with their labels.
 
     Raises:
         ImagesError: there are none, or of one part only.
     """
-    source = replace(subject.config.images, path=str(path), limit=None)
+    source = replace(subject.config.images, path=path, limit=None)
     collection = open_images(source, subject.executor)
     group_by = source.group_by
-    tags = find_tags(path, part=TRAIN_NAMES)
+    tags = find_tags(Path(path), part=TRAIN_NAMES)
     if tags is not None:
-        return _tagged(path, tags, collection, group_by, subject.seen)
+        return _tagged(Path(path), tags, collection, group_by, subject.seen)
     found = labelled_parts(collection, group_by=group_by, seen=subject.seen)
     if found is None:
         raise ImagesError(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from diptych.run_folder import sync_folder
+from diptych.run_folder import naming, sync_folder
 
 
 @contextmanager
@@ -22,8 +22,9 @@ def written_aside(path: Path) -> Iterator[Path]:
     """
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.aside")
     try:
-        yield aside
-        _take_name(aside, path)
+        with naming(path, aside):
+            yield aside
+            _take_name(aside, path)
     finally:
         aside.unlink(missing_ok=True)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.aside"):

@@ -9,12 +9,14 @@ from typing import Any
 from diptych.gallery.embedder import Embedder
 from diptych.gallery.rows import find_rows
 from diptych.gallery.settings import EmbedSettings
-from diptych.gallery.shard_file import arrow
 from diptych.gallery.shards import Shard, checked_shard
 from diptych.gallery.views import Viewer
 from diptych.gallery.work import Done, Watcher, Work
 from diptych.hardware import use_threads
+from diptych.images.sources import require_there
 from diptych.images.tables.hugging_face import path_of
+from diptych.model.saved import load_encoder
+from diptych.run_folder import require_writable
 
 
 def embed(
@@ -41,7 +43,7 @@ def embed(
 
     Raises:
         EmbeddingsError: the folder holds embeddings of another encoder, images or settings.
-        ImagesError: the images, or too many of them, cannot be read; or pyarrow is missing.
+        ImagesError: the images, or too many of them, cannot be read.
         RunFolderError: there is no trained encoder.
         ConfigError: a setting is out of range, or there is no such layer or shard.
     """
@@ -72,10 +74,26 @@ def embed_shards(
         executor: its threads decode and make views.
         watcher: told how it goes.
     """
-    arrow()  # before any work is done
     work = _open(run, path, out, settings, executor, watcher or Watcher())
     for shard in shards:
         yield work.make(shard)
+
+
+def check_before_start(run: Path, path: Any, out: Path) -> None:
+    """Refuses what can be told to fail before processes are started, without opening an image.
+
+    Args:
+        run: a run folder, or an ``encoder.safetensors``.
+        path: of the images.
+        out: the folder, which is made.
+
+    Raises:
+        DiptychError: as ``embed_shards`` would.
+        OSError: the folder cannot be written.
+    """
+    config = load_encoder(run).config  # on the CPU: the processes need the accelerator
+    require_there(replace(config.images, path=path_of(path)))
+    require_writable(out)
 
 
 def _open(
@@ -91,5 +109,5 @@ def _open(
     )
     views = Viewer(settings.crops, config.views, images.channels, settings.batch_size, executor)
     made = {"run": str(run), "path": images.path}
-    out.mkdir(parents=True, exist_ok=True)
+    require_writable(out)  # before any work is done
     return Work(embedder, find_rows(images), views, settings, out, made, watcher)

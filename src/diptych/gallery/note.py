@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of the files."""
 
 KEY: Final = b"diptych"
-"""Of the note in a Parquet file's metadata."""
+"""Of the note in a Parquet file's metadata, which is written last."""
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from pyarrow import parquet
 
 from diptych.errors import EmbeddingsError
+from diptych.escaping import unescaped
 from diptych.gallery.embedder import Vectors
 from diptych.gallery.manifest import MANIFEST, read_manifest
 from diptych.gallery.note import Note, differences
-from diptych.gallery.shard_file import arrow, read_note
+from diptych.gallery.shard_file import read_note
 from diptych.gallery.shards import Shard
 from diptych.images.names import CompactNames
 
@@ -65,12 +67,14 @@ class Embeddings:
         """
         for batch in self._batches(rows, None):
             labels = batch["label"].to_pylist() if "label" in batch.schema.names else None
-            yield Chunk(batch["name"].to_pylist(), self._matrix(batch["feature"]), labels)
+            if labels is not None:
+                labels = [None if label is None else unescaped(label) for label in labels]
+            yield Chunk(_names(batch), self._matrix(batch["feature"]), labels)
 
     @cached_property
     def names(self) -> CompactNames:
         """Of all images, in a compact form."""
-        found = (batch["name"].to_pylist() for batch in self._batches(_CHUNK, ["name"]))
+        found = (_names(batch) for batch in self._batches(_CHUNK, ["name"]))
         return CompactNames.of(name for some in found for name in some)
 
     @cached_property
@@ -107,10 +111,12 @@ class Embeddings:
         return matrix
 
     def _batches(self, rows: int, columns: list[str] | None) -> Iterator[Any]:
-        parquet = arrow("pyarrow.parquet")
         for path in self.files:
             try:
-                with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+                with (
+                    open(path, "rb") as opened,
+                    parquet.ParquetFile(opened, page_checksum_verification=True) as file,
+                ):
                     yield from file.iter_batches(rows, columns=columns)
             except (OSError, ValueError) as error:
                 raise EmbeddingsError(
@@ -126,7 +132,6 @@ def read_embeddings(folder: str | Path) -> Embeddings:
 
     Raises:
         EmbeddingsError: shards are missing, are damaged, or are not all of the same set.
-        ImagesError: pyarrow is not installed.
     """
     path = Path(folder)
     manifest = read_manifest(path)
@@ -142,6 +147,11 @@ def read_embeddings(folder: str | Path) -> Embeddings:
     files = tuple(path / name for name in names)
     counts = tuple(_count(file, manifest) for file in files)
     return Embeddings(path, dict(manifest.settings), files, counts)
+
+
+def _names(batch: Any) -> list[str]:
+    """As the file system has them."""
+    return [unescaped(name) for name in batch["name"].to_pylist()]
 
 
 def _require_no_others(path: Path, names: list[str]) -> None:

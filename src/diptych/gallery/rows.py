@@ -1,20 +1,79 @@
 """Images of a set one by one: a shard decodes its own and nobody else's."""
 
 import hashlib
-import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diptych.configs import ImagesConfig
-from diptych.errors import ConfigError
+from diptych.errors import ConfigError, UnreadableImage
 from diptych.images.collection import ImageSet
 from diptych.images.decode import decode_bytes
 from diptych.images.form import Pixels
 from diptych.images.listing import Listing
 from diptych.images.sources import locate_images
+
+CHECKSUM_BYTES: Final = 16
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Reads some consecutive images of a set, and keeps a checksum of each that was read.
+
+    Attributes:
+        some: their places in the whole.
+        fetch: the bytes of an image by its place in the whole, and what decodes them. Raises
+            UnreadableImage; is called from several threads.
+        checksums: uint8 (images, 16), of the encoded bytes; 0 where they could not be read.
+    """
+
+    some: range
+    fetch: Callable[[int], tuple[bytes, Callable[[], Pixels]]]
+    checksums: NDArray[np.uint8]
+
+    @classmethod
+    def of(
+        cls, some: range, fetch: Callable[[int], tuple[bytes, Callable[[], Pixels]]]
+    ) -> "Reading":
+        """Of images none of which is read yet."""
+        return cls(some, fetch, np.zeros((len(some), CHECKSUM_BYTES), np.uint8))
+
+    def pixels(self, index: int) -> Pixels:
+        """Reads and decodes an image.
+
+        Raises:
+            UnreadableImage: that cannot be.
+        """
+        return self._read(index)()
+
+    def checksum(self, index: int) -> bytes:
+        """Of an image that was read."""
+        return self.checksums[index - self.some.start].tobytes()
+
+    def content(self) -> str:
+        """A hash of all checksums."""
+        return hashlib.sha256(self.checksums.tobytes()).hexdigest()
+
+    def read_all(self, executor: Executor) -> None:
+        """Reads every image and decodes none."""
+
+        def read(index: int) -> None:
+            with suppress(UnreadableImage):
+                self._read(index)
+
+        for _ in executor.map(read, self.some):
+            pass
+
+    def _read(self, index: int) -> Callable[[], Pixels]:
+        data, decode = self.fetch(index)
+        found = hashlib.blake2b(data, digest_size=CHECKSUM_BYTES).digest()
+        self.checksums[index - self.some.start] = np.frombuffer(found, np.uint8)
+        return decode
 
 
 @dataclass(frozen=True)
@@ -23,17 +82,16 @@ class Rows:
 
     Attributes:
         names: one for each image.
-        reader: for some consecutive images, what decodes one of them by its place in the whole. It
-            raises UnreadableImage, and is called from several threads.
-        mark: a number that tells an image of other content by its place in the whole, without
-            decoding it; 0 where nothing tells.
+        reader: reads some consecutive images.
+        stamp: two numbers that change when an image's bytes do, found without reading it, by its
+            place in the whole; None where nothing tells.
         labels: (images,), positions in ``classes``, -1 for none; None where nothing is known.
         classes: names of the classes.
     """
 
     names: Sequence[str]
-    reader: Callable[[range], Callable[[int], Pixels]]
-    mark: Callable[[int], int]
+    reader: Callable[[range], Reading]
+    stamp: Callable[[int], tuple[int, int]] | None
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
 
@@ -47,10 +105,12 @@ class Rows:
             digest.update(name.encode(errors="surrogateescape") + b"\0")
         return digest.hexdigest()
 
-    def content(self, some: range) -> str:
-        """A hash of the marks of some images."""
-        marks = np.array([self.mark(index) for index in some], dtype="<i8")
-        return hashlib.sha256(marks.tobytes()).hexdigest()
+    def stamps(self, some: range) -> str | None:
+        """A hash of the stamps of some images; None where they have none."""
+        if self.stamp is None:
+            return None
+        found = np.array([_stamp(self.stamp, index) for index in some], dtype="<i8")
+        return hashlib.sha256(found.tobytes()).hexdigest()
 
     def label(self, index: int) -> str | None:
         """The name of an image's class."""
@@ -76,30 +136,33 @@ def find_rows(config: ImagesConfig) -> Rows:
 
 
 def _encoded(listing: Listing, config: ImagesConfig) -> Rows:
-    """Marked by their size in bytes: unlike times, it stays when files are copied."""
-
-    def reader(some: range) -> Callable[[int], Pixels]:
+    def reader(some: range) -> Reading:
         read = listing.read if listing.read_part is None else listing.read_part(some)
-        return lambda index: decode_bytes(read(index), config)
 
-    def mark(index: int) -> int:
-        if listing.stamp is None:
-            return 0
-        try:
-            return listing.stamp(index)[0]
-        except OSError:  # missing: it will be listed as unreadable
-            return -1
+        def fetch(index: int) -> tuple[bytes, Callable[[], Pixels]]:
+            data = read(index)
+            return data, lambda: decode_bytes(data, config)
 
-    return Rows(listing.names, reader, mark, listing.labels, listing.classes)
+        return Reading.of(some, fetch)
+
+    return Rows(listing.names, reader, listing.stamp, listing.labels, listing.classes)
 
 
 def _decoded(images: ImageSet) -> Rows:
-    """Marked by a checksum of their pixels."""
+    """Images whose pixels are at hand, which tell their content."""
 
-    def read(index: int) -> Pixels:
-        return images.pixels.gather(np.array([index])).image(0)
+    def fetch(index: int) -> tuple[bytes, Callable[[], Pixels]]:
+        pixels = images.pixels.gather(np.array([index])).image(0)
+        return repr(pixels.shape).encode() + pixels.tobytes(), lambda: pixels
 
-    def mark(index: int) -> int:
-        return zlib.crc32(read(index).tobytes())
+    def reader(some: range) -> Reading:
+        return Reading.of(some, fetch)
 
-    return Rows(images.names, lambda some: read, mark, images.labels, images.classes)
+    return Rows(images.names, reader, None, images.labels, images.classes)
+
+
+def _stamp(stamp: Callable[[int], tuple[int, int]], index: int) -> tuple[int, int]:
+    try:
+        return stamp(index)
+    except OSError:  # missing: it will be listed as unreadable
+        return -1, -1

@@ -6,24 +6,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
 
+from diptych.escaping import escaped
 from diptych.gallery.aside import written_aside
 from diptych.gallery.embedder import Vectors
 from diptych.gallery.note import KEY, Note
+from diptych.gallery.rows import CHECKSUM_BYTES
 from diptych.gallery.settings import Precision
-from diptych.images.extras import import_extra
 
 _GROUP_BYTES: Final = 16 * 2**20  # of vectors: what is held in memory before it is written
 _MOST_GROUP_ROWS: Final = 2**16
-
-
-def arrow(module: str = "pyarrow") -> Any:
-    """Pyarrow, or one of its modules.
-
-    Raises:
-        ImagesError: it is not installed.
-    """
-    return import_extra(module, "parquet", "embeddings on disk")
 
 
 class ShardWriter:
@@ -42,21 +36,30 @@ class ShardWriter:
         self._vectors: Vectors = np.empty(shape, numbers)
         self._names = list[str]()
         self._labels = list[str | None]()
+        self._checksums = list[bytes]()
 
-    def add(self, names: Sequence[str], labels: Sequence[str | None], vectors: Vectors) -> None:
+    def add(
+        self,
+        names: Sequence[str],
+        labels: Sequence[str | None],
+        checksums: Sequence[bytes],
+        vectors: Vectors,
+    ) -> None:
         """Adds rows.
 
         Args:
             names: one for each row.
             labels: one for each row; ignored where the file has none.
+            checksums: of the encoded images, one for each row.
             vectors: (rows, dim).
         """
         begin = 0
         while begin < len(names):
             held, room = len(self._names), len(self._vectors) - len(self._names)
             some = slice(begin, begin + room)
-            self._names += map(_utf8, names[some])
-            self._labels += labels[some]
+            self._names += map(escaped, names[some])
+            self._labels += [None if label is None else escaped(label) for label in labels[some]]
+            self._checksums += checksums[some]
             self._vectors[held : len(self._names)] = vectors[some]
             begin += room
             if len(self._names) == len(self._vectors):
@@ -66,42 +69,47 @@ class ShardWriter:
         """Writes what is held as a row group."""
         if not self._names:
             return
-        pa = arrow()
         numbers = pa.array(self._vectors[: len(self._names)].reshape(-1))
         columns = {
             "name": pa.array(self._names, pa.string()),
             "label": pa.array(self._labels, pa.string()),
+            "checksum": pa.array(self._checksums, pa.binary(CHECKSUM_BYTES)),
             "feature": pa.FixedSizeListArray.from_arrays(numbers, type=self._kind),
         }
         chosen = {name: columns[name] for name in self._schema.names}
         self._writer.write_table(pa.table(chosen, schema=self._schema))
         self._names.clear()
         self._labels.clear()
+        self._checksums.clear()
+
+    def sign(self, note: Note) -> None:
+        """Writes what the file says of itself."""
+        self._writer.add_key_value_metadata({KEY: note.encode()})
 
 
 @contextmanager
 def written_shard(
-    path: Path, note: Note, *, dim: int, precision: Precision, labelled: bool
+    path: Path, *, dim: int, precision: Precision, labelled: bool
 ) -> Iterator[ShardWriter]:
-    """A shard that is there once the block ends, and not before.
+    """A shard that is there once the block ends, in which it is signed, and not before.
 
     Args:
         path: of the file.
-        note: what it says of itself.
         dim: length of a vector.
         precision: of its numbers.
         labelled: whether there is a column of labels.
     """
-    pa, parquet = arrow(), arrow("pyarrow.parquet")
     numbers = pa.float32() if precision == "float32" else pa.float16()
     fields = [pa.field("name", pa.string(), nullable=False)]
     fields += [pa.field("label", pa.string())] if labelled else []
+    fields += [pa.field("checksum", pa.binary(CHECKSUM_BYTES), nullable=False)]
     fields += [pa.field("feature", pa.list_(numbers, dim), nullable=False)]
-    schema = pa.schema(fields, metadata={KEY: note.encode()})
+    schema = pa.schema(fields)
     with (
         written_aside(path) as aside,
+        open(aside, "wb") as file,  # Arrow itself opens no name that is not UTF-8
         parquet.ParquetWriter(
-            aside,
+            file,
             schema,
             compression="none",  # vectors hardly shrink
             use_dictionary=["label"],
@@ -121,13 +129,8 @@ def read_note(path: Path) -> tuple[Note, int]:
         OSError: it cannot be read.
         ValueError: it is damaged, or no shard of embeddings.
     """
-    with arrow("pyarrow.parquet").ParquetFile(path) as file:
-        data = (file.schema_arrow.metadata or {}).get(KEY)
+    with open(path, "rb") as opened, parquet.ParquetFile(opened) as file:
+        data = (file.metadata.metadata or {}).get(KEY)
         if data is None:
             raise ValueError("it holds no embeddings")
         return Note.decode(data), int(file.metadata.num_rows)
-
-
-def _utf8(name: str) -> str:
-    """A name that is no UTF-8 with its odd bytes written out."""
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")

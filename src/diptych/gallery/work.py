@@ -4,7 +4,7 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from diptych.errors import ImagesError
+from diptych.escaping import HANDLER, escaped
 from diptych.gallery.aside import written_aside
 from diptych.gallery.embedder import Embedder
 from diptych.gallery.manifest import agree, require_same
 from diptych.gallery.note import Note, differences
-from diptych.gallery.rows import Rows
+from diptych.gallery.rows import Reading, Rows
 from diptych.gallery.settings import EmbedSettings
 from diptych.gallery.shard_file import ShardWriter, read_note, written_shard
 from diptych.gallery.shards import Shard
@@ -82,19 +83,20 @@ class Work:
         if found is not None:
             return found
         path, rows = self.out / shard.file_name, shard.rows(len(self.rows))
-        skipped = dict[int, str]()
+        skipped, reading = dict[int, str](), self.rows.reader(rows)
         with written_shard(
             path,
-            note,
             dim=note.settings["dim"],
             precision=self.settings.precision,
             labelled=self.rows.labels is not None,
         ) as writer:
-            for seen in self._seen(rows):
-                self._write(seen, writer)
+            for seen in self._seen(rows, reading):
+                self._write(seen, reading, writer)
                 skipped |= seen.unreadable
                 self._refuse_too_many(skipped, shard)
                 self.watcher.images(shard, seen.rows.stop - rows.start, len(rows))
+            writer.flush()
+            writer.sign(replace(note, shard={**note.shard, "content": reading.content()}))
             self._list_skipped(shard, skipped)
         return Done(shard, path, len(rows) - len(skipped), len(skipped), was_there=False)
 
@@ -104,7 +106,7 @@ class Work:
             "shard": shard.index,
             "first": rows.start,
             "stop": rows.stop,
-            "content": self.rows.content(rows),
+            "stamps": self.rows.stamps(rows),
         }
         return Note({**self._shared, "shards": shard.count}, own, self.made)
 
@@ -143,18 +145,32 @@ class Work:
         except (OSError, ValueError) as error:
             self.watcher.say(f"{path} is damaged and made anew: {error}")
             return None
-        found = differences(there.settings, note.settings) + differences(there.shard, note.shard)
-        require_same(found, path)
+        require_same(differences(there.settings, note.settings), path)
+        if not self._is_of_same_content(there.shard, note.shard, rows):
+            self.watcher.say(f"{path} is made anew: its images have changed since.")
+            return None
         return Done(shard, path, count, len(rows) - count, was_there=True)
 
-    def _seen(self, rows: range) -> Iterable[Seen]:
-        read = self.rows.reader(rows)
+    def _is_of_same_content(
+        self, there: Mapping[str, Any], now: Mapping[str, Any], rows: range
+    ) -> bool:
+        """Whether the images still have the bytes that were embedded.
+
+        They are read for that, unless sizes and times of all files are as they were.
+        """
+        if now["stamps"] is not None and there.get("stamps") == now["stamps"]:
+            return True
+        reading = self.rows.reader(rows)
+        reading.read_all(self.viewer.executor)
+        return bool(there.get("content") == reading.content())
+
+    def _seen(self, rows: range, reading: Reading) -> Iterable[Seen]:
         batches = self.viewer.batches(rows)
-        seen = (self.viewer.see(batch, read) for batch in batches)
+        seen = (self.viewer.see(batch, reading.pixels) for batch in batches)
         # On a CPU views and network share the cores: nothing to gain ahead.
         return _one_ahead(seen) if self.embedder.on_accelerator() else seen
 
-    def _write(self, seen: Seen, writer: ShardWriter) -> None:
+    def _write(self, seen: Seen, reading: Reading, writer: ShardWriter) -> None:
         good = [index for index in seen.rows if index not in seen.unreadable]
         if not good:
             return
@@ -162,6 +178,7 @@ class Work:
         writer.add(
             [self.rows.names[index] for index in good],
             [self.rows.label(index) for index in good],
+            [reading.checksum(index) for index in good],
             self.embedder.vectors(seen.views)[places],
         )
 
@@ -185,9 +202,11 @@ class Work:
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow(["name", "reason"])
-        writer.writerows([self.rows.names[index], why] for index, why in sorted(skipped.items()))
+        writer.writerows(
+            [escaped(self.rows.names[index]), why] for index, why in sorted(skipped.items())
+        )
         with written_aside(file) as aside:
-            aside.write_bytes(text.getvalue().encode(errors="surrogateescape"))
+            aside.write_bytes(text.getvalue().encode(errors=HANDLER))
 
 
 def _one_ahead(batches: Iterator[Seen]) -> Iterator[Seen]:

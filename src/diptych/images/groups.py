@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.errors import ConfigError
+from diptych.escaping import unescaped
 
 PARTNER_STREAM: Final = 0x50415254  # "PART": keeps these draws apart from any other use of the seed
 _FORMS: Final = "'folder', 'folder:LEVEL', 'name:PATTERN' or 'FILE.csv:COLUMN'"
@@ -157,7 +158,7 @@ def _matches(names: Sequence[str], pattern: str) -> list[str]:
 
 def _looked_up(names: Sequence[str], path: Path, column: str) -> list[str]:
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.DictReader(file)
             present = reader.fieldnames or []
             if "name" not in present or column not in present:
@@ -165,7 +166,7 @@ def _looked_up(names: Sequence[str], path: Path, column: str) -> list[str]:
                     f"images.group_by: {path} needs the columns 'name' and {column!r}; it has "
                     f"{', '.join(present) or 'none'}."
                 )
-            table = {row["name"]: (row[column] or "").strip() for row in reader}
+            table = {unescaped(row["name"] or ""): (row[column] or "").strip() for row in reader}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"images.group_by: cannot read {path}: {error}") from error
     missing = [name for name in names if name not in table]

@@ -27,6 +27,7 @@ from safetensors.numpy import save
 
 from diptych.configs import ImagesConfig
 from diptych.errors import UnreadableImage
+from diptych.escaping import openable
 from diptych.images.cache import cache_folder
 from diptych.images.codecs.jpeg import is_reducible
 from diptych.images.decode import decode_bytes, pages
@@ -287,9 +288,9 @@ def _save(place: Path, stored: Stored) -> None:
 def _load(place: Path) -> Stored:
     """What is kept; nothing where it is missing, of another version, or damaged."""
     try:
-        with safe_open(place, framework="np") as file:
+        with openable(place) as name, safe_open(name, framework="np") as file:
             marks = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         if (marks["version"], marks["sum"]) != (_VERSION, _sum(tensors)):
             return _NOTHING
         reasons = dict(json.loads(tensors["reasons"].tobytes()))

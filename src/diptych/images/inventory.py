@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Final
 
+from diptych.escaping import readable
 from diptych.images.decode import HOW_TO_READ
 
 _CONTAINERS: Final = {
@@ -106,9 +107,7 @@ def in_print(name: str) -> str:
     >>> in_print("b\udce4d.png")
     'b\\xe4d.png'
     """
-    raw = name.encode(errors="surrogateescape" if _is_from_bytes(name) else "backslashreplace")
-    text = raw.decode(errors="backslashreplace")
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in readable(name))
 
 
 def why_no_image(name: str) -> str:
@@ -118,10 +117,6 @@ def why_no_image(name: str) -> str:
         return "a file without an extension"
     how = _CONTAINERS.get(end) or HOW_TO_READ.get(end)
     return f"{end} is no image" if how is None else f"{end} is not read here; {how}"
-
-
-def _is_from_bytes(name: str) -> bool:
-    return all(not 0xD800 <= ord(one) <= 0xDFFF or 0xDC80 <= ord(one) <= 0xDCFF for one in name)
 
 
 def _by_part(rows: Sequence[Skipped]) -> list[tuple[str, list[Skipped]]]:

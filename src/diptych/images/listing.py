@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.configs import ImagesConfig
-from diptych.errors import ImagesError, UnreadableImage
+from diptych.errors import ImagesError, LostImage, UnreadableImage
 from diptych.images.cache import Place, cache_folder, keep_pixels
 from diptych.images.codecs.jpeg import reduction
 from diptych.images.collection import ImageSet, Skipped
@@ -171,7 +171,7 @@ def _pixels(listing: Listing, index: Index, config: ImagesConfig) -> tuple[Pixel
                 raise UnreadableImage(f"its size was {full} and is another")
             return pixels
         except UnreadableImage as error:
-            raise ImagesError(
+            raise LostImage(
                 f"{listing.origin}: {listing.names[row]} was readable at the start and is not "
                 f"now: {error}. Restore it and go on with --resume."
             ) from error

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from diptych.errors import ConfigError
 
+SMALLEST_BATCH = 2  # an image is told from another one
 ORDER_STREAM = 0x4F524452  # "ORDR": keeps these draws apart from any other use of the seed
 
 
@@ -31,10 +32,15 @@ class Order:
     batch_size: int
 
     def __post_init__(self) -> None:
+        if self.image_count < SMALLEST_BATCH:
+            raise ConfigError(
+                f"contrast needs {SMALLEST_BATCH} images at least; got {self.image_count}. Give a "
+                "path that holds more."
+            )
         if self.image_count < self.batch_size:
             raise ConfigError(
                 f"training.batch_size = {self.batch_size} needs at least that many images; got "
-                f"{self.image_count}. Use --batch-size {max(2, self.image_count)} or less."
+                f"{self.image_count}. Use --batch-size {self.image_count} or less."
             )
 
     @property

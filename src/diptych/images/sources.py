@@ -20,7 +20,7 @@ from diptych.images.collection import (
     held_out_config,
     on_classes,
 )
-from diptych.images.elsewhere import find_elsewhere
+from diptych.images.elsewhere import find_elsewhere, from_any_folder
 from diptych.images.folder import find_in_folder
 from diptych.images.form import Pixels
 from diptych.images.inventory import Tally
@@ -30,7 +30,7 @@ from diptych.images.shards.files import find_shards, is_shard_pattern
 from diptych.images.shards.tar import find_in_tar, list_tar
 from diptych.images.splits import Found, hold_out, open_found, role_of
 from diptych.images.tables.arrow_folder import find_saved, is_saved
-from diptych.images.tables.parquet import find_in_parquet
+from diptych.images.tables.parquet import find_in_parquet, is_parquet_pattern
 from diptych.images.text_list import list_text
 from diptych.images.tree import walk
 
@@ -96,6 +96,17 @@ def locate_images(config: ImagesConfig) -> Found:
             f"{config.path!r} does not exist. Wanted {_WANTED}, or the name {PHOTOGRAPHS_NAME!r}."
         )
     return found
+
+
+def require_there(config: ImagesConfig) -> None:
+    """Refuses a path on this disk that is not there; nothing is opened, nothing is fetched.
+
+    Raises:
+        ImagesError: as ``locate_images`` does.
+    """
+    known = _is_built_in(config) or is_shard_pattern(config.path) or is_parquet_pattern(config.path)
+    if not known and from_any_folder(config.path) is None and not Path(config.path).exists():
+        locate_images(config)
 
 
 def from_array(array: Pixels, labels: NDArray[np.int64] | None, config: ImagesConfig) -> ImageSet:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 
 from diptych.errors import RunFolderError
+from diptych.escaping import openable
 from diptych.images.collection import ImageSet
 from diptych.run_folder import write_aside
 
@@ -61,7 +62,7 @@ def load_trained_on(path: Path) -> TrainedOn | None:
     if not path.exists():
         return None
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with openable(path) as name, safetensors.safe_open(name, framework="pt") as file:
             found = file.get_tensor("checksums")
             labels_used = json.loads((file.metadata() or {}).get("labels_used", "false"))
         if found.dtype != torch.int64 or found.ndim != 2 or found.shape[1] != 2:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from diptych.config_file import overlay, parse_toml, to_toml
 from diptych.configs import RunConfig
 from diptych.errors import RunFolderError
+from diptych.escaping import openable
 from diptych.model.encoders import build_encoder, count_features
 from diptych.model.heads import build_head, first_layers
 from diptych.model.norms import use_norm
@@ -72,9 +73,10 @@ def load_encoder(run: str | Path | RunFolder, *, head_layers: int = 0) -> Pretra
             "run goes on with `diptych pretrain --resume --out RUN`."
         )
     try:
-        with safetensors.safe_open(file, framework="pt") as header:
-            text = (header.metadata() or {}).get("config", "")
-        weights = load_file(file)
+        with openable(file) as name:
+            with safetensors.safe_open(name, framework="pt") as header:
+                text = (header.metadata() or {}).get("config", "")
+            weights = load_file(name)
     except (SafetensorError, OSError) as error:
         raise RunFolderError(f"{file} is damaged: {error}") from error
     if not text:
@@ -136,7 +138,8 @@ def _load_head(file: Path, encoder: nn.Module, config: RunConfig) -> nn.Module:
             f"{file} is a student's classifier and has no hidden layers; use the encoder alone."
         )
     try:
-        weights = load_file(file)
+        with openable(file) as name:
+            weights = load_file(name)
     except (SafetensorError, OSError) as error:
         raise RunFolderError(f"{file} is missing or damaged: {error}") from error
     features = count_features(

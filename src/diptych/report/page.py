@@ -15,6 +15,7 @@ from torch import nn
 from diptych.config_file import flatten, load_run_config
 from diptych.configs import RunConfig
 from diptych.errors import ImagesError, RunFolderError
+from diptych.escaping import HANDLER
 from diptych.evaluation.features import encode
 from diptych.evaluation.nearest import nearest
 from diptych.evaluation.protocols import read_evaluation
@@ -97,7 +98,7 @@ def write_report(run: str | Path, *, threads: int | None = None) -> Path:
         skipped=_skipped(folder),
         **pictures,
     )
-    write_aside(folder.report, page.encode())
+    write_aside(folder.report, page.encode(errors=HANDLER))
     return folder.report
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.configs import RunConfig
+from diptych.escaping import HANDLER
 from diptych.images.collection import Collection
 from diptych.report.figures import data_uri
 from diptych.report.templates import template
@@ -65,7 +66,7 @@ def write_preview(
     """
     if out.suffix.lower() == ".html":
         page = _page(collection, config, advice, executor, image_count, view_count)
-        write_aside(out, page.encode())
+        write_aside(out, page.encode(errors=HANDLER))
         return
     sheet = preview_sheet(
         collection.train,

@@ -131,7 +131,7 @@ def write_commands(plan: Plan, path: Path) -> int:
         for task in waiting
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(path, "".join(line + "\n" for line in lines).encode())
+    write_aside(path, os.fsencode("".join(line + "\n" for line in lines)))
     return len(lines)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 from markupsafe import Markup
 
 from diptych.config_file import flatten
+from diptych.escaping import HANDLER
 from diptych.evaluation.split import split_words
 from diptych.recipes import recipe_config
 from diptych.report.templates import template
@@ -77,11 +78,11 @@ def write_study(plan: Plan) -> list[str]:
         page=page, study=plan.study, figure=Markup(picture), paper=plan.study.found
     )
     for name, data in (
-        ("table.csv", to_table(results.all).encode()),
-        ("figure.svg", picture.encode()),
+        ("table.csv", to_table(results.all).encode(errors=HANDLER)),
+        ("figure.svg", picture.encode(errors=HANDLER)),
         ("figure.png", drawing.png(figure)),
-        ("index.md", to_markdown(page).encode()),
-        ("index.html", html.encode()),
+        ("index.md", to_markdown(page).encode(errors=HANDLER)),
+        ("index.html", html.encode(errors=HANDLER)),
     ):
         write_aside(out / name, data)
     return [page.headline, *(one.sentence() for one in page.judgements)]

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diptych.errors import DamagedCheckpoint, UnreachableFolder
+from diptych.escaping import openable
 from diptych.training.checkpoint_names import MANIFEST, SCALARS, TENSORS, name_of, step_of
 from diptych.training.stores import Place, Store, open_store
 from diptych.training.tensor_file import Piece, tensor_pieces
@@ -130,8 +131,8 @@ def load_checkpoint(checkpoint: Place) -> tuple[dict[str, Tensor], dict[str, Any
     store, name = _store_of(checkpoint)
     with _damage_in_words(checkpoint):
         described = _read_manifest(store, name)
-        with _good_copy(store, name, TENSORS, described) as path:
-            tensors = load_file(path)
+        with _good_copy(store, name, TENSORS, described) as path, openable(path) as there:
+            tensors = load_file(there)
         with _good_copy(store, name, SCALARS, described) as path:
             return tensors, json.loads(path.read_bytes())
 

@@ -74,7 +74,9 @@ def require_in_step(method: nn.Module, step: int, **more: str) -> None:
     """
     if process_count() == 1:
         return
-    texts = {name: hashlib.sha256(text.encode()) for name, text in more.items()}
+    texts = {
+        name: hashlib.sha256(text.encode(errors="surrogatepass")) for name, text in more.items()
+    }
     digests = {"step": hashlib.sha256(str(step).encode()), **texts, **_digests(method)}
     own = [int.from_bytes(one.digest()[:8], "big", signed=True) for one in digests.values()]
     own.append(sum(not bank.is_intact() for _, bank in sharded_banks(method)))

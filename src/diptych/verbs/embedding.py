@@ -9,7 +9,7 @@ def embed(arguments: Sequence[str]) -> None:
     """Write the features of any images to a folder of Parquet files, in shards.
 
     A shard is there whole or not at all; those that are there are skipped when started again. Of
-    several processes each makes its share. Needs the extra diptych[parquet].
+    several processes each makes its share.
 
     Examples:
       diptych embed runs/photos photos/ -o features/
@@ -17,25 +17,20 @@ def embed(arguments: Sequence[str]) -> None:
       diptych launch --nproc-per-node 8 -- embed runs/photos photos/ -o features/ --shards 64
     """
     from concurrent.futures import ThreadPoolExecutor
-    from dataclasses import fields
 
     from rich.console import Console
 
     from diptych.flags import EmbedFlags, parse
     from diptych.gallery.embed import embed_shards
-    from diptych.gallery.settings import EmbedSettings
     from diptych.gallery.shards import own_shards
     from diptych.gallery.watching import ShardLines
     from diptych.hardware import use_threads
 
     flags, here = parse(EmbedFlags, embed, arguments), place_of_process()
-    settings = EmbedSettings(
-        **{one.name: getattr(flags, one.name) for one in fields(EmbedSettings)}
-    )
     shards = own_shards(flags.shard, flags.shards, here)
-    lines = ShardLines(Console(quiet=flags.quiet))
+    lines = ShardLines(Console(quiet=flags.quiet, markup=False))
     with ThreadPoolExecutor(use_threads(flags.threads, processes=here.local_count)) as executor:
         for done in embed_shards(
-            flags.run, flags.path, flags.out, shards, settings, executor, lines
+            flags.run, flags.path, flags.out, shards, flags.settings(), executor, lines
         ):
             lines.done(done)

@@ -32,7 +32,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     flags = parse(EvaluateFlags, evaluate, arguments)
     options = asdict(flags)
     run, protocols = options.pop("run"), options.pop("protocol")
-    console = Console()
+    console = Console(markup=False)
     print_tables(console, measure(run, protocols, **options))
     print_verdict(console, run)
 
@@ -67,7 +67,7 @@ def rank(arguments: Sequence[str]) -> None:
         image_count=flags.image_count,
         threads=flags.threads,
     )
-    print_ranking(Console(), found)
+    print_ranking(Console(markup=False), found)
     if flags.json is not None:
         write_aside(flags.json, (json.dumps(found.as_dict(), indent=1) + "\n").encode())
 
@@ -92,7 +92,7 @@ def detect(arguments: Sequence[str]) -> None:
 
     flags = parse(DetectFlags, detect, arguments)
     settings = {one.name: getattr(flags, one.name) for one in fields(DetectionConfig)}
-    console = Console()
+    console = Console(markup=False)
 
     def tell(backbone: str, seed: int, was_there: bool) -> None:
         done = "found" if was_there else "done"

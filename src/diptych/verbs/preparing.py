@@ -25,6 +25,7 @@ def views(arguments: Sequence[str]) -> None:
     from diptych.images.sources import open_images
     from diptych.report.preview_page import write_preview
     from diptych.resolve import layers_of, overlay_all, resolve
+    from diptych.run_folder import require_writable
     from diptych.views.preview.advice import advise
     from diptych.views.preview.words import policy_in_words
 
@@ -33,6 +34,7 @@ def views(arguments: Sequence[str]) -> None:
     settings = explicit_settings(flags, arguments)
     layers = layers_of(settings, flags.config)
     asked = overlay_all(RunConfig(), layers)
+    require_writable(flags.out.parent)
     with ThreadPoolExecutor(use_threads(asked.training.threads)) as executor:
         collection = open_images(asked.images, executor)
         images = collection.train
@@ -44,7 +46,6 @@ def views(arguments: Sequence[str]) -> None:
         )
         collection = collection.decoded_for(config.images)
         advice = advise(collection.train, config.views, executor)
-        flags.out.parent.mkdir(parents=True, exist_ok=True)
         write_preview(
             flags.out,
             collection,
@@ -81,6 +82,7 @@ def plan(arguments: Sequence[str]) -> None:
     from diptych.planning.asked import Asked, plan_of
     from diptych.planning.machine import machine_named
     from diptych.planning.tables import print_plan
+    from diptych.run_folder import write_aside
 
     flags = parse(PlanFlags, plan, arguments)
     cores = divided(flags.threads or available_threads(), flags.processes_here)
@@ -95,11 +97,11 @@ def plan(arguments: Sequence[str]) -> None:
     )
     made = plan_of(asked, explicit_settings(flags, arguments), flags.config)
     if not flags.quiet:
-        print_plan(Console(), made)
+        print_plan(Console(markup=False), made)
     if flags.json is not None:
         import json
 
-        flags.json.write_text(json.dumps(made.as_json(), indent=1) + "\n")
+        write_aside(flags.json, (json.dumps(made.as_json(), indent=1) + "\n").encode())
 
 
 def recipes(arguments: Sequence[str]) -> None:

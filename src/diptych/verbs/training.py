@@ -82,7 +82,6 @@ def launch(arguments: Sequence[str]) -> None:
     """
     import inspect
 
-    from diptych.flags import EmbedFlags, PretrainFlags, parse
     from diptych.launcher import split_arguments, start
 
     if list(arguments) in (["-h"], ["--help"]):
@@ -91,14 +90,9 @@ def launch(arguments: Sequence[str]) -> None:
     options, (verb, *given) = split_arguments(arguments)
     # What is wrong is said once, before any process starts.
     if verb == "pretrain":
-        flags = parse(PretrainFlags, pretrain, given)
-        if flags.out is None:
-            raise ConfigError(
-                "diptych launch needs pretrain's --out RUN: a restart goes on with the run there."
-            )
-        given += [] if flags.resume else ["--resume"]
+        given += _check_pretrain(options, given)
     elif verb == "embed":
-        parse(EmbedFlags, embed, given)
+        _check_embed(options, given)
     else:
         raise ConfigError(
             f"diptych launch runs pretrain or embed in several processes; got {verb!r}."
@@ -106,6 +100,40 @@ def launch(arguments: Sequence[str]) -> None:
     code = start(options, [verb, *given])
     if code:
         raise SystemExit(code)
+
+
+def _check_pretrain(options: Sequence[str], given: Sequence[str]) -> list[str]:
+    """Refuses what no process could do; returns what is missing of the command."""
+    from diptych.flags import PretrainFlags, explicit_settings, parse
+    from diptych.launcher import process_count
+    from diptych.pretraining import check_before_start
+
+    flags = parse(PretrainFlags, pretrain, given)
+    if flags.out is None:
+        raise ConfigError(
+            "diptych launch needs pretrain's --out RUN: a restart goes on with the run there."
+        )
+    check_before_start(
+        explicit_settings(flags, given),
+        out=flags.out,
+        config_file=flags.config,
+        processes=process_count(options),
+    )
+    return [] if flags.resume else ["--resume"]
+
+
+def _check_embed(options: Sequence[str], given: Sequence[str]) -> None:
+    """The same of a command that embeds."""
+    from diptych.flags import EmbedFlags, parse
+    from diptych.gallery.embed import check_before_start
+    from diptych.gallery.shards import own_shards
+    from diptych.launch import Launch
+    from diptych.launcher import process_count
+
+    flags = parse(EmbedFlags, embed, given)
+    flags.settings()
+    own_shards(flags.shard, flags.shards, Launch(count=process_count(options) or 1))
+    check_before_start(flags.run, flags.path, flags.out)
 
 
 def _run_to_report(
@@ -127,7 +155,7 @@ def _run_to_report(
     from diptych.report.tables import print_tables
     from diptych.training.progress import Display
 
-    console = Console(quiet=quiet)
+    console = Console(quiet=quiet, markup=False)
     with Display(console) as display:
         folder = run_pretraining(
             settings,

@@ -41,7 +41,8 @@ def fetch(url: str, config: ImagesConfig) -> list[Path]:
     budget = config.cache_file_megabytes * 2**20
     copies = list[Path]()
     for name in urls:
-        folder = cache_folder(config) / "fetched" / hashlib.sha256(name.encode()).hexdigest()[:32]
+        key = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+        folder = cache_folder(config) / "fetched" / key
         copies.append(_fetch_into(folder, name, budget))
         if "idx3" in copies[-1].name:
             _fetch_labels(folder, name, budget)

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from diptych.errors import ImagesError, UnreadableImage
-from diptych.images.extras import import_extra
 from diptych.images.names import CompactNames
 from diptych.images.tables.columns import (
     LABEL_COLUMNS,
@@ -18,8 +18,8 @@ from diptych.images.tables.columns import (
 
 
 def import_arrow(module: str = "pyarrow") -> Any:
-    """Pyarrow, or one of its modules."""
-    return import_extra(module, "parquet", "Parquet files and saved Hugging Face folders")
+    """Pyarrow, or one of its modules, which take a while to load."""
+    return import_module(module)
 
 
 @dataclass(frozen=True)

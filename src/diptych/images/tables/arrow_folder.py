@@ -7,6 +7,7 @@ those would have to be trusted.
 import json
 import os
 from collections.abc import Callable, Sequence
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Final
 
@@ -92,9 +93,10 @@ def list_saved(path: Path, config: ImagesConfig, part: str = "") -> Listing:
 
 
 def _mapped(file: Path) -> Any:
-    arrow, ipc = import_arrow(), import_arrow("pyarrow.ipc")
-    with reading(str(file)), arrow.memory_map(str(file)) as source:
-        return ipc.open_stream(source).read_all()
+    ipc = import_arrow("pyarrow.ipc")
+    # Arrow itself opens no name that is not UTF-8. The table keeps the memory mapped.
+    with reading(str(file)), open(file, "rb") as opened:
+        return ipc.open_stream(mmap(opened.fileno(), 0, access=ACCESS_READ)).read_all()
 
 
 def _checked(table: Any, columns: Columns) -> Any:

@@ -174,5 +174,10 @@ def _images(files: Sequence[str], columns: Columns) -> Iterator[bytes | None]:
 @contextmanager
 def _opened(file: str) -> Iterator[Any]:
     arrow = import_arrow("pyarrow.parquet")
-    with reading(file), arrow.ParquetFile(file, pre_buffer=False) as parquet:
+    # Arrow itself opens no name that is not UTF-8.
+    with (
+        reading(file),
+        open(file, "rb") as opened,
+        arrow.ParquetFile(opened, pre_buffer=False) as parquet,
+    ):
         yield parquet

@@ -1,0 +1,257 @@
+"""What goes wrong by the user's hand is one sentence and exit code 2; what does not, is not."""
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diptych import cli, errors, flags
+from diptych.cli import main
+from diptych.configs import EncoderConfig, RunConfig, require_equal_parts
+from diptych.errors import ConfigError, DiptychError, exit_code_of, sentence_of
+from diptych.evaluation.protocols import evaluate as evaluate_run
+from diptych.flags import EvaluateFlags, RankFlags, parse
+from diptych.hardware import choose_device
+from diptych.images.order import Order
+from diptych.model.saved import save_encoder, untrained_encoder
+from diptych.run_folder import RunFolder, require_writable, write_aside
+from diptych.verbs import measuring
+
+
+def all_errors() -> list[type[DiptychError]]:
+    return [
+        one
+        for one in vars(errors).values()
+        if isinstance(one, type) and issubclass(one, DiptychError)
+    ]
+
+
+def test_every_error_has_its_exit_code() -> None:
+    codes = {one.__name__: one.exit_code for one in all_errors()}
+    stopped = {"TrainingError", "PeerError", "LostPeer", "FirstStopped", "UnreachableFolder"}
+    stopped.add("LostImage")
+    for name, code in codes.items():
+        assert code == (74 if name == "NotSaved" else 1 if name in stopped else 2), name
+    assert exit_code_of(errors.Interrupted("", 15)) == 143
+    assert exit_code_of(errors.FirstStopped("", 2)) == 2
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")  # that names no file
+
+    monkeypatch.setitem(cli.VERBS, "recipes", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        main(["recipes"])
+    assert sentence_of(ZeroDivisionError()) is None
+
+
+@pytest.fixture
+def run(class_folder: Path) -> Path:
+    """A run that has ended."""
+    folder = RunFolder(class_folder.with_name("run"))
+    folder.path.mkdir()
+    config = RunConfig(encoder=EncoderConfig(width=4, stage_blocks=(1,)))
+    save_encoder(folder.encoder, untrained_encoder(config), config)
+    return folder.path
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Makes a folder one that nobody writes to, root neither."""
+
+    def forbid(folder: Path) -> None:
+        def guarded(call: Callable[..., object]) -> Callable[..., object]:
+            def guard(path: object, *given: object, **named: object) -> object:
+                flags = given[0] if given else named.get("mode", 0)
+                writes = call is not os.open or (
+                    isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)
+                )
+                inside = Path(os.fsdecode(path)).is_relative_to(folder)  # type: ignore[arg-type]
+                if writes and inside:
+                    raise OSError(errno.EROFS, os.strerror(errno.EROFS), os.fspath(path))  # type: ignore[call-overload]
+                return call(path, *given, **named)
+
+            return guard
+
+        original = open
+
+        def opened(file: object, mode: str = "r", *given: object, **named: object) -> object:
+            if "r" not in mode and not isinstance(file, int):
+                guarded(lambda path: None)(file)
+            return original(file, mode, *given, **named)  # type: ignore[call-overload]
+
+        monkeypatch.setattr("builtins.open", opened)
+        monkeypatch.setattr(os, "mkdir", guarded(os.mkdir))
+        monkeypatch.setattr(os, "open", guarded(os.open))
+
+    return forbid
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "embed {run} {images} -o {place}",
+        "embed {run} {images} -o {place}/deep",
+        "views {images} --out {place}/sheet.png",
+        "views {images} --out {place}/page.html",
+        "plan --images-count 100 --batch-size 10 --quiet --json {place}/plan.json",
+        "study momentum --data {images} --write-commands {place}/commands.txt",
+        "study momentum --data {images} --out {place}/study --only-report",
+    ],
+)
+@pytest.mark.parametrize("why", ["read-only", "a file", "full"])
+def test_an_output_that_cannot_be_written(
+    command: str,
+    why: str,
+    run: Path,
+    class_folder: Path,
+    tmp_path: Path,
+    read_only: Callable[[Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = tmp_path / "place"
+    if why == "a file":
+        place.touch()
+    else:
+        place.mkdir()
+        read_only(place)
+    if why == "full":
+        monkeypatch.setattr(errno, "EROFS", errno.ENOSPC)
+    given = command.format(run=run, images=class_folder, place=place)
+    assert main(given.split()) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"diptych: {place}")
+    assert len(said.splitlines()) == 1
+    assert "aside" not in said
+
+
+def test_an_evaluation_that_cannot_be_written(
+    run: Path, class_folder: Path, read_only: Callable[[Path], None]
+) -> None:
+    read_only(run)
+    with pytest.raises(OSError, match="Read-only") as caught:
+        evaluate_run(run, ["knn"], train=class_folder, test=class_folder, threads=1)
+    said = sentence_of(caught.value)
+    assert said is not None
+    assert said.startswith(f"{run / 'evaluation.json'}: Read-only file system. ")
+
+
+def test_a_disk_that_fills_up_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system names none."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        write_aside(tmp_path / "a.json", b"{}")
+    said = sentence_of(caught.value)
+    assert said is not None
+    assert said.startswith(f"{tmp_path / 'a.json'}: No space left on device. Make room")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_can_be_written_is_left_empty(tmp_path: Path) -> None:
+    require_writable(tmp_path / "a" / "b")
+    assert not list((tmp_path / "a" / "b").iterdir())
+
+
+@pytest.mark.parametrize("wanted", ["cuda", "mps"])
+def test_a_device_that_is_not_there(
+    wanted: str,
+    class_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Found before an image is looked at."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=f"training.device = '{wanted}', but torch"):
+        choose_device(wanted)
+    assert choose_device("auto").type == "cpu"
+    given = ["--out", str(class_folder / "run"), "--training.device", wanted]
+    assert main(["pretrain", str(class_folder), *given]) == 2
+    printed = capsys.readouterr()
+    assert "--training.device auto" in printed.err
+    assert "images in" not in printed.out
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_too_few_images_for_any_batch(images: int) -> None:
+    for batch in (2, 3, 64):
+        with pytest.raises(ConfigError, match=f"2 images at least; got {images}"):
+            Order(seed=0, image_count=images, batch_size=batch)
+
+
+def test_the_batch_that_is_advised_works() -> None:
+    for images in range(2, 9):
+        with pytest.raises(ConfigError, match=f"Use --batch-size {images} or less"):
+            Order(seed=0, image_count=images, batch_size=images + 1)
+        Order(seed=0, image_count=images, batch_size=images)
+
+
+def test_the_parts_that_are_advised_work() -> None:
+    for processes in range(1, 9):
+        for batch in range(1, 40):
+            try:
+                require_equal_parts(batch, processes)
+            except ConfigError as error:
+                advised = str(error).partition("; use ")[2].partition(", or another")[0]
+                for size in map(int, advised.split(" or ")):
+                    require_equal_parts(size, processes)
+            else:
+                assert batch % processes == 0
+                assert batch >= 2 * processes
+
+
+URL = "https://host.example/a/b.tar"
+
+
+def test_urls_keep_their_slashes() -> None:
+    paths = ["--train", URL, "--test", URL, "--transfer", URL, "x/", "--against", URL]
+    found = parse(EvaluateFlags, measuring.evaluate, ["run", *paths])
+    assert (found.train, found.test, found.transfer, found.against) == (
+        URL,
+        URL,
+        (URL, "x/"),
+        (URL,),
+    )
+    assert parse(RankFlags, measuring.rank, ["run", "--images", URL]).images == URL
+
+
+def test_no_flag_that_takes_images_is_a_path() -> None:
+    """A path of the file system would make one slash of two."""
+    local = {"out", "config", "json", "run", "runs", "write_commands", "data"}
+    for kind in vars(flags).values():
+        if isinstance(kind, type) and kind.__name__.endswith("Flags"):
+            for one in fields(kind):
+                assert "Path" not in str(one.type) or one.name in local, (kind, one.name)
+
+
+def test_a_url_reaches_the_one_who_opens_it(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+
+    def fetch(name: str, config: object) -> list[Path]:
+        opened.append(name)
+        raise errors.ImagesError("not today")
+
+    monkeypatch.setattr("diptych.images.elsewhere.fetch", fetch)
+    assert main(["evaluate", str(run), "--train", URL]) == 2
+    assert main(["evaluate", str(run), "--protocol", "transfer", "--transfer", URL]) == 2
+    assert opened == [URL, URL]
+
+
+def test_a_sheet_of_one_image(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", np.zeros((1, 32, 32, 3), np.uint8))
+    assert main(["views", str(tmp_path / "one.npy"), "--out", str(tmp_path / "a.png")]) == 0
