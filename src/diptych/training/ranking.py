@@ -19,6 +19,7 @@ from torch.nn import functional
 from diptych.config_file import load_run_config
 from diptych.configs import ImagesConfig, RunConfig, ViewsConfig
 from diptych.contrast.method import Method
+from diptych.contrast.scores import finds_own_row
 from diptych.errors import ConfigError, ImagesError
 from diptych.evaluation.features import encode
 from diptych.evaluation.geometry import effective_rank
@@ -167,9 +168,7 @@ def pretext_accuracy(method: Method, batches: ViewBatches) -> float:
             query, key = method.encode_queries((first,))[0], method.encode_keys((second,))[0]
         if method.config.loss.similarity == "cosine":
             query, key = (functional.normalize(one, dim=1) for one in (query, key))
-        scores = query @ key.T
-        own = scores.diagonal().clone()
-        found.append(own > scores.fill_diagonal_(-torch.inf).amax(dim=1))
+        found.append(finds_own_row(query, key))
     return float(torch.cat(found).double().mean())
 
 
