@@ -100,7 +100,8 @@ def test_no_dictionary_finds_keys_in_one_point(
 )
 def test_no_loss_finds_keys_in_one_point(loss: str, views: int, similarity: str) -> None:
     config = MethodConfig(
-        views=views, loss=LossConfig(loss, temperature=0.3, similarity=similarity)
+        views=views,
+        loss=LossConfig(loss, temperature=0.3, similarity=similarity),  # type: ignore[arg-type]
     )
     for seed in range(12):
         assert set(accuracies(dictionary_of("both views"), config, seed)) == {0.0}
@@ -182,7 +183,7 @@ def test_neighbours_of_one_point_are_chance() -> None:
     point = torch.randn(1, DIM, generator=torch.Generator().manual_seed(5))
     same = point.expand(60, -1).contiguous()
     predicted = knn_predict(same, labels, same)
-    assert len(predicted.unique()) == 1
+    assert bool((predicted == predicted[0]).all())
     left_out = leave_one_out(same, labels)
     assert float((left_out == labels).double().mean()) <= 0.5
 
