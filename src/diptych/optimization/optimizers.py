@@ -43,7 +43,7 @@ def build_optimizer(config: OptimizerConfig, network: nn.Module) -> torch.optim.
 def decayed_weights(network: nn.Module) -> Iterator[nn.Parameter]:
     """The matrices and kernels that layers multiply with, which decay pulls at.
 
-    They are those named ``weight``, as in all layers of torch, with two dimensions or more; not
+    They have ``weight`` in their name, as in all layers of torch, and two dimensions or more; not
     embeddings, which are looked up, nor what a network of timm's says must not decay. What is
     added (biases, tokens, positions) or scales a channel (norms, layer scales) has another name or
     one dimension.
@@ -59,7 +59,7 @@ def decayed_weights(network: nn.Module) -> Iterator[nn.Parameter]:
         if isinstance(module, nn.Embedding):
             continue
         for name, parameter in module.named_parameters(recurse=False):
-            if name.endswith("weight") and parameter.ndim > 1 and id(parameter) not in spared:
+            if "weight" in name and parameter.ndim > 1 and id(parameter) not in spared:
                 yield parameter
 
 

@@ -188,7 +188,7 @@ def build_distillation(
         )
     labelled = _labelled_images(given, config, collection, executor)
     assert labelled.labels is not None
-    features = encode(encoder, labelled, theirs, executor)
+    features = encode(encoder, labelled, theirs, executor, of=f"the teacher {given.teacher}")
     classifier = fit_linear(features, torch.from_numpy(labelled.labels), seed=config.seed)
     channels = config.images.channels
     student = build_encoder(

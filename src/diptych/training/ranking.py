@@ -194,7 +194,9 @@ class _Bench:
             collection = self._collection(one.config.images)
             images = unseen_images(collection).spread(self.image_count)
             self.images_seen, self.held_out = len(images), collection.test is not None
-            features = encode(one.encoder, images, one.config.views, self.executor)
+            features = encode(
+                one.encoder, images, one.config.views, self.executor, of=f"the encoder of {one.run}"
+            )
             yield Measured(
                 run=str(one.run),
                 step=one.step,
