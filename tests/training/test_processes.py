@@ -181,8 +181,8 @@ def taught(rank: int, count: int) -> Results:
     """A student's step beside a frozen teacher with batch norms; all but the student's parts."""
     torch.manual_seed(1)
     encoder = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Flatten())
-    encoder[1].running_mean.normal_()  # type: ignore[operator, union-attr]
-    encoder[1].running_var.uniform_(0.1, 3)  # type: ignore[operator, union-attr]
+    encoder[1].running_mean.normal_()  # type: ignore[operator]
+    encoder[1].running_var.uniform_(0.1, 3)  # type: ignore[operator]
     features = torch.randn(12, 5 * 36)
     fitted = fit_linear(features, torch.arange(12) % 3)
     student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
