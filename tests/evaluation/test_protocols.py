@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,7 @@ def test_an_encoder_of_no_numbers_is_refused_in_one_sentence(run: Path, protocol
         evaluate(run, [protocol], threads=1, finetune_epochs=1, seeds=1)
     words = str(raised.value)
     if protocol in ("knn", "linear"):
-        assert "the features that the trained encoder gives for 58 of 58 images" in words
+        assert re.match(r"the features that the trained encoder gives for (\d+) of \1 images", words)
     assert "\n" not in words
 
 
