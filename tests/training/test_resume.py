@@ -240,7 +240,7 @@ def test_weights_that_go_astray_in_a_step_are_named_when_health_sees_them_first(
     images: Path, tmp_path: Path
 ) -> None:
     """The loss of the step was a number; what is measured after it is not."""
-    settings = {"optimizer.learning_rate": 1e30, "optimizer.scaling": "none"}
+    settings: Any = {"optimizer.learning_rate": 1e30, "optimizer.scaling": "none"}
     with pytest.raises(TrainingError, match=r"not finite numbers at step 1, .*learning-rate"):
         run(images, tmp_path / "astray", **settings)
 
