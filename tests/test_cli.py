@@ -114,7 +114,7 @@ def test_the_report_of_a_run_without_images_says_so(
     (copy / "detection.json").write_text(json.dumps(FOUND_BOXES))
     page = write_report(copy, threads=1).read_text()
     assert "&#39;/nowhere&#39; does not exist" in page
-    assert "without labels" in page
+    assert "Without labels" in page
     assert "+3.0 points over untrained ResNets" in page
 
 
@@ -229,7 +229,7 @@ def test_unlabelled_images_are_reported_without_accuracies(
     )
     printed = " ".join(capsys.readouterr().out.split())
     assert "evaluation needs labels" in printed
-    assert "without labels, how useful the features are is not known" in printed
+    assert "Without labels, how useful the features are is not known" in printed
     assert not (out / "evaluation.json").exists()
     assert "without labels" in (out / "report.html").read_text()
 
