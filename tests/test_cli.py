@@ -231,7 +231,7 @@ def test_unlabelled_images_are_reported_without_accuracies(
     assert "evaluation needs labels" in printed
     assert "Without labels, how useful the features are is not known" in printed
     assert not (out / "evaluation.json").exists()
-    assert "without labels" in (out / "report.html").read_text()
+    assert "Without labels" in (out / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
