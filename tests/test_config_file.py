@@ -53,7 +53,7 @@ def test_papers_settings_are_the_papers() -> None:
     assert moco.method.dictionary.queue_size == 65536
     assert (moco.method.key_encoder.momentum, moco.method.loss.temperature) == (0.999, 0.2)
     assert (moco.optimizer.learning_rate, moco.training.batch_size) == (0.03, 256)
-    assert moco.head.hidden_features == 2048
+    assert moco.head.hidden_features is None  # as wide as the features
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,12 @@ from diptych.config_file import overlay, parse_toml, to_toml
 from diptych.configs import RunConfig
 from diptych.contrast.method import build_method
 from diptych.errors import ConfigError
+from diptych.model.heads import build_head
 from diptych.optimization.optimizers import build_optimizer
 from diptych.optimization.schedules import peak_learning_rate
 from diptych.policies import branches
-from diptych.recipes import RECIPES, SCALES, fitted_batch, recipe_config
+from diptych.recipes import HAVE_CIFAR10, RECIPES, SCALES, fitted_batch, recipe_config
+from diptych.resolve import Layers, resolve
 from diptych.training.step import train_step
 from diptych.views.batches import Batch
 
@@ -53,7 +55,7 @@ def test_the_papers_settings() -> None:
     assert v2.method.loss.temperature == 0.2
     assert v1.method.dictionary.queue_size == v2.method.dictionary.queue_size == 65536
     assert v1.method.key_encoder.momentum == v2.method.key_encoder.momentum == 0.999
-    assert (v1.head.layers, v2.head.layers, v2.head.hidden_features) == (1, 2, 2048)
+    assert (v1.head.layers, v2.head.layers, v2.head.hidden_features) == (1, 2, None)  # of 2048
     assert (v1.schedule.kind, v1.schedule.drops) == ("step", (0.6, 0.8))  # 120, 160 of 200 epochs
     assert v2.schedule.kind == "cosine"
     assert v1.norm.kind == v2.norm.kind == "shuffle"
@@ -105,3 +107,21 @@ def test_a_batch_is_made_to_fit_few_images(recipe: str, images: int) -> None:
     for scale in SCALES[:2]:
         config = fitted_batch(recipe_config(recipe, scale), images)
         assert config.training.batch_size <= images
+
+
+@pytest.mark.parametrize("recipe", ["simclr", "simclr_v2", "moco_v2"])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("encoder", [None, "resnet50", "resnet18", "small_resnet"])
+def test_the_head_is_as_wide_as_the_features_of_the_encoder_asked_for(
+    recipe: str, scale: str, encoder: str | None
+) -> None:
+    if scale == "cifar10" and recipe not in HAVE_CIFAR10:
+        return
+    asked = {} if encoder is None else {"encoder": {"name": encoder}}
+    layers: Layers = [({"recipe": recipe, "scale": scale, "images": {"path": "x"}, **asked}, "")]
+    config, _ = resolve(layers, image_count=9000, median_side_pixels=224, channels=3)
+    with torch.device("meta"):
+        head = build_head(config.head, features=640, seed=0)
+    wide = [tuple(p.shape) for p in head.parameters() if p.ndim > 1]
+    assert wide == [(640, 640)] * (len(wide) - 1) + [(128, 640)]
+    assert len(wide) == (3 if recipe == "simclr_v2" else 2)

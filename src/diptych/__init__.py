@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from diptych.contrast.method import build_method as build_method
     from diptych.errors import DiptychError as DiptychError
     from diptych.evaluation.features import extract_features as extract_features
+    from diptych.evaluation.features import extract_named_features as extract_named_features
     from diptych.evaluation.protocols import evaluate as evaluate
     from diptych.gallery.embed import embed as embed
     from diptych.gallery.read import read_embeddings as read_embeddings
@@ -64,6 +65,7 @@ _HOMES = {
     "embed": "gallery.embed",
     "evaluate": "evaluation.protocols",
     "extract_features": "evaluation.features",
+    "extract_named_features": "evaluation.features",
     "info_nce": "contrast.losses",
     "load_encoder": "model.saved",
     "load_run_config": "config_file",

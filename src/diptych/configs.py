@@ -298,8 +298,9 @@ class HeadConfig:
 
     layers: int = 2
     """Linear layers: 0 is no head, 1 a linear one, 2 and more an MLP (SimCLR v2 has 3)."""
-    hidden_features: int = 128
-    """Width of the hidden layers."""
+    hidden_features: int | None = None
+    """Width of the hidden layers; if not given that of what goes in, so of a head the encoder's
+    features, as in the published code of SimCLR and MoCo v2."""
     output_features: int = 128
     """Width of the projection that the loss sees."""
     batch_norm: bool = False
@@ -317,7 +318,9 @@ class HeadConfig:
             self.predictor_layers,
         )
         _require(
-            self.hidden_features > 0, "head.hidden_features must be positive", self.hidden_features
+            self.hidden_features is None or self.hidden_features > 0,
+            "head.hidden_features must be positive",
+            self.hidden_features,
         )
         _require(
             self.output_features > 1,
@@ -435,7 +438,8 @@ class OptimizerConfig:
     momentum: float = 0.9
     """Share of the last step that is kept; AdamW's first beta."""
     weight_decay: float = 1e-4
-    """Pull of each weight towards zero; never on norms and biases."""
+    """Pull of each weight towards zero: of matrices and kernels, never of norms, biases, tokens,
+    position embeddings and layer scales (MoCo's published code pulls at all of them)."""
     lars_trust: float = 0.001
     """LARS: length of a layer's step as a share of the length of its weights."""
     adamw_beta: float = 0.999

@@ -8,6 +8,7 @@ DiptychError            anything diptych raises on purpose; the command line pri
 ├── RunFolderError      a run folder is missing, occupied, or not what was asked for
 │   ├── DamagedCheckpoint  a checkpoint whose bytes are not those that were written
 │   └── UnreachableFolder  a folder of checkpoints behind a URL does not answer
+├── FeaturesError       an encoder gives features that are not finite numbers
 ├── EmbeddingsError     embeddings are incomplete, or of other images or another encoder
 ├── TrainingError       training cannot go on (a loss that is not a number)
 │   ├── NotSaved        the run ended or was stopped, and could not be saved
@@ -69,6 +70,21 @@ class UnreachableFolder(RunFolderError, OSError):
     """A folder of checkpoints behind a URL does not answer, or refuses what was asked."""
 
     exit_code = EXIT_ERROR
+
+
+class FeaturesError(DiptychError):
+    """An encoder gives features that are not finite numbers, of which nothing can be measured.
+
+    Attributes:
+        what: which features, of how many images.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what}: nothing can be measured of them. Use an encoder from before its training "
+            "went astray, as an earlier checkpoint."
+        )
+        self.what = what
 
 
 class EmbeddingsError(DiptychError):

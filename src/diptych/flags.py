@@ -180,7 +180,8 @@ class EvaluateFlags:
     finetune_shares: tuple[float, ...] = (1.0, 0.1, 0.01)
     """Of finetune: shares of the labels, the same of each class."""
     finetune_epochs: int | None = None
-    """Of finetune: 30, and 60 for 1% of the labels, when not given."""
+    """Of finetune: 30, and 60 for 1% of the labels, when not given; labels alone may get three
+    times as many."""
     seeds: int = 3
     """Of finetune: how many."""
     transfer: tuple[str, ...] = ()

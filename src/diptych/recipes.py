@@ -104,7 +104,7 @@ def moco_v2(scale: Scale) -> RunConfig:
     return replace(
         config,
         views=_views(scale, "moco_v2"),
-        head=_head(scale),
+        head=_head(),
         method=replace(config.method, loss=LossConfig(temperature=0.2)),
         schedule=ScheduleConfig(kind="cosine"),
     )
@@ -114,7 +114,8 @@ def moco_v3(scale: Scale) -> RunConfig:
     """MoCo v3 (2104.02057): keys of the batch from a momentum twin, a predictor, both directions.
 
     Its settings for ResNet-50 (section 4). The paper's loss is the sum over both directions times
-    2T; ours is their mean times 4T.
+    2T; ours is their mean times 4T. The prediction is normalised as the projection is: so it is in
+    the paper and the first published code; later code leaves that norm out for ResNets.
     """
     temperature = {"tiny": 0.2, "small": 0.2, "paper": 1.0}[scale]
     hidden = {"tiny": 256, "small": 1024, "paper": 4096}[scale]
@@ -161,7 +162,7 @@ def simclr(scale: Scale) -> RunConfig:
         views=views,
         encoder=_ENCODERS[scale],
         norm=NormConfig(kind="sync"),  # section 2.2: over all devices
-        head=_head(scale, batch_norm=True),
+        head=_head(batch_norm=True),
         method=MethodConfig(
             dictionary=DictionaryConfig(kind="batch"),
             key_encoder=KeyEncoderConfig(kind="shared"),
@@ -190,12 +191,7 @@ def simclr_v2(scale: Scale) -> RunConfig:
         config,
         recipe="simclr_v2",
         encoder=large if scale == "paper" else config.encoder,
-        # As wide as the features, in the published code.
-        head=replace(
-            config.head,
-            layers=3,
-            hidden_features=6144 if scale == "paper" else config.head.hidden_features,
-        ),
+        head=replace(config.head, layers=3),
         optimizer=OptimizerConfig(
             kind="lars", learning_rate=0.1, scaling="square_root", weight_decay=1e-4
         )
@@ -299,9 +295,9 @@ def choose_scale(*, median_side_pixels: int, accelerator: bool) -> tuple[Scale, 
     return "tiny", f"the images' median side is {median_side_pixels} pixels"
 
 
-def _head(scale: Scale, *, batch_norm: bool = False) -> HeadConfig:
-    hidden = {"tiny": 128, "small": 512, "cifar10": 2048, "paper": 2048}[scale]
-    return HeadConfig(hidden_features=hidden, output_features=128, batch_norm=batch_norm)
+def _head(*, batch_norm: bool = False) -> HeadConfig:
+    """As wide as the features of whatever encoder is asked for, as in the published code."""
+    return HeadConfig(hidden_features=None, output_features=128, batch_norm=batch_norm)
 
 
 def _views(scale: Scale, preset: str) -> ViewsConfig:

@@ -7,14 +7,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
 
 import oracles
+from diptych.evaluation import linear
 from diptych.evaluation import nearest as nearest_module
 from diptych.evaluation.geometry import alignment, effective_rank, uniformity
 from diptych.evaluation.knn import accuracy, knn_predict, leave_one_out
 from diptych.evaluation.lbfgs import minimise
 from diptych.evaluation.linear import (
+    L2_STRENGTHS,
     SIMCLR_STRENGTHS,
     fit_linear,
     fit_multilabel,
@@ -186,13 +190,74 @@ def test_logistic_regression_equals_scikit_learn(l2: float, rng: np.random.Gener
 
 
 def test_the_strength_is_chosen_by_held_out_images(rng: np.random.Generator) -> None:
-    noise = torch.randn(120, 400, generator=torch.Generator().manual_seed(0))
-    noise[:, 0] += torch.arange(120) % 2 * 2.0
-    labels = torch.arange(120) % 2
+    noise = torch.randn(600, 400, generator=torch.Generator().manual_seed(0))
+    noise[:, 0] += torch.arange(600) % 2 * 2.0
+    labels = torch.arange(600) % 2
     assert fit_linear(noise, labels).l2 >= 0.01  # many useless dimensions: a strong pull
     train, classes = blobs(rng, 800)
     test, truth = blobs(rng, 400)
     assert accuracy(fit_linear(train, classes).predict(test), truth) > 0.8
+
+
+def held_out_parts(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The fifth that chooses the strength, and the rest, as ``seed=0`` has them."""
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
+    chosen, rest = order[: len(order) // 5], order[len(order) // 5 :]
+    return features[rest], targets[rest], features[chosen], targets[chosen]
+
+
+@pytest.mark.parametrize("sweep", [L2_STRENGTHS, SIMCLR_STRENGTHS])
+def test_a_sweep_finds_the_best_of_its_grid(
+    sweep: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accuracy along the grid may rise again after it fell: here two peaks, the later higher."""
+    heights = dict.fromkeys(sweep, 0.5)
+    heights |= {sweep[1]: 0.7, sweep[2]: 0.6, sweep[3]: 0.6, sweep[4]: 0.55, sweep[-1]: 0.8}
+    monkeypatch.setattr(linear, "_held_out_score", lambda fitted, *rest: heights[fitted.l2])
+    features, labels = blobs(np.random.default_rng(0), 60)
+    assert fit_linear(features, labels, strengths=sweep).l2 == sweep[-1]
+
+
+def test_the_chosen_strength_has_the_best_held_out_accuracy_by_scikit_learn() -> None:
+    for seed in range(4):
+        features, labels = blobs(np.random.default_rng(seed), 80, dim=40)
+        fitted = fit_linear(features.double(), labels)
+        train, known, chosen, truth = held_out_parts(features.double(), labels)
+        mean, spread = train.mean(dim=0), train.std(dim=0, correction=0)
+
+        def share(l2: float, parts: Any = (train, known, chosen, truth, mean, spread)) -> float:
+            train, known, chosen, truth, mean, spread = parts
+            theirs = LogisticRegression(C=1 / (l2 * len(train)), tol=1e-6, max_iter=5000)
+            theirs.fit(((train - mean) / spread).numpy(), known.numpy())
+            found = theirs.score(((chosen - mean) / spread).numpy(), truth.numpy())
+            return float(found)
+
+        shares = {l2: share(l2) for l2 in L2_STRENGTHS}
+        assert shares[fitted.l2] >= max(shares.values()) - 1 / len(truth) - 1e-9
+
+
+def test_the_strength_for_rare_labels_does_not_say_no_always() -> None:
+    """Of three labels that one in twelve images has, "no" is right eleven times in twelve."""
+    rng = np.random.default_rng(3)
+    targets = (rng.random((600, 3)) < 1 / 12).astype(np.float32)
+    informative = targets @ rng.normal(size=(3, 20)) * 0.5
+    features = torch.from_numpy(informative + rng.normal(size=(600, 20))).double()
+    wanted = torch.from_numpy(targets)
+    fitted = fit_multilabel(features, wanted)
+    train, known, chosen, truth = held_out_parts(features, wanted)
+    mean, spread = train.mean(dim=0), train.std(dim=0, correction=0)
+    losses = {}
+    for l2 in L2_STRENGTHS:
+        sums = []
+        for label in range(3):
+            theirs = LogisticRegression(C=1 / (l2 * len(train)), tol=1e-8, max_iter=5000)
+            theirs.fit(((train - mean) / spread).numpy(), known[:, label].numpy())
+            chances = theirs.predict_proba(((chosen - mean) / spread).numpy())
+            sums.append(log_loss(truth[:, label].numpy(), chances, labels=[0, 1]))
+        losses[l2] = float(np.mean(sums))
+    assert fitted.l2 == min(losses, key=losses.__getitem__)
+    said = fitted.scores(chosen) > 0
+    assert (said & (truth > 0)).sum() > 0.25 * truth.sum()
 
 
 def test_a_constant_feature_does_no_harm() -> None:

@@ -2,22 +2,25 @@
 
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import f1_score, roc_auc_score
 
 import diptych
 from conftest import striped
-from diptych.errors import ConfigError, ImagesError, RunFolderError
-from diptych.evaluation import supervised
+from diptych.errors import ConfigError, FeaturesError, ImagesError, RunFolderError, TrainingError
+from diptych.evaluation import finetune, supervised
 from diptych.evaluation.classifying import Classifier
-from diptych.evaluation.finetune import fine_tune
+from diptych.evaluation.finetune import Schedule, fine_tune, rivals_schedule
 from diptych.evaluation.labelled import open_labelled
 from diptych.evaluation.linear_sgd import SGD_PROBES, fit_linear_sgd
 from diptych.evaluation.protocols import evaluate, merged
@@ -164,6 +167,65 @@ def test_fine_tuning_moves_a_copy_and_learns(run: Path, executor: Any) -> None:
 
     said = predict(tuned, labelled.train, encoder.config.views, executor)
     assert (said == labelled.train_labels).double().mean() > 0.6  # chance is a third
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear", "finetune", "geometry"])
+def test_an_encoder_of_no_numbers_is_refused_in_one_sentence(run: Path, protocol: str) -> None:
+    weights = load_file(run / "encoder.safetensors")
+    with safetensors.safe_open(run / "encoder.safetensors", framework="pt") as header:
+        about = header.metadata()
+    name = next(name for name, value in weights.items() if value.ndim == 4)
+    weights[name][0, 0, 0, 0] = torch.nan
+    save_file(weights, run / "encoder.safetensors", metadata=about)
+    with pytest.raises((FeaturesError, TrainingError)) as raised:
+        evaluate(run, [protocol], threads=1, finetune_epochs=1, seeds=1)
+    words = str(raised.value)
+    if protocol in ("knn", "linear"):
+        begin = r"the features that the trained encoder gives for (\d+) of \1 images"
+        assert re.match(begin, words)
+    assert "\n" not in words
+
+
+def test_labels_alone_learn_with_the_schedule_that_serves_them_best(
+    run: Path, executor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load_encoder(run)
+    labelled = open_labelled(encoder.config.images, executor)
+    asked = list[tuple[Schedule, set[str]]]()
+
+    def fit(of: Any, parts: Any, rows: Any, threads: Any, schedule: Schedule, *, seed: int) -> Any:
+        asked.append((schedule, set(labelled.train.select(rows).names)))
+        return schedule
+
+    def said(schedule: Any, images: Any, *rest: Any) -> torch.Tensor:
+        judged.update(images.names)
+        truth = torch.from_numpy(images.labels)
+        return truth if (schedule.epochs, schedule.rate) == best else (truth + 1) % 3
+
+    monkeypatch.setattr(finetune, "_fit", fit)
+    monkeypatch.setattr(finetune, "predict", said)
+    usual = Schedule(30, 0.05)
+    for best in ((30, 0.05), (90, 0.2), (90, 0.05)):
+        asked.clear()
+        judged = set[str]()
+        found = rivals_schedule(encoder, labelled, 1.0, executor, usual)
+        assert (found.epochs, found.rate, found.tried) == (*best, 3)
+        assert {(one.epochs, one.rate) for one, _ in asked} == {(30, 0.05), (90, 0.2), (90, 0.05)}
+        for _, learned in asked:  # nothing is judged that was learned, nor a test image seen
+            assert not learned & judged
+            assert (learned | judged) <= set(labelled.train.names)
+    few = rivals_schedule(encoder, labelled, 0.1, executor, usual)  # two images of each class
+    assert few == Schedule(90, 0.2)
+
+
+def test_the_rivals_schedule_is_on_record(run: Path) -> None:
+    found = evaluate(
+        run, ["finetune"], threads=1, finetune_epochs=2, seeds=1, finetune_shares=(1.0, 0.1)
+    )
+    shares = found["details"]["finetune"]["shares"]
+    assert shares["1"]["untrained_schedule"]["tried"] == 3
+    assert shares["0.1"]["untrained_schedule"] == {"epochs": 6, "learning_rate": 0.2, "tried": 1}
+    assert found["details"]["finetune"]["settings"]["epochs"] == 2
 
 
 def test_transfer_to_classes_and_to_several_labels(run: Path, images: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from diptych.evaluation.symptoms import find_symptoms
-from diptych.evaluation.verdict import judge
+from diptych.evaluation.verdict import Verdict, judge
 
 
 def line(step: int, **values: float) -> dict[str, Any]:
@@ -73,11 +73,78 @@ def test_a_better_baseline_is_named() -> None:
 
 
 def test_without_labels_it_says_what_is_not_known() -> None:
-    found = judge([line(9, effective_rank=20.0)], None)
-    assert "without labels" in found.headline
+    found = judge([line(s, effective_rank=20.0) for s in (500, 1000)], None)
+    assert found.headline.startswith("Training looks healthy. Without labels")
     sick = judge([line(30, effective_rank=1.1)], None)
     assert "Something is wrong" in sick.headline
     assert "collapsed" in sick.sentences[0]
+
+
+def course(steps: int, shares: list[float], candidates: int = 256) -> Verdict:
+    """Of a run whose lines are evenly spread over its steps."""
+    lines = [
+        line(
+            steps * (number + 1) // len(shares),
+            accuracy=share,
+            candidates=candidates,
+            chance=math.log(candidates),
+            loss=0.8 * math.log(candidates),
+        )
+        for number, share in enumerate(shares)
+    ]
+    return judge(lines, None)
+
+
+@pytest.mark.parametrize(
+    ("steps", "shares", "candidates", "words"),
+    [
+        (60, [0.01, 0.03], 256, "Too short to tell"),  # it was called healthy
+        (499, [0.5, 0.9], 256, "Too short to tell"),
+        (5000, [0.004] * 8, 256, "has not learned its task"),
+        (5000, [0.03] * 8, 256, "has not learned its task"),
+        (5000, [0.0] * 8, 65_537, "has not learned its task"),
+        (5000, [0.5, 0.4, 0.1, 0.06, 0.04, 0.03, 0.02, 0.01], 256, "has not learned its task"),
+        (5000, [0.0, 0.0, 0.01, 0.02, 0.03, 0.04, 0.07, 0.09], 256, "Too short to tell"),
+        (5000, [0.1, 0.3, 0.4, 0.4], 256, "Training looks healthy"),
+        (5000, [0.1, 0.12, 0.15, 0.15], 65_537, "Training looks healthy"),
+        (5000, [0.2, 0.3, 0.3, 0.3], 4, "has not learned its task"),  # guessing gives a quarter
+        (5000, [0.6, 0.9, 0.9, 0.9], 4, "Training looks healthy"),
+    ],
+)
+def test_steps_and_the_course_of_pretext_accuracy_decide_without_labels(
+    steps: int, shares: list[float], candidates: int, words: str
+) -> None:
+    found = course(steps, shares, candidates)
+    assert words in found.headline
+    healthy = "healthy" in words
+    assert any(f"After {steps:,} steps" in sentence for sentence in found.sentences) != healthy
+
+
+def test_the_first_step_of_an_empty_queue_is_no_find() -> None:
+    """All of one candidate are found, whatever the encoder does."""
+    alone = line(1, accuracy=1.0, candidates=1, chance=0.0, loss=0.0)
+    found = judge([alone], None)
+    assert "nothing to judge by" in found.headline
+    assert "100%" not in " ".join(found.sentences)
+    learned = [line(1000 * n, accuracy=0.01) for n in (1, 2, 3)]
+    assert "has not learned" in judge([alone, *learned], None).headline
+
+
+def test_labels_that_were_used_for_fine_tuning_are_known() -> None:
+    gain = {"value": 0.05, "low": 0.01, "high": 0.09}
+    schedule = {"epochs": 180, "learning_rate": 0.2, "tried": 3}
+    detail: Any = {"images": 40, "gains": {"untrained": gain}, "untrained_schedule": schedule}
+    evaluated: Any = {
+        "finetune": {"0.01": {"trained": 0.4, "untrained": 0.35}},
+        "details": {"finetune": {"shares": {"0.01": detail}}},
+    }
+    found = judge([line(s) for s in (500, 1000)], evaluated)
+    everything = " ".join([found.headline, *found.sentences])
+    assert "ithout labels" not in everything
+    assert "give labelled images" not in everything
+    assert found.sentences[0].startswith("Fine-tuned on 40 labelled images it reaches 40.0%")
+    assert "180 epochs at a rate of 0.2, the best of 3 schedules" in everything
+    assert "--protocol knn linear" in found.sentences[-1]
 
 
 def test_a_rising_end_asks_for_a_longer_run() -> None:

@@ -70,6 +70,14 @@ def test_the_head_of_simclr_keeps_its_names() -> None:
     assert list(head.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
+def test_hidden_layers_are_as_wide_as_the_features_unless_told() -> None:
+    config = HeadConfig(layers=3, output_features=4)
+    widths = [p.shape for p in build_head(config, features=7, seed=0).parameters() if p.ndim > 1]
+    assert widths == [(7, 7), (7, 7), (4, 7)]
+    told = build_head(HeadConfig(hidden_features=3), features=7, seed=0)
+    assert [tuple(p.shape) for p in told.parameters() if p.ndim > 1] == [(3, 7), (128, 3)]
+
+
 def test_three_layers_against_numpy() -> None:
     config = HeadConfig(
         layers=3, hidden_features=6, output_features=4, batch_norm=True, output_norm=True

@@ -274,6 +274,24 @@ def test_a_run_that_no_scale_helps_stops(
         pretrain(images, out=tmp_path / "run", quiet=True, **SMALL)
 
 
+def test_fp16_on_a_cpu_is_called_slow_at_the_start(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for precision in ("fp16", "bf16", "fp32"):
+        settings = {**SMALL, "epochs": 1, "training.precision": precision}
+        pretrain(images, out=tmp_path / precision, **settings)
+        said = " ".join(capsys.readouterr().out.split())
+        warned = "fp16 on a CPU is far slower" in said
+        assert warned == (precision == "fp16")
+        if warned:
+            assert "--training.precision fp32, or bf16" in said
+            assert said.index("fp16 on a CPU") < said.index("step 1/4")
+        # Of the first step, when the queue is empty, no share of keys found is shown.
+        first = said[said.index("step 1/4") :].partition("views/s")[0]
+        assert "found" not in first
+        assert "found" in said[said.index("step 4/4") :].partition("views/s")[0]
+
+
 def test_compile_chooses_by_itself(images: Path, tmp_path: Path) -> None:
     for name, value in (("recompute", "stages"), ("offload_activations", True)):
         settings = {**SMALL, "training.compile": True, "training.chunk_size": 16}

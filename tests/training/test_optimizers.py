@@ -9,8 +9,14 @@ import torch
 from torch import nn
 
 import oracles
-from diptych.configs import OptimizerConfig, ScheduleConfig
-from diptych.optimization.optimizers import Lars, build_optimizer, set_learning_rate
+from diptych.configs import EncoderConfig, OptimizerConfig, ScheduleConfig
+from diptych.model.encoders import build_encoder
+from diptych.optimization.optimizers import (
+    Lars,
+    build_optimizer,
+    decayed_weights,
+    set_learning_rate,
+)
 from diptych.optimization.schedules import learning_rate, peak_learning_rate
 
 
@@ -168,3 +174,65 @@ def test_adamw_equals_the_formula() -> None:
         optimizer.step()
         for name, parameter in net.named_parameters():
             np.testing.assert_allclose(parameter.detach().numpy(), mirror[name][0], rtol=1e-9)
+
+
+# --- what decays ----------------------------------------------------------------------------------
+
+
+def decayed(encoder: str, side: int) -> tuple[set[str], set[str]]:
+    """Names of the parameters that decay, and of those that do not."""
+    config = EncoderConfig(name=encoder, stem="imagenet")
+    network = build_encoder(config, channels=3, side_pixels=side, seed=0)
+    first, second = build_optimizer(OptimizerConfig(), network).param_groups
+    assert (first["weight_decay"], second["weight_decay"]) == (1e-4, 0.0)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    found = [{names[id(p)] for p in group["params"]} for group in (first, second)]
+    assert found[0] | found[1] == set(names.values())
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "kept"),
+    [
+        (
+            "timm:vit_tiny_patch16_224",
+            {"cls_token", "pos_embed"},
+        ),
+        ("timm:vit_small_patch14_reg4_dinov2", {"cls_token", "pos_embed", "reg_token"}),
+        ("timm:cait_xxs24_224", {"cls_token", "pos_embed", "blocks.0.gamma_1"}),
+        ("vit_b_16", {"class_token", "encoder.pos_embedding"}),
+        ("convnext_tiny", {"features.1.0.layer_scale"}),
+        ("swin_t", {"features.1.0.attn.relative_position_bias_table"}),
+        (
+            "timm:swin_tiny_patch4_window7_224",
+            {"layers.0.blocks.0.attn.relative_position_bias_table"},
+        ),
+    ],
+)
+def test_tokens_positions_and_layer_scales_do_not_decay(encoder: str, kept: set[str]) -> None:
+    pulled, spared = decayed(encoder, 224)
+    assert kept <= spared
+    assert not any("norm" in name or name.endswith("bias") for name in pulled)
+    # All that multiplies does: kernels of convolutions and matrices of linear layers.
+    assert any("mlp" in name or "block" in name for name in pulled)
+
+
+def test_every_matrix_of_our_networks_decays() -> None:
+    for encoder in ("small_resnet", "resnet18"):
+        pulled, spared = decayed(encoder, 32)
+        config = EncoderConfig(name=encoder, stem="imagenet")
+        network = build_encoder(config, channels=3, side_pixels=32, seed=0)
+        shapes = {name: parameter.ndim for name, parameter in network.named_parameters()}
+        assert pulled == {name for name, ndim in shapes.items() if ndim > 1}
+        assert spared == {name for name, ndim in shapes.items() if ndim == 1}
+
+
+def test_the_matrices_of_attention_decay_and_a_table_does_not() -> None:
+    network = nn.ModuleList([nn.MultiheadAttention(8, 2, kdim=4), nn.Embedding(5, 8)])
+    names = {id(p): name for name, p in network.named_parameters()}
+    assert {names[id(p)] for p in decayed_weights(network)} == {
+        "0.q_proj_weight",
+        "0.k_proj_weight",
+        "0.v_proj_weight",
+        "0.out_proj.weight",
+    }

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from diptych.configs import (
     DictionaryConfig,
@@ -20,7 +21,10 @@ from diptych.configs import (
 from diptych.contrast.method import build_method
 from diptych.contrast.sharded_bank import sharded_banks
 from diptych.distributed import own_slice
+from diptych.evaluation.linear import fit_linear
+from diptych.model.saved import PretrainedEncoder
 from diptych.optimization.optimizers import build_optimizer
+from diptych.training.distillation import Distillation, Teacher
 from diptych.training.step import train_step
 from diptych.views.batches import Batch
 from processes import Results, run_processes
@@ -171,3 +175,42 @@ def test_the_losses_move(alone: Results) -> None:
     for name in CONFIGS:
         losses = of(name, alone)["losses"]
         assert len(set(losses.tolist())) == len(losses) >= FEW_STEPS, name
+
+
+def taught(rank: int, count: int) -> Results:
+    """A student's step beside a frozen teacher with batch norms; all but the student's parts."""
+    torch.manual_seed(1)
+    encoder = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Flatten())
+    encoder[1].running_mean.normal_()  # type: ignore[operator]
+    encoder[1].running_var.uniform_(0.1, 3)  # type: ignore[operator]
+    features = torch.randn(12, 5 * 36)
+    fitted = fit_linear(features, torch.arange(12) % 3)
+    student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+    config = replace(BASE, optimizer=OptimizerConfig())
+    teacher = Teacher(PretrainedEncoder(encoder, config), fitted)
+    learner = Distillation(student, nn.Linear(4 * 36, 3), teacher, temperature=1.0).train()
+    optimizer = build_optimizer(config.optimizer, learner)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    for step in range(3):
+        views = (torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(rank)),)
+        batch = Batch(views, torch.arange(4), step)
+        train_step(learner, optimizer, batch, rate=0.1, momentum=0.9, config=config)
+    after = teacher.state_dict()
+    statistics = student[1].running_mean
+    assert isinstance(statistics, torch.Tensor)
+    return {
+        **{f"before/{name}": value for name, value in before.items()},
+        **{f"after/{name}": after[name].clone() for name in before},
+        "student": statistics.clone(),
+    }
+
+
+def test_a_frozen_teacher_keeps_its_bits_over_processes() -> None:
+    """Of three processes: the mean of two equal numbers is exact, that of three is not."""
+    results = run_processes(taught, 3)
+    for one in results:
+        assert torch.equal(one["student"], results[0]["student"])  # a student's are averaged
+        before, after = of("before", one), of("after", one)
+        assert any("running_var" in name for name in before)
+        for name, value in before.items():
+            assert torch.equal(after[name], value), name

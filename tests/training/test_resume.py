@@ -236,6 +236,15 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     assert_same_bits(unbroken, run(images, tmp_path / "run", resume=True, **at_each_step))
 
 
+def test_weights_that_go_astray_in_a_step_are_named_when_health_sees_them_first(
+    images: Path, tmp_path: Path
+) -> None:
+    """The loss of the step was a number; what is measured after it is not."""
+    settings: Any = {"optimizer.learning_rate": 1e30, "optimizer.scaling": "none"}
+    with pytest.raises(TrainingError, match=r"not finite numbers at step 1, .*learning-rate"):
+        run(images, tmp_path / "astray", **settings)
+
+
 def test_a_run_does_not_mind_a_clock_that_jumps(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,7 @@ class Comparison(NamedTuple):
             none; None where all count.
         candidates: keys each query chooses among, its own included; the mean where they differ.
         among: the negatives are the queries themselves, each once query and once key.
+        stored: the type that keys were kept in, if not their own.
     """
 
     queries: Float[Tensor, "queries dim"]
@@ -44,6 +45,7 @@ class Comparison(NamedTuple):
     excluded: Int[Tensor, "queries few"] | None
     candidates: int
     among: bool = False
+    stored: torch.dtype | None = None
 
 
 class Dictionary(Protocol):
@@ -271,7 +273,14 @@ class ImageBank(nn.Module):
         if len(drawn) <= self.negative_count:
             own_drawn = gather_rows((excluded >= 0).float())
             counted = round(len(drawn) - float(own_drawn.mean()))
-        return Comparison(queries, positives, negatives.to(queries.dtype), excluded, 1 + counted)
+        return Comparison(
+            queries,
+            positives,
+            negatives.to(queries.dtype),
+            excluded,
+            1 + counted,
+            stored=self.keys.dtype,
+        )
 
     def draw(self, step: int) -> Int[Tensor, " drawn"]:
         """Different images that have a key: one more than the negatives asked for, if there are.

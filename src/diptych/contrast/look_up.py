@@ -15,6 +15,7 @@ from diptych.contrast.scores import (
     all_scores,
     batch_exclusions,
     own_scores,
+    resolution,
     sum_up,
     sum_up_among,
 )
@@ -48,7 +49,14 @@ def look_up(comparison: Comparison, config: LossConfig, *, temperature: Temperat
     score = _from_sums if config.kind in ("info_nce", "decoupled") else _from_all_scores
     loss, best = score(own, comparison, config, temperature)
     chance = chance_loss(config, comparison.candidates)
-    accuracy = losses.pretext_accuracy(own.detach(), best)
+    apart = resolution(
+        comparison.queries,
+        comparison.positives,
+        comparison.negatives,
+        temperature=temperature,
+        stored=comparison.stored,
+    )
+    accuracy = losses.pretext_accuracy(own.detach(), best, apart)
     return LookUp(loss, accuracy, comparison.candidates, chance)
 
 
@@ -105,13 +113,15 @@ def look_up_many(
     with torch.no_grad():
         same = batch_exclusions(ids)
         own = _best_own(views, same) / temperature
+        asking = views
         if queries is None:
             best = sum_up_among(views, temperature=temperature, excluded=same).best
         else:
             asking, own, same = views[queries], own[queries], same[queries]
             best = sum_up(asking, views, temperature=temperature, excluded=same).best
     candidates = len(views) - 1
-    accuracy = losses.pretext_accuracy(own, best)
+    apart = resolution(asking, views, temperature=temperature)
+    accuracy = losses.pretext_accuracy(own, best, apart)
     return LookUp(loss, accuracy, candidates, chance_loss(config, candidates))
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 from diptych.contrast.scores import (
     Temperature,
     all_scores,
+    finds_own,
     mean_positives,
     own_scores,
     sum_up,
@@ -124,18 +125,21 @@ def semi_hard(
 
 
 def pretext_accuracy(
-    own: Float[Tensor, " queries"], best: Float[Tensor, " queries"]
+    own: Float[Tensor, " queries"],
+    best: Float[Tensor, " queries"],
+    apart: Float[Tensor, " queries"] | float = 0.0,
 ) -> Float[Tensor, ""]:
     """Share of queries that score higher with their own key than with the best of the others.
 
     A tie does not count: where all features have collapsed to one point every score is the same,
-    and the accuracy is 0.
+    and the accuracy is 0. As equal scores that are computed in different ways differ by rounding,
+    ``apart`` says what a score must be higher by: see ``scores.resolution``.
 
     Example:
         >>> float(pretext_accuracy(torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.4])))
         0.5
     """
-    return (own > best).to(own.dtype).mean()
+    return finds_own(own, best, apart).to(own.dtype).mean()
 
 
 def info_nce(

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 CPU_TILE: Final = 2048
 DEVICE_TILE: Final = 4096  # 64 MB: few large kernels
 TAME_SCORE: Final = 40.0  # of scores no larger than this, exp is far from float32's limits
+_MORE_ROUNDINGS: Final = 8  # beside those of the sum: of lengths made one, of the temperature
 
 Temperature = float | Float[Tensor, ""]
 
@@ -69,6 +70,62 @@ def all_scores(
     beyond = torch.where(excluded < 0, len(negatives), excluded)
     left_out = scores.new_zeros((len(queries), len(negatives) + 1), dtype=torch.bool)
     return scores.masked_fill(left_out.scatter_(1, beyond, True)[:, :-1], -math.inf)
+
+
+def resolution(
+    queries: Float[Tensor, "queries dim"],
+    *keys: Float[Tensor, "_ dim"],
+    temperature: Temperature,
+    stored: torch.dtype | None = None,
+) -> Float[Tensor, " queries"]:
+    """How far two scores of a query must differ to differ by more than rounding.
+
+    A dot product of dim terms is off by at most dim x eps / 2 times the two lengths, in whatever
+    order it is summed (Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.1);
+    normalising the vectors and dividing by the temperature add a few eps more. Two scores of equal
+    vectors, computed in different ways, differ by no more than twice that.
+
+    Args:
+        queries: (queries, dim).
+        keys: sets of keys, each (some, dim); the longest of all counts.
+        temperature: scores are divided by it.
+        stored: the type that keys were kept in, if not their own.
+    """
+    with torch.no_grad():
+        exact = [_precise(some) for some in (queries, *keys)]
+        lengths = [torch.linalg.vector_norm(some, dim=1) for some in exact]
+        longest = torch.cat(lengths[1:]).amax()
+        rounding = (queries.shape[1] + _MORE_ROUNDINGS) * torch.finfo(exact[0].dtype).eps
+        if stored is not None:
+            rounding += torch.finfo(stored).eps
+        found: Tensor = rounding * lengths[0] * longest / temperature
+        return found
+
+
+def finds_own(
+    own: Float[Tensor, " queries"],
+    best: Float[Tensor, " queries"],
+    apart: Float[Tensor, " queries"] | float = 0.0,
+) -> Bool[Tensor, " queries"]:
+    """Which queries score higher with their own key than with the best of the others.
+
+    Args:
+        own: scores with the own key.
+        best: the best score with another; -inf where there is none.
+        apart: ``resolution``: what a score must be higher by. A tie is not a find.
+    """
+    found: Tensor = own - best > apart
+    return found
+
+
+def finds_own_row(
+    queries: Float[Tensor, "rows dim"], keys: Float[Tensor, "rows dim"]
+) -> Bool[Tensor, " rows"]:
+    """Which queries find the key of their own row among the keys of all rows."""
+    rows = torch.arange(len(queries), device=queries.device)[:, None]
+    others = sum_up(queries, keys, temperature=1.0, excluded=rows)
+    own = own_scores(queries, keys, temperature=1.0)
+    return finds_own(own, others.best, resolution(queries, keys, temperature=1.0))
 
 
 def sum_up(

@@ -106,8 +106,8 @@ def train_on_labels(
         optimizer.step()
     if steps and not bool(torch.isfinite(loss)):
         raise TrainingError(
-            f"learning from labels went astray: the loss is {float(loss)} after {steps} steps. Try "
-            "a lower learning rate."
+            f"learning from labels went astray: the loss is {float(loss.detach())} after {steps} "
+            "steps. Try a lower learning rate."
         )
     classifier.eval()
 

@@ -40,6 +40,11 @@ class Gain(NamedTuple):
         return f"{100 * self.low:+.1f} to {100 * self.high:+.1f}"
 
 
+def without_probe(evaluation: Mapping[str, Any]) -> list[str]:
+    """What is known of labels where no probe decides: by fine-tuning and on other tasks."""
+    return [words for words in (_few_labels(evaluation), _transfer(evaluation)) if words]
+
+
 def decisive_probe(evaluation: Mapping[str, Any]) -> str | None:
     """The probe that decides the headline; None where none was measured."""
     return next((name for name in PROBES if name in evaluation), None)
@@ -166,7 +171,7 @@ def _few_labels(evaluation: Mapping[str, Any]) -> str:
     values, gain = shares[fewest], detail["gains"]["untrained"]
     begin = (
         f"Fine-tuned on {detail['images']:,} labelled images it reaches {values['trained']:.1%}, "
-        f"and {values['untrained']:.1%} without pretraining"
+        f"and {values['untrained']:.1%} without pretraining, {_rivals_chance(detail)}"
     )
     if gain["low"] is None:
         return f"{begin}; of one seed only, so how sure that is is not known."
@@ -177,6 +182,17 @@ def _few_labels(evaluation: Mapping[str, Any]) -> str:
     if found.high < 0:
         return begin + " Pretraining did harm here: look at the views, then train longer."
     return begin + " That is no difference one can rely on; more --seeds would narrow it."
+
+
+def _rivals_chance(detail: Mapping[str, Any]) -> str:
+    """With what schedule the labels alone were learned."""
+    schedule = detail.get("untrained_schedule")
+    if schedule is None:  # measured by an earlier version
+        return "with the same short schedule, in which that learns less than it could"
+    words = f"in {schedule['epochs']} epochs at a rate of {schedule['learning_rate']:g}"
+    if schedule["tried"] > 1:
+        return f"{words}, the best of {schedule['tried']} schedules on a fifth of these images"
+    return f"{words}, as there are too few images to choose a schedule by"
 
 
 def _transfer(evaluation: Mapping[str, Any]) -> str:

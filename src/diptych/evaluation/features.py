@@ -1,10 +1,11 @@
 """Features of images from a frozen encoder, and the pixel features they are compared with."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diptych.configs import ViewsConfig
+from diptych.errors import ImagesError
+from diptych.evaluation.finite import require_finite
 from diptych.hardware import use_threads
-from diptych.images.collection import ImageSet
+from diptych.images.collection import ImageSet, Skipped
 from diptych.images.sources import from_array, open_images
 from diptych.images.tables.hugging_face import path_of
 from diptych.model.saved import PretrainedEncoder
@@ -26,6 +29,20 @@ PIXEL_SIDE = 32
 _BATCH = 256  # images
 
 
+class NamedFeatures(NamedTuple):
+    """Features with the images that they are of.
+
+    Attributes:
+        features: (images, dim), float32, on the CPU.
+        names: of the images, row by row; of an array their numbers.
+        skipped: the images that could not be read, which have no row, and why.
+    """
+
+    features: Tensor
+    names: Sequence[str]
+    skipped: tuple[Skipped, ...]
+
+
 def extract_features(
     encoder: PretrainedEncoder,
     images: str | Path | NDArray[np.uint8] | Any,
@@ -33,7 +50,7 @@ def extract_features(
     crops: EvaluationCrops = "center",
     threads: int | None = None,
 ) -> Tensor:
-    """Features before the head of every image, in the order of the images.
+    """Features before the head of every image, in the order of the images: of their names.
 
     Args:
         encoder: from ``load_encoder``.
@@ -44,15 +61,54 @@ def extract_features(
 
     Returns:
         (images, features), float32, on the CPU.
+
+    Raises:
+        ImagesError: one of the images cannot be read, so that the rows would not be those of the
+            images; ``extract_named_features`` leaves it out and says so.
+        FeaturesError: features are not finite numbers.
     """
-    config = encoder.config
+    with _opened(encoder, images, threads) as (found, executor):
+        if found.skipped:
+            first = found.skipped[0]
+            raise ImagesError(
+                f"{len(found.skipped):,} of {len(found) + len(found.skipped):,} images cannot be "
+                f"read (such as {first.name}: {first.reason}), and rows would no longer be those "
+                "of the images. Leave them out, or use extract_named_features, which gives the "
+                "name of each row."
+            )
+        return encode(encoder, found, encoder.config.views, executor, crops=crops)
+
+
+def extract_named_features(
+    encoder: PretrainedEncoder,
+    images: str | Path | NDArray[np.uint8] | Any,
+    *,
+    crops: EvaluationCrops = "center",
+    threads: int | None = None,
+) -> NamedFeatures:
+    """Features before the head of every image that can be read, with their names.
+
+    Arguments are those of ``extract_features``.
+
+    Raises:
+        ImagesError: none of the images can be read.
+        FeaturesError: features are not finite numbers.
+    """
+    with _opened(encoder, images, threads) as (found, executor):
+        features = encode(encoder, found, encoder.config.views, executor, crops=crops)
+        return NamedFeatures(features, found.names, found.skipped)
+
+
+@contextmanager
+def _opened(
+    encoder: PretrainedEncoder, images: str | Path | NDArray[np.uint8] | Any, threads: int | None
+) -> Iterator[tuple[ImageSet, Executor]]:
+    config = replace(encoder.config.images, limit=None)
     with ThreadPoolExecutor(use_threads(threads)) as executor:
         if isinstance(images, np.ndarray):
-            found = from_array(images, None, replace(config.images, limit=None))
+            yield from_array(images, None, config), executor
         else:
-            source = replace(config.images, path=path_of(images), limit=None)
-            found = open_images(source, executor).train
-        return encode(encoder, found, config.views, executor, crops=crops)
+            yield open_images(replace(config, path=path_of(images)), executor).train, executor
 
 
 def encode(
@@ -62,16 +118,21 @@ def encode(
     executor: Executor,
     *,
     crops: EvaluationCrops = "center",
+    of: str = "the encoder",
 ) -> Tensor:
     """Runs a network, on its device, over the images as they are evaluated, in evaluation mode.
 
     Batch norms use their running statistics, so an image's features do not depend on its batch.
-    Features of several views are averaged.
+    Features of several views are averaged. ``of`` names the network in an error.
+
+    Raises:
+        FeaturesError: features are not finite numbers.
     """
     device = next(network.parameters()).device
-    return _over(
+    features = _over(
         images, views, executor, lambda batch: _in_evaluation(network, batch.to(device)), crops
     )
+    return require_finite(features, of=of, names=images.names)
 
 
 def pixel_features(images: ImageSet, views: ViewsConfig, executor: Executor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from diptych.evaluation.finite import require_finite
 from diptych.model.heads import cut
 from diptych.model.saved import load_encoder, load_head, untrained_encoder, untrained_head
 from diptych.run_folder import RunFolder
@@ -49,7 +50,10 @@ class Layers(nn.Module):
         self.eval()
         found = self(images.to(device))
         self.train(training)
-        return {name: one.float().cpu() for name, one in zip(self.names, found, strict=True)}
+        return {
+            name: require_finite(one.float().cpu(), of=f"layer {name}")
+            for name, one in zip(self.names, found, strict=True)
+        }
 
 
 def layers_of(encoder: nn.Module, head: nn.Module | None) -> Layers:

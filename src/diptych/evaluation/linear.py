@@ -4,6 +4,7 @@ SimCLR, appendix B.8: no augmentation, the l2 strength chosen on a held-out part
 images. Features are standardised first, so that one range of strengths fits every encoder.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
@@ -25,7 +26,6 @@ L2_STRENGTHS: Final = tuple(10.0**power for power in range(0, -7, -1))
 SIMCLR_STRENGTHS: Final = tuple(10.0 ** (5 - 0.25 * place) for place in range(45))
 """SimCLR's, 45 values from 1e5 down to 1e-6 (appendix B.8)."""
 
-_PATIENCE: Final = 2  # weaker strengths that do worse, after which none weaker is tried
 _MOST_PASSES: Final = 300
 _TOLERANCE: Final = 1e-5  # largest slope of any weight, of the mean loss
 _ROUGH_TOLERANCE: Final = 1e-4  # enough to compare strengths
@@ -96,8 +96,9 @@ def fit_multilabel(
     Args:
         features: of the training images.
         targets: 1 where an image has a label, else 0.
-        seed: decides which fifth of the images chooses the strength, by its share of right
-            answers.
+        seed: decides which fifth of the images chooses the strength, by the mean loss of its
+            answers. Their share that is right would choose to say no always: of labels that few
+            images have, that is right most of the time.
         strengths: one for all labels, tried in this order.
         groups: as for ``fit_linear``.
     """
@@ -209,24 +210,23 @@ def _fit(
     groups: NDArray[np.int64] | None,
 ) -> LinearClassifier:
     rest, held_out, _ = map(torch.from_numpy, cut(targets.cpu().numpy(), groups, seed=seed))
-    best, best_share, worse = strengths[0], -1.0, 0
+    best, best_score = strengths[0], -math.inf
     start: LinearClassifier | None = None
     if len(held_out) and len(strengths) > 1:
         problem = _Problem.of(features[rest], targets[rest], loss, classes)
+        # All of them: accuracy has more than one peak, so no stop before the last is safe.
         for l2 in strengths:
             start = problem.fit(l2, start, _ROUGH_TOLERANCE)
-            share = _share_right(start, features[held_out], targets[held_out])
-            # Strengths so strong that all do alike are no reason to stop.
-            worse = 0 if share > best_share else worse + (share < best_share)
-            if share > best_share:
-                best, best_share = l2, share
-            elif worse >= _PATIENCE:
-                break
+            score = _held_out_score(start, features[held_out], targets[held_out])
+            if score > best_score:
+                best, best_score = l2, score
         del problem
     return _Problem.of(features, targets, loss, classes).fit(best, None)
 
 
-def _share_right(classifier: LinearClassifier, features: Tensor, targets: Tensor) -> float:
+def _held_out_score(classifier: LinearClassifier, features: Tensor, targets: Tensor) -> float:
+    """Of classes the accuracy; of several labels minus the mean loss of an answer."""
     if targets.ndim == 1:
         return accuracy(classifier.predict(features), targets)
-    return float(((classifier.scores(features) > 0) == (targets > 0.5)).double().mean())
+    loss, _ = sigmoid_loss(classifier.scores(features), targets)
+    return -float(loss) / targets.numel()

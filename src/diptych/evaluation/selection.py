@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
@@ -21,6 +22,7 @@ _FEWEST: Final = 3  # of two, any two measures agree or disagree by chance
 _ALL_ORDERS: Final = 7  # up to so many, every order is tried; beyond, some at random
 _ORDERS: Final = 5000
 _NEIGHBOURS: Final = 10
+_SAME_COSINE: Final = 1e-6  # features are float32: cosines nearer to each other are equal
 _LEAST_VARIANCE: Final = 1e-10  # of unit vectors: below, neighbours are those of rounding
 
 
@@ -121,22 +123,28 @@ def neighbour_agreement(
 
     Returns:
         1 where all agree; neighbours / (images - 1) by chance; 0 for features that are one point.
+        Among images that are equally near each set chooses by a chance of its own: features of
+        few points would else agree by the order of the images.
     """
     count = min(neighbours, len(first) - 1)
-    found = [_neighbours(one, count) for one in (first, second)]
+    found = [_neighbours(one, count, seed) for seed, one in enumerate((first, second))]
     if count < 1 or found[0] is None or found[1] is None:
         return 0.0
     same = found[0][:, :, None] == found[1][:, None, :]
     return float(same.any(dim=2).double().mean())
 
 
-def _neighbours(features: Tensor, count: int) -> Tensor | None:
+def _neighbours(features: Tensor, count: int, seed: int) -> Tensor | None:
     unit = functional.normalize(features.double(), dim=1)
     centred = unit - unit.mean(dim=0)
     if float(centred.square().sum(dim=1).mean()) < _LEAST_VARIANCE:
         return None
     unit = functional.normalize(centred, dim=1)
-    return (unit @ unit.T).fill_diagonal_(-math.inf).topk(count, dim=1).indices
+    cosines = (unit @ unit.T).fill_diagonal_(-math.inf)
+    tied = cosines.div_(_SAME_COSINE).round_()
+    generator = torch.Generator().manual_seed(seed)
+    chance = torch.rand(tied.shape, generator=generator, dtype=torch.float64)
+    return tied.add_(0.5 * chance).topk(count, dim=1).indices
 
 
 def _agreement(measure: NDArray[np.float64], accuracy: NDArray[np.float64]) -> Agreement | None:

@@ -153,10 +153,23 @@ class Subject:
         """Of every encoder and of raw pixels, (images, dim)."""
         crops = self.options.crops
         found = {
-            name: encode(one, images, one.config.views, self.executor, crops=crops)
+            name: encode(
+                one,
+                images,
+                one.config.views,
+                self.executor,
+                crops=crops,
+                of=_in_words(name),
+            )
             for name, one in self.encoders.items()
         }
         return found | {PIXELS: pixel_features(images, self.config.views, self.executor)}
+
+
+def _in_words(name: str) -> str:
+    """An encoder that is compared, in an error."""
+    known = (TRAINED, UNTRAINED, SUPERVISED)
+    return f"the {name} encoder" if name in known else f"the encoder of {name}"
 
 
 def _require(holds: bool, wanted: str, came: object) -> None:

@@ -22,6 +22,14 @@ class Symptom(NamedTuple):
     sentence: str
 
 
+def has_choice(line: Mapping[str, Any]) -> bool:
+    """Whether queries could choose among keys at a line of metrics.
+
+    At the first step of an empty queue there is their own only, which all find.
+    """
+    return bool(line["candidates"] > 1)
+
+
 def find_symptoms(
     metrics: Sequence[Mapping[str, Any]], *, dictionary_size: int | None
 ) -> list[Symptom]:

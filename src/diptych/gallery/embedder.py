@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from diptych.configs import RunConfig
 from diptych.errors import ConfigError
+from diptych.evaluation.finite import require_finite
 from diptych.evaluation.layers import FEATURES, PROJECTION, layers_of
 from diptych.gallery.settings import EmbedSettings
 from diptych.hardware import choose_device
@@ -60,9 +61,10 @@ class Embedder:
 
         Raises:
             ConfigError: a number is too large for 16 bits.
+            FeaturesError: a vector is not of finite numbers.
         """
         seen = [self._network(view.to(self._device)).float() for view in views]
-        features = torch.stack(seen).mean(dim=0)
+        features = require_finite(torch.stack(seen).mean(dim=0), of="this run")
         if self._settings.normalize:
             features = functional.normalize(features, dim=1)
         found = features.cpu().numpy()

@@ -35,6 +35,9 @@ def build_head(config: HeadConfig, *, features: int, seed: int) -> nn.Module:
 def build_predictor(config: HeadConfig, *, dim: int, seed: int) -> nn.Module | None:
     """Builds the MLP behind the head, on the queries' side only (MoCo v3, section 3).
 
+    With ``output_norm`` the prediction is normalised too: "all layers in both MLPs have BN" (MoCo
+    v3, section 5). Its code did so for all networks at first, and later for transformers only.
+
     Args:
         config: layers, hidden width and normalisation, the latter two as in the head.
         dim: length of the projection, and of the prediction.
@@ -105,7 +108,8 @@ def _hidden_ends(head: nn.Module) -> list[int]:
 
 
 def _mlp(config: HeadConfig, layers: int, features: int, output: int, seed: int) -> nn.Sequential:
-    widths = [features, *[config.hidden_features] * (layers - 1), output]
+    hidden = features if config.hidden_features is None else config.hidden_features
+    widths = [features, *[hidden] * (layers - 1), output]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = nn.Sequential()

@@ -1,6 +1,6 @@
 """How weights move: SGD and AdamW from torch, LARS of our own, and what all leave alone."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,13 +12,23 @@ from diptych.configs import OptimizerConfig
 def build_optimizer(config: OptimizerConfig, network: nn.Module) -> torch.optim.Optimizer:
     """Builds the optimizer of a module's trainable parameters.
 
-    Weight decay, and LARS's scaling, act on weights only. Norms and biases, all of which are
-    vectors, are left out (SimCLR, appendix B.1).
+    Weight decay, and LARS's scaling, act on ``decayed_weights`` only: norms and biases are left out
+    (SimCLR, appendix B.1; MoCo v3's code for ResNets), and so are tokens, position embeddings and
+    layer scales (DeiT's and timm's code). The published code of MoCo v1 and v2, and that of MoCo v3
+    for transformers, decays all parameters alike.
     """
+    pulled = {id(p) for p in decayed_weights(network)}
     trainable = [p for p in network.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0, "trust": None},
+        {
+            "params": [p for p in trainable if id(p) in pulled],
+            "weight_decay": config.weight_decay,
+        },
+        {
+            "params": [p for p in trainable if id(p) not in pulled],
+            "weight_decay": 0.0,
+            "trust": None,
+        },
     ]
     if config.kind == "lars":
         return Lars(groups, momentum=config.momentum, trust=config.lars_trust)
@@ -28,6 +38,29 @@ def build_optimizer(config: OptimizerConfig, network: nn.Module) -> torch.optim.
         betas = (config.momentum, config.adamw_beta)
         return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
     return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
+
+
+def decayed_weights(network: nn.Module) -> Iterator[nn.Parameter]:
+    """The matrices and kernels that layers multiply with, which decay pulls at.
+
+    They have ``weight`` in their name, as in all layers of torch, and two dimensions or more; not
+    embeddings, which are looked up, nor what a network of timm's says must not decay. What is
+    added (biases, tokens, positions) or scales a channel (norms, layer scales) has another name or
+    one dimension.
+    """
+    spared = {
+        id(parameter)
+        for module in network.modules()
+        if callable(named := getattr(module, "no_weight_decay", None))
+        for name, parameter in module.named_parameters()
+        if name in named()
+    }
+    for module in network.modules():
+        if isinstance(module, nn.Embedding):
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if "weight" in name and parameter.ndim > 1 and id(parameter) not in spared:
+                yield parameter
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from diptych.evaluation.symptoms import has_choice
 from diptych.evaluation.times import named
 from diptych.stopwatch import PARTS
 
@@ -59,7 +60,9 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> str:
         left.plot(steps, [line["loss"] for line in metrics], color=ACCENT, label="loss")
         left.set(xlabel="step", ylabel="loss (nats)", ylim=(0, None))
         left.legend(frameon=False)
-        right.plot(steps, [100 * line["accuracy"] for line in metrics], color=SECOND)
+        chosen = [line for line in metrics if has_choice(line)]
+        found = [100 * line["accuracy"] for line in chosen]
+        right.plot([line["step"] for line in chosen], found, color=SECOND)
         right.set(xlabel="step", ylabel="queries that found their key (%)", ylim=(0, 100))
         return _svg(figure)
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 from diptych.configs import DistillationConfig, RunConfig, norm_of_batch, require_consistent
 from diptych.contrast.look_up import LookUp
 from diptych.contrast.method import HALF_TYPES, Output
+from diptych.contrast.scores import finds_own
 from diptych.errors import ConfigError
 from diptych.evaluation.features import encode
 from diptych.evaluation.linear import LinearClassifier, fit_linear
@@ -104,9 +105,9 @@ class Distillation(nn.Module):
             taught, learned = self.teacher(views), self.network(views)
         taught, learned = taught.float(), learned.float()
         loss = distillation_loss(learned, taught, temperature=self.temperature)
-        agree = (learned.argmax(dim=1) == taught.argmax(dim=1)).to(loss.dtype).mean()
+        agree = agreement(learned.detach(), taught)
         classes = taught.shape[1]
-        found = LookUp(loss, agree.detach(), classes, math.log(classes))
+        found = LookUp(loss, agree, classes, math.log(classes))
         return Output(found, learned.detach(), batch.indices)
 
     def follow(self, momentum: float) -> None:
@@ -135,6 +136,25 @@ def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float) -
     """
     wanted = functional.softmax(teacher / temperature, dim=1)
     return -(wanted * functional.log_softmax(student / temperature, dim=1)).sum(dim=1).mean()
+
+
+def agreement(student: Tensor, teacher: Tensor) -> Tensor:
+    """Share of views to whose likeliest class of the teacher the student alone gives its highest.
+
+    A student that gives several classes the same names none.
+
+    Args:
+        student: (batch, classes), logits.
+        teacher: (batch, classes), logits.
+
+    Example:
+        >>> float(agreement(torch.tensor([[2.0, 1.0], [1.0, 1.0]]), torch.tensor([[3.0, 0.0]] * 2)))
+        0.5
+    """
+    named = teacher.argmax(dim=1, keepdim=True)
+    own = student.gather(1, named)[:, 0]
+    others = student.scatter(1, named, -math.inf).amax(dim=1)
+    return finds_own(own, others).to(student.dtype).mean()
 
 
 def build_distillation(
@@ -169,7 +189,7 @@ def build_distillation(
         )
     labelled = _labelled_images(given, config, collection, executor)
     assert labelled.labels is not None
-    features = encode(encoder, labelled, theirs, executor)
+    features = encode(encoder, labelled, theirs, executor, of=f"the teacher {given.teacher}")
     groups, _, _ = groups_of_parts(labelled, None, config.images.group_by)
     classifier = fit_linear(
         features,

@@ -12,6 +12,7 @@ from torch.nn import functional
 from diptych.configs import ViewsConfig
 from diptych.errors import ImagesError
 from diptych.evaluation.features import encode
+from diptych.evaluation.finite import require_finite
 from diptych.evaluation.geometry import alignment, effective_rank, uniformity
 from diptych.evaluation.knn import accuracy, knn_predict
 from diptych.evaluation.labelled import Labelled, labelled_parts
@@ -45,8 +46,14 @@ class HealthProbe:
     executor: Executor
 
     def measure(self, method: Learner, batches: ViewBatches) -> dict[str, float]:
-        """Alignment, uniformity, effective rank; with labels kNN accuracy and of what images."""
+        """Alignment, uniformity, effective rank; with labels kNN accuracy and of what images.
+
+        Raises:
+            FeaturesError: vectors are not finite numbers.
+        """
         pairs = _projections(method, batches, self.sample_indices)
+        for view in pairs:
+            require_finite(view, of="the head")
         found = {"alignment": alignment(*pairs), "uniformity": uniformity(pairs[0])}
         if self.labelled is None:
             features = encode(method.encoder, self.sample, self.views, self.executor)

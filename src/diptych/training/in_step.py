@@ -119,11 +119,15 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def own_statistics(method: nn.Module) -> list[Tensor]:
-    """Running statistics of norms that see this process's images only."""
+    """Running statistics of norms that see this process's images only.
+
+    Those of a norm in evaluation mode, as a teacher's, have not moved and are the same everywhere:
+    their mean could only differ from them by rounding.
+    """
     return [
         statistics
         for norm in method.modules()
-        if isinstance(norm, _BatchNorm) and not isinstance(norm, GlobalBatchNorm)
+        if isinstance(norm, _BatchNorm) and not isinstance(norm, GlobalBatchNorm) and norm.training
         for statistics in (norm.running_mean, norm.running_var)
         if statistics is not None
     ]

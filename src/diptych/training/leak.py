@@ -23,6 +23,7 @@ from torch import Tensor
 from diptych.config_file import load_run_config
 from diptych.configs import RunConfig
 from diptych.contrast.method import Method, build_method
+from diptych.contrast.scores import finds_own, resolution
 from diptych.errors import DamagedCheckpoint, ImagesError, RunFolderError
 from diptych.hardware import use_threads
 from diptych.images.groups import find_groups
@@ -198,13 +199,15 @@ def measure_leak(
     queries, keys = _encode(method, batches, indices, epoch, chunk)
     _, moved = _encode(method, batches, indices[shuffled], epoch, chunk)
     elsewhere = moved[torch.from_numpy(np.argsort(shuffled))]
-    return compare_company(queries @ keys.T, queries @ elsewhere.T, groups)
+    apart = resolution(queries, keys, elsewhere, temperature=1.0)
+    return compare_company(queries @ keys.T, queries @ elsewhere.T, groups, apart)
 
 
 def compare_company(
     scores: Float[Tensor, "images images"],
     scores_elsewhere: Float[Tensor, "images images"],
     groups: Int[Tensor, " images"],
+    apart: Float[Tensor, " images"] | float = 0.0,
 ) -> Leak:
     """How many more queries find their key where it had their own company.
 
@@ -212,8 +215,9 @@ def compare_company(
         scores: of each query with each key, encoded as in training; own keys on the diagonal.
         scores_elsewhere: the same with keys encoded in other company.
         groups: of each image, as many in each but for the last.
+        apart: what a score must be higher by to be higher; see ``scores.resolution``.
     """
-    found, elsewhere = _found(scores), _found(scores_elsewhere)
+    found, elsewhere = _found(scores, apart), _found(scores_elsewhere, apart)
     count = int(groups.max()) + 1
     differences = torch.stack(
         [(found - elsewhere)[groups == group].sum() for group in range(count)]
@@ -249,8 +253,7 @@ def _encode(
     return torch.cat(queries).float(), torch.cat(keys).float()
 
 
-def _found(scores: Float[Tensor, "images images"]) -> Float[Tensor, " images"]:
-    """1 for each query whose own key scores above all others."""
-    own = scores.diagonal()
+def _found(scores: Float[Tensor, "images images"], apart: Tensor | float) -> Tensor:
+    """1 for each query whose own key scores above all others; (images,)."""
     others = scores.clone().fill_diagonal_(-math.inf).amax(dim=1)
-    return (own > others).double()
+    return finds_own(scores.diagonal(), others, apart).double()

@@ -17,7 +17,7 @@ from diptych.configs import RunConfig
 from diptych.contrast.dictionaries import full_size
 from diptych.contrast.sharded_bank import whole_banks
 from diptych.distributed import largest_over_processes, process_count, process_rank
-from diptych.errors import ConfigError, FirstStopped, LostPeer, TrainingError
+from diptych.errors import ConfigError, FeaturesError, FirstStopped, LostPeer, TrainingError
 from diptych.evaluation.symptoms import find_symptoms
 from diptych.evaluation.times import time_symptoms
 from diptych.hardware import choose_device, views_device
@@ -293,8 +293,11 @@ class _Run:
             line["gradient_norm"] = float(result.gradient_norm)
         if self._health_is_due():
             measure = self.probe.measure
-            with watch("measuring"):
-                measured = from_first(lambda: json.dumps(measure(state.method, self.batches)))
+            try:
+                with watch("measuring"):
+                    measured = from_first(lambda: json.dumps(measure(state.method, self.batches)))
+            except FeaturesError as error:  # weights went astray in this step; its loss had not
+                raise self._not_finite(error.what, state.step) from error
             line |= json.loads(measured)
         return line
 

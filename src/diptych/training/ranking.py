@@ -19,6 +19,7 @@ from torch.nn import functional
 from diptych.config_file import load_run_config
 from diptych.configs import ImagesConfig, RunConfig, ViewsConfig
 from diptych.contrast.method import Method
+from diptych.contrast.scores import finds_own_row
 from diptych.errors import ConfigError, ImagesError
 from diptych.evaluation.features import encode
 from diptych.evaluation.geometry import effective_rank
@@ -176,9 +177,7 @@ def pretext_accuracy(method: Method, batches: ViewBatches) -> float:
             query, key = method.encode_queries((first,))[0], method.encode_keys((second,))[0]
         if method.config.loss.similarity == "cosine":
             query, key = (functional.normalize(one, dim=1) for one in (query, key))
-        scores = query @ key.T
-        own = scores.diagonal().clone()
-        found.append(own > scores.fill_diagonal_(-torch.inf).amax(dim=1))
+        found.append(finds_own_row(query, key))
     return float(torch.cat(found).double().mean())
 
 
@@ -206,7 +205,9 @@ class _Bench:
             collection = self._collection(one.config.images)
             split = unseen_split(collection, seen, most=self.image_count)
             self.splits[str(one.run)], images = split, split.test
-            features = encode(one.encoder, images, one.config.views, self.executor)
+            features = encode(
+                one.encoder, images, one.config.views, self.executor, of=f"the encoder of {one.run}"
+            )
             yield Measured(
                 run=str(one.run),
                 step=one.step,

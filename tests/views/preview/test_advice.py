@@ -65,6 +65,47 @@ def test_crops_of_too_few_pixels(sound: NDArray[np.uint8], executor: ThreadPoolE
     assert "--views.small-policy" in only(sound, small, executor)
 
 
+def of_sides(sides: NDArray[np.int64]) -> ImageSet:
+    """Squares of these sides; the pixels that are looked at are of a sound set."""
+    light = np.random.default_rng(0).normal(115, 58, (len(sides), 16, 16, 3))
+    found = image_set(np.clip(light, 0, 255).astype(np.uint8))
+    return replace(found, heights=sides, widths=sides)
+
+
+def test_a_few_small_images_are_no_reason_to_change_the_views(
+    executor: ThreadPoolExecutor,
+) -> None:
+    """Ninety-five in a hundred of 48 pixels, five of 16: a larger side or smaller crops would
+    make it worse for all."""
+    sides = np.where(np.arange(COUNT) % 20 == 7, 16, 48)
+    config = ViewsConfig(side_pixels=32, policy="crop(area=0.08..1) + color")
+    assert advise(of_sides(sides), config, executor) == []
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_advice_on_sizes_never_makes_it_worse(seed: int, executor: ThreadPoolExecutor) -> None:
+    """Whatever the mixture: a smaller side of views, larger crops, and fewer images concerned."""
+    rng = np.random.default_rng(seed)
+    kinds = rng.integers(8, 130, rng.integers(1, 5))
+    sides = rng.choice(kinds, COUNT, p=rng.dirichlet(np.full(len(kinds), 0.5)))
+    area, side = float(rng.choice([0.02, 0.08, 0.3])), int(rng.choice([16, 32, 64, 96]))
+    config = ViewsConfig(side_pixels=side, policy=f"crop(area={area}..1) + color")
+    sentences = advise(of_sides(sides), config, executor)
+    for sentence in sentences:
+        if "--views.side-pixels" in sentence:
+            wanted = int(sentence.split("--views.side-pixels ")[1].split()[0])
+            assert wanted < side
+            assert (sides < wanted).mean() < (sides < side).mean()
+        else:
+            larger = float(sentence.split("crop(area=")[1].split("..")[0])
+            assert larger > area
+            few = [(sides**2 * one < 64).mean() for one in (larger, area)]
+            assert few[0] < few[1] or few[0] == few[1] == (sides**2 < 64).mean()
+    if not sentences:
+        assert (sides < side).mean() <= 0.1 or side <= 8
+        assert (sides**2 * area < 64).mean() <= 0.1
+
+
 @pytest.mark.parametrize(("count", "words"), [(100, "makes all alike"), (COUNT, "saves two")])
 def test_gray_images_under_a_colour_policy(
     count: int, words: str, sound: NDArray[np.uint8], executor: ThreadPoolExecutor

@@ -27,6 +27,8 @@ STD_OFF: Final = 1.75
 """As a factor either way: beyond it the first layer's weights are not of the wanted size."""
 SHARE: Final = 0.02
 """Of the images. Fewer odd ones, as small, gray or flat, are no reason to change a run."""
+_FEW: Final = 0.1
+"""Of the images. So many may be too small for what suits the rest."""
 _USUAL_SHARE: Final = 0.5  # at which it is the set that is so, and not some images
 
 
@@ -58,9 +60,10 @@ def _sizes(images: ImageSet, config: ViewsConfig) -> list[str]:
     shorter = np.minimum(images.heights, images.widths)
     found = []
     small = shorter < config.side_pixels
-    if small.mean() >= SHARE:
-        # A size that nine in ten images have, in steps that strided layers like.
-        fitting = max(8, int(np.quantile(shorter, 0.1)) // 8 * 8)
+    # A size that nine in ten images have, in steps that strided layers like. Where they have that
+    # of the views already, the few that are smaller are no reason to change it for all.
+    fitting = max(8, int(np.quantile(shorter, _FEW)) // 8 * 8)
+    if small.mean() > _FEW and fitting < config.side_pixels:
         found.append(
             f"{_some(small, images)} {_are(small)} smaller than the views' {config.side_pixels} "
             f"pixels and blurred by being enlarged: --views.side-pixels {fitting} would fit."
@@ -79,9 +82,9 @@ def _crops(images: ImageSet, policy: Policy, flag: str) -> list[str]:
     if not isinstance(crop, Crop) or crop.probability == 0.0:
         return []
     small = pixels * crop.area[0] < LEAST_CROP_PIXELS
-    if small.mean() < SHARE:
+    fitting = min(1.0, np.ceil(100.0 * LEAST_CROP_PIXELS / np.quantile(pixels, _FEW)) / 100.0)
+    if small.mean() <= _FEW or fitting <= crop.area[0]:
         return []
-    fitting = min(1.0, np.ceil(100.0 * LEAST_CROP_PIXELS / np.quantile(pixels, 0.1)) / 100.0)
     high = max(crop.area[1], fitting)
     return [
         f"Of {_some(small, images)} the smallest crops, {percent(crop.area[0])} of the area, have "
