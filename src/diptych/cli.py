@@ -11,6 +11,7 @@ from diptych import __version__
 from diptych.errors import ConfigError, DiptychError, FirstStopped, Interrupted, NotSaved
 from diptych.hardware import shorten_spinning
 from diptych.launch import launch as place_of_process
+from diptych.outlet import lasting_output
 from diptych.verbs.embedding import embed
 from diptych.verbs.measuring import check_leak, detect, evaluate, rank, report
 from diptych.verbs.preparing import plan, recipes, views
@@ -57,6 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 when all went well, 1 for an error, 2 for wrong usage, 74 when a run could not be saved,
     128 + n when signal n stopped a run, which can then be resumed.
     """
+    with lasting_output():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
         print(_USAGE, end="")
@@ -87,9 +93,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         who = "diptych" if _speaks() else f"diptych, process {os.environ.get('RANK')}"
         print(f"{who}: {error}", file=sys.stderr)
         return EXIT_NOT_SAVED if isinstance(error, NotSaved) else EXIT_ERROR
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return 0
 
 

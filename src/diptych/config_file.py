@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import math
+import os
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -78,7 +80,7 @@ def parse_toml(text: str, origin: str) -> dict[str, Any]:
     """The settings in a TOML text; ``origin`` is named in errors."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of numbers with too many digits
         raise ConfigError(f"{origin} is not TOML: {error}") from error
 
 
@@ -167,6 +169,8 @@ def _checked(value: Any, wanted: Any, where: str) -> Any:
         return tuple(_checked(v, t, where) for v, t in zip(value, item_types, strict=True))
     if wanted is float and type(value) is int:
         return float(value)
+    if wanted is str:
+        return _checked_text(value, problem)
     if type(value) is not wanted:
         raise problem
     return value
@@ -202,5 +206,30 @@ def _toml_lines(config: object, prefix: str) -> list[str]:
 def _toml_value(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    # JSON writes strings, numbers and booleans as TOML does.
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # inf, -inf or nan
+    if isinstance(value, str) and not _is_unicode(value):
+        return f'{{ bytes = "{os.fsencode(value).hex()}" }}'
+    # JSON writes other strings, numbers and booleans as TOML does, but for one character.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a string can be written as UTF-8; a path of other bytes cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _checked_text(value: Any, problem: ConfigError) -> str:
+    """A string, or a path that is not UTF-8 as ``{ bytes = "hexadecimal" }``."""
+    if isinstance(value, Mapping) and value.keys() == {"bytes"}:
+        try:
+            value = os.fsdecode(bytes.fromhex(value["bytes"]))
+        except (TypeError, ValueError) as error:
+            raise problem from error
+    if type(value) is not str or "\0" in value:
+        raise problem
+    return value

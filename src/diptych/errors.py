@@ -6,6 +6,7 @@ DiptychError            anything diptych raises on purpose; the command line pri
 │   └── UnreadableImage one image cannot be decoded; it is skipped and listed
 ├── RunFolderError      a run folder is missing, occupied, or not what was asked for
 │   ├── DamagedCheckpoint  a checkpoint whose bytes are not those that were written
+│   ├── ForeignCheckpoint  a checkpoint of another run, or of another version of diptych
 │   └── UnreachableFolder  a folder of checkpoints behind a URL does not answer
 ├── EmbeddingsError     embeddings are incomplete, or of other images or another encoder
 ├── TrainingError       training cannot go on (a loss that is not a number)
@@ -13,7 +14,7 @@ DiptychError            anything diptych raises on purpose; the command line pri
 │   └── PeerError       another process of the run differs from the others
 │       ├── LostPeer     one is gone, or does not answer
 │       └── FirstStopped the first one could not go on, and says why
-└── Interrupted         SIGINT or SIGTERM came; the run was saved and can be resumed
+└── Interrupted         SIGINT, SIGTERM or SIGHUP came; the run was saved and can be resumed
 """
 
 
@@ -39,6 +40,10 @@ class RunFolderError(DiptychError):
 
 class DamagedCheckpoint(RunFolderError):
     """A checkpoint is incomplete, or its bytes are not the ones that were written."""
+
+
+class ForeignCheckpoint(RunFolderError):
+    """A checkpoint is another run's, or another version's; it is neither read nor replaced."""
 
 
 class UnreachableFolder(RunFolderError, OSError):

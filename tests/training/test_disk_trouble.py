@@ -21,6 +21,7 @@ from diptych.cli import main
 from diptych.errors import (
     ConfigError,
     FirstStopped,
+    ForeignCheckpoint,
     Interrupted,
     NotSaved,
     RunFolderError,
@@ -28,7 +29,7 @@ from diptych.errors import (
 )
 from diptych.pretraining import run_pretraining
 from diptych.training import saver as saver_module
-from diptych.training.checkpoint import list_checkpoints, load_newest
+from diptych.training.checkpoint import list_checkpoints, load_checkpoint
 from diptych.training.local_store import LocalStore
 from diptych.training.watcher import Silent
 from diptych.views.batches import Batch, ViewBatches
@@ -131,9 +132,8 @@ def full() -> OSError:
 
 
 def state(place: Path | str) -> tuple[int, dict[str, torch.Tensor]]:
-    found = load_newest(place, pytest.fail)
-    assert found is not None
-    return found[1]["step"], found[0]
+    tensors, scalars = load_checkpoint(list_checkpoints(place)[0])
+    return scalars["step"], tensors
 
 
 def assert_same_run(one: Path, other: Path, place: Path | str | None = None) -> None:
@@ -261,9 +261,13 @@ def test_a_run_saves_behind_a_url_and_goes_on_from_there(folder: Path) -> None:
     shutil.copytree(folder / "run", folder / "copy")
     run("run", resume=True, folder=url)
     assert_same_run(folder / "unbroken", folder / "run", url)
-    with pytest.raises(RunFolderError, match=rf"{url} holds checkpoints of a run already"):
+    with pytest.raises(ForeignCheckpoint, match=rf"{url} holds checkpoints already, of run"):
         run("another", folder=url)
+    with pytest.raises(RunFolderError, match=r"whose folder is still there.*--out .*run"):
+        run("another", resume=True, folder=url)
+    assert not (folder / "another").exists()
     # Where the machine is lost, and with it the run folder: the same settings suffice.
+    shutil.rmtree(folder / "run")
     run("on another machine", resume=True, folder=url)
     _, ours = state(folder / "unbroken" / "checkpoints")
     _, theirs = state(url)

@@ -12,6 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from diptych.configs import CheckpointConfig
 from diptych.errors import ConfigError, DamagedCheckpoint, UnreachableFolder
 from diptych.images.remote import connection
+from diptych.run_record import Identity
 from diptych.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
@@ -22,6 +23,8 @@ from diptych.training.stores import open_store
 
 URL = "moody://bucket/run/checkpoints"
 FOLDER = "/bucket/run/checkpoints"
+
+RUN = Identity("0" * 32, "runs/test")
 
 
 class Moody(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
@@ -67,12 +70,12 @@ def moody(monkeypatch: pytest.MonkeyPatch) -> Iterator[Moody]:
 
 def save(step: int, keep: int = 2, url: str = URL) -> str:
     tensors = {"a": torch.full((50,), float(step)), "b": torch.arange(3)}
-    return save_checkpoint(url, tensors, {"step": step, "seconds": 1.5}, keep=keep)
+    return save_checkpoint(url, RUN, tensors, {"step": step, "seconds": 1.5}, keep=keep)
 
 
 def newest() -> tuple[int, list[str]]:
     said: list[str] = []
-    found = load_newest(URL, said.append)
+    found = load_newest(URL, RUN, said.append)
     assert found is not None
     tensors, scalars = found
     assert torch.equal(tensors["a"], torch.full((50,), float(scalars["step"])))
@@ -99,7 +102,7 @@ def test_the_last_few_are_kept() -> None:
 
 
 def test_nothing_there_is_no_error() -> None:
-    assert load_newest(URL, print) is None
+    assert load_newest(URL, RUN, print) is None
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
@@ -161,7 +164,7 @@ def test_a_server_that_fails_is_not_taken_for_damage(what: str) -> None:
     save(2)
     Moody.fails = frozenset({what})
     with pytest.raises(UnreachableFolder, match=r"moody://.*no answer.*Check the address"):
-        load_newest(URL, print)
+        load_newest(URL, RUN, print)
     Moody.fails = frozenset()
     assert newest() == (2, [])
 
@@ -170,7 +173,7 @@ def test_none_good_is_an_error(moody: Moody) -> None:
     save(1)
     moody.rm_file(f"{FOLDER}/step-000000001/state.json")
     with pytest.raises(DamagedCheckpoint, match="none of the 1 checkpoints in moody://"):
-        load_newest(URL, lambda _: None)
+        load_newest(URL, RUN, lambda _: None)
 
 
 @pytest.mark.parametrize("folder", ["https://host/x", "file:///x", "simplecache::s3://x", ""])

@@ -6,6 +6,7 @@ halved; after many good steps it is doubled (Micikevicius et al. 2018, 1710.0374
 rule is that of ``torch.amp.GradScaler``.
 """
 
+import math
 from typing import Any, Final
 
 import torch
@@ -74,10 +75,20 @@ class LossScale:
         return {"scaler": self._scaler.state_dict(), "skipped_steps": self.skipped_steps}
 
     def restore(self, scalars: dict[str, Any]) -> None:
-        """Takes back what ``scalars`` gave."""
-        if self.enabled:
-            self._scaler.load_state_dict(scalars["scaler"])
-            self.skipped_steps = int(scalars["skipped_steps"])
+        """Takes back what ``scalars`` gave.
+
+        Raises:
+            ValueError: that is not what they hold.
+        """
+        if not self.enabled:
+            return
+        scaler, skipped = scalars["scaler"], scalars["skipped_steps"]
+        own = self._scaler.state_dict()
+        numbers = all(type(one) in (int, float) for one in [*scaler.values(), skipped])
+        if scaler.keys() != own.keys() or not numbers or not 0 < scaler["scale"] < math.inf:
+            raise ValueError(f"the scale of the loss is {scalars!r}")
+        self._scaler.load_state_dict(scaler)
+        self.skipped_steps = int(skipped)
 
 
 UNSCALED: Final = LossScale()
