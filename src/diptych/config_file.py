@@ -167,6 +167,8 @@ def _checked(value: Any, wanted: Any, where: str) -> Any:
         if len(value) != len(item_types):
             raise problem
         return tuple(_checked(v, t, where) for v, t in zip(value, item_types, strict=True))
+    if type(value) is int and not -(2**63) <= value < 2**63:  # nor does TOML know larger ones
+        raise problem
     if wanted is float and type(value) is int:
         return float(value)
     if wanted is str:

@@ -250,8 +250,7 @@ def take_up(place: Place) -> str:
         assert found is not None
         state.restore(*found)
     except DiptychError as error:
-        assert len(str(error)) > 40
-        return type(error).__name__
+        return type(error).__name__ if len(str(error)) > 40 else f"too short: {error}"
     ours, good = state.tensors(), place.good[state.step]
     assert ours.keys() == good.keys()
     assert all(torch.equal(value, good[name]) for name, value in ours.items())
@@ -306,7 +305,7 @@ def test_a_few_hundred(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_thousands(tmp_path: Path) -> None:
-    assert sum(try_many(tmp_path, range(300, 4300)).values()) == 4000
+    assert sum(try_many(tmp_path, range(300, 3300)).values()) == 3000
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -13,8 +13,8 @@ from torch import nn
 
 from diptych.configs import CheckpointConfig
 from diptych.errors import NotSaved, TrainingError
-from diptych.training import saver as saver_module
 from diptych.run_record import Identity
+from diptych.training import saver as saver_module
 from diptych.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,

@@ -164,8 +164,8 @@ def _require_room(config: RunConfig, weights: dict[str, Tensor], file: Path) -> 
     try:
         with torch.device("meta"):
             network = untrained_encoder(config)
-    except (RuntimeError, ValueError, OverflowError) as error:
-        raise RunFolderError(_misfit(file, str(error))) from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise RunFolderError(_misfit(file, str(error).partition("\n")[0])) from error
     _require_alike(network, weights, file)
 
 
