@@ -76,7 +76,7 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
             return st.lists(values_of(arguments[0]), max_size=4).map(tuple)
         return st.tuples(*map(values_of, arguments))
     if arguments:
-        return st.one_of(map(values_of, arguments))
+        return st.one_of([values_of(one) for one in arguments])
     plain = {
         bool: st.booleans(),
         int: st.integers(),

@@ -36,11 +36,11 @@ class Failing(StringIO):
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.EBADF, errno.ESTALE])
 def test_a_stream_that_is_gone_is_not_asked_again(number: int) -> None:
     stream = Failing()
-    asked = Outlet(stream)  # type: ignore[arg-type]
+    asked = Outlet(stream)
     stream.error = OSError(number, os.strerror(number))
     assert asked.write("lost") == 4
     stream.error = None
-    print("more", file=asked)  # type: ignore[arg-type]
+    print("more", file=asked)
     asked.flush()
     asked.finish()
     assert stream.getvalue() == ""
@@ -49,11 +49,11 @@ def test_a_stream_that_is_gone_is_not_asked_again(number: int) -> None:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EAGAIN])
 def test_a_disk_that_is_full_for_a_while(number: int) -> None:
     stream = Failing()
-    asked = Outlet(stream)  # type: ignore[arg-type]
+    asked = Outlet(stream)
     stream.error = OSError(number, os.strerror(number))
-    print("lost", file=asked)  # type: ignore[arg-type]
+    print("lost", file=asked)
     stream.error = None
-    print("kept", file=asked)  # type: ignore[arg-type]
+    print("kept", file=asked)
     assert stream.getvalue() == "kept\n"
 
 
@@ -61,14 +61,14 @@ def test_a_stream_that_was_closed_and_none() -> None:
     stream = StringIO()
     asked = Outlet(stream)
     stream.close()
-    print("lost", file=asked)  # type: ignore[arg-type]
+    print("lost", file=asked)
     asked.flush()
     assert outlet(None) is None
 
 
 def test_a_name_that_is_no_text_is_escaped(tmp_path: Path) -> None:
     with open(tmp_path / "log", "w", encoding="ascii") as file:
-        print("caf\udce9 \u00e9", file=Outlet(file))  # type: ignore[arg-type]
+        print("caf\udce9 \u00e9", file=Outlet(file))
     assert (tmp_path / "log").read_text() == "caf\\udce9 \\xe9\n"
 
 
@@ -214,3 +214,32 @@ def test_hang_up_saves_and_no_hang_up_is_left(command: list[str], tmp_path: Path
     ignoring.send_signal(signal.SIGTERM)
     ignoring.communicate(timeout=60)
     assert ignoring.returncode == 143
+
+
+@pytest.mark.slow
+def test_several_processes_save_at_a_hang_up(command: list[str], tmp_path: Path) -> None:
+    interpreter, verb = command[:3], command[3:]
+    launched = [*interpreter, "launch", "--nproc-per-node", "2", "--", *verb, *MANY]
+    process = begun(launched, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    process.stdout.close()  # of all of them
+    wait_for_lines(tmp_path / "run", process)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(120) == 129
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")
+
+
+@pytest.mark.slow
+def test_several_processes_ignore_a_hang_up_that_is_ignored(
+    command: list[str], tmp_path: Path
+) -> None:
+    interpreter, verb = command[:3], command[3:]
+    launched = ["nohup", *interpreter, "launch", "--nproc-per-node", "2", "--", *verb, *MANY]
+    nowhere: Any = {name: subprocess.DEVNULL for name in ("stdin", "stdout", "stderr")}
+    process = begun(launched, **nowhere)
+    wait_for_lines(tmp_path / "run", process)
+    process.send_signal(signal.SIGHUP)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_bytes().count(b"\n")
+    wait_for_lines(tmp_path / "run", process, lines + 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 143

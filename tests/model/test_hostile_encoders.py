@@ -142,8 +142,8 @@ def other_config(data: bytes, chance: random.Random, weights: dict[str, Tensor])
     return save(weights, metadata={"config": text})
 
 
-BYTES: Final = [cut, longer, flip_header, noise, lie]
-FILES: Final = [other_weights, other_config]
+BYTES: Final[list[Callable[..., bytes]]] = [cut, longer, flip_header, noise, lie]
+FILES: Final[list[Callable[..., bytes]]] = [other_weights, other_config]
 
 
 def try_many(run: RunFolder, seeds: range) -> dict[str, int]:
@@ -151,7 +151,7 @@ def try_many(run: RunFolder, seeds: range) -> dict[str, int]:
     outcomes = dict[str, int]()
     for seed in seeds:
         chance = random.Random(seed)
-        change: Callable[..., bytes] = chance.choice([*BYTES, *FILES])
+        change = chance.choice([*BYTES, *FILES])
         more = (dict(weights),) if change in FILES else ()
         run.encoder.write_bytes(change(good, chance, *more))
         came = loaded(run, weights)

@@ -76,7 +76,7 @@ class Place:
             "tensors.safetensors": b"".join(tensor_pieces(tensors)),
             "state.json": json.dumps(scalars).encode(),
         }
-        described = {
+        described: dict[str, dict[str, str | int]] = {
             name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
             for name, data in files.items()
         }

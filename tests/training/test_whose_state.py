@@ -379,7 +379,7 @@ def test_a_run_killed_before_its_config_is_there_can_begin(images: Path, tmp_pat
 
 def test_a_copy_of_a_run_does_not_share_its_place(images: Path, tmp_path: Path) -> None:
     place = tmp_path / "elsewhere"
-    out = stopped(images, tmp_path / "a", **{"checkpoint.folder": str(place)})
+    out = stopped(images, tmp_path / "a", 2, **{"checkpoint.folder": str(place)})
     shutil.copytree(out, tmp_path / "copy")
     with pytest.raises(RunFolderError, match=r"whose folder is still there"):
         pretrain(out=tmp_path / "copy", resume=True, quiet=True)
