@@ -235,7 +235,7 @@ def test_several_processes_ignore_a_hang_up_that_is_ignored(
 ) -> None:
     interpreter, verb = command[:3], command[3:]
     launched = ["nohup", *interpreter, "launch", "--nproc-per-node", "2", "--", *verb, *MANY]
-    nowhere: Any = {name: subprocess.DEVNULL for name in ("stdin", "stdout", "stderr")}
+    nowhere: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     process = begun(launched, **nowhere)
     wait_for_lines(tmp_path / "run", process)
     process.send_signal(signal.SIGHUP)

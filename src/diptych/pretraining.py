@@ -223,7 +223,8 @@ def _settle(
         watcher.say(_sharing(config, here.count))
     _require_alone(folder, record.identity, checkpoint_place(config.checkpoint, folder))
     try:
-        _begin(folder, config, record)
+        if config != earlier:
+            _begin(folder, config, record)
         _write_skipped(folder, collection)
     except OSError as error:
         raise NotSaved(

@@ -196,6 +196,28 @@ def test_a_disk_that_is_full_at_the_end(
     assert_same_run(folder / "unbroken", small_disk / "run")
 
 
+def test_a_read_only_disk_is_an_error_in_words(small_disk: Path, folder: Path) -> None:
+    run("disk/run", keep=1)
+    remount = ["mount", "-o", "remount,{}", str(small_disk)]
+    subprocess.run([one.format("ro") for one in remount], check=True)
+    try:
+        for name, resume in (("disk/other", False), ("disk/other", True), ("disk/run", True)):
+            with pytest.raises(NotSaved, match="cannot be written: Read-only file system"):
+                run(name, resume=resume, keep=1)
+        place = str(small_disk / "checkpoints")
+        with pytest.raises(NotSaved, match=r"could not be saved.*Read-only file system"):
+            run("run", folder=place)
+    finally:
+        subprocess.run([one.format("rw") for one in remount], check=True)
+    run("disk/run", resume=True, keep=1)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "images.npz", "images.npz/run"])
+def test_a_folder_that_cannot_be_is_an_error_in_words(name: str, folder: Path) -> None:
+    with pytest.raises((RunFolderError, NotSaved), match=r"cannot be|--out needs a folder"):
+        run(name)
+
+
 @pytest.mark.slow
 def test_a_spare_checkpoint_makes_room(
     small_disk: Path, folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,12 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from diptych.configs import CheckpointConfig
-from diptych.errors import ConfigError, DamagedCheckpoint, UnreachableFolder
+from diptych.errors import (
+    ConfigError,
+    DamagedCheckpoint,
+    ForeignCheckpoint,
+    UnreachableFolder,
+)
 from diptych.images.remote import connection
 from diptych.run_record import Identity
 from diptych.training.checkpoint import (
@@ -182,3 +187,40 @@ def test_places_that_cannot_be_written_are_refused(folder: str) -> None:
         CheckpointConfig(folder=folder)
     with pytest.raises(ConfigError, match=r"checkpoint\.folder: nothing://x cannot be opened"):
         open_store("nothing://x")
+
+
+def test_another_runs_are_refused_and_kept(moody: Moody) -> None:
+    other = Identity("1" * 32, "runs/other")
+    save(1)
+    scalars = {"step": 2, "seconds": 1.5}
+    with pytest.raises(ForeignCheckpoint, match=r"run 11111111 .*step-000000001 of run 00000000"):
+        save_checkpoint(URL, other, {"a": torch.ones(2)}, scalars, keep=1)
+    with pytest.raises(ForeignCheckpoint, match="not of this run"):
+        load_newest(URL, other, print)
+    assert list_checkpoints(URL) == [f"{URL}/step-000000001"]
+    assert newest() == (1, [])
+
+
+def test_what_does_not_say_whose_it_is_is_set_aside(moody: Moody) -> None:
+    save(1)
+    save(2)
+    for name in ("manifest.json", "state.json"):
+        moody.pipe_file(f"{FOLDER}/step-000000002/{name}", b"?")
+    assert newest()[0] == 1
+    save(2)
+    assert newest() == (2, [])
+    assert moody.cat_file(f"{FOLDER}/unknown-1-step-000000002/state.json") == b"?"
+    for name in ("manifest.json", "state.json"):
+        moody.pipe_file(f"{FOLDER}/step-000000002/{name}", b"?")
+    save(2)
+    assert moody.exists(f"{FOLDER}/unknown-2-step-000000002/tensors.safetensors")
+
+
+def test_an_old_format_behind_a_url_is_named(moody: Moody) -> None:
+    save(1)
+    file = f"{FOLDER}/step-000000001/manifest.json"
+    moody.pipe_file(file, json.dumps({"format": 1, "files": {}}).encode())
+    with pytest.raises(ForeignCheckpoint, match="an older version of diptych"):
+        save(2)
+    with pytest.raises(ForeignCheckpoint, match="an older version of diptych"):
+        load_newest(URL, RUN, print)

@@ -344,6 +344,22 @@ def test_what_would_mean_something_else_is_refused_by_name(
         pretrain(out=tmp_path / "b", begin_from=str(tmp_path / "a"), epochs=4, quiet=True, **second)
 
 
+def test_endless_settings_are_those_of_a_run(class_folder: Path, tmp_path: Path) -> None:
+    endless = {
+        "checkpoint.every_seconds": float("inf"),
+        "optimizer.clip_norm": float("inf"),
+        "images.max_megapixels": float("inf"),
+    }
+    out = stopped(class_folder, tmp_path / "a", 2, **endless)
+    assert len(list_checkpoints(out / "checkpoints")) == 1
+    config = (out / "config.toml").read_text()
+    pretrain(out=out, resume=True, quiet=True)
+    assert (out / "config.toml").read_text() == config
+    whole_run = run(class_folder, tmp_path / "b", **{**endless, "optimizer.clip_norm": None})
+    ours, theirs = state(out / "checkpoints"), state(whole_run / "checkpoints")
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
 def test_a_run_of_an_older_version_is_refused_and_left(images: Path, tmp_path: Path) -> None:
     out = stopped(images, tmp_path / "a")
     (out / "run.json").unlink()
