@@ -193,7 +193,7 @@ def test_another_runs_are_refused_and_kept(moody: Moody) -> None:
     other = Identity("1" * 32, "runs/other")
     save(1)
     scalars = {"step": 2, "seconds": 1.5}
-    with pytest.raises(ForeignCheckpoint, match=r"run 11111111 .*step-000000001 of run 00000000"):
+    with pytest.raises(ForeignCheckpoint, match=r"run, 11111111 .*step-000000001 of run 00000000"):
         save_checkpoint(URL, other, {"a": torch.ones(2)}, scalars, keep=1)
     with pytest.raises(ForeignCheckpoint, match="not of this run"):
         load_newest(URL, other, print)

@@ -121,11 +121,6 @@ def describe_file(path: Path) -> Description:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": file.tell()}
 
 
-def _read_json(store: Store, name: str, file: str, most_bytes: int) -> dict[str, Any]:
-    with store.local_copy(name, file, most_bytes) as path, open(path, "rb") as opened:
-        return json_object(opened.read(most_bytes + 1), f"{file} of {name}", most_bytes)
-
-
 def json_object(text: bytes, what: str, most_bytes: int) -> dict[str, Any]:
     """A JSON object from bytes that may be anything.
 
@@ -141,6 +136,11 @@ def json_object(text: bytes, what: str, most_bytes: int) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DamagedCheckpoint(f"{what} is no JSON object")
     return content
+
+
+def _read_json(store: Store, name: str, file: str, most_bytes: int) -> dict[str, Any]:
+    with store.local_copy(name, file, most_bytes) as path, open(path, "rb") as opened:
+        return json_object(opened.read(most_bytes + 1), f"{file} of {name}", most_bytes)
 
 
 def _format_in(content: Mapping[str, Any]) -> int | None:
