@@ -233,7 +233,7 @@ def try_one(folder: Path, seed: int) -> str:
         if place.newest().is_dir() and all((place.newest() / name).is_file() for name in FILES):
             try:
                 damage(place, chance)
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 continue  # the first has left nothing for the second to change
     before, elsewhere = contents(place.folder), contents(folder / "other")
     came = take_up(place)
