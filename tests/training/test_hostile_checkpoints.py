@@ -334,6 +334,23 @@ def test_another_format_is_named_and_left(number: int, age: str, tmp_path: Path)
     assert contents(place.folder) == before
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None,
+        [],
+        {"scaler": None, "skipped_steps": 0},
+        {"scaler": {}, "skipped_steps": 0},
+        {"skipped_steps": 0},
+    ],
+)
+def test_a_scale_of_the_loss_that_is_none(wrong: object, tmp_path: Path) -> None:
+    place = Place(tmp_path / "ours", kind=0)
+    tensors, scalars = place.parts()
+    place.seal(tensors, {**scalars, "loss_scale": wrong})
+    assert take_up(place) == "DamagedCheckpoint"
+
+
 def test_a_full_disk_takes_nothing_of_another_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

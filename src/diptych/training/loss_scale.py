@@ -78,12 +78,14 @@ class LossScale:
         """Takes back what ``scalars`` gave.
 
         Raises:
-            ValueError: that is not what they hold.
+            KeyError, TypeError, ValueError: that is not what they hold.
         """
         if not self.enabled:
             return
         scaler, skipped = scalars["scaler"], scalars["skipped_steps"]
         own = self._scaler.state_dict()
+        if not isinstance(scaler, dict):
+            raise TypeError(f"the scale of the loss is {scalars!r}")
         numbers = all(type(one) in (int, float) for one in [*scaler.values(), skipped])
         if scaler.keys() != own.keys() or not numbers or not 0 < scaler["scale"] < math.inf:
             raise ValueError(f"the scale of the loss is {scalars!r}")
