@@ -342,6 +342,10 @@ def test_another_format_is_named_and_left(number: int, age: str, tmp_path: Path)
         {"scaler": None, "skipped_steps": 0},
         {"scaler": {}, "skipped_steps": 0},
         {"skipped_steps": 0},
+        {
+            "scaler": dict.fromkeys(LossScale(enabled=True).scalars()["scaler"], 10**400),
+            "skipped_steps": 0,
+        },
     ],
 )
 def test_a_scale_of_the_loss_that_is_none(wrong: object, tmp_path: Path) -> None:
@@ -349,6 +353,14 @@ def test_a_scale_of_the_loss_that_is_none(wrong: object, tmp_path: Path) -> None
     tensors, scalars = place.parts()
     place.seal(tensors, {**scalars, "loss_scale": wrong})
     assert take_up(place) == "DamagedCheckpoint"
+
+
+@pytest.mark.parametrize("seconds", [10**400, -1, "x", None, float("nan"), True])
+def test_times_that_are_none(seconds: object, tmp_path: Path) -> None:
+    place = Place(tmp_path / "ours", kind=1)
+    tensors, scalars = place.parts()
+    place.seal(tensors, {**scalars, "seconds": seconds})
+    assert take_up(place) == "step 1"
 
 
 def test_a_full_disk_takes_nothing_of_another_run(

@@ -11,7 +11,6 @@ counted, replaced or deleted.
 import errno
 import hashlib
 import json
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,6 +37,7 @@ from diptych.training.stores import Place, Store, open_store
 from diptych.training.tensor_file import Piece, tensor_pieces
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_MOST_SECONDS: Final = 1e12  # thirty thousand years
 PlaceT = TypeVar("PlaceT", bound=Place)
 
 
@@ -211,7 +211,7 @@ def _scalars(text: bytes, name: str, manifest: Manifest) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{SCALARS} of {name} is of another run than its manifest")
     if type(step) is not int or step != step_of(name):
         raise DamagedCheckpoint(f"{SCALARS} of {name} says step {step!r}")
-    if type(seconds) not in (int, float) or not 0 <= cast(float, seconds) < math.inf:
+    if type(seconds) not in (int, float) or not 0 <= cast(float, seconds) < _MOST_SECONDS:
         raise DamagedCheckpoint(f"{SCALARS} of {name} says seconds {seconds!r}")
     return {key: value for key, value in scalars.items() if key != "run"}
 

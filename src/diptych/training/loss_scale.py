@@ -6,12 +6,12 @@ halved; after many good steps it is doubled (Micikevicius et al. 2018, 1710.0374
 rule is that of ``torch.amp.GradScaler``.
 """
 
-import math
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+_MOST: Final = 1e30  # larger numbers than any scale or count of steps are none
 LEAST_SCALE: Final = 1.0
 """A loss whose gradients overflow when it is not even enlarged is not to be cured by a scale."""
 
@@ -86,8 +86,9 @@ class LossScale:
         own = self._scaler.state_dict()
         if not isinstance(scaler, dict):
             raise TypeError(f"the scale of the loss is {scalars!r}")
-        numbers = all(type(one) in (int, float) for one in [*scaler.values(), skipped])
-        if scaler.keys() != own.keys() or not numbers or not 0 < scaler["scale"] < math.inf:
+        given = [*scaler.values(), skipped]
+        numbers = all(type(one) in (int, float) and abs(one) < _MOST for one in given)
+        if scaler.keys() != own.keys() or not numbers or not scaler["scale"] > 0:
             raise ValueError(f"the scale of the loss is {scalars!r}")
         self._scaler.load_state_dict(scaler)
         self.skipped_steps = int(skipped)
