@@ -30,6 +30,7 @@ from diptych.configs import CheckpointConfig, DictionaryConfig, EncoderConfig, R
 from diptych.contrast.method import build_method
 from diptych.optimization.optimizers import build_optimizer
 from diptych.recipes import recipe_config
+from diptych.run_record import Identity
 from diptych.training.memory import keep_freed_memory
 from diptych.training.saver import Saver
 from diptych.training.state import RunState
@@ -96,7 +97,8 @@ def measure(encoder: str, *, asynchronous: bool, interval: float, checkpoints: i
     for _ in range(3):  # warms up; moments of the optimizer are there from the first step on
         step()
     saving = CheckpointConfig(every_seconds=interval, asynchronous=asynchronous)
-    with tempfile.TemporaryDirectory() as folder, Saver(Path(folder), saving, print) as saver:
+    run = Identity("0" * 32, "benchmark")
+    with tempfile.TemporaryDirectory() as folder, Saver(Path(folder), run, saving, print) as saver:
         saver.begin(state)  # as any run: the first copy asks for its memory
         while len(times.pauses) < checkpoints or not times.alone:
             writing, begun = saver.is_writing, time.perf_counter()

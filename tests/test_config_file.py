@@ -1,12 +1,20 @@
 """Settings: what is unknown or wrong is refused with the nearest right one; nothing is lost."""
 
+import math
+import os
+import re
 import subprocess
 import sys
 import tomllib
-from dataclasses import FrozenInstanceError, replace
+import typing
+from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 from pathlib import Path
+from types import NoneType
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from diptych.config_file import (
     differing_keys,
@@ -14,6 +22,7 @@ from diptych.config_file import (
     load_run_config,
     nest,
     overlay,
+    parse_toml,
     read_config_file,
     to_toml,
 )
@@ -42,6 +51,92 @@ def test_awkward_values_survive() -> None:
     assert overlay(RunConfig(), tomllib.loads(to_toml(config)), "text") == config
 
 
+def settings_of(config: object, prefix: str = "") -> dict[str, Any]:
+    """The type of every setting by its dotted name."""
+    types, found = typing.get_type_hints(type(config)), dict[str, Any]()
+    for one in fields(config):  # type: ignore[arg-type]
+        value, name = getattr(config, one.name), f"{prefix}{one.name}"
+        found |= settings_of(value, f"{name}.") if is_dataclass(value) else {name: types[one.name]}
+    return found
+
+
+SETTINGS = settings_of(RunConfig())
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
+PATHS = st.binary(max_size=12).map(lambda raw: os.fsdecode(raw.replace(b"\0", b"")))
+ENDLESS = {"images.max_megapixels", "optimizer.clip_norm", "checkpoint.every_seconds"}
+
+
+def values_of(kind: Any) -> st.SearchStrategy[Any]:
+    """Anything of a type, whether the setting takes it or not."""
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        return st.sampled_from(arguments)
+    if typing.get_origin(kind) is tuple:
+        if arguments[-1] is Ellipsis:
+            return st.lists(values_of(arguments[0]), max_size=4).map(tuple)
+        return st.tuples(*map(values_of, arguments))
+    if arguments:
+        return st.one_of([values_of(one) for one in arguments])
+    plain = {
+        bool: st.booleans(),
+        int: st.integers(),
+        float: st.one_of(st.floats(), st.floats(0, 2), st.floats(0, 1e5), st.integers(0, 9)),
+        str: st.one_of(TEXTS, PATHS),
+        NoneType: st.none(),
+    }
+    return plain[kind]
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_every_setting_survives_its_file_or_is_refused(data: st.DataObject) -> None:
+    """Infinity, subnormals, DEL, quotes, bytes that are no text: whatever a config takes."""
+    names = data.draw(st.lists(st.sampled_from(list(SETTINGS)), min_size=1, max_size=3))
+    given_values = {name: data.draw(values_of(SETTINGS[name]), name) for name in names}
+    try:
+        config = overlay(RunConfig(), nest(given_values), "the command")
+    except ConfigError:
+        return
+    text = to_toml(config).encode().decode()
+    again = overlay(RunConfig(), parse_toml(text, "the file"), "the file")
+    assert flatten(again) == flatten(config)
+    assert to_toml(again) == to_toml(config)
+    for name, value in flatten(config).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float):
+                assert math.isfinite(number) or (number > 0 and name in ENDLESS)
+
+
+FLOATS = [name for name, kind in SETTINGS.items() if "float" in str(kind)]
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_infinity_where_it_means_something_and_no_number_nowhere(name: str, value: float) -> None:
+    kind = SETTINGS[name]
+    shaped: Any = value
+    if typing.get_origin(kind) is tuple:
+        arguments = typing.get_args(kind)
+        shaped = (value,) * (1 if arguments[-1] is Ellipsis else len(arguments))
+    if value == math.inf and name in ENDLESS:
+        config = overlay(RunConfig(), nest({name: shaped}), "here")
+        assert f"{name.rpartition('.')[2]} = inf\n" in to_toml(config)
+        return
+    with pytest.raises(ConfigError, match=re.escape(name)):
+        overlay(RunConfig(), nest({name: shaped}), "here")
+
+
+def test_a_path_of_other_bytes_than_utf_8_survives() -> None:
+    path = os.fsdecode(b"/data/caf\xe9 \xff")
+    text = to_toml(RunConfig(images=ImagesConfig(path=path)))
+    assert 'path = { bytes = "2f646174612f636166e920ff" }' in text
+    again = overlay(RunConfig(), parse_toml(text, "text"), "text")
+    assert os.fsencode(again.images.path) == b"/data/caf\xe9 \xff"
+    for bad in ({"bytes": "xyz"}, {"bytes": 3}, {"other": "00"}, {"bytes": "00"}):
+        with pytest.raises(ConfigError, match=r"images\.path must be a string"):
+            overlay(RunConfig(), {"images": {"path": bad}}, "text")
+
+
 def test_papers_settings_are_the_papers() -> None:
     simclr, moco = recipe_config("simclr", "paper"), recipe_config("moco_v2", "paper")
     assert simclr.optimizer.kind == "lars"
@@ -57,13 +152,15 @@ def test_papers_settings_are_the_papers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("given_settings", "words"),
     [
         ({"optimizr": {"learning_rate": 1.0}}, "no setting optimizr. Did you mean optimizer"),
         ({"optimizer": {"lr": 1.0}}, "no setting optimizer.lr. Did you mean optimizer"),
         ({"optimizer": {"learning_rat": 1.0}}, "Did you mean optimizer.learning_rate"),
         ({"batch_size": 4}, "Did you mean training.batch_size"),
         ({"training": {"epochs": 2.5}}, "training.epochs must be a whole number; got 2.5"),
+        ({"training": {"epochs": 2**63}}, "training.epochs must be a whole number; got 9223"),
+        ({"optimizer": {"clip_norm": 10**400}}, "optimizer.clip_norm must be a number; got 1000"),
         ({"training": {"epochs": True}}, "training.epochs must be a whole number; got True"),
         ({"training": {"channels_last": 1}}, "must be true or false; got 1"),
         ({"training": {"device": "gpu"}}, "'auto' or 'cpu' or 'cuda' or 'mps'; got 'gpu'"),
@@ -77,15 +174,15 @@ def test_papers_settings_are_the_papers() -> None:
         ({"method": {"loss": {"temperature": 0.001}}}, "must be 0.01 or more"),
     ],
 )
-def test_wrong_settings_are_refused(settings: dict[str, object], words: str) -> None:
+def test_wrong_settings_are_refused(given_settings: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        overlay(RunConfig(), settings, "run.toml")
+        overlay(RunConfig(), given_settings, "run.toml")
     assert words in str(caught.value)
     assert str(caught.value).startswith("run.toml: ")
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("given_settings", "words"),
     [
         ({"method": {"key_encoder": {"kind": "twin"}}}, "which needs the key encoder 'shared'"),
         ({"method": {"views": 3, "dictionary": {"kind": "queue"}}}, "method.views above 2 go with"),
@@ -121,9 +218,9 @@ def test_wrong_settings_are_refused(settings: dict[str, object], words: str) -> 
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(
-    settings: dict[str, object], words: str
+    given_settings: dict[str, object], words: str
 ) -> None:
-    config = overlay(RunConfig(), settings, "run.toml")  # each is right by itself
+    config = overlay(RunConfig(), given_settings, "run.toml")  # each is right by itself
     with pytest.raises(ConfigError) as caught:
         require_consistent(config)
     assert words in str(caught.value)

@@ -27,6 +27,7 @@ SET = (
     "PET_MAX_RESTARTS",
     "PET_SHUTDOWN_TIMEOUT",
     "PET_RDZV_BACKEND",
+    "PET_SIGNALS_TO_HANDLE",
     "OMP_NUM_THREADS",
     CURE,
     TELLS,
@@ -98,6 +99,16 @@ def test_what_the_user_says_stays(
     assert in_torchrun(["--max-restarts=9"])["max_restarts"] == 9
     assert in_torchrun([])["shutdown_timeout"] == 7
     assert os.environ[CURE] == "0"
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored() -> None:
+    assert "SIGHUP" in str(in_torchrun([])["signals_to_handle"])
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        prepare([])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert in_torchrun([])["signals_to_handle"] == "SIGTERM,SIGINT,SIGQUIT"
 
 
 def test_several_machines_meet_where_a_lost_one_may_return() -> None:

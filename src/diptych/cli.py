@@ -16,10 +16,10 @@ from diptych.errors import (
     exit_code_of,
     sentence_of,
 )
-from diptych.escaping import write_readably
 from diptych.hardware import shorten_spinning
 from diptych.launch import launch as place_of_process
 from diptych.launch import tell_launcher
+from diptych.outlet import lasting_output
 from diptych.verbs.embedding import embed
 from diptych.verbs.measuring import check_leak, detect, evaluate, rank, report
 from diptych.verbs.preparing import plan, recipes, views
@@ -63,8 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training stopped or for a fault of the program, 74 when a run could not be saved, 128 + n when
     signal n stopped a run, which can then be resumed. docs/exit-codes.md says more.
     """
-    write_readably(sys.stdout)
-    write_readably(sys.stderr)
+    with lasting_output():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
         print(_USAGE, end="")
@@ -84,9 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # outside of training, where there is nothing to save
         print("diptych: interrupted.", file=sys.stderr)
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         sentence = sentence_of(error)
         if sentence is None:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -81,7 +82,7 @@ def parse_toml(text: str, origin: str) -> dict[str, Any]:
     """The settings in a TOML text; ``origin`` is named in errors."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of numbers with too many digits
         raise ConfigError(f"{origin} is not TOML: {error}") from error
 
 
@@ -168,10 +169,12 @@ def _checked(value: Any, wanted: Any, where: str) -> Any:
         if len(value) != len(item_types):
             raise problem
         return tuple(_checked(v, t, where) for v, t in zip(value, item_types, strict=True))
+    if type(value) is int and not -(2**63) <= value < 2**63:  # nor does TOML know larger ones
+        raise problem
     if wanted is float and type(value) is int:
         return float(value)
-    if wanted is str and isinstance(value, Mapping) and [*value] == [_ESCAPED]:
-        return unescaped(_checked(value[_ESCAPED], str, where))
+    if wanted is str:
+        return _checked_text(value, problem)
     if type(value) is not wanted:
         raise problem
     return value
@@ -207,7 +210,23 @@ def _toml_lines(config: object, prefix: str) -> list[str]:
 def _toml_value(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # inf, -inf or nan
     if isinstance(value, str) and not is_text(value):  # a path that is no UTF-8
-        return f"{{ {_ESCAPED} = {json.dumps(escaped(value), ensure_ascii=False)} }}"
-    # JSON writes strings, numbers and booleans as TOML does.
-    return json.dumps(value, ensure_ascii=False)
+        return f"{{ {_ESCAPED} = {_quoted(escaped(value))} }}"
+    return _quoted(value)
+
+
+def _quoted(value: Any) -> str:
+    """JSON writes strings, numbers and booleans as TOML does, but for one character."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _checked_text(value: Any, problem: ConfigError) -> str:
+    r"""A string, or a path that is no UTF-8 as ``{ escaped = "\\xff" }``."""
+    if isinstance(value, Mapping) and value.keys() == {_ESCAPED}:
+        value = value[_ESCAPED]
+        value = unescaped(value) if isinstance(value, str) else None
+    if type(value) is not str or "\0" in value:
+        raise problem
+    return value

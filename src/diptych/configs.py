@@ -5,7 +5,7 @@ steps) is a function elsewhere. The docstrings under the fields are the help tex
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Final, Literal
 
 from diptych.errors import ConfigError
@@ -17,12 +17,25 @@ SMALL_AREA = (0.05, 0.14)  # of multi-crop's small views (SwAV, 2006.09882)
 MOST_CHANNELS: Final = 64
 """Of an image, with images.color = "raw"."""
 
+MOST_SIDE_PIXELS: Final = 4096
+"""Of a view."""
+
 _NO_STORES: Final = ("http:", "https:", "file:", "local:")  # of URLs that checkpoints may have
 
 
 def _require(holds: bool, wanted: str, came: object) -> None:
     if not holds:
         raise ConfigError(f"{wanted}; got {came!r}.")
+
+
+def _require_finite(section: str, config: object, *, but: tuple[str, ...] = ()) -> None:
+    """Refuses what is no number, and infinity except where it means something."""
+    for one in fields(config):  # type: ignore[arg-type]
+        value, name = getattr(config, one.name), f"{section}.{one.name}"
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                endless = one.name in but and number > 0
+                _require(endless, f"{name} must be a finite number", value)
 
 
 def _require_range(name: str, bounds: tuple[float, float], lowest: float) -> None:
@@ -79,6 +92,7 @@ class ImagesConfig:
     given. They may be deleted at any time that no run uses them."""
 
     def __post_init__(self) -> None:
+        _require_finite("images", self, but=("max_megapixels",))
         _require(self.limit is None or self.limit > 0, "images.limit must be positive", self.limit)
         _require(
             self.max_megapixels > 0, "images.max_megapixels must be positive", self.max_megapixels
@@ -155,7 +169,12 @@ class ViewsConfig:
     """Each channel is divided by this; other numbers of channels use the mean of the three."""
 
     def __post_init__(self) -> None:
-        _require(self.side_pixels >= 8, "views.side_pixels must be 8 or more", self.side_pixels)
+        _require_finite("views", self)
+        _require(
+            8 <= self.side_pixels <= MOST_SIDE_PIXELS,
+            f"views.side_pixels must lie between 8 and {MOST_SIDE_PIXELS:,}",
+            self.side_pixels,
+        )
         _require(
             self.threads is None or self.threads > 0, "views.threads must be positive", self.threads
         )
@@ -170,8 +189,8 @@ class ViewsConfig:
             self.small_views,
         )
         _require(
-            self.small_side_pixels is None or self.small_side_pixels >= 8,
-            "views.small_side_pixels must be 8 or more",
+            self.small_side_pixels is None or 8 <= self.small_side_pixels <= MOST_SIDE_PIXELS,
+            f"views.small_side_pixels must lie between 8 and {MOST_SIDE_PIXELS:,}",
             self.small_side_pixels,
         )
         _require(min(self.pixel_std) > 0.0, "views.pixel_std must be positive", self.pixel_std)
@@ -352,6 +371,7 @@ class DictionaryConfig:
     its share of the images and asks the others for theirs, for a bank too large for one."""
 
     def __post_init__(self) -> None:
+        _require_finite("method.dictionary", self)
         _require(self.queue_size > 0, "method.dictionary.queue_size must be positive", self)
         _require(
             self.bank_negatives > 0,
@@ -373,6 +393,7 @@ class KeyEncoderConfig:
     """Of `twin`: the momentum stays, or rises to 1 along half a cosine (MoCo v3, section 4)."""
 
     def __post_init__(self) -> None:
+        _require_finite("method.key_encoder", self)
         _require_probability("method.key_encoder.momentum", self.momentum)
 
 
@@ -400,6 +421,7 @@ class LossConfig:
     """The gradient is multiplied by this; metrics show the plain loss."""
 
     def __post_init__(self) -> None:
+        _require_finite("method.loss", self)
         _require(
             self.temperature >= 0.01,
             "method.loss.temperature must be 0.01 or more",
@@ -445,9 +467,11 @@ class OptimizerConfig:
     adamw_beta: float = 0.999
     """AdamW's second beta: share of the mean squared gradient that is kept."""
     clip_norm: float | None = None
-    """Longest gradient over all weights; longer ones are shortened to it. No bound if not given."""
+    """Longest gradient over all weights; longer ones are shortened to it. No bound if not given;
+    `inf` bounds nothing and shows the length."""
 
     def __post_init__(self) -> None:
+        _require_finite("optimizer", self, but=("clip_norm",))
         _require(
             self.learning_rate > 0, "optimizer.learning_rate must be positive", self.learning_rate
         )
@@ -488,6 +512,7 @@ class ScheduleConfig:
     """Of `step`: what is left of the rate after each drop."""
 
     def __post_init__(self) -> None:
+        _require_finite("schedule", self)
         _require(
             self.warmup_epochs >= 0,
             "schedule.warmup_epochs must not be negative",
@@ -544,6 +569,7 @@ class TrainingConfig:
     `optimizer.learning_rate`, `optimizer.clip_norm` and `schedule`."""
 
     def __post_init__(self) -> None:
+        _require_finite("training", self)
         _require(self.epochs > 0, "training.epochs must be positive", self.epochs)
         _require(self.batch_size > 1, "training.batch_size must be 2 or more", self.batch_size)
         _require(
@@ -557,8 +583,8 @@ class TrainingConfig:
             self.threads,
         )
         _require(
-            self.peer_timeout_seconds > 0,
-            "training.peer_timeout_seconds must be positive",
+            0 < self.peer_timeout_seconds <= 1e7,
+            "training.peer_timeout_seconds must be positive, and at most 10 million",
             self.peer_timeout_seconds,
         )
         _require(
@@ -573,7 +599,8 @@ class CheckpointConfig:
     """When and where a run is saved."""
 
     every_seconds: float = 120.0
-    """Save at the first step that ends this long after the last save, once that is written."""
+    """Save at the first step that ends this long after the last save, once that is written; `inf`
+    saves at the end and at a signal only."""
     keep: int = 2
     """Checkpoints kept; the oldest is deleted after a newer one is complete."""
     asynchronous: bool = True
@@ -583,6 +610,7 @@ class CheckpointConfig:
     run folder's own checkpoints."""
 
     def __post_init__(self) -> None:
+        _require_finite("checkpoint", self, but=("every_seconds",))
         _require(
             self.folder is None
             or (
@@ -649,6 +677,7 @@ class DistillationConfig:
     """The teacher's and the student's logits are divided by this."""
 
     def __post_init__(self) -> None:
+        _require_finite("distillation", self)
         _require(
             0.0 < self.labelled_share <= 1.0,
             "distillation.labelled_share must be above 0 and at most 1",

@@ -7,6 +7,7 @@ DiptychError            anything diptych raises on purpose; the command line pri
 │   └── LostImage       one could be read at the start of training, and now cannot
 ├── RunFolderError      a run folder is missing, occupied, or not what was asked for
 │   ├── DamagedCheckpoint  a checkpoint whose bytes are not those that were written
+│   ├── ForeignCheckpoint  a checkpoint of another run, or of another version of diptych
 │   └── UnreachableFolder  a folder of checkpoints behind a URL does not answer
 ├── FeaturesError       an encoder gives features that are not finite numbers
 ├── EmbeddingsError     embeddings are incomplete, or of other images or another encoder
@@ -15,7 +16,7 @@ DiptychError            anything diptych raises on purpose; the command line pri
 │   └── PeerError       another process of the run differs from the others
 │       ├── LostPeer     one is gone, or does not answer
 │       └── FirstStopped the first one could not go on, and says why
-└── Interrupted         SIGINT or SIGTERM came; the run was saved and can be resumed
+└── Interrupted         SIGINT, SIGTERM or SIGHUP came; the run was saved and can be resumed
 
 Each has the exit code of the command that ends with it: 2 where the user must change something,
 which no restart can mend; 1 where training stopped; 74 where it could not be saved.
@@ -64,6 +65,10 @@ class RunFolderError(DiptychError):
 
 class DamagedCheckpoint(RunFolderError):
     """A checkpoint is incomplete, or its bytes are not the ones that were written."""
+
+
+class ForeignCheckpoint(RunFolderError):
+    """A checkpoint is another run's, or another version's; it is neither read nor replaced."""
 
 
 class UnreachableFolder(RunFolderError, OSError):

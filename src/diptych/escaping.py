@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final
 
 HANDLER: Final = "diptych.readable"
 """Name of the error handler by which `str.encode` writes as ``readable`` does."""
@@ -70,13 +70,6 @@ def openable(path: Path) -> Iterator[str]:
         yield f"/dev/fd/{descriptor}"
     finally:
         os.close(descriptor)
-
-
-def write_readably(stream: TextIO) -> None:
-    """Lets a stream write out what it cannot encode, as a name that is no UTF-8."""
-    reconfigure = getattr(stream, "reconfigure", None)  # a stream of another kind has none
-    if reconfigure is not None:
-        reconfigure(errors=HANDLER)
 
 
 def _written_out(character: str) -> str:

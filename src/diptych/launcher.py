@@ -7,6 +7,7 @@ the user must change, nothing is started again, and the launcher says it once.
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -166,6 +167,8 @@ def prepare(options: Sequence[str]) -> list[str]:
     os.environ.setdefault("PET_MAX_RESTARTS", str(RESTARTS))
     if "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" not in os.environ:
         os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as under nohup: torchrun would not
+        os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGQUIT")
     asked = _parsed(options)
     local = determine_local_world_size(asked.nproc_per_node)
     os.environ.setdefault("OMP_NUM_THREADS", str(divided(available_threads(), local)))

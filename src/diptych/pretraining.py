@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -12,17 +13,26 @@ from typing import Any
 
 from rich.console import Console
 
-from diptych.config_file import SHORT_NAMES, differing_keys, load_run_config, nest, to_toml
+from diptych.config_file import (
+    SHORT_NAMES,
+    differing_keys,
+    flatten,
+    load_run_config,
+    nest,
+    to_toml,
+)
 from diptych.configs import RunConfig, require_divisible, require_equal_parts
 from diptych.errors import ConfigError, NotSaved, RunFolderError
 from diptych.escaping import HANDLER, escaped
 from diptych.hardware import choose_device, divided, use_threads
 from diptych.images.collection import Collection
 from diptych.images.listing import Progress, ignore_progress
+from diptych.images.order import Order
 from diptych.images.sources import open_images, require_there
 from diptych.images.tables.hugging_face import path_of
 from diptych.launch import Launch, advice_on_restarts, restarts_allowed, stop_with_launcher
 from diptych.model.saved import save_encoder, save_head
+from diptych.outlet import outlet
 from diptych.peers import from_first, introduction, joined, leave_together
 from diptych.resolve import (
     Layers,
@@ -33,10 +43,20 @@ from diptych.resolve import (
     resolve,
 )
 from diptych.run_folder import RunFolder, require_writable, write_aside
-from diptych.training.beginning import config_of_beginning, load_beginning
-from diptych.training.checkpoint import list_checkpoints
+from diptych.run_record import (
+    Identity,
+    RunRecord,
+    is_at,
+    load_record,
+    new_identity,
+    write_record,
+)
+from diptych.training.beginning import MAY_DIFFER, config_of_beginning, require_beginning
+from diptych.training.checkpoint import list_checkpoints, require_place_of
+from diptych.training.found_again import found_again
 from diptych.training.loop import train
 from diptych.training.progress import Display
+from diptych.training.same_images import OF_THE_IMAGES, fingerprint_of, require_same_images
 from diptych.training.seen import keep_trained_on
 from diptych.training.state import RunState
 from diptych.training.stores import Place, checkpoint_place
@@ -81,7 +101,7 @@ def pretrain(
         "scale": scale,
     }
     flat |= {name: value for name, value in wanted.items() if value is not None}
-    with Display(Console(quiet=quiet, markup=False)) as display:
+    with Display(Console(file=outlet(sys.stdout), quiet=quiet, markup=False)) as display:
         folder = run_pretraining(
             nest(flat),
             out=None if out is None else Path(out),
@@ -206,10 +226,17 @@ def _overlaid(earlier: RunConfig | None, layers: Layers) -> RunConfig:
 
 def _locate_for_all(out: Path | None, resume: bool, layers: Layers) -> str:
     """Where the run lies and whether it had begun, as JSON."""
-    folder = _locate(out, resume, asked_recipe(layers))
-    begun = folder.config.exists()
+    try:
+        folder = _locate(out, resume, asked_recipe(layers))
+        begun = folder.config.exists()
+    except OSError as error:
+        raise RunFolderError(
+            f"the run folder {out} cannot be looked into: {error.strerror or error}. Mend that, or "
+            "choose another --out."
+        ) from error
     if begun:
         _refuse_other_config(load_run_config(folder.config), layers, folder)
+        load_record(folder)
     return json.dumps({"folder": str(folder.path), "begun": begun})
 
 
@@ -222,27 +249,18 @@ def _settle(
     here: Launch,
     watcher: Watcher,
 ) -> str:
-    """Writes the config of a new run, and which images were skipped."""
-    config, beginning = earlier, asked_beginning(layers)
-    if config is None and beginning is not None:
-        config = config_of_beginning(beginning, layers)
-        load_beginning(beginning)  # while nothing is written yet: it may not be there
-    elif config is None:
-        config, sentence = resolve(
-            layers,
-            image_count=len(collection.train),
-            median_side_pixels=collection.train.median_side_pixels,
-            channels=collection.train.channels,
-        )
-        watcher.say(sentence)
+    """Writes config and record of a new run, and which images were skipped."""
+    if earlier is None:
+        config, record = _new_run(folder, layers, collection, resume, watcher)
+    else:
+        config, record = _known_run(folder, earlier, layers, collection, watcher)
     if here.count > 1:
         require_divisible(config, here.count)
         watcher.say(_sharing(config, here.count))
-    if earlier is None:
-        _look_for_checkpoints(config, folder, resume)
+    _require_alone(folder, record.identity, checkpoint_place(config.checkpoint, folder))
     try:
-        if earlier is None:
-            _begin(folder, config)
+        if config != earlier:
+            _begin(folder, config, record)
         _write_skipped(folder, collection)
     except OSError as error:
         raise NotSaved(
@@ -252,14 +270,68 @@ def _settle(
     return ""
 
 
-def _look_for_checkpoints(config: RunConfig, folder: RunFolder, resume: bool) -> None:
-    """Refuses another run's, and a place that there is not, before a new run begins."""
-    place = checkpoint_place(config.checkpoint, folder)
-    if list_checkpoints(place) and not resume:
-        raise RunFolderError(
-            f"{place} holds checkpoints of a run already. Go on from them by --resume, or choose "
-            "another checkpoint.folder."
+def _new_run(
+    folder: RunFolder, layers: Layers, collection: Collection, resume: bool, watcher: Watcher
+) -> tuple[RunConfig, RunRecord]:
+    """Settings and identity of a run that begins, or of one whose folder was lost."""
+    images, beginning = collection.train, asked_beginning(layers)
+    if beginning is not None:
+        config = config_of_beginning(beginning, layers)
+    else:
+        config, sentence = resolve(
+            layers,
+            image_count=len(images),
+            median_side_pixels=images.median_side_pixels,
+            channels=images.channels,
         )
+        watcher.say(sentence)
+    fingerprint = fingerprint_of(config, images)
+    place = checkpoint_place(config.checkpoint, folder)
+    if list_checkpoints(place):
+        return found_again(config, place, folder, fingerprint, resume=resume, say=watcher.say)
+    if beginning is not None:
+        order = Order(config.seed, len(images), config.training.batch_size)
+        total_steps = config.training.epochs * order.steps_per_epoch
+        require_beginning(beginning, config, fingerprint=fingerprint, total_steps=total_steps)
+    return config, RunRecord(new_identity(folder), fingerprint)
+
+
+def _known_run(
+    folder: RunFolder,
+    earlier: RunConfig,
+    layers: Layers,
+    collection: Collection,
+    watcher: Watcher,
+) -> tuple[RunConfig, RunRecord]:
+    """Settings and identity of a run that goes on, maybe with its images under another path."""
+    config, record = overlay_all(earlier, layers), load_record(folder)
+    require_same_images(record.images, fingerprint_of(config, collection.train))
+    require_place_of(checkpoint_place(config.checkpoint, folder), record.identity)
+    for name in differing_keys(earlier, config):
+        sentence = f"{name} is now {flatten(config)[name]!r}, before {flatten(earlier)[name]!r}."
+        watcher.say(f"The images are the same; {sentence}")
+        record = record.with_moved(sentence)
+    return config, record
+
+
+def _require_alone(folder: RunFolder, run: Identity, place: Place) -> None:
+    """Refuses to go on in two folders with one run whose checkpoints lie in neither."""
+    other = RunFolder(Path(run.begun_as))
+    if place == folder.checkpoints or other.path == folder.path.absolute():
+        return
+    if is_at(other, run) and not _same(other.path, folder.path):
+        raise RunFolderError(
+            f"{place} holds the checkpoints of run {run}, whose folder is still there. Go on with "
+            f"it by --resume --out {run.begun_as}, or begin another with a checkpoint.folder of "
+            "its own."
+        )
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def _sharing(config: RunConfig, processes: int) -> str:
@@ -291,13 +363,16 @@ def _save_networks(folder: RunFolder, state: RunState, config: RunConfig) -> str
 def _refuse_other_config(earlier: RunConfig, layers: Layers, folder: RunFolder) -> None:
     """A run goes on with its own settings only; those that were not given again are its own."""
     asked = overlay_all(earlier, layers)
-    different = differing_keys(earlier, asked)
-    if different:
-        listed = ", ".join(different)
-        raise RunFolderError(
-            f"{folder.path} holds a run with other settings: {listed} differ. Resume it without "
-            "them, or begin a new run in another --out."
-        )
+    different = [name for name in differing_keys(earlier, asked) if name not in OF_THE_IMAGES]
+    if not different:
+        return
+    mend = "begin a new run in another --out"
+    if all(name.startswith(MAY_DIFFER) for name in different):
+        mend = f"begin a new run that goes on from it: --begin-from {folder.path} --out NEW"
+    raise RunFolderError(
+        f"{folder.path} holds a run with other settings: {', '.join(different)} differ. Resume it "
+        f"without them, or {mend}."
+    )
 
 
 def _locate(out: Path | None, resume: bool, recipe: str) -> RunFolder:
@@ -323,7 +398,7 @@ def _locate(out: Path | None, resume: bool, recipe: str) -> RunFolder:
             )
     elif list_checkpoints(folder.checkpoints):
         raise RunFolderError(f"{out} has checkpoints but no config.toml; choose another --out.")
-    elif out.is_dir() and any(not name.name.startswith(".") for name in out.iterdir()):
+    elif out.is_dir() and any(_is_foreign(path, folder) for path in out.iterdir()):
         raise RunFolderError(f"{out} is not empty and holds no run; choose another --out.")
     return folder
 
@@ -334,8 +409,15 @@ def _unused(path: Path) -> Path:
     return next(one for one in chain([path], numbers) if not one.exists())
 
 
-def _begin(folder: RunFolder, config: RunConfig) -> None:
+def _is_foreign(path: Path, folder: RunFolder) -> bool:
+    """Whether something in a run folder was not left there by a run that was about to begin."""
+    return not path.name.startswith(".") and path != folder.record
+
+
+def _begin(folder: RunFolder, config: RunConfig, record: RunRecord) -> None:
+    """Writes what a run is known by, the config last: a folder that has one has begun."""
     folder.path.mkdir(parents=True, exist_ok=True)
+    write_record(folder, record)
     write_aside(folder.config, to_toml(config).encode())
 
 
@@ -346,6 +428,7 @@ def _take_back(folder: RunFolder, checkpoints: Place) -> None:
     """
     if not list_checkpoints(checkpoints):
         folder.config.unlink(missing_ok=True)
+        folder.record.unlink(missing_ok=True)
         folder.skipped.unlink(missing_ok=True)
         folder.trained_on.unlink(missing_ok=True)
 

@@ -24,6 +24,16 @@ class RunFolder:
         return self.path / "config.toml"
 
     @property
+    def record(self) -> Path:
+        """Who the run is: its identity, which its checkpoints repeat; see ``RunRecord``."""
+        return self.path / "run.json"
+
+    @property
+    def trained_on(self) -> Path:
+        """Checksums of the images that it learned from."""
+        return self.path / "trained_on.safetensors"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object a line."""
         return self.path / "metrics.jsonl"
@@ -52,11 +62,6 @@ class RunFolder:
     def head(self) -> Path:
         """The projection head alone, written when training ends."""
         return self.path / "head.safetensors"
-
-    @property
-    def trained_on(self) -> Path:
-        """Checksums of all images that pretraining learned from."""
-        return self.path / "trained_on.safetensors"
 
     @property
     def evaluation(self) -> Path:

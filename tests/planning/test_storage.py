@@ -30,6 +30,7 @@ from diptych.planning.memory import COPY
 from diptych.planning.plan import make_plan
 from diptych.planning.saving import gathered_bytes
 from diptych.planning.storage import checkpoint_bytes, storage
+from diptych.run_record import Identity
 from diptych.training.checkpoint import save_checkpoint
 from diptych.training.host_copy import HostCopy
 from diptych.training.state import RunState
@@ -62,6 +63,8 @@ SHARED = replace(
 )
 CPU = MACHINES["cpu"]
 
+RUN = Identity("0" * 32, "runs/test")
+
 
 def state_after_a_step(config: RunConfig) -> RunState:
     method = build_method(config, image_count=IMAGES).train()
@@ -78,7 +81,7 @@ def test_a_checkpoint_takes_the_bytes_that_one_takes(name: str, tmp_path: Path) 
     config = CONFIGS[name]
     state = state_after_a_step(config)
     scalars = {**state.scalars(), "images": "0" * 64}
-    written = save_checkpoint(tmp_path, state.tensors(), scalars, keep=1)
+    written = save_checkpoint(tmp_path, RUN, state.tensors(), scalars, keep=1)
     on_disk = sum(file.stat().st_size for file in written.iterdir())
     planned = checkpoint_bytes(config, build_on_meta(config, IMAGES))
     tensors = sum(tensor.nbytes for tensor in state.tensors().values())

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from diptych.errors import DamagedCheckpoint
+from diptych.run_record import Identity
 from diptych.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
@@ -18,15 +19,17 @@ from diptych.training.checkpoint import (
     save_checkpoint,
 )
 
+RUN = Identity("0" * 32, "runs/test")
+
 
 def save(folder: Path, step: int, keep: int = 2) -> Path:
     tensors = {"a": torch.full((50,), float(step)), "b": torch.arange(3)}
-    return save_checkpoint(folder, tensors, {"step": step, "seconds": 1.5}, keep=keep)
+    return save_checkpoint(folder, RUN, tensors, {"step": step, "seconds": 1.5}, keep=keep)
 
 
 def newest(folder: Path) -> tuple[int, list[str]]:
     said: list[str] = []
-    found = load_newest(folder, said.append)
+    found = load_newest(folder, RUN, said.append)
     assert found is not None
     tensors, scalars = found
     assert torch.equal(tensors["a"], torch.full((50,), float(scalars["step"])))
@@ -51,7 +54,7 @@ def test_the_last_few_are_kept(tmp_path: Path) -> None:
 
 
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
-    assert load_newest(tmp_path / "nothing", print) is None
+    assert load_newest(tmp_path / "nothing", RUN, print) is None
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
@@ -97,7 +100,7 @@ def test_every_single_flipped_byte_is_noticed(tmp_path: Path) -> None:
 def test_only_damaged_ones_are_an_error(tmp_path: Path) -> None:
     (save(tmp_path, 1) / "state.json").unlink()
     with pytest.raises(DamagedCheckpoint, match="none of the 1 checkpoints"):
-        load_newest(tmp_path, lambda _: None)
+        load_newest(tmp_path, RUN, lambda _: None)
 
 
 def test_leftovers_of_a_killed_run_are_cleared(tmp_path: Path) -> None:

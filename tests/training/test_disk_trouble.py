@@ -21,6 +21,7 @@ from diptych.cli import main
 from diptych.errors import (
     ConfigError,
     FirstStopped,
+    ForeignCheckpoint,
     Interrupted,
     NotSaved,
     RunFolderError,
@@ -28,7 +29,7 @@ from diptych.errors import (
 )
 from diptych.pretraining import run_pretraining
 from diptych.training import saver as saver_module
-from diptych.training.checkpoint import list_checkpoints, load_newest
+from diptych.training.checkpoint import list_checkpoints, load_checkpoint
 from diptych.training.local_store import LocalStore
 from diptych.training.watcher import Silent
 from diptych.views.batches import Batch, ViewBatches
@@ -131,9 +132,8 @@ def full() -> OSError:
 
 
 def state(place: Path | str) -> tuple[int, dict[str, torch.Tensor]]:
-    found = load_newest(place, pytest.fail)
-    assert found is not None
-    return found[1]["step"], found[0]
+    tensors, scalars = load_checkpoint(list_checkpoints(place)[0])
+    return scalars["step"], tensors
 
 
 def assert_same_run(one: Path, other: Path, place: Path | str | None = None) -> None:
@@ -194,6 +194,28 @@ def test_a_disk_that_is_full_at_the_end(
     run("disk/run", resume=True, keep=1)
     assert losses(small_disk / "run")[:5] == losses(folder / "unbroken")[:5]
     assert_same_run(folder / "unbroken", small_disk / "run")
+
+
+def test_a_read_only_disk_is_an_error_in_words(small_disk: Path, folder: Path) -> None:
+    run("disk/run", keep=1)
+    remount = ["mount", "-o", "remount,{}", str(small_disk)]
+    subprocess.run([one.format("ro") for one in remount], check=True)
+    try:
+        for name, resume in (("disk/other", False), ("disk/other", True), ("disk/run", True)):
+            with pytest.raises(NotSaved, match="cannot be written: Read-only file system"):
+                run(name, resume=resume, keep=1)
+        place = str(small_disk / "checkpoints")
+        with pytest.raises(NotSaved, match=r"could not be saved.*Read-only file system"):
+            run("run", folder=place)
+    finally:
+        subprocess.run([one.format("rw") for one in remount], check=True)
+    run("disk/run", resume=True, keep=1)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "images.npz", "images.npz/run"])
+def test_a_folder_that_cannot_be_is_an_error_in_words(name: str, folder: Path) -> None:
+    with pytest.raises((RunFolderError, NotSaved), match=r"cannot be|--out needs a folder"):
+        run(name)
 
 
 @pytest.mark.slow
@@ -261,9 +283,13 @@ def test_a_run_saves_behind_a_url_and_goes_on_from_there(folder: Path) -> None:
     shutil.copytree(folder / "run", folder / "copy")
     run("run", resume=True, folder=url)
     assert_same_run(folder / "unbroken", folder / "run", url)
-    with pytest.raises(RunFolderError, match=rf"{url} holds checkpoints of a run already"):
+    with pytest.raises(ForeignCheckpoint, match=rf"{url} holds checkpoints already, of run"):
         run("another", folder=url)
+    with pytest.raises(RunFolderError, match=r"whose folder is still there.*--out .*run"):
+        run("another", resume=True, folder=url)
+    assert not (folder / "another").exists()
     # Where the machine is lost, and with it the run folder: the same settings suffice.
+    shutil.rmtree(folder / "run")
     run("on another machine", resume=True, folder=url)
     _, ours = state(folder / "unbroken" / "checkpoints")
     _, theirs = state(url)

@@ -17,11 +17,14 @@ import torch
 from torch import nn
 
 from diptych.configs import CheckpointConfig
+from diptych.run_record import Identity
 from diptych.training.checkpoint import list_checkpoints, load_newest
 from diptych.training.saver import Saver
 from diptych.training.state import RunState
 
 KILLS = 24
+
+RUN = Identity("0" * 32, "runs/test")
 
 
 def save_without_end(folder: Path, begun_after: int) -> None:
@@ -29,7 +32,7 @@ def save_without_end(folder: Path, begun_after: int) -> None:
     method: Any = nn.Linear(700, 700)
     state = RunState(method, torch.optim.SGD(method.parameters()), step=begun_after)
     parent = os.getppid()
-    with Saver(folder, CheckpointConfig(every_seconds=0.0), print) as saver:
+    with Saver(folder, RUN, CheckpointConfig(every_seconds=0.0), print) as saver:
         while os.getppid() == parent:  # nobody is left to kill it otherwise
             state.step += 1
             with torch.no_grad():
@@ -55,7 +58,7 @@ def kill_again_and_again(folder: Path) -> None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         cut_off += any(folder.glob(".writing-*"))
-        found = load_newest(folder, sys.exit)  # none is damaged
+        found = load_newest(folder, RUN, sys.exit)  # none is damaged
         if found is None:
             assert step == 0, "all are gone"
             continue

@@ -23,6 +23,7 @@ from diptych.images.sources import from_array
 from diptych.pretraining import pretrain
 from diptych.recipes import recipe_config
 from diptych.run_folder import RunFolder
+from diptych.run_record import load_record
 from diptych.training.candidates import candidates_of
 from diptych.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from diptych.training.ranking import MEASURES, pretext_accuracy, rank_runs
@@ -50,7 +51,8 @@ def spoiled(run: Path, step: int) -> None:
     for name, value in tensors.items():
         if name.startswith("method/network.encoder") and value.ndim > 1:
             value.zero_()
-    save_checkpoint(folder.checkpoints, tensors, {**scalars, "step": step}, keep=5)
+    run_of = load_record(folder).identity
+    save_checkpoint(folder.checkpoints, run_of, tensors, {**scalars, "step": step}, keep=5)
 
 
 def test_a_collapsed_checkpoint_comes_last(run: Path) -> None:

@@ -10,8 +10,14 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from diptych.configs import CheckpointConfig
-from diptych.errors import ConfigError, DamagedCheckpoint, UnreachableFolder
+from diptych.errors import (
+    ConfigError,
+    DamagedCheckpoint,
+    ForeignCheckpoint,
+    UnreachableFolder,
+)
 from diptych.images.remote import connection
+from diptych.run_record import Identity
 from diptych.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
@@ -22,6 +28,8 @@ from diptych.training.stores import open_store
 
 URL = "moody://bucket/run/checkpoints"
 FOLDER = "/bucket/run/checkpoints"
+
+RUN = Identity("0" * 32, "runs/test")
 
 
 class Moody(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
@@ -67,12 +75,12 @@ def moody(monkeypatch: pytest.MonkeyPatch) -> Iterator[Moody]:
 
 def save(step: int, keep: int = 2, url: str = URL) -> str:
     tensors = {"a": torch.full((50,), float(step)), "b": torch.arange(3)}
-    return save_checkpoint(url, tensors, {"step": step, "seconds": 1.5}, keep=keep)
+    return save_checkpoint(url, RUN, tensors, {"step": step, "seconds": 1.5}, keep=keep)
 
 
 def newest() -> tuple[int, list[str]]:
     said: list[str] = []
-    found = load_newest(URL, said.append)
+    found = load_newest(URL, RUN, said.append)
     assert found is not None
     tensors, scalars = found
     assert torch.equal(tensors["a"], torch.full((50,), float(scalars["step"])))
@@ -99,7 +107,7 @@ def test_the_last_few_are_kept() -> None:
 
 
 def test_nothing_there_is_no_error() -> None:
-    assert load_newest(URL, print) is None
+    assert load_newest(URL, RUN, print) is None
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
@@ -161,7 +169,7 @@ def test_a_server_that_fails_is_not_taken_for_damage(what: str) -> None:
     save(2)
     Moody.fails = frozenset({what})
     with pytest.raises(UnreachableFolder, match=r"moody://.*no answer.*Check the address"):
-        load_newest(URL, print)
+        load_newest(URL, RUN, print)
     Moody.fails = frozenset()
     assert newest() == (2, [])
 
@@ -170,7 +178,7 @@ def test_none_good_is_an_error(moody: Moody) -> None:
     save(1)
     moody.rm_file(f"{FOLDER}/step-000000001/state.json")
     with pytest.raises(DamagedCheckpoint, match="none of the 1 checkpoints in moody://"):
-        load_newest(URL, lambda _: None)
+        load_newest(URL, RUN, lambda _: None)
 
 
 @pytest.mark.parametrize("folder", ["https://host/x", "file:///x", "simplecache::s3://x", ""])
@@ -179,3 +187,40 @@ def test_places_that_cannot_be_written_are_refused(folder: str) -> None:
         CheckpointConfig(folder=folder)
     with pytest.raises(ConfigError, match=r"checkpoint\.folder: nothing://x cannot be opened"):
         open_store("nothing://x")
+
+
+def test_another_runs_are_refused_and_kept(moody: Moody) -> None:
+    other = Identity("1" * 32, "runs/other")
+    save(1)
+    scalars = {"step": 2, "seconds": 1.5}
+    with pytest.raises(ForeignCheckpoint, match=r"run, 11111111 .*step-000000001 of run 00000000"):
+        save_checkpoint(URL, other, {"a": torch.ones(2)}, scalars, keep=1)
+    with pytest.raises(ForeignCheckpoint, match="not of this run"):
+        load_newest(URL, other, print)
+    assert list_checkpoints(URL) == [f"{URL}/step-000000001"]
+    assert newest() == (1, [])
+
+
+def test_what_does_not_say_whose_it_is_is_set_aside(moody: Moody) -> None:
+    save(1)
+    save(2)
+    for name in ("manifest.json", "state.json"):
+        moody.pipe_file(f"{FOLDER}/step-000000002/{name}", b"?")
+    assert newest()[0] == 1
+    save(2)
+    assert newest() == (2, [])
+    assert moody.cat_file(f"{FOLDER}/unknown-1-step-000000002/state.json") == b"?"
+    for name in ("manifest.json", "state.json"):
+        moody.pipe_file(f"{FOLDER}/step-000000002/{name}", b"?")
+    save(2)
+    assert moody.exists(f"{FOLDER}/unknown-2-step-000000002/tensors.safetensors")
+
+
+def test_an_old_format_behind_a_url_is_named(moody: Moody) -> None:
+    save(1)
+    file = f"{FOLDER}/step-000000001/manifest.json"
+    moody.pipe_file(file, json.dumps({"format": 1, "files": {}}).encode())
+    with pytest.raises(ForeignCheckpoint, match="an older version of diptych"):
+        save(2)
+    with pytest.raises(ForeignCheckpoint, match="an older version of diptych"):
+        load_newest(URL, RUN, print)

@@ -199,7 +199,7 @@ def test_other_images_are_refused(images: Path, stripes: Stripes, tmp_path: Path
             run(images, tmp_path / "run")
     pixels, labels = stripes(80)
     np.savez(images, images=pixels, labels=labels)
-    with pytest.raises(TrainingError, match="names, sizes or groups differ"):
+    with pytest.raises(TrainingError, match="names, sizes, contents or groups differ"):
         run(images, tmp_path / "run", resume=True)
 
 

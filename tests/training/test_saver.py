@@ -13,6 +13,7 @@ from torch import nn
 
 from diptych.configs import CheckpointConfig
 from diptych.errors import NotSaved, TrainingError
+from diptych.run_record import Identity
 from diptych.training import saver as saver_module
 from diptych.training.checkpoint import (
     list_checkpoints,
@@ -28,6 +29,8 @@ from diptych.training.state import RunState
 
 Write = Callable[..., None]
 WAIT_SECONDS = 60.0
+
+RUN = Identity("0" * 32, "runs/test")
 
 
 @pytest.fixture
@@ -101,7 +104,7 @@ def settled(saver: Saver) -> None:
 def test_beside_and_in_between_the_bytes_are_the_same(state: RunState, tmp_path: Path) -> None:
     for name in ("beside", "between", "last"):
         config = CheckpointConfig(asynchronous=name == "beside")
-        with Saver(tmp_path / name, config, print) as saver:
+        with Saver(tmp_path / name, RUN, config, print) as saver:
             (saver.finish if name == "last" else saver.begin)(state, images="x")
     files = [
         {file.name: file.read_bytes() for file in list_checkpoints(tmp_path / name)[0].iterdir()}
@@ -114,7 +117,7 @@ def test_beside_and_in_between_the_bytes_are_the_same(state: RunState, tmp_path:
 def test_what_is_written_is_the_state_of_that_step(
     state: RunState, tmp_path: Path, gate: Event
 ) -> None:
-    with Saver(tmp_path, CheckpointConfig(every_seconds=0.0), print) as saver:
+    with Saver(tmp_path, RUN, CheckpointConfig(every_seconds=0.0), print) as saver:
         assert saver.is_due()
         before = {name: value.clone() for name, value in state.tensors().items()}
         saver.begin(state)
@@ -135,7 +138,7 @@ def test_what_is_written_is_the_state_of_that_step(
 
 
 def test_the_end_waits_for_the_one_before(state: RunState, tmp_path: Path, gate: Event) -> None:
-    with Saver(tmp_path, CheckpointConfig(), print) as saver:
+    with Saver(tmp_path, RUN, CheckpointConfig(), print) as saver:
         saver.begin(state)
         advance(state)
         gate.set()
@@ -147,7 +150,7 @@ def test_an_error_in_training_waits_for_the_writer(
     state: RunState, tmp_path: Path, gate: Event
 ) -> None:
     def fail() -> None:
-        with Saver(tmp_path, CheckpointConfig(), print) as saver:
+        with Saver(tmp_path, RUN, CheckpointConfig(), print) as saver:
             saver.begin(state)
             gate.set()
             raise ZeroDivisionError
@@ -163,7 +166,7 @@ def test_trouble_is_told_once_and_tried_again_soon(
     now = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     said: list[str] = []
-    with Saver(tmp_path / "c", CheckpointConfig(every_seconds=100.0), said.append) as saver:
+    with Saver(tmp_path / "c", RUN, CheckpointConfig(every_seconds=100.0), said.append) as saver:
         assert not saver.is_due()
         now += 100.0
         assert saver.is_due()
@@ -200,7 +203,7 @@ def test_trouble_is_told_once_and_tried_again_soon(
         now += 99.0
         assert not saver.is_due()
         assert len(said) == 3
-    found = load_newest(tmp_path / "c", print)
+    found = load_newest(tmp_path / "c", RUN, print)
     assert found is not None
     assert found[1]["step"] == 7
 
@@ -208,7 +211,7 @@ def test_trouble_is_told_once_and_tried_again_soon(
 def test_the_end_of_a_run_tries_again_and_then_is_an_error(
     state: RunState, tmp_path: Path, disk: FailingDisk
 ) -> None:
-    with Saver(tmp_path, CheckpointConfig(), print) as saver:
+    with Saver(tmp_path, RUN, CheckpointConfig(), print) as saver:
         saver.begin(state)
         settled(saver)
         disk.error, disk.tries = full(), 0
@@ -224,17 +227,17 @@ def test_the_end_of_a_run_tries_again_and_then_is_an_error(
 def test_a_damaged_checkpoint_is_no_spare(state: RunState, tmp_path: Path) -> None:
     """A run that passed one over keeps as many good ones as it would without it."""
     config = CheckpointConfig(keep=2)
-    with Saver(tmp_path, config, print) as saver:
+    with Saver(tmp_path, RUN, config, print) as saver:
         for _ in range(2):
             saver.finish(state)  # after steps 1 and 2
             advance(state)
     (list_checkpoints(tmp_path)[0] / "tensors.safetensors").write_bytes(b"cut short")
-    found = load_newest(tmp_path, lambda _: None)
+    found = load_newest(tmp_path, RUN, lambda _: None)
     assert found is not None
     assert found[1]["step"] == 1
     state.step = 1
     kept = []
-    with Saver(tmp_path, config, print, resumed_step=1) as saver:
+    with Saver(tmp_path, RUN, config, print, resumed_step=1) as saver:
         for step in (3, 4, 5):  # a clock may let no checkpoint come after step 2 again
             state.step = step
             saver.finish(state)
@@ -244,7 +247,7 @@ def test_a_damaged_checkpoint_is_no_spare(state: RunState, tmp_path: Path) -> No
 
 def test_a_vanished_folder_is_made_anew(state: RunState, tmp_path: Path) -> None:
     place = tmp_path / "run" / "checkpoints"
-    with Saver(place, CheckpointConfig(), pytest.fail) as saver:
+    with Saver(place, RUN, CheckpointConfig(), pytest.fail) as saver:
         saver.begin(state)
         settled(saver)
         (place.parent).rename(tmp_path / "elsewhere")
@@ -260,11 +263,11 @@ def test_other_errors_of_the_thread_reach_training(
     config = CheckpointConfig(every_seconds=0.0, asynchronous=asynchronous)
     match = r"before step 2 could not.*no fault of the disk: ZeroDivisionError: by chance"
     with pytest.raises(TrainingError, match=match) as caught:
-        begin_and_finish(Saver(tmp_path, config, print), state)
+        begin_and_finish(Saver(tmp_path, RUN, config, print), state)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert not isinstance(caught.value, NotSaved)
     with pytest.raises(TrainingError, match=match):  # also where nobody looks before the end
-        begin_and_leave(Saver(tmp_path, config, print), state)
+        begin_and_leave(Saver(tmp_path, RUN, config, print), state)
 
 
 def begin_and_finish(saver: Saver, state: RunState) -> None:
@@ -304,13 +307,15 @@ def test_what_is_gathered_for_it_is_written_without_another_copy(
 ) -> None:
     written = dict[str, torch.Tensor]()
 
-    def note(place: Path, tensors: dict[str, torch.Tensor], *more: Any, **named: Any) -> None:
+    def note(
+        place: Path, run: Identity, tensors: dict[str, torch.Tensor], *more: Any, **named: Any
+    ) -> None:
         written.update(tensors)
-        save_checkpoint(place, tensors, *more, **named)
+        save_checkpoint(place, run, tensors, *more, **named)
 
     monkeypatch.setattr(saver_module, "save_checkpoint", note)
     whole = {"3.weight": torch.full((7, 5), 3.0)}  # in the place of this process's share of it
-    with Saver(tmp_path, CheckpointConfig(), print) as saver:
+    with Saver(tmp_path, RUN, CheckpointConfig(), print) as saver:
         end(saver, state, whole)
     assert written["method/3.weight"].data_ptr() == whole["3.weight"].data_ptr()
     own = {tensor.data_ptr() for tensor in state.named_tensors().values()}
@@ -325,11 +330,13 @@ def test_the_last_checkpoint_is_made_in_the_memory_of_those_before(
 ) -> None:
     places = list[dict[str, int]]()
 
-    def note(place: Path, tensors: dict[str, torch.Tensor], *more: Any, **named: Any) -> None:
+    def note(
+        place: Path, run: Identity, tensors: dict[str, torch.Tensor], *more: Any, **named: Any
+    ) -> None:
         places.append({name: tensor.data_ptr() for name, tensor in tensors.items()})
 
     monkeypatch.setattr(saver_module, "save_checkpoint", note)
-    with Saver(tmp_path, CheckpointConfig(), print) as saver:
+    with Saver(tmp_path, RUN, CheckpointConfig(), print) as saver:
         saver.begin(state)
         saver.finish(state)
     assert len(places) == 2

@@ -6,17 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import safetensors
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
-from diptych.escaping import openable
 from diptych.evaluation.detection_config import DetectionConfig
 from diptych.evaluation.detection_training import Detections
 from diptych.images.boxes import BoxedImages
 from diptych.run_folder import RunFolder, write_aside
+from diptych.tensor_files import UnreadableTensors, read_tensors_and_text
 
 _NAMES = ("counts", "corners", "labels", "scores")
 
@@ -52,13 +50,10 @@ def read_cell(
 ) -> tuple[Detections, list[float], float] | None:
     """Reads a cell; None where there is none, or none that holds together: it is made anew."""
     try:
-        with openable(file) as name:
-            with safetensors.safe_open(name, framework="pt") as opened:
-                header = opened.metadata() or {}
-            tensors = load_file(name)
+        tensors, header = read_tensors_and_text(file)
         losses = [float(loss) for loss in json.loads(header["losses"])]
         seconds = float(json.loads(header["seconds"]))
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+    except (UnreadableTensors, KeyError, ValueError, TypeError):
         return None
     if set(tensors) != set(_NAMES) or not _hold_together(tensors, images, classes):
         return None

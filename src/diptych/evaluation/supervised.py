@@ -5,15 +5,12 @@ import json
 from concurrent.futures import Executor
 from pathlib import Path
 
-import safetensors
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import nn
 
 from diptych.config_file import to_toml
 from diptych.configs import RunConfig, norm_of_batch
-from diptych.escaping import openable
 from diptych.evaluation.classifying import Classifier, on_top_of, train_on_labels
 from diptych.evaluation.labelled import Labelled
 from diptych.hardware import choose_device, views_device
@@ -24,6 +21,7 @@ from diptych.model.saved import PretrainedEncoder, load_encoder
 from diptych.optimization.optimizers import build_optimizer
 from diptych.optimization.schedules import learning_rate, peak_learning_rate
 from diptych.run_folder import RunFolder, write_aside
+from diptych.tensor_files import UnreadableTensors, read_tensors_and_text
 from diptych.views.batches import ViewBatches
 
 
@@ -126,8 +124,6 @@ def _fingerprint(config: RunConfig, labelled: Labelled) -> str:
 def _fingerprint_of(file: Path) -> str | None:
     """What a kept encoder was trained on; None where there is none that can be read."""
     try:
-        with openable(file) as name, safetensors.safe_open(name, framework="pt") as header:
-            found: str | None = (header.metadata() or {}).get("labels")
-    except (SafetensorError, OSError):
+        return read_tensors_and_text(file)[1].get("labels")
+    except UnreadableTensors:
         return None
-    return found

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import save
 
 from diptych.errors import RunFolderError
-from diptych.escaping import openable
 from diptych.images.collection import ImageSet
 from diptych.run_folder import write_aside
+from diptych.tensor_files import UnreadableTensors, read_tensors_and_text
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,11 @@ def load_trained_on(path: Path) -> TrainedOn | None:
     if not path.exists():
         return None
     try:
-        with openable(path) as name, safetensors.safe_open(name, framework="pt") as file:
-            found = file.get_tensor("checksums")
-            labels_used = json.loads((file.metadata() or {}).get("labels_used", "false"))
+        tensors, texts = read_tensors_and_text(path)
+        found, labels_used = tensors["checksums"], json.loads(texts.get("labels_used", "false"))
         if found.dtype != torch.int64 or found.ndim != 2 or found.shape[1] != 2:
             raise ValueError(f"checksums of {found.dtype} and shape {tuple(found.shape)}")
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (UnreadableTensors, ValueError, KeyError) as error:
         raise RunFolderError(
             f"{path}, which says what images the run learned from, is damaged: {error}. Restore "
             "it; without the file it is not known whether the run saw the images it is measured on."

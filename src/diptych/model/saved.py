@@ -5,20 +5,18 @@ The head is a file of its own beside it: fine-tuning may begin at its first laye
 
 from pathlib import Path
 
-import safetensors
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from diptych.config_file import overlay, parse_toml, to_toml
 from diptych.configs import RunConfig
 from diptych.errors import RunFolderError
-from diptych.escaping import openable
 from diptych.model.encoders import build_encoder, count_features
 from diptych.model.heads import build_head, first_layers
 from diptych.model.norms import use_norm
 from diptych.run_folder import RunFolder, write_aside
+from diptych.tensor_files import UnreadableTensors, read_tensors, read_tensors_and_text
 
 
 class PretrainedEncoder(nn.Module):
@@ -73,15 +71,17 @@ def load_encoder(run: str | Path | RunFolder, *, head_layers: int = 0) -> Pretra
             "run goes on with `diptych pretrain --resume --out RUN`."
         )
     try:
-        with openable(file) as name:
-            with safetensors.safe_open(name, framework="pt") as header:
-                text = (header.metadata() or {}).get("config", "")
-            weights = load_file(name)
-    except (SafetensorError, OSError) as error:
-        raise RunFolderError(f"{file} is damaged: {error}") from error
+        weights, texts = read_tensors_and_text(file)
+    except UnreadableTensors as error:
+        raise RunFolderError(
+            f"{file} is damaged: {error}. Restore it; `diptych pretrain --resume --out RUN` writes "
+            "it again where the checkpoints of the run are kept."
+        ) from error
+    text = texts.get("config", "")
     if not text:
         raise RunFolderError(f"{file} is not an encoder of diptych: its header has no config.")
     config = overlay(RunConfig(), parse_toml(text, str(file)), str(file))
+    _require_room(config, weights, file)
     network = untrained_encoder(config)
     _fill(network, weights, file)
     if head_layers:
@@ -138,20 +138,59 @@ def _load_head(file: Path, encoder: nn.Module, config: RunConfig) -> nn.Module:
             f"{file} is a student's classifier and has no hidden layers; use the encoder alone."
         )
     try:
-        with openable(file) as name:
-            weights = load_file(name)
-    except (SafetensorError, OSError) as error:
-        raise RunFolderError(f"{file} is missing or damaged: {error}") from error
+        weights = read_tensors(file)
+    except UnreadableTensors as error:
+        raise RunFolderError(f"{file} is missing or damaged: {error}. Restore it.") from error
     features = count_features(
         encoder, channels=config.images.channels, side_pixels=config.views.side_pixels
     )
+    with torch.device("meta"):
+        room = use_norm(build_head(config.head, features=features, seed=config.seed), config.norm)
+    _require_alike(room, weights, file)
     head = use_norm(build_head(config.head, features=features, seed=config.seed), config.norm)
     _fill(head, weights, file)
     return head
 
 
-def _fill(network: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
+def _require_room(config: RunConfig, weights: dict[str, Tensor], file: Path) -> None:
+    """Refuses weights of another network than the config says, before memory is taken for one.
+
+    Whatever the config says, no more is taken than the file is large.
+    """
+    if sum(config.encoder.stage_blocks) > max(
+        len(weights), 3
+    ):  # three: of other networks than ours
+        raise RunFolderError(_misfit(file, "more blocks than tensors"))
     try:
-        network.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise RunFolderError(f"{file} does not fit its own config: {error}") from error
+        with torch.device("meta"):
+            network = untrained_encoder(config)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise RunFolderError(_misfit(file, str(error).partition("\n")[0])) from error
+    _require_alike(network, weights, file)
+
+
+def _require_alike(network: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
+    """Refuses weights whose names, shapes or types are not those of a network."""
+    wanted = {name: (one.shape, one.dtype) for name, one in network.state_dict().items()}
+    came = {name: (one.shape, one.dtype) for name, one in weights.items()}
+    for name in [*wanted, *came]:
+        if wanted.get(name) != came.get(name):
+            there = _form(*came[name]) if name in came else "missing"
+            needed = _form(*wanted[name]) if name in wanted else "not needed"
+            raise RunFolderError(_misfit(file, f"{name} is {there} there, {needed} here"))
+
+
+def _form(shape: torch.Size, kind: torch.dtype) -> str:
+    return f"{tuple(shape)} of {kind}"
+
+
+def _misfit(file: Path, what: str) -> str:
+    return (
+        f"{file} does not fit the config in its own header: {what}. It was written by another "
+        "version of diptych, or changed since; restore it."
+    )
+
+
+def _fill(network: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
+    _require_alike(network, weights, file)
+    network.load_state_dict(weights, strict=True)

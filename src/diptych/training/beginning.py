@@ -6,21 +6,24 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from diptych.config_file import differing_keys, load_run_config
+from diptych.config_file import differing_keys, flatten, load_run_config, nest, overlay
 from diptych.configs import RunConfig, require_consistent
 from diptych.errors import ConfigError, RunFolderError
 from diptych.resolve import Layers, overlay_all
 from diptych.run_folder import RunFolder
+from diptych.run_record import load_record
 from diptych.training.checkpoint import (
-    list_checkpoints,
     load_checkpoint,
+    own_checkpoints,
     step_of_place,
     steps_in,
 )
+from diptych.training.same_images import OF_THE_IMAGES, require_same_images
 from diptych.training.stores import checkpoint_place
 
 MAY_DIFFER: Final = (
     "checkpoint.",
+    *OF_THE_IMAGES,
     "method.key_encoder.momentum",
     "optimizer.clip_norm",
     "optimizer.learning_rate",
@@ -41,7 +44,11 @@ MAY_DIFFER: Final = (
     "views.threads",
 )
 """Settings by dotted name, or sections. All others decide what a saved tensor means, or which
-images a step sees."""
+images a step sees; of where the images lie and how they are grouped, their fingerprint decides."""
+
+ITS_OWN: Final = ("checkpoint.folder", "probe.profile_steps", "training.begin_from")
+"""Settings that belong to the run that they were given to, and to none that begins from it: where
+its checkpoints lie, what it traced, where it began itself."""
 
 
 def split_beginning(text: str) -> tuple[RunFolder, int | None]:
@@ -58,6 +65,12 @@ def split_beginning(text: str) -> tuple[RunFolder, int | None]:
     return RunFolder(Path(text)), None
 
 
+def without_its_own(config: RunConfig) -> RunConfig:
+    """The settings of a run that another one may inherit."""
+    default = flatten(RunConfig())
+    return overlay(config, nest({name: default[name] for name in ITS_OWN}), "the defaults")
+
+
 def config_of_beginning(beginning: str, layers: Layers) -> RunConfig:
     """The config of the run that is begun from, with the layers on top.
 
@@ -65,7 +78,7 @@ def config_of_beginning(beginning: str, layers: Layers) -> RunConfig:
         ConfigError: there is no such run, or a setting differs that may not.
     """
     folder, _ = split_beginning(beginning)
-    earlier = load_run_config(folder.config)
+    earlier = without_its_own(load_run_config(folder.config))
     asked = overlay_all(earlier, layers)
     fixed = [name for name in differing_keys(earlier, asked) if not name.startswith(MAY_DIFFER)]
     if fixed:
@@ -82,12 +95,12 @@ def load_beginning(beginning: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and scalars of the checkpoint that ``training.begin_from`` names.
 
     Raises:
-        RunFolderError: there is no such checkpoint.
+        RunFolderError: there is no such checkpoint of that run.
         DamagedCheckpoint: it is not as it was written.
     """
     folder, step = split_beginning(beginning)
     place = checkpoint_place(load_run_config(folder.config).checkpoint, folder)
-    kept = list_checkpoints(place)
+    kept = own_checkpoints(place, load_record(folder).identity)
     wanted = [one for one in kept if step is None or step_of_place(one) == step]
     if not wanted:
         raise RunFolderError(
@@ -95,3 +108,31 @@ def load_beginning(beginning: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"there are those after steps: {steps_in(kept) or 'none'}."
         )
     return load_checkpoint(wanted[0])
+
+
+def require_beginning(
+    beginning: str, config: RunConfig, *, fingerprint: str, total_steps: int
+) -> None:
+    """Refuses what a new run cannot begin from, before anything of it is written.
+
+    Args:
+        beginning: ``training.begin_from``.
+        config: of the new run.
+        fingerprint: of its images.
+        total_steps: that it has.
+
+    Raises:
+        RunFolderError, DamagedCheckpoint: there is no good checkpoint.
+        TrainingError: it is of other images.
+        ConfigError: no step is left.
+    """
+    _, scalars = load_beginning(beginning)
+    require_same_images(scalars.get("images"), fingerprint)
+    if (done := int(scalars["step"])) >= total_steps:
+        epochs = config.training.epochs
+        raise ConfigError(
+            f"training.begin_from = {beginning!r} stands after step {done}, and training.epochs = "
+            f"{epochs} ends at step {total_steps}: nothing is left to learn. Give more epochs, as "
+            f"--epochs {2 * epochs * -(-done // total_steps)}, or begin at an earlier checkpoint, "
+            "RUN@STEP."
+        )

@@ -14,7 +14,8 @@ from diptych.hardware import choose_device
 from diptych.model.saved import load_encoder, load_head, untrained_encoder
 from diptych.model.twin import Twin
 from diptych.run_folder import RunFolder
-from diptych.training.checkpoint import list_checkpoints, load_checkpoint
+from diptych.run_record import load_record
+from diptych.training.checkpoint import list_checkpoints, load_checkpoint, own_checkpoints
 from diptych.training.leak import method_of
 from diptych.training.stores import Place, checkpoint_place
 
@@ -50,7 +51,7 @@ def candidates_of(folder: RunFolder, config: RunConfig, *, every: bool) -> Itera
     Raises:
         RunFolderError: there is neither a good checkpoint nor an encoder.
     """
-    good = _good(checkpoint_place(config.checkpoint, folder))
+    good = _good(checkpoint_place(config.checkpoint, folder), folder)
     newest = next(good, None)
     if newest is None:
         yield _from_files(folder, config)
@@ -59,9 +60,11 @@ def candidates_of(folder: RunFolder, config: RunConfig, *, every: bool) -> Itera
         yield _from_checkpoint(folder, config, path)
 
 
-def _good(place: Place) -> Iterator[Place]:
-    """Checkpoints whose bytes are right, newest first."""
-    for path in list_checkpoints(place):
+def _good(place: Place, folder: RunFolder) -> Iterator[Place]:
+    """Checkpoints of a run whose bytes are right, newest first."""
+    if not list_checkpoints(place):  # an encoder alone needs no record of the run
+        return
+    for path in own_checkpoints(place, load_record(folder).identity):
         try:
             load_checkpoint(path)
         except DamagedCheckpoint:
@@ -76,7 +79,10 @@ def _from_checkpoint(folder: RunFolder, config: RunConfig, path: Place) -> Candi
         method = method_of(tensors, config).to(device).eval()
         return Candidate(folder.path, int(scalars["step"]), config, method.encoder, method)
     encoder = untrained_encoder(config)
-    encoder.load_state_dict(_below("method/network.encoder.", tensors))
+    try:
+        encoder.load_state_dict(_below("method/network.encoder.", tensors))
+    except RuntimeError as error:
+        raise DamagedCheckpoint(f"{path} is of another network: {error}") from error
     return Candidate(folder.path, int(scalars["step"]), config, encoder.to(device).eval(), None)
 
 

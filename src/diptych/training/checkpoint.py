@@ -3,6 +3,9 @@
 A checkpoint is a folder ``step-000000123`` on a disk or behind a URL. A store makes it appear when
 it is complete, so one with that name is whole unless something damaged it, which the checksums
 tell. The newest is the one of the most steps; no clock is asked. Nothing is ever unpickled.
+
+Each says which run wrote it. Another run's is never read in the place of an own one, and never
+counted, replaced or deleted.
 """
 
 import errno
@@ -13,38 +16,48 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from diptych.errors import DamagedCheckpoint, UnreachableFolder
-from diptych.escaping import openable
+from diptych.errors import DamagedCheckpoint, ForeignCheckpoint, UnreachableFolder
+from diptych.run_record import Identity, identity_in
+from diptych.tensor_files import UnreadableTensors, read_tensors
 from diptych.training.checkpoint_names import MANIFEST, SCALARS, TENSORS, name_of, step_of
+from diptych.training.manifest import (
+    MOST_SCALARS_BYTES,
+    Description,
+    Manifest,
+    Origin,
+    describe_file,
+    json_object,
+    make_manifest,
+    origin_of,
+    read_manifest,
+)
 from diptych.training.stores import Place, Store, open_store
 from diptych.training.tensor_file import Piece, tensor_pieces
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
-_MOST_MANIFEST_BYTES: Final = 2**16
+_MOST_SECONDS: Final = 1e12  # thirty thousand years
 PlaceT = TypeVar("PlaceT", bound=Place)
-Description = dict[str, str | int]
-"""The size and the checksum of a file."""
 
 
 def save_checkpoint(
     place: PlaceT,
+    run: Identity,
     tensors: Mapping[str, Tensor],
     scalars: Mapping[str, Any],
     *,
     keep: int,
     passed_over: Collection[int] = (),
 ) -> PlaceT:
-    """Writes a checkpoint, then deletes all but the ``keep`` newest.
+    """Writes a checkpoint, then deletes all of the run but the ``keep`` newest.
 
     Where the disk is too full for one more, the oldest are deleted first, as long as one stays that
     is good: a new checkpoint is worth more than a spare.
 
     Args:
         place: a folder, or a URL of one, that holds the checkpoints of the run.
+        run: that it is of.
         tensors: contiguous, on the CPU, by name.
         scalars: JSON values; ``step`` names the checkpoint.
         keep: how many to keep, 1 or more.
@@ -54,24 +67,73 @@ def save_checkpoint(
         The new checkpoint's place.
 
     Raises:
+        ForeignCheckpoint: another run's is there, and stays as it is.
         OSError: it could not be written. Nothing of it is left, and a good older one stays.
     """
     store, name = open_store(place), name_of(scalars["step"])
     files: dict[str, Sequence[Piece]] = {
         TENSORS: tensor_pieces(tensors),
-        SCALARS: [json.dumps(scalars).encode()],
+        SCALARS: [json.dumps({**scalars, "run": run.as_json()}).encode()],
     }
     described = {file: _describe(pieces) for file, pieces in files.items()}
-    files[MANIFEST] = [json.dumps({"format": 1, "files": described}, indent=1).encode()]
+    files[MANIFEST] = [make_manifest(run, described)]
+    require_place_of(place, run)
     store.sweep()
-    _write_making_room(store, name, files)
+    if name in store.names() and origin_of(store, name).is_unknown:
+        store.set_aside(name)
+    _write_making_room(store, run, name, files)
     with suppress(OSError):  # they go next time
-        _remove_old(store, name, keep, passed_over)
+        _remove_old(store, run, name, keep, passed_over)
     return _within(place, name)
 
 
+def require_place_of(place: Place, run: Identity) -> None:
+    """Refuses a place that holds checkpoints which are not a run's.
+
+    Raises:
+        ForeignCheckpoint: names both runs.
+        UnreachableFolder: a server does not answer.
+    """
+    foreign = {
+        str(origin): name
+        for name, origin in origins(place).items()
+        if not origin.is_of(run) and not origin.is_unknown
+    }
+    if foreign:
+        listed = " and ".join(f"{name} of {origin}" for origin, name in foreign.items())
+        raise ForeignCheckpoint(
+            f"{place} holds checkpoints that are not of this run, {run}: {listed}. A place of "
+            "checkpoints belongs to one run, and nothing there was touched. Move the others away, "
+            "or give a run a checkpoint.folder of its own."
+        )
+
+
+def origins(place: Place) -> dict[str, Origin]:
+    """Where the checkpoints in a place come from, by their names, newest first.
+
+    Raises:
+        UnreachableFolder: a server does not answer.
+    """
+    store = open_store(place)
+    return {name: origin_of(store, name) for name in _newest_first(store)}
+
+
+def own_checkpoints(place: PlaceT, run: Identity) -> list[PlaceT]:
+    """Those that a run wrote, newest first, and what is left of damaged ones.
+
+    Raises:
+        ForeignCheckpoint: there are others, and none of the run.
+        UnreachableFolder: a server does not answer.
+    """
+    found = origins(place)
+    own = [name for name, origin in found.items() if origin.is_of(run) or origin.is_unknown]
+    if found and not own:
+        require_place_of(place, run)
+    return [_within(place, name) for name in own]
+
+
 def list_checkpoints(place: PlaceT) -> list[PlaceT]:
-    """The checkpoints in a folder or behind its URL, newest first.
+    """The checkpoints in a folder or behind its URL, whosever they are, newest first.
 
     Raises:
         UnreachableFolder: a server does not answer.
@@ -92,12 +154,13 @@ def step_of_place(checkpoint: Place) -> int:
 
 
 def load_newest(
-    place: Place, on_damage: Callable[[str], None]
+    place: Place, run: Identity, on_damage: Callable[[str], None]
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Loads the newest good checkpoint.
+    """Loads the newest good checkpoint of a run.
 
     Args:
         place: a folder, or a URL of one, that holds the checkpoints of the run.
+        run: whose; others are not read.
         on_damage: told of each newer one that is damaged and passed over.
 
     Returns:
@@ -105,9 +168,10 @@ def load_newest(
 
     Raises:
         DamagedCheckpoint: there are checkpoints, but none is good.
+        ForeignCheckpoint: there are checkpoints, but none of this run.
         UnreachableFolder: a server does not answer.
     """
-    checkpoints = list_checkpoints(place)
+    checkpoints = own_checkpoints(place, run)
     for checkpoint in checkpoints:
         try:
             return load_checkpoint(checkpoint)
@@ -125,45 +189,52 @@ def load_checkpoint(checkpoint: Place) -> tuple[dict[str, Tensor], dict[str, Any
     """Loads one checkpoint after comparing its bytes with the manifest.
 
     Raises:
-        DamagedCheckpoint: a file is missing, or its bytes are not those that were written.
+        DamagedCheckpoint: a file is missing, its bytes are not those that were written, or what it
+            says is not what a checkpoint of that name holds.
+        ForeignCheckpoint: another version of diptych wrote it.
         UnreachableFolder: a server does not answer.
     """
     store, name = _store_of(checkpoint)
     with _damage_in_words(checkpoint):
-        described = _read_manifest(store, name)
-        with _good_copy(store, name, TENSORS, described) as path, openable(path) as there:
-            tensors = load_file(there)
-        with _good_copy(store, name, SCALARS, described) as path:
-            return tensors, json.loads(path.read_bytes())
+        manifest = read_manifest(store, name)
+        with _good_copy(store, name, TENSORS, manifest) as path:
+            tensors = read_tensors(path)
+        with _good_copy(store, name, SCALARS, manifest) as path:
+            return tensors, _scalars(path.read_bytes(), name, manifest)
+
+
+def _scalars(text: bytes, name: str, manifest: Manifest) -> dict[str, Any]:
+    """The numbers of a checkpoint, those that each has in their right types."""
+    scalars = json_object(text, f"{SCALARS} of {name}", MOST_SCALARS_BYTES)
+    run, step, seconds = (scalars.get(one) for one in ("run", "step", "seconds"))
+    if identity_in(run) != manifest.run:
+        raise DamagedCheckpoint(f"{SCALARS} of {name} is of another run than its manifest")
+    if type(step) is not int or step != step_of(name):
+        raise DamagedCheckpoint(f"{SCALARS} of {name} says step {step!r}")
+    if type(seconds) not in (int, float) or not 0 <= cast(float, seconds) < _MOST_SECONDS:
+        raise DamagedCheckpoint(f"{SCALARS} of {name} says seconds {seconds!r}")
+    return {key: value for key, value in scalars.items() if key != "run"}
 
 
 def _is_good(store: Store, name: str) -> bool:
     """Whether a checkpoint's bytes are those that were written."""
     try:
         with _damage_in_words(name):
-            described = _read_manifest(store, name)
+            manifest = read_manifest(store, name)
             for file in (TENSORS, SCALARS):
-                with _good_copy(store, name, file, described):
+                with _good_copy(store, name, file, manifest):
                     pass
-    except DamagedCheckpoint:
+    except (DamagedCheckpoint, ForeignCheckpoint):
         return False
     return True
 
 
-def _read_manifest(store: Store, name: str) -> dict[str, Description]:
-    with store.local_copy(name, MANIFEST, _MOST_MANIFEST_BYTES) as path:
-        described: dict[str, Description] = json.loads(path.read_bytes())["files"]
-        return described
-
-
 @contextmanager
-def _good_copy(
-    store: Store, name: str, file: str, described: Mapping[str, Description]
-) -> Iterator[Path]:
+def _good_copy(store: Store, name: str, file: str, manifest: Manifest) -> Iterator[Path]:
     """A path of a file whose bytes are those that the manifest describes."""
-    wanted = described[file]
+    wanted = manifest.files[file]
     with store.local_copy(name, file, int(wanted["bytes"])) as path:
-        if _describe_file(path) != wanted:
+        if describe_file(path) != wanted:
             raise DamagedCheckpoint(f"{file} of {name} is damaged: its checksum differs.")
         yield path
 
@@ -172,24 +243,26 @@ def _good_copy(
 def _damage_in_words(checkpoint: Place) -> Iterator[None]:
     try:
         yield
-    except UnreachableFolder:
+    except (UnreachableFolder, ForeignCheckpoint):
         raise
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, DamagedCheckpoint, UnreadableTensors) as error:
         raise DamagedCheckpoint(f"{checkpoint} is damaged: {error}") from error
 
 
-def _write_making_room(store: Store, name: str, files: Mapping[str, Sequence[Piece]]) -> None:
+def _write_making_room(
+    store: Store, run: Identity, name: str, files: Mapping[str, Sequence[Piece]]
+) -> None:
     while True:
         try:
             return store.write(name, files)
         except OSError as error:
-            if error.errno not in _FULL or not _free_oldest(store):
+            if error.errno not in _FULL or not _free_oldest(store, run):
                 raise
 
 
-def _free_oldest(store: Store) -> bool:
-    """Removes the oldest checkpoint besides the newest good one; False if there is no such."""
-    names = _newest_first(store)
+def _free_oldest(store: Store, run: Identity) -> bool:
+    """Removes the run's oldest besides its newest good one; False if there is no such."""
+    names = _own_names(store, run)
     good = next((name for name in names if _is_good(store, name)), None)
     spare = [name for name in names if name != good]
     if good is None or not spare:
@@ -198,17 +271,24 @@ def _free_oldest(store: Store) -> bool:
     return True
 
 
-def _remove_old(store: Store, written: str, keep: int, passed_over: Collection[int]) -> None:
+def _remove_old(
+    store: Store, run: Identity, written: str, keep: int, passed_over: Collection[int]
+) -> None:
     """Removes what is older than the oldest to be kept, counted from the one just written.
 
     Those of later steps are damaged ones that the run passed over when it resumed; they are
     replaced when it comes there again.
     """
-    names = _newest_first(store)
+    names = _own_names(store, run)
     here = names[names.index(written) :]
     good = [name for name in here if name == written or step_of(name) not in passed_over]
     for old in here[here.index(good[:keep][-1]) + 1 :]:
         store.remove(old)
+
+
+def _own_names(store: Store, run: Identity) -> list[str]:
+    """The checkpoints that a run wrote, newest first."""
+    return [name for name in _newest_first(store) if origin_of(store, name).is_of(run)]
 
 
 def _newest_first(store: Store) -> list[str]:
@@ -234,8 +314,3 @@ def _describe(pieces: Iterable[Piece]) -> Description:
         digest.update(piece)
         size += len(piece)
     return {"sha256": digest.hexdigest(), "bytes": size}
-
-
-def _describe_file(path: Path) -> Description:
-    with open(path, "rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": file.tell()}

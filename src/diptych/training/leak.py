@@ -31,6 +31,7 @@ from diptych.images.order import Order
 from diptych.images.sources import open_images
 from diptych.model.norms import SplitBatchNorm, frozen_statistics
 from diptych.run_folder import RunFolder, write_aside
+from diptych.run_record import load_record
 from diptych.training.checkpoint import load_newest
 from diptych.training.stores import checkpoint_place
 from diptych.views.batches import Batch, ViewBatches
@@ -149,7 +150,8 @@ def load_trained_method(folder: RunFolder, config: RunConfig) -> Method:
         RunFolderError: there is no checkpoint, or it is one of a student.
         DamagedCheckpoint: there are some, but none is good.
     """
-    found = load_newest(checkpoint_place(config.checkpoint, folder), lambda why: None)
+    place = checkpoint_place(config.checkpoint, folder)
+    found = load_newest(place, load_record(folder).identity, lambda why: None)
     if found is None:
         raise RunFolderError(f"{folder.path} has no checkpoint. Wanted the folder of a run.")
     if config.distillation.teacher is not None:

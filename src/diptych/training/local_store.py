@@ -3,8 +3,9 @@
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -39,29 +40,46 @@ class LocalStore:
             for file, pieces in files.items():
                 _write_synced(aside / file, pieces)
             sync_folder(aside)
-            if final.exists():
-                shutil.rmtree(final)
+            _delete(final)
             os.rename(aside, final)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)  # what cannot go now is swept later
+            with suppress(OSError):
+                _delete(aside)  # what cannot go now is swept later
             raise
         sync_folder(self.folder)
 
     @contextmanager
     def local_copy(self, name: str, file: str, most_bytes: int) -> Iterator[Path]:
         """The file itself, whatever its size."""
-        yield self.folder / name / file
+        path = self.folder / name / file
+        if not path.is_file():  # nor what never ends when it is read, as a pipe
+            raise FileNotFoundError(f"{path} is missing")
+        yield path
+
+    def set_aside(self, name: str) -> None:
+        """Renames it."""
+        numbers = (f"unknown-{number}-{name}" for number in count(1))
+        free = next(one for one in numbers if not os.path.lexists(self.folder / one))
+        os.rename(self.folder / name, self.folder / free)
 
     def remove(self, name: str) -> None:
         """Renames it, so that no half of it is taken for a checkpoint, and deletes it."""
         aside = self.folder / f"{_ASIDE}{name}"
         os.rename(self.folder / name, aside)
-        shutil.rmtree(aside)
+        _delete(aside)
 
     def sweep(self) -> None:
         """Deletes what lies aside."""
         for leftover in self.folder.glob(f"{_ASIDE}*"):
-            shutil.rmtree(leftover)
+            _delete(leftover)
+
+
+def _delete(path: Path) -> None:
+    """Deletes a folder if there is one; of a link or a file, the name alone."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def _write_synced(path: Path, pieces: Sequence[Piece]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diptych.config_file import to_toml
 from diptych.configs import RunConfig
 from diptych.contrast.dictionaries import full_size
 from diptych.contrast.sharded_bank import whole_banks
@@ -27,6 +28,7 @@ from diptych.images.order import Order
 from diptych.optimization.schedules import learning_rate, peak_learning_rate, twin_momentum
 from diptych.peers import from_first, leave_together, who_is_missing
 from diptych.run_folder import RunFolder
+from diptych.run_record import load_record
 from diptych.stopwatch import Stopwatch, watch
 from diptych.training.health import HealthProbe, build_probe
 from diptych.training.in_step import require_in_step
@@ -35,6 +37,7 @@ from diptych.training.memory import keep_freed_memory
 from diptych.training.opening import build_state, keep_config, not_finite, open_log, restore
 from diptych.training.profiling import profiled
 from diptych.training.run_log import RunLog
+from diptych.training.same_images import fingerprint_of
 from diptych.training.saver import Saver
 from diptych.training.seen import uses_labels
 from diptych.training.signals import collected_signals, interruption
@@ -69,7 +72,7 @@ def train(
 
     Raises:
         TrainingError: the loss or a weight is not a finite number; the last checkpoint is good.
-        Interrupted: SIGINT or SIGTERM came to one of the processes; a checkpoint was written first.
+        Interrupted: a signal came to one of the processes; a checkpoint was written first.
         PeerError: another process is gone, or holds other weights; the last checkpoint is good.
         NotSaved: at the end, or when a signal came, the run could not be saved.
         DamagedCheckpoint: there are checkpoints, but none is good or of these images.
@@ -82,11 +85,11 @@ def train(
         _require_labels(images)
     group_by = config.images.group_by
     groups = None if group_by is None else find_groups(images.names, group_by)
-    fingerprint = images.fingerprint() + ("" if groups is None else f" {groups.fingerprint()}")
+    fingerprint, record = fingerprint_of(config, images), load_record(folder)
     torch.manual_seed(config.seed)  # for what a network may draw itself, as dropout does
     state = build_state(config, collection, executor, watcher)
     place = checkpoint_place(config.checkpoint, folder)
-    restore(state, config, place, fingerprint, watcher)
+    restore(state, config, place, record.identity, fingerprint, watcher)
     run = _Run(
         config=config,
         folder=folder,
@@ -122,9 +125,15 @@ def train(
         log = saver = None
         if process_rank() == 0:
             log = opened.enter_context(open_log(folder, state, watcher))
-            before = partial(keep_config, folder, config)
             saver = opened.enter_context(
-                Saver(place, config.checkpoint, watcher.say, before, resumed_step=state.step)
+                Saver(
+                    place,
+                    record.identity,
+                    config.checkpoint,
+                    watcher.say,
+                    prepare=partial(keep_config, folder, config, record),
+                    resumed_step=state.step,
+                )
             )
         try:
             with stopwatch.running(), profiled(stopwatch, config.probe, folder) as step_ended:
@@ -319,7 +328,7 @@ class _Run:
         self._require_finite()
         whole = whole_banks(self.state.method)  # for this all processes are needed
         if saver is not None:
-            saver.begin(self.state, whole, images=self.fingerprint)
+            saver.begin(self.state, whole, **self._said_in_checkpoints())
 
     def _save_and_wait(self, log: RunLog | None, saver: Saver | None) -> None:
         """Returns in all processes when all is written, or in none."""
@@ -329,11 +338,15 @@ class _Run:
         def finish() -> str:
             assert saver is not None
             assert log is not None
-            saver.finish(self.state, whole, images=self.fingerprint)
+            saver.finish(self.state, whole, **self._said_in_checkpoints())
             log.finish()
             return ""
 
         from_first(finish)
+
+    def _said_in_checkpoints(self) -> dict[str, str]:
+        """From which a run whose folder is lost is known again."""
+        return {"images": self.fingerprint, "config": to_toml(self.config)}
 
     def _require_finite(self) -> None:
         self._check_losses()

@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+_MOST: Final = 1e30  # larger numbers than any scale or count of steps are none
 LEAST_SCALE: Final = 1.0
 """A loss whose gradients overflow when it is not even enlarged is not to be cured by a scale."""
 
@@ -74,10 +75,23 @@ class LossScale:
         return {"scaler": self._scaler.state_dict(), "skipped_steps": self.skipped_steps}
 
     def restore(self, scalars: dict[str, Any]) -> None:
-        """Takes back what ``scalars`` gave."""
-        if self.enabled:
-            self._scaler.load_state_dict(scalars["scaler"])
-            self.skipped_steps = int(scalars["skipped_steps"])
+        """Takes back what ``scalars`` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: that is not what they hold.
+        """
+        if not self.enabled:
+            return
+        scaler, skipped = scalars["scaler"], scalars["skipped_steps"]
+        own = self._scaler.state_dict()
+        if not isinstance(scaler, dict):
+            raise TypeError(f"the scale of the loss is {scalars!r}")
+        given = [*scaler.values(), skipped]
+        numbers = all(type(one) in (int, float) and abs(one) < _MOST for one in given)
+        if scaler.keys() != own.keys() or not numbers or not scaler["scale"] > 0:
+            raise ValueError(f"the scale of the loss is {scalars!r}")
+        self._scaler.load_state_dict(scaler)
+        self.skipped_steps = int(skipped)
 
 
 UNSCALED: Final = LossScale()

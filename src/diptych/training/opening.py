@@ -7,17 +7,19 @@ import torch
 from diptych.config_file import to_toml
 from diptych.configs import RunConfig
 from diptych.contrast.method import Method
-from diptych.errors import NotSaved, TrainingError
+from diptych.errors import DamagedCheckpoint, NotSaved, TrainingError
 from diptych.hardware import choose_device
 from diptych.images.collection import Collection
 from diptych.model.activations import offload, recompute_stages
 from diptych.optimization.optimizers import build_optimizer
 from diptych.run_folder import RunFolder, write_aside
+from diptych.run_record import Identity, RunRecord, write_record
 from diptych.training.beginning import load_beginning
 from diptych.training.checkpoint import list_checkpoints, load_newest, steps_in
 from diptych.training.learner import build_learner
 from diptych.training.loss_scale import LossScale
 from diptych.training.run_log import RunLog
+from diptych.training.same_images import require_same_images
 from diptych.training.state import RunState
 from diptych.training.stores import Place
 from diptych.training.watcher import Watcher
@@ -65,32 +67,41 @@ def open_log(folder: RunFolder, state: RunState, watcher: Watcher) -> RunLog:
         ) from error
 
 
-def keep_config(folder: RunFolder, config: RunConfig) -> None:
-    """Puts the config back where the folder has vanished: no checkpoint is of use without it."""
+def keep_config(folder: RunFolder, config: RunConfig, record: RunRecord) -> None:
+    """Puts config and record back where the folder has vanished: no checkpoint is of use without.
+
+    The record first: a folder with a config has one.
+    """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    if not folder.record.exists():
+        write_record(folder, record)
     if not folder.config.exists():
-        folder.path.mkdir(parents=True, exist_ok=True)
         write_aside(folder.config, to_toml(config).encode())
 
 
 def restore(
-    state: RunState, config: RunConfig, place: Place, fingerprint: str, watcher: Watcher
+    state: RunState,
+    config: RunConfig,
+    place: Place,
+    run: Identity,
+    fingerprint: str,
+    watcher: Watcher,
 ) -> None:
     """Takes up the newest good checkpoint of a run; where it has none, what it begins from if any.
 
     Raises:
         TrainingError: the images are others.
         DamagedCheckpoint: there are checkpoints, but none is good.
+        ForeignCheckpoint: there are checkpoints, but none of this run.
     """
-    found = load_newest(place, lambda why: watcher.say(f"{why} The one before it is used."))
+    found = load_newest(place, run, lambda why: watcher.say(f"{why} The one before it is used."))
     beginning = config.training.begin_from
     if found is None and beginning is None:
         return
     tensors, scalars = found or load_beginning(str(beginning))
-    if scalars["images"] != fingerprint:
-        raise TrainingError(
-            "the images are not those that this run began with: their names, sizes or groups "
-            "differ. Restore them, or begin a new run in another folder."
-        )
+    require_same_images(scalars.get("images"), fingerprint)
+    if found and state.scale.enabled and "loss_scale" not in scalars:
+        raise DamagedCheckpoint(f"a checkpoint of this run in {place} lacks the scale of the loss.")
     state.restore(tensors, scalars)
     whose = "the checkpoint" if found else f"the state of {beginning}"
     watcher.say(f"Going on from {whose} after step {state.step}.")

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,6 +58,12 @@ class RemoteStore:
             self._asked(lambda: self._download(self._path(name, file), copy, most_bytes))
             yield copy
 
+    def set_aside(self, name: str) -> None:
+        """Copies it under another name and removes it."""
+        there = set(self._listed_names())
+        free = next(one for n in count(1) if (one := f"unknown-{n}-{name}") not in there)
+        self._asked(lambda: self._system.mv(self._path(name), self._path(free), recursive=True))
+
     def remove(self, name: str) -> None:
         """Removes the manifest, then the rest."""
         with suppress(FileNotFoundError):
@@ -72,14 +79,17 @@ class RemoteStore:
 
     def _listed(self) -> dict[str, bool]:
         """Names of checkpoints, whole or not, and whether they have a manifest."""
+        names = self._listed_names()
+        return {name: self._has_manifest(name) for name in names if step_of(name) is not None}
+
+    def _listed_names(self) -> set[str]:
         self._system.invalidate_cache()
         # Neither find() nor exists(): they take a server that fails for an empty one.
         try:
             paths = self._asked(lambda: list(self._system.ls(self._root, detail=False)))
         except FileNotFoundError:
-            return {}
-        names = {str(path).rstrip("/").rpartition("/")[2] for path in paths}
-        return {name: self._has_manifest(name) for name in names if step_of(name) is not None}
+            return set()
+        return {str(path).rstrip("/").rpartition("/")[2] for path in paths}
 
     def _has_manifest(self, name: str) -> bool:
         try:

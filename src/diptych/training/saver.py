@@ -10,8 +10,9 @@ from typing import Any, Final
 from torch import Tensor
 
 from diptych.configs import CheckpointConfig
-from diptych.errors import NotSaved, TrainingError, UnreachableFolder
-from diptych.training.checkpoint import list_checkpoints, save_checkpoint, step_of_place
+from diptych.errors import ForeignCheckpoint, NotSaved, TrainingError, UnreachableFolder
+from diptych.run_record import Identity
+from diptych.training.checkpoint import own_checkpoints, save_checkpoint, step_of_place
 from diptych.training.host_copy import HostCopy
 from diptych.training.state import RunState
 from diptych.training.stores import Place
@@ -47,6 +48,7 @@ class Saver:
 
     Args:
         place: where the checkpoints lie.
+        run: whose they are.
         config: how often, how many, and whether training goes on meanwhile.
         say: told of trouble, and of its end.
         prepare: called before each checkpoint is written; may raise ``OSError``.
@@ -60,12 +62,14 @@ class Saver:
     def __init__(
         self,
         place: Place,
+        run: Identity,
         config: CheckpointConfig,
         say: Callable[[str], None],
         prepare: Callable[[], None] = lambda: None,
         resumed_step: int = 0,
     ) -> None:
-        self._place, self._config, self._say, self._prepare = place, config, say, prepare
+        self._place, self._run, self._config = place, run, config
+        self._say, self._prepare = say, prepare
         self._resumed_step = resumed_step
         self._passed_over: set[int] | None = None  # known when the place has first been listed
         self._copy = HostCopy()
@@ -185,18 +189,22 @@ class Saver:
         try:
             self._prepare()
             if self._passed_over is None:
-                there = map(step_of_place, list_checkpoints(self._place))
+                there = map(step_of_place, own_checkpoints(self._place, self._run))
                 self._passed_over = {one for one in there if one > self._resumed_step}
             keep, damaged = self._config.keep, self._passed_over
-            save_checkpoint(self._place, tensors, scalars, keep=keep, passed_over=damaged)
+            save_checkpoint(
+                self._place, self._run, tensors, scalars, keep=keep, passed_over=damaged
+            )
             damaged.discard(step)
-        except OSError as error:
+        except (OSError, ForeignCheckpoint) as error:
             return Outcome(step, _in_words(error), self._kept())
         return Outcome(step, None, f"The one after step {step} is there.")
 
     def _kept(self) -> str:
         try:
-            newest = next(iter(list_checkpoints(self._place)), None)
+            newest = next(iter(own_checkpoints(self._place, self._run)), None)
+        except ForeignCheckpoint:
+            return "No other of this run is there."
         except OSError:
             return "What is there already cannot be listed."
         return "No other is there." if newest is None else f"{newest} is kept."
@@ -219,7 +227,7 @@ class Saver:
         self._trouble = outcome.trouble
 
 
-def _in_words(error: OSError) -> str:
-    if isinstance(error, UnreachableFolder):
+def _in_words(error: OSError | ForeignCheckpoint) -> str:
+    if isinstance(error, UnreachableFolder | ForeignCheckpoint):
         return str(error).rstrip(".")
     return error.strerror or str(error) or type(error).__name__

@@ -1,18 +1,25 @@
-"""SIGINT and SIGTERM ask a run to save itself before it stops."""
+"""SIGINT, SIGTERM and SIGHUP ask a run to save itself before it stops.
+
+SIGHUP comes when the terminal goes away. What is ignored already, as nohup does, stays ignored.
+"""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from diptych.errors import Interrupted
 from diptych.run_folder import RunFolder
 
+_ASKING_TO_STOP: Final = tuple(
+    int(getattr(signal, name)) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+
 
 @contextmanager
 def collected_signals(*, patient: bool = False) -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; a second one does end the process.
+    """Collects what asks to stop instead of dying of it; a second one does end the process.
 
     Args:
         patient: a second one does not, either. A launcher passes on to its processes what the
@@ -27,8 +34,9 @@ def collected_signals(*, patient: bool = False) -> Iterator[list[int]]:
 
     previous: dict[int, Any] = {}
     try:
-        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-            previous[number] = signal.signal(number, note)
+        for number in _ASKING_TO_STOP:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                previous[number] = signal.signal(number, note)
     except ValueError:  # not the main thread: the program around us minds its signals itself
         pass
     try:

@@ -46,6 +46,9 @@ class Store(Protocol):
             FileNotFoundError: there is no such file.
         """
 
+    def set_aside(self, name: str) -> None:
+        """Gives something that is no checkpoint another name; it is not deleted."""
+
     def remove(self, name: str) -> None:
         """Removes a checkpoint; it is none from the first moment on."""
 

@@ -1,0 +1,103 @@
+"""Where sentences go: a stream whose reader may leave, while the work goes on. Imports no torch.
+
+A pipe is closed, as by `head`; a terminal hangs up; the disk of a log is full. None of that may end
+a run that has trained for days.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final, TextIO, cast
+
+from diptych.escaping import HANDLER
+
+_MAY_PASS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.EINTR)
+
+
+class Outlet:
+    """A text stream that writes to another, and to nowhere once nobody reads that any more.
+
+    Args:
+        stream: where to write; what else is asked of a stream is asked of it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._is_gone = False
+
+    def write(self, text: str) -> int:
+        """Writes what can be written; what the stream's encoding lacks, as an escape."""
+        try:
+            self._try(self._stream.write, text)
+        except UnicodeEncodeError as error:
+            known = text.encode(error.encoding, HANDLER).decode(error.encoding)
+            self._try(self._stream.write, known)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Writes each."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Passes on what was written."""
+        self._try(self._stream.flush)
+
+    def finish(self) -> None:
+        """Passes on what was written, or drops it: the interpreter must not fail at it later."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _try(self, do: Callable[..., object], *arguments: str) -> None:
+        if self._is_gone:
+            return
+        try:
+            do(*arguments)
+        except UnicodeEncodeError:
+            raise
+        except OSError as error:
+            self._is_gone = error.errno not in _MAY_PASS
+        except ValueError:  # closed by the program around us
+            self._is_gone = True
+
+
+def outlet(stream: TextIO | None) -> TextIO | None:
+    """The stream as one whose reader may leave; None where there is none."""
+    if stream is None or isinstance(stream, Outlet):
+        return stream
+    return cast(TextIO, Outlet(stream))
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Lets all that is printed meanwhile go through outlets."""
+    _fill_standard_files()
+    before = sys.stdout, sys.stderr
+    outlets = sys.stdout, sys.stderr = outlet(sys.stdout), outlet(sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+        for one in outlets:
+            if isinstance(one, Outlet):
+                one.finish()
+
+
+def _fill_standard_files() -> None:
+    """Opens what was closed of the three standard files, lest a checkpoint gets such a number.
+
+    What a library in C prints would be written into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
