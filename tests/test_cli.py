@@ -497,7 +497,7 @@ def test_the_supervised_loss_needs_labels(
     labels[7] = -1
     np.savez(tmp_path / "partly.npz", images=images, labels=labels)
     out = ["--out", str(tmp_path / "third")]
-    assert ran("pretrain", str(tmp_path / "partly.npz"), *out, *flags) == 1
+    assert ran("pretrain", str(tmp_path / "partly.npz"), *out, *flags) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "needs a label of every image; 1 of 40 have none, as 7" in said
 

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from diptych.configs import ImagesConfig
+from diptych.errors import UnreadableImage
 from diptych.images import index
 from diptych.images.collection import ImageSet
-from diptych.images.decode import decode_bytes
+from diptych.images.decode import decode_bytes, read_bytes
 from diptych.images.folder import open_folder
 from diptych.images.names import CompactNames
 
@@ -244,3 +245,47 @@ def test_further_pages_are_counted(
     assert found.pages is not None
     assert found.pages.tolist() == [3, 2, 1]
     assert found.select(np.array([2, 0])).pages.tolist() == [1, 3]  # type: ignore[union-attr]
+
+
+def test_what_the_machine_lacked_is_not_held_against_a_file(
+    folder: Path,
+    config: ImagesConfig,
+    executor: ThreadPoolExecutor,
+    looks: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A disk that fails once, or too little memory, leaves size and time as they are."""
+    wanted = known(open_folder(folder, config, executor))
+    (folder / "class0" / "000.png").touch()
+    (folder / "class1" / "001.png").touch()
+    time.sleep(0.02)
+
+    def failing(path: str | Path) -> bytes:
+        if str(path).endswith("000.png"):
+            raise UnreadableImage("Input/output error")
+        return read_bytes(path)
+
+    def full(data: bytes, config: ImagesConfig) -> object:
+        if data == (folder / "class1" / "001.png").read_bytes():
+            raise UnreadableImage("does not fit in memory") from MemoryError()
+        return decode_bytes(data, config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diptych.images.folder.read_bytes", failing)
+        patch.setattr(index, "decode_bytes", full)
+        assert len(open_folder(folder, config, executor).skipped) == 3
+    assert known(open_folder(folder, config, executor)) == wanted
+
+
+def test_another_decoder_looks_anew(
+    folder: Path,
+    config: ImagesConfig,
+    executor: ThreadPoolExecutor,
+    looks: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = open_folder(folder, config, executor)
+    looks.clear()
+    monkeypatch.setattr(index, "decoders", lambda: "pillow 99")
+    open_folder(folder, config, executor)
+    assert len(looks) == len(found) + len(found.skipped)

@@ -16,6 +16,7 @@ from diptych import pretraining
 SOURCES = Path(diptych.__file__).parent
 ASKED_FOR = {
     "training/events.py": "the time of day that TensorBoard shows, and names that sort anyway",
+    "launch.py": "a mark that torchrun wants beside an error",
     "pretraining.py": "names of run folders, which are made to differ anyway",
 }
 

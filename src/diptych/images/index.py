@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -49,7 +51,7 @@ class Index:
         widths: int64 (files,).
         channels: int64 (files,), as decoded; with the colour mode "raw" those of the file.
         reducible: bool (files,), whether it is a JPEG that can be decoded smaller.
-        checksums: uint64 (files, 2), of the encoded bytes; 0 of one that cannot be read.
+        checksums: uint64 (files, 2), of the encoded bytes; 0 of one of which nothing is known.
         pages: int64 (files,), pictures in the file, of which the first is used.
         reasons: why the files that cannot be used cannot, by row.
     """
@@ -112,6 +114,7 @@ class Stored:
             rows = np.array([place.get(name, -1) for name in names], dtype=np.int64)
         good = (self.stamps[rows] == stamps).all(axis=1) & (rows >= 0)
         good &= stamps[:, 1] < self.begun - _DOUBT_NANOSECONDS
+        good &= self.index.checksums[rows].any(axis=1)  # a file that could not be read may be well
         return np.where(good, rows, -1)
 
 
@@ -200,7 +203,9 @@ class Looking:
             data = self.read(place)
             height, width, channels = decode_bytes(data, self.config).shape
         except UnreadableImage as error:
-            return _Found((0, 0, 0), checksum(data), reason=str(error))
+            # What the machine lacked at the time says nothing of the file.
+            told = data and not isinstance(error.__cause__, MemoryError)
+            return _Found((0, 0, 0), checksum(data) if told else (0, 0), reason=str(error))
         shape = (height, width, channels)
         return _Found(shape, checksum(data), is_reducible(data), pages(data))
 
@@ -227,6 +232,13 @@ def file_stamp(path: str | Path) -> tuple[int, int]:
     """
     status = os.stat(path)
     return status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)
+
+
+@lru_cache
+def decoders() -> str:
+    """What decides, beside file and settings, what is known of a file and what its pixels are."""
+    packages = ("diptych", "imagecodecs", "pillow", "simplejpeg", "tifffile")
+    return " ".join([_VERSION, *(f"{name} {version(name)}" for name in packages)])
 
 
 def index_path(origin: str, part: str, config: ImagesConfig) -> Path:
@@ -281,7 +293,7 @@ def _save(place: Path, stored: Stored) -> None:
     tensors |= {"names": np.frombuffer(text, np.uint8), "ends": ends, "stamps": stored.stamps}
     reasons = json.dumps(list(stored.index.reasons.items())).encode()
     tensors["reasons"] = np.frombuffer(reasons, np.uint8)
-    marks = {"version": _VERSION, "begun": str(stored.begun), "sum": _sum(tensors)}
+    marks = {"version": decoders(), "begun": str(stored.begun), "sum": _sum(tensors)}
     write_aside(place, save(tensors, marks))
 
 
@@ -291,7 +303,7 @@ def _load(place: Path) -> Stored:
         with openable(place) as name, safe_open(name, framework="np") as file:
             marks = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        if (marks["version"], marks["sum"]) != (_VERSION, _sum(tensors)):
+        if (marks["version"], marks["sum"]) != (decoders(), _sum(tensors)):
             return _NOTHING
         reasons = dict(json.loads(tensors["reasons"].tobytes()))
         ends = tensors["ends"]

@@ -17,7 +17,7 @@ from diptych.images.codecs.jpeg import reduction
 from diptych.images.collection import ImageSet, Skipped
 from diptych.images.decode import decode_bytes
 from diptych.images.form import Pixels, other_channels, pixel_type
-from diptych.images.index import Index, find_index, index_path, set_name
+from diptych.images.index import Index, decoders, find_index, index_path, set_name
 from diptych.images.names import CompactNames
 from diptych.images.pixels import DecodedPixels, PixelSource
 from diptych.images.selection import beyond, choose, present_classes, refuse_if_too_many
@@ -185,7 +185,8 @@ def _pixels(listing: Listing, index: Index, config: ImagesConfig) -> tuple[Pixel
     place = None
     if listing.stamp is not None:
         name = set_name(listing.origin, listing.part, config, config.raw_channels, config.jpeg_side)
-        content = hashlib.sha256(name.encode() + index.checksums.tobytes()).digest()
+        follows_from = f"{name} {decoders()}".encode() + index.checksums.tobytes()
+        content = hashlib.sha256(follows_from).digest()
         place = Place(cache_folder(config) / f"{name}.pixels", content)
     return keep_pixels(decoded, config, place)
 

@@ -176,17 +176,6 @@ def test_damaged_files_are_named(tmp_path: Path, stripes: Stripes, config: Image
         list_parquet([str(file), str(other)], config)
 
 
-def test_without_files_or_the_package(
-    tmp_path: Path,
-    stripes: Stripes,
-    config: ImagesConfig,
-    executor: ThreadPoolExecutor,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_files(tmp_path: Path, config: ImagesConfig, executor: ThreadPoolExecutor) -> None:
     with pytest.raises(ImagesError, match=r"no \.parquet files there"):
         open_found(find_in_parquet(str(tmp_path), config), config, executor)
-    file = write(tmp_path / "a.parquet", {"image": structs(stripes(2)[0])})
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
-    with pytest.raises(ImagesError, match=r"pip install 'diptych\[parquet\]'"):
-        open_found(find_in_parquet(str(file), config), config, executor)
