@@ -156,8 +156,8 @@ def _arrange(root: str, seen: _Seen) -> Plain:
             break
         base = f"{base}/{folders[0]}".strip("/")
     if not parts:
-        held_out = [name for name in folders if words_for(name) - {"train"}]
-        if held_out and any("train" in words_for(name) for name in folders):
+        words = [words_for(name) for name in folders]
+        if any("train" in some for some in words) and any(some - {"train"} for some in words):
             raise Refused("parts or classes")
         return _together(root, seen)
     others = [name for name in folders if name not in parts]

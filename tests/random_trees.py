@@ -14,7 +14,8 @@ PARTS = (
 )  # fmt: skip
 CLASSES = (
     "cats", "dogs", "Dogs", "trains", "contest", "x.tar", "folder.png", "two words", "-dash", "ün",
-    "seg_train", "testA", "line\nbreak", os.fsdecode(b"latin\xe4"), "猫", "1", "archive", "testament",
+    "line\nbreak", os.fsdecode(b"latin\xe4"), "猫", "1", "archive", "testament", "seg_train",
+    "testA",
 )  # fmt: skip
 IMAGES = (
     "1.png", "2.PNG", "3.jpg", "a.b.png", "ü.jpeg", "-.gif", os.fsdecode(b"\xff.png"), "train.png",
