@@ -133,6 +133,16 @@ def test_a_list_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     assert {one.part for one in found.images.skipped} == {"train"}
 
 
+def test_an_annotation_of_two_images_is_of_neither(tmp_path: Path) -> None:
+    voc(tmp_path, {name: xml(("dog", 1, 1, 9, 9)) for name in "abcdefghijkl"})
+    Image.new("RGB", (40, 30)).save(tmp_path / "JPEGImages/b.png")
+    [found] = opened(tmp_path)
+    assert len(found) == 11
+    [skipped] = found.images.skipped
+    assert (skipped.name, skipped.part) == ("b", "train")
+    assert skipped.reason == "several images of this name: b.jpg, b.png; leave one"
+
+
 def test_too_many_bad_images_are_an_error(tmp_path: Path) -> None:
     voc(tmp_path, {"a": LAUGHS, "b": LAUGHS})
     with pytest.raises(ImagesError, match=r"(?s)2 of 2 images .* document type"):

@@ -50,19 +50,25 @@ def read_voc(root: Path, part: str) -> Annotations:
     )
 
 
-def _images_by_stem(root: Path) -> dict[str, str]:
-    """File names by what stands before the last dot.
+def _images_by_stem(root: Path) -> dict[str, list[str]]:
+    """File names by what stands before the last dot, which several may share.
 
     What an annotation calls its file is not used: it often is another file, and could be any.
     """
     files = sorted(one for one in (root / _IMAGES).iterdir() if one.suffix.lower() in EXTENSIONS)
-    return {one.stem: one.name for one in files}
+    stems = dict[str, list[str]]()
+    for one in files:
+        stems.setdefault(one.stem, []).append(one.name)
+    return stems
 
 
-def _read_one(root: Path, name: str, stems: dict[str, str]) -> Annotation | Skipped:
-    image = stems.get(name)
-    if image is None:  # also for a name with a slash, which leads elsewhere
+def _read_one(root: Path, name: str, stems: dict[str, list[str]]) -> Annotation | Skipped:
+    images = stems.get(name, [])
+    if not images:  # also for a name with a slash, which leads elsewhere
         return Skipped(name, f"no image of this name in {_IMAGES}")
+    if len(images) > 1:
+        return Skipped(name, f"several images of this name: {', '.join(images)}; leave one")
+    [image] = images
     try:
         data = read_bytes(root / _ANNOTATIONS / f"{name}.xml")
         return _annotation(str(_IMAGES / image), parse_xml(data))

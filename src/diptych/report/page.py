@@ -1,6 +1,5 @@
 """A run folder to one page that opens offline: the verdict first, then what it rests on."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from diptych.images.sources import open_images
 from diptych.model.saved import load_encoder, untrained_encoder
 from diptych.report import figures
 from diptych.report.detections import detection_group, read_detection
+from diptych.report.left_out import left_out_table
 from diptych.report.results import geometry_images, geometry_rows, groups_of, tested_images
 from diptych.report.templates import template
 from diptych.run_folder import RunFolder, write_aside
@@ -95,7 +95,7 @@ def write_report(run: str | Path, *, threads: int | None = None) -> Path:
         geometry=geometry_rows(evaluation or {}),
         geometry_images=geometry_images(evaluation or {}),
         policy=branches_in_words(config.views, config.images.channels),
-        skipped=_skipped(folder),
+        left_out=left_out_table(folder.skipped),
         **pictures,
     )
     write_aside(folder.report, page.encode(errors=HANDLER))
@@ -135,13 +135,6 @@ def _health_images(metrics: Sequence[Mapping[str, Any]]) -> str:
     if seen is None:
         return f"kNN is measured on {images:,.0f} images."
     return f"kNN is measured on {images:,.0f} images, {seen:,.0f} of which the run learns from."
-
-
-def _skipped(folder: RunFolder) -> list[dict[str, str]]:
-    if not folder.skipped.exists():
-        return []
-    with open(folder.skipped, newline="", encoding="utf-8", errors="replace") as file:
-        return list(csv.DictReader(file))
 
 
 def _pictures(folder: RunFolder, config: RunConfig, executor: Executor) -> dict[str, Any]:
