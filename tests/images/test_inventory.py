@@ -347,6 +347,23 @@ def test_members_of_a_shard_are_accounted_for(tmp_path: Path, executor: ThreadPo
     assert "Folders named as parts lie inside the shards, as train" in found.description
 
 
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("./train/1.png", "./test/1.png"), "lie inside the shards, as test: they are not"),
+        (("cat/1.png", "dog/1.png"), "inside the shards, as cat, are not taken as classes;"),
+        (("cat/1.png", "dog/1.png", ("dog/1.cls", b"1"), ("cat/1.cls", b"0")), ""),
+        (("cat/1.png", "cat/2.png"), ""),
+    ],
+)
+def test_a_single_shard_says_what_its_folders_are_not(
+    names: tuple[str], words: str, tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    found = opened(fill(tmp_path, {"a.tar": tar_of(names)}) / "a.tar", executor)
+    assert words in found.description
+    assert ("inside the shards" in found.description) == bool(words)
+
+
 def test_shards_are_parted_by_their_names(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
     names = ("set-train-0.tar", "set-train-1.tar", "set-Val-0.tar", "more.tar")
     fill(tmp_path, {name: tar_of([f"{n}.png" for n in range(3)]) for name in names})

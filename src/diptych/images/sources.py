@@ -23,11 +23,10 @@ from diptych.images.collection import (
 from diptych.images.elsewhere import find_elsewhere, from_any_folder
 from diptych.images.folder import find_in_folder
 from diptych.images.form import Pixels
-from diptych.images.inventory import Tally
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.photographs import PHOTOGRAPHS_NAME, open_photographs
 from diptych.images.shards.files import find_shards, is_shard_pattern
-from diptych.images.shards.tar import find_in_tar, list_tar
+from diptych.images.shards.tar import find_in_tar
 from diptych.images.splits import Found, hold_out, open_found, role_of
 from diptych.images.tables.arrow_folder import find_saved, is_saved
 from diptych.images.tables.parquet import find_in_parquet, is_parquet_pattern
@@ -142,9 +141,7 @@ def _find_in_file(path: Path, config: ImagesConfig) -> Found:
     if end == ".txt":
         return Found(list_text(path))
     if ".tar" in suffixes or end == ".tgz":
-        tally = Tally()
-        listing = list_tar([path], str(path), tally)
-        return Found(listing, left_out=tuple(tally.rows()))
+        return find_in_tar([path], str(path))
     if is_idx(path):
         return Found(open_idx(path, config))
     raise ImagesError(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ def find_in_tar(paths: Sequence[Path], origin: str) -> Found:
         held_out,
         train_part=train.part,
         left_out=tuple(tally.rows()),
-        remarks=(*chosen.remarks, *_on_parts_inside([train, *held_out])),
+        remarks=(*chosen.remarks, *_on_folders_inside([train, *held_out])),
     )
 
 
@@ -175,15 +176,20 @@ def _number(labels: list[Label | None]) -> tuple[NDArray[np.int64] | None, tuple
     return np.array(numbers, dtype=np.int64), tuple(map(str, ordered))
 
 
-def _on_parts_inside(listings: Sequence[Listing]) -> list[str]:
-    """That folders inside shards are no parts, whatever they are called."""
-    folders = (
-        name.partition(".tar/")[2].rpartition("/")[0] for one in listings for name in one.names
-    )
+def _on_folders_inside(listings: Sequence[Listing]) -> list[str]:
+    """That folders inside shards are neither parts nor classes, whatever they are called."""
+    inside = re.compile(r"\.tar/(?:\./)*(.*)/", re.IGNORECASE | re.DOTALL)
+    matches = (inside.search(name) for one in listings for name in one.names)
+    folders = {found[1] for found in matches if found is not None}
     parts = sorted({part_around(folder) for folder in folders} - {""})
-    if not parts:
+    if parts:
+        return [
+            f"Folders named as parts lie inside the shards, as {in_print(parts[0])}: they are not "
+            "taken as parts; put each part into shards of its own, named for it."
+        ]
+    if len(folders) < 2 or any(one.labels is not None for one in listings):
         return []
     return [
-        f"Folders named as parts lie inside the shards, as {in_print(parts[0])}: they are not "
-        "taken as parts; put each part into shards of its own, named for it."
+        f"Folders inside the shards, as {in_print(min(folders))}, are not taken as classes; write "
+        "labels into .cls or .json files beside the images, or unpack the shards."
     ]
