@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from diptych.evaluation.symptoms import NO_ROOM
+
 PROBES: Final = {
     "knn": "By its {knn_neighbours} nearest neighbours",
     "linear": "By a linear classifier on the frozen features",
@@ -58,6 +60,11 @@ def headline(evaluation: Mapping[str, Any], probe: str) -> str:
     if gain.low > 0:
         return "The encoder learned a little: its features are better than before training."
     if gain.high >= 0:
+        if evaluation[probe]["untrained"] >= NO_ROOM:
+            return (
+                "Nothing can be told: the untrained encoder gets these images right already. "
+                "Measure on classes that are harder to tell apart."
+            )
         return "No gain that can be told from chance: train longer, or on more images."
     return "Training made the features worse for these classes."
 
