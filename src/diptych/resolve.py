@@ -95,7 +95,8 @@ def resolve(
     sentence = (
         f"Recipe {config.recipe} at scale {scale} ({reason}): {config.encoder.name} on views of "
         f"{config.views.side_pixels} pixels, batch {training.batch_size}, {training.epochs} "
-        f"epochs, on {device} with {threads} threads. {in_effect(config, image_count)}"
+        f"epoch{'s' * (training.epochs > 1)}, on {device} with {threads} threads. "
+        f"{in_effect(config, image_count)}"
     )
     return replace(config, training=training), sentence
 

@@ -187,7 +187,10 @@ def _few_labels(evaluation: Mapping[str, Any]) -> str:
     if found.low > 0:
         return begin + " Where labels are few, begin from this encoder."
     if found.high < 0:
-        return begin + " Pretraining did harm here: look at the views, then train longer."
+        return begin + (
+            " Here labels alone served better, though they were learned from for longer: look at "
+            "the views, then pretrain for longer."
+        )
     return begin + " That is no difference one can rely on; more --seeds would narrow it."
 
 

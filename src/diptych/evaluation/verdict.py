@@ -87,7 +87,8 @@ def course_of(metrics: Sequence[Mapping[str, Any]]) -> Course:
     before = _found(lines[-2 * quarter : -quarter]) if len(lines) > quarter else late
     task = "names the teacher's class of" if "classes" in lines[-1] else "finds the key of"
     words = (
-        f"After {steps:,} steps it {task} {late:.1%} of its views, where guessing does {chance:.1%}"
+        f"After {steps:,} step{'s' * (steps > 1)} it {task} {late:.1%} of its views, where "
+        f"guessing does {chance:.1%}"
     )
     if steps < LEAST_STEPS:
         return Course(
