@@ -188,8 +188,8 @@ def _few_labels(evaluation: Mapping[str, Any]) -> str:
         return begin + " Where labels are few, begin from this encoder."
     if found.high < 0:
         return begin + (
-            " Here labels alone served better, though they were learned from for longer: look at "
-            "the views, then pretrain for longer."
+            " Here labels alone, with a schedule of their own, served better: look at the views, then "
+            "pretrain for longer."
         )
     return begin + " That is no difference one can rely on; more --seeds would narrow it."
 

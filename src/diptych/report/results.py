@@ -162,8 +162,8 @@ def _finetune(evaluation: Mapping[str, Any]) -> Group:
     seeds = _settings(evaluation, "finetune").get("seeds", 1)
     text = (
         "Encoder and classifier learn together from a share of the labels, the same of each class. "
-        "The untrained encoder shows what labels alone can do; it learns for longer, with the "
-        "schedule that serves it best on a fifth of its labels. "
+        "The untrained encoder shows what labels alone can do, with a schedule of its own, which "
+        "serves it best on a fifth of its labels. "
     )
     text += (
         f"Means of {seeds} seeds, with the interval over seeds."
