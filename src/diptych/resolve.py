@@ -113,6 +113,12 @@ def in_effect(config: RunConfig, image_count: int) -> str:
             f"; norm.kind = {config.norm.kind!r} then normalises each {chunk} by themselves, which "
             "marks them for each other (shuffle, layer and group do not)"
         )
+    if config.method.loss.kind == "supervised":
+        others = config.method.views * batch - 1
+        return (
+            f"Each query meets the {others:,} other views of its batch{parts}: those of its class are "
+            "its own keys, the others negatives."
+        )
     if dictionary.kind == "batch":
         views = config.method.views + config.views.small_views
         keys = views * (batch - 1) if dictionary.both_views else batch - 1

@@ -91,6 +91,14 @@ def test_headlines_follow_the_gain_and_its_error(
     assert f"By its 7 nearest neighbours, {trained:.1%} of {count:,} test" in found.sentences[0]
 
 
+def test_labels_that_were_told_prove_nothing() -> None:
+    found = evaluation(0.99, 0.4)
+    split = {"labels_used": True, "test_images_seen": 7, "tested": "9 images"}
+    for told, words in ((True, "nothing is known"), (False, "clearly better")):
+        found["details"] = {"knn": {"split": {**split, "labels_used": told}}}
+        assert words in judge([line(9)], found).headline
+
+
 def test_where_nothing_can_be_gained_nothing_is_advised() -> None:
     found = judge([line(9)], evaluation(1.0, 1.0, count=12))
     assert "Nothing can be told" in found.headline

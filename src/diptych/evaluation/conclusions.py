@@ -54,6 +54,12 @@ def decisive_probe(evaluation: Mapping[str, Any]) -> str | None:
 
 def headline(evaluation: Mapping[str, Any], probe: str) -> str:
     """Whether the encoder learned, by the gain over the untrained one and its error."""
+    split = _split(evaluation, probe)
+    if split.get("labels_used") and split.get("test_images_seen"):
+        return (
+            "Of other images nothing is known: pretraining saw those measured on, with labels. Give "
+            "held-out ones by --test PATH."
+        )
     gain = gain_over(evaluation, probe, "untrained")
     if gain.value > 4 * gain.error:
         return "The encoder learned: its features are clearly better than before training."
@@ -188,8 +194,8 @@ def _few_labels(evaluation: Mapping[str, Any]) -> str:
         return begin + " Where labels are few, begin from this encoder."
     if found.high < 0:
         return begin + (
-            " Here labels alone, with a schedule of their own, served better: look at the views, then "
-            "pretrain for longer."
+            " Here labels alone, with a schedule of their own, served better: look at the views, "
+            "then pretrain for longer."
         )
     return begin + " That is no difference one can rely on; more --seeds would narrow it."
 
@@ -238,7 +244,10 @@ def _settings(evaluation: Mapping[str, Any], probe: str) -> Mapping[str, Any]:
 
 def _tested(evaluation: Mapping[str, Any], probe: str) -> str:
     """The images measured on, and whether pretraining saw them, as a part of a sentence."""
-    split = evaluation.get("details", {}).get(probe, {}).get("split")
-    if split is None:
-        return f"{_settings(evaluation, probe)['test_images']:,} test images"
-    return str(split["tested"])
+    images = f"{_settings(evaluation, probe)['test_images']:,} test images"
+    return str(_split(evaluation, probe).get("tested", images))
+
+
+def _split(evaluation: Mapping[str, Any], probe: str) -> Mapping[str, Any]:
+    """On which images a probe was measured; empty in a file of before that was written."""
+    return dict(evaluation.get("details", {}).get(probe, {}).get("split") or {})
