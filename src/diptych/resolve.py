@@ -116,8 +116,8 @@ def in_effect(config: RunConfig, image_count: int) -> str:
     if config.method.loss.kind == "supervised":
         others = config.method.views * batch - 1
         return (
-            f"Each query meets the {others:,} other views of its batch{parts}: those of its class are "
-            "its own keys, the others negatives."
+            f"Each query meets the {others:,} other views of its batch{parts}: those of its class "
+            "are its own keys, the others negatives."
         )
     if dictionary.kind == "batch":
         views = config.method.views + config.views.small_views

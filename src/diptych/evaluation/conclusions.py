@@ -57,8 +57,8 @@ def headline(evaluation: Mapping[str, Any], probe: str) -> str:
     split = _split(evaluation, probe)
     if split.get("labels_used") and split.get("test_images_seen"):
         return (
-            "Of other images nothing is known: pretraining saw those measured on, with labels. Give "
-            "held-out ones by --test PATH."
+            "Of other images nothing is known: pretraining saw those measured on, with labels. "
+            "Give held-out ones by --test PATH."
         )
     gain = gain_over(evaluation, probe, "untrained")
     if gain.value > 4 * gain.error:

@@ -97,7 +97,8 @@ class Display:
     def _figures(self, line: dict[str, Any]) -> str:
         found = ""
         if has_choice(line):
-            found = f"found {line['accuracy']:.0%} (chance {chance_accuracy(line):.0%})  "
+            what = "agrees" if "classes" in line else "found"  # a student, with its teacher
+            found = f"{what} {line['accuracy']:.0%} (chance {chance_accuracy(line):.0%})  "
         text = (
             f"loss {line['loss']:.3f} (chance {line['chance']:.2f})  {found}"
             f"{line['views_per_second']:,.0f} views/s"
