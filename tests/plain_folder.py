@@ -44,6 +44,14 @@ def purpose(name: str) -> str | None:
     return None
 
 
+def words_for(name: str) -> set[str]:
+    """Purposes of the words in a name: runs of small letters, with a capital before or not, or
+    of capitals."""
+    spaced = re.sub(r"([a-z])([A-Z])|([A-Z])([A-Z][a-z])", r"\1\3 \2\4", name)
+    words = re.split(r"[^a-z]+", spaced.lower())
+    return {purpose for purpose, known in PURPOSES.items() if set(known) & set(words)}
+
+
 class Refused(Exception):
     """By the rules."""
 
@@ -148,6 +156,9 @@ def _arrange(root: str, seen: _Seen) -> Plain:
             break
         base = f"{base}/{folders[0]}".strip("/")
     if not parts:
+        words = [words_for(name) for name in folders]
+        if any("train" in some for some in words) and any(some - {"train"} for some in words):
+            raise Refused("parts or classes")
         return _together(root, seen)
     others = [name for name in folders if name not in parts]
     beside = len(loose) + sum(len(_inside(content, f"{base}/{one}".strip("/"))) for one in others)
@@ -162,10 +173,21 @@ def _arrange(root: str, seen: _Seen) -> Plain:
         raise Refused("two for one purpose")
     seen.left_out["beside"] += beside
     order = [by_purpose[one][0] for one in ("train", "test", "val") if one in by_purpose]
-    train, *held_out = [_read(root, seen, f"{base}/{one}".strip("/"), one) for one in order]
-    read = [f"{base}/{one}".strip("/") for one in order]
+    read = [_innermost(content, f"{base}/{one}".strip("/")) for one in order]
+    train, *held_out = [_read(root, seen, *pair) for pair in zip(read, order, strict=True)]
     seen.left_out["no image"] += sum(os.path.dirname(name) not in read for name in seen.tars)
     return _plain(train, held_out, seen)
+
+
+def _innermost(content: list[str], folder: str) -> str:
+    inside = [one[len(folder) + 1 :].split("/") for one in _inside(content, folder)]
+    names = {pieces[0] for pieces in inside}
+    own = os.path.basename(folder)
+    if len(names) != 1 or any(len(pieces) == 1 for pieces in inside):
+        return folder
+    if names.copy().pop().lower() != own.lower():
+        return folder
+    return _innermost(content, f"{folder}/{names.pop()}")
 
 
 def _plain(train: Part, held_out: list[Part], seen: _Seen) -> Plain:

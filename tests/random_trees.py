@@ -14,7 +14,8 @@ PARTS = (
 )  # fmt: skip
 CLASSES = (
     "cats", "dogs", "Dogs", "trains", "contest", "x.tar", "folder.png", "two words", "-dash", "ün",
-    "line\nbreak", os.fsdecode(b"latin\xe4"), "猫", "1", "archive", "testament",
+    "line\nbreak", os.fsdecode(b"latin\xe4"), "猫", "1", "archive", "testament", "seg_train",
+    "testA",
 )  # fmt: skip
 IMAGES = (
     "1.png", "2.PNG", "3.jpg", "a.b.png", "ü.jpeg", "-.gif", os.fsdecode(b"\xff.png"), "train.png",
@@ -23,6 +24,7 @@ IMAGES = (
 OTHERS = (
     "labels.csv", "notes.txt", "photo.HEIC", "photo.jxl", "backup.zip", "README", "a.", ".png",
     ".DS_Store", "._1.png", "Thumbs.db", "train", "x.JSON", "y.tar.gz", "png",
+    os.fsdecode(b"x.\xe4"),
 )  # fmt: skip
 TARS = ("0.tar", "train-0.tar", "train-1.tar", "my-val.TAR", "Test.tar", "backup.tar", "dev_1.tar")
 
@@ -67,6 +69,8 @@ class _Maker:
         if self._chance(0.6):
             for name in self.rng.choice(PARTS, self.rng.integers(1, 4), replace=False):
                 part = self._folder(top / str(name))
+                if self._chance(0.1):
+                    part = self._folder(part / str(name))
                 self._classes(part, "images" if self._chance(0.85) else "tars")
             if self._chance(0.2):
                 self._classes(top, "images")

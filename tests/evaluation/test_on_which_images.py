@@ -16,6 +16,7 @@ from conftest import striped
 from diptych.cli import main
 from diptych.configs import ImagesConfig, ViewsConfig
 from diptych.errors import ImagesError
+from diptych.evaluation.labelled import open_labelled
 from diptych.evaluation.protocols import evaluate
 from diptych.images.sources import open_images
 from diptych.report.page import write_report
@@ -121,6 +122,21 @@ def test_figures_on_different_images_have_each_their_caption(run: Path, tmp_path
     assert all(words(caption) in page for caption in captions.values())
     assert "Measured on 6 images that pretraining did not see." in page  # the geometry
     assert "on other images, so the two cannot be compared" in page
+
+
+def test_what_lies_beside_given_images_is_said(tmp_path: Path) -> None:
+    for part in ("one/train", "one/val", "two/train", "two/test"):
+        for label in range(2):
+            fill(tmp_path / part / f"class{label}", label, "abc")
+    (tmp_path / "one/train/class0/x.heic").write_bytes(b"?")
+    (tmp_path / "two/test/class1/x.tga").write_bytes(b"?")
+    with ThreadPoolExecutor(1) as executor:
+        one, two = tmp_path / "one", tmp_path / "two"
+        said = open_labelled(ImagesConfig(), executor, train=one, test=two).words
+    assert f"In {one}: Left out in train: train/class0/x.heic, .heic is not read here;" in said
+    assert f"In {two}: Left out in test: test/class1/x.tga, .tga is not read here;" in said
+    assert f"Of {one}, the part val is not used, as there is --test." in said
+    assert f"Of {two}, the part test is measured on." in said
 
 
 def test_classes_that_differ_are_no_verdict(run: Path, flat: Path, tmp_path: Path) -> None:

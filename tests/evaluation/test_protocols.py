@@ -106,6 +106,20 @@ def test_results_on_other_images_keep_each_their_own() -> None:
     assert merged(earlier, finetune) == {**earlier, **finetune}
 
 
+def test_each_image_by_all_others_goes_with_the_neighbours_it_was_measured_with() -> None:
+    earlier = {
+        "knn": {"trained": 0.1},
+        "knn_leave_one_out": {"trained": 0.2},
+        "details": {"knn": 1, "knn_leave_one_out": 2, "linear": 3},
+    }
+    later = {"knn": {"trained": 0.3}, "details": {"knn": 4}}
+    assert merged(earlier, later) == {
+        "knn": {"trained": 0.3},
+        "details": {"knn": 4, "linear": 3},
+    }
+    assert merged(earlier, {"linear": {"trained": 0.5}})["knn_leave_one_out"] == {"trained": 0.2}
+
+
 def test_rivals_are_measured_beside_the_run(run: Path, finished: Path) -> None:
     encoder = finished / "encoder.safetensors"
     found = evaluate(run, ["knn"], threads=1, against=(finished, encoder))

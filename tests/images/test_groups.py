@@ -38,6 +38,13 @@ def test_groups_by_a_table(tmp_path: Path) -> None:
         find_groups(["new.png"], f"{table}:patient")
 
 
+def test_a_table_that_says_two_things_of_an_image_is_refused(tmp_path: Path) -> None:
+    table = tmp_path / "patients.csv"
+    table.write_text("name,patient\na.png,p1\nb.png,p2\na.png,p1\nb.png,p3\n")
+    with pytest.raises(ConfigError, match=r"two rows for 'b\.png', with 'p2' and 'p3' as patient"):
+        find_groups(["a.png", "b.png"], f"{table}:patient")
+
+
 @pytest.mark.parametrize(
     ("group_by", "message"),
     [

@@ -99,6 +99,10 @@ def test_the_first_labelled_part_is_held_out(tmp_path: Path, executor: ThreadPoo
         ({"train": 1, "bus": 1, "boat": 2}, "a part of the data or a class, beside 3 other"),
         ({"test": 1, "cats": 1}, "to hold a part out, put the others into a folder named train"),
         ({"val": 1, "1.png": PNG}, "beside 1 other images or shards, as 1.png"),
+        ({"x/seg_train/a": 1, "x/seg_test/a": 1}, "x holds seg_train and seg_test, which may be"),
+        ({"train_1": 1, "test_1": 1, "more": 1}, "holds train_1 and test_1, which may be parts"),
+        ({"trainA": 1, "testA": 1, "trainB": 1}, "If they are parts, call their folders train"),
+        ({"ASLTraining": 1, "asl.dev": 1}, "holds ASLTraining and asl.dev, which"),
     ],
 )
 def test_what_is_not_clear_is_refused(
@@ -121,6 +125,32 @@ def test_parts_further_down_are_found(tmp_path: Path, executor: ThreadPoolExecut
     assert found.train.classes == ("a", "b")
     assert found.test is not None
     assert "The parts lie in archive/set." in found.description
+
+
+def test_a_part_inside_itself_is_found(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+    files = {"training_set/training_set/a": 2, "training_set/training_set/b": 1, "test/Test/a": 1}
+    found = opened(fill(tmp_path, {**files, "test/Test/b": 1, "test/read.me": b"x"}), executor)
+    assert found.test is not None
+    assert found.train.classes == found.test.classes == ("a", "b")
+    assert list(found.test.names) == ["a/0.png", "b/0.png"]
+    assert (found.train_part, found.test_part) == ("training_set", "test")
+
+
+def test_a_part_with_a_single_folder_says_that_it_has_no_classes(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    found = opened(fill(tmp_path, {"train/images/a": 2, "train/images/b": 1, "val": 1}), executor)
+    assert found.train.labels is None
+    sentence = "All images of train lie in the one folder images, so there are no classes"
+    assert sentence in found.description
+    assert "images of val" not in found.description
+
+
+def test_words_of_parts_in_names_of_classes_alone_are_no_parts(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    found = opened(fill(tmp_path, {"train_station": 2, "contest": 2, "evaluations": 1}), executor)
+    assert found.train.classes == ("contest", "evaluations", "train_station")
 
 
 def test_folders_that_are_no_parts_are_told_of(
@@ -264,7 +294,20 @@ def test_a_file_outside_of_class_folders_has_no_label(tmp_path: Path) -> None:
 
 def test_a_limit_is_accounted_for(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
     found = opened(fill(tmp_path, {"a": 9}), executor, limit=4)
-    assert found.left_out == (Skipped("", "beyond images.limit = 4", "", 5),)
+    assert list(found.inventory.rows()) == [Skipped("", "beyond images.limit = 4", "", 5)]
+
+
+def test_a_limit_on_arrays_is_accounted_for(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+    images = np.zeros((9, 4, 4), np.uint8)
+    np.savez(tmp_path / "a.NPZ", x_train=images, x_test=images[:6])
+    os.rename(tmp_path / "a.NPZ.npz", tmp_path / "a.NPZ")
+    np.save(tmp_path / "b.npy", images)
+    for name, part, count in (("a.NPZ", "train", 5), ("b.npy", "", 5)):
+        found = opened(tmp_path / name, executor, limit=4)
+        row = Skipped("", "beyond images.limit = 4", part, count)
+        assert list(found.inventory.rows()) == [row]
+    found = opened("photographs", executor, limit=100)
+    assert "Left out in train: 5,020, beyond images.limit = 100." in found.description
 
 
 @pytest.mark.parametrize("name", ["BZ0001.png", "BZh91AY&SY.png", "BZh9\x17rE8P\x90.png"])

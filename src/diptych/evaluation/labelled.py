@@ -24,7 +24,7 @@ from diptych.evaluation.split import (
 )
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.cut import cut
-from diptych.images.inventory import listed
+from diptych.images.inventory import in_print, listed
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources import open_images
 from diptych.images.tables.hugging_face import path_of
@@ -139,10 +139,16 @@ def open_labelled(
 
     collection = read(train, config.limit if train is None else None)
     _require_labels("--train", train, collection.train, collection.test)
+    remarks = [] if train is None else _of_what_is_given(train, collection)
     if test is not None:
         held_out = read(test, None)
+        if train is not None and collection.test is not None:
+            remarks.append(_part_of(train, collection, "is not used, as there is --test"))
         collection = replace(collection, test=held_out.test or held_out.train)
         _require_labels("--test", test, collection.test)
+        remarks += _of_what_is_given(test, held_out)
+        if held_out.test is not None:
+            remarks.append(_part_of(test, held_out, "is measured on"))
     found = labelled_parts(collection, group_by=config.group_by, seen=seen)
     if found is None:
         raise ImagesError(
@@ -150,7 +156,18 @@ def open_labelled(
             "give --train PATH and --test PATH. Without labels, the report still shows the "
             "label-free measures."
         )
-    return found
+    return replace(found, remarks=(*found.remarks, *remarks))
+
+
+def _of_what_is_given(path: str | Path | Any, collection: Collection) -> list[str]:
+    """What lies there and is no part of the split; images that cannot be read are."""
+    sentences = replace(collection.inventory, unreadable=()).sentences()
+    return [f"In {in_print(path_of(path))}: {' '.join(sentences)}"] if sentences else []
+
+
+def _part_of(path: str | Path | Any, collection: Collection, what: str) -> str:
+    """A sentence on the held-out part of what is given."""
+    return f"Of {in_print(path_of(path))}, the part {in_print(collection.test_part)} {what}."
 
 
 def _require_labels(flag: str, path: object, *parts: ImageSet | None) -> None:

@@ -39,6 +39,8 @@ PROTOCOLS: Final[Mapping[str, Protocol]] = {
 USUAL: Final = ("knn", "linear")
 """Measured when nothing else is asked for."""
 
+_BESIDE_KNN: Final = "knn_leave_one_out"  # which knn adds for some images only
+
 _SHARED: Final = ("protocol", "details")  # tables that several protocols write to
 
 
@@ -124,12 +126,23 @@ def merged(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, An
     {'knn': {'trained': 0.3}, 'details': {'knn': 1, 'finetune': 2}}
     """
     kept = dict(earlier)
+    if "knn" in later and _BESIDE_KNN not in later:  # that of earlier is of an earlier knn
+        kept = _without(kept, _BESIDE_KNN)
     if "protocol" in later and _on_other_images(kept.get("protocol", {}), later["protocol"]):
         del kept["protocol"]
     joined: dict[str, Any] = {
         name: {**kept[name], **later[name]} for name in _SHARED if name in kept and name in later
     }
     return {**kept, **later, **joined}
+
+
+def _without(found: Mapping[str, Any], gone: str) -> dict[str, Any]:
+    """Results without one of them, and without what stands of it under ``details``."""
+    return {
+        name: {key: one for key, one in part.items() if key != gone} if name == "details" else part
+        for name, part in found.items()
+        if name != gone
+    }
 
 
 def _on_other_images(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> bool:

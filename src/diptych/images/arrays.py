@@ -17,7 +17,7 @@ from diptych.images.form import Pixels, in_depth
 from diptych.images.index import checksum
 from diptych.images.names import CompactNames
 from diptych.images.pixels import HeldPixels, PixelBatch
-from diptych.images.selection import choose, present_classes
+from diptych.images.selection import beyond, choose, present_classes
 from diptych.images.splits import Found, choose_splits, role_of
 
 _IMAGE_KEYS: Final = ("images", "x")
@@ -231,6 +231,7 @@ def image_set(
         channels=pixels.channels,
         labels=numbers,
         classes=classes,
+        beyond_limit=beyond(len(array), config.limit),
         checksums=np.array(
             [checksum(np.ascontiguousarray(image).data.cast("B")) for image in stack],
             dtype=np.uint64,

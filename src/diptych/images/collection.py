@@ -35,7 +35,8 @@ class ImageSet:
         labels: int64 (images,), positions in ``classes``, -1 for an image without one; for
             evaluation, and for the supervised loss and a distillation's teacher.
         classes: names of the classes; empty where there are no labels.
-        skipped: the images left out.
+        skipped: the images left out, as they cannot be used.
+        beyond_limit: the images that a limit leaves out, in one row where there are any.
         remarks: sentences on how they were opened that a user should read.
         checksums: uint64 (images, 2), 128 bits of each image's encoded bytes, or of its pixels
             where it lies decoded: an image's identity by content, whatever its name.
@@ -51,6 +52,7 @@ class ImageSet:
     labels: NDArray[np.int64] | None = None
     classes: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    beyond_limit: tuple[Skipped, ...] = ()
     remarks: tuple[str, ...] = ()
     checksums: NDArray[np.uint64] | None = None
     pages: NDArray[np.int64] | None = None
@@ -118,7 +120,8 @@ class Collection:
         description: some sentences that say what was found.
         train_part: what the part to learn from is called, as "train"; empty where there are none.
         test_part: what the held-out part is called, as "val"; empty where there is none.
-        left_out: what was found and is not used; images that cannot be read are in the sets.
+        left_out: what was found and is not used; images that cannot be read, or are beyond a limit,
+            are in the sets.
         remarks: sentences on what was found.
     """
 
@@ -140,10 +143,11 @@ class Collection:
         """Everything that was looked at, and what became of it."""
         test = [] if self.test is None else [(self.test_part or "test", self.test)]
         parts = [(self.train_part, self.train), *test]
+        beyond = [replace(one, part=name) for name, images in parts for one in images.beyond_limit]
         return Inventory(
             used=tuple((name, len(images)) for name, images in parts),
             unreadable=tuple(one for _, images in parts for one in images.skipped),
-            left_out=self.left_out,
+            left_out=(*self.left_out, *beyond),
             remarks=self.remarks,
             stacks=sum(images.stacks for _, images in parts),
             further_pages=sum(images.further_pages for _, images in parts),

@@ -20,7 +20,13 @@ from diptych.images.listing import Listing, Progress, ignore_progress, open_list
 from diptych.images.names import CompactNames
 from diptych.images.shards.index import read_samples
 from diptych.images.shards.tar import find_in_tar, list_tar
-from diptych.images.splits import Found, choose_splits, refuse_unclear, role_of
+from diptych.images.splits import (
+    Found,
+    choose_splits,
+    refuse_likely,
+    refuse_unclear,
+    role_of,
+)
 from diptych.images.tree import Tree, lies_in, part_around, walk
 
 
@@ -67,15 +73,17 @@ def find_in_tree(where: str, tree: Tree, listed: Callable[[str, str], Listing]) 
     """
     base = _base(tree)
     parts = _parts(tree, base)
-    if not parts:
-        remarks = (*_on_one_folder(tree), *_on_deeper_parts(tree))
-        return Found(listed("", ""), left_out=tuple(_left_out(tree, "", [])), remarks=remarks)
     where = os.path.join(where, base) if base else where
+    if not parts:
+        refuse_likely(where, _level(tree, base).folders)
+        remarks = (*_on_one_folder(tree, "", ""), *_on_deeper_parts(tree))
+        return Found(listed("", ""), left_out=tuple(_left_out(tree, "", [])), remarks=remarks)
     beside = _beside(tree, base, parts)
     refuse_unclear(where, parts, beside)
     chosen = choose_splits(parts, where)
-    places = [os.path.join(base, name) for name in (chosen.train, *chosen.held_out)]
-    train, *held_out = [listed(place, os.path.basename(place)) for place in places]
+    names = (chosen.train, *chosen.held_out)
+    places = [_inner(tree, os.path.join(base, name)) for name in names]
+    train, *held_out = [listed(place, name) for place, name in zip(places, names, strict=True)]
     for name in beside:
         tree.others.add(name, "an image or shard beside the parts")
     return Found(
@@ -86,6 +94,11 @@ def find_in_tree(where: str, tree: Tree, listed: Callable[[str, str], Listing]) 
         remarks=(
             *([f"The parts lie in {in_print(base)}."] if base else []),
             *chosen.remarks,
+            *(
+                one
+                for pair in zip(places, names, strict=True)
+                for one in _on_one_folder(tree, *pair)
+            ),
             *_on_shared_folders(tree, places),
         ),
     )
@@ -149,14 +162,15 @@ def labels_from_folders(
     return table[np.array(found, dtype=np.int64)], classes
 
 
-def _on_one_folder(tree: Tree) -> list[str]:
-    """That there are no classes, where all images lie in one folder."""
-    tops = {folder.partition(os.sep)[0] for folder in tree.images}
-    if len(tops) != 1 or "" in tops:
+def _on_one_folder(tree: Tree, inside: str, part: str) -> list[str]:
+    """That there are no classes, where all images of a part, or of all, lie in one folder."""
+    tops = {one.partition(os.sep)[0] for one in _below([*tree.images], inside)}
+    if len(tops) != 1 or inside in tree.images:
         return []
+    which = f" of {in_print(part)}" if part else ""
     return [
-        f"All images lie in the one folder {in_print(tops.pop())}, so there are no classes; give "
-        "its path to have the folders in it as classes."
+        f"All images{which} lie in the one folder {in_print(tops.pop())}, so there are no "
+        "classes; give its path to have the folders in it as classes."
     ]
 
 
@@ -201,6 +215,19 @@ def _base(tree: Tree) -> str:
 
 def _parts(tree: Tree, base: str) -> tuple[str, ...]:
     return tuple(name for name in _level(tree, base).folders if role_of(name) is not None)
+
+
+def _inner(tree: Tree, place: str) -> str:
+    """The folder of a part; of one in which there is nothing but itself again, the inner one."""
+    level = _level(tree, place)
+    while len(level.folders) == 1 and not level.loose and _is_again(level.folders[0], place):
+        place = os.path.join(place, level.folders[0])
+        level = _level(tree, place)
+    return place
+
+
+def _is_again(name: str, place: str) -> bool:
+    return name.lower() == os.path.basename(place).lower()
 
 
 def _beside(tree: Tree, base: str, parts: Iterable[str]) -> list[str]:
@@ -299,7 +326,9 @@ def _below(names: Sequence[str], folder: str) -> Sequence[str]:
 def _nothing(place: Path, tree: Tree, inside: str) -> str:
     """That there are no images, and what there is instead."""
     kinds = [one for one in _left_out(tree, "", []) if not inside or one.name.startswith(inside)]
-    there = "; ".join(f"{one.count:,} as {in_print(one.name)}: {one.reason}" for one in kinds[:5])
+    there = "; ".join(
+        f"{one.count:,} as {in_print(one.name)}: {in_print(one.reason)}" for one in kinds[:5]
+    )
     return (
         f"no images in {place}. Wanted files named {', '.join(sorted(EXTENSIONS))} in it or in its "
         f"subfolders.{f' It holds {there}.' if there else ''}"

@@ -166,13 +166,22 @@ def _looked_up(names: Sequence[str], path: Path, column: str) -> list[str]:
                     f"images.group_by: {path} needs the columns 'name' and {column!r}; it has "
                     f"{', '.join(present) or 'none'}."
                 )
-            table = {unescaped(row["name"] or ""): (row[column] or "").strip() for row in reader}
+            table = dict[str, str]()
+            for row in reader:
+                name, key = unescaped(row["name"] or ""), (row[column] or "").strip()
+                if table.setdefault(name, key) != key:
+                    raise ConfigError(
+                        f"images.group_by: {path} has two rows for {name!r}, with {table[name]!r} "
+                        f"and {key!r} as {column}. Wanted one; a name is a path from the folder of "
+                        "the images, or of their part (train, test, ...)."
+                    )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"images.group_by: cannot read {path}: {error}") from error
     missing = [name for name in names if name not in table]
     if missing:
         raise ConfigError(
             f"images.group_by: {path} has no row for {len(missing)} of {len(names)} images, as "
-            f"{missing[0]!r}."
+            f"{missing[0]!r}. A name is a path from the folder of the images, or of their part "
+            "(train, test, ...)."
         )
     return [table[name] for name in names]

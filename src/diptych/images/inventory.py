@@ -152,9 +152,9 @@ def _of_unreadable(part: str, some: list[Skipped]) -> str:
 
 
 def _of_kind(some: list[Skipped]) -> str:
-    count, first = sum(one.count for one in some), some[0]
+    count, first, reason = sum(one.count for one in some), some[0], in_print(some[0].reason)
     place = f" in {in_print(first.part)}" if first.part else ""
     if count == 1:
-        return f"Left out{place}: {in_print(first.name)}, {first.reason}."
+        return f"Left out{place}: {in_print(first.name)}, {reason}."
     named = f" as {in_print(first.name)}," if first.name else ""
-    return f"Left out{place}: {count:,},{named} {first.reason}."
+    return f"Left out{place}: {count:,},{named} {reason}."

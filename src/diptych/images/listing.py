@@ -20,7 +20,7 @@ from diptych.images.form import Pixels, other_channels, pixel_type
 from diptych.images.index import Index, decoders, find_index, index_path, set_name
 from diptych.images.names import CompactNames
 from diptych.images.pixels import DecodedPixels, PixelSource
-from diptych.images.selection import choose, present_classes, refuse_if_too_many
+from diptych.images.selection import beyond, choose, present_classes, refuse_if_too_many
 
 _FIRST: Final = 64  # images that decide on the channels
 
@@ -91,10 +91,11 @@ def open_listing(
     Raises:
         ImagesError: there are no images, or too many of them are unreadable.
     """
-    chosen = choose(len(listing.names), config.limit)
+    count = len(listing.names)
+    chosen = choose(count, config.limit)
     if not len(chosen):
         raise ImagesError(f"no images in {listing.origin}.")
-    if len(chosen) < len(listing.names):
+    if len(chosen) < count:
         listing = listing.select(chosen)
     names = CompactNames.of(listing.names)
     place = index_path(listing.origin, listing.part, config)
@@ -106,9 +107,10 @@ def open_listing(
     skipped = _skipped(listing, config, index)
     refuse_if_too_many(list(skipped.values()), len(names), config, listing.origin)
     good = np.setdiff1d(np.arange(len(names)), np.array(list(skipped), dtype=np.int64))
-    return _image_set(
+    images = _image_set(
         listing.select(good), index.select(good), config, tuple(skipped.values()), remark
     )
+    return replace(images, beyond_limit=beyond(count, config.limit))
 
 
 def _with_channels(config: ImagesConfig, index: Index) -> ImagesConfig:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import Skipped
+from diptych.images.inventory import in_print
 
 
 def choose(count: int, limit: int | None) -> NDArray[np.int64]:
@@ -16,6 +17,13 @@ def choose(count: int, limit: int | None) -> NDArray[np.int64]:
         return np.arange(count, dtype=np.int64)
     chosen = np.random.Generator(np.random.Philox(0)).permutation(count)[:limit]
     return np.sort(chosen).astype(np.int64)
+
+
+def beyond(count: int, limit: int | None) -> tuple[Skipped, ...]:
+    """How many of so many images ``choose`` leaves out, as a row of the inventory."""
+    if limit is None or limit >= count:
+        return ()
+    return (Skipped("", f"beyond images.limit = {limit}", count=count - limit),)
 
 
 def balanced_share(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
@@ -54,7 +62,7 @@ def refuse_if_too_many(
 ) -> None:
     """Stops before training when the share of unreadable images is above the set one."""
     if len(skipped) == count or len(skipped) > config.max_unreadable_share * count:
-        listed = "\n".join(f"  {one.name}: {one.reason}" for one in skipped[:5])
+        listed = "\n".join(f"  {in_print(one.name)}: {in_print(one.reason)}" for one in skipped[:5])
         more = f"\n  and {len(skipped) - 5} more" if len(skipped) > 5 else ""
         raise ImagesError(
             f"{len(skipped)} of {count} images in {origin} are unreadable, more than "

@@ -41,7 +41,7 @@ _WANTED: Final = (
     "these, torchvision:NAME"
 )
 
-_BESIDE: Final = "an image beside a data set of a known form"
+_BESIDE: Final = "an image, shard or table beside a data set of a known form"
 
 
 def open_images(
@@ -57,23 +57,27 @@ def open_images(
     Raises:
         ImagesError: nothing usable is there.
     """
-    if _is_built_in(config):
-        return open_photographs(config)
+    opened = (
+        open_photographs(config) if _is_built_in(config) else _open(config, executor, on_progress)
+    )
+    sentences = [opened.description, *opened.train.remarks, *opened.inventory.sentences()]
+    return replace(opened, description=" ".join(sentences))
+
+
+def _open(config: ImagesConfig, executor: Executor, on_progress: Progress) -> Collection:
     found = locate_images(config)
     held = hold_out(found)
     chosen = replace(found, held_out=() if held.images is None else (held.images,))
     train, test = open_found(chosen, config, executor, on_progress)
-    opened = Collection(
+    return Collection(
         train,
         test,
         describe(config.path, train, test, held.part),
         train_part=found.train_part,
         test_part=held.part,
-        left_out=(*found.left_out, *held.unused, *_beyond_limit(found, config)),
+        left_out=(*found.left_out, *held.unused),
         remarks=(*found.remarks, *on_classes(train, test, held.part)),
     )
-    sentences = [opened.description, *train.remarks, *opened.inventory.sentences()]
-    return replace(opened, description=" ".join(sentences))
 
 
 def locate_images(config: ImagesConfig) -> Found:
@@ -122,28 +126,22 @@ def describe(path: str, train: ImageSet, test: ImageSet | None, part: str) -> st
     return sentence + (f"; {len(train.classes)} classes." if train.classes else ".")
 
 
-def _beyond_limit(found: Found, config: ImagesConfig) -> list[Skipped]:
-    """How many of the listed images a limit leaves out."""
-    count = 0 if config.limit is None else len(found.train.names) - config.limit
-    if count <= 0:
-        return []
-    return [Skipped("", f"beyond images.limit = {config.limit}", found.train_part, count)]
-
-
 def _is_built_in(config: ImagesConfig) -> bool:
     return config.path == PHOTOGRAPHS_NAME and not Path(config.path).exists()
 
 
 def _find_in_file(path: Path, config: ImagesConfig) -> Found:
-    if path.suffix == ".npz":
+    suffixes = [one.lower() for one in path.suffixes]
+    end = suffixes[-1] if suffixes else ""
+    if end == ".npz":
         return find_in_npz(path, config)
-    if path.suffix == ".npy":
+    if end == ".npy":
         return Found(open_npy(path, config))
-    if path.suffix == ".parquet":
+    if end == ".parquet":
         return find_in_parquet(str(path), config)
-    if path.suffix == ".txt":
+    if end == ".txt":
         return Found(list_text(path))
-    if ".tar" in path.suffixes or path.suffix == ".tgz":
+    if ".tar" in suffixes or end == ".tgz":
         tally = Tally()
         listing = list_tar([path], str(path), tally)
         return Found(listing, left_out=tuple(tally.rows()))
@@ -159,8 +157,8 @@ def _find_in_folder(path: Path, config: ImagesConfig) -> Found:
     tree = walk(path)
     known = _find_known(path, config)
     if known is not None:
-        images = tree.names_in()
-        beside = [Skipped(images[0], _BESIDE, count=len(images))] if images else []
+        others = [*tree.names_in(), *tree.containers]
+        beside = [Skipped(others[0], _BESIDE, count=len(others))] if others else []
         return replace(known, left_out=(*known.left_out, *beside))
     tables = [name for name in tree.containers if name.lower().endswith(".parquet")]
     others = [name for name in tree.containers if name not in tables]

@@ -34,6 +34,7 @@ _WHOLE: Final = re.compile(
     rf"(?:(?:{_THINGS})[-_. ]?)?({_WORDS})(?:[-_. ]?(?:{_THINGS}))?(?:[-_. ]?\d{{4}})?"
 )
 _IN_FILE: Final = re.compile(rf"(?<![a-z])({_WORDS})(?![a-z])")
+_WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,33 @@ def refuse_unclear(where: str, parts: Sequence[str], beside: Sequence[str]) -> N
         f"give the path of {in_print(parts[0])}; if it is a class, give its folder another name; "
         "to hold a part out, put the others into a folder named train."
     )
+
+
+def refuse_likely(where: str, classes: Sequence[str]) -> None:
+    """Where the names of classes have the words of parts in them, the user says which they are.
+
+    Args:
+        where: they lie, named in errors.
+        classes: folders, none of which is named as a part.
+
+    Raises:
+        ImagesError: one has a word for what is learned from, and one for what is held out.
+    """
+    learned = next((name for name in classes if "train" in _roles_in(name)), None)
+    held_out = next((name for name in classes if _roles_in(name) - {"train"}), None)
+    if learned is None or held_out is None:
+        return
+    raise ImagesError(
+        f"{where} holds {in_print(learned)} and {in_print(held_out)}, which may be parts of the "
+        "data or classes. If they are parts, call their folders train and test, or give the path "
+        "of one; if they are classes, call them otherwise."
+    )
+
+
+def _roles_in(name: str) -> set[Role]:
+    """What the words of a name stand for, as in ``seg_train``, ``train_1`` or ``testA``."""
+    words = (word.lower() for word in _WORD.findall(name))
+    return {_ROLES[word] for word in words if word in _ROLES}
 
 
 @dataclass(frozen=True)

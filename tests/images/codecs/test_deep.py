@@ -161,6 +161,21 @@ def test_transparency_of_16_bits_is_laid_on_white() -> None:
     assert np.abs(decode_bytes(png16(RGBA16), DEEP) - wanted).max() <= 0.5001
 
 
+@pytest.mark.parametrize(
+    "options", [{"compression": one} for one in ("zlib", "packbits", "zstd", "lzw", None)], ids=str
+)
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_strips_may_go_on_below_the_picture(options: dict[str, Any], planar: str) -> None:
+    pixels = noise(24, 7, 3, dtype=np.uint8)
+    stored = pixels if planar == "contig" else pixels.transpose(2, 0, 1)
+    more = {"photometric": "rgb", "planarconfig": planar, "rowsperstrip": 8}
+    data = bytearray(tiff(stored, **options, **more))
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        place = file.pages.first.tags["ImageLength"].valueoffset
+    data[place : place + 2] = (20).to_bytes(2, "little")
+    assert np.array_equal(decode_bytes(bytes(data), ImagesConfig()), pixels[:20])
+
+
 def bomb() -> bytes:
     """A strip that unpacks to far more than the picture."""
     data = tiff(noise(9, 7, 7), compression="zlib", **BANDS)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -101,6 +102,20 @@ def test_only_the_end_marker_is_missing() -> None:
     # There might have been finer scans.
     with pytest.raises(UnreadableImage, match="ends early"):
         decode_bytes(jpeg(progressive=True)[:-2], CONFIG)
+
+
+def test_what_is_mended_is_decoded_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, calls, decode = jpeg(), list[bytes](), simplejpeg.decode_jpeg
+
+    def counted(data: bytes, **options: Any) -> Any:
+        calls.append(data)
+        return decode(data, **options)
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", counted)
+    for scale, most in ((1.0, 3), (0.25, 4)):
+        calls.clear()
+        at_scale(data[:-2] + STRAY + data[-2:], scale)
+        assert len(calls) <= most
 
 
 def test_both_ways_in_are_tried() -> None:

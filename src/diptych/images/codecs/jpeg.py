@@ -24,6 +24,7 @@ REDUCTIONS: Final = (8, 4, 2)
 _START: Final = b"\xff\xd8\xff"
 _TURNING: Final = (b"Exif\0\0", b"tiff:Orientation")  # where a file can ask to be turned
 _CHANNELS: Final = {"GRAY": 1, "RGB": 3, "CMYK": 4}
+_ENDS_EARLY: Final = "damaged: a JPEG that ends early; part of the picture is missing"
 _PREMATURE: Final = "premature end"  # of libjpeg's warnings, the one that pixels are missing
 
 
@@ -141,29 +142,22 @@ def decode_jpeg(
     least = (0, 0) if wanted == size else wanted
     try:
         return _decode(data, space, least, buffer)
-    except ValueError:
-        parts = jpeg_segments(data)
-        _refuse_what_ends_early(parts, space)
-        return _decode(parts.joined(), space, least, buffer, strict=False)
-
-
-def _refuse_what_ends_early(parts: JpegSegments, space: str) -> None:
-    """Whether each pixel is in the file, at whatever size it is going to be decoded."""
-    joined = parts.joined()
-    early = not parts.ended or _PREMATURE in _warning(joined, space)
-    if not early:  # libjpeg tells only its first warning, which may be another one
-        filled = _decode(parts.joined(filled=True), space, strict=False)
-        early = not np.array_equal(filled, _decode(joined, space, strict=False))
-    if early:
-        raise UnreadableImage("damaged: a JPEG that ends early; part of the picture is missing")
-
-
-def _warning(data: bytes, space: str) -> str:
-    try:
-        _decode(data, space)
     except ValueError as error:
-        return str(error)
-    return ""
+        warning, parts = str(error), jpeg_segments(data)
+    in_full = _decode(
+        parts.joined(), space, buffer=buffer if wanted == size else None, strict=False
+    )
+    # libjpeg tells only its first warning, which may be another one than that of missing pixels.
+    if not parts.ended or _PREMATURE in warning or _is_filled_up(parts, space, in_full):
+        raise UnreadableImage("damaged: a JPEG that ends early; part of the picture is missing")
+    if wanted == size:
+        return in_full
+    return _decode(parts.joined(), space, least, buffer, strict=False)
+
+
+def _is_filled_up(parts: JpegSegments, space: str, in_full: NDArray[np.uint8]) -> bool:
+    """Whether some pixels are not in the file: those that change with what follows its data."""
+    return not np.array_equal(in_full, _decode(parts.joined(filled=True), space, strict=False))
 
 
 def _decode(

@@ -9,7 +9,7 @@ def check_size(height: int, width: int, config: ImagesConfig) -> None:
     megapixels = width * height / 1e6
     if megapixels > config.max_megapixels:
         raise UnreadableImage(
-            f"{width} x {height} is {megapixels:.0f} megapixels, more than "
+            f"{width} x {height} is {megapixels:.5g} megapixels, more than "
             f"images.max_megapixels = {config.max_megapixels:g}"
         )
     if height < 1 or width < 1:

@@ -49,6 +49,9 @@ _COMPRESSIONS: Final = {
 }
 """Those whose unpacked size is known before they are unpacked, so that no file can fill memory."""
 
+_LENGTH: Final = 257  # the tag of the picture's rows
+_LETTERS: Final = {3: "H", 4: "I", 16: "Q"}  # by the type of a tag
+
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # of the tag ExtraSamples: the only kinds that are alpha
 
 _reading: ContextVar[bool] = ContextVar("_reading", default=False)
@@ -78,7 +81,7 @@ def decode_tiff(data: bytes, config: ImagesConfig) -> Decoded:
             page = file.pages.first
             _check_page(page, config)
             _check_segments(page, data)
-            pixels = _unpacked(page)
+            pixels = _unpacked(page, data, config)
             if page.axes.startswith("S"):
                 pixels = pixels.transpose(1, 2, 0)
             return _meaning(page, pixels.reshape(*pixels.shape[:2], -1))
@@ -86,15 +89,42 @@ def decode_tiff(data: bytes, config: ImagesConfig) -> Decoded:
         _reading.reset(token)
 
 
-def _unpacked(page: "TiffPage") -> Pixels:
+def _unpacked(page: "TiffPage", data: bytes, config: ImagesConfig) -> Pixels:
     import imagecodecs
 
     try:
         return page.asarray(maxworkers=1)
-    except imagecodecs.DeflateError as error:
-        if "INSUFFICIENT_SPACE" in str(error):
+    except Exception as error:  # each codec has an error of its own where there is no room
+        pixels = _with_whole_strips(page, data, config)
+        if pixels is not None:
+            return pixels
+        if isinstance(error, imagecodecs.DeflateError) and "INSUFFICIENT_SPACE" in str(error):
             raise UnreadableImage("a strip unpacks to more than the picture") from error
         raise
+
+
+def _with_whole_strips(page: "TiffPage", data: bytes, config: ImagesConfig) -> Pixels | None:
+    """The pixels where the last strip goes on below the picture, as some writers leave it.
+
+    They are those of a file with a longer picture; None where that cannot be read either.
+    """
+    import tifffile
+
+    rows, tag = page.rowsperstrip or 1, page.tags[_LENGTH]
+    length = -(-page.imagelength // rows) * rows
+    letter = _LETTERS.get(int(tag.dtype), "")
+    if page.is_tiled or length == page.imagelength or not letter:
+        return None
+    try:
+        check_size(length, page.imagewidth, config)
+        patch = struct.pack(page.parent.byteorder + letter, length)
+        longer = data[: tag.valueoffset] + patch + data[tag.valueoffset + len(patch) :]
+        with tifffile.TiffFile(io.BytesIO(longer)) as file:
+            pixels = file.pages.first.asarray(maxworkers=1)
+    except Exception:
+        return None
+    down = page.axes.index("Y")
+    return pixels.take(range(page.imagelength), axis=down)
 
 
 def _meaning(page: "TiffPage", pixels: Pixels) -> Decoded:

@@ -34,6 +34,7 @@ from diptych.images.tables.arrow import (
     reading,
 )
 from diptych.images.tables.spool import Encoded, SpoolPlace, open_spool
+from diptych.images.tree import walk
 
 _BATCH: Final = 64  # rows in memory at once
 
@@ -41,11 +42,11 @@ _BATCH: Final = 64  # rows in memory at once
 def find_parquet(path: str) -> list[str]:
     """The Parquet files that a path names: a file, those in a folder, or those of a pattern."""
     if os.path.isdir(path):
-        names = glob.glob("**/*.parquet", root_dir=path, recursive=True)
-        found = [os.path.join(path, name) for name in names]
+        found = [os.path.join(path, name) for name in walk(Path(path)).containers]
     else:
         found = [path] if os.path.exists(path) else glob.glob(path, recursive=True)
-    return sorted(name for name in found if name.endswith(".parquet") and os.path.isfile(name))
+    tables = (name for name in found if name.lower().endswith(".parquet"))
+    return sorted(name for name in tables if os.path.isfile(name))
 
 
 def is_parquet_pattern(path: str) -> bool:
