@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 from numpy.typing import NDArray
 from PIL import Image
@@ -31,6 +32,10 @@ install_import_hook(
     ],
     "beartype.beartype",
 )
+
+# How long an example takes says something of the machine only.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 # Tests work on tiny tensors, where a second thread only waits for the first.
 torch.set_num_threads(1)

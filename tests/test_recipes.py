@@ -14,7 +14,7 @@ from diptych.optimization.optimizers import build_optimizer
 from diptych.optimization.schedules import peak_learning_rate
 from diptych.policies import branches
 from diptych.recipes import HAVE_CIFAR10, RECIPES, SCALES, fitted_batch, recipe_config
-from diptych.resolve import Layers, resolve
+from diptych.resolve import Layers, in_effect, resolve
 from diptych.training.step import train_step
 from diptych.views.batches import Batch
 
@@ -125,3 +125,10 @@ def test_the_head_is_as_wide_as_the_features_of_the_encoder_asked_for(
     wide = [tuple(p.shape) for p in head.parameters() if p.ndim > 1]
     assert wide == [(640, 640)] * (len(wide) - 1) + [(128, 640)]
     assert len(wide) == (3 if recipe == "simclr_v2" else 2)
+
+
+def test_a_supervised_run_says_whom_a_query_meets() -> None:
+    config = recipe_config("simclr", "tiny")
+    supervised = replace(config.method, loss=replace(config.method.loss, kind="supervised"))
+    said = in_effect(replace(config, method=supervised), image_count=1000)
+    assert "the 255 other views of its batch: those of its class are its own keys" in said

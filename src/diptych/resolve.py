@@ -95,7 +95,8 @@ def resolve(
     sentence = (
         f"Recipe {config.recipe} at scale {scale} ({reason}): {config.encoder.name} on views of "
         f"{config.views.side_pixels} pixels, batch {training.batch_size}, {training.epochs} "
-        f"epochs, on {device} with {threads} threads. {in_effect(config, image_count)}"
+        f"epoch{'s' * (training.epochs > 1)}, on {device} with {threads} threads. "
+        f"{in_effect(config, image_count)}"
     )
     return replace(config, training=training), sentence
 
@@ -111,6 +112,12 @@ def in_effect(config: RunConfig, image_count: int) -> str:
         parts += (
             f"; norm.kind = {config.norm.kind!r} then normalises each {chunk} by themselves, which "
             "marks them for each other (shuffle, layer and group do not)"
+        )
+    if config.method.loss.kind == "supervised":
+        others = config.method.views * batch - 1
+        return (
+            f"Each query meets the {others:,} other views of its batch{parts}: those of its class "
+            "are its own keys, the others negatives."
         )
     if dictionary.kind == "batch":
         views = config.method.views + config.views.small_views

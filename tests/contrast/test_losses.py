@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 import oracles
+from diptych.configs import LossConfig
+from diptych.contrast.look_up import look_up_many
 from diptych.contrast.losses import (
     cross_entropy,
     cross_entropy_of_many,
@@ -292,6 +294,20 @@ def test_accuracy_counts_queries_whose_own_key_is_best() -> None:
     best = sum_up(queries, negatives, temperature=0.1).best
     assert float(pretext_accuracy(own, best)) == pytest.approx(2 / 3)
     assert torch.equal(best, all_scores(queries, negatives, temperature=0.1).amax(dim=1))
+
+
+@pytest.mark.parametrize("classes", [2, 6, 12])
+def test_chance_is_what_random_vectors_find(classes: int, rng: np.random.Generator) -> None:
+    """Of a query with several own keys guessing finds one more often than one in the candidates."""
+    ids = torch.arange(24) % classes
+    config = LossConfig("supervised")
+    found = [
+        look_up_many(torch.from_numpy(unit(rng, 24)), ids, config, temperature=0.5)
+        for _ in range(300)
+    ]
+    reached = float(np.mean([float(one.accuracy) for one in found]))
+    assert found[0].chance_accuracy == pytest.approx((24 / classes - 1) / 23)
+    assert reached == pytest.approx(found[0].chance_accuracy, abs=0.03)
 
 
 def test_collapse_is_not_counted_as_success() -> None:

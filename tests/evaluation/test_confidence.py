@@ -9,7 +9,7 @@ from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from diptych.evaluation import confidence
-from diptych.evaluation.confidence import Interval, estimate, over_seeds, resamples
+from diptych.evaluation.confidence import estimate, over_seeds, resamples
 from diptych.evaluation.scores import (
     accuracy_of,
     macro_auc,
@@ -56,6 +56,30 @@ def test_coverage_is_what_is_promised() -> None:
         ]
         inside += low <= 0.65 <= high
     assert 178 <= inside <= 199  # 95% of 200; the bounds lie 4 standard errors away
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 12, 400])
+def test_images_that_all_agree_have_the_exact_interval(images: int) -> None:
+    """Their resamples agree as well, and made 100 to 100% of three images."""
+    right = estimate(accuracy_of(np.ones(images, dtype=bool)), images)
+    wrong = estimate(accuracy_of(np.zeros(images, dtype=bool)), images)
+    exact = stats.binomtest(images, images).proportion_ci(0.95, method="exact")
+    assert right.interval() == pytest.approx((1.0, exact.low, 1.0))
+    assert wrong.interval() == pytest.approx((0.0, 0.0, 1.0 - exact.low))
+
+
+@pytest.mark.parametrize("images", range(1, 12))
+def test_a_gain_on_every_image_is_as_sure_as_the_sign_test(images: int) -> None:
+    right = estimate(accuracy_of(np.ones(images, dtype=bool)), images)
+    gain = right.minus(estimate(accuracy_of(np.zeros(images, dtype=bool)), images)).interval()
+    assert (gain.low > 0) == (stats.binomtest(images, images, 0.5).pvalue < 0.05)
+    none = right.minus(right).interval()
+    assert none.low == -none.high < 0
+
+
+def test_of_many_images_the_resamples_decide(rng: np.random.Generator) -> None:
+    found = estimate(accuracy_of(rng.random(500) < 0.9), 500)
+    np.testing.assert_allclose(found.interval()[1:], np.quantile(found.draws, [0.025, 0.975]))
 
 
 def test_resamples_have_the_size_of_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +130,8 @@ def test_a_class_that_is_not_there_is_left_out() -> None:
     assert np.isnan(auc(counts)).all()
     found = estimate(auc, 4, draws=50)
     assert found.value == 0.5
-    assert found.interval() == Interval(0.5, 0.5, 0.5)
+    low, high = found.interval()[1:]
+    assert 0 < low < 0.5 < high < 1  # all resamples agree; four images prove little
     none = macro_auc(np.ones((4, 1)), np.zeros((4, 1), dtype=bool))
     assert math.isnan(estimate(none, 4, draws=5).interval().low)
 

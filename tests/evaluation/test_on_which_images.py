@@ -114,8 +114,8 @@ def test_figures_on_different_images_have_each_their_caption(run: Path, tmp_path
     found = evaluate(run, ["knn", "geometry"], threads=1, train=tmp_path / "new")
     (group,) = groups_of(found)
     captions = {panel.title: panel.images for panel in group.panels}
-    assert "12 labelled images" in captions["20 nearest neighbours"]
-    assert "did not see" in captions["20 nearest neighbours"]
+    assert "12 labelled images" in captions["12 nearest neighbours"]
+    assert "did not see" in captions["12 nearest neighbours"]
     assert "36 labelled images" in captions["linear classifier"]
     assert "9 images that pretraining saw" in captions["linear classifier"]
     page = words(write_report(run, threads=1).read_text())

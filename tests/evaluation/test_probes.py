@@ -189,6 +189,20 @@ def test_logistic_regression_equals_scikit_learn(l2: float, rng: np.random.Gener
         np.testing.assert_allclose(difference - difference.mean(axis=0), 0, atol=2e-3)
 
 
+@pytest.mark.parametrize("l2", [1.0, 0.01])
+def test_of_fewer_images_than_dimensions_it_equals_scikit_learn(
+    l2: float, rng: np.random.Generator
+) -> None:
+    train, labels = blobs(rng, 40, dim=90)
+    warm = fit_with_strength(train.double(), labels, 5, 10.0, None)
+    for start in (None, warm):
+        ours = fit_with_strength(train.double(), labels, 5, l2, start)
+        standard = ((train.double() - ours.mean) * ours.scale).numpy()
+        theirs = LogisticRegression(C=1 / (l2 * len(train)), tol=1e-8, max_iter=5000)
+        theirs.fit(standard, labels.numpy())
+        np.testing.assert_allclose(ours.weight.numpy(), theirs.coef_, atol=2e-3)
+
+
 def test_the_strength_is_chosen_by_held_out_images(rng: np.random.Generator) -> None:
     noise = torch.randn(600, 400, generator=torch.Generator().manual_seed(0))
     noise[:, 0] += torch.arange(600) % 2 * 2.0

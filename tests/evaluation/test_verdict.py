@@ -37,10 +37,34 @@ def test_a_filling_queue_is_normal() -> None:
 
 def test_collapse_chance_and_shortcut_are_alarming() -> None:
     assert names([line(30, effective_rank=1.3)]) == {"collapse": True}
-    assert names([line(30, loss=math.log(512))]) == {"at_chance": True}
-    assert names([line(3, loss=math.log(512))]) == {}  # too early to say
+    assert names([line(500, loss=math.log(512))]) == {"at_chance": True}
+    assert names([line(499, loss=math.log(512))]) == {}  # too early to say
     easy = [line(s, accuracy=0.999, effective_rank=20.0, knn=0.3) for s in (10, 40)]
     assert names(easy) == {"shortcut": True}
+
+
+def test_what_could_not_be_otherwise_is_not_alarming() -> None:
+    three = line(9, effective_rank=1.99, rank_images=3.0)  # two directions are all that there are
+    assert names([three]) == {}
+    assert names([line(9, effective_rank=1.2, rank_images=6.0)]) == {"collapse": True}
+    known_before = [line(s, accuracy=1.0, effective_rank=20.0, knn=1.0) for s in (10, 40)]
+    assert names(known_before) == {}
+
+
+def test_a_short_run_is_not_judged_twice() -> None:
+    """It was "something is wrong" and "nothing can be said" at once."""
+    found = judge([line(s, loss=math.log(512)) for s in (10, 20)], None)
+    assert found.headline.startswith("Too short to tell.")
+
+
+def test_guessing_is_right_more_often_where_queries_have_several_keys() -> None:
+    """Of two classes a supervised run finds half of its keys before it learns anything."""
+    chance = {"accuracy": 0.5, "candidates": 127, "chance_accuracy": 0.49}
+    found = judge([line(500 * n, **chance) for n in (1, 2, 3, 4)], None)
+    assert "has not learned its task" in found.headline
+    assert "finds the key of 50.0% of its views, where guessing does 49.0%" in found.sentences[0]
+    one_class = line(900, accuracy=1.0, candidates=127, chance_accuracy=1.0)
+    assert "nothing to judge by" in judge([one_class], None).headline
 
 
 def evaluation(trained: float, untrained: float, pixels: float = 0.2, count: int = 1000) -> Any:
@@ -65,6 +89,20 @@ def test_headlines_follow_the_gain_and_its_error(
     assert words in found.headline
     assert f"{100 * (trained - untrained):+.1f} points" in " ".join(found.sentences)
     assert f"By its 7 nearest neighbours, {trained:.1%} of {count:,} test" in found.sentences[0]
+
+
+def test_labels_that_were_told_prove_nothing() -> None:
+    found = evaluation(0.99, 0.4)
+    split = {"labels_used": True, "test_images_seen": 7, "tested": "9 images"}
+    for told, words in ((True, "nothing is known"), (False, "clearly better")):
+        found["details"] = {"knn": {"split": {**split, "labels_used": told}}}
+        assert words in judge([line(9)], found).headline
+
+
+def test_where_nothing_can_be_gained_nothing_is_advised() -> None:
+    found = judge([line(9)], evaluation(1.0, 1.0, count=12))
+    assert "Nothing can be told" in found.headline
+    assert "train longer" not in found.headline
 
 
 def test_a_better_baseline_is_named() -> None:
@@ -152,6 +190,8 @@ def test_a_rising_end_asks_for_a_longer_run() -> None:
     flat = [line(s, knn=0.4, effective_rank=9.0) for s in range(10, 100, 10)]
     assert any("still rising" in s for s in judge(rising, None).sentences)
     assert not any("still rising" in s for s in judge(flat, None).sentences)
+    of_twelve = [one | {"knn_images": 12.0} for one in rising]  # 10 points are one image
+    assert not any("still rising" in s for s in judge(of_twelve, None).sentences)
 
 
 def test_a_student_is_judged_by_its_agreement() -> None:

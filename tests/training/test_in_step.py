@@ -37,7 +37,7 @@ def settled(rank: int, *, overflowing: int) -> tuple[bool, float]:
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     loss = method(torch.ones(2, 3)).square().sum() * (1e38 if rank == overflowing else 1.0)
     torch.autograd.backward(scale.enlarged(loss))
-    average_step(method, LookUp(loss, torch.zeros(()), 1, 0.0))
+    average_step(method, LookUp(loss, torch.zeros(()), 1, 0.0, 1.0))
     return scale.settle(optimizer), scale.value
 
 

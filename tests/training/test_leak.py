@@ -48,6 +48,15 @@ def test_the_comparison_equals_the_plain_loop() -> None:
     assert (leak.groups, leak.images_per_group) == (3, 4)
 
 
+def test_of_few_groups_no_leak_can_be_told() -> None:
+    """Groups that happen to agree have an error of 0, whatever they say."""
+    few, many = (Leak(0.5, 0.25, 0.0, groups, 4) for groups in (2, 16))
+    assert not few.is_certain
+    assert few.sentence().startswith("Too few images to tell")
+    assert "give or take" not in few.sentence()
+    assert many.is_certain
+
+
 class GroupMean(nn.Module):
     """An encoder that gives every image the mean of its group of four, and nothing of its own."""
 

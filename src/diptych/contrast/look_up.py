@@ -29,12 +29,15 @@ class LookUp(NamedTuple):
         accuracy: (), share of queries that found their own key first; no gradient.
         candidates: keys that each query chose among, its own included.
         chance_loss: the loss of an encoder that cannot tell the candidates apart.
+        chance_accuracy: what guessing among the candidates finds. More than one of them where a
+            query has several own keys, as all others of its class.
     """
 
     loss: Float[Tensor, ""]
     accuracy: Float[Tensor, ""]
     candidates: int
     chance_loss: float
+    chance_accuracy: float
 
 
 def look_up(comparison: Comparison, config: LossConfig, *, temperature: Temperature) -> LookUp:
@@ -57,7 +60,7 @@ def look_up(comparison: Comparison, config: LossConfig, *, temperature: Temperat
         stored=comparison.stored,
     )
     accuracy = losses.pretext_accuracy(own.detach(), best, apart)
-    return LookUp(loss, accuracy, comparison.candidates, chance)
+    return LookUp(loss, accuracy, comparison.candidates, chance, 1.0 / comparison.candidates)
 
 
 def _from_sums(
@@ -112,6 +115,8 @@ def look_up_many(
     loss = losses.supervised_contrastive(views, ids, temperature=temperature, queries=queries)
     with torch.no_grad():
         same = batch_exclusions(ids)
+        # Of all rows, not of the queries alone, so that all processes have the same.
+        own_keys = float((same >= 0).sum()) / len(views) - 1.0
         own = _best_own(views, same) / temperature
         asking = views
         if queries is None:
@@ -119,10 +124,11 @@ def look_up_many(
         else:
             asking, own, same = views[queries], own[queries], same[queries]
             best = sum_up(asking, views, temperature=temperature, excluded=same).best
-    candidates = len(views) - 1
+    candidates = max(1, len(views) - 1)
     apart = resolution(asking, views, temperature=temperature)
     accuracy = losses.pretext_accuracy(own, best, apart)
-    return LookUp(loss, accuracy, candidates, chance_loss(config, candidates))
+    chance = chance_loss(config, candidates)
+    return LookUp(loss, accuracy, candidates, chance, own_keys / candidates)
 
 
 def _best_own(

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from diptych.evaluation.symptoms import NO_ROOM
+
 PROBES: Final = {
     "knn": "By its {knn_neighbours} nearest neighbours",
     "linear": "By a linear classifier on the frozen features",
@@ -52,12 +54,23 @@ def decisive_probe(evaluation: Mapping[str, Any]) -> str | None:
 
 def headline(evaluation: Mapping[str, Any], probe: str) -> str:
     """Whether the encoder learned, by the gain over the untrained one and its error."""
+    split = _split(evaluation, probe)
+    if split.get("labels_used") and split.get("test_images_seen"):
+        return (
+            "Of other images nothing is known: pretraining saw those measured on, with labels. "
+            "Give held-out ones by --test PATH."
+        )
     gain = gain_over(evaluation, probe, "untrained")
     if gain.value > 4 * gain.error:
         return "The encoder learned: its features are clearly better than before training."
     if gain.low > 0:
         return "The encoder learned a little: its features are better than before training."
     if gain.high >= 0:
+        if evaluation[probe]["untrained"] >= NO_ROOM:
+            return (
+                "Nothing can be told: the untrained encoder gets these images right already. "
+                "Measure on classes that are harder to tell apart."
+            )
         return "No gain that can be told from chance: train longer, or on more images."
     return "Training made the features worse for these classes."
 
@@ -180,7 +193,10 @@ def _few_labels(evaluation: Mapping[str, Any]) -> str:
     if found.low > 0:
         return begin + " Where labels are few, begin from this encoder."
     if found.high < 0:
-        return begin + " Pretraining did harm here: look at the views, then train longer."
+        return begin + (
+            " Here labels alone, with a schedule of their own, served better: look at the views, "
+            "then pretrain for longer."
+        )
     return begin + " That is no difference one can rely on; more --seeds would narrow it."
 
 
@@ -228,7 +244,10 @@ def _settings(evaluation: Mapping[str, Any], probe: str) -> Mapping[str, Any]:
 
 def _tested(evaluation: Mapping[str, Any], probe: str) -> str:
     """The images measured on, and whether pretraining saw them, as a part of a sentence."""
-    split = evaluation.get("details", {}).get(probe, {}).get("split")
-    if split is None:
-        return f"{_settings(evaluation, probe)['test_images']:,} test images"
-    return str(split["tested"])
+    images = f"{_settings(evaluation, probe)['test_images']:,} test images"
+    return str(_split(evaluation, probe).get("tested", images))
+
+
+def _split(evaluation: Mapping[str, Any], probe: str) -> Mapping[str, Any]:
+    """On which images a probe was measured; empty in a file of before that was written."""
+    return dict(evaluation.get("details", {}).get(probe, {}).get("split") or {})

@@ -6,6 +6,13 @@ another seed in training; that needs runs with several seeds.
 
 All figures on the same images are drawn with the same resamples, so the interval of a difference is
 that of pairs: an image that is hard for both encoders does not widen it.
+
+Resamples hold no image that was not drawn for testing: where all images agree, so do all resamples,
+and three images that are right would make an accuracy of 100 to 100%. Of the images that there are,
+a share of 1 - 0.025^(1/n) may be of a kind that n images show none of. So an interval reaches at
+least to where the figure would be if that share were as bad, or as good, as can be. Where all n
+agree, that is the exact interval of a share (Clopper and Pearson 1934); of a difference it says the
+same as the sign test.
 """
 
 import math
@@ -41,26 +48,43 @@ class Estimate(NamedTuple):
     Attributes:
         value: on the images as they are.
         draws: (draws,), on resamples of them.
+        images: how many there are.
+        least, most: what the figure can be.
     """
 
     value: float
     draws: NDArray[np.float64]
+    images: int
+    least: float = 0.0
+    most: float = 1.0
 
     def interval(self, level: float = LEVEL) -> Interval:
-        """The percentile interval; the draws in which the figure is not defined are left out."""
-        tails = [(1 - level) / 2, (1 + level) / 2]
+        """The percentile interval, or what images of a kind that was not drawn would make of it.
+
+        The draws in which the figure is not defined are left out.
+        """
+        tail = (1 - level) / 2
         if math.isnan(self.value) or np.isnan(self.draws).all():
             return Interval(self.value, math.nan, math.nan)
-        low, high = np.nanquantile(self.draws, tails)
-        return Interval(self.value, float(low), float(high))
+        low, high = np.nanquantile(self.draws, [tail, 1 - tail])
+        undrawn = 1 - tail ** (1 / self.images)
+        lowest = self.value - undrawn * (self.value - self.least)
+        highest = self.value + undrawn * (self.most - self.value)
+        return Interval(self.value, min(float(low), lowest), max(float(high), highest))
 
     def minus(self, other: "Estimate") -> "Estimate":
         """The difference from another figure on the same images, in pairs."""
-        return Estimate(self.value - other.value, self.draws - other.draws)
+        return Estimate(
+            self.value - other.value,
+            self.draws - other.draws,
+            self.images,
+            self.least - other.most,
+            self.most - other.least,
+        )
 
 
 def estimate(statistic: Statistic, images: int, *, draws: int = DRAWS, seed: int = 0) -> Estimate:
-    """A figure on all images, and on resamples of them that follow from count and seed alone.
+    """A figure from 0 to 1 on all images, and on resamples that follow from count and seed alone.
 
     Args:
         statistic: see ``diptych.evaluation.scores``.
@@ -70,7 +94,7 @@ def estimate(statistic: Statistic, images: int, *, draws: int = DRAWS, seed: int
     """
     value = float(statistic(np.ones((1, images)))[0])
     parts = [statistic(counts) for counts in resamples(images, draws=draws, seed=seed)]
-    return Estimate(value, np.concatenate(parts))
+    return Estimate(value, np.concatenate(parts), images)
 
 
 def resamples(images: int, *, draws: int, seed: int) -> Iterator[NDArray[np.float64]]:

@@ -220,7 +220,7 @@ def _batch_size(config: RunConfig, images: int) -> int:
 def _accuracy(
     encoder: PretrainedEncoder, share: float, seed: int, subject: Subject, schedule: Schedule
 ) -> float:
-    labelled = subject.labelled
+    labelled = subject.labelled_for(encoder)
     rows = balanced_share(labelled.train_labels.numpy(), share, seed)
     classifier = _fit(encoder, labelled, rows, subject.executor, schedule, seed=seed)
     predicted = predict(classifier, labelled.test, encoder.config.views, subject.executor)

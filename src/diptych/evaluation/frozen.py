@@ -31,7 +31,7 @@ def measure_knn(subject: Subject) -> dict[str, Any]:
     }
     found, metrics = compared(predicted, labelled.test_labels)
     settings = common_settings(subject) | {
-        "knn_neighbours": options.neighbours,
+        "knn_neighbours": min(options.neighbours, len(labelled.train)),
         "knn_temperature": options.knn_temperature,
     }
     result: dict[str, Any] = {
@@ -42,7 +42,8 @@ def measure_knn(subject: Subject) -> dict[str, Any]:
     if labelled.whole is not None and labelled.shared is None:
         result["knn_leave_one_out"] = _left_out(subject)
         split = _all_by_others(subject, labelled.whole).as_dict()
-        result["details"]["knn_leave_one_out"] = {"settings": settings, "split": split}
+        own = {"knn_neighbours": min(options.neighbours, len(labelled.whole) - 1)}
+        result["details"]["knn_leave_one_out"] = {"settings": settings | own, "split": split}
     return result
 
 

@@ -20,12 +20,11 @@ from diptych.evaluation.split import (
     Split,
     compared_parts,
     groups_of_parts,
-    listed,
     units_of,
 )
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.cut import cut
-from diptych.images.inventory import in_print
+from diptych.images.inventory import in_print, listed
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources import open_images
 from diptych.images.tables.hugging_face import path_of

@@ -134,9 +134,14 @@ def sigmoid_loss(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Problem(NamedTuple):
-    """Standardised features with what the classifier is to say of them."""
+    """Standardised features with what the classifier is to say of them.
 
-    standard: Tensor  # (images, dim)
+    Of fewer images than dimensions the best weights lie among the directions of the images, as any
+    other part of them costs and says nothing: the search goes there, with as many dimensions.
+    """
+
+    standard: Tensor  # (images, dim), or (images, images) in the basis
+    basis: Tensor | None  # (dim, images), orthonormal
     targets: Tensor
     loss: Loss
     classes: int
@@ -150,9 +155,13 @@ class _Problem(NamedTuple):
         mean = features.mean(dim=0)
         spread = features.std(dim=0, correction=0)
         scale = torch.where(spread > 1e-6 * spread.max(), 1.0 / spread, torch.zeros_like(spread))
-        standard = (features - mean).mul_(scale)
+        standard, basis = (features - mean).mul_(scale), None
+        if len(standard) < standard.shape[1]:
+            *_, rows = torch.linalg.svd(standard, full_matrices=False)
+            basis = rows.T.contiguous()
+            standard = standard @ basis
         values, vectors = torch.linalg.eigh((standard.T @ standard).double() / len(standard))
-        return cls(standard, targets, loss, classes, mean, scale, values, vectors)
+        return cls(standard, basis, targets, loss, classes, mean, scale, values, vectors)
 
     def fit(
         self, l2: float, start: LinearClassifier | None, tolerance: float = _TOLERANCE
@@ -161,7 +170,8 @@ class _Problem(NamedTuple):
         kind, dim = self.standard.dtype, self.standard.shape[1]
         begin = self.standard.new_zeros(self.classes, dim + 1)
         if start is not None:
-            begin[:, :-1], begin[:, -1] = start.weight, start.bias
+            begin[:, :-1] = start.weight if self.basis is None else start.weight @ self.basis
+            begin[:, -1] = start.bias
         bend = self._bend()
         curved = (bend * self.eigenvalues).clamp(min=_FLOOR * bend) + l2
         inverse = torch.zeros(dim + 1, dim + 1, dtype=torch.float64)
@@ -174,9 +184,9 @@ class _Problem(NamedTuple):
             tolerance=tolerance,
             most_passes=_MOST_PASSES,
         ).point
-        return LinearClassifier(
-            found[:, :-1].contiguous(), found[:, -1].clone(), self.mean, self.scale, l2
-        )
+        weight = found[:, :-1].contiguous()
+        weight = weight if self.basis is None else weight @ self.basis.T
+        return LinearClassifier(weight, found[:, -1].clone(), self.mean, self.scale, l2)
 
     def _bend(self) -> float:
         """Second derivative of the loss by a score where all scores are 0."""

@@ -50,8 +50,9 @@ def measure_linear_sgd(subject: Subject) -> dict[str, Any]:
     probe, epochs = SGD_PROBES[options.sgd], options.sgd_epochs
     predicted = {}
     for name, encoder in subject.encoders.items():
-        classifier = fit_linear_sgd(encoder, labelled, probe, subject.executor, epochs=epochs)
-        predicted[name] = predict(classifier, labelled.test, encoder.config.views, subject.executor)
+        own = subject.labelled_for(encoder)
+        classifier = fit_linear_sgd(encoder, own, probe, subject.executor, epochs=epochs)
+        predicted[name] = predict(classifier, own.test, encoder.config.views, subject.executor)
     found, details = compared(predicted, labelled.test_labels)
     settings = common_settings(subject) | {
         "setting": options.sgd,

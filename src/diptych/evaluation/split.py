@@ -1,6 +1,6 @@
 """On which images a figure was measured: what pretraining saw of them, and what was left out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -191,16 +191,6 @@ def groups_of_parts(
         remark = f"Groups are not known, and may lie on both sides: {error}"
         return None, None, (remark,)
     return numbers[: len(train)], None if test is None else numbers[len(train) :], ()
-
-
-def listed(names: Sequence[str]) -> str:
-    """Some names, and how many more there are.
-
-    >>> listed(["a", "b", "c", "d", "e", "f", "g"])
-    'a, b, c, d, e and 2 more'
-    """
-    shown = ", ".join(names[:_NAMED])
-    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown
 
 
 def _count(flags: Seen) -> int | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final, Literal
 
@@ -149,13 +149,26 @@ class Subject:
         test = self.features_of(self.labelled.test)
         return {name: (train[name], test[name]) for name in train}
 
+    def seen_by(self, encoder: PretrainedEncoder, images: ImageSet) -> ImageSet:
+        """Images at the size at which an encoder has them decoded: another run's may be larger."""
+        side = encoder.config.images.jpeg_side
+        if side == self.config.images.jpeg_side:
+            return images
+        return images.decoded_for(replace(self.config.images, jpeg_side=side))
+
+    def labelled_for(self, encoder: PretrainedEncoder) -> Labelled:
+        """The labelled images as an encoder has them decoded."""
+        found = self.labelled
+        train, test = self.seen_by(encoder, found.train), self.seen_by(encoder, found.test)
+        return replace(found, train=train, test=test)
+
     def features_of(self, images: ImageSet) -> dict[str, Tensor]:
         """Of every encoder and of raw pixels, (images, dim)."""
         crops = self.options.crops
         found = {
             name: encode(
                 one,
-                images,
+                self.seen_by(one, images),
                 one.config.views,
                 self.executor,
                 crops=crops,

@@ -1,11 +1,16 @@
 """Plain sentences on what the curves of a run show: what is wrong, and what only looks so."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+LEAST_STEPS: Final = 500
+"""Warm-up, the filling of a queue and the way of a twin take some hundred steps by themselves."""
 COLLAPSED_RANK: Final = 2.0
 AT_CHANCE: Final = 0.02  # of the chance level
 SHORTCUT_ACCURACY: Final = 0.98
+NO_ROOM: Final = 0.98
+"""Of the classes right before training: what is left to gain is no more than a slip."""
 
 
 class Symptom(NamedTuple):
@@ -22,12 +27,18 @@ class Symptom(NamedTuple):
     sentence: str
 
 
+def chance_accuracy(line: Mapping[str, Any]) -> float:
+    """What guessing finds at a line of metrics; one key of the candidates in old lines."""
+    return float(line.get("chance_accuracy", 1.0 / line["candidates"]))
+
+
 def has_choice(line: Mapping[str, Any]) -> bool:
     """Whether queries could choose among keys at a line of metrics.
 
-    At the first step of an empty queue there is their own only, which all find.
+    At the first step of an empty queue, and in a batch of one class, there are only their own,
+    which all find.
     """
-    return bool(line["candidates"] > 1)
+    return chance_accuracy(line) < 1.0
 
 
 def find_symptoms(
@@ -54,7 +65,7 @@ def find_symptoms(
                 "and chance level rise together until it is full. This is normal.",
             )
         )
-    if health and health[-1]["effective_rank"] < COLLAPSED_RANK:
+    if health and _is_collapsed(health[-1]):
         found.append(
             Symptom(
                 "collapse",
@@ -64,7 +75,7 @@ def find_symptoms(
                 "a lower --optimizer.learning-rate or a longer --schedule.warmup-epochs.",
             )
         )
-    elif last["epoch"] >= 1 and _is_at_chance(last):
+    elif last["epoch"] >= 1 and last["step"] >= LEAST_STEPS and _is_at_chance(last):
         found.append(
             Symptom(
                 "at_chance",
@@ -87,12 +98,19 @@ def find_symptoms(
     return found
 
 
+def _is_collapsed(line: Mapping[str, Any]) -> bool:
+    """Of few images, which less their mean have one direction less, the rank is low anyway."""
+    most = line.get("rank_images", math.inf) - 1
+    return bool(line["effective_rank"] < min(COLLAPSED_RANK, most / 2))
+
+
 def _is_at_chance(last: Mapping[str, Any]) -> bool:
     """Near the loss of equal scores; a loss that is 0 there says nothing."""
     return bool(last["chance"] > 0 and last["loss"] > (1 - AT_CHANCE) * last["chance"])
 
 
 def _is_shortcut(last: Mapping[str, Any], health: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether views are matched and classes are not; of a kNN accuracy that could have risen."""
     scores = [line["knn"] for line in health if "knn" in line]
-    easy = last["accuracy"] >= SHORTCUT_ACCURACY and last["candidates"] > 64
-    return bool(easy and len(scores) >= 2 and scores[-1] <= scores[0])
+    easy = last["accuracy"] >= SHORTCUT_ACCURACY and chance_accuracy(last) < 1 / 64
+    return bool(easy and len(scores) >= 2 and scores[-1] <= scores[0] < NO_ROOM)

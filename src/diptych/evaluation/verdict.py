@@ -1,5 +1,6 @@
 """A run in words: what it learned, how sure that is, what to try next."""
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Final, NamedTuple
@@ -10,10 +11,8 @@ from diptych.evaluation.conclusions import (
     headline,
     without_probe,
 )
-from diptych.evaluation.symptoms import find_symptoms, has_choice
+from diptych.evaluation.symptoms import LEAST_STEPS, chance_accuracy, find_symptoms, has_choice
 
-LEAST_STEPS: Final = 500
-"""Warm-up, the filling of a queue and the way of a twin take some hundred steps by themselves."""
 LEAST_FOUND: Final = 0.1
 """Share of its keys that a run finds which has learned to; most find a third and more."""
 TIMES_CHANCE: Final = 10.0
@@ -82,13 +81,14 @@ def course_of(metrics: Sequence[Mapping[str, Any]]) -> Course:
     lines = [line for line in metrics if has_choice(line)]
     if not lines:
         return Course("Of training there is nothing to judge by.")
-    steps, chance = lines[-1]["step"], 1.0 / lines[-1]["candidates"]
+    steps, chance = lines[-1]["step"], chance_accuracy(lines[-1])
     quarter = max(1, len(lines) // 4)
     late = _found(lines[-quarter:])
     before = _found(lines[-2 * quarter : -quarter]) if len(lines) > quarter else late
     task = "names the teacher's class of" if "classes" in lines[-1] else "finds the key of"
     words = (
-        f"After {steps:,} steps it {task} {late:.1%} of its views, where guessing does {chance:.1%}"
+        f"After {steps:,} step{'s' * (steps > 1)} it {task} {late:.1%} of its views, where "
+        f"guessing does {chance:.1%}"
     )
     if steps < LEAST_STEPS:
         return Course(
@@ -115,14 +115,14 @@ def _found(lines: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _about_loss(last: Mapping[str, Any]) -> str:
-    begin = f"The loss ended at {last['loss']:.2f} nats, where guessing among "
+    begin = f"The loss ended at {last['loss']:.2f}, where guessing among "
     if "classes" in last:  # a student's
         return begin + (
             f"{last['classes']:.0f} classes gives {last['chance']:.2f}; on {last['accuracy']:.0%} "
             "of the views student and teacher name the same class."
         )
     if not has_choice(last):
-        return f"The loss ended at {last['loss']:.2f} nats; no query had a choice of keys."
+        return f"The loss ended at {last['loss']:.2f}; no query had a choice of keys."
     return begin + (
         f"{last['candidates']:,} candidates gives {last['chance']:.2f}; {last['accuracy']:.0%} of "
         "the queries found their own key first."
@@ -143,6 +143,12 @@ def _about_training(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     halfway = metrics[len(metrics) // 2]
     scores = [(line["step"], line["knn"]) for line in metrics if "knn" in line]
     late = [score for step, score in scores if step >= halfway["step"]]
-    if len(late) >= 3 and late[-1] - late[0] > 0.01:
+    if len(late) >= 3 and late[-1] - late[0] > _told_apart(late[-1], last):
         sentences.append("kNN accuracy was still rising at the end: a longer run should gain more.")
     return sentences
+
+
+def _told_apart(share: float, line: Mapping[str, Any]) -> float:
+    """By how much two shares of the images of kNN must differ: 1%, and two standard errors."""
+    images = line.get("knn_images", math.inf)
+    return max(0.01, 2.0 * math.sqrt(share * (1.0 - share) / images))

@@ -16,6 +16,7 @@ from diptych.gallery.manifest import MANIFEST, read_manifest
 from diptych.gallery.note import Note, differences
 from diptych.gallery.shard_file import read_note
 from diptych.gallery.shards import Shard
+from diptych.images.inventory import listed
 from diptych.images.names import CompactNames
 
 _CHUNK: Final = 4096  # rows
@@ -141,7 +142,7 @@ def read_embeddings(folder: str | Path) -> Embeddings:
     missing = [name for name in names if not (path / name).is_file()]
     if missing:
         raise EmbeddingsError(
-            f"{path} is incomplete: {_listed(missing)} of {count} shards {_are(missing)} missing. "
+            f"{path} is incomplete: {listed(missing)} of {count} shards {_are(missing)} missing. "
             f"Make {_them(missing)} by `diptych embed` with --shard i/{count}, or --shards {count}."
         )
     files = tuple(path / name for name in names)
@@ -158,7 +159,7 @@ def _require_no_others(path: Path, names: list[str]) -> None:
     others = sorted({file.name for file in path.glob("features-*.parquet")} - set(names))
     if others:
         raise EmbeddingsError(
-            f"{path} holds more than one set: {_listed(others)} {_are(others)} none of the "
+            f"{path} holds more than one set: {listed(others)} {_are(others)} none of the "
             f"{len(names)} shards that {MANIFEST} tells of. Remove {_them(others)}."
         )
 
@@ -177,11 +178,6 @@ def _count(file: Path, manifest: Note) -> int:
             "it again by `diptych embed`."
         )
     return count
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
 
 
 def _are(names: list[str]) -> str:

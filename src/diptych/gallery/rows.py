@@ -15,6 +15,7 @@ from diptych.errors import ConfigError, UnreadableImage
 from diptych.images.collection import ImageSet
 from diptych.images.decode import decode_bytes
 from diptych.images.form import Pixels
+from diptych.images.index import checksum
 from diptych.images.listing import Listing
 from diptych.images.sources import locate_images
 
@@ -71,8 +72,8 @@ class Reading:
 
     def _read(self, index: int) -> Callable[[], Pixels]:
         data, decode = self.fetch(index)
-        found = hashlib.blake2b(data, digest_size=CHECKSUM_BYTES).digest()
-        self.checksums[index - self.some.start] = np.frombuffer(found, np.uint8)
+        found = np.array(checksum(data), dtype="<u8")
+        self.checksums[index - self.some.start] = found.view(np.uint8)
         return decode
 
 

@@ -184,7 +184,10 @@ def _make(place: Place, size: int) -> None:
             file.write(place.content)
             file.flush()
             # Without it, a page written to a full disk would end the process.
-            os.posix_fallocate(file.fileno(), 0, size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # macOS has none
+                file.truncate(size)
         os.replace(aside, place.path)
     except OSError:
         aside.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.configs import ImagesConfig
-from diptych.images.inventory import Inventory, Skipped, in_print
+from diptych.images.inventory import Inventory, Skipped, in_print, listed
 from diptych.images.names import CompactNames
 from diptych.images.pixels import PixelSource, SelectedPixels
 
@@ -193,7 +193,9 @@ def on_classes(train: ImageSet, test: ImageSet | None, part: str) -> list[str]:
         single = [name for name, count in zip(train.classes, counts, strict=True) if count == 1]
         unlabelled = int((train.labels < 0).sum())
         if single:
-            said.append(f"{_named(single, 'class')} with a single image: {_some(single)}.")
+            said.append(
+                f"{_named(single, 'class')} with a single image: {listed(single, most=10)}."
+            )
         if unlabelled:
             said.append(f"{unlabelled:,} of {len(train):,} images have no label.")
     if test is None or test.labels is None or train.labels is None:
@@ -213,14 +215,9 @@ def _on_missing(here: ImageSet, there: ImageSet, place: str, lacking: str) -> li
     names = [here.classes[number] for number in only]
     return [
         f"{_named(names, 'class')} {place}, with {images:,} images, not among {lacking}: "
-        f"{_some(names)}."
+        f"{listed(names, most=10)}."
     ]
 
 
 def _named(names: Sequence[str], noun: str) -> str:
     return f"{len(names):,} {noun if len(names) == 1 else noun + 'es'}"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
-    return ", ".join(map(in_print, names[:10])) + more

@@ -110,6 +110,16 @@ def in_print(name: str) -> str:
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in readable(name))
 
 
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Some names as they can be printed, and how many more there are.
+
+    >>> listed(["a", "b", "c", "d"], most=3), listed([])
+    ('a, b, c and 1 more', 'none')
+    """
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return (", ".join(map(in_print, names[:most])) or "none") + more
+
+
 def why_no_image(name: str) -> str:
     """Why a file of another name is not taken for an image, and what to do about it."""
     end = PurePath(name).suffix.lower()

@@ -10,7 +10,7 @@ from typing import Final, Literal
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet, Skipped, held_out_config
-from diptych.images.inventory import in_print
+from diptych.images.inventory import in_print, listed
 from diptych.images.listing import (
     Listing,
     Progress,
@@ -138,12 +138,12 @@ def choose_splits(parts: Iterable[str], origin: str) -> Chosen:
     for role, several in roles.items():
         if len(several) > 1:
             raise ImagesError(
-                f"{origin} has several parts named for {role}: {_listed(several)}. Wanted one; "
-                "give the path of one of them, or rename the others."
+                f"{origin} has several parts named for {role}: {listed(sorted(several))}. "
+                "Wanted one; give the path of one of them, or rename the others."
             )
     if "train" not in roles:
         raise ImagesError(
-            f"{origin} has the parts {_listed(names)}; wanted one named "
+            f"{origin} has the parts {listed(sorted(names))}; wanted one named "
             f"{' or '.join(TRAIN_NAMES)}. Give the path of one part."
         )
     held_out = [name for role in ("test", "val") for name in roles.get(role, ())]
@@ -259,7 +259,3 @@ def _count(part: Listing | ImageSet) -> int:
 
 def _name(part: Listing | ImageSet, found: Found) -> str:
     return part.part if isinstance(part, Listing) else found.test_part
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(map(in_print, names))) or "none"

@@ -25,6 +25,7 @@ _PIXELS = 224 * 224  # of the views that a machine's views per second are given 
 _OPTIMIZER_MOVES = {"sgd": 5, "lars": 12, "adamw": 7}  # reads and writes of a weight's size
 _TWIN_MOVES = 3
 _PIXELS_OF_A_VIEW = 500 * 375  # are decoded in the time that a view of them takes in all
+_PIXELS_OF_A_FILE = 100_000  # are decoded while a file is found, opened and summed
 _UNSCALE_MOVES = 2  # gradients of fp16 are read and written once more
 
 
@@ -176,7 +177,8 @@ def opening_seconds(case: Case, machine: Machine) -> float:
     """Of reading and decoding all images once, by one process, by the machine's rates."""
     pixels_per_second = machine.views_per_second * _PIXELS_OF_A_VIEW
     return case.image_count * max(
-        case.image_pixels / pixels_per_second, case.image_bytes / machine.read_bytes_per_second
+        (case.image_pixels + _PIXELS_OF_A_FILE) / pixels_per_second,
+        case.image_bytes / machine.read_bytes_per_second,
     )
 
 

@@ -61,7 +61,7 @@ def _head(plan: Plan) -> str:
         f"{case.config.recipe}, {case.config.encoder.name} ({plan.weights:,} weights) on views of "
         f"{case.config.views.side_pixels} pixels: {case.image_count:,} images, batch "
         f"{case.config.training.batch_size:,}, {case.config.training.epochs} epochs, "
-        f"{case.processes} processes of {case.images:,} images each.\n"
+        f"{case.processes} process{'es' * (case.processes > 1)} of {case.images:,} images each.\n"
         f"{time_text(plan.days * 86400)} for {case.steps:,} steps, {rate:,.0f} images a second, "
         f"{how}."
     )

@@ -36,6 +36,7 @@ _PART_COLORS: Final = {  # data blue, network warm, several processes green, the
 }
 _MAP_PIXELS: Final = 1080
 _THUMBNAIL_PIXELS: Final = 30
+_ONE_POINT: Final = 1e-6  # spread of unit vectors that is no more than rounding
 _LEAST_SHARE: Final = 1e-4  # %, where a logarithmic axis ends
 _STYLE: Final[Any] = {
     "font.size": 10.0,
@@ -189,12 +190,8 @@ def feature_map(
         thumbnails: one for each.
         labels: (images,), colours the frames; None for no frames.
     """
-    from sklearn.manifold import TSNE
-
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    unit = features / np.maximum(lengths, 1e-12)
-    perplexity = min(30.0, (len(unit) - 1) / 3)
-    plane = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(unit)
+    plane = _in_plane(features / np.maximum(lengths, 1e-12))
     span = np.ptp(plane, axis=0)
     places = (plane - plane.min(axis=0)) / np.where(span > 0, span, 1.0)
     frame = _THUMBNAIL_PIXELS + 4
@@ -207,6 +204,22 @@ def feature_map(
         card.paste(thumbnails[index].resize((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS)), (2, 2))
         sheet.paste(card, tuple(corner))
     return sheet
+
+
+def _in_plane(unit: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(images, 2), by t-SNE; one place for features that are all the same but for rounding.
+
+    Of those t-SNE makes NaN, of which its tree of neighbours has no end.
+    """
+    from sklearn.manifold import TSNE
+
+    if np.ptp(unit, axis=0).max() < _ONE_POINT:
+        return np.zeros((len(unit), 2), dtype=np.float32)
+    perplexity = min(30.0, (len(unit) - 1) / 3)
+    found: NDArray[np.float32] = TSNE(
+        init="pca", perplexity=perplexity, random_state=0
+    ).fit_transform(unit)
+    return found
 
 
 def class_color(label: int) -> str:

@@ -129,12 +129,12 @@ def geometry_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def _frozen(evaluation: Mapping[str, Any]) -> Group:
     shared = evaluation.get("protocol", {})
-    neighbours = (_settings(evaluation, "knn") or shared).get("knn_neighbours", 20)
     titles = {
-        "knn": f"{neighbours} nearest neighbours",
+        "knn": f"{_neighbours(evaluation, 'knn')} nearest neighbours",
         "linear": "linear classifier",
         "linear_sgd": "linear classifier by SGD, crop and flip",
-        "knn_leave_one_out": f"{neighbours} nearest neighbours, each image by all others",
+        "knn_leave_one_out": f"{_neighbours(evaluation, 'knn_leave_one_out')} nearest neighbours, "
+        "each image by all others",
     }
     panels = []
     for name, title in titles.items():
@@ -144,6 +144,11 @@ def _frozen(evaluation: Mapping[str, Any]) -> Group:
             panel = _panel(title, evaluation[name], metric, settings.get("chance"))
             panels.append(replace(panel, images=_images(evaluation, name)))
     return _with_images("How good the frozen features are", "The encoder is frozen.", panels)
+
+
+def _neighbours(evaluation: Mapping[str, Any], protocol: str) -> int:
+    settings = _settings(evaluation, protocol) or evaluation.get("protocol", {})
+    return int(settings.get("knn_neighbours", 20))
 
 
 def _finetune(evaluation: Mapping[str, Any]) -> Group:
@@ -157,8 +162,8 @@ def _finetune(evaluation: Mapping[str, Any]) -> Group:
     seeds = _settings(evaluation, "finetune").get("seeds", 1)
     text = (
         "Encoder and classifier learn together from a share of the labels, the same of each class. "
-        "The untrained encoder shows what labels alone can do; it learns for longer, with the "
-        "schedule that serves it best on a fifth of its labels. "
+        "The untrained encoder shows what labels alone can do, with a schedule of its own, which "
+        "serves it best on a fifth of its labels. "
     )
     text += (
         f"Means of {seeds} seeds, with the interval over seeds."

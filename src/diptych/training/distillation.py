@@ -107,7 +107,7 @@ class Distillation(nn.Module):
         loss = distillation_loss(learned, taught, temperature=self.temperature)
         agree = agreement(learned.detach(), taught)
         classes = taught.shape[1]
-        found = LookUp(loss, agree, classes, math.log(classes))
+        found = LookUp(loss, agree, classes, math.log(classes), 1.0 / classes)
         return Output(found, learned.detach(), batch.indices)
 
     def follow(self, momentum: float) -> None:

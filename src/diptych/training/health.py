@@ -57,14 +57,14 @@ class HealthProbe:
         found = {"alignment": alignment(*pairs), "uniformity": uniformity(pairs[0])}
         if self.labelled is None:
             features = encode(method.encoder, self.sample, self.views, self.executor)
-            return found | {"effective_rank": effective_rank(features)}
+            return found | _rank(features)
         train = encode(method.encoder, self.labelled.train, self.views, self.executor)
         test = encode(method.encoder, self.labelled.test, self.views, self.executor)
         predicted = knn_predict(train, self.labelled.train_labels, test)
         seen = self.labelled.test_seen
         known = {} if seen is None else {"knn_images_seen": float(seen.sum())}
         return found | {
-            "effective_rank": effective_rank(train),
+            **_rank(train),
             "knn": accuracy(predicted, self.labelled.test_labels),
             "knn_images": float(len(test)),
             **known,
@@ -119,6 +119,11 @@ def _labelled(
     queries = spread_indices(len(found.test), image_count)
     labelled = found.select(bank, queries)
     return labelled, f"kNN while the run trains: {labelled.words}"
+
+
+def _rank(features: Tensor) -> dict[str, float]:
+    """The effective rank, and of how many images: their number bounds it."""
+    return {"effective_rank": effective_rank(features), "rank_images": float(len(features))}
 
 
 @torch.no_grad()

@@ -64,17 +64,22 @@ class Leak(NamedTuple):
 
     @property
     def is_certain(self) -> bool:
-        """Whether it is more than chance explains."""
-        return self.advantage > CERTAIN_ERRORS * self.error
+        """Whether it is more than chance explains; of few groups nothing is."""
+        return self.groups >= LEAST_GROUPS and self.advantage > CERTAIN_ERRORS * self.error
 
     def sentence(self) -> str:
         """What the figures mean."""
         figures = (
             f"{self.found:.1%} of queries find their key among {self.groups:,} groups of "
             f"{self.images_per_group} images as in training, {self.found_in_other_company:.1%} "
-            f"when keys are encoded in other company ({100 * self.advantage:+.1f} points, give or "
-            f"take {200 * self.error:.1f})"
+            f"when keys are encoded in other company ({100 * self.advantage:+.1f} points"
         )
+        if self.groups < LEAST_GROUPS:
+            return (
+                f"Too few images to tell whether batch statistics leak, which takes {LEAST_GROUPS} "
+                f"groups: {figures})."
+            )
+        figures += f", give or take {200 * self.error:.1f})"
         if self.is_certain:
             return (
                 f"Batch statistics leak: {figures}. Use norm.kind = 'shuffle', 'layer' or 'group'."

@@ -293,6 +293,7 @@ class _Run:
             "loss": float(found.loss.detach()),
             "chance": found.chance_loss,
             "accuracy": float(found.accuracy),
+            "chance_accuracy": round(found.chance_accuracy, 6),
             "candidates": found.candidates,
             "learning_rate": state.optimizer.param_groups[0]["lr"],
             "views_per_second": round(views * self.config.training.batch_size * steps / seconds, 1),

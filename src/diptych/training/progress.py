@@ -13,7 +13,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from diptych.evaluation.symptoms import Symptom, has_choice
+from diptych.evaluation.symptoms import Symptom, chance_accuracy, has_choice
 
 _PLAIN_SECONDS = 10.0  # between two plain lines
 _MANY_FILES = 5000
@@ -95,7 +95,10 @@ class Display:
             self._progress = None
 
     def _figures(self, line: dict[str, Any]) -> str:
-        found = f"found {line['accuracy']:.0%}  " if has_choice(line) else ""
+        found = ""
+        if has_choice(line):
+            what = "agrees" if "classes" in line else "found"  # a student, with its teacher
+            found = f"{what} {line['accuracy']:.0%} (chance {chance_accuracy(line):.0%})  "
         text = (
             f"loss {line['loss']:.3f} (chance {line['chance']:.2f})  {found}"
             f"{line['views_per_second']:,.0f} views/s"

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.errors import ImagesError
+from diptych.images.inventory import listed
 
 IMAGE_COLUMNS: Final = ("image", "img", "jpg", "png")
 LABEL_COLUMNS: Final = ("label", "labels", "class", "cls")
@@ -35,7 +36,8 @@ def choose_image_column(
             return wanted
         raise ImagesError(
             f"{origin} has no column of encoded images named {wanted!r} (images.column). Its "
-            f"columns are {_listed(all_columns)}; those with encoded images: {_listed(candidates)}."
+            f"columns are {listed(all_columns, most=20)}; those with encoded images: "
+            f"{listed(candidates, most=20)}."
         )
     named = [name for name in IMAGE_COLUMNS if name in candidates]
     if named:
@@ -44,12 +46,12 @@ def choose_image_column(
         return candidates[0]
     if candidates:
         raise ImagesError(
-            f"{origin} has several columns that could hold the images: {_listed(candidates)}. "
-            "Choose one by --images.column NAME."
+            f"{origin} has several columns that could hold the images: "
+            f"{listed(candidates, most=20)}. Choose one by --images.column NAME."
         )
     raise ImagesError(
         f"{origin} has no column of encoded images. Wanted binary values, or structs with a binary "
-        f"field named bytes; its columns are {_listed(all_columns)}."
+        f"field named bytes; its columns are {listed(all_columns, most=20)}."
     )
 
 
@@ -102,8 +104,3 @@ def _positions(values: Sequence[Any], names: tuple[str, ...], origin: str) -> La
             f"{len(names)} class names; the table is damaged."
         )
     return np.array(numbers, dtype=np.int64), names
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:20]) or "none"
-    return f"{shown} and {len(names) - 20} more" if len(names) > 20 else shown
