@@ -190,6 +190,7 @@ def test_views_draws_a_sheet(
     printed = capsys.readouterr().out
     assert "colour jitter, 80%" in printed
     assert "There are only 48 images." in printed
+    assert f"48 images in {class_folder}, median side" in printed
 
 
 def test_views_writes_a_page_that_trusts_no_name(

@@ -66,8 +66,9 @@ def test_a_stream_that_was_closed_and_none() -> None:
     assert outlet(None) is None
 
 
-def test_a_name_that_is_no_text_is_escaped(tmp_path: Path) -> None:
-    with open(tmp_path / "log", "w", encoding="ascii") as file:
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # that of the locale C.UTF-8
+def test_a_name_that_is_no_text_is_escaped(errors: str, tmp_path: Path) -> None:
+    with open(tmp_path / "log", "w", encoding="ascii", errors=errors) as file:
         print("caf\udce9 \u00e9", file=Outlet(file))
     assert (tmp_path / "log").read_text() == "caf\\xe9 \\xe9\n"
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TextIO, cast
 
-from diptych.escaping import HANDLER
+from diptych.escaping import HANDLER, readable
 
 _MAY_PASS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.EINTR)
 
@@ -28,11 +28,12 @@ class Outlet:
         self._is_gone = False
 
     def write(self, text: str) -> int:
-        """Writes what can be written; what the stream's encoding lacks, as an escape."""
+        """Writes text; names that are no UTF-8, and what the encoding lacks, as escapes."""
+        shown = readable(text)  # a stream may let their bytes through, which no reader expects
         try:
-            self._try(self._stream.write, text)
+            self._try(self._stream.write, shown)
         except UnicodeEncodeError as error:
-            known = text.encode(error.encoding, HANDLER).decode(error.encoding)
+            known = shown.encode(error.encoding, HANDLER).decode(error.encoding)
             self._try(self._stream.write, known)
         return len(text)
 

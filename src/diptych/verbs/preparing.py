@@ -55,6 +55,7 @@ def views(arguments: Sequence[str]) -> None:
             image_count=flags.rows,
             view_count=flags.columns,
         )
+    print(collection.description)
     print(f"Views of recipe {config.recipe} at scale {config.scale}:")
     for line in policy_in_words(config.views, images.channels):
         print(f"  {line}")
