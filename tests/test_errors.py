@@ -12,13 +12,14 @@ import torch
 
 from diptych import cli, errors, flags
 from diptych.cli import main
+from diptych.config_file import to_toml
 from diptych.configs import EncoderConfig, RunConfig, require_equal_parts
 from diptych.errors import ConfigError, DiptychError, exit_code_of, sentence_of
 from diptych.evaluation.protocols import evaluate as evaluate_run
 from diptych.flags import EvaluateFlags, RankFlags, parse
 from diptych.hardware import choose_device
 from diptych.images.order import Order
-from diptych.model.saved import save_encoder, untrained_encoder
+from diptych.model.saved import load_encoder, save_encoder, untrained_encoder
 from diptych.run_folder import RunFolder, require_writable, write_aside
 from diptych.verbs import measuring
 
@@ -132,6 +133,65 @@ def test_an_output_that_cannot_be_written(
     assert "aside" not in said
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pretrain {images} --out {place}/run",
+        "pretrain {images} --out {place}",
+        "evaluate {place}",
+        "evaluate {place} --protocol finetune",
+        "report {place}",
+        "rank {place} --json {place}/ranks.json",
+        "plan {images} --json {place}/plan.json",
+        "detect {place} --data {images}",
+        "views {images} --out {place}/sheet.png",
+    ],
+)
+def test_no_work_is_done_whose_result_cannot_be_written(
+    command: str,
+    run: Path,
+    class_folder: Path,
+    read_only: Callable[[Path], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not even an image is opened."""
+    shown = RunFolder(run)
+    if command.startswith("pretrain"):
+        shown.encoder.unlink()
+    else:
+        shown.config.write_text(to_toml(load_encoder(run).config))
+    read_only(run)
+    opened = []
+    monkeypatch.setattr("diptych.images.sources.locate_images", opened.append)
+    assert main(command.format(images=class_folder, place=run).split()) == 2
+    said = capsys.readouterr().err
+    assert "Read-only file system" in said
+    assert len(said.splitlines()) == 1
+    assert not opened
+
+
+@pytest.mark.parametrize("name", ["sheet.png", "page.html"])
+def test_a_disk_that_fills_up_under_a_preview(
+    name: str,
+    class_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The system names no file then."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("diptych.run_folder.os.fsync", full)
+    out = tmp_path / "new" / name
+    given = ["--rows", "1", "--columns", "2", "--out", str(out)]
+    assert main(["views", str(class_folder), *given]) == 2
+    assert capsys.readouterr().err.startswith(f"diptych: {out}: No space left on device. Make")
+    assert not list(out.parent.iterdir())
+
+
 def test_an_evaluation_that_cannot_be_written(
     run: Path, class_folder: Path, read_only: Callable[[Path], None]
 ) -> None:
@@ -140,7 +200,7 @@ def test_an_evaluation_that_cannot_be_written(
         evaluate_run(run, ["knn"], train=class_folder, test=class_folder, threads=1)
     said = sentence_of(caught.value)
     assert said is not None
-    assert said.startswith(f"{run / 'evaluation.json'}: Read-only file system. ")
+    assert said.startswith(f"{run}: Read-only file system. ")
 
 
 def test_a_disk_that_fills_up_names_the_file(
@@ -162,7 +222,7 @@ def test_a_disk_that_fills_up_names_the_file(
 
 def test_a_folder_that_can_be_written_is_left_empty(tmp_path: Path) -> None:
     require_writable(tmp_path / "a" / "b")
-    assert not list((tmp_path / "a" / "b").iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("wanted", ["cuda", "mps"])

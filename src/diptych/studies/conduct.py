@@ -130,7 +130,6 @@ def write_commands(plan: Plan, path: Path) -> int:
         shlex.join(["diptych", *plan.arguments(plan.threads), "--cell", task.label])
         for task in waiting
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_aside(path, os.fsencode("".join(line + "\n" for line in lines)))
     return len(lines)
 
@@ -174,5 +173,4 @@ def _claimed(folder: Path) -> Iterator[bool]:
         except OSError:
             yield False
             return
-        file.write(f"{os.getpid()}\n")
         yield True

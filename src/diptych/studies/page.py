@@ -70,7 +70,6 @@ def write_study(plan: Plan) -> list[str]:
         The sentences that the pages begin with.
     """
     results, out = gather(plan), plan.out
-    out.mkdir(parents=True, exist_ok=True)
     page = describe(plan, results)
     figure = plan.study.draw(results)
     picture = drawing.svg(figure)
