@@ -252,6 +252,8 @@ def test_unlabelled_images_are_reported_without_accuracies(
         (["views", "nowhere", "--out", "sheet.jpg"], 2, "ends in .png"),
         (["views", "nowhere", "--rows", "0"], 2, "--rows and --columns must be 1 or more"),
         (["demo", "--out", "src"], 2, "is not replaced"),
+        (["pretrain", "a", "--images.path", "b"], 2, "two paths of images: a and --images.path b"),
+        (["pretrain", "photographs", "--method.dictionary.queue-size", "0"], 2, "; got 0."),
     ],
 )
 def test_wrong_use_gets_one_helpful_error(
@@ -497,7 +499,7 @@ def test_the_supervised_loss_needs_labels(
     labels[7] = -1
     np.savez(tmp_path / "partly.npz", images=images, labels=labels)
     out = ["--out", str(tmp_path / "third")]
-    assert ran("pretrain", str(tmp_path / "partly.npz"), *out, *flags) == 1
+    assert ran("pretrain", str(tmp_path / "partly.npz"), *out, *flags) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "needs a label of every image; 1 of 40 have none, as 7" in said
 

@@ -162,13 +162,61 @@ def test_no_work_is_done_whose_result_cannot_be_written(
     else:
         shown.config.write_text(to_toml(load_encoder(run).config))
     read_only(run)
-    opened = []
+    opened: list[object] = []
     monkeypatch.setattr("diptych.images.sources.locate_images", opened.append)
     assert main(command.format(images=class_folder, place=run).split()) == 2
     said = capsys.readouterr().err
     assert "Read-only file system" in said
     assert len(said.splitlines()) == 1
     assert not opened
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pretrain {images} --out {url}",
+        "pretrain {images} --out here --begin-from {url}",
+        "pretrain {images} --out here --distillation.teacher {url}",
+        "pretrain {images} --out here --images.cache-folder {url}",
+        "demo --out {url}",
+        "evaluate {url}",
+        "report {url}",
+        "rank {url}",
+        "rank {run} --json {url}/ranks.json",
+        "check-leak {url}",
+        "detect {url} --data {images}",
+        "embed {url} {images} -o here",
+        "embed {run} {images} -o {url}",
+        "views {images} --out {url}.png",
+        "plan {images} --json {url}.json",
+        "study momentum --data {images} --out {url}",
+        "study momentum --data {images} --out {url} --only-report",
+        "study momentum --data {images} --write-commands {url}/all.txt",
+    ],
+)
+def test_a_url_where_a_path_is_wanted_is_no_folder_here(
+    command: str,
+    run: Path,
+    class_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = command.format(run=run, images=class_folder, url="s3://bucket/runs/a").split()
+    assert main(given) == 2
+    said = capsys.readouterr().err
+    assert "s3://bucket/runs" in said
+    assert "a path on this machine" in said
+    assert not (tmp_path / "s3:").exists()
+
+
+def test_a_sentence_obeys_no_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name may hold what a terminal would obey."""
+    assert main(["report", str(tmp_path / "a\x1b[2Jb")]) == 2
+    said = capsys.readouterr().err
+    assert "\x1b" not in said
+    assert r"a\x1b[2Jb holds no run" in said
 
 
 @pytest.mark.parametrize("name", ["sheet.png", "page.html"])

@@ -22,9 +22,15 @@ class RunFolder:
 
     Attributes:
         path: of the folder.
+
+    Raises:
+        RunFolderError: it is a URL.
     """
 
     path: Path
+
+    def __post_init__(self) -> None:
+        _require_path(self.path)
 
     @property
     def config(self) -> Path:
@@ -114,7 +120,9 @@ def require_writable(folder: Path) -> None:
 
     Raises:
         OSError: names the folder.
+        RunFolderError: it is a URL.
     """
+    _require_path(folder)
     above = (folder.absolute(), *folder.absolute().parents)
     there = next(one for one in above if os.path.lexists(one))
     try:
@@ -123,6 +131,17 @@ def require_writable(folder: Path) -> None:
     except OSError as error:
         error.filename = str(folder)
         raise
+
+
+def _require_path(path: Path) -> None:
+    """Refuses a URL: as a path it names a folder `s3:` here."""
+    scheme = path.parts[0] if path.parts else ""
+    if scheme.endswith(":") and len(scheme) > 2:  # not a drive
+        url = "/".join((f"{scheme}/", *path.parts[1:]))
+        raise RunFolderError(
+            f"{url} is a URL; wanted a path on this machine. Of a run, only images and "
+            "checkpoint.folder may lie behind one."
+        )
 
 
 @contextmanager

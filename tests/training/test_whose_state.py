@@ -288,7 +288,7 @@ def test_a_folder_is_waited_for_while_its_process_ends(images: Path, tmp_path: P
 def test_a_run_without_its_checkpoints_begins_anew_and_says_so(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = stopped(images, tmp_path / "a", **{"checkpoint.folder": str(tmp_path / "place")})
+    out = stopped(images, tmp_path / "a", 2, **{"checkpoint.folder": str(tmp_path / "place")})
     (tmp_path / "place").rename(tmp_path / "moved")
     pretrain(out=out, resume=True)
     said = " ".join(capsys.readouterr().out.split())

@@ -15,6 +15,7 @@ from diptych.errors import ConfigError, UnreadableImage
 from diptych.images.collection import ImageSet
 from diptych.images.decode import decode_bytes
 from diptych.images.form import Pixels
+from diptych.images.index import checksum
 from diptych.images.listing import Listing
 from diptych.images.sources import locate_images
 
@@ -29,19 +30,19 @@ class Reading:
         some: their places in the whole.
         fetch: the bytes of an image by its place in the whole, and what decodes them. Raises
             UnreadableImage; is called from several threads.
-        checksums: uint8 (images, 16), of the encoded bytes; 0 where they could not be read.
+        checksums: uint64 (images, 2), of the encoded bytes; 0 where they could not be read.
     """
 
     some: range
     fetch: Callable[[int], tuple[bytes, Callable[[], Pixels]]]
-    checksums: NDArray[np.uint8]
+    checksums: NDArray[np.uint64]
 
     @classmethod
     def of(
         cls, some: range, fetch: Callable[[int], tuple[bytes, Callable[[], Pixels]]]
     ) -> "Reading":
         """Of images none of which is read yet."""
-        return cls(some, fetch, np.zeros((len(some), CHECKSUM_BYTES), np.uint8))
+        return cls(some, fetch, np.zeros((len(some), 2), "<u8"))
 
     def pixels(self, index: int) -> Pixels:
         """Reads and decodes an image.
@@ -71,8 +72,7 @@ class Reading:
 
     def _read(self, index: int) -> Callable[[], Pixels]:
         data, decode = self.fetch(index)
-        found = hashlib.blake2b(data, digest_size=CHECKSUM_BYTES).digest()
-        self.checksums[index - self.some.start] = np.frombuffer(found, np.uint8)
+        self.checksums[index - self.some.start] = checksum(data)
         return decode
 
 

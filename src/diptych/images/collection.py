@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.configs import ImagesConfig
-from diptych.images.inventory import Inventory, Skipped, in_print
+from diptych.escaping import readable
+from diptych.images.inventory import Inventory, Skipped
 from diptych.images.names import CompactNames
 from diptych.images.pixels import PixelSource, SelectedPixels
 
@@ -194,7 +195,7 @@ def on_classes(train: ImageSet, test: ImageSet | None, part: str) -> list[str]:
             said.append(f"{unlabelled:,} of {len(train):,} images have no label.")
     if test is None or test.labels is None or train.labels is None:
         return said
-    held_out = in_print(part or "test")
+    held_out = readable(part or "test")
     said += _on_missing(test, train, f"of {held_out}", "those to learn from")
     return said + _on_missing(train, test, "to learn from", f"those of {held_out}")
 
@@ -219,4 +220,4 @@ def _named(names: Sequence[str], noun: str) -> str:
 
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
-    return ", ".join(map(in_print, names[:10])) + more
+    return ", ".join(map(readable, names[:10])) + more

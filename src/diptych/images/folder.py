@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
+from diptych.escaping import readable
 from diptych.images.collection import ImageSet, Skipped
 from diptych.images.decode import EXTENSIONS, read_bytes
 from diptych.images.index import file_stamp
-from diptych.images.inventory import Tally, in_print, why_no_image
+from diptych.images.inventory import Tally, why_no_image
 from diptych.images.listing import Listing, Progress, ignore_progress, open_listing
 from diptych.images.names import CompactNames
 from diptych.images.shards.index import read_samples
@@ -84,7 +85,7 @@ def find_in_tree(where: str, tree: Tree, listed: Callable[[str, str], Listing]) 
         train_part=chosen.train,
         left_out=tuple(_left_out(tree, base, places)),
         remarks=(
-            *([f"The parts lie in {in_print(base)}."] if base else []),
+            *([f"The parts lie in {readable(base)}."] if base else []),
             *chosen.remarks,
             *_on_shared_folders(tree, places),
         ),
@@ -155,7 +156,7 @@ def _on_one_folder(tree: Tree) -> list[str]:
     if len(tops) != 1 or "" in tops:
         return []
     return [
-        f"All images lie in the one folder {in_print(tops.pop())}, so there are no classes; give "
+        f"All images lie in the one folder {readable(tops.pop())}, so there are no classes; give "
         "its path to have the folders in it as classes."
     ]
 
@@ -166,7 +167,7 @@ def _on_deeper_parts(tree: Tree) -> list[str]:
     if not deeper:
         return []
     return [
-        f"{len(deeper):,} folders named as parts lie deeper, as {in_print(deeper[0])}: all of "
+        f"{len(deeper):,} folders named as parts lie deeper, as {readable(deeper[0])}: all of "
         "their images are learned from, and none is held out."
     ]
 
@@ -278,7 +279,7 @@ def _on_shared_folders(tree: Tree, places: Sequence[str]) -> list[str]:
         for first, second in (pair, pair[::-1]):
             if lies_in(first, train) and any(lies_in(second, one) for one in held_out):
                 return [
-                    f"{in_print(first)} and {in_print(second)} are one folder: its images are both "
+                    f"{readable(first)} and {readable(second)} are one folder: its images are both "
                     "learned from and held out."
                 ]
     return []
@@ -299,7 +300,7 @@ def _below(names: Sequence[str], folder: str) -> Sequence[str]:
 def _nothing(place: Path, tree: Tree, inside: str) -> str:
     """That there are no images, and what there is instead."""
     kinds = [one for one in _left_out(tree, "", []) if not inside or one.name.startswith(inside)]
-    there = "; ".join(f"{one.count:,} as {in_print(one.name)}: {one.reason}" for one in kinds[:5])
+    there = "; ".join(f"{one.count:,} as {readable(one.name)}: {one.reason}" for one in kinds[:5])
     return (
         f"no images in {place}. Wanted files named {', '.join(sorted(EXTENSIONS))} in it or in its "
         f"subfolders.{f' It holds {there}.' if there else ''}"

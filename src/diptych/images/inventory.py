@@ -101,15 +101,6 @@ class Inventory:
         return [*self.remarks, *found]
 
 
-def in_print(name: str) -> str:
-    r"""A name as it can be printed: bytes that are no UTF-8 and control characters are written out.
-
-    >>> in_print("b\udce4d.png")
-    'b\\xe4d.png'
-    """
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in readable(name))
-
-
 def why_no_image(name: str) -> str:
     """Why a file of another name is not taken for an image, and what to do about it."""
     end = PurePath(name).suffix.lower()
@@ -134,8 +125,8 @@ def _by_reason(rows: Sequence[Skipped]) -> list[list[Skipped]]:
 
 
 def _of_unreadable(part: str, some: list[Skipped]) -> str:
-    place = f" of {in_print(part)}" if part else ""
-    first = f"{in_print(some[0].name)} ({in_print(some[0].reason)})"
+    place = f" of {readable(part)}" if part else ""
+    first = f"{readable(some[0].name)} ({readable(some[0].reason)})"
     if len(some) == 1:
         return f"One image{place} cannot be read: {first}."
     return f"{len(some):,} images{place} cannot be read, as {first}."
@@ -143,8 +134,8 @@ def _of_unreadable(part: str, some: list[Skipped]) -> str:
 
 def _of_kind(some: list[Skipped]) -> str:
     count, first = sum(one.count for one in some), some[0]
-    place = f" in {in_print(first.part)}" if first.part else ""
+    place = f" in {readable(first.part)}" if first.part else ""
     if count == 1:
-        return f"Left out{place}: {in_print(first.name)}, {first.reason}."
-    named = f" as {in_print(first.name)}," if first.name else ""
+        return f"Left out{place}: {readable(first.name)}, {first.reason}."
+    named = f" as {readable(first.name)}," if first.name else ""
     return f"Left out{place}: {count:,},{named} {first.reason}."

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.errors import ImagesError, UnreadableImage
-from diptych.images.inventory import Tally, in_print
+from diptych.escaping import readable
+from diptych.images.inventory import Tally
 from diptych.images.listing import Listing
 from diptych.images.names import CompactNames
 from diptych.images.shards.files import Shards
@@ -184,6 +185,6 @@ def _on_parts_inside(listings: Sequence[Listing]) -> list[str]:
     if not parts:
         return []
     return [
-        f"Folders named as parts lie inside the shards, as {in_print(parts[0])}: they are not "
+        f"Folders named as parts lie inside the shards, as {readable(parts[0])}: they are not "
         "taken as parts; put each part into shards of its own, named for it."
     ]
