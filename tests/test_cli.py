@@ -253,6 +253,8 @@ def test_unlabelled_images_are_reported_without_accuracies(
         (["views", "nowhere", "--out", "sheet.jpg"], 2, "ends in .png"),
         (["views", "nowhere", "--rows", "0"], 2, "--rows and --columns must be 1 or more"),
         (["demo", "--out", "src"], 2, "is not replaced"),
+        (["pretrain", "a", "--images.path", "b"], 2, "two paths of images: a and --images.path b"),
+        (["pretrain", "photographs", "--method.dictionary.queue-size", "0"], 2, "; got 0."),
     ],
 )
 def test_wrong_use_gets_one_helpful_error(

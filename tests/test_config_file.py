@@ -295,3 +295,8 @@ def test_configs_import_neither_torch_nor_numba() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_file_that_an_editor_of_windows_wrote(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbfseed = 3\r\n")
+    assert read_config_file(tmp_path / "a.toml") == {"seed": 3}

@@ -12,13 +12,14 @@ import torch
 
 from diptych import cli, errors, flags
 from diptych.cli import main
+from diptych.config_file import to_toml
 from diptych.configs import EncoderConfig, RunConfig, require_equal_parts
 from diptych.errors import ConfigError, DiptychError, exit_code_of, sentence_of
 from diptych.evaluation.protocols import evaluate as evaluate_run
 from diptych.flags import EvaluateFlags, RankFlags, parse
 from diptych.hardware import choose_device
 from diptych.images.order import Order
-from diptych.model.saved import save_encoder, untrained_encoder
+from diptych.model.saved import load_encoder, save_encoder, untrained_encoder
 from diptych.run_folder import RunFolder, require_writable, write_aside
 from diptych.verbs import measuring
 
@@ -132,6 +133,113 @@ def test_an_output_that_cannot_be_written(
     assert "aside" not in said
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pretrain {images} --out {place}/run",
+        "pretrain {images} --out {place}",
+        "evaluate {place}",
+        "evaluate {place} --protocol finetune",
+        "report {place}",
+        "rank {place} --json {place}/ranks.json",
+        "plan {images} --json {place}/plan.json",
+        "detect {place} --data {images}",
+        "views {images} --out {place}/sheet.png",
+    ],
+)
+def test_no_work_is_done_whose_result_cannot_be_written(
+    command: str,
+    run: Path,
+    class_folder: Path,
+    read_only: Callable[[Path], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not even an image is opened."""
+    shown = RunFolder(run)
+    if command.startswith("pretrain"):
+        shown.encoder.unlink()
+    else:
+        shown.config.write_text(to_toml(load_encoder(run).config))
+    read_only(run)
+    opened: list[object] = []
+    monkeypatch.setattr("diptych.images.sources.locate_images", opened.append)
+    assert main(command.format(images=class_folder, place=run).split()) == 2
+    said = capsys.readouterr().err
+    assert "Read-only file system" in said
+    assert len(said.splitlines()) == 1
+    assert not opened
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pretrain {images} --out {url}",
+        "pretrain {images} --out here --begin-from {url}",
+        "pretrain {images} --out here --distillation.teacher {url}",
+        "pretrain {images} --out here --images.cache-folder {url}",
+        "demo --out {url}",
+        "evaluate {url}",
+        "report {url}",
+        "rank {url}",
+        "rank {run} --json {url}/ranks.json",
+        "check-leak {url}",
+        "detect {url} --data {images}",
+        "embed {url} {images} -o here",
+        "embed {run} {images} -o {url}",
+        "views {images} --out {url}.png",
+        "plan {images} --json {url}.json",
+        "study momentum --data {images} --out {url}",
+        "study momentum --data {images} --out {url} --only-report",
+        "study momentum --data {images} --write-commands {url}/all.txt",
+    ],
+)
+def test_a_url_where_a_path_is_wanted_is_no_folder_here(
+    command: str,
+    run: Path,
+    class_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = command.format(run=run, images=class_folder, url="s3://bucket/runs/a").split()
+    assert main(given) == 2
+    said = capsys.readouterr().err
+    assert "s3://bucket/runs" in said
+    assert "a path on this machine" in said
+    assert not (tmp_path / "s3:").exists()
+
+
+def test_a_sentence_obeys_no_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name may hold what a terminal would obey."""
+    assert main(["report", str(tmp_path / "a\x1b[2Jb")]) == 2
+    said = capsys.readouterr().err
+    assert "\x1b" not in said
+    assert r"a\x1b[2Jb holds no run" in said
+
+
+@pytest.mark.parametrize("name", ["sheet.png", "page.html"])
+def test_a_disk_that_fills_up_under_a_preview(
+    name: str,
+    class_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The system names no file then."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("diptych.run_folder.os.fsync", full)
+    out = tmp_path / "new" / name
+    given = ["--rows", "1", "--columns", "2", "--out", str(out)]
+    assert main(["views", str(class_folder), *given]) == 2
+    assert capsys.readouterr().err.startswith(f"diptych: {out}: No space left on device. Make")
+    assert not list(out.parent.iterdir())
+
+
 def test_an_evaluation_that_cannot_be_written(
     run: Path, class_folder: Path, read_only: Callable[[Path], None]
 ) -> None:
@@ -140,7 +248,7 @@ def test_an_evaluation_that_cannot_be_written(
         evaluate_run(run, ["knn"], train=class_folder, test=class_folder, threads=1)
     said = sentence_of(caught.value)
     assert said is not None
-    assert said.startswith(f"{run / 'evaluation.json'}: Read-only file system. ")
+    assert said.startswith(f"{run}: Read-only file system. ")
 
 
 def test_a_disk_that_fills_up_names_the_file(
@@ -162,7 +270,7 @@ def test_a_disk_that_fills_up_names_the_file(
 
 def test_a_folder_that_can_be_written_is_left_empty(tmp_path: Path) -> None:
     require_writable(tmp_path / "a" / "b")
-    assert not list((tmp_path / "a" / "b").iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("wanted", ["cuda", "mps"])

@@ -16,6 +16,7 @@ from diptych.errors import (
     exit_code_of,
     sentence_of,
 )
+from diptych.escaping import readable_lines
 from diptych.hardware import shorten_spinning
 from diptych.launch import launch as place_of_process
 from diptych.launch import tell_launcher
@@ -107,7 +108,7 @@ def _say(error: Exception, sentence: str) -> None:
         return
     # A single process may fail where the first does not: on its own machine, say.
     who = "diptych" if _speaks() else f"diptych, process {os.environ.get('RANK')}"
-    print(f"{who}: {sentence}", file=sys.stderr)
+    print(f"{who}: {readable_lines(sentence)}", file=sys.stderr)
 
 
 def _speaks() -> bool:

@@ -98,6 +98,11 @@ class ImagesConfig:
             self.max_megapixels > 0, "images.max_megapixels must be positive", self.max_megapixels
         )
         _require(
+            "://" not in (self.cache_folder or ""),
+            "images.cache_folder must be a path on this machine",
+            self.cache_folder,
+        )
+        _require(
             self.jpeg_side is None or self.jpeg_side > 0,
             "images.jpeg_side must be positive",
             self.jpeg_side,
@@ -372,7 +377,9 @@ class DictionaryConfig:
 
     def __post_init__(self) -> None:
         _require_finite("method.dictionary", self)
-        _require(self.queue_size > 0, "method.dictionary.queue_size must be positive", self)
+        _require(
+            self.queue_size > 0, "method.dictionary.queue_size must be positive", self.queue_size
+        )
         _require(
             self.bank_negatives > 0,
             "method.dictionary.bank_negatives must be positive",

@@ -23,12 +23,20 @@ _ESCAPED: Final = re.compile(r"\\x(5c|[89a-f][0-9a-f])")
 
 
 def readable(text: str) -> str:
-    r"""The text with what is no UTF-8 written out; other text stays as it is.
+    r"""A name with what is no UTF-8 or cannot be seen written out; other text stays as it is.
 
-    >>> readable("K\udcf6ln.png"), readable("Köln.png")
-    ('K\\xf6ln.png', 'Köln.png')
+    A line break or what a terminal obeys may stand in the name of a file.
+
+    >>> readable("K\udcf6ln.png"), readable("Köln.png"), readable("a\x1b[2J\n")
+    ('K\\xf6ln.png', 'Köln.png', 'a\\x1b[2J\\n')
     """
-    return _SURROGATE.sub(lambda found: _written_out(found[0]), text)
+    whole = _without_surrogates(text)
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in whole)
+
+
+def readable_lines(text: str) -> str:
+    """Sentences in the same way; their line breaks stay."""
+    return "\n".join(map(readable, text.split("\n")))
 
 
 def escaped(text: str) -> str:
@@ -37,7 +45,7 @@ def escaped(text: str) -> str:
     >>> escaped("K\udcf6ln.png"), escaped(r"K\xf6ln.png")
     ('K\\xf6ln.png', 'K\\x5cxf6ln.png')
     """
-    return readable(_LOOKS_ESCAPED.sub(r"\\x5c", text))
+    return _without_surrogates(_LOOKS_ESCAPED.sub(r"\\x5c", text))
 
 
 def unescaped(text: str) -> str:
@@ -70,6 +78,10 @@ def openable(path: Path) -> Iterator[str]:
         yield f"/dev/fd/{descriptor}"
     finally:
         os.close(descriptor)
+
+
+def _without_surrogates(text: str) -> str:
+    return _SURROGATE.sub(lambda found: _written_out(found[0]), text)
 
 
 def _written_out(character: str) -> str:

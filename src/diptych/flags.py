@@ -26,6 +26,7 @@ from diptych.configs import (
     TrainingConfig,
     ViewsConfig,
 )
+from diptych.errors import ConfigError
 from diptych.evaluation.detection_config import (
     DetectionConfig,
     DetectionNorm,
@@ -196,7 +197,7 @@ class DetectFlags:
 
     run: Positional[Path]
     """A run folder whose training has ended, of a ResNet-18 to -152."""
-    data: Path
+    data: str
     """Images with boxes: a folder in Pascal VOC's layout, or with COCO's JSON files.
     docs/detection.md says more."""
     train_part: str = "train"
@@ -405,6 +406,11 @@ def explicit_settings(
         if name in names and name not in _NOT_SETTINGS and not name.startswith(_NOT_SECTION):
             given[SHORT_NAMES.get(name, name)] = attrgetter(name)(flags)
     if flags.path is not None:
+        if given.get("images.path", flags.path) != flags.path:
+            raise ConfigError(
+                f"two paths of images: {flags.path} and --images.path {given['images.path']}. Give "
+                "one of them."
+            )
         given["images.path"] = flags.path
     return nest(given)
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from diptych.errors import EXIT_USER, ConfigError
+from diptych.escaping import readable_lines
 from diptych.hardware import available_threads, divided
 from diptych.launch import CURE, TELLS
 
@@ -91,11 +92,9 @@ def start(options: Sequence[str], command: Sequence[str]) -> int:
 
 def process_count(options: Sequence[str]) -> int | None:
     """How many processes will share the work; None where machines may come and go."""
-    from torch.distributed.run import determine_local_world_size, parse_min_max_nnodes
-
     asked = _parsed(options)
-    fewest, most = parse_min_max_nnodes(asked.nnodes)
-    return most * determine_local_world_size(asked.nproc_per_node) if fewest == most else None
+    fewest, most = _machines(asked)
+    return most * _processes_here(asked) if fewest == most else None
 
 
 @contextmanager
@@ -137,7 +136,7 @@ def _told(failed: "ChildFailedError") -> int:
     for one in sorted(users, key=lambda failure: failure.timestamp):
         message: Any = one.message
         if isinstance(message, dict):  # else the process has said it: wrong usage
-            print(f"diptych: {message['message']}", file=sys.stderr)
+            print(f"diptych: {readable_lines(message['message'])}", file=sys.stderr)
             break
     if users:
         return EXIT_USER
@@ -160,30 +159,60 @@ def prepare(options: Sequence[str]) -> list[str]:
         Options that are missing.
 
     Raises:
-        ConfigError: several machines, and no place where they meet.
+        ConfigError: several machines, and no place where they meet; or numbers that are none.
     """
-    from torch.distributed.run import determine_local_world_size, parse_min_max_nnodes
-
     os.environ.setdefault("PET_MAX_RESTARTS", str(RESTARTS))
     if "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" not in os.environ:
         os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as under nohup: torchrun would not
         os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGQUIT")
     asked = _parsed(options)
-    local = determine_local_world_size(asked.nproc_per_node)
-    os.environ.setdefault("OMP_NUM_THREADS", str(divided(available_threads(), local)))
+    threads = divided(available_threads(), _processes_here(asked))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     if asked.rdzv_endpoint:  # torchrun's own way, static, lets no machine come back
         os.environ.setdefault("PET_RDZV_BACKEND", "c10d")
     chosen = asked.rdzv_endpoint or asked.rdzv_backend not in ("static", "c10d")
     if asked.standalone or chosen or asked.master_port is not None:
         return []
-    if parse_min_max_nnodes(asked.nnodes)[1] > 1:
+    if _machines(asked)[1] > 1:
         raise ConfigError(
             f"--nnodes {asked.nnodes} says that there are several machines, but not where they "
             "meet: give --rdzv-endpoint HOST:PORT, the same on each, HOST being one of them that "
             "all others reach."
         )
     return ["--standalone"]
+
+
+def _processes_here(asked: "Namespace") -> int:
+    """How many processes torchrun's options ask for on this machine."""
+    from torch.distributed.run import determine_local_world_size
+
+    try:
+        count = determine_local_world_size(asked.nproc_per_node)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"--nproc-per-node {asked.nproc_per_node}: {error} Wanted a number of processes, or "
+            "gpu, cpu or auto."
+        ) from error
+    if count < 1:
+        raise ConfigError(f"--nproc-per-node must be 1 or more; got {asked.nproc_per_node}.")
+    return count
+
+
+def _machines(asked: "Namespace") -> tuple[int, int]:
+    """The fewest and the most machines that torchrun's options ask for."""
+    from torch.distributed.run import parse_min_max_nnodes
+
+    try:
+        fewest, most = parse_min_max_nnodes(asked.nnodes)
+    except (ValueError, RuntimeError):
+        fewest, most = 0, 0
+    if not 1 <= fewest <= most:
+        raise ConfigError(
+            f"--nnodes is a number of machines, or the fewest and the most, as 2:4; got "
+            f"{asked.nnodes}."
+        )
+    return fewest, most
 
 
 def _parsed(options: Sequence[str]) -> "Namespace":

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
@@ -42,7 +43,7 @@ from diptych.resolve import (
     overlay_all,
     resolve,
 )
-from diptych.run_folder import RunFolder, require_writable, write_aside
+from diptych.run_folder import RunFolder, alone_in, require_writable, write_aside
 from diptych.run_record import (
     Identity,
     RunRecord,
@@ -158,7 +159,6 @@ def check_before_start(
 
     Raises:
         DiptychError: as ``pretrain`` would.
-        OSError: the run folder, which is made, cannot be written.
     """
     layers = layers_of(settings, config_file)
     located = json.loads(_locate_for_all(out, True, layers))
@@ -166,7 +166,6 @@ def check_before_start(
     asked = _overlaid(earlier, layers)
     choose_device(asked.training.device)
     require_there(asked.images)
-    require_writable(out)
     chosen = any("batch_size" in given.get("training", {}) for given, _ in layers)
     if processes is not None and (earlier is not None or chosen):
         require_equal_parts(asked.training.batch_size, processes)
@@ -191,12 +190,14 @@ def _pretrain_together(
     asked = _overlaid(earlier, layers)
     threads = use_threads(asked.training.threads, processes=here.local_count)
     view_threads = divided(asked.views.threads, here.local_count) if asked.views.threads else None
-    with ThreadPoolExecutor(view_threads or threads) as executor:
+    with ExitStack() as held, ThreadPoolExecutor(view_threads or threads) as executor:
         collection = open_images(asked.images, executor, on_progress)
         watcher.say(collection.description)
         if advice := advice_on_restarts(resume=resume):
             watcher.say(advice)
-        from_first(lambda: _settle(folder, earlier, layers, collection, resume, here, watcher))
+        from_first(
+            lambda: _settle(folder, earlier, layers, collection, resume, here, watcher, held)
+        )
         config = load_run_config(folder.config)
         collection = collection.decoded_for(config.images)
         if earlier is None:
@@ -237,6 +238,13 @@ def _locate_for_all(out: Path | None, resume: bool, layers: Layers) -> str:
     if begun:
         _refuse_other_config(load_run_config(folder.config), layers, folder)
         load_record(folder)
+    try:
+        require_writable(folder.path)
+    except OSError as error:
+        raise RunFolderError(
+            f"the run folder {folder.path} cannot be written: {error.strerror or error}. Mend "
+            "that, or choose another --out."
+        ) from error
     return json.dumps({"folder": str(folder.path), "begun": begun})
 
 
@@ -248,8 +256,12 @@ def _settle(
     resume: bool,
     here: Launch,
     watcher: Watcher,
+    held: ExitStack,
 ) -> str:
-    """Writes config and record of a new run, and which images were skipped."""
+    """Writes config and record of a new run, and which images were skipped.
+
+    Nobody else trains in the folder until ``held`` is closed.
+    """
     if earlier is None:
         config, record = _new_run(folder, layers, collection, resume, watcher)
     else:
@@ -257,8 +269,12 @@ def _settle(
     if here.count > 1:
         require_divisible(config, here.count)
         watcher.say(_sharing(config, here.count))
-    _require_alone(folder, record.identity, checkpoint_place(config.checkpoint, folder))
     try:
+        held.enter_context(alone_in(folder.path))
+        if earlier is None and folder.config.exists():
+            raise RunFolderError(
+                f"another process began a run in {folder.path} meanwhile. Choose another --out."
+            )
         if config != earlier:
             _begin(folder, config, record)
         _write_skipped(folder, collection)
@@ -288,7 +304,11 @@ def _new_run(
     fingerprint = fingerprint_of(config, images)
     place = checkpoint_place(config.checkpoint, folder)
     if list_checkpoints(place):
-        return found_again(config, place, folder, fingerprint, resume=resume, say=watcher.say)
+        found = found_again(config, place, folder, fingerprint, resume=resume, say=watcher.say)
+        run = found[1].identity
+        _require_alone(folder, run, place)
+        watcher.say(f"{place} holds the checkpoints of run {run}, whose folder is lost.")
+        return found
     if beginning is not None:
         order = Order(config.seed, len(images), config.training.batch_size)
         total_steps = config.training.epochs * order.steps_per_epoch
@@ -306,12 +326,27 @@ def _known_run(
     """Settings and identity of a run that goes on, maybe with its images under another path."""
     config, record = overlay_all(earlier, layers), load_record(folder)
     require_same_images(record.images, fingerprint_of(config, collection.train))
-    require_place_of(checkpoint_place(config.checkpoint, folder), record.identity)
+    place = checkpoint_place(config.checkpoint, folder)
+    require_place_of(place, record.identity)
+    _require_alone(folder, record.identity, place)
+    if not list_checkpoints(place):
+        _begin_anew(folder, place, watcher)
     for name in differing_keys(earlier, config):
         sentence = f"{name} is now {flatten(config)[name]!r}, before {flatten(earlier)[name]!r}."
         watcher.say(f"The images are the same; {sentence}")
         record = record.with_moved(sentence)
     return config, record
+
+
+def _begin_anew(folder: RunFolder, place: Place, watcher: Watcher) -> None:
+    """Says that a run begins anew, as it left no checkpoint; refuses that where it has ended."""
+    if folder.encoder.exists():
+        raise RunFolderError(
+            f"the run in {folder.path} has ended, and none of its checkpoints is in {place}: it "
+            "would be trained anew, and its encoder replaced. Put the checkpoints back, or begin "
+            "a new run in another --out."
+        )
+    watcher.say(f"No checkpoint of this run is in {place}, so it begins anew.")
 
 
 def _require_alone(folder: RunFolder, run: Identity, place: Place) -> None:
@@ -348,7 +383,6 @@ def _sharing(config: RunConfig, processes: int) -> str:
 
 def _save_networks(folder: RunFolder, state: RunState, config: RunConfig) -> str:
     try:
-        folder.path.mkdir(parents=True, exist_ok=True)
         save_encoder(folder.encoder, state.method.encoder, config)
         save_head(folder.head, state.method.network.get_submodule("head"))
     except OSError as error:
@@ -416,7 +450,6 @@ def _is_foreign(path: Path, folder: RunFolder) -> bool:
 
 def _begin(folder: RunFolder, config: RunConfig, record: RunRecord) -> None:
     """Writes what a run is known by, the config last: a folder that has one has begun."""
-    folder.path.mkdir(parents=True, exist_ok=True)
     write_record(folder, record)
     write_aside(folder.config, to_toml(config).encode())
 

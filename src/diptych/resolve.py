@@ -28,11 +28,16 @@ Layers = list[tuple[Mapping[str, Any], str]]
 
 
 def layers_of(settings: Mapping[str, Any], config_file: Path | None) -> Layers:
-    """The user's layers: the file's settings if there is one, then those of the command."""
+    """The user's layers: the file's settings if there is one, then those of the command.
+
+    Raises:
+        ConfigError: the file cannot be read, or there is no such recipe or scale.
+    """
     layers: Layers = (
         [] if config_file is None else [(read_config_file(config_file), str(config_file))]
     )
     layers.append((settings, "the command"))
+    recipe_config(asked_recipe(layers), asked_scale(layers) or "tiny")  # both are known
     return [(_with_absolute_paths(given), origin) for given, origin in layers]
 
 
@@ -55,6 +60,12 @@ def asked_recipe(layers: Layers) -> str:
     return named[-1] if named else DEFAULT_RECIPE
 
 
+def asked_scale(layers: Layers) -> str | None:
+    """The scale that the layers name."""
+    named = [str(settings["scale"]) for settings, _ in layers if "scale" in settings]
+    return named[-1] if named else None
+
+
 def asked_beginning(layers: Layers) -> str | None:
     """What the layers say of ``training.begin_from``."""
     sections = [settings.get("training", {}) for settings, _ in layers]
@@ -75,10 +86,8 @@ def resolve(
         channels: of the images as they were opened; kept where the config takes the files' own.
     """
     device = choose_device(overlay_all(RunConfig(), layers).training.device).type
-    scales = [str(settings["scale"]) for settings, _ in layers if "scale" in settings]
-    if scales:
-        scale, reason = scales[-1], "as asked"
-    else:
+    scale, reason = asked_scale(layers), "as asked"
+    if scale is None:
         scale, reason = choose_scale(
             median_side_pixels=median_side_pixels, accelerator=device != "cpu"
         )

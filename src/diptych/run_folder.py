@@ -1,11 +1,19 @@
 """What a run folder holds, and how its files are written: aside, synced, renamed."""
 
+import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Final
+
+from diptych.errors import RunFolderError
+
+PATIENCE_SECONDS: Final = 20.0  # in which a process that was told to stop may save its run
+_POLL_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True)
@@ -14,9 +22,15 @@ class RunFolder:
 
     Attributes:
         path: of the folder.
+
+    Raises:
+        RunFolderError: it is a URL.
     """
 
     path: Path
+
+    def __post_init__(self) -> None:
+        _require_path(self.path)
 
     @property
     def config(self) -> Path:
@@ -100,18 +114,71 @@ class RunFolder:
 
 
 def require_writable(folder: Path) -> None:
-    """Makes a folder, and sees that files can be written there.
+    """Sees that files can be written in a folder, or where it will be made; makes nothing.
+
+    Asked before any work is done whose result goes there.
 
     Raises:
         OSError: names the folder.
+        RunFolderError: it is a URL.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    _require_path(folder)
+    above = (folder.absolute(), *folder.absolute().parents)
+    there = next(one for one in above if os.path.lexists(one))
     try:
-        with TemporaryFile(dir=folder):
+        with TemporaryFile(dir=there):
             pass
     except OSError as error:
         error.filename = str(folder)
         raise
+
+
+def _require_path(path: Path) -> None:
+    """Refuses a URL: as a path it names a folder `s3:` here."""
+    scheme = path.parts[0] if path.parts else ""
+    if scheme.endswith(":") and len(scheme) > 2:  # not a drive
+        url = "/".join((f"{scheme}/", *path.parts[1:]))
+        raise RunFolderError(
+            f"{url} is a URL; wanted a path on this machine. Of a run, only images and "
+            "checkpoint.folder may lie behind one."
+        )
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Lets no other process of this machine do the same in a folder, which is made, meanwhile.
+
+    The kernel knows of it, not a file: it ends with the process, however that ends. Where a file
+    system has no such locks, as most that other machines share, nothing is kept apart.
+
+    Raises:
+        RunFolderError: another process is there, and stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not _lock(descriptor):
+            if time.monotonic() > deadline:
+                raise RunFolderError(
+                    f"another process trains in {folder} now, and two would write the same files. "
+                    "Let it end, or choose another --out."
+                )
+            time.sleep(_POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether a folder is locked now, or cannot be; False if another process has done so."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 @contextmanager
@@ -134,10 +201,13 @@ def naming(path: Path, *instead: Path) -> Iterator[None]:
 def write_aside(path: Path, data: bytes) -> None:
     """Replaces a file so that a reader sees the old bytes or the new ones, never a part.
 
+    Its folder is made where it is not there.
+
     Raises:
         OSError: it could not be written; the old one is there still, and nothing beside it.
     """
     aside = path.with_name(f".{path.name}.aside")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with naming(path, aside):
             with open(aside, "wb") as file:

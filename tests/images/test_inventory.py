@@ -17,10 +17,11 @@ import pytest
 from conftest import encoded
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
+from diptych.escaping import readable
 from diptych.images.coco import read_coco
 from diptych.images.collection import Collection, Skipped
 from diptych.images.folder import list_folder
-from diptych.images.inventory import Inventory, Tally, in_print
+from diptych.images.inventory import Inventory, Tally
 from diptych.images.shards.index import read_samples
 from diptych.images.sources import locate_images, open_images
 from diptych.images.splits import by_split, hold_out
@@ -502,7 +503,7 @@ def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_names_in_print(name: str, shown: str) -> None:
-    assert in_print(name) == shown
+    assert readable(name) == shown
 
 
 def test_the_table_in_sentences() -> None:

@@ -202,7 +202,7 @@ def test_a_read_only_disk_is_an_error_in_words(small_disk: Path, folder: Path) -
     subprocess.run([one.format("ro") for one in remount], check=True)
     try:
         for name, resume in (("disk/other", False), ("disk/other", True), ("disk/run", True)):
-            with pytest.raises(NotSaved, match="cannot be written: Read-only file system"):
+            with pytest.raises(RunFolderError, match="cannot be written: Read-only file system"):
                 run(name, resume=resume, keep=1)
         place = str(small_disk / "checkpoints")
         with pytest.raises(NotSaved, match=r"could not be saved.*Read-only file system"):

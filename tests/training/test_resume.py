@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
-from diptych.errors import Interrupted, RunFolderError, TrainingError
+from diptych.errors import ImagesError, Interrupted, RunFolderError, TrainingError
 from diptych.pretraining import pretrain
 from diptych.training.checkpoint import list_checkpoints, load_checkpoint
 from diptych.training.run_log import read_metrics
@@ -199,7 +199,7 @@ def test_other_images_are_refused(images: Path, stripes: Stripes, tmp_path: Path
             run(images, tmp_path / "run")
     pixels, labels = stripes(80)
     np.savez(images, images=pixels, labels=labels)
-    with pytest.raises(TrainingError, match="names, sizes, contents or groups differ"):
+    with pytest.raises(ImagesError, match="names, sizes, contents or groups differ"):
         run(images, tmp_path / "run", resume=True)
 
 

@@ -3,7 +3,9 @@
 import json
 import shutil
 import signal
+import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,15 @@ from diptych.errors import (
     ConfigError,
     DamagedCheckpoint,
     ForeignCheckpoint,
+    ImagesError,
     Interrupted,
     RunFolderError,
     TrainingError,
 )
 from diptych.images.collection import ImageSet
 from diptych.pretraining import pretrain
-from diptych.run_folder import RunFolder
-from diptych.run_record import load_record
+from diptych.run_folder import RunFolder, alone_in
+from diptych.run_record import RunRecord, load_record
 from diptych.training.beginning import ITS_OWN, without_its_own
 from diptych.training.candidates import candidates_of
 from diptych.training.checkpoint import list_checkpoints, load_checkpoint
@@ -243,6 +246,66 @@ def test_longer_epochs_are_refused_with_the_way_to_go_on(images: Path, tmp_path:
         run(images, out, resume=True, epochs=4, seed=4)
 
 
+def test_two_processes_do_not_train_in_one_folder(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diptych.run_folder.PATIENCE_SECONDS", 0.0)
+    out = stopped(images, tmp_path / "a")
+    before = files_in(out)
+    with alone_in(out):
+        with pytest.raises(RunFolderError, match=r"another process trains in .*/a now"):
+            run(images, out, resume=True)
+        assert files_in(out) == before
+    run(images, out, resume=True)
+
+
+def test_two_runs_that_begin_in_one_folder_at_once(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second finds the folder empty and, when it comes to write, a run in it."""
+    original = RunRecord.__init__
+
+    def meanwhile(self: RunRecord, *given: Any) -> None:
+        monkeypatch.setattr(RunRecord, "__init__", original)
+        run(images, tmp_path / "a", seed=1)
+        original(self, *given)
+
+    monkeypatch.setattr(RunRecord, "__init__", meanwhile)
+    with pytest.raises(RunFolderError, match=r"another process began a run in .*/a meanwhile"):
+        run(images, tmp_path / "a", seed=2)
+    assert load_run_config(tmp_path / "a" / "config.toml").seed == 1
+
+
+def test_a_folder_is_waited_for_while_its_process_ends(images: Path, tmp_path: Path) -> None:
+    out = stopped(images, tmp_path / "a")
+    with ExitStack() as held:
+        held.enter_context(alone_in(out))
+        threading.Timer(0.5, held.pop_all().close).start()
+        run(images, out, resume=True)
+    assert (out / "encoder.safetensors").exists()
+
+
+def test_a_run_without_its_checkpoints_begins_anew_and_says_so(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = stopped(images, tmp_path / "a", 2, **{"checkpoint.folder": str(tmp_path / "place")})
+    (tmp_path / "place").rename(tmp_path / "moved")
+    pretrain(out=out, resume=True)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"No checkpoint of this run is in {tmp_path / 'place'}, so it begins anew." in said
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_trained_anew(
+    images: Path, tmp_path: Path
+) -> None:
+    out = run(images, tmp_path / "a")
+    shutil.rmtree(out / "checkpoints")
+    before = files_in(out)
+    with pytest.raises(RunFolderError, match=r"has ended, and none of its checkpoints is in"):
+        run(images, out, resume=True)
+    assert files_in(out) == before
+
+
 def test_moved_images_are_the_same_images(images: Path, tmp_path: Path, stripes: Stripes) -> None:
     whole = run(images, tmp_path / "whole")
     out = stopped(images, tmp_path / "a")
@@ -270,9 +333,9 @@ def test_other_images_under_another_path_are_refused(
         shutil.rmtree(out / "checkpoints")
     np.savez(tmp_path / "more.npz", images=stripes(48)[0])
     before = files_in(out)
-    with pytest.raises(TrainingError, match="are not those that this run began with"):
+    with pytest.raises(ImagesError, match="are not those that this run began with"):
         run(tmp_path / "more.npz", out, resume=True)
-    with pytest.raises(TrainingError, match="are not those that this run began with"):
+    with pytest.raises(ImagesError, match="are not those that this run began with"):
         pretrain(
             tmp_path / "more.npz",
             out=tmp_path / "b",
@@ -293,7 +356,7 @@ def test_images_told_apart_in_another_way_are_not_called_others(
     out = stopped(images, tmp_path / "a")
     later = f"77:{'0' * 64}"
     monkeypatch.setattr(ImageSet, "fingerprint", lambda self: later)
-    with pytest.raises(TrainingError, match="begun by another version of diptych"):
+    with pytest.raises(RunFolderError, match="begun by another version of diptych"):
         run(images, out, resume=True)
 
 

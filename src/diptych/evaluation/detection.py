@@ -41,7 +41,7 @@ from diptych.images.boxes import BoxedImages, open_boxes
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.trained_on import load_trained_on
 from diptych.model.saved import load_encoder, untrained_encoder
-from diptych.run_folder import RunFolder, write_aside
+from diptych.run_folder import RunFolder, require_writable, write_aside
 
 BACKBONES: Final = ("pretrained", "untrained")
 SAMPLES: Final = 1000
@@ -107,9 +107,11 @@ def measure_detection(
         ConfigError: the encoder is no ResNet, or pycocotools is not installed.
         ImagesError: the data cannot be used.
         TrainingError: a loss is no longer a number.
+        OSError: the run folder cannot be written.
     """
     folder = RunFolder(Path(run))
     encoder = load_encoder(folder)
+    require_writable(folder.path)
     images = replace(encoder.config.images, path=str(data), limit=None, bits=8, group_by=None)
     with ThreadPoolExecutor(use_threads(threads)) as executor:
         train, test = open_boxes(data, (train_part, test_part), images, executor, on_progress)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
+from diptych.escaping import readable
 from diptych.evaluation.split import (
     LeftOut,
     Split,
@@ -24,7 +25,7 @@ from diptych.evaluation.split import (
 )
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.cut import cut
-from diptych.images.inventory import in_print, listed
+from diptych.images.inventory import listed
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources import open_images
 from diptych.images.tables.hugging_face import path_of
@@ -162,12 +163,12 @@ def open_labelled(
 def _of_what_is_given(path: str | Path | Any, collection: Collection) -> list[str]:
     """What lies there and is no part of the split; images that cannot be read are."""
     sentences = replace(collection.inventory, unreadable=()).sentences()
-    return [f"In {in_print(path_of(path))}: {' '.join(sentences)}"] if sentences else []
+    return [f"In {readable(path_of(path))}: {' '.join(sentences)}"] if sentences else []
 
 
 def _part_of(path: str | Path | Any, collection: Collection, what: str) -> str:
     """A sentence on the held-out part of what is given."""
-    return f"Of {in_print(path_of(path))}, the part {in_print(collection.test_part)} {what}."
+    return f"Of {readable(path_of(path))}, the part {readable(collection.test_part)} {what}."
 
 
 def _require_labels(flag: str, path: object, *parts: ImageSet | None) -> None:

@@ -21,7 +21,7 @@ from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources import open_images
 from diptych.images.trained_on import load_trained_on
 from diptych.model.saved import load_encoder
-from diptych.run_folder import RunFolder, write_aside
+from diptych.run_folder import RunFolder, require_writable, write_aside
 
 Protocol = Callable[[Subject], dict[str, Any]]
 """Measures a subject; what it returns becomes a part of ``evaluation.json``."""
@@ -76,10 +76,12 @@ def evaluate(
     Raises:
         ImagesError: there are no labels.
         ConfigError: an option or a protocol is not known.
+        OSError: the run folder cannot be written.
     """
     folder, chosen = RunFolder(Path(run)), _chosen(protocols)
     given = Options(**options)
     encoder = load_encoder(folder, head_layers=given.head_layers).to(choose_device("auto"))
+    require_writable(folder.path)
     images, seen = encoder.config.images, load_trained_on(folder.trained_on)
     with ThreadPoolExecutor(use_threads(threads)) as executor:
         subject = Subject(

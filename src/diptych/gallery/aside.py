@@ -18,8 +18,9 @@ def written_aside(path: Path) -> Iterator[Path]:
     stands. What a killed writer left beside is removed once the file is there.
 
     Args:
-        path: of the file, in a folder that exists.
+        path: of the file, in a folder that is made where it is not there.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.aside")
     try:
         with naming(path, aside):

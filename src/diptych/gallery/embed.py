@@ -85,7 +85,7 @@ def check_before_start(run: Path, path: Any, out: Path) -> None:
     Args:
         run: a run folder, or an ``encoder.safetensors``.
         path: of the images.
-        out: the folder, which is made.
+        out: the folder.
 
     Raises:
         DiptychError: as ``embed_shards`` would.

@@ -30,19 +30,19 @@ class Reading:
         some: their places in the whole.
         fetch: the bytes of an image by its place in the whole, and what decodes them. Raises
             UnreadableImage; is called from several threads.
-        checksums: uint8 (images, 16), of the encoded bytes; 0 where they could not be read.
+        checksums: uint64 (images, 2), of the encoded bytes; 0 where they could not be read.
     """
 
     some: range
     fetch: Callable[[int], tuple[bytes, Callable[[], Pixels]]]
-    checksums: NDArray[np.uint8]
+    checksums: NDArray[np.uint64]
 
     @classmethod
     def of(
         cls, some: range, fetch: Callable[[int], tuple[bytes, Callable[[], Pixels]]]
     ) -> "Reading":
         """Of images none of which is read yet."""
-        return cls(some, fetch, np.zeros((len(some), CHECKSUM_BYTES), np.uint8))
+        return cls(some, fetch, np.zeros((len(some), 2), "<u8"))
 
     def pixels(self, index: int) -> Pixels:
         """Reads and decodes an image.
@@ -72,8 +72,7 @@ class Reading:
 
     def _read(self, index: int) -> Callable[[], Pixels]:
         data, decode = self.fetch(index)
-        found = np.array(checksum(data), dtype="<u8")
-        self.checksums[index - self.some.start] = found.view(np.uint8)
+        self.checksums[index - self.some.start] = checksum(data)
         return decode
 
 

@@ -5,6 +5,7 @@ from typing import Final
 
 from rich.console import Console
 
+from diptych.escaping import readable_lines
 from diptych.gallery.shards import Shard
 from diptych.gallery.work import Done, Watcher
 
@@ -25,7 +26,7 @@ class ShardLines(Watcher):
 
     def say(self, sentence: str) -> None:
         """Something worth a line."""
-        self._console.print(sentence, highlight=False, soft_wrap=True)
+        self._console.print(readable_lines(sentence), highlight=False, soft_wrap=True)
 
     def images(self, shard: Shard, done: int, total: int) -> None:
         """At most every ten seconds: how far a shard is, and how fast."""

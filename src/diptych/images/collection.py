@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.configs import ImagesConfig
-from diptych.images.inventory import Inventory, Skipped, in_print, listed
+from diptych.escaping import readable
+from diptych.images.inventory import Inventory, Skipped, listed
 from diptych.images.names import CompactNames
 from diptych.images.pixels import PixelSource, SelectedPixels
 
@@ -200,7 +201,7 @@ def on_classes(train: ImageSet, test: ImageSet | None, part: str) -> list[str]:
             said.append(f"{unlabelled:,} of {len(train):,} images have no label.")
     if test is None or test.labels is None or train.labels is None:
         return said
-    held_out = in_print(part or "test")
+    held_out = readable(part or "test")
     said += _on_missing(test, train, f"of {held_out}", "those to learn from")
     return said + _on_missing(train, test, "to learn from", f"those of {held_out}")
 

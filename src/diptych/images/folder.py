@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
+from diptych.escaping import readable
 from diptych.images.collection import ImageSet, Skipped
 from diptych.images.decode import EXTENSIONS, read_bytes
 from diptych.images.index import file_stamp
-from diptych.images.inventory import Tally, in_print, why_no_image
+from diptych.images.inventory import Tally, why_no_image
 from diptych.images.listing import Listing, Progress, ignore_progress, open_listing
 from diptych.images.names import CompactNames
 from diptych.images.shards.index import read_samples
@@ -92,7 +93,7 @@ def find_in_tree(where: str, tree: Tree, listed: Callable[[str, str], Listing]) 
         train_part=chosen.train,
         left_out=tuple(_left_out(tree, base, places)),
         remarks=(
-            *([f"The parts lie in {in_print(base)}."] if base else []),
+            *([f"The parts lie in {readable(base)}."] if base else []),
             *chosen.remarks,
             *(
                 one
@@ -167,9 +168,9 @@ def _on_one_folder(tree: Tree, inside: str, part: str) -> list[str]:
     tops = {one.partition(os.sep)[0] for one in _below([*tree.images], inside)}
     if len(tops) != 1 or inside in tree.images:
         return []
-    which = f" of {in_print(part)}" if part else ""
+    which = f" of {readable(part)}" if part else ""
     return [
-        f"All images{which} lie in the one folder {in_print(tops.pop())}, so there are no "
+        f"All images{which} lie in the one folder {readable(tops.pop())}, so there are no "
         "classes; give its path to have the folders in it as classes."
     ]
 
@@ -180,7 +181,7 @@ def _on_deeper_parts(tree: Tree) -> list[str]:
     if not deeper:
         return []
     return [
-        f"{len(deeper):,} folders named as parts lie deeper, as {in_print(deeper[0])}: all of "
+        f"{len(deeper):,} folders named as parts lie deeper, as {readable(deeper[0])}: all of "
         "their images are learned from, and none is held out."
     ]
 
@@ -305,7 +306,7 @@ def _on_shared_folders(tree: Tree, places: Sequence[str]) -> list[str]:
         for first, second in (pair, pair[::-1]):
             if lies_in(first, train) and any(lies_in(second, one) for one in held_out):
                 return [
-                    f"{in_print(first)} and {in_print(second)} are one folder: its images are both "
+                    f"{readable(first)} and {readable(second)} are one folder: its images are both "
                     "learned from and held out."
                 ]
     return []
@@ -327,7 +328,7 @@ def _nothing(place: Path, tree: Tree, inside: str) -> str:
     """That there are no images, and what there is instead."""
     kinds = [one for one in _left_out(tree, "", []) if not inside or one.name.startswith(inside)]
     there = "; ".join(
-        f"{one.count:,} as {in_print(one.name)}: {in_print(one.reason)}" for one in kinds[:5]
+        f"{one.count:,} as {readable(one.name)}: {readable(one.reason)}" for one in kinds[:5]
     )
     return (
         f"no images in {place}. Wanted files named {', '.join(sorted(EXTENSIONS))} in it or in its "

@@ -101,15 +101,6 @@ class Inventory:
         return [*self.remarks, *found]
 
 
-def in_print(name: str) -> str:
-    r"""A name as it can be printed: bytes that are no UTF-8 and control characters are written out.
-
-    >>> in_print("b\udce4d.png")
-    'b\\xe4d.png'
-    """
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in readable(name))
-
-
 def listed(names: Sequence[str], most: int = 5) -> str:
     """Some names as they can be printed, and how many more there are.
 
@@ -117,7 +108,7 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     ('a, b, c and 1 more', 'none')
     """
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return (", ".join(map(in_print, names[:most])) or "none") + more
+    return (", ".join(map(readable, names[:most])) or "none") + more
 
 
 def why_no_image(name: str) -> str:
@@ -144,17 +135,17 @@ def _by_reason(rows: Sequence[Skipped]) -> list[list[Skipped]]:
 
 
 def _of_unreadable(part: str, some: list[Skipped]) -> str:
-    place = f" of {in_print(part)}" if part else ""
-    first = f"{in_print(some[0].name)} ({in_print(some[0].reason)})"
+    place = f" of {readable(part)}" if part else ""
+    first = f"{readable(some[0].name)} ({readable(some[0].reason)})"
     if len(some) == 1:
         return f"One image{place} cannot be read: {first}."
     return f"{len(some):,} images{place} cannot be read, as {first}."
 
 
 def _of_kind(some: list[Skipped]) -> str:
-    count, first, reason = sum(one.count for one in some), some[0], in_print(some[0].reason)
-    place = f" in {in_print(first.part)}" if first.part else ""
+    count, first, reason = sum(one.count for one in some), some[0], readable(some[0].reason)
+    place = f" in {readable(first.part)}" if first.part else ""
     if count == 1:
-        return f"Left out{place}: {in_print(first.name)}, {reason}."
-    named = f" as {in_print(first.name)}," if first.name else ""
+        return f"Left out{place}: {readable(first.name)}, {reason}."
+    named = f" as {readable(first.name)}," if first.name else ""
     return f"Left out{place}: {count:,},{named} {reason}."

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
+from diptych.escaping import readable
 from diptych.images.collection import Skipped
-from diptych.images.inventory import in_print
 
 
 def choose(count: int, limit: int | None) -> NDArray[np.int64]:
@@ -62,7 +62,7 @@ def refuse_if_too_many(
 ) -> None:
     """Stops before training when the share of unreadable images is above the set one."""
     if len(skipped) == count or len(skipped) > config.max_unreadable_share * count:
-        listed = "\n".join(f"  {in_print(one.name)}: {in_print(one.reason)}" for one in skipped[:5])
+        listed = "\n".join(f"  {readable(one.name)}: {readable(one.reason)}" for one in skipped[:5])
         more = f"\n  and {len(skipped) - 5} more" if len(skipped) > 5 else ""
         raise ImagesError(
             f"{len(skipped)} of {count} images in {origin} are unreadable, more than "

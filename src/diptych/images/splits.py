@@ -9,8 +9,9 @@ from typing import Final, Literal
 
 from diptych.configs import ImagesConfig
 from diptych.errors import ImagesError
+from diptych.escaping import readable
 from diptych.images.collection import ImageSet, Skipped, held_out_config
-from diptych.images.inventory import in_print, listed
+from diptych.images.inventory import listed
 from diptych.images.listing import (
     Listing,
     Progress,
@@ -77,7 +78,7 @@ class Chosen:
         """That the only part is learned from, where its name says something else."""
         if self.held_out or self.unused or role_of(self.train) in (None, "train"):
             return ()
-        return (f"The only part is {in_print(self.train)}, and it is learned from.",)
+        return (f"The only part is {readable(self.train)}, and it is learned from.",)
 
 
 def role_of(name: str) -> Role | None:
@@ -165,11 +166,11 @@ def refuse_unclear(where: str, parts: Sequence[str], beside: Sequence[str]) -> N
     folders = any("/" in name for name in beside)
     if not beside or (learned and (len(parts) > 1 or not folders)):
         return
-    named = " and ".join(map(in_print, parts))
+    named = " and ".join(map(readable, parts))
     raise ImagesError(
         f"{where} holds {named}, which may be a part of the data or a class, beside "
-        f"{len(beside):,} other images or shards, as {in_print(beside[0])}. For the part alone, "
-        f"give the path of {in_print(parts[0])}; if it is a class, give its folder another name; "
+        f"{len(beside):,} other images or shards, as {readable(beside[0])}. For the part alone, "
+        f"give the path of {readable(parts[0])}; if it is a class, give its folder another name; "
         "to hold a part out, put the others into a folder named train."
     )
 
@@ -189,7 +190,7 @@ def refuse_likely(where: str, classes: Sequence[str]) -> None:
     if learned is None or held_out is None:
         return
     raise ImagesError(
-        f"{where} holds {in_print(learned)} and {in_print(held_out)}, which may be parts of the "
+        f"{where} holds {readable(learned)} and {readable(held_out)}, which may be parts of the "
         "data or classes. If they are parts, call their folders train and test, or give the path "
         "of one; if they are classes, call them otherwise."
     )
@@ -221,7 +222,7 @@ def hold_out(found: Found) -> HeldOut:
     parts = [one for one in found.held_out if _count(one)]
     chosen = next(filter(_has_labels, parts), parts[0] if parts else None)
     name = "" if chosen is None else _name(chosen, found)
-    why = f"a part that is not used; {in_print(name)} is held out"
+    why = f"a part that is not used; {readable(name)} is held out"
     unused = [
         Skipped("", why, _name(one, found), _count(one)) for one in parts if one is not chosen
     ]

@@ -30,7 +30,7 @@ from diptych.report.detections import detection_group, read_detection
 from diptych.report.left_out import left_out_table
 from diptych.report.results import geometry_images, geometry_rows, groups_of, tested_images
 from diptych.report.templates import template
-from diptych.run_folder import RunFolder, write_aside
+from diptych.run_folder import RunFolder, require_writable, write_aside
 from diptych.training.run_log import read_metrics
 from diptych.views.cpu import to_pixels
 from diptych.views.load import load_centred
@@ -70,10 +70,12 @@ def write_report(run: str | Path, *, threads: int | None = None) -> Path:
 
     Raises:
         RunFolderError: the folder holds no run whose training has ended, or a damaged result.
+        OSError: it cannot be written.
     """
     folder = RunFolder(Path(run))
     if not folder.config.is_file():
         raise RunFolderError(f"{folder.path} holds no run: it has no config.toml.")
+    require_writable(folder.path)
     config = load_run_config(folder.config)
     metrics, evaluation = read_metrics(folder.metrics), read_evaluation(folder)
     detection = read_detection(folder.detection)

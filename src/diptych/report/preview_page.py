@@ -1,5 +1,6 @@
 """The preview of views: one page that opens offline, with advice and pictures, or a sheet."""
 
+import io
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -77,7 +78,9 @@ def write_preview(
         view_count=view_count,
         run_views=config.method.views,
     )
-    sheet.save(out, "PNG")
+    picture = io.BytesIO()
+    sheet.save(picture, "PNG")
+    write_aside(out, picture.getvalue())
 
 
 def _page(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from diptych.errors import ConfigError, Interrupted, RunFolderError
 from diptych.hardware import available_threads
-from diptych.run_folder import write_aside
+from diptych.run_folder import require_writable, write_aside
 from diptych.studies.results import Result, Results
 from diptych.studies.study import Budget, Study
 from diptych.studies.tasks import Task, make_tasks, pick
@@ -130,7 +130,7 @@ def write_commands(plan: Plan, path: Path) -> int:
         shlex.join(["diptych", *plan.arguments(plan.threads), "--cell", task.label])
         for task in waiting
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    require_writable(path.parent)
     write_aside(path, os.fsencode("".join(line + "\n" for line in lines)))
     return len(lines)
 
@@ -159,6 +159,7 @@ def _line(result: Result, tasks: Sequence[Task]) -> str:
 
 
 def _require_room(plan: Plan) -> None:
+    require_writable(plan.out)
     if plan.out.exists() and not plan.out.is_dir():
         raise RunFolderError(f"{plan.out} is a file; --out needs a folder.")
     (plan.out / "cells").mkdir(parents=True, exist_ok=True)
@@ -174,5 +175,4 @@ def _claimed(folder: Path) -> Iterator[bool]:
         except OSError:
             yield False
             return
-        file.write(f"{os.getpid()}\n")
         yield True

@@ -11,7 +11,7 @@ from diptych.escaping import HANDLER
 from diptych.evaluation.split import split_words
 from diptych.recipes import recipe_config
 from diptych.report.templates import template
-from diptych.run_folder import write_aside
+from diptych.run_folder import require_writable, write_aside
 from diptych.studies import drawing
 from diptych.studies.claims import CONFIDENCE, Judgement, judge
 from diptych.studies.conduct import Plan, gather
@@ -69,8 +69,8 @@ def write_study(plan: Plan) -> list[str]:
     Returns:
         The sentences that the pages begin with.
     """
+    require_writable(plan.out)
     results, out = gather(plan), plan.out
-    out.mkdir(parents=True, exist_ok=True)
     page = describe(plan, results)
     figure = plan.study.draw(results)
     picture = drawing.svg(figure)

@@ -123,7 +123,7 @@ def require_beginning(
 
     Raises:
         RunFolderError, DamagedCheckpoint: there is no good checkpoint.
-        TrainingError: it is of other images.
+        ImagesError: it is of other images.
         ConfigError: no step is left.
     """
     _, scalars = load_beginning(beginning)

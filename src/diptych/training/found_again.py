@@ -41,11 +41,11 @@ def found_again(
         folder: new, of the run.
         fingerprint: of the images.
         resume: whether to go on was asked for.
-        say: told which run it is.
+        say: told of damage.
 
     Raises:
         ForeignCheckpoint: it is another run's, or of several.
-        TrainingError: the images are others.
+        ImagesError: the images are others.
         DamagedCheckpoint: no checkpoint is good.
     """
     found = {str(origin): origin for origin in origins(place).values() if not origin.is_unknown}
@@ -72,7 +72,6 @@ def found_again(
             "that it was begun with."
         )
     require_same_images(scalars.get("images"), fingerprint)
-    say(f"{place} holds the checkpoints of run {run}, whose folder is lost; this goes on with it.")
     ours = config.images
     images = replace(
         theirs.images, path=ours.path, group_by=ours.group_by, cache_folder=ours.cache_folder

@@ -30,7 +30,7 @@ from diptych.images.groups import find_groups
 from diptych.images.order import Order
 from diptych.images.sources import open_images
 from diptych.model.norms import SplitBatchNorm, frozen_statistics
-from diptych.run_folder import RunFolder, write_aside
+from diptych.run_folder import RunFolder, require_writable, write_aside
 from diptych.run_record import load_record
 from diptych.training.checkpoint import load_newest
 from diptych.training.stores import checkpoint_place
@@ -103,11 +103,13 @@ def check_leak(
     Raises:
         RunFolderError: there is no run, or no good checkpoint.
         ImagesError: its images are not there any more, or too few for two groups.
+        OSError: the run folder cannot be written.
     """
     folder = RunFolder(Path(run))
     config = load_run_config(folder.config)
     if cannot_leak(config) is not None:
         return None
+    require_writable(folder.path)
     method = load_trained_method(folder, config)
     with ThreadPoolExecutor(use_threads(threads)) as executor:
         images = open_images(config.images, executor).train

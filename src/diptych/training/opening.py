@@ -72,7 +72,6 @@ def keep_config(folder: RunFolder, config: RunConfig, record: RunRecord) -> None
 
     The record first: a folder with a config has one.
     """
-    folder.path.mkdir(parents=True, exist_ok=True)
     if not folder.record.exists():
         write_record(folder, record)
     if not folder.config.exists():
@@ -90,7 +89,7 @@ def restore(
     """Takes up the newest good checkpoint of a run; where it has none, what it begins from if any.
 
     Raises:
-        TrainingError: the images are others.
+        ImagesError: the images are others.
         DamagedCheckpoint: there are checkpoints, but none is good.
         ForeignCheckpoint: there are checkpoints, but none of this run.
     """

@@ -13,6 +13,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from diptych.escaping import readable_lines
 from diptych.evaluation.symptoms import Symptom, chance_accuracy, has_choice
 
 _PLAIN_SECONDS = 10.0  # between two plain lines
@@ -86,7 +87,7 @@ class Display:
 
     def say(self, sentence: str) -> None:
         """Prints the sentence."""
-        self.console.print(sentence, highlight=False, soft_wrap=True)
+        self.console.print(readable_lines(sentence), highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Takes the bar away."""

@@ -3,7 +3,7 @@
 from typing import Final
 
 from diptych.configs import RunConfig
-from diptych.errors import TrainingError
+from diptych.errors import ImagesError, RunFolderError
 from diptych.images.collection import ImageSet
 from diptych.images.groups import find_groups
 
@@ -39,17 +39,18 @@ def require_same_images(begun_with: object, found: str) -> None:
         found: that of the images that are there now.
 
     Raises:
-        TrainingError: says whether images differ or the way in which they were told apart.
+        ImagesError: they are others.
+        RunFolderError: they were told apart in another way, so that nobody knows.
     """
     if begun_with == found:
         return
     if not isinstance(begun_with, str) or _version(begun_with) != _version(found):
-        raise TrainingError(
+        raise RunFolderError(
             "this run was begun by another version of diptych, which told images from others in "
             "another way; whether these are its images cannot be said. Go on with that version, or "
             "begin a new run in another folder."
         )
-    raise TrainingError(
+    raise ImagesError(
         "the images are not those that this run began with: their names, sizes, contents or groups "
         "differ. Restore them, or begin a new run in another folder."
     )

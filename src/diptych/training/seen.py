@@ -46,7 +46,6 @@ def keep_trained_on(
         return ""
     seen = seen_by(config, collection, executor)
     try:
-        folder.path.mkdir(parents=True, exist_ok=True)
         save_trained_on(folder.trained_on, seen)
     except OSError as error:
         raise NotSaved(

@@ -55,10 +55,12 @@ def rank(arguments: Sequence[str]) -> None:
 
     from diptych.flags import RankFlags, parse
     from diptych.report.rank_table import print_ranking
-    from diptych.run_folder import write_aside
+    from diptych.run_folder import require_writable, write_aside
     from diptych.training.ranking import rank_runs
 
     flags = parse(RankFlags, rank, arguments)
+    if flags.json is not None:
+        require_writable(flags.json.parent)
     found = rank_runs(
         flags.runs,
         images=flags.images,

@@ -83,9 +83,11 @@ def plan(arguments: Sequence[str]) -> None:
     from diptych.planning.asked import Asked, plan_of
     from diptych.planning.machine import machine_named
     from diptych.planning.tables import print_plan
-    from diptych.run_folder import write_aside
+    from diptych.run_folder import require_writable, write_aside
 
     flags = parse(PlanFlags, plan, arguments)
+    if flags.json is not None:
+        require_writable(flags.json.parent)
     cores = divided(flags.threads or available_threads(), flags.processes_here)
     asked = Asked(
         machine_named(flags.on, flags.machine, cores=cores),

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.errors import ImagesError, UnreadableImage
-from diptych.images.inventory import Tally, in_print
+from diptych.escaping import readable
+from diptych.images.inventory import Tally
 from diptych.images.listing import Listing
 from diptych.images.names import CompactNames
 from diptych.images.shards.files import Shards
@@ -184,12 +185,12 @@ def _on_folders_inside(listings: Sequence[Listing]) -> list[str]:
     parts = sorted({part_around(folder) for folder in folders} - {""})
     if parts:
         return [
-            f"Folders named as parts lie inside the shards, as {in_print(parts[0])}: they are not "
+            f"Folders named as parts lie inside the shards, as {readable(parts[0])}: they are not "
             "taken as parts; put each part into shards of its own, named for it."
         ]
     if len(folders) < 2 or any(one.labels is not None for one in listings):
         return []
     return [
-        f"Folders inside the shards, as {in_print(min(folders))}, are not taken as classes; write "
+        f"Folders inside the shards, as {readable(min(folders))}, are not taken as classes; write "
         "labels into .cls or .json files beside the images, or unpack the shards."
     ]
