@@ -30,7 +30,7 @@ def readable(text: str) -> str:
     >>> readable("K\udcf6ln.png"), readable("Köln.png"), readable("a\x1b[2J\n")
     ('K\\xf6ln.png', 'Köln.png', 'a\\x1b[2J\\n')
     """
-    whole = _without_surrogates(text)
+    whole = as_unicode(text)
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in whole)
 
 
@@ -45,7 +45,7 @@ def escaped(text: str) -> str:
     >>> escaped("K\udcf6ln.png"), escaped(r"K\xf6ln.png")
     ('K\\xf6ln.png', 'K\\x5cxf6ln.png')
     """
-    return _without_surrogates(_LOOKS_ESCAPED.sub(r"\\x5c", text))
+    return as_unicode(_LOOKS_ESCAPED.sub(r"\\x5c", text))
 
 
 def unescaped(text: str) -> str:
@@ -80,7 +80,8 @@ def openable(path: Path) -> Iterator[str]:
         os.close(descriptor)
 
 
-def _without_surrogates(text: str) -> str:
+def as_unicode(text: str) -> str:
+    """The text with what is no UTF-8 written out, and nothing else: whatever a stream is given."""
     return _SURROGATE.sub(lambda found: _written_out(found[0]), text)
 
 

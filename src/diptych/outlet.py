@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TextIO, cast
 
-from diptych.escaping import HANDLER, readable
+from diptych.escaping import HANDLER, as_unicode
 
 _MAY_PASS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.EINTR)
 
@@ -29,7 +29,7 @@ class Outlet:
 
     def write(self, text: str) -> int:
         """Writes text; names that are no UTF-8, and what the encoding lacks, as escapes."""
-        shown = readable(text)  # a stream may let their bytes through, which no reader expects
+        shown = as_unicode(text)  # a stream may let their bytes through, which no reader expects
         try:
             self._try(self._stream.write, shown)
         except UnicodeEncodeError as error:
