@@ -35,6 +35,7 @@ from diptych.images.collection import Collection
 from diptych.images.sources import from_array
 from diptych.recipes import recipe_config
 from diptych.run_folder import RunFolder
+from diptych.run_record import RunRecord, new_identity, write_record
 from diptych.training.loop import train
 from diptych.training.watcher import Silent
 
@@ -107,9 +108,11 @@ def measure(recipe: str, encoder: str, blocks: int) -> float:
     watcher = Interleave(bare_step(config), steps)
     with (
         ThreadPoolExecutor(use_threads(None)) as executor,
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory() as place,
     ):
-        train(config, images, RunFolder(Path(folder)), executor, watcher)
+        folder = RunFolder(Path(place))
+        write_record(folder, RunRecord(new_identity(folder), images.train.fingerprint()))
+        train(config, images, folder, executor, watcher)
     return statistics.median(watcher.ratios)
 
 
