@@ -4,6 +4,7 @@ import gzip
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +246,17 @@ def test_no_patch_of_the_test_part_shares_a_pixel_with_training() -> None:
     assert parts[1]
     assert not parts[0] & parts[1]
     assert len(test_cells) == (300 // CELL_PIXELS) * (400 // CELL_PIXELS) // 4
+
+
+@pytest.mark.parametrize("side", [8, 83, 200])
+def test_the_photographs_are_the_same_images_for_every_run(
+    side: int, executor: ThreadPoolExecutor
+) -> None:
+    """A run reduces large JPEGs; an evaluation or a resume opens its set with that setting."""
+    asked = ImagesConfig(path="photographs")
+    before = open_images(asked, executor)
+    after = open_images(replace(asked, jpeg_side=side), executor)
+    assert after.train.fingerprint() == before.train.fingerprint()
+    assert before.test is not None
+    assert after.test is not None
+    assert after.test.fingerprint() == before.test.fingerprint()

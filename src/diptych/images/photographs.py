@@ -50,9 +50,10 @@ def open_photographs(config: ImagesConfig) -> Collection:
     """Cuts the patches, always the same ones, and labels each by its photograph."""
     train, test = list[Pixels](), list[Pixels]()
     generator = np.random.Generator(np.random.Philox(0))
-    # Some are gray: of their own channels they would not agree.
+    # Some are gray: of their own channels they would not agree. None is reduced: a patch is an
+    # image of its own, and the same one for every run.
     color: Literal["rgb", "gray"] = "gray" if config.color == "gray" else "rgb"
-    alike = replace(config, color=color, raw_channels=None, bits=8)
+    alike = replace(config, color=color, raw_channels=None, bits=8, jpeg_side=None)
     for location in PHOTOGRAPHS.values():
         photograph = decode_file(_file(location), alike)
         train_cells, test_cells = _cells(photograph, generator)
