@@ -19,21 +19,21 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from diptych.hardware import shorten_spinning, use_threads
+from diptych.runtime.device import shorten_spinning, use_threads
 
 shorten_spinning()  # as the command line does, before torch is imported
 
 import torch
 from measuring import Figure, parse_arguments, publish
 
-from diptych.configs import CheckpointConfig, DictionaryConfig, EncoderConfig, RunConfig
-from diptych.contrast.method import build_method
+from diptych.config.sections import CheckpointConfig, DictionaryConfig, EncoderConfig, RunConfig
+from diptych.methods.contrastive import build_method
 from diptych.optimization.optimizers import build_optimizer
-from diptych.recipes import recipe_config
-from diptych.run_record import Identity
-from diptych.training.memory import keep_freed_memory
-from diptych.training.saver import Saver
-from diptych.training.state import RunState
+from diptych.config.recipes import recipe_config
+from diptych.runs.record import Identity
+from diptych.runtime.device import keep_freed_memory
+from diptych.checkpoints.saver import Saver
+from diptych.checkpoints.state import RunState
 from diptych.training.step import train_step
 from diptych.views.batches import Batch
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diptych.training.run_log import read_metrics
+from diptych.logging.metrics import read_metrics
 
 # Runs a command and writes the peak memory of that one process, in megabytes, to a file.
 _MEASURED = """

@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diptych.planning.memory import HEAP
-from diptych.training.run_log import read_metrics
+from diptych.logging.metrics import read_metrics
 
 GOAL = 0.20
 STEPS = 24
@@ -158,7 +158,7 @@ def measured(run: Made, images: Path, folder: Path, *, steps: int) -> Cost:
 
 
 def _views_of_an_image(out: Path) -> int:
-    from diptych.config_file import load_run_config
+    from diptych.config.files import load_run_config
 
     config = load_run_config(out / "config.toml")
     return config.method.views + config.views.small_views
@@ -182,7 +182,7 @@ def _free_port() -> int:
 
 def one_run(peak: Path, arguments: Sequence[str]) -> None:
     """A run in this process, which then tells its peak."""
-    from diptych.cli import main as command
+    from diptych.cli.main import main as command
 
     code = command(list(arguments))
     peak.write_text(str(resident_bytes("VmHWM")))

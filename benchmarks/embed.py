@@ -19,7 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from diptych.hardware import shorten_spinning, use_threads
+from diptych.runtime.device import shorten_spinning, use_threads
 
 shorten_spinning()  # as the command line does, before torch is imported
 
@@ -28,12 +28,12 @@ import torch
 from measuring import Figure, parse_arguments, publish, resident_bytes
 from PIL import Image
 
-from diptych.configs import EncoderConfig, RunConfig, ViewsConfig
-from diptych.gallery.embed import embed_shards
-from diptych.gallery.settings import EmbedSettings
-from diptych.gallery.shards import Shard
-from diptych.model.saved import load_encoder, save_encoder, untrained_encoder
-from diptych.training.memory import keep_freed_memory
+from diptych.config.sections import EncoderConfig, RunConfig, ViewsConfig
+from diptych.embeddings.embed import embed_shards
+from diptych.config.embedding import EmbedSettings
+from diptych.embeddings.sharding import Shard
+from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
+from diptych.runtime.device import keep_freed_memory
 
 SPEED_GOAL, MEMORY_GOAL = 0.9, 1.15
 BATCH = 256

@@ -28,9 +28,9 @@ from measuring import Figure, add_arguments, publish
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from diptych.configs import ImagesConfig
+from diptych.config.sections import ImagesConfig
 from diptych.errors import UnreadableImage
-from diptych.images.decode import EXTENSIONS, HOW_TO_READ, decode_bytes, read_bytes
+from diptych.images.codecs.decode import EXTENSIONS, HOW_TO_READ, decode_bytes, read_bytes
 
 SEEN = ImagesConfig(max_megapixels=1000)
 STORED = ImagesConfig(color="raw", bits=16, max_megapixels=1000)

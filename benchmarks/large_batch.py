@@ -15,18 +15,18 @@ import sys
 import time
 from dataclasses import replace
 
-from diptych.hardware import shorten_spinning, use_threads
+from diptych.runtime.device import shorten_spinning, use_threads
 
 shorten_spinning()  # as the command line does, before torch is imported
 
 import torch
 from measuring import Figure, add_arguments, publish, resident_bytes
 
-from diptych.configs import EncoderConfig, NormConfig, RunConfig
-from diptych.contrast.large_batch import backward_in_chunks
-from diptych.contrast.method import Method, build_method
-from diptych.recipes import recipe_config
-from diptych.training.memory import keep_freed_memory
+from diptych.config.sections import EncoderConfig, NormConfig, RunConfig
+from diptych.methods.grad_cache import backward_in_chunks
+from diptych.methods.contrastive import Method, build_method
+from diptych.config.recipes import recipe_config
+from diptych.runtime.device import keep_freed_memory
 from diptych.views.batches import Batch
 
 LARGE, PLAIN = 4096, 256

@@ -30,10 +30,10 @@ import numpy as np
 from measuring import Figure, add_arguments, publish, resident_bytes
 from PIL import Image
 
-from diptych.configs import ImagesConfig
+from diptych.config.sections import ImagesConfig
 from diptych.images.collection import ImageSet
-from diptych.images.sources import open_images
-from diptych.images.tree import walk
+from diptych.images.open import open_images
+from diptych.images.inventory import walk
 
 SPEED_GOALS = (0.9, 1.1)
 MEMORY_GOAL = 400.0  # MB

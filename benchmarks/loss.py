@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 
-from diptych.hardware import shorten_spinning
+from diptych.runtime.device import shorten_spinning
 
 shorten_spinning()  # as the command line does, before torch is imported
 
@@ -28,7 +28,7 @@ from measuring import Figure, parse_arguments, publish, resident_bytes
 from torch import Tensor
 from torch.nn import functional
 
-from diptych.contrast.losses import nt_xent
+from diptych.methods.losses import nt_xent
 
 DIM = 128
 TEMPERATURE = 0.1

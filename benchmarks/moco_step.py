@@ -14,18 +14,18 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from diptych.hardware import shorten_spinning, use_threads
+from diptych.runtime.device import shorten_spinning, use_threads
 
 shorten_spinning()  # as the command line does, before torch is imported
 
 import torch
 from measuring import Figure, parse_arguments, publish
 
-from diptych.configs import EncoderConfig, RunConfig
-from diptych.contrast.dictionaries import KeyQueue
-from diptych.contrast.method import Method, build_method
-from diptych.recipes import recipe_config
-from diptych.training.memory import keep_freed_memory
+from diptych.config.sections import EncoderConfig, RunConfig
+from diptych.methods.dictionaries import KeyQueue
+from diptych.methods.contrastive import Method, build_method
+from diptych.config.recipes import recipe_config
+from diptych.runtime.device import keep_freed_memory
 from diptych.optimization.optimizers import build_optimizer
 from diptych.training.step import train_step
 from diptych.views.batches import Batch

@@ -21,7 +21,7 @@ from pathlib import Path
 from measuring import Figure, parse_arguments, publish
 from PIL import Image
 
-from diptych.images.photographs import whole_photographs
+from diptych.images.sources.photographs import whole_photographs
 
 GOAL = 0.02
 FILES, FILES_QUICK = 100_000, 3_000
@@ -34,8 +34,8 @@ SETTLED_SECONDS = 2.5  # a file that changed just now is looked at twice
 OPEN = """
 import sys, time
 from concurrent.futures import ThreadPoolExecutor
-from diptych.configs import ImagesConfig
-from diptych.images.sources import open_images
+from diptych.config.sections import ImagesConfig
+from diptych.images.open import open_images
 config = ImagesConfig(path=sys.argv[1], cache_folder=sys.argv[2])
 with ThreadPoolExecutor(int(sys.argv[3])) as executor:
     begun = time.perf_counter()

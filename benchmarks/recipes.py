@@ -18,7 +18,7 @@ from measuring import Figure, add_arguments, publish
 from rich.console import Console
 from rich.table import Table
 
-from diptych.recipes import RECIPES
+from diptych.config.recipes import RECIPES
 
 
 def show(runs: dict[str, Run]) -> None:

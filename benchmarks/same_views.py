@@ -28,8 +28,8 @@ from torch import Tensor
 from torchvision import transforms
 
 import diptych
-from diptych.hardware import available_threads
-from diptych.operations import Blur, Color, Crop, Flip, Gray
+from diptych.runtime.device import available_threads
+from diptych.config.operations import Blur, Color, Crop, Flip, Gray
 from diptych.views.batches import ViewBatches
 
 _THREADS = ThreadPoolExecutor(available_threads())

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from diptych.configs import RunConfig
+from diptych.config.sections import RunConfig
 from diptych.errors import ConfigError
 from diptych.planning.case import Case
 from diptych.planning.machine import machine_named
 from diptych.planning.plan import Plan, make_plan
 from diptych.planning.tables import bytes_text, time_text
 from diptych.planning.verdict import limits
-from diptych.recipes import recipe_config
+from diptych.config.recipes import recipe_config
 
 DEVICES = (8, 64, 1024)
 IMAGES = (1_281_167, 1_000_000_000)  # ImageNet, and a billion

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from diptych.hardware import shorten_spinning, use_threads
+from diptych.runtime.device import shorten_spinning, use_threads
 
 shorten_spinning()  # as the command line does, before torch is imported
 
@@ -29,15 +29,15 @@ import numpy as np
 import torch
 from measuring import Figure, parse_arguments, publish
 
-from diptych.configs import EncoderConfig, RunConfig
-from diptych.contrast.method import build_method
+from diptych.config.sections import EncoderConfig, RunConfig
+from diptych.methods.contrastive import build_method
 from diptych.images.collection import Collection
-from diptych.images.sources import from_array
-from diptych.recipes import recipe_config
-from diptych.run_folder import RunFolder
-from diptych.run_record import RunRecord, new_identity, write_record
+from diptych.images.open import from_array
+from diptych.config.recipes import recipe_config
+from diptych.runs.folder import RunFolder
+from diptych.runs.record import RunRecord, new_identity, write_record
 from diptych.training.loop import train
-from diptych.training.watcher import Silent
+from diptych.logging.progress import Silent
 
 GOAL = 0.90
 ENCODERS = {

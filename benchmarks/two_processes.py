@@ -29,7 +29,7 @@ from command_line_runs import diptych
 from launched import child_processes, last_step
 from measuring import Figure, parse_arguments, publish
 
-from diptych.training.run_log import read_metrics
+from diptych.logging.metrics import read_metrics
 
 GOAL = 0.90
 LOSSES_DIFFER = 1e-3  # of the first steps; rounding in float32, which training lets grow

@@ -33,20 +33,20 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from diptych.configs import ImagesConfig, ViewsConfig
+from diptych.config.sections import ImagesConfig, ViewsConfig
 from diptych.images.codecs.jpeg import reduced
 from diptych.images.collection import ImageSet
-from diptych.images.decode import decode_bytes
-from diptych.images.form import Pixels
+from diptych.images.codecs.decode import decode_bytes
+from diptych.images.codecs.form import Pixels
 from diptych.images.order import Order
-from diptych.images.photographs import open_photographs
+from diptych.images.sources.photographs import open_photographs
 from diptych.images.pixels import DecodedPixels, PixelBatch
-from diptych.operations import OPERATIONS
-from diptych.policies import parse_policy
-from diptych.training.memory import keep_freed_memory
+from diptych.config.operations import OPERATIONS
+from diptych.config.policies import parse_policy
+from diptych.runtime.device import keep_freed_memory
 from diptych.views.batches import ViewBatches
 from diptych.views.cpu import make_views
-from diptych.views.draw import draw_views
+from diptych.views.parameters import draw_views
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = ViewsConfig(side_pixels=32, policy="simclr_cifar", strength=0.5)

@@ -17,18 +17,18 @@ from PIL import Image
 # Before anything of diptych is imported. The compiled loops are left out: numba reads their code.
 install_import_hook(
     [
-        "diptych.contrast.losses",
-        "diptych.contrast.scores",
-        "diptych.contrast.dictionaries",
-        "diptych.contrast.look_up",
-        "diptych.contrast.shuffle",
-        "diptych.training.leak",
+        "diptych.methods.losses",
+        "diptych.methods.scores",
+        "diptych.methods.dictionaries",
+        "diptych.methods.objective",
+        "diptych.methods.shuffle",
+        "diptych.diagnostics.leak",
         "diptych.evaluation.geometry",
         "diptych.evaluation.knn",
         "diptych.evaluation.linear",
-        "diptych.evaluation.nearest",
-        "diptych.evaluation.lbfgs",
-        "diptych.evaluation.selection",
+        "diptych.evaluation.knn",
+        "diptych.evaluation.linear",
+        "diptych.diagnostics.label_free",
     ],
     "beartype.beartype",
 )

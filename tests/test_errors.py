@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from diptych import cli, errors, flags
-from diptych.cli import main
-from diptych.config_file import to_toml
-from diptych.configs import EncoderConfig, RunConfig, require_equal_parts
+from diptych import errors
+from diptych.cli import flags, measuring
+from diptych.cli import main as cli
+from diptych.cli.flags import EvaluateFlags, RankFlags, parse
+from diptych.cli.main import main
+from diptych.config.files import to_toml
+from diptych.config.sections import EncoderConfig, RunConfig, require_equal_parts
 from diptych.errors import ConfigError, DiptychError, exit_code_of, sentence_of
 from diptych.evaluation.protocols import evaluate as evaluate_run
-from diptych.flags import EvaluateFlags, RankFlags, parse
-from diptych.hardware import choose_device
 from diptych.images.order import Order
-from diptych.model.saved import load_encoder, save_encoder, untrained_encoder
-from diptych.run_folder import RunFolder, require_writable, write_aside
-from diptych.verbs import measuring
+from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
+from diptych.runs.folder import RunFolder, require_writable, write_aside
+from diptych.runtime.device import choose_device
 
 
 def all_errors() -> list[type[DiptychError]]:
@@ -163,7 +164,7 @@ def test_no_work_is_done_whose_result_cannot_be_written(
         shown.config.write_text(to_toml(load_encoder(run).config))
     read_only(run)
     opened: list[object] = []
-    monkeypatch.setattr("diptych.images.sources.locate_images", opened.append)
+    monkeypatch.setattr("diptych.images.open.locate_images", opened.append)
     assert main(command.format(images=class_folder, place=run).split()) == 2
     said = capsys.readouterr().err
     assert "Read-only file system" in said
@@ -232,7 +233,7 @@ def test_a_disk_that_fills_up_under_a_preview(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("diptych.run_folder.os.fsync", full)
+    monkeypatch.setattr("diptych.runs.folder.os.fsync", full)
     out = tmp_path / "new" / name
     given = ["--rows", "1", "--columns", "2", "--out", str(out)]
     assert main(["views", str(class_folder), *given]) == 2
@@ -354,7 +355,7 @@ def test_a_url_reaches_the_one_who_opens_it(
         opened.append(name)
         raise errors.ImagesError("not today")
 
-    monkeypatch.setattr("diptych.images.elsewhere.fetch", fetch)
+    monkeypatch.setattr("diptych.images.sources.hugging_face.fetch", fetch)
     assert main(["evaluate", str(run), "--train", URL]) == 2
     assert main(["evaluate", str(run), "--protocol", "transfer", "--transfer", URL]) == 2
     assert opened == [URL, URL]

@@ -16,9 +16,9 @@ from PIL import Image
 
 from conftest import striped
 from diptych import read_embeddings
-from diptych.cli import main
-from diptych.config_file import load_run_config, overlay, to_toml
-from diptych.configs import RunConfig
+from diptych.cli.main import main
+from diptych.config.files import load_run_config, overlay, to_toml
+from diptych.config.sections import RunConfig
 from diptych.escaping import HANDLER, escaped, readable, unescaped
 from diptych.images.groups import find_groups
 

@@ -67,7 +67,7 @@ for one in pkgutil.walk_packages(diptych.__path__, "diptych."):
 """
 
 COMMANDS = """
-from diptych.cli import main
+from diptych.cli.main import main
 tiny = ["--encoder.width", "4", "--encoder.stage-blocks", "1", "1", "--batch-size", "16"]
 tiny += ["--views.side-pixels", "16", "--probe.images", "32", "--threads", "1"]
 for command in (

@@ -14,7 +14,16 @@ from typing import Any
 
 from rich.console import Console
 
-from diptych.config_file import (
+from diptych.checkpoints.checkpoint import list_checkpoints, require_place_of
+from diptych.checkpoints.same_run import (
+    OF_THE_IMAGES,
+    fingerprint_of,
+    found_again,
+    require_same_images,
+)
+from diptych.checkpoints.state import RunState
+from diptych.checkpoints.stores import Place, checkpoint_place
+from diptych.config.files import (
     SHORT_NAMES,
     differing_keys,
     flatten,
@@ -22,19 +31,16 @@ from diptych.config_file import (
     nest,
     to_toml,
 )
-from diptych.configs import RunConfig, require_divisible, require_equal_parts
+from diptych.config.sections import RunConfig, require_divisible, require_equal_parts
 from diptych.errors import ConfigError, NotSaved, RunFolderError
 from diptych.escaping import HANDLER, escaped
-from diptych.hardware import choose_device, divided, use_threads
 from diptych.images.collection import Collection
 from diptych.images.listing import Progress, ignore_progress
+from diptych.images.open import open_images, require_there
 from diptych.images.order import Order
-from diptych.images.sources import open_images, require_there
-from diptych.images.tables.hugging_face import path_of
-from diptych.launch import Launch, advice_on_restarts, restarts_allowed, stop_with_launcher
-from diptych.model.saved import save_encoder, save_head
-from diptych.outlet import outlet
-from diptych.peers import from_first, introduction, joined, leave_together
+from diptych.images.sources.hugging_face import path_of
+from diptych.logging.progress import Display, Silent, Watcher
+from diptych.models.weights import save_encoder, save_head
 from diptych.resolve import (
     Layers,
     asked_beginning,
@@ -43,8 +49,8 @@ from diptych.resolve import (
     overlay_all,
     resolve,
 )
-from diptych.run_folder import RunFolder, alone_in, require_writable, write_aside
-from diptych.run_record import (
+from diptych.runs.folder import RunFolder, alone_in, require_writable, write_aside
+from diptych.runs.record import (
     Identity,
     RunRecord,
     is_at,
@@ -52,16 +58,13 @@ from diptych.run_record import (
     new_identity,
     write_record,
 )
-from diptych.training.beginning import MAY_DIFFER, config_of_beginning, require_beginning
-from diptych.training.checkpoint import list_checkpoints, require_place_of
-from diptych.training.found_again import found_again
+from diptych.runtime.console import outlet
+from diptych.runtime.device import choose_device, divided, use_threads
+from diptych.runtime.rendezvous import from_first, introduction, joined, leave_together
+from diptych.runtime.world import Launch, advice_on_restarts, restarts_allowed, stop_with_launcher
+from diptych.training.begin_from import MAY_DIFFER, config_of_beginning, require_beginning
 from diptych.training.loop import train
-from diptych.training.progress import Display
-from diptych.training.same_images import OF_THE_IMAGES, fingerprint_of, require_same_images
 from diptych.training.seen import keep_trained_on
-from diptych.training.state import RunState
-from diptych.training.stores import Place, checkpoint_place
-from diptych.training.watcher import Silent, Watcher
 
 
 def pretrain(

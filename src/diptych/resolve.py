@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diptych.config_file import overlay, read_config_file
-from diptych.configs import EncoderConfig, RunConfig, require_consistent
+from diptych.config.files import overlay, read_config_file
+from diptych.config.recipes import choose_scale, fitted_batch, fitting_stem, recipe_config
+from diptych.config.sections import EncoderConfig, RunConfig, require_consistent
 from diptych.errors import ConfigError
-from diptych.hardware import available_threads, choose_device
-from diptych.images.elsewhere import from_any_folder
-from diptych.images.photographs import PHOTOGRAPHS_NAME
-from diptych.recipes import choose_scale, fitted_batch, fitting_stem, recipe_config
+from diptych.images.sources.hugging_face import from_any_folder
+from diptych.images.sources.photographs import PHOTOGRAPHS_NAME
+from diptych.runtime.device import available_threads, choose_device
 
 DEFAULT_RECIPE = "simclr"
 _PATHS = (

@@ -9,12 +9,14 @@ from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from diptych.evaluation import confidence
-from diptych.evaluation.confidence import estimate, over_seeds, resamples
-from diptych.evaluation.scores import (
+from diptych.evaluation.confidence import (
     accuracy_of,
+    estimate,
     macro_auc,
     macro_f1,
     mean_per_class,
+    over_seeds,
+    resamples,
     share_of_answers,
 )
 

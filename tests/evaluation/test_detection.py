@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from diptych.cli import main
-from diptych.config_file import to_toml
-from diptych.configs import EncoderConfig, ImagesConfig, NormConfig, RunConfig, ViewsConfig
+from diptych.cli.main import main
+from diptych.config.detection import DetectionConfig, DetectionNorm, learning_rate
+from diptych.config.files import to_toml
+from diptych.config.sections import EncoderConfig, ImagesConfig, NormConfig, RunConfig, ViewsConfig
 from diptych.errors import ConfigError
-from diptych.evaluation import detection
-from diptych.evaluation.average_precision import (
+from diptych.evaluation.detection import protocol as detection
+from diptych.evaluation.detection.average_precision import (
     RECALLS,
     THRESHOLDS,
     average_precisions,
@@ -27,10 +28,7 @@ from diptych.evaluation.average_precision import (
     resampled,
     summary,
 )
-from diptych.evaluation.detection import measure_detection, train_and_detect
-from diptych.evaluation.detection_config import DetectionConfig, DetectionNorm, learning_rate
-from diptych.evaluation.detection_training import Detections, detect, fine_tune
-from diptych.evaluation.detector import (
+from diptych.evaluation.detection.detector import (
     anchor_sides,
     build_backbone,
     build_detector,
@@ -39,10 +37,12 @@ from diptych.evaluation.detector import (
     set_statistics,
     stem_remark,
 )
-from diptych.images.boxes import BoxedImages, Boxes, open_boxes
-from diptych.model.norms import GlobalBatchNorm
-from diptych.model.saved import load_encoder, save_encoder, untrained_encoder
-from diptych.run_folder import RunFolder
+from diptych.evaluation.detection.protocol import measure_detection, train_and_detect
+from diptych.evaluation.detection.training import Detections, detect, fine_tune
+from diptych.images.sources.boxes import BoxedImages, Boxes, open_boxes
+from diptych.models.norms import GlobalBatchNorm
+from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
+from diptych.runs.folder import RunFolder
 from processes import Results, run_processes
 
 RUN = RunConfig(

@@ -9,13 +9,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-from diptych.configs import ImagesConfig, RunConfig, ViewsConfig
+from diptych.config.sections import ImagesConfig, RunConfig, ViewsConfig
 from diptych.errors import FeaturesError, ImagesError
-from diptych.evaluation.features import encode, extract_features, extract_named_features
-from diptych.evaluation.finite import require_finite
-from diptych.images.sources import from_array
-from diptych.model.saved import PretrainedEncoder
-from diptych.views.load import EvaluationCrops
+from diptych.evaluation.features import (
+    encode,
+    extract_features,
+    extract_named_features,
+    require_finite,
+)
+from diptych.images.open import from_array
+from diptych.models.weights import PretrainedEncoder
+from diptych.views.cpu import EvaluationCrops
 
 VIEWS = ViewsConfig(side_pixels=28, pixel_mean=(0.0, 0.0, 0.0), pixel_std=(1.0, 1.0, 1.0))
 

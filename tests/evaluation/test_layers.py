@@ -10,11 +10,11 @@ from torch import nn
 
 from diptych.evaluation.layers import layers_of, trained_layers, untrained_layers
 from diptych.evaluation.protocols import evaluate
-from diptych.model.heads import cut
-from diptych.model.saved import load_encoder, load_head
+from diptych.models.heads import cut
+from diptych.models.weights import load_encoder, load_head
 from diptych.pretraining import pretrain
 from diptych.report.figures import spectrum_curve, transformation_bars
-from diptych.run_folder import RunFolder
+from diptych.runs.folder import RunFolder
 
 
 @pytest.fixture

@@ -13,17 +13,17 @@ from PIL import Image
 
 import diptych
 from conftest import striped
-from diptych.cli import main
-from diptych.configs import ImagesConfig, ViewsConfig
+from diptych.cli.main import main
+from diptych.config.sections import ImagesConfig, ViewsConfig
+from diptych.diagnostics.ranking import rank_runs
 from diptych.errors import ImagesError
 from diptych.evaluation.labelled import open_labelled
 from diptych.evaluation.protocols import evaluate
-from diptych.images.sources import open_images
+from diptych.images.open import open_images
+from diptych.report.evaluations import groups_of
 from diptych.report.page import write_report
-from diptych.report.results import groups_of
-from diptych.run_folder import RunFolder
+from diptych.runs.folder import RunFolder
 from diptych.training.health import build_probe
-from diptych.training.ranking import rank_runs
 
 SETTINGS: Any = {
     "encoder.width": 4,

@@ -12,19 +12,18 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 import oracles
+from diptych.evaluation import knn as nearest_module
 from diptych.evaluation import linear
-from diptych.evaluation import nearest as nearest_module
 from diptych.evaluation.geometry import alignment, effective_rank, uniformity
-from diptych.evaluation.knn import accuracy, knn_predict, leave_one_out
-from diptych.evaluation.lbfgs import minimise
+from diptych.evaluation.knn import accuracy, knn_predict, leave_one_out, nearest
 from diptych.evaluation.linear import (
     L2_STRENGTHS,
     SIMCLR_STRENGTHS,
     fit_linear,
     fit_multilabel,
     fit_with_strength,
+    minimise,
 )
-from diptych.evaluation.nearest import nearest
 
 
 def blobs(rng: np.random.Generator, count: int, dim: int = 12, classes: int = 5) -> Any:

@@ -19,16 +19,14 @@ import diptych
 from conftest import striped
 from diptych.errors import ConfigError, FeaturesError, ImagesError, RunFolderError, TrainingError
 from diptych.evaluation import finetune, supervised
-from diptych.evaluation.classifying import Classifier
 from diptych.evaluation.finetune import Schedule, fine_tune, rivals_schedule
+from diptych.evaluation.gradient_probes import SGD_PROBES, Classifier, fit_linear_sgd
 from diptych.evaluation.labelled import open_labelled
-from diptych.evaluation.linear_sgd import SGD_PROBES, fit_linear_sgd
 from diptych.evaluation.protocols import evaluate, merged
-from diptych.evaluation.tags import find_tags
-from diptych.evaluation.transfer import _judge_classes, _judge_labels
-from diptych.model.saved import load_encoder
+from diptych.evaluation.transfer import _judge_classes, _judge_labels, find_tags
+from diptych.models.weights import load_encoder
+from diptych.report.evaluations import groups_of
 from diptych.report.page import write_report
-from diptych.report.results import groups_of
 
 SETTINGS: Any = {
     "encoder.width": 4,
@@ -178,7 +176,7 @@ def test_fine_tuning_moves_a_copy_and_learns(run: Path, executor: Any) -> None:
     assert not any(p.requires_grad for p in encoder.parameters())
     moved = tuned.encoder.state_dict()  # type: ignore[union-attr]
     assert any(not torch.equal(value, before[f"network.{n}"]) for n, value in moved.items())
-    from diptych.evaluation.classifying import predict
+    from diptych.evaluation.gradient_probes import predict
 
     said = predict(tuned, labelled.train, encoder.config.views, executor)
     assert (said == labelled.train_labels).double().mean() > 0.6  # chance is a third

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from diptych.configs import ImagesConfig, RunConfig
+from diptych.config.sections import ImagesConfig, RunConfig
 from diptych.evaluation.labelled import labelled_parts
 from diptych.evaluation.subject import Subject
-from diptych.images.sources import open_images
-from diptych.model.saved import PretrainedEncoder
-from diptych.run_folder import RunFolder
+from diptych.images.open import open_images
+from diptych.models.weights import PretrainedEncoder
+from diptych.runs.folder import RunFolder
 
 
 def test_another_runs_encoder_is_not_shown_smaller_images(

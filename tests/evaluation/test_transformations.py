@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diptych.configs import ImagesConfig, ViewsConfig
+from diptych.config.sections import ImagesConfig, ViewsConfig
 from diptych.errors import ImagesError
 from diptych.evaluation.layers import layers_of
 from diptych.evaluation.transformations import (
@@ -23,9 +23,8 @@ from diptych.evaluation.transformations import (
     transformation_probes,
 )
 from diptych.images.collection import ImageSet
-from diptych.images.sources import from_array
-from diptych.views.cpu import to_pixels
-from diptych.views.load import Panel, load_views
+from diptych.images.open import from_array
+from diptych.views.cpu import Panel, load_views, to_pixels
 
 VIEWS = ViewsConfig(side_pixels=16)
 

@@ -13,14 +13,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from diptych.configs import ImagesConfig
+from diptych.config.sections import ImagesConfig
 from diptych.images import cache, listing
 from diptych.images.cache import KeptPixels
+from diptych.images.codecs.decode import decode_bytes
 from diptych.images.collection import ImageSet
-from diptych.images.decode import decode_bytes
-from diptych.images.folder import open_folder
+from diptych.images.open import open_images
 from diptych.images.pixels import DecodedPixels
-from diptych.images.sources import open_images
+from diptych.images.sources.folder import open_folder
 
 
 @pytest.fixture

@@ -15,20 +15,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import encoded
-from diptych.configs import ImagesConfig
+from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.escaping import readable
-from diptych.images.coco import read_coco
 from diptych.images.collection import Collection, Skipped
-from diptych.images.folder import list_folder
-from diptych.images.inventory import Inventory, Tally
-from diptych.images.shards.index import read_samples
-from diptych.images.sources import locate_images, open_images
+from diptych.images.inventory import Inventory, Tally, walk
+from diptych.images.open import locate_images, open_images
+from diptych.images.sources.arrow import number_labels
+from diptych.images.sources.box_files import read_coco
+from diptych.images.sources.folder import list_folder
+from diptych.images.sources.tar_shards import read_samples
 from diptych.images.splits import by_split, hold_out
-from diptych.images.tables.columns import number_labels
-from diptych.images.tree import walk
 from diptych.pretraining import _write_skipped
-from diptych.run_folder import RunFolder
+from diptych.runs.folder import RunFolder
 
 PNG = encoded(np.full((4, 5, 3), 90, np.uint8), "PNG")
 

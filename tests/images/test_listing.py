@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diptych.configs import ImagesConfig
+from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
-from diptych.images.folder import labels_from_folders, open_folder
 from diptych.images.listing import Listing, open_listing
 from diptych.images.names import CompactNames
-from diptych.images.sources import open_images
-from diptych.images.text_list import list_text
+from diptych.images.open import open_images
+from diptych.images.sources.folder import labels_from_folders, list_text, open_folder
 
 
 def png(color: int) -> bytes:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from diptych.configs import ImagesConfig
+from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet, Skipped
 from diptych.images.listing import Listing
-from diptych.images.sources import locate_images, open_images
+from diptych.images.open import locate_images, open_images
 from diptych.images.splits import hold_out, role_of
 from plain_folder import SPELLINGS, Part, Plain, Refused, look_at, purpose
 from random_trees import CLASSES, PARTS, make_tree

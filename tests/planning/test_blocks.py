@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from diptych.configs import EncoderConfig
-from diptych.model.encoders import build_encoder
+from diptych.config.sections import EncoderConfig
+from diptych.models.encoders import build_encoder
 from diptych.planning.blocks import blocks_of, seconds_of
 
 

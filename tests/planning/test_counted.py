@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diptych.configs import (
+from diptych.config.sections import (
     DictionaryConfig,
     EncoderConfig,
     HeadConfig,
@@ -19,9 +19,9 @@ from diptych.configs import (
     TrainingConfig,
     ViewsConfig,
 )
-from diptych.contrast.method import build_method
-from diptych.model import activations
-from diptych.model.activations import offload, recompute_stages
+from diptych.methods.contrastive import build_method
+from diptych.models import activations
+from diptych.models.activations import offload, recompute_stages
 from diptych.planning.counted import LiveBytes, build_on_meta, count_looking, count_passes
 
 SIDE, IMAGES, WIDTH, HIDDEN, OUT = 16, 6, 4, 8, 5

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diptych.configs import (
+from diptych.config.sections import (
     DictionaryConfig,
     EncoderConfig,
     HeadConfig,
@@ -18,9 +18,9 @@ from diptych.configs import (
     RunConfig,
     TrainingConfig,
 )
-from diptych.contrast import scores
-from diptych.contrast.dictionaries import ImageBank, KeyQueue
-from diptych.contrast.method import build_method
+from diptych.methods import scores
+from diptych.methods.contrastive import build_method
+from diptych.methods.dictionaries import ImageBank, KeyQueue
 from diptych.planning.case import Case
 from diptych.planning.counted import LiveBytes
 from diptych.planning.loss import look_up_cost

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diptych.cli import main
-from diptych.configs import ImagesConfig, RunConfig
+from diptych.cli.main import main
+from diptych.config.recipes import RECIPES, recipe_config
+from diptych.config.sections import ImagesConfig, RunConfig
 from diptych.errors import ConfigError
 from diptych.images.collection import ImageSet
 from diptych.images.pixels import DecodedPixels
@@ -18,7 +19,6 @@ from diptych.planning.machine import MACHINES, MachineConfig, machine_named
 from diptych.planning.measure import measure_opening
 from diptych.planning.plan import Plan, make_plan
 from diptych.planning.verdict import limits, verdict
-from diptych.recipes import RECIPES, recipe_config
 
 SMALL = ("--scale", "tiny", "--encoder.width", "4", "--encoder.stage-blocks", "1")
 

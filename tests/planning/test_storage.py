@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from diptych.configs import (
+from diptych.checkpoints.checkpoint import save_checkpoint
+from diptych.checkpoints.saver import HostCopy
+from diptych.checkpoints.state import RunState
+from diptych.config.sections import (
     CheckpointConfig,
     DictionaryConfig,
     EncoderConfig,
@@ -18,10 +21,10 @@ from diptych.configs import (
     RunConfig,
     TrainingConfig,
 )
-from diptych.contrast.method import build_method
-from diptych.contrast.sharded_bank import ShardedBank
+from diptych.images.open import from_array
 from diptych.images.order import Order
-from diptych.images.sources import from_array
+from diptych.methods.contrastive import build_method
+from diptych.methods.sharded_bank import ShardedBank
 from diptych.optimization.optimizers import build_optimizer
 from diptych.planning.case import Case
 from diptych.planning.counted import build_on_meta
@@ -30,10 +33,7 @@ from diptych.planning.memory import COPY
 from diptych.planning.plan import make_plan
 from diptych.planning.saving import gathered_bytes
 from diptych.planning.storage import checkpoint_bytes, storage
-from diptych.run_record import Identity
-from diptych.training.checkpoint import save_checkpoint
-from diptych.training.host_copy import HostCopy
-from diptych.training.state import RunState
+from diptych.runs.record import Identity
 from diptych.training.step import train_step
 from diptych.views.batches import Batch
 from processes import Results, run_processes

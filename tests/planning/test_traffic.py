@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from diptych.configs import (
+from diptych.config.sections import (
     DictionaryConfig,
     EncoderConfig,
     HeadConfig,
@@ -21,19 +21,19 @@ from diptych.configs import (
     TrainingConfig,
     ViewsConfig,
 )
-from diptych.contrast.dictionaries import ImageBank, KeyQueue
-from diptych.contrast.method import build_method
-from diptych.distributed import largest_over_processes
-from diptych.model.activations import recompute_stages
+from diptych.logging.metrics import time_figures
+from diptych.methods.contrastive import build_method
+from diptych.methods.dictionaries import ImageBank, KeyQueue
+from diptych.models.activations import recompute_stages
 from diptych.optimization.optimizers import build_optimizer
 from diptych.planning.case import Case
 from diptych.planning.counted import build_on_meta
 from diptych.planning.machine import MACHINES
 from diptych.planning.traffic import Message, largest_share, messages, network_seconds
-from diptych.stopwatch import PARTS
-from diptych.training.in_step import require_in_step
+from diptych.runtime.distributed import largest_over_processes
+from diptych.runtime.stopwatch import PARTS
 from diptych.training.step import train_step
-from diptych.training.timing import time_figures
+from diptych.training.synchronize import require_in_step
 from diptych.views.batches import Batch
 from processes import Results, run_processes
 

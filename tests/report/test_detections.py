@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from diptych.errors import RunFolderError
-from diptych.report.detections import detection_group, read_detection
+from diptych.report.evaluations import detection_group, read_detection
 
 
 def figure(value: float | None, half: float = 0.02) -> dict[str, float | None]:

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from diptych.images.inventory import Skipped
-from diptych.report.left_out import LeftOutTable, left_out_table
-from diptych.report.templates import template
+from diptych.report.page import LeftOutTable, left_out_table, template
 
 
 def written(folder: Path, *rows: str) -> Path:

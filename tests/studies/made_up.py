@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from diptych.studies.cell_results import Result, Results
 from diptych.studies.claims import Claim, better
 from diptych.studies.drawing import bars
-from diptych.studies.results import Result, Results
 from diptych.studies.study import Budget, Cell, Study
 
 

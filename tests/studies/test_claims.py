@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from diptych.studies.cell_results import Results
 from diptych.studies.claims import Claim, best_of, better, compare, judge, rises
-from diptych.studies.results import Results
 from studies.made_up import result, results
 
 

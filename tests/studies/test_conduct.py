@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from diptych.cli import main
+from diptych.cli.main import main
 from diptych.errors import EXIT_USER, ConfigError, Interrupted, RunFolderError
 from diptych.pretraining import run_pretraining
 from diptych.studies import catalog, cell_run
+from diptych.studies.cell_results import RESULT_NAME, from_table
 from diptych.studies.conduct import Plan, gather, make_plan, run_cells, write_commands
 from diptych.studies.measures import final_pretext_accuracy
-from diptych.studies.page import write_study
-from diptych.studies.results import RESULT_NAME, from_table
+from diptych.studies.study_page import write_study
 from studies.made_up import TINY
 
 

@@ -6,20 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diptych.config_file import nest
-from diptych.configs import require_consistent
-from diptych.flags import PretrainFlags, explicit_settings, parse
+from diptych.cli.flags import PretrainFlags, explicit_settings, parse
+from diptych.cli.training import pretrain
+from diptych.config.files import nest
+from diptych.config.recipes import recipe_config
+from diptych.config.sections import require_consistent
 from diptych.optimization.schedules import peak_learning_rate
-from diptych.recipes import recipe_config
 from diptych.resolve import layers_of, overlay_all
 from diptych.studies.catalog import STUDIES, find_study
+from diptych.studies.cell_results import Results
 from diptych.studies.conduct import make_plan
 from diptych.studies.drawing import png, svg
-from diptych.studies.invariance import TASKS
-from diptych.studies.page import describe, to_markdown
-from diptych.studies.results import Results
+from diptych.studies.questions.invariance import TASKS
 from diptych.studies.study import Study
-from diptych.verbs.training import pretrain
+from diptych.studies.study_page import describe, to_markdown
 from studies.made_up import result
 
 ALL = pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES.keys())

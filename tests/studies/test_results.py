@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from diptych.errors import RunFolderError
-from diptych.studies.results import (
+from diptych.studies.cell_results import (
     RESULT_NAME,
     Results,
     from_table,

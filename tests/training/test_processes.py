@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from diptych.configs import (
+from diptych.config.sections import (
     DictionaryConfig,
     EncoderConfig,
     HeadConfig,
@@ -18,13 +18,13 @@ from diptych.configs import (
     RunConfig,
     TrainingConfig,
 )
-from diptych.contrast.method import build_method
-from diptych.contrast.sharded_bank import sharded_banks
-from diptych.distributed import own_slice
 from diptych.evaluation.linear import fit_linear
-from diptych.model.saved import PretrainedEncoder
+from diptych.methods.contrastive import build_method
+from diptych.methods.distillation import Distillation, Teacher
+from diptych.methods.sharded_bank import sharded_banks
+from diptych.models.weights import PretrainedEncoder
 from diptych.optimization.optimizers import build_optimizer
-from diptych.training.distillation import Distillation, Teacher
+from diptych.runtime.distributed import own_slice
 from diptych.training.step import train_step
 from diptych.views.batches import Batch
 from processes import Results, run_processes

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
+from diptych.checkpoints.checkpoint import list_checkpoints, load_checkpoint
 from diptych.errors import ImagesError, Interrupted, RunFolderError, TrainingError
+from diptych.logging.metrics import read_metrics
 from diptych.pretraining import pretrain
-from diptych.training.checkpoint import list_checkpoints, load_checkpoint
-from diptych.training.run_log import read_metrics
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from diptych.configs import ImagesConfig, ViewsConfig
+from diptych.config.sections import ImagesConfig, ViewsConfig
 from diptych.images.collection import ImageSet
 from diptych.images.groups import Groups
+from diptych.images.open import from_array, open_images
 from diptych.images.order import Order
-from diptych.images.sources import from_array, open_images
 from diptych.views.batches import Batch, ViewBatches
 
 VIEWS = ViewsConfig(side_pixels=16)

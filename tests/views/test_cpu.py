@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from diptych.configs import ViewsConfig
+from diptych.config.policies import Policy, parse_policy
+from diptych.config.sections import ViewsConfig
 from diptych.images.pixels import PixelBatch
-from diptych.policies import Policy, parse_policy
 from diptych.views.cpu import make_views, normalisation, to_pixels
-from diptych.views.draw import centre_views, draw_views
-from diptych.views.draws import Draws
+from diptych.views.parameter_table import Draws
+from diptych.views.parameters import centre_views, draw_views
 
 CONFIG = ViewsConfig(side_pixels=24)
 EVERYTHING = parse_policy(

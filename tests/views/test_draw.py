@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from scipy.stats import ks_2samp, kstest
 from torchvision.transforms import ColorJitter, GaussianBlur, RandomResizedCrop
 
-from diptych.configs import ViewsConfig
-from diptych.operations import OPERATIONS, Blur, Center, Color, Crop
-from diptych.policies import PRESETS, Policy, branches, parse_policy
-from diptych.views import draws
-from diptych.views.draw import centre_views, draw_views, five_views
-from diptych.views.draws import AFFINE, BLUR, COLOR, CUTOUT, JITTER_ORDERS, NOISE, Draws
-from diptych.views.generator import philox
+from diptych.config.operations import OPERATIONS, Blur, Center, Color, Crop
+from diptych.config.policies import PRESETS, Policy, branches, parse_policy
+from diptych.config.sections import ViewsConfig
+from diptych.views import parameter_table as draws
+from diptych.views.parameter_table import AFFINE, BLUR, COLOR, CUTOUT, JITTER_ORDERS, NOISE, Draws
+from diptych.views.parameters import centre_views, draw_views, five_views
+from diptych.views.philox import philox
 
 PLAIN = parse_policy("crop + flip + color + gray(0.2) + blur(0.5)")
 SLOTS = {"flip": 0, "color": 1, "gray": 2, "blur": 3}

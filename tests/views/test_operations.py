@@ -14,17 +14,25 @@ from scipy.stats import kstest
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from diptych.configs import ViewsConfig
-from diptych.images.form import Pixels
+from diptych.config.policies import PRESETS, branches, parse_policy
+from diptych.config.sections import ViewsConfig
+from diptych.images.codecs.form import Pixels
 from diptych.images.pixels import PixelBatch
-from diptych.policies import PRESETS, branches, parse_policy
-from diptych.views import device_operations, draws
+from diptych.views import device_operations
+from diptych.views import parameter_table as draws
 from diptych.views.cpu import make_views
-from diptych.views.device import apply_draws, make_views_on
-from diptych.views.device_pixels import move_pixels
-from diptych.views.draw import draw_views
-from diptych.views.draws import BRIGHTNESS, CONTRAST, CROP, HUE, JITTER_ORDERS, SATURATION, Draws
-from diptych.views.generator import small_philox
+from diptych.views.device import apply_draws, make_views_on, move_pixels
+from diptych.views.parameter_table import (
+    BRIGHTNESS,
+    CONTRAST,
+    CROP,
+    HUE,
+    JITTER_ORDERS,
+    SATURATION,
+    Draws,
+)
+from diptych.views.parameters import draw_views
+from diptych.views.philox import small_philox
 
 MEAN = (0.485, 0.456, 0.406)
 CONFIG = ViewsConfig(pixel_mean=MEAN, pixel_std=(1.0, 1.0, 1.0))
@@ -647,7 +655,7 @@ def test_a_large_batch_is_resized_in_parts(
     images = several_sizes(rng, count=9)
     drawn = drawn_from(["crop", "crop"], images, 16)
     whole = on_device(images, drawn, 16)
-    monkeypatch.setattr("diptych.views.device_resize._VALUES_AT_ONCE", 20_000)
+    monkeypatch.setattr("diptych.views.device._VALUES_AT_ONCE", 20_000)
     assert_close(on_device(images, drawn, 16), whole, atol=1e-6)
 
 

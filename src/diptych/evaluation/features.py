@@ -12,16 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diptych.configs import ViewsConfig
-from diptych.errors import ImagesError
-from diptych.evaluation.finite import require_finite
-from diptych.hardware import use_threads
+from diptych.config.sections import ViewsConfig
+from diptych.errors import FeaturesError, ImagesError
 from diptych.images.collection import ImageSet, Skipped
-from diptych.images.sources import from_array, open_images
-from diptych.images.tables.hugging_face import path_of
-from diptych.model.saved import PretrainedEncoder
+from diptych.images.open import from_array, open_images
+from diptych.images.sources.hugging_face import path_of
+from diptych.models.weights import PretrainedEncoder
+from diptych.runtime.device import use_threads
 from diptych.views.batches import evaluation_views
-from diptych.views.load import EvaluationCrops
+from diptych.views.cpu import EvaluationCrops
 
 PIXEL_SIDE = 32
 """Raw pixels are compared at this side at most: more would measure position, not content."""
@@ -167,3 +166,28 @@ def _in_evaluation(network: nn.Module, batch: Tensor) -> Tensor:
         features: Tensor = network(batch)
     network.train(training)
     return features
+
+
+def require_finite(
+    features: Tensor, *, of: str = "the encoder", names: Sequence[str] | None = None
+) -> Tensor:
+    """The features as they came, if all of them are finite numbers.
+
+    Args:
+        features: (images, dim).
+        of: which encoder they are from, for the message.
+        names: of the images, to name the first.
+
+    Raises:
+        FeaturesError: says of how many images they are not.
+    """
+    if bool(torch.isfinite(features.sum())):  # the sum of numbers is a number, but for overflow
+        return features
+    bad = ~torch.isfinite(features).flatten(1).all(dim=1)
+    if not bool(bad.any()):
+        return features
+    first = "" if names is None else f" (such as {names[int(bad.nonzero()[0, 0])]})"
+    raise FeaturesError(
+        f"the features that {of} gives for {int(bad.sum()):,} of {len(bad):,} images{first} are "
+        "not finite numbers"
+    )

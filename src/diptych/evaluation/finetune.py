@@ -22,16 +22,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from diptych.configs import RunConfig, ScheduleConfig
+from diptych.config.sections import RunConfig, ScheduleConfig
 from diptych.errors import TrainingError
-from diptych.evaluation.classifying import crop_and_flip, on_top_of, predict, train_on_labels
 from diptych.evaluation.confidence import over_seeds
-from diptych.evaluation.frozen import common_settings
+from diptych.evaluation.frozen_features import common_settings
+from diptych.evaluation.gradient_probes import crop_and_flip, on_top_of, predict, train_on_labels
 from diptych.evaluation.knn import accuracy
 from diptych.evaluation.labelled import Labelled
 from diptych.evaluation.subject import TRAINED, UNTRAINED, Subject
-from diptych.images.selection import balanced_share
-from diptych.model.saved import PretrainedEncoder
+from diptych.images.collection import balanced_share
+from diptych.models.weights import PretrainedEncoder
 from diptych.optimization.schedules import learning_rate
 
 FEW_EPOCHS: Final = 60  # of 1% of the labels and less

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diptych.configs import ImagesConfig
+from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.escaping import readable
 from diptych.evaluation.split import (
@@ -24,11 +24,11 @@ from diptych.evaluation.split import (
     units_of,
 )
 from diptych.images.collection import Collection, ImageSet
-from diptych.images.cut import cut
 from diptych.images.inventory import listed
 from diptych.images.listing import Progress, ignore_progress
-from diptych.images.sources import open_images
-from diptych.images.tables.hugging_face import path_of
+from diptych.images.open import open_images
+from diptych.images.sources.hugging_face import path_of
+from diptych.images.splits import cut
 from diptych.images.trained_on import TrainedOn
 
 _ALIKE: Final = 0.8  # of the letters of two names of classes, to be taken for a slip

@@ -10,18 +10,18 @@ from typing import Any, Final
 
 from diptych.errors import ConfigError
 from diptych.evaluation.finetune import measure_finetune
-from diptych.evaluation.frozen import measure_knn, measure_linear
+from diptych.evaluation.frozen_features import measure_knn, measure_linear
+from diptych.evaluation.gradient_probes import measure_linear_sgd
 from diptych.evaluation.labelled import open_labelled
-from diptych.evaluation.layer_protocols import measure_geometry, measure_transformations
-from diptych.evaluation.linear_sgd import measure_linear_sgd
+from diptych.evaluation.layers import measure_geometry, measure_transformations
 from diptych.evaluation.subject import Options, Subject
 from diptych.evaluation.transfer import measure_transfer
-from diptych.hardware import choose_device, use_threads
 from diptych.images.listing import Progress, ignore_progress
-from diptych.images.sources import open_images
+from diptych.images.open import open_images
 from diptych.images.trained_on import load_trained_on
-from diptych.model.saved import load_encoder
-from diptych.run_folder import RunFolder, require_writable, write_aside
+from diptych.models.weights import load_encoder
+from diptych.runs.folder import RunFolder, require_writable, write_aside
+from diptych.runtime.device import choose_device, use_threads
 
 Protocol = Callable[[Subject], dict[str, Any]]
 """Measures a subject; what it returns becomes a part of ``evaluation.json``."""

@@ -8,19 +8,19 @@ from typing import Final, Literal
 
 from torch import Tensor
 
-from diptych.configs import RunConfig
+from diptych.config.sections import RunConfig
 from diptych.errors import ConfigError
 from diptych.evaluation.features import encode, pixel_features
 from diptych.evaluation.knn import NEIGHBOURS, TEMPERATURE
 from diptych.evaluation.labelled import Labelled
 from diptych.evaluation.linear import L2_STRENGTHS, SIMCLR_STRENGTHS
 from diptych.evaluation.supervised import supervised_encoder
-from diptych.hardware import choose_device
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.trained_on import TrainedOn
-from diptych.model.saved import PretrainedEncoder, load_encoder, untrained_encoder
-from diptych.run_folder import RunFolder
-from diptych.views.load import EvaluationCrops
+from diptych.models.weights import PretrainedEncoder, load_encoder, untrained_encoder
+from diptych.runs.folder import RunFolder
+from diptych.runtime.device import choose_device
+from diptych.views.cpu import EvaluationCrops
 
 TRAINED: Final = "trained"
 UNTRAINED: Final = "untrained"

@@ -9,19 +9,19 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from diptych.config_file import to_toml
-from diptych.configs import RunConfig, norm_of_batch
-from diptych.evaluation.classifying import Classifier, on_top_of, train_on_labels
+from diptych.config.files import to_toml
+from diptych.config.sections import RunConfig, norm_of_batch
+from diptych.evaluation.gradient_probes import Classifier, on_top_of, train_on_labels
 from diptych.evaluation.labelled import Labelled
-from diptych.hardware import choose_device, views_device
 from diptych.images.order import Order
-from diptych.model.encoders import build_encoder
-from diptych.model.norms import use_norm
-from diptych.model.saved import PretrainedEncoder, load_encoder
+from diptych.models.encoders import build_encoder
+from diptych.models.norms import use_norm
+from diptych.models.weights import PretrainedEncoder, load_encoder
 from diptych.optimization.optimizers import build_optimizer
 from diptych.optimization.schedules import learning_rate, peak_learning_rate
-from diptych.run_folder import RunFolder, write_aside
-from diptych.tensor_files import UnreadableTensors, read_tensors_and_text
+from diptych.runs.folder import RunFolder, write_aside
+from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text
+from diptych.runtime.device import choose_device, views_device
 from diptych.views.batches import ViewBatches
 
 

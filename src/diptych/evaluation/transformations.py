@@ -15,19 +15,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diptych.configs import ViewsConfig
+from diptych.config.policies import parse_policy
+from diptych.config.sections import ViewsConfig
 from diptych.errors import ImagesError
 from diptych.evaluation.confidence import Estimate, estimate
 from diptych.evaluation.layers import Layers, layers_of
 from diptych.evaluation.linear import fit_linear
 from diptych.images.collection import ImageSet, spread_indices
-from diptych.images.cut import cut
-from diptych.policies import parse_policy
-from diptych.views import draws
+from diptych.images.splits import cut
+from diptych.views import parameter_table as draws
 from diptych.views.batches import as_images
-from diptych.views.draw import centre_views, draw_views
-from diptych.views.draws import STEP_WIDTH, Draws
-from diptych.views.load import Panel, load_views
+from diptych.views.cpu import Panel, load_views
+from diptych.views.parameter_table import STEP_WIDTH, Draws
+from diptych.views.parameters import centre_views, draw_views
 
 VERSIONS: Final[Mapping[str, str | int]] = {
     "original": "center",

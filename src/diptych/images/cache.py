@@ -19,8 +19,8 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from diptych.configs import ImagesConfig
-from diptych.images.form import Pixels
+from diptych.config.sections import ImagesConfig
+from diptych.images.codecs.form import Pixels
 from diptych.images.pixels import DecodedPixels, PixelBatch, PixelSource
 
 SMALL_BYTES: Final = 96 * 96 * 3

@@ -27,14 +27,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from diptych.configs import ImagesConfig
+from diptych.config.sections import ImagesConfig
 from diptych.errors import UnreadableImage
 from diptych.escaping import openable
 from diptych.images.cache import cache_folder
+from diptych.images.codecs.decode import decode_bytes, pages
 from diptych.images.codecs.jpeg import is_reducible
-from diptych.images.decode import decode_bytes, pages
 from diptych.images.names import CompactNames
-from diptych.run_folder import write_aside
+from diptych.runs.folder import write_aside
 
 _VERSION: Final = "1"
 _CHUNK: Final = 256  # images looked at between two calls of `on_progress`

@@ -10,17 +10,23 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.configs import ImagesConfig
+from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError, LostImage, UnreadableImage
 from diptych.images.cache import Place, cache_folder, keep_pixels
+from diptych.images.codecs.decode import decode_bytes
+from diptych.images.codecs.form import Pixels, other_channels, pixel_type
 from diptych.images.codecs.jpeg import reduction
-from diptych.images.collection import ImageSet, Skipped
-from diptych.images.decode import decode_bytes
-from diptych.images.form import Pixels, other_channels, pixel_type
+from diptych.images.collection import (
+    ImageSet,
+    Skipped,
+    beyond,
+    choose,
+    present_classes,
+    refuse_if_too_many,
+)
 from diptych.images.index import Index, decoders, find_index, index_path, set_name
 from diptych.images.names import CompactNames
 from diptych.images.pixels import DecodedPixels, PixelSource
-from diptych.images.selection import beyond, choose, present_classes, refuse_if_too_many
 
 _FIRST: Final = 64  # images that decide on the channels
 

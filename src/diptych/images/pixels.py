@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.configs import ImagesConfig
-from diptych.images.form import Pixels
+from diptych.config.sections import ImagesConfig
+from diptych.images.codecs.form import Pixels
 
 
 @dataclass(frozen=True)

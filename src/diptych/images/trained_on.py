@@ -12,8 +12,8 @@ from safetensors.torch import save
 
 from diptych.errors import RunFolderError
 from diptych.images.collection import ImageSet
-from diptych.run_folder import write_aside
-from diptych.tensor_files import UnreadableTensors, read_tensors_and_text
+from diptych.runs.folder import write_aside
+from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 
-from diptych.configs import KeyEncoderConfig, OptimizerConfig, ScheduleConfig
+from diptych.config.sections import KeyEncoderConfig, OptimizerConfig, ScheduleConfig
 
 
 def peak_learning_rate(config: OptimizerConfig, batch_size: int) -> float:

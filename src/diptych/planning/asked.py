@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from diptych.configs import ImagesConfig
+from diptych.config.sections import ImagesConfig
 from diptych.errors import ConfigError
-from diptych.hardware import available_threads
 from diptych.images.collection import ImageSet
-from diptych.images.sources import open_images
+from diptych.images.open import open_images
 from diptych.planning.case import Case
 from diptych.planning.machine import Machine
 from diptych.planning.plan import Plan, make_plan
 from diptych.resolve import Layers, layers_of, overlay_all, resolve
+from diptych.runtime.device import available_threads
 
 _SAMPLED: Final = 256  # images that tell of the sizes of all
 _SIDE: Final = 430  # ImageNet's images have some 500 x 375 pixels
@@ -129,7 +129,7 @@ def _images(asked: Asked, layers: Layers) -> _Found:
 
 
 def _base() -> Any:
-    from diptych.configs import RunConfig
+    from diptych.config.sections import RunConfig
 
     return RunConfig(images=ImagesConfig(path=_STANDS_FOR_NONE))
 

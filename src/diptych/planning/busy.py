@@ -39,7 +39,7 @@ def companions(case: Case, count: int, threads: int) -> Iterator[None]:
 def keep_busy(case: Case, threads: int, ready: "multiprocessing.synchronize.Event") -> None:
     """Trains the network on noise until it is killed."""
     from diptych.planning.measure import build_small
-    from diptych.training.memory import keep_freed_memory
+    from diptych.runtime.device import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(threads)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from diptych.configs import RunConfig
+from diptych.config.sections import RunConfig
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from diptych.configs import RunConfig
-from diptych.contrast.dictionaries import InBatch
-from diptych.contrast.method import Method, build_method
-from diptych.model.activations import recompute_stages
+from diptych.config.sections import RunConfig
+from diptych.methods.contrastive import Method, build_method
+from diptych.methods.dictionaries import InBatch
+from diptych.models.activations import recompute_stages
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

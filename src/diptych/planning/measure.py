@@ -9,13 +9,13 @@ from typing import Final
 import numpy as np
 import torch
 
-from diptych.configs import RunConfig
-from diptych.contrast.dictionaries import ImageBank, KeyQueue
-from diptych.contrast.method import Method, build_method
-from diptych.hardware import use_threads
+from diptych.checkpoints.state import trainable
+from diptych.config.sections import RunConfig
 from diptych.images.collection import ImageSet, spread_indices
 from diptych.images.order import Order
-from diptych.model.norms import GlobalBatchNorm
+from diptych.methods.contrastive import Method, build_method
+from diptych.methods.dictionaries import ImageBank, KeyQueue
+from diptych.models.norms import GlobalBatchNorm
 from diptych.optimization.optimizers import build_optimizer
 from diptych.planning.blocks import blocks_of, median_seconds, seconds_of
 from diptych.planning.busy import companions
@@ -25,8 +25,7 @@ from diptych.planning.loss import look_up_cost, tile_of
 from diptych.planning.machine import Machine
 from diptych.planning.samples import sample_images
 from diptych.planning.traffic import messages
-from diptych.training.memory import keep_freed_memory
-from diptych.training.state import trainable
+from diptych.runtime.device import keep_freed_memory, use_threads
 from diptych.views.batches import Batch, ViewBatches
 
 _MOST_BANK: Final = 200_000  # images of a bank; a larger one takes as long
@@ -102,7 +101,7 @@ def measure_opening(case: Case, images: ImageSet | None = None) -> float:
 def idle_bytes() -> int | None:
     """What this process holds with all libraries loaded and no network yet; None if untold."""
     import diptych.pretraining  # noqa: F401  with all that a run imports
-    from diptych.training import run_log  # noqa: F401
+    from diptych.logging import metrics as run_log  # noqa: F401
 
     torch.autograd.backward(torch.nn.Conv2d(3, 4, 3)(torch.randn(2, 3, 8, 8)).sum())
     try:

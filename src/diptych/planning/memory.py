@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from diptych.contrast.method import Method
-from diptych.contrast.sharded_bank import ShardedBank
+from diptych.checkpoints.state import trainable
+from diptych.methods.contrastive import Method
+from diptych.methods.sharded_bank import ShardedBank
 from diptych.planning.case import Case
 from diptych.planning.counted import Passes
 from diptych.planning.loss import LookUpCost
 from diptych.planning.machine import Machine
 from diptych.planning.saving import rearranged_bytes, state_bytes
 from diptych.planning.storage import optimizer_tensors
-from diptych.training.state import trainable
 
 COPY: Final = "copy for checkpoints"
 HEAP: Final = "free in the heap"

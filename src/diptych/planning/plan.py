@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from diptych.configs import RunConfig, require_divisible
-from diptych.contrast.method import Method
-from diptych.model.encoders import count_features
-from diptych.model.heads import output_dim
+from diptych.checkpoints.state import trainable
+from diptych.config.sections import RunConfig, require_divisible
+from diptych.methods.contrastive import Method
+from diptych.models.encoders import count_features
+from diptych.models.heads import output_dim
 from diptych.planning.case import Case
 from diptych.planning.counted import Passes, build_on_meta, count_looking, count_passes
 from diptych.planning.loss import LookUpCost, look_up_cost, tile_of
@@ -19,7 +20,6 @@ from diptych.planning.memory import Memory, kept_bytes, memory, probed_images
 from diptych.planning.saving import pause_seconds, writing_seconds
 from diptych.planning.storage import Storage, storage
 from diptych.planning.traffic import Message, messages, network_seconds
-from diptych.training.state import trainable
 
 _PIXELS = 224 * 224  # of the views that a machine's views per second are given in
 _OPTIMIZER_MOVES = {"sgd": 5, "lars": 12, "adamw": 7}  # reads and writes of a weight's size

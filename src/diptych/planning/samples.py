@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diptych.images.collection import ImageSet
-from diptych.images.photographs import whole_photographs
-from diptych.images.sources import from_array, open_images
+from diptych.images.open import from_array, open_images
+from diptych.images.sources.photographs import whole_photographs
 from diptych.planning.case import Case
 from diptych.planning.memory import kept_bytes
 

@@ -4,8 +4,8 @@ With ``checkpoint.asynchronous`` the first process holds one copy of the state f
 checkpoint on, and training waits for that copy alone. A bank in shares is gathered by it each time.
 """
 
-from diptych.contrast.method import Method
-from diptych.contrast.sharded_bank import ShardedBank
+from diptych.methods.contrastive import Method
+from diptych.methods.sharded_bank import ShardedBank
 from diptych.planning.case import Case
 from diptych.planning.machine import Machine
 from diptych.planning.storage import state_tensors

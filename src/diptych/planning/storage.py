@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diptych.configs import RunConfig
-from diptych.contrast.method import Method
+from diptych.checkpoints.state import trainable
+from diptych.config.sections import RunConfig
+from diptych.methods.contrastive import Method
 from diptych.planning.case import Case
-from diptych.training.state import trainable
 
 _LINE_BYTES = 1400  # of metrics.jsonl and as TensorBoard's events, measured
 _OTHERS_BYTES = 1600  # of several processes: the times of the slowest, and the median

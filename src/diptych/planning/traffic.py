@@ -14,17 +14,17 @@ from typing import Literal
 
 from torch import nn
 
-from diptych.contrast.method import Method
-from diptych.contrast.sharded_bank import ShardedBank
-from diptych.distributed import BUCKET_BYTES
-from diptych.model.activations import stages_of
-from diptych.model.norms import GlobalBatchNorm
+from diptych.checkpoints.state import trainable
+from diptych.methods.contrastive import Method
+from diptych.methods.sharded_bank import ShardedBank
+from diptych.models.activations import stages_of
+from diptych.models.norms import GlobalBatchNorm
 from diptych.planning.case import Case
 from diptych.planning.loss import drawn_images
 from diptych.planning.machine import Machine
-from diptych.stopwatch import PARTS
-from diptych.training.in_step import own_statistics
-from diptych.training.state import trainable
+from diptych.runtime.distributed import BUCKET_BYTES
+from diptych.runtime.stopwatch import PARTS
+from diptych.training.synchronize import own_statistics
 
 Kind = Literal["reduce", "gather"]
 

@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from diptych.evaluation.symptoms import has_choice
-from diptych.evaluation.times import named
-from diptych.stopwatch import PARTS
+from diptych.logging.symptoms import has_choice, named
+from diptych.runtime.stopwatch import PARTS
 
 INK: Final = "#262a33"
 ACCENT: Final = "#c2571a"

@@ -1,41 +1,46 @@
 """A run folder to one page that opens offline: the verdict first, then what it rests on."""
 
+import csv
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
 from torch import nn
 
-from diptych.config_file import flatten, load_run_config
-from diptych.configs import RunConfig
+from diptych.config.files import flatten, load_run_config
+from diptych.config.sections import RunConfig
+from diptych.diagnostics.verdict import Verdict, judge
 from diptych.errors import ImagesError, RunFolderError
 from diptych.escaping import HANDLER
 from diptych.evaluation.features import encode
-from diptych.evaluation.nearest import nearest
+from diptych.evaluation.knn import nearest
 from diptych.evaluation.protocols import read_evaluation
 from diptych.evaluation.split import NOT_RECORDED
-from diptych.evaluation.times import time_in_words, time_symptoms, times_of
-from diptych.evaluation.verdict import Verdict, judge
-from diptych.hardware import use_threads
 from diptych.images.collection import ImageSet
-from diptych.images.sources import open_images
-from diptych.model.saved import load_encoder, untrained_encoder
+from diptych.images.inventory import Skipped
+from diptych.images.open import open_images
+from diptych.logging.metrics import read_metrics
+from diptych.logging.symptoms import time_in_words, time_symptoms, times_of
+from diptych.models.weights import load_encoder, untrained_encoder
 from diptych.report import figures
-from diptych.report.detections import detection_group, read_detection
-from diptych.report.left_out import left_out_table
-from diptych.report.results import geometry_images, geometry_rows, groups_of, tested_images
-from diptych.report.templates import template
-from diptych.run_folder import RunFolder, require_writable, write_aside
-from diptych.training.run_log import read_metrics
-from diptych.views.cpu import to_pixels
-from diptych.views.load import load_centred
-from diptych.views.preview.sheet import contact_sheet
-from diptych.views.preview.shown import to_picture
+from diptych.report.evaluations import (
+    detection_group,
+    geometry_images,
+    geometry_rows,
+    groups_of,
+    read_detection,
+    tested_images,
+)
+from diptych.runs.folder import RunFolder, require_writable, write_aside
+from diptych.runtime.device import use_threads
+from diptych.views.cpu import load_centred, to_pixels
+from diptych.views.preview.sheet import contact_sheet, to_picture
 from diptych.views.preview.words import branches_in_words
 
 _BANK_IMAGES: Final = 2000  # among which neighbours are looked for
@@ -239,3 +244,59 @@ def _thumbnails(images: ImageSet, config: RunConfig, executor: Executor) -> list
     views = to_pixels(centred, config.views)
     side = min(_NEIGHBOUR_PIXELS, config.views.side_pixels)
     return [to_picture(view, side) for view in views]
+
+
+_SHOWN: Final = 50
+
+
+@dataclass(frozen=True)
+class LeftOutTable:
+    """The table of ``skipped.csv`` by kinds.
+
+    Attributes:
+        rows: one for each part and reason with one name and the sum of the counts, the largest
+            first.
+        more: kinds that are not among the rows.
+    """
+
+    rows: tuple[Skipped, ...]
+    more: int = 0
+
+
+def left_out_table(skipped: Path) -> LeftOutTable | None:
+    """Reads ``skipped.csv``; None where it is missing."""
+    if not skipped.exists():
+        return None
+    kinds = dict[tuple[str, str], Skipped]()
+    with open(skipped, newline="", encoding="utf-8", errors="replace") as file:
+        for row in csv.DictReader(file):
+            one = Skipped(row["name"], row["reason"], row.get("part") or "", _count(row))
+            same = kinds.get((one.part, one.reason))
+            kinds[one.part, one.reason] = (
+                one if same is None else replace(same, count=same.count + one.count)
+            )
+    rows = sorted(kinds.values(), key=lambda one: -one.count)
+    return LeftOutTable(tuple(rows[:_SHOWN]), max(0, len(rows) - _SHOWN))
+
+
+def _count(row: dict[str, str]) -> int:
+    count = row.get("count") or ""  # files of before had a row for each
+    return int(count) if count.isdecimal() else 1
+
+
+def template(name: str, package: str = "diptych.report") -> jinja2.Template:
+    """A template by its file name; it trusts no text and no missing name.
+
+    Args:
+        name: of the file.
+        package: that it lies in; what it includes may lie beside this file.
+    """
+    packages = dict.fromkeys((package, "diptych.report"))
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(one, ".") for one in packages]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)

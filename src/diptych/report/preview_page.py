@@ -10,15 +10,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.configs import RunConfig
+from diptych.config.sections import RunConfig
 from diptych.escaping import HANDLER
 from diptych.images.collection import Collection
 from diptych.report.figures import data_uri
-from diptych.report.templates import template
-from diptych.run_folder import write_aside
+from diptych.report.page import template
+from diptych.runs.folder import write_aside
 from diptych.views.preview.alone import Alone, example_image, operations_alone
-from diptych.views.preview.sheet import preview_sheet
-from diptych.views.preview.shown import ShownViews, show_views, to_picture
+from diptych.views.preview.sheet import ShownViews, preview_sheet, show_views, to_picture
 from diptych.views.preview.words import branches_in_words, policy_as_toml
 
 _CELL_PIXELS: Final = 96  # three of them side by side fit a phone

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from diptych.errors import ConfigError
-from diptych.studies import (
+from diptych.studies.questions import (
     batch,
     composition,
     head,
@@ -12,7 +12,7 @@ from diptych.studies import (
     loss,
     mechanisms,
     momentum,
-    shuffle,
+    shuffled_keys,
     size,
     strength,
     temperature,
@@ -24,7 +24,7 @@ STUDIES: Final[Mapping[str, Study]] = {
     for one in (
         mechanisms,
         momentum,
-        shuffle,
+        shuffled_keys,
         composition,
         strength,
         head,

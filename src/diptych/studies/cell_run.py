@@ -2,16 +2,16 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from diptych.config_file import load_run_config, nest
+from diptych.config.files import load_run_config, nest
 from diptych.errors import TrainingError
-from diptych.hardware import use_threads
+from diptych.logging.metrics import read_metrics
+from diptych.logging.progress import Silent
 from diptych.pretraining import run_pretraining
-from diptych.run_folder import RunFolder
+from diptych.runs.folder import RunFolder
+from diptych.runtime.device import use_threads
+from diptych.studies.cell_results import Result, write_result
 from diptych.studies.measures import Bench, Trained, measure, protocol
-from diptych.studies.results import Result, write_result
 from diptych.studies.tasks import Task
-from diptych.training.run_log import read_metrics
-from diptych.training.watcher import Silent
 
 
 def run_task(task: Task, bench: Bench) -> Result:

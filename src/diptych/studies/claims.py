@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from diptych.studies.results import Results
+from diptych.studies.cell_results import Results
 
 CONFIDENCE: Final = 0.95
 

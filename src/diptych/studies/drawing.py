@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diptych.report.figures import ACCENT, FAINT, INK, SECOND
-from diptych.studies.results import Results
+from diptych.studies.cell_results import Results
 
 COLORS: Final = (ACCENT, SECOND, "#4d8b3d", "#7b5ea7", "#b8952c", "#555b66")
 KNN_LABEL: Final = "kNN accuracy (%)"

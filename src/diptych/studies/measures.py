@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from diptych.config_file import load_run_config
-from diptych.configs import ImagesConfig, RunConfig
+from diptych.config.files import load_run_config
+from diptych.config.sections import ImagesConfig, RunConfig
+from diptych.diagnostics.leak import check_leak
 from diptych.errors import ImagesError
 from diptych.evaluation.features import encode
 from diptych.evaluation.geometry import effective_rank
@@ -22,12 +23,11 @@ from diptych.evaluation.split import groups_of_parts, units_of
 from diptych.evaluation.supervised import supervised_encoder
 from diptych.evaluation.transformations import probe_layers
 from diptych.images.collection import Collection
-from diptych.images.sources import open_images
+from diptych.images.open import open_images
 from diptych.images.trained_on import TrainedOn, load_trained_on
-from diptych.model.saved import load_encoder, untrained_encoder
-from diptych.run_folder import RunFolder
-from diptych.training.leak import check_leak
-from diptych.training.run_log import read_metrics
+from diptych.logging.metrics import read_metrics
+from diptych.models.weights import load_encoder, untrained_encoder
+from diptych.runs.folder import RunFolder
 
 
 class Bench:

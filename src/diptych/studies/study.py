@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from diptych.studies.cell_results import Results
 from diptych.studies.claims import Claim
-from diptych.studies.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.errors import ConfigError, RunFolderError
-from diptych.studies.results import Result, read_result
+from diptych.studies.cell_results import Result, read_result
 from diptych.studies.study import BASE, Budget, Cell, Study
 
 _SHORT = {"training.epochs": "epochs", "training.batch_size": "batch-size"}

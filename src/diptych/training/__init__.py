@@ -1,1 +1,1 @@
-"""From initial weights to trained ones: step, loop, state, checkpoints."""
+"""From initial weights to trained ones: the step, the loop, the state of a run."""

@@ -9,16 +9,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from diptych.configs import ViewsConfig
+from diptych.config.sections import ViewsConfig
 from diptych.errors import ImagesError
-from diptych.evaluation.features import encode
-from diptych.evaluation.finite import require_finite
+from diptych.evaluation.features import encode, require_finite
 from diptych.evaluation.geometry import alignment, effective_rank, uniformity
 from diptych.evaluation.knn import accuracy, knn_predict
 from diptych.evaluation.labelled import Labelled, labelled_parts
 from diptych.images.collection import Collection, ImageSet, spread_indices
 from diptych.images.trained_on import trained_on
-from diptych.training.learner import Learner
+from diptych.methods.build import Learner
 from diptych.views.batches import ViewBatches
 
 _BANK_SHARE = 2  # kNN looks among this many times as many images as it classifies

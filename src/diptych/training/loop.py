@@ -13,39 +13,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.config_file import to_toml
-from diptych.configs import RunConfig
-from diptych.contrast.dictionaries import full_size
-from diptych.contrast.sharded_bank import whole_banks
-from diptych.distributed import largest_over_processes, process_count, process_rank
+from diptych.checkpoints.same_run import fingerprint_of
+from diptych.checkpoints.saver import Saver
+from diptych.checkpoints.state import RunState
+from diptych.checkpoints.stores import Place, checkpoint_place
+from diptych.config.files import to_toml
+from diptych.config.sections import RunConfig
 from diptych.errors import ConfigError, FeaturesError, FirstStopped, LostPeer, TrainingError
-from diptych.evaluation.symptoms import find_symptoms
-from diptych.evaluation.times import time_symptoms
-from diptych.hardware import choose_device, views_device
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.groups import find_groups
 from diptych.images.order import Order
+from diptych.logging.metrics import RunLog, time_figures
+from diptych.logging.profiling import profiled
+from diptych.logging.progress import Watcher
+from diptych.logging.symptoms import find_symptoms, time_symptoms
+from diptych.methods.dictionaries import full_size
+from diptych.methods.sharded_bank import whole_banks
+from diptych.optimization.loss_scale import LEAST_SCALE
 from diptych.optimization.schedules import learning_rate, peak_learning_rate, twin_momentum
-from diptych.peers import from_first, leave_together, who_is_missing
-from diptych.run_folder import RunFolder
-from diptych.run_record import load_record
-from diptych.stopwatch import Stopwatch, watch
+from diptych.runs.folder import RunFolder
+from diptych.runs.record import load_record
+from diptych.runtime.device import choose_device, keep_freed_memory, views_device
+from diptych.runtime.distributed import largest_over_processes, process_count, process_rank
+from diptych.runtime.rendezvous import from_first, leave_together, who_is_missing
+from diptych.runtime.stopwatch import Stopwatch, watch
 from diptych.training.health import HealthProbe, build_probe
-from diptych.training.in_step import require_in_step
-from diptych.training.loss_scale import LEAST_SCALE
-from diptych.training.memory import keep_freed_memory
-from diptych.training.opening import build_state, keep_config, not_finite, open_log, restore
-from diptych.training.profiling import profiled
-from diptych.training.run_log import RunLog
-from diptych.training.same_images import fingerprint_of
-from diptych.training.saver import Saver
 from diptych.training.seen import uses_labels
+from diptych.training.setup import build_state, keep_config, not_finite, open_log, restore
 from diptych.training.signals import collected_signals, interruption
-from diptych.training.state import RunState
 from diptych.training.step import StepResult, train_step
-from diptych.training.stores import Place, checkpoint_place
-from diptych.training.timing import time_figures
-from diptych.training.watcher import Watcher
+from diptych.training.synchronize import require_in_step
 from diptych.views.batches import Batch, ViewBatches
 
 

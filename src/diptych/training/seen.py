@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from diptych.configs import RunConfig
+from diptych.config.sections import RunConfig
 from diptych.errors import NotSaved
 from diptych.images.collection import Collection
-from diptych.images.sources import open_images
+from diptych.images.open import open_images
 from diptych.images.trained_on import TrainedOn, load_trained_on, save_trained_on, trained_on
-from diptych.run_folder import RunFolder
+from diptych.runs.folder import RunFolder
 
 
 def uses_labels(config: RunConfig) -> bool:

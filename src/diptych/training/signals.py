@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any, Final
 
 from diptych.errors import Interrupted
-from diptych.run_folder import RunFolder
+from diptych.runs.folder import RunFolder
 
 _ASKING_TO_STOP: Final = tuple(
     int(getattr(signal, name)) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)

@@ -5,17 +5,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diptych.configs import RunConfig
-from diptych.contrast.large_batch import backward_in_chunks
-from diptych.contrast.look_up import LookUp
-from diptych.contrast.method import Method, Output
-from diptych.distributed import process_count
+from diptych.checkpoints.state import trainable
+from diptych.config.sections import RunConfig
+from diptych.methods.build import Learner
+from diptych.methods.contrastive import Method, Output
+from diptych.methods.grad_cache import backward_in_chunks
+from diptych.methods.objective import LookUp
+from diptych.optimization.loss_scale import UNSCALED, LossScale
 from diptych.optimization.optimizers import set_learning_rate
-from diptych.stopwatch import watch
-from diptych.training.in_step import average_step, seed_draws
-from diptych.training.learner import Learner
-from diptych.training.loss_scale import UNSCALED, LossScale
-from diptych.training.state import trainable
+from diptych.runtime.distributed import process_count
+from diptych.runtime.stopwatch import watch
+from diptych.training.synchronize import average_step, seed_draws
 from diptych.views.batches import Batch
 
 

@@ -10,15 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diptych.configs import ViewsConfig
-from diptych.distributed import own_slice
+from diptych.config.policies import Policy
+from diptych.config.sections import ViewsConfig
 from diptych.images.collection import ImageSet
 from diptych.images.groups import Groups
 from diptych.images.order import Order
-from diptych.policies import Policy
+from diptych.runtime.distributed import own_slice
+from diptych.views.cpu import EvaluationCrops, Panel, fit, gather_all, load_evaluated, load_views
 from diptych.views.device import make_views_on
-from diptych.views.draw import draw_views
-from diptych.views.load import EvaluationCrops, Panel, fit, gather_all, load_evaluated, load_views
+from diptych.views.parameters import draw_views
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ where they have it.
 import numpy as np
 from numba import njit
 
-from diptych.views import draws
-from diptych.views.draws import BRIGHTNESS, CONTRAST, HUE, JITTER_ORDERS, SATURATION
-from diptych.views.generator import small_philox
+from diptych.views import parameter_table as draws
+from diptych.views.parameter_table import BRIGHTNESS, CONTRAST, HUE, JITTER_ORDERS, SATURATION
+from diptych.views.philox import small_philox
 
 _FAST = {"contract", "nsz", "arcp"}
 # For sums over a plane alone. Elsewhere a loop has a second body, for arrays that might overlap, in

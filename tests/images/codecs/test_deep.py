@@ -14,10 +14,10 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from diptych.configs import ImagesConfig
+from diptych.config.sections import ImagesConfig
 from diptych.errors import ConfigError, ImagesError, UnreadableImage
-from diptych.images.decode import decode_bytes
-from diptych.images.sources import open_images
+from diptych.images.codecs.decode import decode_bytes
+from diptych.images.open import open_images
 from diptych.resolve import Layers, resolve
 
 DEEP, RAW = ImagesConfig(bits=16), ImagesConfig(color="raw")

@@ -11,9 +11,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from diptych.configs import ImagesConfig
+from diptych.config.sections import ImagesConfig
 from diptych.errors import UnreadableImage
-from diptych.images.decode import EXTENSIONS, FORMATS, HOW_TO_READ, decode_bytes, pages
+from diptych.images.codecs.decode import EXTENSIONS, FORMATS, HOW_TO_READ, decode_bytes, pages
 
 SMALL = np.zeros((20, 30, 3), dtype=np.uint8)
 KINDS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")

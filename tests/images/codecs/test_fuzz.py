@@ -9,9 +9,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from diptych.configs import ImagesConfig
+from diptych.config.sections import ImagesConfig
 from diptych.errors import UnreadableImage
-from diptych.images.decode import decode_bytes, pages
+from diptych.images.codecs.decode import decode_bytes, pages
 
 CONFIGS = (
     ImagesConfig(max_megapixels=1),

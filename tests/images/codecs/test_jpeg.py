@@ -11,13 +11,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from diptych.configs import ImagesConfig
+from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.decode import decode_bytes, decode_file
-from diptych.images.folder import open_folder
-from diptych.images.form import Pixels
-from diptych.images.photographs import PHOTOGRAPHS, _file
+from diptych.images.codecs.decode import decode_bytes, decode_file
+from diptych.images.codecs.form import Pixels
 from diptych.images.pixels import DecodedPixels
+from diptych.images.sources.folder import open_folder
+from diptych.images.sources.photographs import PHOTOGRAPHS, _file
 
 CONFIG = ImagesConfig()
 EXIF_ORIENTATION = 0x0112

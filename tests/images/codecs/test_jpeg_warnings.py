@@ -10,10 +10,10 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from diptych.configs import ImagesConfig
+from diptych.config.sections import ImagesConfig
 from diptych.errors import UnreadableImage
+from diptych.images.codecs.decode import decode_bytes
 from diptych.images.codecs.jpeg import plain_jpeg_header
-from diptych.images.decode import decode_bytes
 
 CONFIG = ImagesConfig()
 SCALES = (1.0, 0.5, 0.25, 0.125)

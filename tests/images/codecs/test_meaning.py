@@ -14,9 +14,9 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from diptych.configs import ImagesConfig
+from diptych.config.sections import ImagesConfig
 from diptych.errors import UnreadableImage
-from diptych.images.decode import decode_bytes
+from diptych.images.codecs.decode import decode_bytes
 
 RAW16 = ImagesConfig(color="raw", bits=16)
 HEIGHT, WIDTH = 11, 13

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from diptych.configs import ViewsConfig
+from diptych.config.sections import ViewsConfig
 from diptych.images.collection import ImageSet
 from diptych.images.pixels import HeldPixels, PixelBatch
-from diptych.views.preview.advice import LEAST_IMAGES, advise
-from diptych.views.preview.survey import survey
+from diptych.views.preview.advice import LEAST_IMAGES, advise, survey
 
 COUNT = LEAST_IMAGES
 CONFIG = ViewsConfig(side_pixels=16, policy="crop(area=0.3..1) + color")

@@ -7,16 +7,21 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from diptych.configs import ViewsConfig
+from diptych.config.operations import OPERATIONS
+from diptych.config.sections import ViewsConfig
 from diptych.images.collection import ImageSet
 from diptych.images.order import Order
 from diptych.images.pixels import HeldPixels, PixelBatch
-from diptych.operations import OPERATIONS
 from diptych.views.batches import ViewBatches
 from diptych.views.cpu import to_pixels
 from diptych.views.preview.alone import Alone, example_image, operations_alone
-from diptych.views.preview.sheet import TILE_PIXELS, contact_sheet, preview_sheet
-from diptych.views.preview.shown import show_views, to_picture
+from diptych.views.preview.sheet import (
+    TILE_PIXELS,
+    contact_sheet,
+    preview_sheet,
+    show_views,
+    to_picture,
+)
 
 
 def image_set(stack: NDArray[np.uint8 | np.uint16]) -> ImageSet:

@@ -7,16 +7,20 @@ from typing import Final
 
 from PIL import BmpImagePlugin, GifImagePlugin
 
-from diptych.configs import ImagesConfig
-from diptych.images.codecs.boxed import decode_avif, decode_jpeg2000
-from diptych.images.codecs.gif import gif_pages
+from diptych.config.sections import ImagesConfig
+from diptych.images.codecs.form import Decoded
 from diptych.images.codecs.jpeg import decode_any_jpeg
-from diptych.images.codecs.netpbm import decode_netpbm
-from diptych.images.codecs.opened import Plugin, decode_opened
+from diptych.images.codecs.pillow import Plugin, decode_opened
 from diptych.images.codecs.png import decode_png, png_pages
+from diptych.images.codecs.small import (
+    decode_avif,
+    decode_jpeg2000,
+    decode_netpbm,
+    decode_webp,
+    gif_pages,
+    webp_pages,
+)
 from diptych.images.codecs.tiff import decode_tiff, tiff_pages
-from diptych.images.codecs.webp import decode_webp, webp_pages
-from diptych.images.form import Decoded
 
 
 def _one(data: bytes) -> int:

@@ -12,12 +12,10 @@ from typing import Final
 
 from PIL import PngImagePlugin
 
-from diptych.configs import ImagesConfig
+from diptych.config.sections import ImagesConfig
 from diptych.errors import UnreadableImage
-from diptych.images.codecs.opened import decode_opened
-from diptych.images.codecs.orientation import orientation
-from diptych.images.codecs.size import check_size
-from diptych.images.form import Decoded, Pixels
+from diptych.images.codecs.form import Decoded, Pixels, check_size
+from diptych.images.codecs.pillow import decode_opened, orientation
 
 _START: Final = b"\x89PNG\r\n\x1a\n"
 _CHANNELS: Final = {0: 1, 2: 3, 4: 2, 6: 4}  # by the type of colour, of 16 bits

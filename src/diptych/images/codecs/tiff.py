@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 from PIL import Image
 
-from diptych.configs import MOST_CHANNELS, ImagesConfig
+from diptych.config.sections import MOST_CHANNELS, ImagesConfig
 from diptych.errors import UnreadableImage
-from diptych.images.codecs.jpeg_segments import jpeg_segments
-from diptych.images.codecs.orientation import TAG
-from diptych.images.codecs.size import check_size
-from diptych.images.form import UPRIGHT, Decoded, Pixels
+from diptych.images.codecs.form import UPRIGHT, Decoded, Pixels, check_size
+from diptych.images.codecs.jpeg import jpeg_segments
+from diptych.images.codecs.pillow import TAG
 
 if TYPE_CHECKING:
     from tifffile import TiffPage

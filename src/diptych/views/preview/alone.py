@@ -8,9 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.configs import ViewsConfig
-from diptych.images.collection import ImageSet, spread_indices
-from diptych.operations import (
+from diptych.config.operations import (
     Blur,
     Center,
     Color,
@@ -24,11 +22,12 @@ from diptych.operations import (
     Sharpen,
     Solarize,
 )
-from diptych.policies import Policy, as_text
-from diptych.views.cpu import to_pixels
-from diptych.views.draw import centre_views, draw_views
-from diptych.views.draws import Draws
-from diptych.views.load import Panel, load_views
+from diptych.config.policies import Policy, as_text
+from diptych.config.sections import ViewsConfig
+from diptych.images.collection import ImageSet, spread_indices
+from diptych.views.cpu import Panel, load_views, to_pixels
+from diptych.views.parameter_table import Draws
+from diptych.views.parameters import centre_views, draw_views
 from diptych.views.preview.words import operation_in_words, percent
 
 STEPS: Final = 5

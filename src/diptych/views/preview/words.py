@@ -2,8 +2,7 @@
 
 from typing import Final
 
-from diptych.configs import ViewsConfig
-from diptych.operations import (
+from diptych.config.operations import (
     AutoContrast,
     Blur,
     Center,
@@ -25,7 +24,8 @@ from diptych.operations import (
     Solarize,
     VerticalFlip,
 )
-from diptych.policies import Policy, as_text
+from diptych.config.policies import Policy, as_text
+from diptych.config.sections import ViewsConfig
 
 
 def policy_in_words(config: ViewsConfig, channels: int) -> list[str]:

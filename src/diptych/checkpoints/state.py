@@ -1,0 +1,155 @@
+"""All that must be saved of a run, in one object."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diptych.errors import DamagedCheckpoint
+from diptych.methods.build import Learner
+from diptych.optimization.loss_scale import LossScale
+
+
+@dataclass
+class RunState:
+    """A run between two steps.
+
+    The learning rate and the position in the data follow from the step, the views from the seed;
+    neither needs saving.
+
+    Attributes:
+        method: encoder, head, twin and dictionary with its pointer; or a student and its teacher.
+        optimizer: of the method's trainable parameters.
+        scale: of the loss, in fp16.
+        step: steps done.
+        seconds: spent in training, over all sittings.
+    """
+
+    method: Learner
+    optimizer: torch.optim.Optimizer
+    scale: LossScale = field(default_factory=LossScale)
+    step: int = 0
+    seconds: float = 0.0
+
+    def named_tensors(self, whole: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Every tensor of the state by a stable name, where it is; the next step changes it.
+
+        Args:
+            whole: tensors that take the place of those of the method of which this process holds a
+                share only.
+        """
+        held = {**self.method.state_dict(), **(whole or {})}
+        named = {f"method/{name}": value for name, value in held.items()}
+        for name, parameter in trainable(self.method):
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    named[f"optimizer/{name}/{key}"] = value
+        named["generator/cpu"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            named["generator/cuda"] = torch.cuda.get_rng_state()
+        return {name: value.detach() for name, value in named.items()}
+
+    def tensors(self, whole: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The same on the CPU, contiguous; copied only where they are not."""
+        named = self.named_tensors(whole)
+        return {name: value.cpu().contiguous() for name, value in named.items()}
+
+    def scalars(self) -> dict[str, Any]:
+        """Every plain number of the state, and the names of its tensors."""
+        scale = {"loss_scale": self.scale.scalars()} if self.scale.enabled else {}
+        names = _names_of(self.named_tensors())
+        return {"step": self.step, "seconds": self.seconds, "tensors": names, **scale}
+
+    def restore(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+        """Takes back what ``tensors`` and ``scalars`` gave.
+
+        A run that begins where another stood may have what that one had not, or the other way:
+        without a saved scale of the loss, one begins; a scale that nobody needs is left.
+
+        Raises:
+            DamagedCheckpoint: a name, a shape or a type is not the one of this run.
+        """
+        with _misfits_in_words():
+            self._require_fitting(tensors, scalars)
+            prefix = "method/"
+            saved = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            self.method.load_state_dict(saved, strict=True)
+            for name, parameter in trainable(self.method):
+                self._restore_optimizer(parameter, _below(f"optimizer/{name}/", tensors))
+            torch.set_rng_state(tensors["generator/cpu"])
+            if "generator/cuda" in tensors and torch.cuda.is_available():
+                torch.cuda.set_rng_state(tensors["generator/cuda"])
+            if "loss_scale" in scalars:
+                self.scale.restore(scalars["loss_scale"])
+        self.step, self.seconds = int(scalars["step"]), float(scalars["seconds"])
+
+    def _restore_optimizer(self, parameter: nn.Parameter, saved: dict[str, Tensor]) -> None:
+        for key, one in saved.items():
+            value = one.to(parameter.device)
+            if value.ndim:
+                # In the parameter's own layout, so that the next step computes the same bits.
+                value = torch.empty_like(parameter).copy_(value)
+            # A copy: the file that it came from may go away.
+            self.optimizer.state[parameter][key] = value.detach().clone()
+
+    def _require_fitting(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+        """Refuses names, shapes and types of which ``load_state_dict`` would make no error."""
+        if (wanted := _names_of(tensors)) != (stated := scalars.get("tensors")):
+            raise DamagedCheckpoint(f"it holds the tensors {wanted} and lists {stated}")
+        held = self.method.state_dict()
+        for name, value in _below("method/", tensors).items():
+            if name in held and held[name].dtype != value.dtype:
+                raise DamagedCheckpoint(f"{name} is {value.dtype}, not {held[name].dtype}")
+        known = {"generator/cpu", "generator/cuda"}
+        for name, parameter in trainable(self.method):
+            saved = _below(f"optimizer/{name}/", tensors)
+            known |= {f"optimizer/{name}/{key}" for key in saved}
+            if saved and saved.keys() != self._optimizer_keys():
+                raise DamagedCheckpoint(f"the optimizer's {sorted(saved)} of {name} are others")
+            for key, value in saved.items():
+                shape = torch.Size() if key == "step" else parameter.shape
+                if value.shape != shape or not value.is_floating_point():
+                    raise DamagedCheckpoint(f"optimizer/{name}/{key} is of another form")
+        useless = [name for name in tensors if not name.startswith("method/") and name not in known]
+        if useless:
+            raise DamagedCheckpoint(f"there is no use for {useless[0]}")
+
+    def _optimizer_keys(self) -> set[str]:
+        """What the optimizer keeps for a parameter."""
+        if isinstance(self.optimizer, torch.optim.AdamW):
+            return {"step", "exp_avg", "exp_avg_sq"}
+        return {"momentum_buffer"}
+
+    def is_finite(self) -> bool:
+        """Whether every weight that is trained is a number."""
+        return all(bool(torch.isfinite(p).all()) for _, p in trainable(self.method))
+
+
+@contextmanager
+def _misfits_in_words() -> Iterator[None]:
+    try:
+        yield
+    except (DamagedCheckpoint, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise DamagedCheckpoint(
+            f"the checkpoint does not fit this run, or is damaged: {error}. Restore another, or "
+            "begin a new run."
+        ) from error
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _names_of(tensors: Mapping[str, Tensor]) -> str:
+    """How many names there are, and a sum of them: one more or less is noticed."""
+    digest = hashlib.sha256("\0".join(sorted(tensors)).encode()).hexdigest()
+    return f"{len(tensors)}:{digest[:32]}"
+
+
+def trainable(method: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that the optimizer moves, by name; not those of a twin or a teacher."""
+    return [(name, p) for name, p in method.named_parameters() if p.requires_grad]

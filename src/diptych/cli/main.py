@@ -1,0 +1,136 @@
+"""The command line: one verb per stage. Imports nothing heavy before a verb is known."""
+
+import difflib
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from diptych import __version__
+from diptych.cli.embed import embed
+from diptych.cli.measuring import check_leak, detect, evaluate, rank, report
+from diptych.cli.preparing import plan, recipes, views
+from diptych.cli.study import study
+from diptych.cli.training import demo, launch, pretrain
+from diptych.errors import (
+    EXIT_USER,
+    ConfigError,
+    FirstStopped,
+    Interrupted,
+    exit_code_of,
+    sentence_of,
+)
+from diptych.escaping import readable_lines
+from diptych.runtime.console import lasting_output
+from diptych.runtime.device import shorten_spinning
+from diptych.runtime.world import launch as place_of_process
+from diptych.runtime.world import tell_launcher
+
+_USAGE: Final = """\
+usage: diptych VERB [ARGUMENTS]
+
+Learns visual representations from unlabelled images by contrast, and says how good they are.
+
+verbs:
+  demo       learn from built-in photographs in a minute or two; nothing is downloaded
+  pretrain   learn from a folder of images, shards, tables or arrays
+  launch     pretrain or embed in many processes of many machines, restarted when one dies
+  evaluate   measure a run's encoder against what it began as, pixels and others: kNN, linear,
+             fine-tuning, transfer
+  rank       rank runs and checkpoints without labels
+  detect     train detectors on a run's ResNet and on an untrained one, and compare them
+  embed      write the features of any images to Parquet files, in shards
+  report     write a run's report, one page that opens offline
+  plan       say before a run what it costs: days, memory, network, disk; and what breaks first
+  views      preview the random views of some images on a sheet or a page, with advice
+  recipes    list the recipes, or print one's settings
+  study      answer one question of the papers by a grid of runs: table, figure, page
+  check-leak measure whether batch norm tells a run's queries which key is theirs
+
+examples:
+  diptych demo
+  diptych pretrain photos/ --recipe moco_v2 --epochs 50 --out runs/photos
+  diptych evaluate runs/photos --train labelled/train --test labelled/test
+
+`diptych VERB --help` tells more of each. `diptych --version` prints the version.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code.
+
+    0 when all went well, 2 for what the user must change (wrong usage, settings, paths), 1 when
+    training stopped or for a fault of the program, 74 when a run could not be saved, 128 + n when
+    signal n stopped a run, which can then be resumed. docs/exit-codes.md says more.
+    """
+    with lasting_output():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(_USAGE, end="")
+        return 0
+    if given[0] == "--version":
+        print(f"diptych {__version__}")
+        return 0
+    verb = given.pop(0)
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f" Did you mean `diptych {near[0]}`?" if near else ""
+        print(f"diptych: there is no verb {verb!r}.{hint}\n\n{_USAGE}", end="", file=sys.stderr)
+        return EXIT_USER
+    shorten_spinning()
+    try:
+        VERBS[verb](given)
+    except KeyboardInterrupt:  # outside of training, where there is nothing to save
+        print("diptych: interrupted.", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Exception as error:
+        sentence = sentence_of(error)
+        if sentence is None:
+            raise
+        _say(error, sentence)
+        return exit_code_of(error)
+    return 0
+
+
+def _say(error: Exception, sentence: str) -> None:
+    """Tells the user, or the launcher that then tells the user once for all processes."""
+    code = exit_code_of(error)
+    if code == EXIT_USER and tell_launcher(sentence):
+        return
+    if isinstance(error, FirstStopped):  # the first says why
+        return
+    if isinstance(error, Interrupted) and not _speaks():
+        return
+    # A single process may fail where the first does not: on its own machine, say.
+    who = "diptych" if _speaks() else f"diptych, process {os.environ.get('RANK')}"
+    print(f"{who}: {readable_lines(sentence)}", file=sys.stderr)
+
+
+def _speaks() -> bool:
+    """Whether this is the only process, or the first of those that torchrun started."""
+    try:
+        return place_of_process().speaks
+    except ConfigError:  # an environment that is no launcher's
+        return True
+
+
+VERBS: Final[dict[str, Callable[[Sequence[str]], None]]] = {
+    "demo": demo,
+    "pretrain": pretrain,
+    "launch": launch,
+    "evaluate": evaluate,
+    "rank": rank,
+    "detect": detect,
+    "embed": embed,
+    "report": report,
+    "plan": plan,
+    "views": views,
+    "recipes": recipes,
+    "study": study,
+    "check-leak": check_leak,
+}

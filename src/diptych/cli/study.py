@@ -1,0 +1,63 @@
+"""The verb that makes many runs: `study`."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from diptych.errors import ConfigError
+
+if TYPE_CHECKING:
+    from diptych.studies.conduct import Plan
+
+
+def study(arguments: Sequence[str]) -> None:
+    """Answer one question of the papers by a grid of ordinary runs: table, figure, page.
+
+    Goes on where it was cut. Cells that are done are skipped. Without a name: lists the studies.
+
+    Examples:
+      diptych study
+      diptych study momentum --data cifar10/ --jobs 2
+      diptych study head --data cifar10/ --write-commands head.txt
+      diptych study head --data cifar10/ --only-report
+    """
+    from diptych.cli.flags import StudyFlags, parse
+    from diptych.studies.catalog import STUDIES, find_study
+    from diptych.studies.conduct import make_plan, run_cells, run_cells_in_processes, write_commands
+
+    flags = parse(StudyFlags, study, arguments)
+    if flags.name is None:
+        for one in STUDIES.values():
+            print(f"{one.name:12} {one.question} {one.source}.")
+        return
+    chosen = find_study(flags.name)
+    if flags.data is None:
+        raise ConfigError(f"diptych study {flags.name} needs images: give --data PATH.")
+    plan = make_plan(
+        chosen,
+        data=flags.data,
+        out=flags.out,
+        images=flags.images,
+        epochs=flags.epochs,
+        seeds=flags.seeds,
+        threads=flags.threads,
+        jobs=flags.jobs,
+    )
+    if flags.write_commands is not None:
+        count = write_commands(plan, flags.write_commands)
+        print(f"{count} commands: {flags.write_commands}")
+        return
+    if not flags.only_report:
+        if flags.jobs > 1 and flags.cell is None:
+            run_cells_in_processes(plan, flags.jobs)
+        else:
+            run_cells(plan, cell=flags.cell)
+    if not (flags.only_run or flags.cell):
+        _write_study(plan)
+
+
+def _write_study(plan: "Plan") -> None:
+    from diptych.studies.study_page import write_study
+
+    for sentence in write_study(plan):
+        print(sentence)
+    print(f"Study: {plan.out / 'index.html'}")

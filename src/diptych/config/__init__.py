@@ -1,0 +1,1 @@
+"""Every setting of a run: sections, files of settings, recipes, and what goes together."""

@@ -1,0 +1,324 @@
+"""The papers' settings at a scale, as functions to a config.
+
+``paper`` carries what the papers give for ImageNet, ``cifar10`` what SimCLR gives for CIFAR-10.
+``small`` and ``tiny`` keep the method and change what depends on size: encoder, side of a view,
+batch, dictionary, length; docs/recipes.md says what was tried. A recipe is only a starting point: a
+config file and flags override it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Final, Literal
+
+from diptych.config.policies import PRESETS, as_text, parse_policy
+from diptych.config.sections import (
+    DictionaryConfig,
+    EncoderConfig,
+    HeadConfig,
+    KeyEncoderConfig,
+    LossConfig,
+    MethodConfig,
+    NormConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainingConfig,
+    ViewsConfig,
+)
+from diptych.errors import ConfigError
+
+Scale = Literal["tiny", "small", "cifar10", "paper"]
+SCALES: Final[tuple[Scale, ...]] = ("tiny", "small", "cifar10", "paper")
+HAVE_CIFAR10: Final = frozenset({"simclr"})
+"""The recipes whose papers give settings for CIFAR-10."""
+
+_ENCODERS: Final[Mapping[Scale, EncoderConfig]] = {
+    "tiny": EncoderConfig(name="small_resnet", stem="small"),
+    "small": EncoderConfig(name="resnet18", stem="imagenet"),
+    "cifar10": EncoderConfig(name="resnet50", stem="small"),
+    "paper": EncoderConfig(name="resnet50", stem="imagenet"),
+}
+_SIDES: Final[Mapping[Scale, int]] = {"tiny": 32, "small": 96, "cifar10": 32, "paper": 224}
+_TINY_POLICIES: Final = {
+    # Crops of a twelfth of 32 pixels leave too little to learn from in a short run; and so does, of
+    # a few thousand tiny images, a colour that always changes by as much as MoCo v1's.
+    "moco_v1": "crop + gray + color + flip",
+    "moco_v2": "crop + color + gray + flip",
+    "moco_v3": "crop + color(saturation=0.2) + gray + flip",
+    "simclr": "crop + flip + color(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2) + gray",
+}
+_RESNETS: Final = (
+    *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+    *("wide_resnet50_2", "wide_resnet101_2"),
+)
+_SGD: Final = OptimizerConfig(kind="sgd", learning_rate=0.24, weight_decay=1e-4)
+
+
+def memory_bank(scale: Scale) -> RunConfig:
+    """Instance discrimination (1805.01978) with InfoNCE: one remembered key for each image.
+
+    MoCo (1911.05722, section 3.2) compares it with its queue; settings are MoCo v1's.
+    """
+    config = _moco(scale, "memory_bank")
+    return replace(
+        config,
+        norm=NormConfig(kind="batch"),  # a key from an earlier epoch leaks no statistics
+        method=MethodConfig(
+            dictionary=DictionaryConfig(
+                kind="bank",
+                bank_negatives={"tiny": 2048, "small": 16384, "paper": 65536}[scale],
+                bank_momentum=0.5,
+            ),
+            key_encoder=KeyEncoderConfig(kind="shared"),
+            loss=config.method.loss,
+        ),
+    )
+
+
+def end_to_end(scale: Scale) -> RunConfig:
+    """MoCo's end-to-end mechanism (1911.05722, section 3.2): keys of the batch, with gradients.
+
+    The learning rate grows with the batch, without which it loses about two points (section 4.1).
+    """
+    config = _moco(scale, "end_to_end")
+    return replace(
+        config,
+        method=MethodConfig(
+            dictionary=DictionaryConfig(kind="batch", both_views=False),
+            key_encoder=KeyEncoderConfig(kind="shared"),
+            loss=config.method.loss,
+        ),
+        training=_training(scale, batch_size=1024),
+    )
+
+
+def moco_v1(scale: Scale) -> RunConfig:
+    """MoCo (1911.05722): InfoNCE against a queue of keys from a momentum twin, a linear head."""
+    return _moco(scale, "moco_v1")
+
+
+def moco_v2(scale: Scale) -> RunConfig:
+    """MoCo v2 (2003.04297): MoCo with an MLP head, stronger views and a cosine schedule."""
+    config = _moco(scale, "moco_v2")
+    return replace(
+        config,
+        views=_views(scale, "moco_v2"),
+        head=_head(),
+        method=replace(config.method, loss=LossConfig(temperature=0.2)),
+        schedule=ScheduleConfig(kind="cosine"),
+    )
+
+
+def moco_v3(scale: Scale) -> RunConfig:
+    """MoCo v3 (2104.02057): keys of the batch from a momentum twin, a predictor, both directions.
+
+    Its settings for ResNet-50 (section 4). The paper's loss is the sum over both directions times
+    2T; ours is their mean times 4T. The prediction is normalised as the projection is: so it is in
+    the paper and the first published code; later code leaves that norm out for ResNets.
+    """
+    temperature = {"tiny": 0.2, "small": 0.2, "paper": 1.0}[scale]
+    hidden = {"tiny": 256, "small": 1024, "paper": 4096}[scale]
+    return RunConfig(
+        recipe="moco_v3",
+        scale=scale,
+        views=_views(scale, "moco_v3"),
+        encoder=_ENCODERS[scale],
+        norm=NormConfig(kind="sync"),
+        head=HeadConfig(
+            layers=2,
+            hidden_features=hidden,
+            output_features=256 if scale == "paper" else 128,
+            batch_norm=True,
+            output_norm=True,
+            predictor_layers=2,
+        ),
+        method=MethodConfig(
+            symmetric=True,
+            dictionary=DictionaryConfig(kind="batch", both_views=False),
+            key_encoder=KeyEncoderConfig(kind="twin", momentum=0.99, momentum_schedule="cosine"),
+            loss=LossConfig(temperature=temperature, weight=4 * temperature),
+        ),
+        optimizer=OptimizerConfig(kind="lars", learning_rate=0.3, weight_decay=1e-6)
+        if scale == "paper"
+        else _SGD,
+        schedule=ScheduleConfig(warmup_epochs=10.0 if scale == "paper" else 1.0),
+        training=_training(scale, batch_size=4096),
+    )
+
+
+def simclr(scale: Scale) -> RunConfig:
+    """SimCLR (2002.05709): NT-Xent over the batch, strong colour, LARS.
+
+    ``cifar10`` is appendix B.9: a 3x3 stem, no blur, half the strength of colour, T = 0.5.
+    """
+    # 0.5 on CIFAR-10, appendix B.9, in 1,000 epochs; in ten or twenty, half of it learns faster.
+    strength = {"tiny": 0.25, "cifar10": 0.5}.get(scale, 1.0)
+    views = replace(_views(scale, "simclr"), strength=strength)
+    temperatures = {"tiny": 0.2, "small": 0.2, "cifar10": 0.5, "paper": 0.1}
+    return RunConfig(
+        recipe="simclr",
+        scale=scale,
+        views=views,
+        encoder=_ENCODERS[scale],
+        norm=NormConfig(kind="sync"),  # section 2.2: over all devices
+        head=_head(batch_norm=True),
+        method=MethodConfig(
+            dictionary=DictionaryConfig(kind="batch"),
+            key_encoder=KeyEncoderConfig(kind="shared"),
+            loss=LossConfig(temperature=temperatures[scale]),
+        ),
+        # LARS is for batches of thousands; below, plain SGD learns as much and has one knob less.
+        optimizer={
+            "paper": OptimizerConfig(kind="lars", learning_rate=0.3, weight_decay=1e-6),
+            "cifar10": OptimizerConfig(kind="lars", learning_rate=0.25, weight_decay=1e-6),
+        }.get(scale, _SGD),
+        schedule=ScheduleConfig(warmup_epochs=10.0 if scale in ("paper", "cifar10") else 1.0),
+        training=_training(scale, batch_size=1024 if scale == "cifar10" else 4096),
+    )
+
+
+def simclr_v2(scale: Scale) -> RunConfig:
+    """SimCLR v2 (2006.10029): SimCLR with a larger encoder and a head of three layers.
+
+    Fine-tuning begins at the head's first layer (section 2), and distillation comes after. At
+    ``paper`` the encoder is the paper's largest: ResNet-152, three times as wide, with selective
+    kernels.
+    """
+    config = simclr(scale)
+    large = replace(config.encoder, name="resnet152", width_multiplier=3, selective_kernels=True)
+    return replace(
+        config,
+        recipe="simclr_v2",
+        encoder=large if scale == "paper" else config.encoder,
+        head=replace(config.head, layers=3),
+        optimizer=OptimizerConfig(
+            kind="lars", learning_rate=0.1, scaling="square_root", weight_decay=1e-4
+        )
+        if scale == "paper"
+        else config.optimizer,
+        schedule=ScheduleConfig(warmup_epochs=40.0 if scale == "paper" else 1.0),
+        training=replace(config.training, epochs=800) if scale == "paper" else config.training,
+    )
+
+
+def _moco(scale: Scale, name: str) -> RunConfig:
+    """MoCo v1 (1911.05722, sections 3.3 and 4), of which its comparisons keep what they can."""
+    return RunConfig(
+        recipe=name,
+        scale=scale,
+        views=_views(scale, "moco_v1"),
+        encoder=_ENCODERS[scale],
+        norm=NormConfig(kind="shuffle", images_per_group=32),  # 256 images on 8 devices
+        head=HeadConfig(layers=1, output_features=128),
+        method=MethodConfig(
+            dictionary=DictionaryConfig(
+                kind="queue", queue_size={"tiny": 2048, "small": 16384, "paper": 65536}[scale]
+            ),
+            # A twin that keeps 0.999 of itself needs thousands of steps to get anywhere.
+            key_encoder=KeyEncoderConfig(
+                kind="twin", momentum={"tiny": 0.99, "small": 0.996, "paper": 0.999}[scale]
+            ),
+            loss=LossConfig(temperature=0.2 if scale == "tiny" else 0.07),
+        ),
+        optimizer=OptimizerConfig(
+            kind="sgd",
+            learning_rate={"tiny": 0.12, "small": 0.06, "paper": 0.03}[scale],
+            weight_decay=1e-4,
+        ),
+        schedule=ScheduleConfig(kind="step", drops=(0.6, 0.8)),
+        training=_training(scale, batch_size=256),
+    )
+
+
+RECIPES: Final[Mapping[str, Callable[[Scale], RunConfig]]] = {
+    "memory_bank": memory_bank,
+    "end_to_end": end_to_end,
+    "moco_v1": moco_v1,
+    "moco_v2": moco_v2,
+    "moco_v3": moco_v3,
+    "simclr": simclr,
+    "simclr_v2": simclr_v2,
+}
+
+
+def recipe_config(recipe: str, scale: str) -> RunConfig:
+    """The config of a recipe at a scale.
+
+    Raises:
+        ConfigError: there is no such recipe or scale.
+    """
+    if recipe not in RECIPES:
+        raise ConfigError(f"there is no recipe {recipe!r}; wanted one of {', '.join(RECIPES)}.")
+    if scale not in SCALES:
+        raise ConfigError(f"there is no scale {scale!r}; wanted one of {', '.join(SCALES)}.")
+    if scale == "cifar10" and recipe not in HAVE_CIFAR10:
+        raise ConfigError(
+            f"{recipe} has no scale cifar10, as its paper gives no settings for it; wanted "
+            f"{', '.join(one for one in SCALES if one != scale)}."
+        )
+    return RECIPES[recipe](scale)
+
+
+def fitted_batch(config: RunConfig, image_count: int) -> RunConfig:
+    """The same config with a batch that the images fill, if its own is too large for them."""
+    if config.training.batch_size <= image_count:
+        return config
+    fitting = 2 ** max(1, image_count.bit_length() - 1)  # a norm's groups divide it, or it is one
+    return replace(config, training=replace(config.training, batch_size=fitting))
+
+
+def fitting_stem(encoder: str, side_pixels: int) -> Literal["small", "imagenet"]:
+    """The first layers that suit an encoder named by the user: small ones for tiny images.
+
+    Only ResNets have a choice (SimCLR, appendix B.9).
+    """
+    if encoder == "small_resnet":
+        return "small"
+    return "small" if encoder in _RESNETS and side_pixels <= 2 * _SIDES["tiny"] else "imagenet"
+
+
+def choose_scale(*, median_side_pixels: int, accelerator: bool) -> tuple[Scale, str]:
+    """The scale for a set of images on a machine, and a sentence that says why."""
+    if not accelerator:
+        reason = "this machine has no accelerator"
+        if median_side_pixels > 2 * _SIDES["tiny"]:
+            reason += (
+                f"; the images' median side of {median_side_pixels} pixels has more detail than "
+                "its 32, and --scale small sees some of it at many times the cost"
+            )
+        return "tiny", reason
+    if median_side_pixels >= 160:
+        return "paper", f"the images' median side is {median_side_pixels} pixels"
+    if median_side_pixels >= 64:
+        return "small", f"the images' median side is {median_side_pixels} pixels"
+    return "tiny", f"the images' median side is {median_side_pixels} pixels"
+
+
+def _head(*, batch_norm: bool = False) -> HeadConfig:
+    """As wide as the features of whatever encoder is asked for, as in the published code."""
+    return HeadConfig(hidden_features=None, output_features=128, batch_norm=batch_norm)
+
+
+def _views(scale: Scale, preset: str) -> ViewsConfig:
+    """The paper's views, without blur at 32 pixels (SimCLR, appendix B.9)."""
+    side = _SIDES[scale]
+    if scale == "tiny":
+        return ViewsConfig(side_pixels=side, policy=_TINY_POLICIES[preset])
+    if scale == "cifar10":
+        return ViewsConfig(side_pixels=side, policy=_text("simclr_cifar"))
+    first, second = PRESETS[preset]
+    return ViewsConfig(
+        side_pixels=side, policy=_text(first), second=None if second is None else _text(second)
+    )
+
+
+def _text(policy: str) -> str:
+    """Written out, so that a run's config says what was done whatever a preset comes to mean."""
+    return as_text(parse_policy(policy))
+
+
+def _training(scale: Scale, *, batch_size: int) -> TrainingConfig:
+    batches = {"tiny": 128, "small": 256}
+    epochs = {"tiny": 30, "small": 100, "cifar10": 1000, "paper": 200}
+    return TrainingConfig(epochs=epochs[scale], batch_size=batches.get(scale, batch_size))

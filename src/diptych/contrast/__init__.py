@@ -1,1 +1,0 @@
-"""Queries, keys, dictionaries and losses, and the method they make."""

@@ -1,0 +1,1 @@
+"""What is wrong with a run, or good: leak, ranking, verdict."""

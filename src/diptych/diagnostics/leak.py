@@ -1,0 +1,268 @@
+"""How far a network can tell the right key from batch statistics alone (MoCo, section 3.3).
+
+Where images of a group share batch-norm statistics, a query and its own key were normalised in the
+same company, and that is a mark by which they may find each other. So we encode the same views
+twice: the keys in the groups that they have in training, and in groups drawn by chance. Images,
+views and weights are the same; whatever more the queries find in the first case, the company told
+them.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diptych.checkpoints.checkpoint import load_newest
+from diptych.checkpoints.stores import checkpoint_place
+from diptych.config.files import load_run_config
+from diptych.config.sections import RunConfig
+from diptych.errors import DamagedCheckpoint, ImagesError, RunFolderError
+from diptych.images.groups import find_groups
+from diptych.images.open import open_images
+from diptych.images.order import Order
+from diptych.methods.contrastive import Method, build_method
+from diptych.methods.scores import finds_own, resolution
+from diptych.models.norms import SplitBatchNorm, frozen_statistics
+from diptych.runs.folder import RunFolder, require_writable, write_aside
+from diptych.runs.record import load_record
+from diptych.runtime.device import use_threads
+from diptych.views.batches import Batch, ViewBatches
+
+CERTAIN_ERRORS = 3.0  # standard errors beyond which a leak is called one
+LEAST_GROUPS = 8  # of fewer the error says little
+
+
+class Leak(NamedTuple):
+    """What batch statistics give away.
+
+    Attributes:
+        found: share of queries that find their own key among all keys, encoded as in training.
+        found_in_other_company: the same with every key encoded among other images.
+        error: standard error of the difference, over groups.
+        groups: of images that share statistics.
+        images_per_group: in each.
+    """
+
+    found: float
+    found_in_other_company: float
+    error: float
+    groups: int
+    images_per_group: int
+
+    @property
+    def advantage(self) -> float:
+        """Share of queries that find their key by its company; 0 where nothing leaks."""
+        return self.found - self.found_in_other_company
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether it is more than chance explains; of few groups nothing is."""
+        return self.groups >= LEAST_GROUPS and self.advantage > CERTAIN_ERRORS * self.error
+
+    def sentence(self) -> str:
+        """What the figures mean."""
+        figures = (
+            f"{self.found:.1%} of queries find their key among {self.groups:,} groups of "
+            f"{self.images_per_group} images as in training, {self.found_in_other_company:.1%} "
+            f"when keys are encoded in other company ({100 * self.advantage:+.1f} points"
+        )
+        if self.groups < LEAST_GROUPS:
+            return (
+                f"Too few images to tell whether batch statistics leak, which takes {LEAST_GROUPS} "
+                f"groups: {figures})."
+            )
+        figures += f", give or take {200 * self.error:.1f})"
+        if self.is_certain:
+            return (
+                f"Batch statistics leak: {figures}. Use norm.kind = 'shuffle', 'layer' or 'group'."
+            )
+        return f"No leak can be told from chance: {figures}."
+
+
+def check_leak(
+    run: str | Path, *, image_count: int = 2048, threads: int | None = None
+) -> Leak | None:
+    """Measures the leak of a run on its own images and writes ``leak.json``.
+
+    Args:
+        run: a run folder with a checkpoint.
+        image_count: images to encode, in whole batches; at least enough for eight groups.
+        threads: CPU threads; all cores when not given.
+
+    Returns:
+        What was measured, or None where nothing can leak, see ``cannot_leak``.
+
+    Raises:
+        RunFolderError: there is no run, or no good checkpoint.
+        ImagesError: its images are not there any more, or too few for two groups.
+        OSError: the run folder cannot be written.
+    """
+    folder = RunFolder(Path(run))
+    config = load_run_config(folder.config)
+    if cannot_leak(config) is not None:
+        return None
+    require_writable(folder.path)
+    method = load_trained_method(folder, config)
+    with ThreadPoolExecutor(use_threads(threads)) as executor:
+        images = open_images(config.images, executor).train
+        order = Order(config.seed, len(images), config.training.batch_size)
+        chunk = min(config.training.chunk_size or order.batch_size, order.batch_size)
+        group = _images_per_group(method, chunk)
+        wanted = max(image_count, LEAST_GROUPS * group)
+        batch_count = min(max(1, wanted // order.batch_size), order.steps_per_epoch)
+        if batch_count * order.batch_size < 2 * group:
+            raise ImagesError(
+                f"{config.images.path} has {len(images)} images; wanted two groups of {group} at "
+                "least, to compare one with the other."
+            )
+        by = config.images.group_by
+        batches = ViewBatches(
+            images,
+            order,
+            config.views,
+            executor,
+            view_count=config.method.views,
+            groups=None if by is None else find_groups(images.names, by),
+        )
+        found = measure_leak(method, batches, batch_count=batch_count, chunk_size=chunk)
+    write_aside(folder.leak, (json.dumps(found._asdict(), indent=1) + "\n").encode())
+    return found
+
+
+def cannot_leak(config: RunConfig) -> str | None:
+    """Why batch statistics tell the queries of a run nothing, whatever it learned; None if not."""
+    batch, chunk = config.training.batch_size, config.training.chunk_size
+    if config.norm.is_per_image:
+        return f"norm.kind = {config.norm.kind!r} has no batch statistics"
+    if config.method.dictionary.kind == "bank":
+        return "a key from the bank was encoded in an earlier epoch, among other images"
+    whole = not config.norm.is_grouped and (chunk is None or chunk >= batch)
+    if config.method.dictionary.kind == "batch" and whole:
+        return "all keys that a query meets share the statistics of one batch"
+    return None
+
+
+def load_trained_method(folder: RunFolder, config: RunConfig) -> Method:
+    """The whole method of a run as its newest checkpoint has it: head, twin and dictionary too.
+
+    Raises:
+        RunFolderError: there is no checkpoint, or it is one of a student.
+        DamagedCheckpoint: there are some, but none is good.
+    """
+    place = checkpoint_place(config.checkpoint, folder)
+    found = load_newest(place, load_record(folder).identity, lambda why: None)
+    if found is None:
+        raise RunFolderError(f"{folder.path} has no checkpoint. Wanted the folder of a run.")
+    if config.distillation.teacher is not None:
+        raise RunFolderError(f"{folder.path} holds a student, which has no keys.")
+    return method_of(found[0], config)
+
+
+def method_of(tensors: Mapping[str, Tensor], config: RunConfig) -> Method:
+    """The whole method of a run from the tensors of one of its checkpoints.
+
+    Raises:
+        DamagedCheckpoint: they are of another network.
+    """
+    state = {n.removeprefix("method/"): v for n, v in tensors.items() if n.startswith("method/")}
+    keys = state.get("dictionary.keys")
+    method = build_method(config, image_count=1 if keys is None else len(keys))
+    try:
+        method.load_state_dict(state)
+    except RuntimeError as error:
+        raise DamagedCheckpoint(f"the checkpoint is of another network: {error}") from error
+    return method.to(memory_format=torch.channels_last)
+
+
+def measure_leak(
+    method: Method, batches: ViewBatches, *, batch_count: int, chunk_size: int | None = None
+) -> Leak:
+    """Compares keys encoded as in training with the same keys encoded in other company.
+
+    Args:
+        method: trained; its running statistics and its dictionary stay as they are.
+        batches: of the run's images.
+        batch_count: whole batches to take, from the first epoch's.
+        chunk_size: images encoded at once in training; the whole batch when not given.
+
+    Raises:
+        ValueError: fewer than two groups.
+    """
+    chunk = chunk_size or batches.order.batch_size
+    norm_images = _images_per_group(method, chunk)
+    taken = [batches.order.batch(step) for step in range(batch_count)]
+    indices = np.concatenate([chosen for _, chosen in taken])
+    groups = torch.arange(len(indices)) // norm_images
+    if int(groups[-1]) < 1:
+        raise ValueError("wanted two groups or more to compare")
+    shuffled = np.random.Generator(np.random.Philox(0)).permutation(len(indices))
+    epoch = taken[0][0]
+    queries, keys = _encode(method, batches, indices, epoch, chunk)
+    _, moved = _encode(method, batches, indices[shuffled], epoch, chunk)
+    elsewhere = moved[torch.from_numpy(np.argsort(shuffled))]
+    apart = resolution(queries, keys, elsewhere, temperature=1.0)
+    return compare_company(queries @ keys.T, queries @ elsewhere.T, groups, apart)
+
+
+def compare_company(
+    scores: Float[Tensor, "images images"],
+    scores_elsewhere: Float[Tensor, "images images"],
+    groups: Int[Tensor, " images"],
+    apart: Float[Tensor, " images"] | float = 0.0,
+) -> Leak:
+    """How many more queries find their key where it had their own company.
+
+    Args:
+        scores: of each query with each key, encoded as in training; own keys on the diagonal.
+        scores_elsewhere: the same with keys encoded in other company.
+        groups: of each image, as many in each but for the last.
+        apart: what a score must be higher by to be higher; see ``scores.resolution``.
+    """
+    found, elsewhere = _found(scores, apart), _found(scores_elsewhere, apart)
+    count = int(groups.max()) + 1
+    differences = torch.stack(
+        [(found - elsewhere)[groups == group].sum() for group in range(count)]
+    )
+    # Queries of a group share their company: groups are what is independent.
+    error = float(differences.std() * math.sqrt(count) / len(groups))
+    images_per_group = int((groups == 0).sum())
+    return Leak(float(found.mean()), float(elsewhere.mean()), error, count, images_per_group)
+
+
+def _images_per_group(method: Method, encoded_at_once: int) -> int:
+    """Images that share statistics: the smallest group of a split norm, or all encoded at once."""
+    sizes = [norm.images_per_group for norm in method.modules() if isinstance(norm, SplitBatchNorm)]
+    return min([*sizes, encoded_at_once])
+
+
+@torch.no_grad()
+def _encode(
+    method: Method, batches: ViewBatches, indices: NDArray[np.int64], epoch: int, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys of images, (images, dim) each, as many at once as in training."""
+    # Shuffling is over a whole batch; without it a chunk by itself is encoded as in its batch.
+    size = chunk if method.shuffle_seed is None else batches.order.batch_size
+    found = list[tuple[Tensor, Tensor]]()
+    method.train()
+    with frozen_statistics(method):
+        for step, start in enumerate(range(0, len(indices), size)):
+            chosen = indices[start : start + size]
+            views = batches.of(chosen, epoch)[: method.config.views]
+            found.append(method.encode_pairs(Batch(views, torch.from_numpy(chosen), step)))
+    method.eval()
+    queries, keys = zip(*found, strict=True)
+    return torch.cat(queries).float(), torch.cat(keys).float()
+
+
+def _found(scores: Float[Tensor, "images images"], apart: Tensor | float) -> Tensor:
+    """1 for each query whose own key scores above all others; (images,)."""
+    others = scores.clone().fill_diagonal_(-math.inf).amax(dim=1)
+    return finds_own(scores.diagonal(), others, apart).double()

@@ -1,0 +1,385 @@
+"""Runs and checkpoints ranked without labels, and with labels how far that ranking can be trusted.
+
+Every encoder is measured on the same images: by how many directions its features use (RankMe,
+2210.02885), by how many queries find their key in batches of one size, and by how far an image's
+neighbours stay the same from one view to another. None of these is accuracy.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from diptych.checkpoints.checkpoint import list_checkpoints, load_checkpoint, own_checkpoints
+from diptych.checkpoints.stores import Place, checkpoint_place
+from diptych.config.files import load_run_config
+from diptych.config.sections import ImagesConfig, RunConfig, ViewsConfig
+from diptych.diagnostics.label_free import (
+    Agreement,
+    combined_rank,
+    neighbour_agreement,
+    rank_agreement,
+)
+from diptych.diagnostics.leak import method_of
+from diptych.errors import ConfigError, DamagedCheckpoint, ImagesError
+from diptych.evaluation.features import encode
+from diptych.evaluation.geometry import effective_rank
+from diptych.evaluation.knn import accuracy, knn_predict
+from diptych.evaluation.labelled import Labelled, labelled_parts
+from diptych.evaluation.split import Split, unseen_split
+from diptych.images.collection import Collection, ImageSet, spread_indices
+from diptych.images.listing import Progress, ignore_progress
+from diptych.images.open import open_images
+from diptych.images.order import Order
+from diptych.images.sources.hugging_face import path_of
+from diptych.images.trained_on import TrainedOn, load_trained_on
+from diptych.methods.contrastive import Method, build_method
+from diptych.methods.scores import finds_own_row
+from diptych.models.momentum_encoder import Twin
+from diptych.models.weights import load_encoder, load_head, untrained_encoder
+from diptych.runs.folder import RunFolder
+from diptych.runs.record import load_record
+from diptych.runtime.device import choose_device, use_threads
+from diptych.views.batches import ViewBatches
+
+MEASURES: Final = ("effective_rank", "pretext", "stability")
+"""More is better in each; they have equal say in the combined rank."""
+
+STABILITY_VIEWS: Final = "crop(area=0.3..1) + flip + color(brightness=0.4, hue=0.1) + gray"
+"""The same for every run, so that weak views of its own do not make an encoder look stable."""
+
+_BATCH: Final = 256  # images that a query's key is looked for in
+_SEED: Final = 0  # of the views: the same for every encoder
+_KNN_IMAGES: Final = 10_000  # to look for neighbours in, at most
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found of a candidate.
+
+    Attributes:
+        run: its folder.
+        step: of the checkpoint, or None.
+        effective_rank: of h.
+        pretext: share of queries that find their own key in a batch, with the run's own views,
+            key encoder and predictor; None where the run has no keys.
+        stability: share of an image's neighbours, by h, that two views agree on.
+        steadiness: share of neighbours that this checkpoint and the one before it agree on; None
+            for the first.
+        knn: accuracy of kNN; None without labels.
+        combined: mean over ``MEASURES`` of the share of other candidates that it is better than.
+    """
+
+    run: str
+    step: int | None
+    effective_rank: float
+    pretext: float | None
+    stability: float
+    steadiness: float | None = None
+    knn: float | None = None
+    combined: float | None = None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Candidates, the best by the combined rank first.
+
+    Attributes:
+        rows: one for each candidate.
+        splits: of each run, on which images it was measured: the same, but one run may have seen
+            what another did not.
+        labelled: the same for kNN; empty without labels.
+        agreement: of each measure with kNN, by name; None without labels.
+    """
+
+    rows: tuple[Measured, ...]
+    splits: Mapping[str, Split]
+    labelled: Mapping[str, Split]
+    agreement: Mapping[str, Agreement | None] | None
+
+    @property
+    def images(self) -> int:
+        """How many were measured."""
+        return max(len(split.test) for split in self.splits.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        agreement = None
+        if self.agreement is not None:
+            agreement = {n: one and one.as_dict() for n, one in self.agreement.items()}
+        return {
+            "rows": [vars(row) for row in self.rows],
+            "images": self.images,
+            "splits": {run: split.as_dict() for run, split in self.splits.items()},
+            "knn_splits": {run: split.as_dict() for run, split in self.labelled.items()},
+            "agreement": agreement,
+        }
+
+
+def rank_runs(
+    runs: Sequence[str | Path],
+    *,
+    images: str | Path | Any | None = None,
+    labels: bool = False,
+    checkpoints: bool | None = None,
+    image_count: int = 2048,
+    threads: int | None = None,
+    on_progress: Progress = ignore_progress,
+) -> Ranking:
+    """Ranks runs, and the checkpoints that they kept, without labels.
+
+    Args:
+        runs: run folders.
+        images: to measure on, anything that ``pretrain`` takes; by default the runs' own, and of
+            these the held-out ones. All runs have to have the same.
+        labels: measure kNN too, and how each measure agrees with it. The ranking stays as it is.
+        checkpoints: every checkpoint that was kept, not only the newest; by default for one run.
+        image_count: images to measure on, at most.
+        threads: CPU threads; all cores when not given.
+        on_progress: told how many images are read.
+
+    Raises:
+        ConfigError: there are no runs, or they learned from different images.
+        ImagesError: too few images, or ``labels`` and there are none.
+        RunFolderError: a folder holds no run.
+    """
+    folders = [RunFolder(Path(run)) for run in runs]
+    configs = [load_run_config(folder.config) for folder in folders]
+    _require_comparable(folders, configs, images)
+    several = len(folders) == 1 if checkpoints is None else checkpoints
+    with ThreadPoolExecutor(use_threads(threads)) as executor:
+        bench = _Bench(images, image_count, labels, executor, on_progress)
+        rows = list[Measured]()
+        for folder, config in zip(folders, configs, strict=True):
+            seen = load_trained_on(folder.trained_on)
+            rows += bench.measure(candidates_of(folder, config, every=several), seen)
+    combined = combined_rank(_columns(rows))
+    rows = [replace(row, combined=share) for row, share in zip(rows, combined, strict=True)]
+    agreement = rank_agreement(_columns(rows), [row.knn for row in rows]) if labels else None
+    best_first = sorted(rows, key=lambda row: -1.0 if row.combined is None else -row.combined)
+    return Ranking(tuple(best_first), bench.splits, bench.labelled, agreement)
+
+
+def pretext_accuracy(method: Method, batches: ViewBatches) -> float:
+    """Share of queries whose own key scores above all other keys of their batch.
+
+    Queries and keys are made as in training, but for batch norms, which use their running
+    statistics; the dictionary holds the batch's keys only, so that runs of every mechanism choose
+    among as many.
+    """
+    found, device = list[Tensor](), next(method.parameters()).device
+    method.eval()
+    for step in range(batches.order.steps_per_epoch):
+        _, indices = batches.order.batch(step)
+        first, second = (view.to(device) for view in batches.of(indices, epoch=0)[:2])
+        with torch.no_grad():
+            query, key = method.encode_queries((first,))[0], method.encode_keys((second,))[0]
+        if method.config.loss.similarity == "cosine":
+            query, key = (functional.normalize(one, dim=1) for one in (query, key))
+        found.append(finds_own_row(query, key))
+    return float(torch.cat(found).double().mean())
+
+
+@dataclass
+class _Bench:
+    """Measures every candidate on the same images in the same way."""
+
+    path: str | Path | Any | None
+    image_count: int
+    labels: bool
+    executor: Executor
+    on_progress: Progress
+
+    def __post_init__(self) -> None:
+        self._opened: dict[ImagesConfig, Collection] = {}
+        self.splits: dict[str, Split] = {}
+        self.labelled: dict[str, Split] = {}
+
+    def measure(
+        self, candidates: Iterator[Candidate], seen: TrainedOn | None
+    ) -> Iterator[Measured]:
+        """One row for each checkpoint of a run, in the order of their steps."""
+        before: Tensor | None = None
+        for one in candidates:
+            collection = self._collection(one.config.images)
+            split = unseen_split(collection, seen, most=self.image_count)
+            self.splits[str(one.run)], images = split, split.test
+            features = encode(
+                one.encoder, images, one.config.views, self.executor, of=f"the encoder of {one.run}"
+            )
+            yield Measured(
+                run=str(one.run),
+                step=one.step,
+                effective_rank=effective_rank(features),
+                pretext=self._pretext(one, images),
+                stability=self._stability(one, images),
+                steadiness=None if before is None else neighbour_agreement(before, features),
+                knn=self._knn(one, collection, seen) if self.labels else None,
+            )
+            before = features
+
+    def _collection(self, config: ImagesConfig) -> Collection:
+        """Opened once for all runs that see images alike."""
+        if self.path is not None:
+            config = replace(config, path=path_of(self.path), limit=None)
+        if config not in self._opened:
+            found = open_images(config, self.executor, self.on_progress)
+            if len(unseen_split(found, None, most=2).test) < 2:
+                raise ImagesError(f"{config.path} has one image; wanted two or more to compare.")
+            self._opened[config] = found
+        return self._opened[config]
+
+    def _pretext(self, one: Candidate, images: ImageSet) -> float | None:
+        if one.method is None:
+            return None
+        return pretext_accuracy(one.method, self._batches(images, one.config.views))
+
+    def _stability(self, one: Candidate, images: ImageSet) -> float:
+        own = one.config.views
+        views = replace(own, policy=STABILITY_VIEWS, second=None, strength=1.0)
+        batches, device = self._batches(images, views), next(one.encoder.parameters()).device
+        parts: list[tuple[Tensor, Tensor]] = []
+        one.encoder.eval()
+        for start in range(0, len(images), _BATCH):
+            made = batches.of(np.arange(start, min(start + _BATCH, len(images))), epoch=0)
+            with torch.no_grad():
+                first, second = (one.encoder(view.to(device)).float().cpu() for view in made)
+            parts.append((first, second))
+        firsts, seconds = zip(*parts, strict=True)
+        return neighbour_agreement(torch.cat(firsts), torch.cat(seconds))
+
+    def _knn(self, one: Candidate, collection: Collection, seen: TrainedOn | None) -> float:
+        group_by = one.config.images.group_by
+        found = labelled_parts(collection, group_by=group_by, seen=seen)
+        labelled = _spread(found, self.image_count)
+        self.labelled[str(one.run)] = labelled
+        train, test = (
+            encode(one.encoder, part, one.config.views, self.executor)
+            for part in (labelled.train, labelled.test)
+        )
+        return accuracy(knn_predict(train, labelled.train_labels, test), labelled.test_labels)
+
+    def _batches(self, images: ImageSet, views: ViewsConfig) -> ViewBatches:
+        order = Order(_SEED, len(images), min(_BATCH, len(images)))
+        return ViewBatches(images, order, replace(views, small_views=0), self.executor)
+
+
+def _require_comparable(
+    folders: Sequence[RunFolder], configs: Sequence[RunConfig], images: object
+) -> None:
+    if not folders:
+        raise ConfigError("there are no runs to rank; give their folders.")
+    paths = {
+        config.images.path: folder.path for folder, config in zip(folders, configs, strict=True)
+    }
+    if images is None and len(paths) > 1:
+        (one, first), (other, second) = list(paths.items())[:2]
+        raise ConfigError(
+            f"{first} learned from {one} and {second} from {other}: measures of different images "
+            "cannot be compared. Give --images PATH, to measure all on the same."
+        )
+
+
+def _columns(rows: Sequence[Measured]) -> dict[str, list[float | None]]:
+    return {name: [getattr(row, name) for row in rows] for name in MEASURES}
+
+
+def _spread(labelled: Labelled | None, test_images: int) -> Labelled:
+    """Fewer of the images, so that many runs are measured in reasonable time."""
+    if labelled is None:
+        raise ImagesError(
+            "--labels needs labelled images: put those of each class into a folder of its own."
+        )
+    train = spread_indices(len(labelled.train), _KNN_IMAGES)
+    test = spread_indices(len(labelled.test), test_images)
+    return labelled.select(train, test)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An encoder that may be chosen.
+
+    Attributes:
+        run: its folder.
+        step: of the checkpoint; None for the end of a run whose checkpoints are gone.
+        config: of the run.
+        encoder: in evaluation mode, on its device.
+        method: with head, predictor and twin; None where that is not known, or where the run has
+            no keys, as a student.
+    """
+
+    run: Path
+    step: int | None
+    config: RunConfig
+    encoder: nn.Module
+    method: Method | None
+
+
+def candidates_of(folder: RunFolder, config: RunConfig, *, every: bool) -> Iterator[Candidate]:
+    """The candidates of a run, oldest first, one at a time in memory.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        every: every good checkpoint that was kept, not only the newest.
+
+    Raises:
+        RunFolderError: there is neither a good checkpoint nor an encoder.
+    """
+    good = _good(checkpoint_place(config.checkpoint, folder), folder)
+    newest = next(good, None)
+    if newest is None:
+        yield _from_files(folder, config)
+        return
+    for path in [*reversed(list(good)), newest] if every else [newest]:
+        yield _from_checkpoint(folder, config, path)
+
+
+def _good(place: Place, folder: RunFolder) -> Iterator[Place]:
+    """Checkpoints of a run whose bytes are right, newest first."""
+    if not list_checkpoints(place):  # an encoder alone needs no record of the run
+        return
+    for path in own_checkpoints(place, load_record(folder).identity):
+        try:
+            load_checkpoint(path)
+        except DamagedCheckpoint:
+            continue
+        yield path
+
+
+def _from_checkpoint(folder: RunFolder, config: RunConfig, path: Place) -> Candidate:
+    tensors, scalars = load_checkpoint(path)
+    device = choose_device("auto")
+    if config.distillation.teacher is None:
+        method = method_of(tensors, config).to(device).eval()
+        return Candidate(folder.path, int(scalars["step"]), config, method.encoder, method)
+    encoder = untrained_encoder(config)
+    try:
+        encoder.load_state_dict(_below("method/network.encoder.", tensors))
+    except RuntimeError as error:
+        raise DamagedCheckpoint(f"{path} is of another network: {error}") from error
+    return Candidate(folder.path, int(scalars["step"]), config, encoder.to(device).eval(), None)
+
+
+def _from_files(folder: RunFolder, config: RunConfig) -> Candidate:
+    """Encoder and head alone: the twin is taken to be where the network is."""
+    encoder = load_encoder(folder).network.to(choose_device("auto"))
+    if config.distillation.teacher is not None or config.head.predictor_layers:
+        return Candidate(folder.path, None, config, encoder, None)
+    method = build_method(config)
+    method.encoder.load_state_dict(encoder.state_dict())
+    method.network.get_submodule("head").load_state_dict(load_head(folder).state_dict())
+    if method.twin is not None:
+        method.twin = Twin(method.network)
+    method = method.to(memory_format=torch.channels_last).to(choose_device("auto")).eval()
+    return Candidate(folder.path, None, config, method.encoder, method)
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

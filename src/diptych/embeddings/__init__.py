@@ -1,0 +1,1 @@
+"""Embeddings on disk: computed in shards, and read back."""

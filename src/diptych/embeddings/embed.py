@@ -1,0 +1,111 @@
+"""Vectors of very many images: each process makes whole shards, and asks nothing of the others."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from diptych.config.embedding import EmbedSettings
+from diptych.embeddings.sharding import Shard, checked_shard, find_rows
+from diptych.embeddings.vectors import Embedder, Viewer
+from diptych.embeddings.work import Done, Watcher, Work
+from diptych.images.open import require_there
+from diptych.images.sources.hugging_face import path_of
+from diptych.models.weights import load_encoder
+from diptych.runs.folder import require_writable
+from diptych.runtime.device import use_threads
+
+
+def embed(
+    run: str | Path,
+    path: Any,
+    out: str | Path,
+    shard: tuple[int, int] = (0, 1),
+    *,
+    threads: int | None = None,
+    **settings: Any,
+) -> Path:
+    """Writes one shard of the vectors of all images of a path; one that is there is left alone.
+
+    Args:
+        run: a run folder whose training has ended, or its ``encoder.safetensors``.
+        path: anything that ``pretrain`` takes; of one with held-out images, those to learn from.
+        out: the folder of the embeddings, the same for all shards.
+        shard: its number, from 0, and how many there are.
+        threads: CPU threads; all cores when not given.
+        settings: see ``EmbedSettings``.
+
+    Returns:
+        The shard's Parquet file.
+
+    Raises:
+        EmbeddingsError: the folder holds embeddings of another encoder, images or settings.
+        ImagesError: the images, or too many of them, cannot be read.
+        RunFolderError: there is no trained encoder.
+        ConfigError: a setting is out of range, or there is no such layer or shard.
+    """
+    chosen = [checked_shard(*shard)]
+    how = EmbedSettings(**settings)
+    with ThreadPoolExecutor(use_threads(threads)) as executor:
+        [done] = embed_shards(Path(run), path, Path(out), chosen, how, executor)
+    return done.path
+
+
+def embed_shards(
+    run: Path,
+    path: Any,
+    out: Path,
+    shards: Sequence[Shard],
+    settings: EmbedSettings,
+    executor: Executor,
+    watcher: Watcher | None = None,
+) -> Iterator[Done]:
+    """Makes shards one after the other; see ``embed``.
+
+    Args:
+        run: a run folder, or an ``encoder.safetensors``.
+        path: of the images.
+        out: the folder.
+        shards: of the same set.
+        settings: how images become vectors.
+        executor: its threads decode and make views.
+        watcher: told how it goes.
+    """
+    work = _open(run, path, out, settings, executor, watcher or Watcher())
+    for shard in shards:
+        yield work.make(shard)
+
+
+def check_before_start(run: Path, path: Any, out: Path) -> None:
+    """Refuses what can be told to fail before processes are started, without opening an image.
+
+    Args:
+        run: a run folder, or an ``encoder.safetensors``.
+        path: of the images.
+        out: the folder.
+
+    Raises:
+        DiptychError: as ``embed_shards`` would.
+        OSError: the folder cannot be written.
+    """
+    config = load_encoder(run).config  # on the CPU: the processes need the accelerator
+    require_there(replace(config.images, path=path_of(path)))
+    require_writable(out)
+
+
+def _open(
+    run: Path, path: Any, out: Path, settings: EmbedSettings, executor: Executor, watcher: Watcher
+) -> Work:
+    embedder = Embedder(run, settings)
+    config = embedder.config
+    images = replace(
+        config.images,
+        path=path_of(path),
+        limit=None,
+        column=settings.column or config.images.column,
+    )
+    views = Viewer(settings.crops, config.views, images.channels, settings.batch_size, executor)
+    made = {"run": str(run), "path": images.path}
+    require_writable(out)  # before any work is done
+    return Work(embedder, find_rows(images), views, settings, out, made, watcher)

@@ -1,0 +1,145 @@
+"""The two usual protocols on frozen features: kNN and a linear classifier by L-BFGS."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diptych.evaluation.confidence import Estimate, Statistic, accuracy_of, estimate, mean_per_class
+from diptych.evaluation.knn import accuracy, knn_predict, leave_one_out
+from diptych.evaluation.linear import fit_linear
+from diptych.evaluation.split import Split, units_of, unlabelled_split
+from diptych.evaluation.subject import STRENGTHS, TRAINED, Subject
+from diptych.images.collection import ImageSet
+
+
+def measure_knn(subject: Subject) -> dict[str, Any]:
+    """Weighted kNN (InstDisc, section 3.4), for every encoder and for pixels.
+
+    Where there is one set of labelled images without groups, ``knn_leave_one_out`` classifies each
+    of them by all the others as well.
+    """
+    labelled, options = subject.labelled, subject.options
+    how = {"k": options.neighbours, "temperature": options.knn_temperature}
+    predicted = {
+        name: knn_predict(train, labelled.train_labels, test, **how)  # type: ignore[arg-type]
+        for name, (train, test) in subject.features.items()
+    }
+    found, metrics = compared(predicted, labelled.test_labels)
+    settings = common_settings(subject) | {
+        "knn_neighbours": min(options.neighbours, len(labelled.train)),
+        "knn_temperature": options.knn_temperature,
+    }
+    result: dict[str, Any] = {
+        "knn": found,
+        "protocol": settings,
+        "details": {"knn": {"settings": settings, "metrics": metrics, "split": labelled.as_dict()}},
+    }
+    if labelled.whole is not None and labelled.shared is None:
+        result["knn_leave_one_out"] = _left_out(subject)
+        split = _all_by_others(subject, labelled.whole).as_dict()
+        own = {"knn_neighbours": min(options.neighbours, len(labelled.whole) - 1)}
+        result["details"]["knn_leave_one_out"] = {"settings": settings | own, "split": split}
+    return result
+
+
+def measure_linear(subject: Subject) -> dict[str, Any]:
+    """Multinomial logistic regression by L-BFGS (SimCLR, appendix B.8)."""
+    labelled, sweep = subject.labelled, STRENGTHS[subject.options.l2_sweep]
+    predicted, strengths = {}, {}
+    for name, (train, test) in subject.features.items():
+        classifier = fit_linear(
+            train, labelled.train_labels, strengths=sweep, groups=labelled.units
+        )
+        predicted[name] = classifier.predict(test)
+        strengths[name] = classifier.l2
+    found, metrics = compared(predicted, labelled.test_labels)
+    settings = common_settings(subject) | {"linear_l2": strengths}
+    return {
+        "linear": found,
+        "protocol": settings,
+        "details": {
+            "linear": {"settings": settings, "metrics": metrics, "split": labelled.as_dict()}
+        },
+    }
+
+
+def common_settings(subject: Subject) -> dict[str, Any]:
+    """On which images, and what part of the encoder."""
+    labelled, options = subject.labelled, subject.options
+    return {
+        "images": labelled.fingerprint,
+        "train_images": len(labelled.train),
+        "test_images": len(labelled.test),
+        "classes": len(labelled.classes),
+        "chance": labelled.chance,
+        "head_layers": options.head_layers,
+        "crops": options.crops,
+    }
+
+
+def compared(
+    predicted: Mapping[str, Tensor], truth: Tensor
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Accuracies by name, and the metrics of them with intervals.
+
+    Args:
+        predicted: (images,) for every encoder.
+        truth: (images,).
+    """
+    classes = truth.numpy()
+    metrics = {
+        "accuracy": with_intervals(
+            {name: accuracy_of((p == truth).numpy()) for name, p in predicted.items()}, len(truth)
+        ),
+        "mean_per_class": with_intervals(
+            {name: mean_per_class(p.numpy(), classes) for name, p in predicted.items()}, len(truth)
+        ),
+    }
+    return {name: accuracy(p, truth) for name, p in predicted.items()}, metrics
+
+
+def with_intervals(figures: Mapping[str, Statistic], images: int) -> dict[str, Any]:
+    """Intervals of a figure of every encoder, and of the trained one's gain over each other."""
+    found: dict[str, Estimate] = {
+        name: estimate(figure, images) for name, figure in figures.items()
+    }
+    best = found[TRAINED]
+    return {
+        "intervals": {name: one.interval().as_dict() for name, one in found.items()},
+        "gains": {
+            name: best.minus(one).interval().as_dict()
+            for name, one in found.items()
+            if name != TRAINED
+        },
+    }
+
+
+def _all_by_others(subject: Subject, whole: ImageSet) -> Split:
+    """The split of each image against all others."""
+    contents = units_of(whole, None)
+    copies = None if contents is None else np.bincount(contents)[contents] > 1
+    return replace(
+        unlabelled_split(None, whole, subject.seen),
+        repeated=copies,
+        left_out=subject.labelled.left_out,
+        remarks=("Each of them is classified by all others.",),
+    )
+
+
+def _left_out(subject: Subject) -> dict[str, float]:
+    labelled, options = subject.labelled, subject.options
+    labels = torch.cat([labelled.train_labels, labelled.test_labels])
+    found = {}
+    for name, (train, test) in subject.features.items():
+        predicted = leave_one_out(
+            torch.cat([train, test]),
+            labels,
+            k=options.neighbours,
+            temperature=options.knn_temperature,
+        )
+        found[name] = accuracy(predicted, labels)
+    return found

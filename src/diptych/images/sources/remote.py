@@ -1,0 +1,363 @@
+"""What lies behind a URL, read with patience and within bounds."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, TypeVar
+from urllib.parse import unquote
+
+from diptych.config.sections import ImagesConfig
+from diptych.errors import ImagesError, UnreadableImage
+from diptych.images.cache import cache_folder
+from diptych.images.codecs.decode import EXTENSIONS
+from diptych.images.inventory import HIDDEN, Tally, Tree, why_no_image
+from diptych.images.listing import Listing
+from diptych.images.names import CompactNames
+from diptych.images.sources.arrow import import_extra
+from diptych.images.sources.folder import find_in_tree, labels_from_folders
+from diptych.images.sources.tar_shards import expand_braces
+from diptych.images.splits import Found
+from diptych.runs.folder import write_aside
+
+SECONDS: Final = 60.0
+"""Without a byte, after which a server is given up."""
+
+_PAUSES: Final = (0.5, 2.0)  # seconds before another try
+Result = TypeVar("Result")
+
+
+def is_url(path: str) -> bool:
+    """Whether it is a URL, as ``https://...`` or ``s3://...``."""
+    return "://" in path
+
+
+def connect(url: str) -> tuple[Any, str]:
+    """The file system behind a URL and the place on it.
+
+    Raises:
+        ImagesError: the package for this kind of URL is missing, or it is of no known kind.
+    """
+    if "::" in url or url.startswith(("file:", "local:")):
+        raise ImagesError(
+            f"{url}: wanted one plain URL, as https://host/images or s3://bucket/images; for files "
+            "on this computer, give their path."
+        )
+    fsspec = import_extra("fsspec", "remote", "URLs")
+    options: dict[str, Any] = {}
+    try:
+        if url.startswith(("http://", "https://")):
+            aiohttp = import_extra("aiohttp", "remote", "http URLs")
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=SECONDS, sock_read=SECONDS)
+            options = {"client_kwargs": {"timeout": timeout}, "use_listings_cache": False}
+        system, place = fsspec.core.url_to_fs(url, **options)
+    except (ImportError, ValueError) as error:
+        raise ImagesError(f"{url} cannot be opened: {error}") from error
+    return system, str(place)
+
+
+def persist(read: Callable[[], Result]) -> Result:
+    """Tries again when a connection fails; what is not there is not asked for twice."""
+    for pause in _PAUSES:
+        try:
+            return read()
+        except (FileNotFoundError, PermissionError, UnreadableImage, ImagesError):
+            raise
+        except Exception:  # each protocol's client raises errors of its own
+            time.sleep(pause)
+    return read()
+
+
+def chunks(system: Any, place: str, size: int = 2**20) -> Iterator[bytes]:
+    """The bytes of a remote file, from its beginning to its end."""
+    # For http, size and block size as here give a plain stream, without a question beforehand.
+    options = {"block_size": 0, "size": 1} if is_http(system) else {}
+    with system.open(place, "rb", **options) as file:
+        while data := file.read(size):
+            yield data
+
+
+def in_words(error: Exception) -> str:
+    """An error of any client, on one line."""
+    if isinstance(error, FileNotFoundError):
+        return "not found there"
+    status = getattr(error, "status", None)
+    text = f"the server answers {status}" if status else str(error).strip()
+    return (text or type(error).__name__).splitlines()[0][:200]
+
+
+def is_http(system: Any) -> bool:
+    """Whether a file system speaks http: it lists pages, and knows sizes only by asking."""
+    return "https" in system.protocol
+
+
+_SUFFIXES: Final = (".npz", ".npy", ".tar", ".parquet")
+_NOTE: Final = "source.json"
+_MARKS: Final = ("size", "ETag", "etag", "Last-Modified", "LastModified", "mtime", "created")
+_ROOM_LEFT: Final = 2**28  # bytes of the disk that a copy leaves free
+
+
+def is_remote_file(url: str) -> bool:
+    """Whether a URL names a file, or a pattern of files, that is fetched whole."""
+    name = _last_part(url)
+    return name.endswith(_SUFFIXES) or "idx3" in name
+
+
+def fetch(url: str, config: ImagesConfig) -> list[Path]:
+    """Local copies of the files that a URL stands for; braces and wildcards may name several.
+
+    A copy is used again as long as the server gives the same size and marks. Labels that lie beside
+    an IDX file come with it.
+
+    Raises:
+        ImagesError: a file is not there, breaks off, or is larger than the bound.
+    """
+    urls = [name for one in expand_braces(url) for name in _matches(one)]
+    budget = config.cache_file_megabytes * 2**20
+    copies = list[Path]()
+    for name in urls:
+        key = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+        folder = cache_folder(config) / "fetched" / key
+        copies.append(_fetch_into(folder, name, budget))
+        if "idx3" in copies[-1].name:
+            _fetch_labels(folder, name, budget)
+        budget -= copies[-1].stat().st_size
+    return copies
+
+
+def _matches(url: str) -> list[str]:
+    if not any(mark in _last_part(url) for mark in "*["):
+        return [url]
+    system, place = connect(url)
+    found = sorted(str(name) for name in _asked(url, lambda: system.glob(place)))
+    if not found:
+        raise ImagesError(f"{url} matches no files there. Check the address.")
+    return [system.unstrip_protocol(name) for name in found]
+
+
+def _fetch_into(folder: Path, url: str, budget: int) -> Path:
+    system, place = connect(url)
+    known = _asked(url, lambda: system.info(place))
+    source = {"url": url, **{key: str(known[key]) for key in _MARKS if known.get(key) is not None}}
+    copy = folder / _plain(_last_part(url))
+    note = folder / f"{copy.name}.{_NOTE}"
+    if _is_current(copy, note, source):
+        return copy
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # Begun anew at every try: half a file and half of its successor are no file.
+        size = persist(lambda: _download(system, place, url, copy, budget, known.get("size")))
+    except ImagesError:
+        raise
+    except Exception as error:  # each protocol's client raises errors of its own
+        raise ImagesError(
+            f"{url} could not be fetched into {folder}: {in_words(error)}. Check the connection "
+            "and try again."
+        ) from error
+    write_aside(note, json.dumps({**source, "bytes": size}).encode())
+    return copy
+
+
+def _download(
+    system: Any, place: str, url: str, copy: Path, budget: int, expected: int | None
+) -> int:
+    _require_fit(url, expected or 0, budget, copy.parent)
+    descriptor, aside = tempfile.mkstemp(dir=copy.parent, prefix=".")
+    try:
+        size = 0
+        with os.fdopen(descriptor, "wb") as file:
+            for some in chunks(system, place):
+                size += len(some)
+                _require_fit(url, size, budget, copy.parent)
+                file.write(some)
+            file.flush()
+            os.fsync(file.fileno())
+        if expected is not None and size != expected:
+            raise OSError(f"{size} bytes came, {expected} were announced")
+        os.replace(aside, copy)
+    except BaseException:
+        os.unlink(aside)
+        raise
+    return size
+
+
+def _require_fit(url: str, size: int, budget: int, folder: Path) -> None:
+    if size > budget:
+        raise ImagesError(
+            f"{url} is larger than what images.cache_file_megabytes leaves for it ({budget:,} "
+            "bytes). Raise it, or fetch the file yourself and give its path."
+        )
+    if shutil.disk_usage(folder).free < size // 100 + _ROOM_LEFT:
+        raise ImagesError(
+            f"{url} does not fit on the disk of {folder}. Free some room, or choose another place "
+            "by --images.cache-folder."
+        )
+
+
+def _is_current(copy: Path, note: Path, source: dict[str, str]) -> bool:
+    try:
+        kept = json.loads(note.read_bytes())
+        return bool(kept == {**source, "bytes": copy.stat().st_size})
+    except (OSError, ValueError):
+        return False
+
+
+def _fetch_labels(folder: Path, url: str, budget: int) -> None:
+    """The labels beside IDX images, where there are any."""
+    head, _, name = url.rpartition("/")
+    beside = name.replace("images", "labels").replace("idx3", "idx1")
+    system, place = connect(f"{head}/{beside}")
+    try:
+        there = beside != name and persist(lambda: bool(system.exists(place)))
+    except Exception as error:  # each protocol's client raises errors of its own
+        raise ImagesError(f"{head}/{beside} cannot be asked for: {in_words(error)}.") from error
+    if there:
+        _fetch_into(folder, f"{head}/{beside}", budget)
+
+
+def _asked(url: str, question: Any) -> Any:
+    try:
+        return persist(question)
+    except Exception as error:  # each protocol's client raises errors of its own
+        raise ImagesError(
+            f"{url} cannot be opened: {in_words(error)}. Check the address and the connection."
+        ) from error
+
+
+def _last_part(url: str) -> str:
+    return PurePosixPath(url.partition("?")[0]).name
+
+
+def _plain(name: str) -> str:
+    """A name for the copy that is nothing but a name."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)[-100:].lstrip(".") or "file"
+
+
+_LARGEST_IMAGE: Final = 2**28  # bytes
+_MOST_FOLDERS: Final = 100_000
+_MOST_ENTRIES: Final = 20_000_000
+
+Entry = dict[str, Any]
+"""What is known of a remote file; ``name`` is its place."""
+
+
+def find_in_remote_folder(url: str) -> Found:
+    """The images below a URL; train and test folders are noticed as in a local folder.
+
+    Raises:
+        ImagesError: it cannot be listed or holds no images.
+    """
+    system, root = connect(url)
+    try:
+        entries, others = persist(lambda: _find(system, root.rstrip("/"), url))
+    except ImagesError:
+        raise
+    except Exception as error:  # each protocol's client raises errors of its own
+        raise ImagesError(
+            f"{url} cannot be listed: {in_words(error)}. Check the address and the connection."
+        ) from error
+    if not entries:
+        raise ImagesError(
+            f"no images listed at {url}. Wanted a folder with files named "
+            f"{', '.join(sorted(EXTENSIONS))}, or the URL of a .npz, .npy, .tar or .parquet file."
+        )
+
+    def listed(inside: str, part: str) -> Listing:
+        start = f"{inside}/" if inside else ""
+        own = {name[len(start) :]: one for name, one in entries.items() if name.startswith(start)}
+        return _listing(url, system, own, part)
+
+    tree = Tree(others=others)
+    for name in entries:
+        folder, _, base = name.rpartition("/")
+        tree.images.setdefault(folder, []).append(base)
+    return find_in_tree(url, tree, listed)
+
+
+def _find(system: Any, root: str, url: str) -> tuple[dict[str, Entry], Tally]:
+    """The images below a place by their names relative to it, sorted, and what else there is."""
+    found = _walk(system, root, url) if is_http(system) else system.find(root, detail=True)
+    if len(found) > _MOST_ENTRIES:
+        raise ImagesError(f"{url} lists more than {_MOST_ENTRIES:,} files. Give a part of it.")
+    named, others = dict[str, Entry](), Tally()
+    for place, entry in found.items():
+        name = place.removeprefix(root).strip("/")
+        name = unquote(name) if is_http(system) else name
+        if any(part.startswith(".") for part in name.split("/")):
+            others.add(name, HIDDEN)
+        elif os.path.splitext(name)[1].lower() in EXTENSIONS:
+            named[name] = {**entry, "name": place}
+        else:
+            others.add(name, why_no_image(name))
+    return dict(sorted(named.items())), others
+
+
+def _walk(system: Any, root: str, url: str) -> dict[str, Entry]:
+    """The files on a server's index pages; a server may invent pages without end."""
+    found, waiting, seen = dict[str, Entry](), [root + "/"], {root + "/"}
+    while waiting:
+        for entry in system.ls(waiting.pop(), detail=True):
+            place = str(entry["name"])
+            if "?" in place or "#" in place or "/../" in place or place in seen:
+                continue  # another order of the same page, or one that leads back
+            if entry["type"] == "directory":
+                seen.add(place)
+                waiting.append(place)
+            else:
+                found[place] = entry
+        if len(seen) > _MOST_FOLDERS or len(found) > _MOST_ENTRIES:
+            raise ImagesError(
+                f"{url} lists folders or files without end. Give a part of it, or fetch it as a "
+                ".tar file."
+            )
+    return found
+
+
+def _listing(url: str, system: Any, entries: dict[str, Entry], part: str) -> Listing:
+    names = CompactNames.of(entries)
+    places = list(entries.values())
+    labels, classes = labels_from_folders(names)
+    read, stamp = _reader(system, places), _stamper(system, places)
+    return Listing(url, names, read, labels, classes, part, stamp)
+
+
+def _reader(system: Any, entries: Sequence[Entry]) -> Callable[[int], bytes]:
+    def read(index: int) -> bytes:
+        try:
+            return persist(lambda: _read_bounded(system, entries[index]["name"]))
+        except UnreadableImage:
+            raise
+        except Exception as error:  # each protocol's client raises errors of its own
+            raise UnreadableImage(in_words(error)) from error
+
+    return read
+
+
+def _read_bounded(system: Any, place: str) -> bytes:
+    data = bytearray()
+    for some in chunks(system, place):
+        data += some
+        if len(data) > _LARGEST_IMAGE:
+            raise UnreadableImage(f"more than {_LARGEST_IMAGE:,} bytes")
+    return bytes(data)
+
+
+def _stamper(system: Any, entries: Sequence[Entry]) -> Callable[[int], tuple[int, int]] | None:
+    """Sizes and times where a listing tells them; an index page does not."""
+    if is_http(system):
+        return None
+
+    def stamp(index: int) -> tuple[int, int]:
+        entry = entries[index]
+        marks = [
+            str(entry.get(key)) for key in ("ETag", "etag", "LastModified", "mtime", "created")
+        ]
+        return int(entry.get("size") or 0), zlib.crc32("\0".join(marks).encode())
+
+    return stamp

@@ -1,1 +1,0 @@
-"""Images in tables: Parquet, Arrow, Hugging Face."""

@@ -1,0 +1,1 @@
+"""What is trained: contrastive methods and distillation, their dictionaries and losses."""

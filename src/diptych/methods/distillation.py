@@ -1,0 +1,227 @@
+"""A student that learns a teacher's predictions over unlabelled images (SimCLR v2, section 2).
+
+The teacher is a trained encoder with a linear classifier, fitted on few labelled images. Over all
+images, labelled or not, the student's predictions are drawn to the teacher's, which say more than
+a label does: how likely every class is.
+"""
+
+import math
+from concurrent.futures import Executor
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from diptych.config.sections import DistillationConfig, RunConfig, norm_of_batch, require_consistent
+from diptych.errors import ConfigError
+from diptych.evaluation.features import encode
+from diptych.evaluation.linear import LinearClassifier, fit_linear
+from diptych.evaluation.split import groups_of_parts, units_of
+from diptych.images.collection import Collection, ImageSet, balanced_share
+from diptych.images.open import open_images
+from diptych.methods.contrastive import HALF_TYPES, Output
+from diptych.methods.objective import LookUp
+from diptych.methods.scores import finds_own
+from diptych.models.encoders import build_encoder, count_features
+from diptych.models.norms import use_norm
+from diptych.models.weights import PretrainedEncoder, load_encoder
+from diptych.runtime.device import choose_device
+from diptych.views.batches import Batch
+
+
+class Teacher(nn.Module):
+    """A frozen encoder with a linear classifier on its standardised features.
+
+    Attributes:
+        encoder: frozen, in evaluation mode whatever happens.
+        weight, bias, mean, scale: of the classifier, see ``LinearClassifier``.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, encoder: PretrainedEncoder, classifier: LinearClassifier) -> None:
+        super().__init__()
+        self.encoder = encoder
+        for name in ("weight", "bias", "mean", "scale"):
+            self.register_buffer(name, getattr(classifier, name))
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stays in evaluation mode: its predictions must not depend on the batch."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """(batch, channels, side, side) to logits (batch, classes)."""
+        features = (self.encoder(images).to(self.weight.dtype) - self.mean) * self.scale
+        return functional.linear(features, self.weight, self.bias)
+
+
+class Distillation(nn.Module):
+    """What a student learns from its teacher; takes a contrastive method's place in the step.
+
+    Attributes:
+        network: the student's encoder, and a linear classifier as its head.
+        teacher: gives the predictions to learn.
+        temperature: both sides' logits are divided by it.
+        autocast_type: run both networks under autocast to it, if any; the loss stays in fp32.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        teacher: Teacher,
+        *,
+        temperature: float,
+        autocast_type: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = nn.Sequential()
+        self.network.add_module("encoder", encoder)
+        self.network.add_module("head", head)
+        self.teacher = teacher
+        self.temperature = temperature
+        self.autocast_type = autocast_type
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The part that is kept."""
+        return self.network.get_submodule("encoder")
+
+    def forward(self, batch: Batch) -> Output:
+        """The student's cross-entropy with the teacher over all views (SimCLR v2, eq. 2).
+
+        The ``accuracy`` of the result is the share of views on which both name the same class.
+        """
+        views = torch.cat(batch.views)
+        half = self.autocast_type
+        with torch.autocast(views.device.type, half, enabled=half is not None):
+            taught, learned = self.teacher(views), self.network(views)
+        taught, learned = taught.float(), learned.float()
+        loss = distillation_loss(learned, taught, temperature=self.temperature)
+        agree = agreement(learned.detach(), taught)
+        classes = taught.shape[1]
+        found = LookUp(loss, agree, classes, math.log(classes), 1.0 / classes)
+        return Output(found, learned.detach(), batch.indices)
+
+    def follow(self, momentum: float) -> None:
+        """The teacher stays as it is."""
+
+    def remember(self, output: Output) -> None:
+        """Nothing outlives the batch."""
+
+    def figures(self) -> dict[str, float]:
+        """How many classes there are: it tells that these are no queries."""
+        return {"classes": float(len(self.teacher.weight))}
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    """Mean of -sum_y p(y) log q(y) at a temperature, in nats (SimCLR v2, eq. 2).
+
+    Args:
+        student: (batch, classes), logits of q.
+        teacher: (batch, classes), logits of p.
+        temperature: both are divided by it.
+
+    Example:
+        >>> uniform = torch.zeros(2, 4)
+        >>> float(distillation_loss(uniform, uniform, temperature=1.0))  # log(4)
+        1.3862...
+    """
+    wanted = functional.softmax(teacher / temperature, dim=1)
+    return -(wanted * functional.log_softmax(student / temperature, dim=1)).sum(dim=1).mean()
+
+
+def agreement(student: Tensor, teacher: Tensor) -> Tensor:
+    """Share of views to whose likeliest class of the teacher the student alone gives its highest.
+
+    A student that gives several classes the same names none.
+
+    Args:
+        student: (batch, classes), logits.
+        teacher: (batch, classes), logits.
+
+    Example:
+        >>> float(agreement(torch.tensor([[2.0, 1.0], [1.0, 1.0]]), torch.tensor([[3.0, 0.0]] * 2)))
+        0.5
+    """
+    named = teacher.argmax(dim=1, keepdim=True)
+    own = student.gather(1, named)[:, 0]
+    others = student.scatter(1, named, -math.inf).amax(dim=1)
+    return finds_own(own, others).to(student.dtype).mean()
+
+
+def build_distillation(
+    config: RunConfig, collection: Collection, executor: Executor
+) -> Distillation:
+    """Loads the teacher, fits its classifier, and builds a student with random weights.
+
+    Args:
+        config: of the student's run; ``config.distillation.teacher`` is set.
+        collection: the student's images; labelled ones are taken from it if no others are named.
+        executor: its threads make views.
+
+    Raises:
+        ConfigError: there are no labels, or the teacher sees other views than the student.
+    """
+    require_consistent(config)
+    given = config.distillation
+    assert given.teacher is not None
+    encoder = load_encoder(Path(given.teacher)).to(choose_device(config.training.device))
+    ours, theirs = config.views, encoder.config.views
+    if (ours.side_pixels, ours.pixel_mean, ours.pixel_std, config.images.channels) != (
+        theirs.side_pixels,
+        theirs.pixel_mean,
+        theirs.pixel_std,
+        encoder.config.images.channels,
+    ):
+        raise ConfigError(
+            f"the teacher {given.teacher} was trained on views of {theirs.side_pixels} pixels and "
+            f"{encoder.config.images.channels} channels, normalised its own way; the student's "
+            f"have {ours.side_pixels} and {config.images.channels}. Give both the same "
+            "views.side_pixels, views.pixel_mean, views.pixel_std and images.color."
+        )
+    labelled = _labelled_images(given, config, collection, executor)
+    assert labelled.labels is not None
+    features = encode(encoder, labelled, theirs, executor, of=f"the teacher {given.teacher}")
+    groups, _, _ = groups_of_parts(labelled, None, config.images.group_by)
+    classifier = fit_linear(
+        features,
+        torch.from_numpy(labelled.labels),
+        seed=config.seed,
+        groups=units_of(labelled, groups),
+    )
+    channels = config.images.channels
+    student = build_encoder(
+        config.encoder, channels=channels, side_pixels=ours.side_pixels, seed=config.seed
+    )
+    width = count_features(student, channels=channels, side_pixels=ours.side_pixels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed + 1)
+        head = nn.Linear(width, len(labelled.classes))
+    return Distillation(
+        use_norm(student, norm_of_batch(config)),
+        head,
+        Teacher(encoder, classifier),
+        temperature=given.temperature,
+        autocast_type=HALF_TYPES[config.training.precision],
+    )
+
+
+def _labelled_images(
+    given: DistillationConfig, config: RunConfig, collection: Collection, executor: Executor
+) -> ImageSet:
+    found = collection.train
+    if given.labelled is not None:
+        found = open_images(replace(config.images, path=given.labelled, limit=None), executor).train
+    if found.labels is None:
+        raise ConfigError(
+            "distillation needs labelled images for the teacher's classifier: put those of each "
+            "class into a folder of its own, and give --distillation.labelled PATH."
+        )
+    return found.select(balanced_share(found.labels, given.labelled_share, config.seed))

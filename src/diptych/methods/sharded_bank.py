@@ -1,0 +1,134 @@
+"""A bank of which each process holds a share: the keys of images i with i mod processes = rank.
+
+Which images have a key, and which keys are drawn, every process knows by itself; the keys of a
+batch's own images and of the drawn ones are gathered for each comparison.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor, nn
+
+from diptych.methods.dictionaries import ImageBank
+from diptych.runtime.distributed import (
+    gather_rows,
+    own_rows,
+    process_count,
+    process_rank,
+    send_to_first,
+)
+
+_CHUNK: Final = 65536  # rows summed, or sent, at once
+_BITS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a number
+
+
+class ShardedBank(ImageBank):
+    """An ``ImageBank`` spread over the processes; draws, losses and updates are those of a whole.
+
+    Attributes:
+        keys: (own images, dim): row r is that of image ``rank + r * processes``.
+        images: in the whole bank.
+        rank: of this process when the bank was built.
+        processes: there were then.
+    """
+
+    def __init__(self, images: int, dim: int, **settings: Any) -> None:
+        super().__init__(images, dim, **settings)
+        self.images, self.rank, self.processes = images, process_rank(), process_count()
+        self._sum = 0  # of the checksums of all rows; rows of zeros add nothing
+
+    def whole(self) -> Tensor | None:
+        """All keys, (images, dim), on the CPU of the first process; None on the others.
+
+        Collective. The first process receives one share after the other, each in parts: a device
+        that is full of its own share has no room for another.
+        """
+        if self.rank == 0:
+            found = torch.empty(self.images, self.keys.shape[1], dtype=self.keys.dtype)
+        for rank in range(self.processes):
+            rows = len(range(rank, self.images, self.processes))
+            for begin in range(0, rows, _CHUNK):
+                end = min(begin + _CHUNK, rows)
+                part = send_to_first(self.keys[begin:end], rank, end - begin)
+                if part is not None:
+                    found[rank :: self.processes][begin:end] = part.cpu()
+        return found if self.rank == 0 else None
+
+    def fetch(self, images: Int[Tensor, " images"]) -> Shaped[Tensor, "images dim"]:
+        """The keys of images that all processes name alike; each sends those it has. Collective."""
+        owner = images % self.processes
+        counts = torch.bincount(owner, minlength=self.processes).tolist()
+        mine = self.keys[images[owner == self.rank] // self.processes]
+        sent = mine.new_zeros(max(counts), mine.shape[1])
+        sent[: len(mine)] = mine
+        shares = torch.split(gather_rows(sent), max(counts))
+        by_owner = [share[:count] for share, count in zip(shares, counts, strict=True)]
+        found = mine.new_empty(len(images), mine.shape[1])
+        found[owner.argsort(stable=True)] = torch.cat(by_owner)
+        return found
+
+    def is_intact(self) -> bool:
+        """Whether the keys are those that were taken in, by a checksum that went along.
+
+        Nobody else holds them, so there is nothing to compare them with.
+        """
+        return self._checksum() == self._sum
+
+    @staticmethod
+    def _held(images: int) -> int:
+        return len(range(process_rank(), images, process_count()))
+
+    def _stored(self, own: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        whole_batch = gather_rows(own)
+        rows = self.fetch(torch.cat([whole_batch, drawn]))
+        return own_rows(rows[: len(whole_batch)]), rows[len(whole_batch) :]
+
+    def _move(self, keys: Tensor, rows: Tensor, known: Tensor) -> None:
+        mine = rows % self.processes == self.rank
+        own = rows[mine] // self.processes
+        before = self._checksum(own)
+        super()._move(keys[mine], own, known[mine])
+        self._sum = _wrapped(self._sum + self._checksum(own) - before)
+
+    def _checksum(self, rows: Tensor | None = None) -> int:
+        """Of some rows, or all; the sum of a number for each row that knows its place."""
+        if rows is None:
+            rows = torch.arange(len(self.keys), device=self.keys.device)
+        multipliers = 2 * 2654435761 * torch.arange(self.keys.shape[1], device=rows.device) + 1
+        total = 0
+        for some in torch.split(rows, _CHUNK):
+            bits = self.keys[some].view(_BITS[self.keys.element_size()]).long()
+            sums = ((bits * multipliers) ^ (bits >> 7)).sum(dim=1)
+            total += int((sums * (2 * some + 1)).sum())
+        return _wrapped(total)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *more: Any, **rest: Any
+    ) -> None:
+        """Takes its share of the keys of a whole bank, as checkpoints hold them, or a share."""
+        name = f"{prefix}keys"
+        saved = state_dict.get(name)
+        if isinstance(saved, Tensor) and saved.ndim == 2 and len(saved) == self.images:
+            state_dict = {**state_dict, name: saved[self.rank :: self.processes]}
+        super()._load_from_state_dict(state_dict, prefix, *more, **rest)
+        self._sum = self._checksum()
+
+
+def sharded_banks(method: nn.Module) -> Iterator[tuple[str, ShardedBank]]:
+    """Banks of which this process holds a share, by the name of their keys in the state dict."""
+    for name, module in method.named_modules():
+        if isinstance(module, ShardedBank):
+            yield f"{name}.keys" if name else "keys", module
+
+
+def whole_banks(method: nn.Module) -> dict[str, Tensor]:
+    """What the first process writes in the place of its own share of a bank. Collective."""
+    found = {name: bank.whole() for name, bank in sharded_banks(method)}
+    return {name: keys for name, keys in found.items() if keys is not None}
+
+
+def _wrapped(number: int) -> int:
+    """As 64 bits hold it."""
+    return number & 0xFFFFFFFFFFFFFFFF

@@ -1,1 +1,0 @@
-"""Networks: encoders, heads, the twin, and the trained encoder as a file."""

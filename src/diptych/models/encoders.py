@@ -1,0 +1,290 @@
+"""Backbones by name, without their classifier: an image to a feature vector h."""
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torchvision.models
+from torch import Tensor, nn
+
+from diptych.config.sections import EncoderConfig
+from diptych.errors import ConfigError
+from diptych.models.resnets import BOTTLENECKS, STAGE_BLOCKS, ResNet, SmallResNet, first_convolution
+
+SMALL_RESNET = "small_resnet"
+TIMM = "timm:"
+_TORCHVISION_RESNETS = ("resnet", "resnext", "wide_resnet")
+_CLASSIFIERS = ("fc", "classifier", "head", "heads")
+
+
+def build_encoder(
+    config: EncoderConfig, *, channels: int, side_pixels: int, seed: int
+) -> nn.Module:
+    """Builds a backbone with random weights that follow from the seed; downloads nothing.
+
+    A name is looked up in diptych, torchvision and timm, in this order; ``timm:NAME`` in timm only.
+    Features are what the network gives to its classifier, which is left out. State-dict names are
+    the library's, so weights go back and forth. Vision transformers learn their position embedding;
+    MoCo v3's fixed one has no switch in either library.
+
+    Args:
+        config: which one.
+        channels: of the images, 1 or more.
+        side_pixels: height and width of the images, which vision transformers are built for.
+        seed: of the initial weights; the global generator is left as it was.
+
+    Returns:
+        A module from (batch, channels, side, side) to (batch, features).
+
+    Raises:
+        ConfigError: the name is unknown, a setting does not apply to this network, or it cannot
+            take images of this size.
+    """
+    _require_known(config.name)
+    _require_settings_that_apply(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        with _blamed_on(config.name, channels, side_pixels):
+            network = _network(config, channels, side_pixels)
+        _require_whole_patches(config.name, network, side_pixels)
+        if config.freeze_patches:
+            _freeze_patches(config.name, network)
+    with _blamed_on(config.name, channels, side_pixels):
+        count_features(network, channels=channels, side_pixels=side_pixels)
+    return network
+
+
+def count_features(encoder: nn.Module, *, channels: int, side_pixels: int) -> int:
+    """Length of the feature vector, found by encoding one blank image.
+
+    Args:
+        encoder: any module from (batch, channels, side, side) to (batch, features); it is left in
+            the mode that it was in, part by part.
+        channels: of the image.
+        side_pixels: height and width of the image.
+
+    Raises:
+        ConfigError: the module gives something else.
+    """
+    modes = [(module, module.training) for module in encoder.modules()]
+    reference = next(encoder.parameters(), torch.zeros(()))
+    image = reference.detach().new_zeros(1, channels, side_pixels, side_pixels)
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            features = encoder(image)
+    finally:
+        for module, training in modes:
+            module.training = training
+    shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+    if not isinstance(shape, tuple) or len(shape) != 2 or shape[0] != 1:
+        raise ConfigError(
+            f"An encoder must map images (batch, {channels}, {side_pixels}, {side_pixels}) to "
+            f"features (batch, features); a batch of one gave {shape}. Pool or flatten its output, "
+            "or choose another network."
+        )
+    return int(shape[1])
+
+
+def _network(config: EncoderConfig, channels: int, side_pixels: int) -> nn.Module:
+    if config.name == SMALL_RESNET:
+        return SmallResNet(channels, config.width, config.stage_blocks, config.stem_stride)
+    if config.width_multiplier > 1 or config.selective_kernels:
+        return ResNet(
+            config.name,
+            channels=channels,
+            stem=config.stem,
+            width_multiplier=config.width_multiplier,
+            selective_kernels=config.selective_kernels,
+        )
+    if config.name in _torchvision_names():
+        return _from_torchvision(config, channels, side_pixels)
+    return _from_timm(config.name.removeprefix(TIMM), channels, side_pixels)
+
+
+# --- torchvision and timm -------------------------------------------------------------------
+
+
+def _torchvision_names() -> list[str]:
+    """Its networks for classification; those for detection and video are in other modules."""
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
+
+
+def _from_torchvision(config: EncoderConfig, channels: int, side_pixels: int) -> nn.Module:
+    options: dict[str, Any] = {}
+    if config.name.startswith("vit_"):
+        options = {"image_size": side_pixels}
+    elif config.name.startswith("maxvit_"):
+        options = {"input_size": (side_pixels, side_pixels)}
+    elif config.name in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "init_weights": True}
+    network: nn.Module = torchvision.models.get_model(config.name, weights=None, **options)
+    _remove_classifier(config.name, network)
+    if config.stem == "small":  # of ResNets only: SimCLR, appendix B.9
+        width = network.get_submodule("bn1").num_features
+        network.conv1 = first_convolution(channels, int(width), 3, stride=1)  # type: ignore[arg-type]
+        network.maxpool = nn.Identity()
+    elif channels != 3:
+        _replace_first_convolution(network, channels)
+    return network
+
+
+def _remove_classifier(name: str, network: nn.Module) -> None:
+    """Puts the identity in the place of the last layer, and of a dropout in front of it.
+
+    The classifier is the last linear layer (of SqueezeNet: the last convolution) of the part that
+    is named so. Layers of that part before it are kept: VGG's features are its 4096 hidden units.
+    """
+    last = [
+        position
+        for position, module in network.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and position.split(".")[0] in _CLASSIFIERS
+    ][-1:]
+    if not last:
+        raise ConfigError(
+            f"encoder.name = {name!r}: no classifier was found to leave out. Wanted a part named "
+            f"{', '.join(_CLASSIFIERS)}; use timm:{name}, or give the network to Method yourself."
+        )
+    parent, _, child = last[0].rpartition(".")
+    holder = network.get_submodule(parent)
+    for (before, module), (after, _) in pairwise(list(holder.named_children())):
+        if after == child and isinstance(module, nn.Dropout):
+            setattr(holder, before, nn.Identity())
+    setattr(holder, child, nn.Identity())
+
+
+def _replace_first_convolution(network: nn.Module, channels: int) -> None:
+    """For other channels than 3, with initial weights of the same spread."""
+    position, old = next(
+        (position, module)
+        for position, module in network.named_modules()
+        if isinstance(module, nn.Conv2d)
+    )
+    new = nn.Conv2d(
+        channels,
+        old.out_channels,
+        old.kernel_size,  # type: ignore[arg-type]
+        old.stride,  # type: ignore[arg-type]
+        old.padding,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    )
+    with torch.no_grad():
+        new.weight.normal_().mul_(old.weight.std())
+        if new.bias is not None and old.bias is not None:
+            new.bias.copy_(old.bias)
+    parent, _, child = position.rpartition(".")
+    setattr(network.get_submodule(parent), child, new)
+
+
+def _from_timm(name: str, channels: int, side_pixels: int) -> nn.Module:
+    import timm
+
+    options: dict[str, Any] = {"pretrained": False, "num_classes": 0, "in_chans": channels}
+    try:
+        return timm.create_model(name, img_size=side_pixels, **options)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+    # Most convolutional networks take any size and have no such argument.
+    return timm.create_model(name, **options)
+
+
+# --- patches of vision transformers -----------------------------------------------------------
+
+
+def _patch_projection(network: nn.Module) -> nn.Conv2d | None:
+    """The convolution that cuts the image into patches: torchvision's, or timm's."""
+    projection = getattr(network, "conv_proj", None)
+    if projection is None:
+        projection = getattr(getattr(network, "patch_embed", None), "proj", None)
+    if not isinstance(projection, nn.Conv2d) or projection.kernel_size[0] == 1:
+        return None
+    return projection if projection.kernel_size == projection.stride else None
+
+
+def _require_whole_patches(name: str, network: nn.Module, side_pixels: int) -> None:
+    """Refuses a border that timm would drop silently, and a single patch for an image."""
+    projection = _patch_projection(network)
+    if projection is None:
+        return
+    patch = projection.kernel_size[0]
+    if side_pixels % patch or side_pixels < 2 * patch:
+        raise ConfigError(
+            f"encoder.name = {name!r} cuts images into patches of {patch} pixels. Wanted "
+            f"views.side_pixels a multiple of {patch} and {2 * patch} or more; got {side_pixels}. "
+            "Use another side, or a network with smaller patches."
+        )
+
+
+def _freeze_patches(name: str, network: nn.Module) -> None:
+    """Leaves the patch projection as it begins (MoCo v3, section 4): Xavier's linear layer."""
+    projection = _patch_projection(network)
+    if projection is None:
+        raise ConfigError(
+            "encoder.freeze_patches goes with vision transformers that project patches by one "
+            f"layer, as vit_small_patch16_224; {name!r} does not. Set it to false."
+        )
+    nn.init.xavier_uniform_(projection.weight.view(projection.out_channels, -1))
+    if projection.bias is not None:
+        nn.init.zeros_(projection.bias)
+    projection.requires_grad_(False)
+
+
+# --- errors -----------------------------------------------------------------------------------
+
+
+def _require_known(name: str) -> None:
+    if name == SMALL_RESNET or name in _torchvision_names():
+        return
+    import timm
+
+    if timm.is_model(name.removeprefix(TIMM)):
+        return
+    if name.startswith(TIMM):
+        known = [TIMM + other for other in timm.list_models()]
+    else:
+        known = [SMALL_RESNET, *_torchvision_names(), *timm.list_models()]
+    nearest = difflib.get_close_matches(name, dict.fromkeys(known), n=5, cutoff=0.4)
+    raise ConfigError(
+        f"encoder.name = {name!r} is not known. Wanted {SMALL_RESNET!r} or a network of "
+        f"torchvision or timm; the nearest are {', '.join(nearest or ['resnet50'])}."
+    )
+
+
+def _require_settings_that_apply(config: EncoderConfig) -> None:
+    """Refuses settings that another kind of network has, before anything is built."""
+    name = config.name
+    if config.width_multiplier > 1 and name not in STAGE_BLOCKS:
+        raise ConfigError(
+            f"encoder.width_multiplier = {config.width_multiplier} goes with "
+            f"{', '.join(STAGE_BLOCKS)}; got encoder.name = {name!r}. Set it to 1."
+        )
+    if config.selective_kernels and name not in BOTTLENECKS:
+        raise ConfigError(
+            f"encoder.selective_kernels goes with {', '.join(BOTTLENECKS)}, whose blocks are "
+            f"bottlenecks; got encoder.name = {name!r}. Set it to false."
+        )
+    is_resnet = name in _torchvision_names() and name.startswith(_TORCHVISION_RESNETS)
+    if config.stem == "small" and name != SMALL_RESNET and not is_resnet:
+        raise ConfigError(
+            f"encoder.stem = 'small' goes with {SMALL_RESNET} and torchvision's ResNets; "
+            f"{name!r} has only its own: set encoder.stem = 'imagenet'."
+        )
+
+
+@contextmanager
+def _blamed_on(name: str, channels: int, side_pixels: int) -> Iterator[None]:
+    """Turns what a library says of an image that does not fit into an error of the config."""
+    try:
+        yield
+    except (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
+        reason = str(error) or type(error).__name__
+        raise ConfigError(
+            f"encoder.name = {name!r} cannot take images of {side_pixels} x {side_pixels} pixels "
+            f"and {channels} channels ({reason}). Set views.side_pixels to what it was made for, "
+            "or use another network."
+        ) from error

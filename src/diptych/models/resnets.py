@@ -1,0 +1,225 @@
+"""ResNets that torchvision does not have: k times as wide, and with selective kernels."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+STAGE_BLOCKS = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
+BOTTLENECKS = ("resnet50", "resnet101", "resnet152")
+_SQUEEZE_RATIO = 16  # channels of a branch to each hidden feature of its attention
+_SQUEEZED_FEATURES_AT_LEAST = 32
+
+
+class ResNet(nn.Module):
+    """A ResNet under torchvision's attribute names, of any width, with or without SK.
+
+    All channels are multiplied, the stem's and the output's as well (SimCLR, section 4.1 and
+    figure 7); torchvision's ``width_per_group`` widens the inside of bottlenecks only. Blocks,
+    initial weights and state-dict names are torchvision's, so that width is the only difference.
+
+    With selective kernels it is SimCLR v2's network (section 2, in the form of its published code):
+    each bottleneck's 3x3 convolution is a ``SelectiveKernels``, the ImageNet stem is three 3x3
+    convolutions and a shortcut averages before its 1x1 convolution (ResNet-D).
+    Without the classifier it has as many millions of parameters as the papers say: ResNet-50 24,
+    94, 375 (1x, 2x, 4x); with SK 35 (1x), 140 (2x), ResNet-152 89 (1x), 795 (3x).
+
+    Args:
+        name: of resnet18 to resnet152; selective kernels need a network of bottlenecks.
+        channels: of the images.
+        stem: ``small`` (3x3, no max-pool; SimCLR, B.9) or ``imagenet``.
+        width_multiplier: k.
+        selective_kernels: whether bottlenecks choose their kernels.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        channels: int,
+        stem: Literal["small", "imagenet"],
+        width_multiplier: int = 1,
+        selective_kernels: bool = False,
+    ) -> None:
+        super().__init__()
+        width = 64 * width_multiplier
+        self.selective_kernels = selective_kernels
+        self.block = Bottleneck if name in BOTTLENECKS else BasicBlock
+        self.conv1: nn.Module
+        self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
+        if stem == "small":
+            self.conv1 = first_convolution(channels, width, 3, stride=1)
+            self.maxpool = nn.Identity()
+        elif selective_kernels:
+            self.conv1 = _three_convolutions(channels, width)
+        else:
+            self.conv1 = first_convolution(channels, width, 7, stride=2)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        one, two, three, four = STAGE_BLOCKS[name]
+        expansion = self.block.expansion
+        self.layer1 = self._stage(width, width, one, stride=1)
+        self.layer2 = self._stage(width * expansion, width * 2, two, stride=2)
+        self.layer3 = self._stage(width * expansion * 2, width * 4, three, stride=2)
+        self.layer4 = self._stage(width * expansion * 4, width * 8, four, stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Identity()
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(batch, channels, side, side) to (batch, 512 x expansion x width_multiplier)."""
+        maps = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
+        features: Tensor = self.fc(torch.flatten(self.avgpool(maps), 1))
+        return features
+
+    def _stage(self, features: int, inner: int, count: int, stride: int) -> nn.Sequential:
+        """So many blocks, the first of which takes the stride and the change of channels."""
+        outer = inner * self.block.expansion
+        blocks = nn.Sequential()
+        for index in range(count):
+            first = index == 0
+            shortcut = None
+            if first and (stride != 1 or features != outer):
+                shortcut = self._shortcut(features, outer, stride)
+            block = self.block(features, inner, stride if first else 1, shortcut)
+            if self.selective_kernels:
+                # What it mixes is normalised and not negative: the block's own norm has nothing
+                # left to do, and its ReLU changes nothing.
+                block.conv2 = SelectiveKernels(inner, stride if first else 1)
+                block.bn2 = nn.Identity()
+            blocks.append(block)
+            features = outer
+        return blocks
+
+    def _shortcut(self, features: int, outer: int, stride: int) -> nn.Sequential:
+        if not self.selective_kernels or stride == 1:
+            convolution = nn.Conv2d(features, outer, 1, stride, bias=False)
+            return nn.Sequential(convolution, nn.BatchNorm2d(outer))
+        return nn.Sequential(
+            nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False),
+            nn.Conv2d(features, outer, 1, bias=False),
+            nn.BatchNorm2d(outer),
+        )
+
+
+class SelectiveKernels(nn.Module):
+    """Two 3x3 convolutions, mixed channel by channel by attention (SimCLR v2, section 2).
+
+    In Li et al. 2019 (1903.06586, section 3.1) the second branch is dilated, as if it were 5x5.
+    Here both are 3x3 and one convolution computes them, as in SimCLR v2's published code, which
+    the sizes in its table 1 are of.
+
+    Args:
+        features: channels in, and channels out.
+        stride: of the convolution.
+    """
+
+    def __init__(self, features: int, stride: int) -> None:
+        super().__init__()
+        squeezed = max(features // _SQUEEZE_RATIO, _SQUEEZED_FEATURES_AT_LEAST)
+        self.conv = nn.Conv2d(features, 2 * features, 3, stride, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(2 * features)
+        self.relu = nn.ReLU(inplace=True)
+        self.squeeze = nn.Linear(features, squeezed, bias=False)
+        self.squeeze_bn = nn.BatchNorm1d(squeezed)
+        self.attend = nn.Linear(squeezed, 2 * features, bias=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(batch, features, height, width) to (batch, features, height / stride, ...)."""
+        branches = self.relu(self.bn(self.conv(maps))).unflatten(1, (2, -1))
+        mixed: Tensor = (branches * self.attention(branches)[..., None, None]).sum(dim=1)
+        return mixed
+
+    def attention(self, branches: Tensor) -> Tensor:
+        """(batch, 2, features, height, width) to weights (batch, 2, features); the two sum to 1."""
+        pooled = branches.sum(dim=1).mean(dim=(2, 3))
+        squeezed = self.relu(self.squeeze_bn(self.squeeze(pooled)))
+        scores: Tensor = self.attend(squeezed).unflatten(1, (2, -1))
+        return scores.softmax(dim=1)
+
+
+def first_convolution(channels: int, width: int, kernel: int, stride: int) -> nn.Conv2d:
+    """A stem's convolution, with torchvision's initial weights."""
+    convolution = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return convolution
+
+
+def _three_convolutions(channels: int, width: int) -> nn.Sequential:
+    """The stem of ResNet-D (1812.01187, section 4): 3x3 three times, for the view of a 7x7."""
+    narrow = width // 2
+    return nn.Sequential(
+        nn.Conv2d(channels, narrow, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(narrow),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(narrow, narrow, 3, padding=1, bias=False),
+        nn.BatchNorm2d(narrow),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(narrow, width, 3, padding=1, bias=False),
+    )
+
+
+class SmallResNet(nn.Module):
+    """A residual network for tiny images: 3x3 stem, no early pooling (He et al. 2015, sec. 4.2).
+
+    With width 32 and one block in each of three stages it has 0.3 million parameters.
+    """
+
+    def __init__(
+        self, channels: int, width: int, stage_blocks: Sequence[int], stem_stride: int
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stem_stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        blocks: list[nn.Module] = []
+        features = width
+        for stage, count in enumerate(stage_blocks):
+            wider = width * 2**stage
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                blocks.append(ResidualBlock(features, wider, stride))
+                features = wider
+        self.blocks = nn.Sequential(*blocks)
+        self.relu = nn.ReLU(inplace=True)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(batch, channels, side, side) to (batch, width x 2^(stages - 1))."""
+        maps = self.blocks(self.relu(self.bn1(self.conv1(images))))
+        return torch.flatten(nn.functional.adaptive_avg_pool2d(maps, 1), 1)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut, which is a 1x1 convolution where sizes differ."""
+
+    def __init__(self, features: int, wider: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, wider, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(wider)
+        self.conv2 = nn.Conv2d(wider, wider, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(wider)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or features != wider:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(features, wider, 1, stride, bias=False), nn.BatchNorm2d(wider)
+            )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(batch, features, height, width) to (batch, wider, height / stride, width / stride)."""
+        inner = self.relu(self.bn1(self.conv1(maps)))
+        joined: Tensor = self.relu(self.bn2(self.conv2(inner)) + self.shortcut(maps))
+        return joined

@@ -1,0 +1,196 @@
+"""The trained encoder as one file: weights by their usual names, the config in the header.
+
+The head is a file of its own beside it: fine-tuning may begin at its first layer (SimCLR v2).
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from diptych.config.files import overlay, parse_toml, to_toml
+from diptych.config.sections import RunConfig
+from diptych.errors import RunFolderError
+from diptych.models.encoders import build_encoder, count_features
+from diptych.models.heads import build_head, first_layers
+from diptych.models.norms import use_norm
+from diptych.runs.folder import RunFolder, write_aside
+from diptych.runs.tensor_files import UnreadableTensors, read_tensors, read_tensors_and_text
+
+
+class PretrainedEncoder(nn.Module):
+    """A frozen backbone with what is needed to feed it.
+
+    Attributes:
+        network: from (batch, channels, side, side) to (batch, features); the bare backbone.
+        config: of the run; ``config.views`` has the side and the normalisation.
+    """
+
+    def __init__(self, network: nn.Module, config: RunConfig) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        self.config = config
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (batch, channels, side, side) to features (batch, features)."""
+        features: Tensor = self.network(images)
+        return features
+
+
+def save_encoder(path: Path, encoder: nn.Module, config: RunConfig) -> None:
+    """Writes an encoder's weights, under torchvision's names for torchvision's networks."""
+    weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
+    write_aside(path, save(weights, metadata={"config": to_toml(config)}))
+
+
+def save_head(path: Path, head: nn.Module) -> None:
+    """Writes a head's weights; nothing for one that has none."""
+    weights = {name: value.cpu().contiguous() for name, value in head.state_dict().items()}
+    write_aside(path, save(weights))
+
+
+def load_encoder(run: str | Path | RunFolder, *, head_layers: int = 0) -> PretrainedEncoder:
+    """Loads the trained encoder of a run, frozen and in evaluation mode.
+
+    Args:
+        run: a run folder, or its ``encoder.safetensors``.
+        head_layers: hidden layers of the projection head to keep behind the encoder (SimCLR v2,
+            section 2, fine-tunes from the first of three).
+
+    Raises:
+        RunFolderError: there is no such file, or it is damaged or of another network.
+        ConfigError: the head has fewer hidden layers.
+    """
+    path = run.path if isinstance(run, RunFolder) else Path(run)
+    file = RunFolder(path).encoder if path.is_dir() else path
+    if not file.is_file():
+        raise RunFolderError(
+            f"{file} does not exist. Wanted a run folder whose training has ended; an interrupted "
+            "run goes on with `diptych pretrain --resume --out RUN`."
+        )
+    try:
+        weights, texts = read_tensors_and_text(file)
+    except UnreadableTensors as error:
+        raise RunFolderError(
+            f"{file} is damaged: {error}. Restore it; `diptych pretrain --resume --out RUN` writes "
+            "it again where the checkpoints of the run are kept."
+        ) from error
+    text = texts.get("config", "")
+    if not text:
+        raise RunFolderError(f"{file} is not an encoder of diptych: its header has no config.")
+    config = overlay(RunConfig(), parse_toml(text, str(file)), str(file))
+    _require_room(config, weights, file)
+    network = untrained_encoder(config)
+    _fill(network, weights, file)
+    if head_layers:
+        head = _load_head(file.with_name(RunFolder(file.parent).head.name), network, config)
+        network = nn.Sequential(network, first_layers(head, head_layers))
+    return PretrainedEncoder(network, config)
+
+
+def load_head(run: str | Path | RunFolder) -> nn.Module:
+    """Loads the trained projection head of a run, frozen and in evaluation mode.
+
+    Args:
+        run: a run folder, or its ``encoder.safetensors`` with ``head.safetensors`` beside it.
+
+    Raises:
+        RunFolderError: one of the two files is missing, damaged or of another network, or the run
+            is a student's, which has a classifier instead.
+    """
+    encoder = load_encoder(run)
+    path = run.path if isinstance(run, RunFolder) else Path(run)
+    file = RunFolder(path if path.is_dir() else path.parent).head
+    head = _load_head(file, encoder.network, encoder.config)
+    return head.requires_grad_(False).eval()
+
+
+def untrained_head(config: RunConfig, encoder: nn.Module) -> nn.Module:
+    """The projection head as the run began with it.
+
+    Args:
+        config: of the run.
+        encoder: of the run, trained or not; it says how long features are.
+    """
+    features = count_features(
+        encoder, channels=config.images.channels, side_pixels=config.views.side_pixels
+    )
+    # The seed that training gives to the head.
+    return use_norm(build_head(config.head, features=features, seed=config.seed + 1), config.norm)
+
+
+def untrained_encoder(config: RunConfig) -> nn.Module:
+    """The encoder as the run began with it: random weights from its seed."""
+    encoder = build_encoder(
+        config.encoder,
+        channels=config.images.channels,
+        side_pixels=config.views.side_pixels,
+        seed=config.seed,
+    )
+    return use_norm(encoder, config.norm).to(memory_format=torch.channels_last)
+
+
+def _load_head(file: Path, encoder: nn.Module, config: RunConfig) -> nn.Module:
+    if config.distillation.teacher is not None:
+        raise RunFolderError(
+            f"{file} is a student's classifier and has no hidden layers; use the encoder alone."
+        )
+    try:
+        weights = read_tensors(file)
+    except UnreadableTensors as error:
+        raise RunFolderError(f"{file} is missing or damaged: {error}. Restore it.") from error
+    features = count_features(
+        encoder, channels=config.images.channels, side_pixels=config.views.side_pixels
+    )
+    with torch.device("meta"):
+        room = use_norm(build_head(config.head, features=features, seed=config.seed), config.norm)
+    _require_alike(room, weights, file)
+    head = use_norm(build_head(config.head, features=features, seed=config.seed), config.norm)
+    _fill(head, weights, file)
+    return head
+
+
+def _require_room(config: RunConfig, weights: dict[str, Tensor], file: Path) -> None:
+    """Refuses weights of another network than the config says, before memory is taken for one.
+
+    Whatever the config says, no more is taken than the file is large.
+    """
+    if sum(config.encoder.stage_blocks) > max(
+        len(weights), 3
+    ):  # three: of other networks than ours
+        raise RunFolderError(_misfit(file, "more blocks than tensors"))
+    try:
+        with torch.device("meta"):
+            network = untrained_encoder(config)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise RunFolderError(_misfit(file, str(error).partition("\n")[0])) from error
+    _require_alike(network, weights, file)
+
+
+def _require_alike(network: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
+    """Refuses weights whose names, shapes or types are not those of a network."""
+    wanted = {name: (one.shape, one.dtype) for name, one in network.state_dict().items()}
+    came = {name: (one.shape, one.dtype) for name, one in weights.items()}
+    for name in [*wanted, *came]:
+        if wanted.get(name) != came.get(name):
+            there = _form(*came[name]) if name in came else "missing"
+            needed = _form(*wanted[name]) if name in wanted else "not needed"
+            raise RunFolderError(_misfit(file, f"{name} is {there} there, {needed} here"))
+
+
+def _form(shape: torch.Size, kind: torch.dtype) -> str:
+    return f"{tuple(shape)} of {kind}"
+
+
+def _misfit(file: Path, what: str) -> str:
+    return (
+        f"{file} does not fit the config in its own header: {what}. It was written by another "
+        "version of diptych, or changed since; restore it."
+    )
+
+
+def _fill(network: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
+    _require_alike(network, weights, file)
+    network.load_state_dict(weights, strict=True)

@@ -1,0 +1,81 @@
+"""Files of tensors as they are read: safetensors only, whatever the bytes are."""
+
+from pathlib import Path
+import safetensors
+from safetensors import SafetensorError
+from torch import Tensor
+from diptych.escaping import openable
+import json
+from collections.abc import Mapping
+from typing import Final
+import torch
+from torch import Tensor
+
+class UnreadableTensors(Exception):
+    """A file is no safetensors file, or is cut short; callers say what was wanted of it."""
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a file, by name.
+
+    Raises:
+        UnreadableTensors: the file is not there, or is not one of safetensors.
+    """
+    return read_tensors_and_text(path)[0]
+
+
+def read_tensors_and_text(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The same, and the texts in the file's header."""
+    try:
+        with openable(path) as name, safetensors.safe_open(name, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    # The library's own error, and what torch raises for kinds and sizes that it does not know.
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UnreadableTensors(str(error) or type(error).__name__) from error
+
+Piece = bytes | memoryview
+
+_KINDS: Final = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_ALIGNMENT: Final = 8  # bytes; the tensors begin at a multiple of it
+
+
+def tensor_pieces(tensors: Mapping[str, Tensor]) -> list[Piece]:
+    """The bytes of a safetensors file, in pieces that share the tensors' memory.
+
+    Args:
+        tensors: on the CPU, contiguous, by name; they stay as they are while the pieces are used.
+
+    Raises:
+        TypeError: a tensor is of a kind that the format does not know, as complex numbers.
+    """
+    # Wide kinds come first, so that each tensor begins at a multiple of its width.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header, end = dict[str, object](), 0
+    for name in names:
+        tensor, begin = tensors[name], end
+        end += tensor.nbytes
+        if tensor.dtype not in _KINDS:
+            raise TypeError(f"{name} is of {tensor.dtype}; a checkpoint cannot hold that")
+        header[name] = {
+            "dtype": _KINDS[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return [len(text).to_bytes(8, "little"), text, *(_bytes(tensors[name]) for name in names)]
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

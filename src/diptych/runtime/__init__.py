@@ -1,0 +1,1 @@
+"""What a command runs on: device, threads, processes, and where its sentences go."""

@@ -1,0 +1,1 @@
+"""The studies, a file for each question of the papers."""

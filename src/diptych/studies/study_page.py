@@ -1,0 +1,240 @@
+"""A study's results to its table, figure and pages: what the paper found, what we found."""
+
+import shlex
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from markupsafe import Markup
+
+from diptych.config.files import flatten
+from diptych.config.recipes import recipe_config
+from diptych.escaping import HANDLER
+from diptych.evaluation.split import split_words
+from diptych.report.page import template
+from diptych.runs.folder import require_writable, write_aside
+from diptych.studies import drawing
+from diptych.studies.cell_results import Results, to_table
+from diptych.studies.claims import CONFIDENCE, Judgement, judge
+from diptych.studies.conduct import Plan, gather
+from diptych.studies.tasks import Task
+
+NAMES: Final = {
+    "knn": "kNN",
+    "pretext": "key found",
+    "effective_rank": "effective rank",
+    "linear": "linear",
+    "untrained": "untrained, kNN",
+    "leak": "leak",
+    "supervised": "supervised",
+}
+"""Measures as the pages call them."""
+
+_NOT_SHARES: Final = frozenset({"effective_rank"})
+_HEADLINES: Final = {
+    "agree": ("shows here beyond the intervals", "show here beyond the intervals"),
+    "undecided": ("is not decided here", "are not decided here"),
+    "disagree": ("is contradicted here", "are contradicted here"),
+    "unmeasured": ("was not measured", "were not measured"),
+}
+"""Of one finding, and of any other number."""
+
+
+class Row(NamedTuple):
+    """A cell in the page's table."""
+
+    cell: str
+    place: Sequence[str]
+    seeds: int
+    values: Sequence[str]
+
+
+class Page(NamedTuple):
+    """What both forms of the page say."""
+
+    plan: Plan
+    headline: str
+    judgements: Sequence[Judgement]
+    axes: Sequence[str]
+    measures: Sequence[str]
+    rows: Sequence[Row]
+    setting: Sequence[str]
+    commands: Sequence[str]
+    settings: Sequence[tuple[str, str]]
+    failures: Sequence[str]
+
+
+def write_study(plan: Plan) -> list[str]:
+    """Writes ``table.csv``, ``figure.svg``, ``figure.png``, ``index.md`` and ``index.html``.
+
+    Returns:
+        The sentences that the pages begin with.
+    """
+    require_writable(plan.out)
+    results, out = gather(plan), plan.out
+    page = describe(plan, results)
+    figure = plan.study.draw(results)
+    picture = drawing.svg(figure)
+    html = template("study.html.jinja", "diptych.studies").render(
+        page=page, study=plan.study, figure=Markup(picture), paper=plan.study.found
+    )
+    for name, data in (
+        ("table.csv", to_table(results.all).encode(errors=HANDLER)),
+        ("figure.svg", picture.encode(errors=HANDLER)),
+        ("figure.png", drawing.png(figure)),
+        ("index.md", to_markdown(page).encode(errors=HANDLER)),
+        ("index.html", html.encode(errors=HANDLER)),
+    ):
+        write_aside(out / name, data)
+    return [page.headline, *(one.sentence() for one in page.judgements)]
+
+
+def describe(plan: Plan, results: Results) -> Page:
+    """Everything that the pages say."""
+    study, tasks = plan.study, plan.tasks()
+    judgements = [judge(claim, results) for claim in study.claims(results)]
+    cells = list(dict.fromkeys(task.cell.name for task in tasks))
+    axes = list(dict.fromkeys(axis for task in tasks for axis in task.cell.place))
+    shown = [name for name in study.shown if name in results.measures]
+    return Page(
+        plan=plan,
+        headline=headline(judgements, done=len(results.all), wanted=len(tasks)),
+        judgements=judgements,
+        axes=axes,
+        measures=[NAMES.get(name, name.replace("_", " ")) for name in shown],
+        rows=[_row(results, cell, axes, shown, tasks) for cell in cells],
+        setting=_setting(plan, results, tasks),
+        commands=[task.command for task in tasks if task.seed == 0],
+        settings=_differing_settings(tasks),
+        failures=[f"{r.cell}, seed {r.seed}: {r.failed}" for r in results.all if r.failed],
+    )
+
+
+def headline(judgements: Sequence[Judgement], *, done: int, wanted: int) -> str:
+    """How many findings show, in one sentence."""
+    outcomes = [one.outcome for one in judgements]
+    counted = [
+        f"{outcomes.count(outcome)} {words[outcomes.count(outcome) != 1]}"
+        for outcome, words in _HEADLINES.items()
+        if outcome in outcomes
+    ]
+    text = f"Of {len(outcomes)} findings of the paper, {', '.join(counted)}."
+    return text if done == wanted else f"{text} {done} of {wanted} runs are done."
+
+
+def to_markdown(page: Page) -> str:
+    """The page for a repository."""
+    study = page.plan.study
+    header = ["cell", *page.axes, "seeds", *page.measures]
+    numbers = [":--"] * (1 + len(page.axes)) + ["--:"] * (1 + len(page.measures))
+    table = [header, numbers]
+    table += [[f"`{r.cell}`", *r.place, str(r.seeds), *r.values] for r in page.rows]
+    parts = [
+        f"# {study.question}",
+        f"Study `{study.name}`, after {study.source}.",
+        f"**{page.headline}**",
+        _bullets([one.sentence() for one in page.judgements]),
+        f"![{study.question}](figure.svg)",
+        study.caption,
+        "## What the paper found",
+        _bullets(study.found),
+        "## What was run here",
+        f"    {shlex.join(['diptych', *page.plan.arguments()])}",
+        _bullets([*page.setting, *study.differences, *study.notes]),
+        "## All cells",
+        "Mean and standard error over seeds; %, but for the effective rank.",
+        "\n".join("| " + " | ".join(row) + " |" for row in table),
+    ]
+    if page.failures:
+        parts += ["Without a result:", _bullets(page.failures)]
+    parts.append(
+        "[table.csv](table.csv) has every run with the command that repeats it, as\n\n"
+        f"    {page.commands[0]}"
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _bullets(sentences: Sequence[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def _row(
+    results: Results, cell: str, axes: Sequence[str], shown: Sequence[str], tasks: Sequence[Task]
+) -> Row:
+    place = next(task.cell.place for task in tasks if task.cell.name == cell)
+    return Row(
+        cell,
+        [_plain(place.get(axis, "")) for axis in axes],
+        len(results.of(cell)),
+        [_value(results, cell, measure) for measure in shown],
+    )
+
+
+def _plain(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:,g}" if value < 1e4 else f"{value:,.0f}"
+
+
+def _value(results: Results, cell: str, measure: str) -> str:
+    """Mean and standard error, in per cent where it is a share."""
+    mean, error = results.mean(cell, measure), results.error(cell, measure)
+    factor = 1.0 if measure in _NOT_SHARES else 100.0
+    if mean is None:
+        return ""
+    return f"{factor * mean:.1f}" + ("" if error is None else f" ± {factor * error:.1f}")
+
+
+def _setting(plan: Plan, results: Results, tasks: Sequence[Task]) -> list[str]:
+    """Data, network, length, seeds and how intervals are made."""
+    protocol: dict[str, Any] = next((dict(r.protocol) for r in results.all if r.protocol), {})
+    found = [f"Seeds 0 to {plan.seeds - 1}; {len(tasks)} runs." if plan.seeds > 1 else "Seed 0."]
+    if protocol:
+        found.append(
+            f"The frozen encoder is measured by {protocol['knn_neighbours']} nearest neighbours "
+            f"(temperature {protocol['knn_temperature']:g})."
+        )
+        found += _splits(results)
+    reference = results.mean(plan.study.reference, "untrained")
+    if reference is not None:
+        found.append(f"The untrained encoder reaches {100 * reference:.1f}% (kNN).")
+    found += _length(plan, results)
+    found.append(
+        f"Intervals are t intervals at {CONFIDENCE:.0%} over seeds, with one standard deviation "
+        "for all cells of the study, each comparison by itself. They hold for these images: the "
+        "differences of a point that another set of test images would make are not in them."
+    )
+    found.append(
+        "The papers' figures are of ResNet-50 on ImageNet in hundreds of epochs; only the order "
+        "and the shape can be compared."
+    )
+    return found
+
+
+def _splits(results: Results) -> list[str]:
+    """On which images the cells were measured; cell by cell where they do not have the same."""
+    cells: dict[str, list[str]] = {}
+    for one in results.all:
+        if one.protocol:
+            cells.setdefault(split_words(one.protocol.get("split")), []).append(one.cell)
+    if len(cells) == 1:
+        return list(cells)
+    return [f"{', '.join(dict.fromkeys(names))}: {words}" for words, names in cells.items()]
+
+
+def _length(plan: Plan, results: Results) -> list[str]:
+    """How long the runs were and what they took; nothing where there is none."""
+    if not results.all:
+        return []
+    minutes = sum(one.seconds for one in results.all) / 60
+    threads = {one.settings.get("training.threads", plan.threads) for one in results.all}
+    each = " or ".join(map(str, sorted(threads)))
+    return [
+        f"{plan.budget.epochs} epochs unless the cell says otherwise. Training took {minutes:.0f} "
+        f"minutes, all runs added up, with CPU threads for each: {each}."
+    ]
+
+
+def _differing_settings(tasks: Sequence[Task]) -> list[tuple[str, str]]:
+    """The settings of the study's cells that are not the recipe's, where all cells share them."""
+    first = tasks[0].settings
+    shared = [n for n in first if all(task.settings.get(n) == first[n] for task in tasks)]
+    recipe = flatten(recipe_config(first["recipe"], first["scale"]))
+    return [(name, str(first[name])) for name in shared if recipe.get(name) != first[name]]

@@ -1,0 +1,133 @@
+"""What keeps the processes of a run in step: means over all of them, and a check that they agree.
+
+Each process computes the loss of its own queries; the loss of the batch is the mean of theirs, and
+so is the gradient. After a step every process holds the same weights, statistics and dictionary, by
+construction. A check at intervals notices where a faulty machine makes them differ.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from diptych.errors import PeerError
+from diptych.methods.objective import LookUp
+from diptych.methods.sharded_bank import sharded_banks
+from diptych.models.norms import GlobalBatchNorm
+from diptych.runtime.distributed import (
+    average_over_processes,
+    gather_rows,
+    process_count,
+    process_rank,
+)
+
+DRAW_STREAM: Final = 0x44524157  # "DRAW": keeps these draws apart from any other use of the seed
+
+_SHARE: Final = "the keys that it alone holds, which are not those that it took in"
+
+
+def average_step(method: nn.Module, found: LookUp) -> LookUp:
+    """Averages gradients and running statistics over the processes, after the backward pass.
+
+    Running statistics move by the same share on each process, so that their mean is what moves
+    by the mean of the statistics of all.
+
+    Args:
+        method: whose gradients are those of this process's queries.
+        found: of this process's queries.
+
+    Returns:
+        Loss and accuracy over the queries of all processes.
+    """
+    if process_count() == 1:
+        return found
+    loss, accuracy = found.loss.detach().clone(), found.accuracy.clone()
+    gradients = [p.grad for p in method.parameters() if p.grad is not None]
+    average_over_processes([*gradients, *own_statistics(method), loss, accuracy])
+    return found._replace(loss=loss, accuracy=accuracy)
+
+
+def seed_draws(seed: int, step: int) -> None:
+    """Sets torch's generators, as dropout uses them: a function of seed, step and rank.
+
+    So no process has to save its own, and a run goes on with any number of processes.
+    """
+    stream = np.random.SeedSequence([seed, DRAW_STREAM, step, process_rank()])
+    torch.manual_seed(int(stream.generate_state(1, np.uint64)[0] >> 1))
+
+
+def require_in_step(method: nn.Module, step: int, **more: str) -> None:
+    """Compares what the processes hold, by checksums.
+
+    Args:
+        method: with its dictionary.
+        step: steps done.
+        more: texts that must be the same too, by what they are.
+
+    Raises:
+        PeerError: names the processes that differ from most of the others, and in what.
+    """
+    if process_count() == 1:
+        return
+    texts = {
+        name: hashlib.sha256(text.encode(errors="surrogatepass")) for name, text in more.items()
+    }
+    digests = {"step": hashlib.sha256(str(step).encode()), **texts, **_digests(method)}
+    own = [int.from_bytes(one.digest()[:8], "big", signed=True) for one in digests.values()]
+    own.append(sum(not bank.is_intact() for _, bank in sharded_banks(method)))
+    everyone = gather_rows(torch.tensor([own])).tolist()
+    for part, sums in zip([*digests, _SHARE], zip(*everyone, strict=True), strict=True):
+        usual = 0 if part == _SHARE else Counter(sums).most_common(1)[0][0]
+        others = [rank for rank, one in enumerate(sums) if one != usual]
+        if others:
+            raise PeerError(_difference(others, part, step))
+
+
+def _difference(ranks: list[int], part: str, step: int) -> str:
+    which = ", ".join(map(str, ranks))
+    many = len(ranks) > 1
+    return (
+        f"after step {step} {'processes' if many else 'process'} {which} of {process_count()} "
+        f"{'differ' if many else 'differs'} from the others in: {part}. Everywhere there must "
+        "be the same run folder, the same images and the same versions of diptych and torch; if "
+        "there are, suspect the machine. Go on from a checkpoint by --resume."
+    )
+
+
+def _digests(method: nn.Module) -> "Mapping[str, hashlib._Hash]":
+    """A checksum of each part of a method that every process holds."""
+    digests = {name: hashlib.sha256() for name in ("network", "twin", "dictionary", "other parts")}
+    shares = {name for name, _ in sharded_banks(method)}
+    for name, value in method.state_dict().items():
+        if name in shares:
+            continue
+        part = name.partition(".")[0]
+        digest = digests[part if part in digests else "other parts"]
+        digest.update(name.encode())
+        digest.update(_bytes(value))
+    return digests
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def own_statistics(method: nn.Module) -> list[Tensor]:
+    """Running statistics of norms that see this process's images only.
+
+    Those of a norm in evaluation mode, as a teacher's, have not moved and are the same everywhere:
+    their mean could only differ from them by rounding.
+    """
+    return [
+        statistics
+        for norm in method.modules()
+        if isinstance(norm, _BatchNorm) and not isinstance(norm, GlobalBatchNorm) and norm.training
+        for statistics in (norm.running_mean, norm.running_var)
+        if statistics is not None
+    ]

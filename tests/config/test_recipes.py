@@ -1,0 +1,134 @@
+"""Recipes carry the papers' settings, and every one builds a method that takes a step."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from diptych.config.files import overlay, parse_toml, to_toml
+from diptych.config.policies import branches
+from diptych.config.recipes import HAVE_CIFAR10, RECIPES, SCALES, fitted_batch, recipe_config
+from diptych.config.sections import RunConfig
+from diptych.errors import ConfigError
+from diptych.methods.contrastive import build_method
+from diptych.models.heads import build_head
+from diptych.optimization.optimizers import build_optimizer
+from diptych.optimization.schedules import peak_learning_rate
+from diptych.resolve import Layers, in_effect, resolve
+from diptych.training.step import train_step
+from diptych.views.batches import Batch
+
+
+@pytest.mark.parametrize("scale", ["tiny", "small", "paper"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_survives_its_config_file(recipe: str, scale: str) -> None:
+    config = recipe_config(recipe, scale)
+    assert (config.recipe, config.scale) == (recipe, scale)
+    assert overlay(RunConfig(), parse_toml(to_toml(config), "recipe"), "recipe") == config
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_takes_a_step_that_moves_it(recipe: str) -> None:
+    config = recipe_config(recipe, "tiny")
+    config = replace(config, encoder=replace(config.encoder, width=4, stage_blocks=(1, 1)))
+    method = build_method(config, image_count=64).train()
+    optimizer = build_optimizer(config.optimizer, method)
+    before = {name: value.clone() for name, value in method.named_parameters()}
+    losses = []
+    for step in range(3):
+        views = tuple(torch.randn(config.method.views, 32, 3, 32, 32))
+        batch = Batch(views, torch.arange(32) + 32 * (step % 2), step)
+        result = train_step(method, optimizer, batch, rate=0.05, momentum=0.9, config=config)
+        losses.append(float(result.look_up.loss.detach()))
+    assert all(loss == loss for loss in losses)
+    moved = [
+        name for name, value in method.named_parameters() if not torch.equal(value, before[name])
+    ]
+    assert {name.split(".")[0] for name in moved} >= {"network"}
+    assert ("twin" in {name.split(".")[0] for name in moved}) == (method.twin is not None)
+
+
+def test_the_papers_settings() -> None:
+    """Tables and appendices as the recipes' docstrings name them."""
+    v1, v2, v3 = (recipe_config(f"moco_v{n}", "paper") for n in (1, 2, 3))
+    assert v1.method.loss.temperature == 0.07
+    assert v2.method.loss.temperature == 0.2
+    assert v1.method.dictionary.queue_size == v2.method.dictionary.queue_size == 65536
+    assert v1.method.key_encoder.momentum == v2.method.key_encoder.momentum == 0.999
+    assert (v1.head.layers, v2.head.layers, v2.head.hidden_features) == (1, 2, None)  # of 2048
+    assert (v1.schedule.kind, v1.schedule.drops) == ("step", (0.6, 0.8))  # 120, 160 of 200 epochs
+    assert v2.schedule.kind == "cosine"
+    assert v1.norm.kind == v2.norm.kind == "shuffle"
+    for preset, config in (("moco_v1", v1), ("moco_v2", v2), ("moco_v3", v3)):
+        assert config.views.branches == branches(preset, None)
+        assert config.views.strength == 1.0
+    assert peak_learning_rate(v1.optimizer, v1.training.batch_size) == pytest.approx(0.03)
+    assert (v3.head.predictor_layers, v3.head.output_features) == (2, 256)
+    assert (v3.method.key_encoder.momentum, v3.method.key_encoder.momentum_schedule) == (
+        0.99,
+        "cosine",
+    )
+    assert v3.training.batch_size == 4096
+
+    first, second = recipe_config("simclr", "paper"), recipe_config("simclr_v2", "paper")
+    assert first.method.loss.temperature == 0.1
+    assert first.training.batch_size == 4096
+    assert peak_learning_rate(first.optimizer, 4096) == pytest.approx(4.8)
+    assert (first.optimizer.kind, first.optimizer.weight_decay) == ("lars", 1e-6)
+    assert first.views.branches == second.views.branches == branches("simclr", None)
+    assert second.head.layers == 3
+    assert second.encoder.selective_kernels
+    assert peak_learning_rate(second.optimizer, 4096) == pytest.approx(6.4)
+
+    cifar = recipe_config("simclr", "cifar10")
+    assert (cifar.encoder.stem, cifar.views.strength) == ("small", 0.5)
+    assert cifar.views.branches == branches("simclr_cifar", None)
+    assert (cifar.method.loss.temperature, cifar.training.epochs) == (0.5, 1000)
+
+    bank, batch = recipe_config("memory_bank", "paper"), recipe_config("end_to_end", "paper")
+    assert bank.method.dictionary.kind == "bank"
+    assert bank.method.dictionary.bank_momentum == 0.5
+    assert (batch.method.dictionary.kind, batch.method.key_encoder.kind) == ("batch", "shared")
+    assert not batch.method.dictionary.both_views
+
+
+def test_only_simclr_has_settings_for_cifar10() -> None:
+    with pytest.raises(ConfigError, match="moco_v2 has no scale cifar10"):
+        recipe_config("moco_v2", "cifar10")
+    with pytest.raises(ConfigError, match="no recipe 'byol'; wanted one of memory_bank"):
+        recipe_config("byol", "tiny")
+    with pytest.raises(ConfigError, match="no scale 'huge'"):
+        recipe_config("simclr", "huge")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("images", [2, 20, 33, 500])
+def test_a_batch_is_made_to_fit_few_images(recipe: str, images: int) -> None:
+    for scale in SCALES[:2]:
+        config = fitted_batch(recipe_config(recipe, scale), images)
+        assert config.training.batch_size <= images
+
+
+@pytest.mark.parametrize("recipe", ["simclr", "simclr_v2", "moco_v2"])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("encoder", [None, "resnet50", "resnet18", "small_resnet"])
+def test_the_head_is_as_wide_as_the_features_of_the_encoder_asked_for(
+    recipe: str, scale: str, encoder: str | None
+) -> None:
+    if scale == "cifar10" and recipe not in HAVE_CIFAR10:
+        return
+    asked = {} if encoder is None else {"encoder": {"name": encoder}}
+    layers: Layers = [({"recipe": recipe, "scale": scale, "images": {"path": "x"}, **asked}, "")]
+    config, _ = resolve(layers, image_count=9000, median_side_pixels=224, channels=3)
+    with torch.device("meta"):
+        head = build_head(config.head, features=640, seed=0)
+    wide = [tuple(p.shape) for p in head.parameters() if p.ndim > 1]
+    assert wide == [(640, 640)] * (len(wide) - 1) + [(128, 640)]
+    assert len(wide) == (3 if recipe == "simclr_v2" else 2)
+
+
+def test_a_supervised_run_says_whom_a_query_meets() -> None:
+    config = recipe_config("simclr", "tiny")
+    supervised = replace(config.method, loss=replace(config.method.loss, kind="supervised"))
+    said = in_effect(replace(config, method=supervised), image_count=1000)
+    assert "the 255 other views of its batch: those of its class are its own keys" in said

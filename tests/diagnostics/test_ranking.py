@@ -1,0 +1,162 @@
+"""Runs ranked without labels: runs and methods whose order is known, and loops as oracles."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from diptych.checkpoints.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from diptych.cli.main import main
+from diptych.config.files import load_run_config
+from diptych.config.recipes import recipe_config
+from diptych.config.sections import ImagesConfig, ViewsConfig
+from diptych.diagnostics.ranking import MEASURES, candidates_of, pretext_accuracy, rank_runs
+from diptych.errors import ConfigError, ImagesError, RunFolderError
+from diptych.images.open import from_array
+from diptych.images.order import Order
+from diptych.methods.contrastive import build_method
+from diptych.pretraining import pretrain
+from diptych.runs.folder import RunFolder
+from diptych.runs.record import load_record
+from diptych.views.batches import ViewBatches
+
+SETTINGS: dict[str, Any] = {
+    "batch_size": 16,
+    "threads": 1,
+    "scale": "tiny",
+    "encoder.width": 4,
+    "views.side_pixels": 16,
+    "quiet": True,
+}
+
+
+@pytest.fixture
+def run(class_folder: Path, tmp_path: Path) -> Path:
+    return pretrain(class_folder, out=tmp_path / "run", epochs=1, **SETTINGS)
+
+
+def spoiled(run: Path, step: int) -> None:
+    """Adds a later checkpoint of the same run whose encoder gives the same for every image."""
+    folder = RunFolder(run)
+    tensors, scalars = load_checkpoint(list_checkpoints(folder.checkpoints)[0])
+    for name, value in tensors.items():
+        if name.startswith("method/network.encoder") and value.ndim > 1:
+            value.zero_()
+    run_of = load_record(folder).identity
+    save_checkpoint(folder.checkpoints, run_of, tensors, {**scalars, "step": step}, keep=5)
+
+
+def test_a_collapsed_checkpoint_comes_last(run: Path) -> None:
+    spoiled(run, 99)
+    found = rank_runs([run], labels=True, threads=1)
+    assert [row.step for row in found.rows] == [3, 99]
+    good, bad = found.rows
+    assert (good.combined, bad.combined) == (1, 0)
+    assert (bad.effective_rank, bad.stability, bad.steadiness) == (1, 0, 0)
+    assert bad.pretext == 0  # no key of its own scores above the others
+    assert good.steadiness is None
+    assert good.knn is not None
+    assert found.images == 48
+    assert found.agreement is not None
+    assert set(found.agreement) == {*MEASURES, "combined"}
+    assert set(found.agreement.values()) == {None}  # of two nothing can be said
+
+
+def test_only_the_newest_of_several_runs(run: Path, class_folder: Path, tmp_path: Path) -> None:
+    spoiled(run, 99)
+    other = pretrain(class_folder, out=tmp_path / "other", epochs=1, recipe="moco_v3", **SETTINGS)
+    found = rank_runs([run, other], threads=1)
+    assert [(row.run, row.step) for row in found.rows] == [(str(other), 3), (str(run), 99)]
+    assert found.agreement is None
+    assert len(rank_runs([run, other], checkpoints=True, threads=1).rows) == 3
+
+
+def test_a_damaged_checkpoint_is_passed_over(run: Path) -> None:
+    spoiled(run, 99)
+    newest = list_checkpoints(RunFolder(run).checkpoints)[0]
+    (newest / "tensors.safetensors").write_bytes(b"no tensors")
+    assert [row.step for row in rank_runs([run], threads=1).rows] == [3]
+
+
+def test_without_checkpoints_the_files_are_the_same_encoder(run: Path) -> None:
+    kept = rank_runs([run], threads=1).rows[0]
+    for checkpoint in list_checkpoints(RunFolder(run).checkpoints):
+        (checkpoint / "manifest.json").unlink()
+    alone = rank_runs([run], threads=1).rows[0]
+    assert alone == replace(kept, step=None)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, run: Path) -> None:
+    with pytest.raises(ConfigError, match="no runs to rank"):
+        rank_runs([])
+    config = load_run_config(RunFolder(run).config)
+    with pytest.raises(RunFolderError, match="does not exist"):
+        next(candidates_of(RunFolder(tmp_path), config, every=True))
+
+
+def test_runs_on_different_images_are_not_compared(
+    run: Path, class_folder: Path, tmp_path: Path
+) -> None:
+    part = class_folder / "class1"
+    other = pretrain(part, out=tmp_path / "other", epochs=1, **SETTINGS)
+    with pytest.raises(ConfigError, match="Give --images PATH"):
+        rank_runs([run, other])
+    found = rank_runs([run, other], images=class_folder, image_count=20, threads=1)
+    assert (len(found.rows), found.images) == (2, 20)
+    with pytest.raises(ImagesError, match="needs labelled images"):
+        rank_runs([other], labels=True)
+
+
+def test_the_command_prints_and_writes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "ranks.json"
+    assert main(["rank", str(run), "--labels", "--threads", "1", "--json", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "Ranked without labels, on 48 images" in out
+    assert "How well each agrees with kNN" in out
+    assert "Measured on 48 images that pretraining saw (without labels)." in out
+    row = json.loads(file.read_text())["rows"][0]
+    assert row["step"] == 3
+    assert row["effective_rank"] > 1
+
+
+class Mean(nn.Module):
+    """The mean colour and the corners of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([images.mean(dim=(2, 3)), images[:, :, 0, 0]], dim=1)
+
+
+def test_pretext_accuracy_equals_a_loop(
+    stripes: Callable[[int, int], tuple[NDArray[np.uint8], NDArray[np.int64]]],
+) -> None:
+    config = recipe_config("simclr", "tiny")
+    method = build_method(replace(config, head=replace(config.head, layers=0)))
+    method.network.encoder = Mean()
+    images = from_array(stripes(40, 3)[0], None, ImagesConfig())
+    with ThreadPoolExecutor(1) as executor:
+        views = ViewsConfig(policy="crop + flip", side_pixels=16)
+        batches = ViewBatches(images, Order(0, 40, 16), views, executor)
+        found = pretext_accuracy(method, batches)
+        right = []
+        for step in range(2):
+            first, second = batches.at(step).views
+            query, key = (Mean()(view).detach().numpy().astype(float) for view in (first, second))
+            for i in range(16):
+                cosines = [query[i] @ k / np.linalg.norm(query[i]) / np.linalg.norm(k) for k in key]
+                right.append(int(np.argmax(cosines)) == i)
+    assert 0.1 < found < 1
+    assert found == pytest.approx(np.mean(right))

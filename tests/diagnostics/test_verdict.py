@@ -1,0 +1,261 @@
+"""Words that follow from the figures, and change when the figures do."""
+
+import math
+from typing import Any
+
+import pytest
+
+from diptych.diagnostics.verdict import Verdict, judge
+from diptych.logging.symptoms import find_symptoms
+
+
+def line(step: int, **values: float) -> dict[str, Any]:
+    healthy = {
+        "step": step,
+        "epoch": step // 10,
+        "loss": 3.0,
+        "chance": math.log(512),
+        "accuracy": 0.4,
+        "candidates": 512,
+    }
+    return {**healthy, **values}
+
+
+def names(metrics: list[dict[str, Any]], dictionary_size: int | None = None) -> dict[str, bool]:
+    return {s.name: s.alarming for s in find_symptoms(metrics, dictionary_size=dictionary_size)}
+
+
+def test_a_healthy_run_has_no_symptoms() -> None:
+    assert names([line(s, effective_rank=30.0, knn=0.3 + s / 100) for s in (1, 10, 20)]) == {}
+    assert names([]) == {}
+
+
+def test_a_filling_queue_is_normal() -> None:
+    assert names([line(1, candidates=257)], dictionary_size=4096) == {"dictionary_filling": False}
+    assert names([line(99, candidates=4097)], dictionary_size=4096) == {}
+
+
+def test_collapse_chance_and_shortcut_are_alarming() -> None:
+    assert names([line(30, effective_rank=1.3)]) == {"collapse": True}
+    assert names([line(500, loss=math.log(512))]) == {"at_chance": True}
+    assert names([line(499, loss=math.log(512))]) == {}  # too early to say
+    easy = [line(s, accuracy=0.999, effective_rank=20.0, knn=0.3) for s in (10, 40)]
+    assert names(easy) == {"shortcut": True}
+
+
+def test_what_could_not_be_otherwise_is_not_alarming() -> None:
+    three = line(9, effective_rank=1.99, rank_images=3.0)  # two directions are all that there are
+    assert names([three]) == {}
+    assert names([line(9, effective_rank=1.2, rank_images=6.0)]) == {"collapse": True}
+    known_before = [line(s, accuracy=1.0, effective_rank=20.0, knn=1.0) for s in (10, 40)]
+    assert names(known_before) == {}
+
+
+def test_a_short_run_is_not_judged_twice() -> None:
+    """It was "something is wrong" and "nothing can be said" at once."""
+    found = judge([line(s, loss=math.log(512)) for s in (10, 20)], None)
+    assert found.headline.startswith("Too short to tell.")
+
+
+def test_guessing_is_right_more_often_where_queries_have_several_keys() -> None:
+    """Of two classes a supervised run finds half of its keys before it learns anything."""
+    chance = {"accuracy": 0.5, "candidates": 127, "chance_accuracy": 0.49}
+    found = judge([line(500 * n, **chance) for n in (1, 2, 3, 4)], None)
+    assert "has not learned its task" in found.headline
+    assert "finds the key of 50.0% of its views, where guessing does 49.0%" in found.sentences[0]
+    one_class = line(900, accuracy=1.0, candidates=127, chance_accuracy=1.0)
+    assert "nothing to judge by" in judge([one_class], None).headline
+
+
+def evaluation(trained: float, untrained: float, pixels: float = 0.2, count: int = 1000) -> Any:
+    knn = {"trained": trained, "untrained": untrained, "pixels": pixels}
+    return {"knn": knn, "linear": knn, "protocol": {"test_images": count, "knn_neighbours": 7}}
+
+
+@pytest.mark.parametrize(
+    ("trained", "untrained", "count", "words"),
+    [
+        (0.76, 0.58, 1280, "clearly better"),
+        (0.64, 0.58, 1280, "learned a little"),
+        (0.59, 0.58, 1280, "No gain that can be told from chance"),
+        (0.76, 0.58, 20, "No gain that can be told from chance"),
+        (0.40, 0.58, 1280, "worse"),
+    ],
+)
+def test_headlines_follow_the_gain_and_its_error(
+    trained: float, untrained: float, count: int, words: str
+) -> None:
+    found = judge([line(9)], evaluation(trained, untrained, count=count))
+    assert words in found.headline
+    assert f"{100 * (trained - untrained):+.1f} points" in " ".join(found.sentences)
+    assert f"By its 7 nearest neighbours, {trained:.1%} of {count:,} test" in found.sentences[0]
+
+
+def test_labels_that_were_told_prove_nothing() -> None:
+    found = evaluation(0.99, 0.4)
+    split = {"labels_used": True, "test_images_seen": 7, "tested": "9 images"}
+    for told, words in ((True, "nothing is known"), (False, "clearly better")):
+        found["details"] = {"knn": {"split": {**split, "labels_used": told}}}
+        assert words in judge([line(9)], found).headline
+
+
+def test_where_nothing_can_be_gained_nothing_is_advised() -> None:
+    found = judge([line(9)], evaluation(1.0, 1.0, count=12))
+    assert "Nothing can be told" in found.headline
+    assert "train longer" not in found.headline
+
+
+def test_a_better_baseline_is_named() -> None:
+    found = judge([line(9)], evaluation(0.4, 0.3, pixels=0.5))
+    assert any("raw pixels would serve better" in sentence for sentence in found.sentences)
+
+
+def test_without_labels_it_says_what_is_not_known() -> None:
+    found = judge([line(s, effective_rank=20.0) for s in (500, 1000)], None)
+    assert found.headline.startswith("Training looks healthy. Without labels")
+    sick = judge([line(30, effective_rank=1.1)], None)
+    assert "Something is wrong" in sick.headline
+    assert "collapsed" in sick.sentences[0]
+
+
+def course(steps: int, shares: list[float], candidates: int = 256) -> Verdict:
+    """Of a run whose lines are evenly spread over its steps."""
+    lines = [
+        line(
+            steps * (number + 1) // len(shares),
+            accuracy=share,
+            candidates=candidates,
+            chance=math.log(candidates),
+            loss=0.8 * math.log(candidates),
+        )
+        for number, share in enumerate(shares)
+    ]
+    return judge(lines, None)
+
+
+@pytest.mark.parametrize(
+    ("steps", "shares", "candidates", "words"),
+    [
+        (60, [0.01, 0.03], 256, "Too short to tell"),  # it was called healthy
+        (499, [0.5, 0.9], 256, "Too short to tell"),
+        (5000, [0.004] * 8, 256, "has not learned its task"),
+        (5000, [0.03] * 8, 256, "has not learned its task"),
+        (5000, [0.0] * 8, 65_537, "has not learned its task"),
+        (5000, [0.5, 0.4, 0.1, 0.06, 0.04, 0.03, 0.02, 0.01], 256, "has not learned its task"),
+        (5000, [0.0, 0.0, 0.01, 0.02, 0.03, 0.04, 0.07, 0.09], 256, "Too short to tell"),
+        (5000, [0.1, 0.3, 0.4, 0.4], 256, "Training looks healthy"),
+        (5000, [0.1, 0.12, 0.15, 0.15], 65_537, "Training looks healthy"),
+        (5000, [0.2, 0.3, 0.3, 0.3], 4, "has not learned its task"),  # guessing gives a quarter
+        (5000, [0.6, 0.9, 0.9, 0.9], 4, "Training looks healthy"),
+    ],
+)
+def test_steps_and_the_course_of_pretext_accuracy_decide_without_labels(
+    steps: int, shares: list[float], candidates: int, words: str
+) -> None:
+    found = course(steps, shares, candidates)
+    assert words in found.headline
+    healthy = "healthy" in words
+    assert any(f"After {steps:,} steps" in sentence for sentence in found.sentences) != healthy
+
+
+def test_the_first_step_of_an_empty_queue_is_no_find() -> None:
+    """All of one candidate are found, whatever the encoder does."""
+    alone = line(1, accuracy=1.0, candidates=1, chance=0.0, loss=0.0)
+    found = judge([alone], None)
+    assert "nothing to judge by" in found.headline
+    assert "100%" not in " ".join(found.sentences)
+    learned = [line(1000 * n, accuracy=0.01) for n in (1, 2, 3)]
+    assert "has not learned" in judge([alone, *learned], None).headline
+
+
+def test_labels_that_were_used_for_fine_tuning_are_known() -> None:
+    gain = {"value": 0.05, "low": 0.01, "high": 0.09}
+    schedule = {"epochs": 180, "learning_rate": 0.2, "tried": 3}
+    detail: Any = {"images": 40, "gains": {"untrained": gain}, "untrained_schedule": schedule}
+    evaluated: Any = {
+        "finetune": {"0.01": {"trained": 0.4, "untrained": 0.35}},
+        "details": {"finetune": {"shares": {"0.01": detail}}},
+    }
+    found = judge([line(s) for s in (500, 1000)], evaluated)
+    everything = " ".join([found.headline, *found.sentences])
+    assert "ithout labels" not in everything
+    assert "give labelled images" not in everything
+    assert found.sentences[0].startswith("Fine-tuned on 40 labelled images it reaches 40.0%")
+    assert "180 epochs at a rate of 0.2, the best of 3 schedules" in everything
+    assert "--protocol knn linear" in found.sentences[-1]
+
+
+def test_a_rising_end_asks_for_a_longer_run() -> None:
+    rising = [line(s, knn=0.3 + s / 500, effective_rank=9.0) for s in range(10, 100, 10)]
+    flat = [line(s, knn=0.4, effective_rank=9.0) for s in range(10, 100, 10)]
+    assert any("still rising" in s for s in judge(rising, None).sentences)
+    assert not any("still rising" in s for s in judge(flat, None).sentences)
+    of_twelve = [one | {"knn_images": 12.0} for one in rising]  # 10 points are one image
+    assert not any("still rising" in s for s in judge(of_twelve, None).sentences)
+
+
+def test_a_student_is_judged_by_its_agreement() -> None:
+    student = line(9, loss=1.8, chance=math.log(10), accuracy=0.67, candidates=10, classes=10.0)
+    words = " ".join(judge([student], None).sentences)
+    assert "guessing among 10 classes gives 2.30" in words
+    assert "on 67% of the views student and teacher name the same class" in words
+    assert "queries" not in words
+
+
+def measured(gain: tuple[float, float, float], **values: float) -> Any:
+    """An evaluation with paired intervals: the gain over every rival is the same."""
+    knn = {"trained": 0.6, "untrained": 0.6 - gain[0], "pixels": 0.3, **values}
+    interval = dict(zip(("value", "low", "high"), gain, strict=True))
+    gains = {name: interval for name in knn if name != "trained"}
+    settings = {"test_images": 900, "knn_neighbours": 20}
+    details = {"knn": {"settings": settings, "metrics": {"accuracy": {"gains": gains}}}}
+    return {"knn": knn, "protocol": settings, "details": details}
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [
+        ((0.1, 0.08, 0.12), "clearly better"),
+        ((0.02, 0.005, 0.035), "learned a little"),
+        ((0.02, -0.005, 0.045), "No gain that can be told from chance"),
+        ((-0.02, -0.035, -0.005), "worse"),
+    ],
+)
+def test_the_paired_interval_decides(gain: tuple[float, float, float], words: str) -> None:
+    found = judge([line(9)], measured(gain))
+    assert words in found.headline
+    assert f"95% interval {100 * gain[1]:+.1f} to {100 * gain[2]:+.1f}" in found.sentences[0]
+    assert any("Another seed" in sentence for sentence in found.sentences)
+
+
+def test_rivals_that_know_the_labels_set_the_goal() -> None:
+    behind = judge([], measured((-0.2, -0.22, -0.18), supervised=0.8))
+    assert any("can hold more than this run taught it" in s for s in behind.sentences)
+    ahead = judge([], measured((0.1, 0.08, 0.12), supervised=0.5))
+    assert any("learning without labels served better" in s for s in ahead.sentences)
+    named = judge([], measured((0.0, -0.01, 0.01), **{"runs/other": 0.6}))
+    assert any("not to be told apart from runs/other" in s for s in named.sentences)
+
+
+def test_a_wide_interval_asks_for_more_test_images() -> None:
+    wide = judge([], measured((0.1, 0.02, 0.18)))
+    assert any("--test PATH" in sentence for sentence in wide.sentences)
+    narrow = judge([], measured((0.1, 0.09, 0.11)))
+    assert not any("--test PATH" in sentence for sentence in narrow.sentences)
+
+
+def test_few_labels_and_other_tasks_are_summed_up() -> None:
+    found = measured((0.1, 0.08, 0.12))
+    gain = {"value": 0.05, "low": 0.01, "high": 0.09}
+    found["finetune"] = {"1": {"trained": 0.9, "untrained": 0.9}, "0.01": {"trained": 0.4}}
+    found["finetune"]["0.01"]["untrained"] = 0.35
+    shares: Any = {"0.01": {"images": 40, "gains": {"untrained": gain}}}
+    found["details"]["finetune"] = {"shares": shares}
+    task = {"metrics": {"accuracy": {"gains": {"untrained": gain}}}}
+    found["details"]["transfer"] = {"tasks": {"birds": task, "cars": task}}
+    words = " ".join(judge([], found).sentences)
+    assert "Fine-tuned on 40 labelled images it reaches 40.0%, and 35.0% without" in words
+    assert "begin from this encoder" in words
+    assert "Of 2 other tasks it is clearly better than the untrained encoder on 2" in words
+    shares["0.01"]["gains"]["untrained"] = {"value": 0.05, "low": None, "high": None}
+    assert "one seed only" in " ".join(judge([], found).sentences)

@@ -1,0 +1,151 @@
+"""Whole equals chunks: cached gradients give the loss, gradients and statistics of the batch."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from diptych.config.sections import (
+    DictionaryConfig,
+    EncoderConfig,
+    HeadConfig,
+    KeyEncoderConfig,
+    LossConfig,
+    MethodConfig,
+    NormConfig,
+    RunConfig,
+    TrainingConfig,
+)
+from diptych.methods.contrastive import Method, build_method
+from diptych.methods.dictionaries import InBatch
+from diptych.methods.grad_cache import backward_in_chunks
+from diptych.views.batches import Batch
+
+BATCH = 12
+SIMCLR = RunConfig(
+    encoder=EncoderConfig(width=4, stage_blocks=(1, 1)),
+    norm=NormConfig("split", images_per_group=3),
+    head=HeadConfig(hidden_features=8, output_features=6, batch_norm=True),
+    method=MethodConfig(loss=LossConfig(temperature=0.2)),
+    training=TrainingConfig(batch_size=BATCH),
+)
+IN_BATCH = DictionaryConfig("batch", both_views=False)
+METHODS = {
+    "simclr": SIMCLR.method,
+    "three views": replace(SIMCLR.method, views=3),
+    "end_to_end": MethodConfig(dictionary=IN_BATCH),
+    "moco": MethodConfig(
+        dictionary=DictionaryConfig("queue", queue_size=20), key_encoder=KeyEncoderConfig("twin")
+    ),
+    "moco_v3": MethodConfig(
+        symmetric=True, dictionary=IN_BATCH, key_encoder=KeyEncoderConfig("twin")
+    ),
+    "bank": MethodConfig(dictionary=DictionaryConfig("bank", bank_negatives=6)),
+}
+
+
+def config_of(name: str, norm: NormConfig) -> RunConfig:
+    predictor = 2 if name == "moco_v3" else 0
+    head = replace(SIMCLR.head, predictor_layers=predictor)
+    return replace(SIMCLR, method=METHODS[name], norm=norm, head=head)
+
+
+def batch_of(views: int, step: int = 0, *, small: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randn(views + small, BATCH, 3, 16, 16, generator=generator, dtype=torch.float64)
+    shown = (*images[:views], *images[views:, ..., :9, :9])
+    return Batch(shown, torch.arange(BATCH), step)
+
+
+def learned(config: RunConfig, chunk_size: int | None) -> tuple[float, Method]:
+    """One step that fills the dictionary, then the gradients of a second."""
+    method = build_method(config, image_count=2 * BATCH).double().train()
+    views, small = config.method.views, config.views.small_views
+    method.remember(method(batch_of(views, small=small)))
+    now = batch_of(views, step=1, small=small)
+    if chunk_size is None:
+        output = method(now)
+        torch.autograd.backward(output.look_up.loss * 1.5)
+    else:
+        output = backward_in_chunks(method, now, chunk_size=chunk_size, weight=1.5)
+    method.remember(output)
+    return float(output.look_up.loss.detach()), method
+
+
+@pytest.mark.parametrize("kind", ["split", "shuffle", "layer", "group"])
+@pytest.mark.parametrize("name", METHODS)
+def test_whole_equals_chunks(name: str, kind: str) -> None:
+    norm = NormConfig(kind, images_per_group=3, channel_groups=2)  # type: ignore[arg-type]
+    assert_whole_equals_chunks(config_of(name, norm))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_whole_equals_chunks_with_small_views(name: str) -> None:
+    config = config_of(name, NormConfig("shuffle", images_per_group=3))
+    small = replace(config.views, small_views=2, small_side_pixels=9)
+    assert_whole_equals_chunks(replace(config, views=small))
+
+
+def assert_whole_equals_chunks(config: RunConfig) -> None:
+    expected, whole = learned(config, None)
+    for chunk_size in (3, 6):
+        loss, chunked = learned(config, chunk_size)
+        assert loss == pytest.approx(expected, rel=1e-9)
+        for (label, one), other in zip(whole.named_parameters(), chunked.parameters(), strict=True):
+            if one.requires_grad:
+                assert one.grad is not None
+                assert other.grad is not None
+                largest = float(one.grad.abs().max())
+                torch.testing.assert_close(
+                    other.grad, one.grad, rtol=1e-9, atol=1e-9 * largest + 1e-13, msg=label
+                )
+        for (label, ours), theirs in zip(
+            chunked.state_dict().items(), whole.state_dict().values(), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12, msg=label)
+
+
+@pytest.mark.parametrize("name", ["end_to_end"])
+def test_plain_batch_norm_sees_a_chunk_at_a_time(name: str) -> None:
+    """So the result is that of groups as large as a chunk, and not that of the whole batch."""
+    _, chunked = learned(config_of(name, NormConfig("batch")), 6)
+    _, grouped = learned(config_of(name, NormConfig("split", images_per_group=6)), None)
+    _, whole = learned(config_of(name, NormConfig("batch")), None)
+    differs = False
+    for one, other, third in zip(
+        chunked.network.parameters(),
+        grouped.network.parameters(),
+        whole.network.parameters(),
+        strict=True,
+    ):
+        assert one.grad is not None
+        assert third.grad is not None
+        assert other.grad is not None
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-7, atol=1e-10)
+        differs |= not torch.allclose(one.grad, third.grad, rtol=1e-3)
+    assert differs
+
+
+def test_chunks_drop_the_same_units_twice() -> None:
+    """Dropout draws anew at the second encoding unless the generator is put back."""
+    encoder = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, 8))
+    given = SIMCLR.method
+    method = Method(encoder, nn.Identity(), InBatch(), given).double().train()
+    images = torch.randn(2, BATCH, 3, 4, 4, dtype=torch.float64)
+    batch = Batch(tuple(images), torch.arange(BATCH), 0)
+    torch.manual_seed(3)
+    backward_in_chunks(method, batch, chunk_size=4)
+    found = [p.grad.clone() for p in method.parameters() if p.grad is not None]
+    method.zero_grad()
+    torch.manual_seed(3)
+    # The same draws in the same order, with a graph all along.
+    parts = [
+        method.encode_queries(tuple(part))
+        for part in zip(*(view.split(4) for view in images), strict=True)
+    ]
+    loss = method.compare(torch.cat(parts, dim=1), None, batch).look_up.loss
+    torch.autograd.backward(loss)
+    expected = [p.grad for p in method.parameters() if p.grad is not None]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)

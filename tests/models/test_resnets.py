@@ -1,0 +1,163 @@
+"""Wider ResNets and selective kernels: published sizes, torchvision's weights, NumPy's loop."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision.models
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.functional import conv2d
+
+from diptych.config.sections import EncoderConfig
+from diptych.models.encoders import build_encoder
+from diptych.models.resnets import ResNet, SelectiveKernels
+
+
+@pytest.fixture(autouse=True)
+def _one_generator() -> None:
+    torch.manual_seed(0)
+
+
+# SimCLR, table 6, and SimCLR v2, table 1: millions of parameters, without the classifier.
+PUBLISHED = [
+    ("resnet50", 1, False, 24),
+    ("resnet50", 2, False, 94),
+    ("resnet50", 4, False, 375),
+    ("resnet50", 1, True, 35),
+    ("resnet50", 2, True, 140),
+    ("resnet101", 1, False, 43),
+    ("resnet101", 1, True, 65),
+    ("resnet152", 1, False, 58),
+    ("resnet152", 1, True, 89),
+    ("resnet152", 3, True, 795),
+]
+
+
+@pytest.mark.parametrize(("name", "multiplier", "selective", "millions"), PUBLISHED)
+def test_sizes_are_the_published_ones(
+    name: str, multiplier: int, selective: bool, millions: int
+) -> None:
+    config = EncoderConfig(
+        name=name, stem="imagenet", width_multiplier=multiplier, selective_kernels=selective
+    )
+    with torch.device("meta"):
+        encoder = build_encoder(config, channels=3, side_pixels=64, seed=0)
+        assert encoder(torch.zeros(2, 3, 64, 64)).shape == (2, 2048 * multiplier)
+    assert round(sum(weight.numel() for weight in encoder.parameters()) / 1e6) == millions
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_without_a_multiplier_it_is_torchvisions(name: str) -> None:
+    theirs = torchvision.models.get_model(name, weights=None)
+    theirs.fc = nn.Identity()
+    ours = ResNet(name, channels=3, stem="imagenet")
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    images = torch.randn(2, 3, 48, 48)
+    assert torch.equal(ours.eval()(images), theirs.eval()(images))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet101", "resnet152"])
+def test_every_channel_is_multiplied(name: str) -> None:
+    with torch.device("meta"):
+        usual = torchvision.models.get_model(name, weights=None)
+        usual.fc = nn.Identity()
+        wider = ResNet(name, channels=3, stem="imagenet", width_multiplier=2)
+    wide = wider.state_dict()
+    assert list(wide) == list(usual.state_dict())
+    for key, value in usual.state_dict().items():
+        twice = [
+            length if axis > 1 or length == 3 else 2 * length  # kernels and images' channels stay
+            for axis, length in enumerate(value.shape)
+        ]
+        assert list(wide[key].shape) == twice, key
+
+
+def test_initial_weights_have_torchvisions_spread() -> None:
+    wider = ResNet("resnet18", channels=3, stem="imagenet", width_multiplier=2)
+    for module in wider.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels * module.kernel_size[0] ** 2
+            assert float(module.weight.detach().std()) == pytest.approx(
+                (2 / fan_out) ** 0.5, rel=0.05
+            )
+
+
+@pytest.mark.parametrize("selective", [False, True])
+def test_the_small_stem_is_one_convolution(selective: bool) -> None:
+    with torch.device("meta"):
+        encoder = ResNet(
+            "resnet50", channels=1, stem="small", width_multiplier=2, selective_kernels=selective
+        )
+        maps = encoder.maxpool(encoder.conv1(torch.zeros(2, 1, 32, 32)))
+        assert encoder(torch.zeros(2, 1, 33, 33)).shape == (2, 4096)
+    assert maps.shape == (2, 128, 32, 32)
+    assert next(name for name, _ in encoder.named_parameters()) == "conv1.weight"
+
+
+def test_gradients_reach_every_weight_of_selective_kernels() -> None:
+    encoder = ResNet("resnet50", channels=3, stem="imagenet", selective_kernels=True)
+    torch.autograd.backward(encoder(torch.randn(4, 3, 32, 32)).square().sum())
+    for name, weight in encoder.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.isfinite().all(), name
+        assert weight.grad.any(), name
+
+
+# --- selective kernels --------------------------------------------------------------------------
+
+
+def selective(features: int, stride: int = 1) -> SelectiveKernels:
+    """In float64, with norms whose scale, shift and statistics are not the initial ones."""
+    module = SelectiveKernels(features, stride).double()
+    with torch.no_grad():
+        for norm in (module.bn, module.squeeze_bn):
+            for value in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+                assert value is not None
+                value.copy_(torch.rand_like(value) + 0.2)
+    return module.eval()
+
+
+def test_weights_of_the_two_branches_sum_to_one() -> None:
+    module = selective(6)
+    weights = module.attention(torch.rand(3, 2, 6, 4, 4, dtype=torch.float64) * 9)
+    assert weights.shape == (3, 2, 6)
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(3, 6, dtype=torch.float64))
+    assert weights.std() > 1e-3
+
+
+def test_equal_scores_take_the_mean_of_the_branches() -> None:
+    module = selective(4, stride=2)
+    nn.init.zeros_(module.attend.weight)
+    maps = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    branches = module.bn(conv2d(maps, module.conv.weight, stride=2, padding=1)).relu()
+    torch.testing.assert_close(module(maps), (branches[:, :4] + branches[:, 4:]) / 2)
+
+
+def normalised(values: NDArray[np.float64], norm: nn.Module) -> NDArray[np.float64]:
+    mean, variance, scale, shift = (
+        getattr(norm, name).detach().numpy()
+        for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    scaled: NDArray[np.float64] = (values - mean) / np.sqrt(variance + 1e-5) * scale + shift
+    return scaled
+
+
+def test_one_pixel_against_a_loop() -> None:
+    features = 5
+    module = selective(features)
+    maps = torch.randn(2, features, 1, 1, dtype=torch.float64)
+    found = module(maps).detach().numpy()
+    kernel = module.conv.weight.detach().numpy()[:, :, 1, 1]  # the rest meets padding only
+    squeeze = module.squeeze.weight.detach().numpy()
+    attend = module.attend.weight.detach().numpy()
+    assert squeeze.shape == (32, features)  # 5 / 16, but 32 at least
+    for image in range(2):
+        pixel = maps[image, :, 0, 0].numpy()
+        branches = np.maximum(normalised(kernel @ pixel, module.bn), 0)
+        first, second = branches[:features], branches[features:]
+        hidden = np.maximum(normalised(squeeze @ (first + second), module.squeeze_bn), 0)
+        scores = attend @ hidden
+        for channel in range(features):
+            one, two = np.exp(scores[channel]), np.exp(scores[features + channel])
+            wanted = (one * first[channel] + two * second[channel]) / (one + two)
+            assert found[image, channel, 0, 0] == pytest.approx(wanted, abs=1e-12)
