@@ -14,6 +14,17 @@ from diptych.images.groups import find_groups
 from diptych.runs.folder import RunFolder
 from diptych.runs.record import RunRecord
 
+OF_THE_IMAGES: Final = (
+    "images.path",
+    "images.group_by",
+    "images.cache",
+    "images.cache_folder",
+    "images.cache_megabytes",
+    "images.cache_file_megabytes",
+)
+"""Settings that may be others when a run goes on: the images may be moved, as their fingerprint
+decides what they are, and no pixel depends on where it is kept."""
+
 OF_THE_MACHINE: Final = (
     *OF_THE_IMAGES,
     "checkpoint.folder",
@@ -84,18 +95,6 @@ def _text(value: object, place: Place) -> str:
     if not isinstance(value, str):
         raise DamagedCheckpoint(f"the checkpoints in {place} do not say the settings of their run.")
     return value
-
-
-OF_THE_IMAGES: Final = (
-    "images.path",
-    "images.group_by",
-    "images.cache",
-    "images.cache_folder",
-    "images.cache_megabytes",
-    "images.cache_file_megabytes",
-)
-"""Settings that may be others when a run goes on: the images may be moved, as their fingerprint
-decides what they are, and no pixel depends on where it is kept."""
 
 
 def fingerprint_of(config: RunConfig, images: ImageSet) -> str:
