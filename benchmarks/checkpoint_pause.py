@@ -1,13 +1,13 @@
 """How much of the time between checkpoints training stands still, beside training and in between.
 
-MoCo with a ResNet-50, its twin, SGD with momentum and a queue of 65,536 keys (about 340 MB to be
-saved), a checkpoint each minute. The steps are real ones on ready views of 64 pixels, 16 images
-each; what is saved does not depend on them. Measured is the time that the training thread spends at
-a checkpoint: whether the weights are numbers, the copy, and without `checkpoint.asynchronous` the
-writing, too. The share is that time over the time from the first checkpoint to the last. While a
-copy is written, steps get slower, since the writer sums and writes with a core that they would use.
-The second figure of each adds that: the time of the steps that ran meanwhile, beyond the median of
-those that ran alone.
+MoCo with a ResNet-50, its momentum encoder, SGD with momentum and a queue of 65,536 keys (about
+340 MB to be saved), a checkpoint each minute. The steps are real ones on ready views of 64 pixels,
+16 images each; what is saved does not depend on them. Measured is the time that the training
+thread spends at a checkpoint: whether the weights are numbers, the copy, and without
+`checkpoint.asynchronous` the writing, too. The share is that time over the time from the first
+checkpoint to the last. While a copy is written, steps get slower, since the writer sums and writes
+with a core that they would use. The second figure of each adds that: the time of the steps that
+ran meanwhile, beyond the median of those that ran alone.
 
     python benchmarks/checkpoint_pause.py             # about a quarter of an hour
     python benchmarks/checkpoint_pause.py --quick     # small ResNet, each three seconds

@@ -33,7 +33,7 @@ from PIL import Image
 from diptych.config.sections import ImagesConfig
 from diptych.images.collection import ImageSet
 from diptych.images.open import open_images
-from diptych.images.inventory import walk
+from diptych.images.tree import walk
 
 SPEED_GOALS = (0.9, 1.1)
 MEMORY_GOAL = 400.0  # MB

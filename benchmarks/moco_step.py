@@ -2,8 +2,9 @@
 
 The bare work is what no implementation can leave out: forward and backward of the query network and
 forward of the key network, on the same views. The step does that and all the rest: shuffled keys,
-look-up in a full queue of 65,536, the loss, SGD, the twin and the queue. Both alternate in one
-process; the figure is the median over pairs of the step's time over the bare work's.
+look-up in a full queue of 65,536, the loss, SGD, the momentum encoder and the queue. Both
+alternate in one process; the figure is the median over pairs of the step's time over the bare
+work's.
 
     python benchmarks/moco_step.py               # about five minutes on two cores
     python benchmarks/moco_step.py --quick       # batch 64, a queue of 16,384
@@ -47,9 +48,9 @@ def config(batch_size: int, queue_size: int) -> RunConfig:
 
 def bare(method: Method, batch: Batch) -> None:
     """Query forward and backward, key forward."""
-    assert method.twin is not None
+    assert method.momentum_encoder is not None
     method.network.zero_grad(set_to_none=True)
-    method.twin(batch.views[1])
+    method.momentum_encoder(batch.views[1])
     torch.autograd.backward(method.network(batch.views[0]).sum())
 
 

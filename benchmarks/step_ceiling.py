@@ -1,12 +1,13 @@
 """How close a whole training step comes to its ceiling, the bare network.
 
 The whole step is the real training loop: it draws and makes two views of each image (held in
-memory), runs the method, moves weights, twin and dictionary, checks the loss and writes metrics.
-The ceiling is the forward and backward of the same networks on ready tensors: eager, channels last.
-For SimCLR that is the encoder and head over both views; for MoCo the query network forward and
-backward and the key network forward. The two alternate in one process: the loop reports every few
-steps, and there the same number of bare steps is timed. The figure is the median over these blocks
-of bare time over whole time, that is, views per second of the step over those of the network.
+memory), runs the method, moves weights, momentum encoder and dictionary, checks the loss and
+writes metrics. The ceiling is the forward and backward of the same networks on ready tensors:
+eager, channels last. For SimCLR that is the encoder and head over both views; for MoCo the query
+network forward and backward and the key network forward. The two alternate in one process: the
+loop reports every few steps, and there the same number of bare steps is timed. The figure is the
+median over these blocks of bare time over whole time, that is, views per second of the step over
+those of the network.
 
     python benchmarks/step_ceiling.py            # about eight minutes on two cores
     python benchmarks/step_ceiling.py --quick    # under two minutes
@@ -62,12 +63,12 @@ def bare_step(config: RunConfig) -> Callable[[], None]:
         method.network(both).sum().backward()
 
     def moco() -> None:
-        assert method.twin is not None
+        assert method.momentum_encoder is not None
         method.network.zero_grad(set_to_none=True)
-        method.twin(second)
+        method.momentum_encoder(second)
         method.network(first).sum().backward()
 
-    return simclr if method.twin is None else moco
+    return simclr if method.momentum_encoder is None else moco
 
 
 @dataclass

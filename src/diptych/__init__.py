@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from diptych.methods.losses import nt_xent as nt_xent
     from diptych.methods.losses import supervised_contrastive as supervised_contrastive
     from diptych.methods.losses import triplet as triplet
-    from diptych.models.momentum_encoder import Twin as Twin
+    from diptych.models.momentum_encoder import MomentumEncoder as MomentumEncoder
     from diptych.models.norms import use_norm as use_norm
     from diptych.models.weights import load_encoder as load_encoder
     from diptych.optimization.optimizers import Lars as Lars
@@ -55,7 +55,7 @@ _HOMES = {
     "MethodConfig": "config.sections",
     "RECIPES": "config.recipes",
     "RunConfig": "config.sections",
-    "Twin": "models.momentum_encoder",
+    "MomentumEncoder": "models.momentum_encoder",
     "ViewsConfig": "config.sections",
     "backward_in_chunks": "methods.grad_cache",
     "build_method": "methods.contrastive",

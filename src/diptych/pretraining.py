@@ -61,7 +61,7 @@ from diptych.runs.record import (
 from diptych.runtime.console import outlet
 from diptych.runtime.device import choose_device, divided, use_threads
 from diptych.runtime.rendezvous import from_first, introduction, joined, leave_together
-from diptych.runtime.world import Launch, advice_on_restarts, restarts_allowed, stop_with_launcher
+from diptych.runtime.world import World, advice_on_restarts, restarts_allowed, stop_with_launcher
 from diptych.training.begin_from import MAY_DIFFER, config_of_beginning, require_beginning
 from diptych.training.loop import train
 from diptych.training.seen import keep_trained_on
@@ -178,7 +178,7 @@ def _pretrain_together(
     layers: Layers,
     out: Path | None,
     resume: bool,
-    here: Launch,
+    here: World,
     watcher: Watcher,
     on_progress: Progress,
 ) -> RunFolder:
@@ -257,7 +257,7 @@ def _settle(
     layers: Layers,
     collection: Collection,
     resume: bool,
-    here: Launch,
+    here: World,
     watcher: Watcher,
     held: ExitStack,
 ) -> str:

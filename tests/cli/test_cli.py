@@ -526,10 +526,10 @@ def test_an_encoder_is_asked_for_by_name(class_folder: Path, tmp_path: Path) -> 
 def test_flags_are_checked_on_top_of_their_recipe(class_folder: Path, tmp_path: Path) -> None:
     """A flag that fits no default may fit the recipe."""
     out = tmp_path / "run"
-    flags = ["--recipe", "end_to_end", "--method.key-encoder.kind", "twin", "--out", str(out)]
+    flags = ["--recipe", "end_to_end", "--method.key-encoder.kind", "momentum", "--out", str(out)]
     assert ran("pretrain", str(class_folder), *flags, "--quiet", *ONE_EPOCH) == 0
     config = load_run_config(out / "config.toml")
-    assert config.method.key_encoder.kind == "twin"
+    assert config.method.key_encoder.kind == "momentum"
     assert not config.method.dictionary.both_views
 
 

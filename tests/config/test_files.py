@@ -184,10 +184,10 @@ def test_wrong_settings_are_refused(given_settings: dict[str, object], words: st
 @pytest.mark.parametrize(
     ("given_settings", "words"),
     [
-        ({"method": {"key_encoder": {"kind": "twin"}}}, "which needs the key encoder 'shared'"),
+        ({"method": {"key_encoder": {"kind": "momentum"}}}, "which needs the key encoder 'shared'"),
         ({"method": {"views": 3, "dictionary": {"kind": "queue"}}}, "method.views above 2 go with"),
         (
-            {"method": {"dictionary": {"kind": "bank"}, "key_encoder": {"kind": "twin"}}},
+            {"method": {"dictionary": {"kind": "bank"}, "key_encoder": {"kind": "momentum"}}},
             "a bank remembers keys",
         ),
         ({"method": {"loss": {"semi_hard": True}}}, "goes with the kinds nt_logistic and triplet"),

@@ -45,7 +45,9 @@ def test_every_recipe_takes_a_step_that_moves_it(recipe: str) -> None:
         name for name, value in method.named_parameters() if not torch.equal(value, before[name])
     ]
     assert {name.split(".")[0] for name in moved} >= {"network"}
-    assert ("twin" in {name.split(".")[0] for name in moved}) == (method.twin is not None)
+    assert ("momentum_encoder" in {name.split(".")[0] for name in moved}) == (
+        method.momentum_encoder is not None
+    )
 
 
 def test_the_papers_settings() -> None:

@@ -42,7 +42,7 @@ from diptych.models.weights import (
     untrained_head,
 )
 from diptych.runs.folder import RunFolder
-from diptych.runtime.world import Launch
+from diptych.runtime.world import World
 
 BATCH: Any = {"batch_size": 8, "threads": 1}  # 48 images: six batches, which three shards cut
 CONFIG = RunConfig(
@@ -71,7 +71,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(run: Path, path: Any, out: Path, count: int, **settings: Any) -> list[Path]:
     """All shards, as one process makes them."""
     how = EmbedSettings(**{"batch_size": 8, **settings})
-    shards = own_shards(None, count, Launch())
+    shards = own_shards(None, count, World())
     with ThreadPoolExecutor(1) as executor:
         return [done.path for done in embed_shards(run, path, out, shards, how, executor)]
 
@@ -429,15 +429,15 @@ def test_rows_without_paths_are_told_apart_by_content(run: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("shard", "shards", "here", "wanted"),
     [
-        (None, None, Launch(), [Shard(0, 1)]),
-        ("3/16", None, Launch(), [Shard(3, 16)]),
-        (None, None, Launch(rank=2, count=4), [Shard(2, 4)]),
-        (None, 5, Launch(rank=1, count=2), [Shard(1, 5), Shard(3, 5)]),
-        (None, 3, Launch(rank=3, count=4), []),
+        (None, None, World(), [Shard(0, 1)]),
+        ("3/16", None, World(), [Shard(3, 16)]),
+        (None, None, World(rank=2, count=4), [Shard(2, 4)]),
+        (None, 5, World(rank=1, count=2), [Shard(1, 5), Shard(3, 5)]),
+        (None, 3, World(rank=3, count=4), []),
     ],
 )
 def test_each_process_has_its_shards(
-    shard: str | None, shards: int | None, here: Launch, wanted: list[Shard]
+    shard: str | None, shards: int | None, here: World, wanted: list[Shard]
 ) -> None:
     assert own_shards(shard, shards, here) == wanted
 
@@ -447,11 +447,11 @@ def test_wrong_shards_are_refused() -> None:
         with pytest.raises(ConfigError, match=match):
             parse_shard(text)
     with pytest.raises(ConfigError, match="give one of the two"):
-        own_shards("0/2", 2, Launch())
+        own_shards("0/2", 2, World())
     with pytest.raises(ConfigError, match="there are 4 processes"):
-        own_shards("0/2", None, Launch(rank=1, count=4))
+        own_shards("0/2", None, World(rank=1, count=4))
     with pytest.raises(ConfigError, match="got 0"):
-        own_shards(None, 0, Launch())
+        own_shards(None, 0, World())
 
 
 def start(*arguments: object) -> "subprocess.Popen[str]":

@@ -19,8 +19,9 @@ import diptych
 from conftest import striped
 from diptych.errors import ConfigError, FeaturesError, ImagesError, RunFolderError, TrainingError
 from diptych.evaluation import finetune, supervised
+from diptych.evaluation.classifying import Classifier
 from diptych.evaluation.finetune import Schedule, fine_tune, rivals_schedule
-from diptych.evaluation.gradient_probes import SGD_PROBES, Classifier, fit_linear_sgd
+from diptych.evaluation.frozen_features import SGD_PROBES, fit_linear_sgd
 from diptych.evaluation.labelled import open_labelled
 from diptych.evaluation.protocols import evaluate, merged
 from diptych.evaluation.transfer import _judge_classes, _judge_labels, find_tags
@@ -176,7 +177,7 @@ def test_fine_tuning_moves_a_copy_and_learns(run: Path, executor: Any) -> None:
     assert not any(p.requires_grad for p in encoder.parameters())
     moved = tuned.encoder.state_dict()  # type: ignore[union-attr]
     assert any(not torch.equal(value, before[f"network.{n}"]) for n, value in moved.items())
-    from diptych.evaluation.gradient_probes import predict
+    from diptych.evaluation.classifying import predict
 
     said = predict(tuned, labelled.train, encoder.config.views, executor)
     assert (said == labelled.train_labels).double().mean() > 0.6  # chance is a third

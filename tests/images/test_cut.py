@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from diptych.images.splits import cut, join
+from diptych.images.cut import cut, join
 from diptych.images.trained_on import among, number_contents
 
 

@@ -30,11 +30,22 @@ def names(*lines: dict[str, Any]) -> list[str]:
 
 
 def test_means_are_weighed_by_steps() -> None:
-    lines = [line(1, forward=9000.0), line(11, forward=10.0), line(31, forward=40.0, twin=3.0)]
+    lines = [
+        line(1, forward=9000.0),
+        line(11, forward=10.0),
+        line(31, forward=40.0, momentum_encoder=3.0),
+    ]
     times = times_of(lines)
     assert times is not None
-    assert times.own == {"forward": pytest.approx(30), "twin": pytest.approx(2), "other": 1}
-    assert time_in_words(times) == "A step took 33 ms on average: 91% forward, 6% twin, 3% other."
+    assert times.own == {
+        "forward": pytest.approx(30),
+        "momentum_encoder": pytest.approx(2),
+        "other": 1,
+    }
+    assert (
+        time_in_words(times)
+        == "A step took 33 ms on average: 91% forward, 6% momentum encoder, 3% other."
+    )
     only = times_of(lines[:1])
     assert only is not None
     assert only.own["forward"] == 9000

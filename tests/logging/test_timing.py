@@ -52,7 +52,14 @@ def test_the_parts_of_all_lines_are_the_time_of_the_run(images: Path, tmp_path: 
         parts = {k.partition("/")[2]: v for k, v in line.items() if k.startswith("milliseconds/")}
         assert all(value > 0 for value in parts.values())
         assert set(parts) <= set(PARTS)
-        assert parts.keys() >= {"views", "forward", "backward", "optimizer", "twin", "dictionary"}
+        assert parts.keys() >= {
+            "views",
+            "forward",
+            "backward",
+            "optimizer",
+            "momentum_encoder",
+            "dictionary",
+        }
         assert ("measuring" in parts) == ("effective_rank" in line)
         whole += sum(parts.values()) / 1000 * (line["step"] - step)
         step = line["step"]
@@ -104,7 +111,7 @@ def test_a_trace_has_the_parts_of_the_step_by_name(images: Path, tmp_path: Path)
         for part in PARTS
     }
     assert {part for part, n in count.items() if n} == {
-        "views", "forward", "backward", "optimizer", "twin", "dictionary",
+        "views", "forward", "backward", "optimizer", "momentum_encoder", "dictionary",
     }  # fmt: skip
     assert count["forward"] == count["optimizer"] == 2
     assert any("conv" in str(event.get("name")) for event in events)

@@ -36,10 +36,11 @@ METHODS = {
     "three views": replace(SIMCLR.method, views=3),
     "end_to_end": MethodConfig(dictionary=IN_BATCH),
     "moco": MethodConfig(
-        dictionary=DictionaryConfig("queue", queue_size=20), key_encoder=KeyEncoderConfig("twin")
+        dictionary=DictionaryConfig("queue", queue_size=20),
+        key_encoder=KeyEncoderConfig("momentum"),
     ),
     "moco_v3": MethodConfig(
-        symmetric=True, dictionary=IN_BATCH, key_encoder=KeyEncoderConfig("twin")
+        symmetric=True, dictionary=IN_BATCH, key_encoder=KeyEncoderConfig("momentum")
     ),
     "bank": MethodConfig(dictionary=DictionaryConfig("bank", bank_negatives=6)),
 }

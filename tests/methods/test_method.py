@@ -24,7 +24,7 @@ from diptych.methods.contrastive import Method, build_method
 from diptych.methods.dictionaries import ImageBank, InBatch, KeyQueue
 from diptych.methods.shuffle import shuffled_order
 from diptych.optimization.optimizers import build_optimizer
-from diptych.optimization.schedules import twin_momentum
+from diptych.optimization.schedules import encoder_momentum
 from diptych.training.step import train_step
 from diptych.views.batches import Batch
 
@@ -40,7 +40,7 @@ MOCO = replace(
     SIMCLR,
     method=MethodConfig(
         dictionary=DictionaryConfig("queue", queue_size=QUEUE),
-        key_encoder=KeyEncoderConfig("twin", KEEP),
+        key_encoder=KeyEncoderConfig("momentum", KEEP),
         loss=LossConfig(temperature=TEMPERATURE),
     ),
 )
@@ -50,7 +50,7 @@ MOCO_V3 = replace(
     method=MethodConfig(
         symmetric=True,
         dictionary=DictionaryConfig("batch", both_views=False),
-        key_encoder=KeyEncoderConfig("twin", KEEP, "cosine"),
+        key_encoder=KeyEncoderConfig("momentum", KEEP, "cosine"),
         loss=LossConfig(temperature=TEMPERATURE, weight=4 * TEMPERATURE),
     ),
 )
@@ -113,7 +113,7 @@ def train(config: RunConfig, steps: int) -> tuple[list[float], Method]:
     optimizer = build_optimizer(config.optimizer, method)
     losses = []
     for step in range(steps):
-        momentum = twin_momentum(config.method.key_encoder, step=step, total_steps=steps)
+        momentum = encoder_momentum(config.method.key_encoder, step=step, total_steps=steps)
         result = train_step(
             method, optimizer, batch(step), rate=RATE, momentum=momentum, config=config
         )
@@ -179,10 +179,10 @@ def test_moco_equals_the_plain_loop() -> None:
         keys = [*keys, *own][-QUEUE:]
     losses, method = train(MOCO, 8)
     np.testing.assert_allclose(losses, expected, rtol=1e-9, atol=1e-12)
-    assert method.twin is not None
-    for ours, theirs in zip(method.twin.parameters(), slow.parameters(), strict=True):
+    assert method.momentum_encoder is not None
+    for ours, theirs in zip(method.momentum_encoder.parameters(), slow.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
-    for mine, other in zip(method.twin.network.buffers(), slow.buffers(), strict=True):
+    for mine, other in zip(method.momentum_encoder.network.buffers(), slow.buffers(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-10)
 
 
@@ -226,8 +226,8 @@ def test_moco_v3_equals_the_plain_loop() -> None:
     assert_equal_weights(method.network, network)
     assert method.predictor is not None
     assert_equal_weights(method.predictor, predictor)
-    assert method.twin is not None
-    assert_equal_weights(method.twin.network, slow)
+    assert method.momentum_encoder is not None
+    assert_equal_weights(method.momentum_encoder.network, slow)
 
 
 def in_groups(network: nn.Module, images: Tensor) -> Tensor:
@@ -297,25 +297,29 @@ def test_the_memory_bank_equals_the_plain_loop() -> None:
         torch.testing.assert_close(method.dictionary.keys[image], vector, rtol=1e-8, atol=1e-10)
 
 
-def test_a_twin_that_keeps_nothing_is_a_copy_of_each_step() -> None:
-    config = replace(MOCO, method=replace(MOCO.method, key_encoder=KeyEncoderConfig("twin", 0.0)))
+def test_a_momentum_encoder_that_keeps_nothing_is_a_copy_of_each_step() -> None:
+    config = replace(
+        MOCO, method=replace(MOCO.method, key_encoder=KeyEncoderConfig("momentum", 0.0))
+    )
     _, method = train(config, 3)
-    assert method.twin is not None
-    for copied, original in zip(method.twin.parameters(), method.network.parameters(), strict=True):
+    assert method.momentum_encoder is not None
+    for copied, original in zip(
+        method.momentum_encoder.parameters(), method.network.parameters(), strict=True
+    ):
         assert torch.equal(copied, original)
 
 
 def test_a_cosine_momentum_ends_near_one() -> None:
-    config = KeyEncoderConfig("twin", 0.99, "cosine")
-    assert twin_momentum(config, step=0, total_steps=100) == pytest.approx(0.99)
-    assert twin_momentum(config, step=50, total_steps=100) == pytest.approx(0.995)
-    assert twin_momentum(config, step=100, total_steps=100) == pytest.approx(1.0)
+    config = KeyEncoderConfig("momentum", 0.99, "cosine")
+    assert encoder_momentum(config, step=0, total_steps=100) == pytest.approx(0.99)
+    assert encoder_momentum(config, step=50, total_steps=100) == pytest.approx(0.995)
+    assert encoder_momentum(config, step=100, total_steps=100) == pytest.approx(1.0)
 
 
-def test_the_twin_begins_as_the_network_head_included() -> None:
+def test_the_momentum_encoder_begins_as_the_network_head_included() -> None:
     method = build_method(MOCO)
-    assert method.twin is not None
-    copies, originals = method.twin.parameters(), method.network.parameters()
+    assert method.momentum_encoder is not None
+    copies, originals = method.momentum_encoder.parameters(), method.network.parameters()
     for copied, original in zip(copies, originals, strict=True):
         assert torch.equal(copied, original)
         assert not copied.requires_grad
@@ -334,8 +338,8 @@ def test_a_call_moves_no_weight_and_no_dictionary(name: str) -> None:
 def test_moco_sends_no_gradient_to_the_keys() -> None:
     method = build_method(MOCO).double().train()
     method(batch(0)).look_up.loss.backward()
-    assert method.twin is not None
-    assert all(p.grad is None for p in method.twin.parameters())
+    assert method.momentum_encoder is not None
+    assert all(p.grad is None for p in method.momentum_encoder.parameters())
 
 
 def test_initial_weights_follow_from_the_seed_alone() -> None:
@@ -400,7 +404,7 @@ def test_small_views_look_for_the_keys_of_the_full_sized_ones(name: str) -> None
     output = method(replace(now, views=(*now.views, *small)))
 
     def keys_of(view: Tensor) -> Tensor:
-        network = method.network if method.twin is None else method.twin
+        network = method.network if method.momentum_encoder is None else method.momentum_encoder
         return unit(network(view)).detach()
 
     first, second = now.views

@@ -35,7 +35,7 @@ MOCO = RunConfig(
     method=MethodConfig(
         loss=LossConfig(temperature=0.2),
         dictionary=DictionaryConfig("queue", queue_size=20),
-        key_encoder=KeyEncoderConfig("twin", momentum=0.9),
+        key_encoder=KeyEncoderConfig("momentum", momentum=0.9),
     ),
     norm=NormConfig(images_per_group=4),
     training=TrainingConfig(batch_size=BATCH),

@@ -46,7 +46,7 @@ CONFIG = RunConfig(
     method=MethodConfig(
         loss=LossConfig(temperature=0.2, learn_temperature=True),
         dictionary=DictionaryConfig("queue", queue_size=20),
-        key_encoder=KeyEncoderConfig("twin", momentum=0.9),
+        key_encoder=KeyEncoderConfig("momentum", momentum=0.9),
     ),
     optimizer=OptimizerConfig(clip_norm=1.0),
     training=TrainingConfig(batch_size=BATCH, precision="fp16"),
@@ -172,7 +172,7 @@ def test_a_skipped_step_moves_no_weight(kind: str, chunk_size: int | None) -> No
     scale = LossScale(enabled=True, initial=2.0**60)
     method, optimizer, result = step_with(config, scale)
     assert all(torch.equal(p, before[name]) for name, p in method.named_parameters())
-    assert any(name.startswith("twin.") for name in before)
+    assert any(name.startswith("momentum_encoder.") for name in before)
     assert not optimizer.state
     assert result.gradient_norm is None
     assert torch.isfinite(result.look_up.loss)
@@ -185,7 +185,7 @@ def test_a_skipped_step_moves_no_weight(kind: str, chunk_size: int | None) -> No
         scale=LossScale(enabled=True, initial=2.0**8),
     )  # fmt: skip
     moved = dict(method.named_parameters())
-    for part in ("network.encoder.conv1.weight", "twin.network.encoder.conv1.weight"):
+    for part in ("network.encoder.conv1.weight", "momentum_encoder.network.encoder.conv1.weight"):
         assert torch.isfinite(moved[part]).all()
         assert not torch.equal(moved[part], before[part])
 

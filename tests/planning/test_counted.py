@@ -34,7 +34,7 @@ SIMCLR = RunConfig(
 MOCO = replace(
     SIMCLR,
     method=MethodConfig(
-        dictionary=DictionaryConfig("queue", queue_size=8), key_encoder=KeyEncoderConfig("twin")
+        dictionary=DictionaryConfig("queue", queue_size=8), key_encoder=KeyEncoderConfig("momentum")
     ),
 )
 AGAIN = replace(SIMCLR, training=replace(SIMCLR.training, recompute="stages"))
@@ -46,7 +46,7 @@ CONFIGS = {
         method=MethodConfig(
             symmetric=True,
             dictionary=DictionaryConfig("batch", both_views=False),
-            key_encoder=KeyEncoderConfig("twin"),
+            key_encoder=KeyEncoderConfig("momentum"),
         ),
     ),
     "split": replace(SIMCLR, norm=NormConfig("split", images_per_group=2)),
@@ -76,7 +76,7 @@ def test_a_small_network_takes_the_operations_that_a_hand_counts() -> None:
     assert passes.flops == views * (3 * one_view_forward() - stem())
 
 
-def test_a_twin_adds_a_forward_pass_of_the_keys() -> None:
+def test_a_momentum_encoder_adds_a_forward_pass_of_the_keys() -> None:
     passes = count_passes(MOCO, build_on_meta(MOCO, 100), IMAGES)
     assert passes.forward_flops == passes.extra_flops == IMAGES * one_view_forward()
 

@@ -27,18 +27,23 @@ from diptych.planning.loss import look_up_cost
 from diptych.views.batches import Batch
 
 IMAGES, DIM, TILE = 24, 8, 10
-TWIN, BATCH_KEYS = KeyEncoderConfig("twin"), DictionaryConfig("batch", both_views=False)
+MOMENTUM_ENCODER, BATCH_KEYS = (
+    KeyEncoderConfig("momentum"),
+    DictionaryConfig("batch", both_views=False),
+)
 METHODS = {
     "simclr": MethodConfig(),
     "four views": MethodConfig(views=4),
     "supervised": MethodConfig(loss=LossConfig("supervised")),
     "end_to_end": MethodConfig(dictionary=BATCH_KEYS),
-    "moco_v3": MethodConfig(symmetric=True, dictionary=BATCH_KEYS, key_encoder=TWIN),
-    "moco": MethodConfig(dictionary=DictionaryConfig("queue", queue_size=70), key_encoder=TWIN),
+    "moco_v3": MethodConfig(symmetric=True, dictionary=BATCH_KEYS, key_encoder=MOMENTUM_ENCODER),
+    "moco": MethodConfig(
+        dictionary=DictionaryConfig("queue", queue_size=70), key_encoder=MOMENTUM_ENCODER
+    ),
     "bank": MethodConfig(dictionary=DictionaryConfig("bank", bank_negatives=50)),
     "nt_logistic": MethodConfig(
         dictionary=DictionaryConfig("queue", queue_size=70),
-        key_encoder=TWIN,
+        key_encoder=MOMENTUM_ENCODER,
         loss=LossConfig("nt_logistic"),
     ),
     "triplet, keys learn": MethodConfig(dictionary=BATCH_KEYS, loss=LossConfig("triplet")),

@@ -143,7 +143,10 @@ def test_fp16_runs_at_its_own_rate_and_reads_gradients_once_more() -> None:
     t4 = MACHINES["t4"]
     plan, plain = (make_plan(Case(one, 10_000), t4) for one in (half, single))
     assert plan.seconds["networks"] == pytest.approx(plan.passes.flops / (0.15 * 65e12))
-    more = plan.seconds["optimizer and twin"] - plain.seconds["optimizer and twin"]
+    more = (
+        plan.seconds["optimizer and momentum encoder"]
+        - plain.seconds["optimizer and momentum encoder"]
+    )
     assert more == pytest.approx(2 * 4 * plan.weights / 320e9)
 
 
@@ -263,7 +266,7 @@ def test_parts_are_measured_at_the_runs_own_shapes(
     found = json.loads(file.read_text())
     assert found["measured"]
     assert found["images"] == 5120
-    names = ("reads and views", "networks", "look-up", "optimizer and twin")
+    names = ("reads and views", "networks", "look-up", "optimizer and momentum encoder")
     assert all(found["seconds"][name] > 0 for name in names)
     assert (found["seconds"]["network"] > 0) == (processes > 1)
     assert found["memory"]["host"]["libraries"] > 1e8

@@ -45,7 +45,7 @@ BASE = RunConfig(
     training=TrainingConfig(batch_size=4, epochs=3),
 )
 QUEUE = MethodConfig(
-    dictionary=DictionaryConfig("queue", queue_size=300), key_encoder=KeyEncoderConfig("twin")
+    dictionary=DictionaryConfig("queue", queue_size=300), key_encoder=KeyEncoderConfig("momentum")
 )
 CONFIGS = {
     "sgd": BASE,

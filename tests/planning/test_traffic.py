@@ -45,8 +45,13 @@ BASE = RunConfig(
     head=HeadConfig(hidden_features=8, output_features=DIM, batch_norm=True),
     training=TrainingConfig(batch_size=BATCH),
 )
-TWIN, BATCH_KEYS = KeyEncoderConfig("twin"), DictionaryConfig("batch", both_views=False)
-QUEUE = MethodConfig(dictionary=DictionaryConfig("queue", queue_size=50), key_encoder=TWIN)
+MOMENTUM_ENCODER, BATCH_KEYS = (
+    KeyEncoderConfig("momentum"),
+    DictionaryConfig("batch", both_views=False),
+)
+QUEUE = MethodConfig(
+    dictionary=DictionaryConfig("queue", queue_size=50), key_encoder=MOMENTUM_ENCODER
+)
 GROUPED = {"images_per_group": 4}
 CONFIGS = {
     "simclr": BASE,
@@ -55,7 +60,7 @@ CONFIGS = {
     "moco_v3": replace(
         BASE,
         head=replace(BASE.head, predictor_layers=2, output_norm=True),
-        method=MethodConfig(symmetric=True, dictionary=BATCH_KEYS, key_encoder=TWIN),
+        method=MethodConfig(symmetric=True, dictionary=BATCH_KEYS, key_encoder=MOMENTUM_ENCODER),
     ),
     "end_to_end": replace(
         BASE, norm=NormConfig("shuffle", **GROUPED), method=MethodConfig(dictionary=BATCH_KEYS)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from diptych.checkpoints.checkpoint import list_checkpoints, load_checkpoint
 from diptych.errors import ConfigError, Interrupted, LostPeer
 from diptych.pretraining import pretrain
-from diptych.runtime.world import launch
+from diptych.runtime.world import read_world
 from diptych.views.batches import Batch, ViewBatches
 from processes import Results, run_processes
 
@@ -225,10 +225,10 @@ def test_torchrun_makes_a_run_like_any_other(folder: Path) -> None:
 
 
 def test_what_no_launcher_says_is_refused() -> None:
-    assert launch({"WORLD_SIZE": "1", "RANK": "0"}).count == 1
+    assert read_world({"WORLD_SIZE": "1", "RANK": "0"}).count == 1
     with pytest.raises(ConfigError, match="RANK does not say"):
-        launch({"WORLD_SIZE": "2"})
+        read_world({"WORLD_SIZE": "2"})
     with pytest.raises(ConfigError, match="RANK = 2 is not one of 2"):
-        launch({"WORLD_SIZE": "2", "RANK": "2"})
+        read_world({"WORLD_SIZE": "2", "RANK": "2"})
     with pytest.raises(ConfigError, match="WORLD_SIZE = 'two'"):
-        launch({"WORLD_SIZE": "two"})
+        read_world({"WORLD_SIZE": "two"})

@@ -42,19 +42,21 @@ BASE = RunConfig(
     training=TrainingConfig(batch_size=BATCH),
 )
 KEYS_ONLY = DictionaryConfig("batch", both_views=False)
-TWIN = KeyEncoderConfig("twin", momentum=0.9)
+MOMENTUM_ENCODER = KeyEncoderConfig("momentum", momentum=0.9)
 SHUFFLE = NormConfig("shuffle", images_per_group=4)
 MOCO_V1 = replace(
     BASE,
     norm=SHUFFLE,
     method=replace(
-        BASE.method, dictionary=DictionaryConfig("queue", queue_size=50), key_encoder=TWIN
+        BASE.method,
+        dictionary=DictionaryConfig("queue", queue_size=50),
+        key_encoder=MOMENTUM_ENCODER,
     ),
 )
 MOCO_V3 = replace(
     BASE,
     head=replace(BASE.head, predictor_layers=2, output_norm=True),
-    method=replace(BASE.method, symmetric=True, dictionary=KEYS_ONLY, key_encoder=TWIN),
+    method=replace(BASE.method, symmetric=True, dictionary=KEYS_ONLY, key_encoder=MOMENTUM_ENCODER),
 )
 GROUP = NormConfig("group", channel_groups=2)
 END_TO_END = replace(BASE, norm=GROUP, method=replace(BASE.method, dictionary=KEYS_ONLY))

@@ -67,7 +67,7 @@ def run(images: Path, out: Path, *, resume: bool = False, epochs: int = 3, **mor
 
 
 def final_state(out: Path) -> dict[str, torch.Tensor]:
-    """Encoder, head, twin, dictionary with its pointer, optimizer and generators."""
+    """Encoder, head, momentum encoder, dictionary with its pointer, optimizer and generators."""
     return load_checkpoint(list_checkpoints(out / "checkpoints")[0])[0]
 
 

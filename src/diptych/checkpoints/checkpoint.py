@@ -19,22 +19,26 @@ from typing import Any, Final, TypeVar, cast
 from torch import Tensor
 
 from diptych.checkpoints.format import (
-    MANIFEST,
     MOST_SCALARS_BYTES,
-    SCALARS,
-    TENSORS,
     Description,
     Manifest,
     Origin,
     describe_file,
     json_object,
     make_manifest,
-    name_of,
     origin_of,
     read_manifest,
+)
+from diptych.checkpoints.stores import (
+    MANIFEST,
+    SCALARS,
+    TENSORS,
+    Place,
+    Store,
+    name_of,
+    open_store,
     step_of,
 )
-from diptych.checkpoints.stores import Place, Store, open_store
 from diptych.errors import DamagedCheckpoint, ForeignCheckpoint, UnreachableFolder
 from diptych.runs.record import Identity, identity_in
 from diptych.runs.tensor_files import Piece, UnreadableTensors, read_tensors, tensor_pieces

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
-from diptych.checkpoints.stores import Store
+from diptych.checkpoints.stores import MANIFEST, SCALARS, TENSORS, Store
 from diptych.errors import DamagedCheckpoint, ForeignCheckpoint, UnreachableFolder
 from diptych.runs.record import Identity, identity_in
 
@@ -160,28 +160,3 @@ def _describes(files: Any) -> TypeGuard[Mapping[str, Description]]:
 def _sum(content: Mapping[str, Any]) -> str:
     """Of what a manifest says, in whatever order and spacing."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-TENSORS: Final = "tensors.safetensors"
-SCALARS: Final = "state.json"
-MANIFEST: Final = "manifest.json"
-_PREFIX: Final = "step-"
-
-
-def name_of(step: int) -> str:
-    """The name of the checkpoint after so many steps.
-
-    >>> name_of(123)
-    'step-000000123'
-    """
-    return f"{_PREFIX}{step:09d}"
-
-
-def step_of(name: str) -> int | None:
-    """The steps done before a checkpoint of this name; None where it is no such name.
-
-    >>> step_of("step-000000123"), step_of("step-"), step_of("notes")
-    (123, None, None)
-    """
-    digits = name.removeprefix(_PREFIX)
-    return int(digits) if name.startswith(_PREFIX) and digits.isdecimal() else None

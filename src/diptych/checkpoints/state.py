@@ -22,8 +22,8 @@ class RunState:
     neither needs saving.
 
     Attributes:
-        method: encoder, head, twin and dictionary with its pointer; or a student and its teacher.
-        optimizer: of the method's trainable parameters.
+        method: encoder, head, momentum encoder and dictionary with its pointer; or a student and
+        its teacher. optimizer: of the method's trainable parameters.
         scale: of the loss, in fp16.
         step: steps done.
         seconds: spent in training, over all sittings.
@@ -151,5 +151,5 @@ def _names_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def trainable(method: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The parameters that the optimizer moves, by name; not those of a twin or a teacher."""
+    """The parameters that the optimizer moves, by name: none of a momentum encoder or teacher."""
     return [(name, p) for name, p in method.named_parameters() if p.requires_grad]

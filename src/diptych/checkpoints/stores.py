@@ -11,12 +11,36 @@ from itertools import count
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
-from diptych.checkpoints.format import MANIFEST, step_of
 from diptych.config.sections import CheckpointConfig
 from diptych.errors import ConfigError, ImagesError, UnreachableFolder
 from diptych.images.sources.remote import chunks, connect, in_words, is_url, persist
 from diptych.runs.folder import RunFolder, sync_folder
 from diptych.runs.tensor_files import Piece
+
+TENSORS: Final = "tensors.safetensors"
+SCALARS: Final = "state.json"
+MANIFEST: Final = "manifest.json"
+_PREFIX: Final = "step-"
+
+
+def name_of(step: int) -> str:
+    """The name of the checkpoint after so many steps.
+
+    >>> name_of(123)
+    'step-000000123'
+    """
+    return f"{_PREFIX}{step:09d}"
+
+
+def step_of(name: str) -> int | None:
+    """The steps done before a checkpoint of this name; None where it is no such name.
+
+    >>> step_of("step-000000123"), step_of("step-"), step_of("notes")
+    (123, None, None)
+    """
+    digits = name.removeprefix(_PREFIX)
+    return int(digits) if name.startswith(_PREFIX) and digits.isdecimal() else None
+
 
 Place = Path | str
 """A folder on a disk, or a URL of one."""

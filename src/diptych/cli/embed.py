@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from diptych.runtime.world import launch as place_of_process
+from diptych.runtime.world import read_world
 
 
 def embed(arguments: Sequence[str]) -> None:
@@ -26,7 +26,7 @@ def embed(arguments: Sequence[str]) -> None:
     from diptych.embeddings.work import ShardLines
     from diptych.runtime.device import use_threads
 
-    flags, here = parse(EmbedFlags, embed, arguments), place_of_process()
+    flags, here = parse(EmbedFlags, embed, arguments), read_world()
     shards = own_shards(flags.shard, flags.shards, here)
     lines = ShardLines(Console(quiet=flags.quiet, markup=False))
     with ThreadPoolExecutor(use_threads(flags.threads, processes=here.local_count)) as executor:

@@ -24,8 +24,7 @@ from diptych.errors import (
 from diptych.escaping import readable_lines
 from diptych.runtime.console import lasting_output
 from diptych.runtime.device import shorten_spinning
-from diptych.runtime.world import launch as place_of_process
-from diptych.runtime.world import tell_launcher
+from diptych.runtime.world import read_world, tell_launcher
 
 _USAGE: Final = """\
 usage: diptych VERB [ARGUMENTS]
@@ -114,7 +113,7 @@ def _say(error: Exception, sentence: str) -> None:
 def _speaks() -> bool:
     """Whether this is the only process, or the first of those that torchrun started."""
     try:
-        return place_of_process().speaks
+        return read_world().speaks
     except ConfigError:  # an environment that is no launcher's
         return True
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from diptych.cli.embed import embed
 from diptych.cli.measuring import print_verdict
 from diptych.errors import ConfigError
-from diptych.runtime.world import launch as place_of_process
+from diptych.runtime.world import read_world
 
 DEMO_EPOCHS: Final = 16
 
@@ -85,7 +85,7 @@ def launch(arguments: Sequence[str]) -> None:
     from diptych.runtime.launcher import split_arguments, start
 
     if list(arguments) in (["-h"], ["--help"]):
-        print(inspect.cleandoc(launch.__doc__ or ""))
+        print(inspect.cleandoc(read_world.__doc__ or ""))
         raise SystemExit(0)
     options, (verb, *given) = split_arguments(arguments)
     # What is wrong is said once, before any process starts.
@@ -128,11 +128,11 @@ def _check_embed(options: Sequence[str], given: Sequence[str]) -> None:
     from diptych.embeddings.embed import check_before_start
     from diptych.embeddings.sharding import own_shards
     from diptych.runtime.launcher import process_count
-    from diptych.runtime.world import Launch
+    from diptych.runtime.world import World
 
     flags = parse(EmbedFlags, embed, given)
     flags.settings()
-    own_shards(flags.shard, flags.shards, Launch(count=process_count(options) or 1))
+    own_shards(flags.shard, flags.shards, World(count=process_count(options) or 1))
     check_before_start(flags.run, flags.path, flags.out)
 
 
@@ -165,7 +165,7 @@ def _run_to_report(
             watcher=display,
             on_progress=display.files,
         )
-    if not place_of_process().speaks:
+    if not read_world().speaks:
         return
     console.print(f"Encoder: {folder.encoder}", highlight=False, soft_wrap=True)
     if not report:

@@ -94,7 +94,7 @@ def end_to_end(scale: Scale) -> RunConfig:
 
 
 def moco_v1(scale: Scale) -> RunConfig:
-    """MoCo (1911.05722): InfoNCE against a queue of keys from a momentum twin, a linear head."""
+    """MoCo (1911.05722): InfoNCE against a queue of keys from a momentum encoder, a linear head."""
     return _moco(scale, "moco_v1")
 
 
@@ -111,7 +111,7 @@ def moco_v2(scale: Scale) -> RunConfig:
 
 
 def moco_v3(scale: Scale) -> RunConfig:
-    """MoCo v3 (2104.02057): keys of the batch from a momentum twin, a predictor, both directions.
+    """MoCo v3 (2104.02057): keys of the batch from a momentum encoder, predictor, both directions.
 
     Its settings for ResNet-50 (section 4). The paper's loss is the sum over both directions times
     2T; ours is their mean times 4T. The prediction is normalised as the projection is: so it is in
@@ -136,7 +136,9 @@ def moco_v3(scale: Scale) -> RunConfig:
         method=MethodConfig(
             symmetric=True,
             dictionary=DictionaryConfig(kind="batch", both_views=False),
-            key_encoder=KeyEncoderConfig(kind="twin", momentum=0.99, momentum_schedule="cosine"),
+            key_encoder=KeyEncoderConfig(
+                kind="momentum", momentum=0.99, momentum_schedule="cosine"
+            ),
             loss=LossConfig(temperature=temperature, weight=4 * temperature),
         ),
         optimizer=OptimizerConfig(kind="lars", learning_rate=0.3, weight_decay=1e-6)
@@ -215,9 +217,9 @@ def _moco(scale: Scale, name: str) -> RunConfig:
             dictionary=DictionaryConfig(
                 kind="queue", queue_size={"tiny": 2048, "small": 16384, "paper": 65536}[scale]
             ),
-            # A twin that keeps 0.999 of itself needs thousands of steps to get anywhere.
+            # To keep 0.999 of itself at each step takes thousands of steps to move.
             key_encoder=KeyEncoderConfig(
-                kind="twin", momentum={"tiny": 0.99, "small": 0.996, "paper": 0.999}[scale]
+                kind="momentum", momentum={"tiny": 0.99, "small": 0.996, "paper": 0.999}[scale]
             ),
             loss=LossConfig(temperature=0.2 if scale == "tiny" else 0.07),
         ),

@@ -392,12 +392,13 @@ class DictionaryConfig:
 class KeyEncoderConfig:
     """The network that encodes the keys."""
 
-    kind: Literal["shared", "twin"] = "shared"
-    """`shared`: the query encoder itself. `twin`: a copy that follows it slowly (MoCo, eq. 2)."""
+    kind: Literal["shared", "momentum"] = "shared"
+    """`shared`: the query encoder itself. `momentum`: a copy that follows it slowly (MoCo, eq.
+    2)."""
     momentum: float = 0.999
-    """Of `twin`: share of itself that it keeps at each step; 0 is a plain copy of each step."""
+    """Of `momentum`: share of itself that it keeps at each step; 0 is a plain copy of each step."""
     momentum_schedule: Literal["constant", "cosine"] = "constant"
-    """Of `twin`: the momentum stays, or rises to 1 along half a cosine (MoCo v3, section 4)."""
+    """Of `momentum`: the momentum stays, or rises to 1 along half a cosine (MoCo v3, section 4)."""
 
     def __post_init__(self) -> None:
         _require_finite("method.key_encoder", self)
@@ -818,7 +819,7 @@ def _require_consistent_method(config: RunConfig) -> None:
     _require(
         dictionary.kind != "batch" or not dictionary.both_views or end_to_end,
         "method.dictionary.both_views lets every view be a key, which needs the key encoder "
-        "'shared'; with a twin, set method.dictionary.both_views = false",
+        "'shared'; with a momentum encoder, set method.dictionary.both_views = false",
         method.key_encoder.kind,
     )
     _require(

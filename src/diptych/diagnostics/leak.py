@@ -151,7 +151,7 @@ def cannot_leak(config: RunConfig) -> str | None:
 
 
 def load_trained_method(folder: RunFolder, config: RunConfig) -> Method:
-    """The whole method of a run as its newest checkpoint has it: head, twin and dictionary too.
+    """The method of a run's newest checkpoint: head, momentum encoder and dictionary too.
 
     Raises:
         RunFolderError: there is no checkpoint, or it is one of a student.

@@ -41,12 +41,98 @@ from diptych.images.sources.hugging_face import path_of
 from diptych.images.trained_on import TrainedOn, load_trained_on
 from diptych.methods.contrastive import Method, build_method
 from diptych.methods.scores import finds_own_row
-from diptych.models.momentum_encoder import Twin
+from diptych.models.momentum_encoder import MomentumEncoder
 from diptych.models.weights import load_encoder, load_head, untrained_encoder
 from diptych.runs.folder import RunFolder
 from diptych.runs.record import load_record
 from diptych.runtime.device import choose_device, use_threads
 from diptych.views.batches import ViewBatches
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An encoder that may be chosen.
+
+    Attributes:
+        run: its folder.
+        step: of the checkpoint; None for the end of a run whose checkpoints are gone.
+        config: of the run.
+        encoder: in evaluation mode, on its device.
+        method: with head, predictor and momentum encoder; None where that is not known, or where
+        the run has
+            no keys, as a student.
+    """
+
+    run: Path
+    step: int | None
+    config: RunConfig
+    encoder: nn.Module
+    method: Method | None
+
+
+def candidates_of(folder: RunFolder, config: RunConfig, *, every: bool) -> Iterator[Candidate]:
+    """The candidates of a run, oldest first, one at a time in memory.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        every: every good checkpoint that was kept, not only the newest.
+
+    Raises:
+        RunFolderError: there is neither a good checkpoint nor an encoder.
+    """
+    good = _good(checkpoint_place(config.checkpoint, folder), folder)
+    newest = next(good, None)
+    if newest is None:
+        yield _from_files(folder, config)
+        return
+    for path in [*reversed(list(good)), newest] if every else [newest]:
+        yield _from_checkpoint(folder, config, path)
+
+
+def _good(place: Place, folder: RunFolder) -> Iterator[Place]:
+    """Checkpoints of a run whose bytes are right, newest first."""
+    if not list_checkpoints(place):  # an encoder alone needs no record of the run
+        return
+    for path in own_checkpoints(place, load_record(folder).identity):
+        try:
+            load_checkpoint(path)
+        except DamagedCheckpoint:
+            continue
+        yield path
+
+
+def _from_checkpoint(folder: RunFolder, config: RunConfig, path: Place) -> Candidate:
+    tensors, scalars = load_checkpoint(path)
+    device = choose_device("auto")
+    if config.distillation.teacher is None:
+        method = method_of(tensors, config).to(device).eval()
+        return Candidate(folder.path, int(scalars["step"]), config, method.encoder, method)
+    encoder = untrained_encoder(config)
+    try:
+        encoder.load_state_dict(_below("method/network.encoder.", tensors))
+    except RuntimeError as error:
+        raise DamagedCheckpoint(f"{path} is of another network: {error}") from error
+    return Candidate(folder.path, int(scalars["step"]), config, encoder.to(device).eval(), None)
+
+
+def _from_files(folder: RunFolder, config: RunConfig) -> Candidate:
+    """Encoder and head alone: the momentum encoder is taken to be where the network is."""
+    encoder = load_encoder(folder).network.to(choose_device("auto"))
+    if config.distillation.teacher is not None or config.head.predictor_layers:
+        return Candidate(folder.path, None, config, encoder, None)
+    method = build_method(config)
+    method.encoder.load_state_dict(encoder.state_dict())
+    method.network.get_submodule("head").load_state_dict(load_head(folder).state_dict())
+    if method.momentum_encoder is not None:
+        method.momentum_encoder = MomentumEncoder(method.network)
+    method = method.to(memory_format=torch.channels_last).to(choose_device("auto")).eval()
+    return Candidate(folder.path, None, config, method.encoder, method)
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
 
 MEASURES: Final = ("effective_rank", "pretext", "stability")
 """More is better in each; they have equal say in the combined rank."""
@@ -299,87 +385,3 @@ def _spread(labelled: Labelled | None, test_images: int) -> Labelled:
     train = spread_indices(len(labelled.train), _KNN_IMAGES)
     test = spread_indices(len(labelled.test), test_images)
     return labelled.select(train, test)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An encoder that may be chosen.
-
-    Attributes:
-        run: its folder.
-        step: of the checkpoint; None for the end of a run whose checkpoints are gone.
-        config: of the run.
-        encoder: in evaluation mode, on its device.
-        method: with head, predictor and twin; None where that is not known, or where the run has
-            no keys, as a student.
-    """
-
-    run: Path
-    step: int | None
-    config: RunConfig
-    encoder: nn.Module
-    method: Method | None
-
-
-def candidates_of(folder: RunFolder, config: RunConfig, *, every: bool) -> Iterator[Candidate]:
-    """The candidates of a run, oldest first, one at a time in memory.
-
-    Args:
-        folder: of the run.
-        config: of the run.
-        every: every good checkpoint that was kept, not only the newest.
-
-    Raises:
-        RunFolderError: there is neither a good checkpoint nor an encoder.
-    """
-    good = _good(checkpoint_place(config.checkpoint, folder), folder)
-    newest = next(good, None)
-    if newest is None:
-        yield _from_files(folder, config)
-        return
-    for path in [*reversed(list(good)), newest] if every else [newest]:
-        yield _from_checkpoint(folder, config, path)
-
-
-def _good(place: Place, folder: RunFolder) -> Iterator[Place]:
-    """Checkpoints of a run whose bytes are right, newest first."""
-    if not list_checkpoints(place):  # an encoder alone needs no record of the run
-        return
-    for path in own_checkpoints(place, load_record(folder).identity):
-        try:
-            load_checkpoint(path)
-        except DamagedCheckpoint:
-            continue
-        yield path
-
-
-def _from_checkpoint(folder: RunFolder, config: RunConfig, path: Place) -> Candidate:
-    tensors, scalars = load_checkpoint(path)
-    device = choose_device("auto")
-    if config.distillation.teacher is None:
-        method = method_of(tensors, config).to(device).eval()
-        return Candidate(folder.path, int(scalars["step"]), config, method.encoder, method)
-    encoder = untrained_encoder(config)
-    try:
-        encoder.load_state_dict(_below("method/network.encoder.", tensors))
-    except RuntimeError as error:
-        raise DamagedCheckpoint(f"{path} is of another network: {error}") from error
-    return Candidate(folder.path, int(scalars["step"]), config, encoder.to(device).eval(), None)
-
-
-def _from_files(folder: RunFolder, config: RunConfig) -> Candidate:
-    """Encoder and head alone: the twin is taken to be where the network is."""
-    encoder = load_encoder(folder).network.to(choose_device("auto"))
-    if config.distillation.teacher is not None or config.head.predictor_layers:
-        return Candidate(folder.path, None, config, encoder, None)
-    method = build_method(config)
-    method.encoder.load_state_dict(encoder.state_dict())
-    method.network.get_submodule("head").load_state_dict(load_head(folder).state_dict())
-    if method.twin is not None:
-        method.twin = Twin(method.network)
-    method = method.to(memory_format=torch.channels_last).to(choose_device("auto")).eval()
-    return Candidate(folder.path, None, config, method.encoder, method)
-
-
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

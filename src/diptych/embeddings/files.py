@@ -18,6 +18,120 @@ from diptych.errors import EmbeddingsError
 from diptych.escaping import escaped
 from diptych.runs.aside import written_aside
 
+FORMAT: Final = 2
+"""Version of the files."""
+
+
+KEY: Final = b"diptych"
+"""Of the note in a Parquet file's metadata, which is written last."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is known of a shard.
+
+    Attributes:
+        settings: all that the vectors follow from, the same in every shard of a set.
+        shard: what is this shard's own.
+        made: from where, for people; nothing is compared.
+    """
+
+    settings: Mapping[str, Any]
+    shard: Mapping[str, Any]
+    made: Mapping[str, Any]
+
+    def encode(self) -> bytes:
+        """As JSON."""
+        document = {"format": FORMAT, "settings": self.settings, "shard": self.shard}
+        return json.dumps(document | {"made": self.made}, indent=1).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Note":
+        """Reads what ``encode`` wrote.
+
+        Raises:
+            ValueError: it is something else, or of another version.
+        """
+        document = json.loads(data)
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise ValueError(f"its note is not of format {FORMAT}")
+        parts = [document.get(name) for name in ("settings", "shard", "made")]
+        if not all(isinstance(part, dict) for part in parts):
+            raise ValueError("its note is damaged")
+        return cls(*parts)  # type: ignore[arg-type]
+
+
+def differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What differs, in words: one for each entry, those inside of others by dotted names.
+
+    >>> differences({"dim": 4, "views": {"side": 32}}, {"dim": 4, "views": {"side": 96}})
+    ['views.side: 32 there, 96 now']
+    """
+    found = []
+    for name in [*there, *(name for name in wanted if name not in there)]:
+        one, other = there.get(name), wanted.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += [f"{name}.{inner}" for inner in differences(one, other)]
+        elif one != other:
+            found.append(f"{name}: {_short(one)} there, {_short(other)} now")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 40 else text[:12] + "..."
+
+
+MANIFEST: Final = "embeddings.json"
+"""Its name."""
+
+
+def agree(folder: Path, note: Note) -> None:
+    """Writes the manifest, or compares with the one that is there.
+
+    Raises:
+        EmbeddingsError: the folder is that of another set.
+    """
+    file = folder / MANIFEST
+    if not file.exists():
+        with written_aside(file) as aside:
+            aside.write_bytes(note.encode() + b"\n")
+    require_same(differences(read_manifest(folder).settings, note.settings), file)
+
+
+def read_manifest(folder: Path) -> Note:
+    """What all shards of a folder share.
+
+    Raises:
+        EmbeddingsError: there is no manifest, or it is damaged.
+    """
+    file = folder / MANIFEST
+    try:
+        return Note.decode(file.read_bytes())
+    except FileNotFoundError as error:
+        raise EmbeddingsError(
+            f"{folder} holds no embeddings: there is no {MANIFEST}. `diptych embed RUN PATH -o "
+            f"{folder}` makes some."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise EmbeddingsError(
+            f"{file} is damaged: {error}. Remove it; `diptych embed` writes it again."
+        ) from error
+
+
+def require_same(found: list[str], file: Path) -> None:
+    """Refuses a file that differs from what is to be made.
+
+    Raises:
+        EmbeddingsError: something differs.
+    """
+    if found:
+        raise EmbeddingsError(
+            f"{file} is of other settings, images or another encoder: {'; '.join(found)}. Choose "
+            "another folder, or remove this one's files."
+        )
+
+
 _GROUP_BYTES: Final = 16 * 2**20  # of vectors: what is held in memory before it is written
 _MOST_GROUP_ROWS: Final = 2**16
 
@@ -136,116 +250,3 @@ def read_note(path: Path) -> tuple[Note, int]:
         if data is None:
             raise ValueError("it holds no embeddings")
         return Note.decode(data), int(file.metadata.num_rows)
-
-
-MANIFEST: Final = "embeddings.json"
-"""Its name."""
-
-
-def agree(folder: Path, note: Note) -> None:
-    """Writes the manifest, or compares with the one that is there.
-
-    Raises:
-        EmbeddingsError: the folder is that of another set.
-    """
-    file = folder / MANIFEST
-    if not file.exists():
-        with written_aside(file) as aside:
-            aside.write_bytes(note.encode() + b"\n")
-    require_same(differences(read_manifest(folder).settings, note.settings), file)
-
-
-def read_manifest(folder: Path) -> Note:
-    """What all shards of a folder share.
-
-    Raises:
-        EmbeddingsError: there is no manifest, or it is damaged.
-    """
-    file = folder / MANIFEST
-    try:
-        return Note.decode(file.read_bytes())
-    except FileNotFoundError as error:
-        raise EmbeddingsError(
-            f"{folder} holds no embeddings: there is no {MANIFEST}. `diptych embed RUN PATH -o "
-            f"{folder}` makes some."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise EmbeddingsError(
-            f"{file} is damaged: {error}. Remove it; `diptych embed` writes it again."
-        ) from error
-
-
-def require_same(found: list[str], file: Path) -> None:
-    """Refuses a file that differs from what is to be made.
-
-    Raises:
-        EmbeddingsError: something differs.
-    """
-    if found:
-        raise EmbeddingsError(
-            f"{file} is of other settings, images or another encoder: {'; '.join(found)}. Choose "
-            "another folder, or remove this one's files."
-        )
-
-
-FORMAT: Final = 2
-"""Version of the files."""
-
-KEY: Final = b"diptych"
-"""Of the note in a Parquet file's metadata, which is written last."""
-
-
-@dataclass(frozen=True)
-class Note:
-    """What is known of a shard.
-
-    Attributes:
-        settings: all that the vectors follow from, the same in every shard of a set.
-        shard: what is this shard's own.
-        made: from where, for people; nothing is compared.
-    """
-
-    settings: Mapping[str, Any]
-    shard: Mapping[str, Any]
-    made: Mapping[str, Any]
-
-    def encode(self) -> bytes:
-        """As JSON."""
-        document = {"format": FORMAT, "settings": self.settings, "shard": self.shard}
-        return json.dumps(document | {"made": self.made}, indent=1).encode()
-
-    @classmethod
-    def decode(cls, data: bytes) -> "Note":
-        """Reads what ``encode`` wrote.
-
-        Raises:
-            ValueError: it is something else, or of another version.
-        """
-        document = json.loads(data)
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise ValueError(f"its note is not of format {FORMAT}")
-        parts = [document.get(name) for name in ("settings", "shard", "made")]
-        if not all(isinstance(part, dict) for part in parts):
-            raise ValueError("its note is damaged")
-        return cls(*parts)  # type: ignore[arg-type]
-
-
-def differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What differs, in words: one for each entry, those inside of others by dotted names.
-
-    >>> differences({"dim": 4, "views": {"side": 32}}, {"dim": 4, "views": {"side": 96}})
-    ['views.side: 32 there, 96 now']
-    """
-    found = []
-    for name in [*there, *(name for name in wanted if name not in there)]:
-        one, other = there.get(name), wanted.get(name)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found += [f"{name}.{inner}" for inner in differences(one, other)]
-        elif one != other:
-            found.append(f"{name}: {_short(one)} there, {_short(other)} now")
-    return found
-
-
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
-    return text if len(text) <= 40 else text[:12] + "..."

@@ -19,7 +19,7 @@ from diptych.images.collection import ImageSet
 from diptych.images.index import checksum
 from diptych.images.listing import Listing
 from diptych.images.open import locate_images
-from diptych.runtime.world import Launch
+from diptych.runtime.world import World
 
 MOST: Final = 99_999
 """Shards of a set; names have five digits."""
@@ -97,7 +97,7 @@ def checked_shard(index: int, count: int) -> Shard:
     return Shard(index, count)
 
 
-def own_shards(shard: str | None, shards: int | None, here: Launch) -> list[Shard]:
+def own_shards(shard: str | None, shards: int | None, here: World) -> list[Shard]:
     """The shards that this process is to make.
 
     Args:

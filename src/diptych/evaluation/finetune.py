@@ -24,9 +24,9 @@ from torch import nn
 
 from diptych.config.sections import RunConfig, ScheduleConfig
 from diptych.errors import TrainingError
+from diptych.evaluation.classifying import crop_and_flip, on_top_of, predict, train_on_labels
 from diptych.evaluation.confidence import over_seeds
 from diptych.evaluation.frozen_features import common_settings
-from diptych.evaluation.gradient_probes import crop_and_flip, on_top_of, predict, train_on_labels
 from diptych.evaluation.knn import accuracy
 from diptych.evaluation.labelled import Labelled
 from diptych.evaluation.subject import TRAINED, UNTRAINED, Subject

@@ -10,10 +10,9 @@ from typing import Any, Final
 
 from diptych.errors import ConfigError
 from diptych.evaluation.finetune import measure_finetune
-from diptych.evaluation.frozen_features import measure_knn, measure_linear
-from diptych.evaluation.gradient_probes import measure_linear_sgd
+from diptych.evaluation.frozen_features import measure_knn, measure_linear, measure_linear_sgd
 from diptych.evaluation.labelled import open_labelled
-from diptych.evaluation.layers import measure_geometry, measure_transformations
+from diptych.evaluation.layer_protocols import measure_geometry, measure_transformations
 from diptych.evaluation.subject import Options, Subject
 from diptych.evaluation.transfer import measure_transfer
 from diptych.images.listing import Progress, ignore_progress

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from diptych.errors import ConfigError
 from diptych.images.collection import Collection, ImageSet
+from diptych.images.cut import join
 from diptych.images.groups import find_groups
-from diptych.images.splits import join
 from diptych.images.trained_on import TrainedOn, among, number_contents
 
 NOT_RECORDED: Final = "On images not recorded."

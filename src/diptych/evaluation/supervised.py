@@ -11,7 +11,7 @@ from torch import nn
 
 from diptych.config.files import to_toml
 from diptych.config.sections import RunConfig, norm_of_batch
-from diptych.evaluation.gradient_probes import Classifier, on_top_of, train_on_labels
+from diptych.evaluation.classifying import Classifier, on_top_of, train_on_labels
 from diptych.evaluation.labelled import Labelled
 from diptych.images.order import Order
 from diptych.models.encoders import build_encoder

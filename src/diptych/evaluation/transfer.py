@@ -31,9 +31,78 @@ from diptych.evaluation.linear import fit_linear, fit_multilabel
 from diptych.evaluation.split import Split, groups_of_parts, units_of, unlabelled_split
 from diptych.evaluation.subject import STRENGTHS, Subject
 from diptych.images.collection import Collection, ImageSet
+from diptych.images.cut import cut
 from diptych.images.open import open_images
-from diptych.images.splits import TEST_NAMES, TRAIN_NAMES, cut
+from diptych.images.splits import TEST_NAMES, TRAIN_NAMES
 from diptych.images.trained_on import TrainedOn
+
+TABLE: Final = "labels.csv"
+
+
+_FORM: Final = "wanted the columns name, LABEL, LABEL, .. with 0 or 1 below every label"
+
+
+class Tags(NamedTuple):
+    """Which labels each image has.
+
+    Attributes:
+        names: of the labels.
+        rows: labels of an image by its name, (labels,) of 0 and 1.
+    """
+
+    names: tuple[str, ...]
+    rows: dict[str, NDArray[np.float32]]
+
+    def of(self, images: Sequence[str], origin: str) -> NDArray[np.float32]:
+        """The labels of images in their order, (images, labels).
+
+        Raises:
+            ImagesError: the table lacks an image.
+        """
+        missing = [name for name in images if name not in self.rows]
+        if missing:
+            raise ImagesError(
+                f"{TABLE} of {origin} has no row for {len(missing)} of {len(images)} images, as "
+                f"{missing[0]!r}. Add them, with the path below the folder as the name."
+            )
+        return np.stack([self.rows[name] for name in images])
+
+
+def find_tags(folder: Path, *, part: Sequence[str] = ()) -> Tags | None:
+    """The table of the first of a folder's subfolders ``part`` that has one, or the folder's own.
+
+    Names of subfolders are compared without case.
+
+    Raises:
+        ImagesError: there is one of another form.
+    """
+    found = {one.name.lower(): one for one in sorted(folder.glob("*/"))}
+    places = [found[name.lower()] / TABLE for name in part if name.lower() in found]
+    places.append(folder / TABLE)
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        return None
+    try:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            return _read(csv.reader(file), path)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ImagesError(f"{path} cannot be read: {error}.") from error
+
+
+def _read(lines: Any, path: Path) -> Tags:
+    head: list[str] = next(lines, [])
+    if head[:1] != ["name"] or len(head) < 3:
+        found = ", ".join(head[:10]) or "nothing"
+        raise ImagesError(f"{path}: {_FORM}, two labels or more; its first line has {found}.")
+    rows = {}
+    for line in lines:
+        if not line:
+            continue
+        if len(line) != len(head) or any(value not in ("0", "1") for value in line[1:]):
+            raise ImagesError(f"{path}, line {lines.line_num}: {_FORM}; got {','.join(line)!r}.")
+        rows[unescaped(line[0])] = np.array(line[1:], dtype=np.float32)
+    return Tags(tuple(head[1:]), rows)
+
 
 METRICS: Final = ("accuracy", "mean_per_class", "auc", "f1")
 
@@ -208,69 +277,3 @@ def _judge_labels(scores: NDArray[np.float64], truth: NDArray[np.float32]) -> di
         "auc": macro_auc(scores, wanted),
         "f1": macro_f1(said, wanted),
     }
-
-
-TABLE: Final = "labels.csv"
-_FORM: Final = "wanted the columns name, LABEL, LABEL, .. with 0 or 1 below every label"
-
-
-class Tags(NamedTuple):
-    """Which labels each image has.
-
-    Attributes:
-        names: of the labels.
-        rows: labels of an image by its name, (labels,) of 0 and 1.
-    """
-
-    names: tuple[str, ...]
-    rows: dict[str, NDArray[np.float32]]
-
-    def of(self, images: Sequence[str], origin: str) -> NDArray[np.float32]:
-        """The labels of images in their order, (images, labels).
-
-        Raises:
-            ImagesError: the table lacks an image.
-        """
-        missing = [name for name in images if name not in self.rows]
-        if missing:
-            raise ImagesError(
-                f"{TABLE} of {origin} has no row for {len(missing)} of {len(images)} images, as "
-                f"{missing[0]!r}. Add them, with the path below the folder as the name."
-            )
-        return np.stack([self.rows[name] for name in images])
-
-
-def find_tags(folder: Path, *, part: Sequence[str] = ()) -> Tags | None:
-    """The table of the first of a folder's subfolders ``part`` that has one, or the folder's own.
-
-    Names of subfolders are compared without case.
-
-    Raises:
-        ImagesError: there is one of another form.
-    """
-    found = {one.name.lower(): one for one in sorted(folder.glob("*/"))}
-    places = [found[name.lower()] / TABLE for name in part if name.lower() in found]
-    places.append(folder / TABLE)
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        return None
-    try:
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            return _read(csv.reader(file), path)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ImagesError(f"{path} cannot be read: {error}.") from error
-
-
-def _read(lines: Any, path: Path) -> Tags:
-    head: list[str] = next(lines, [])
-    if head[:1] != ["name"] or len(head) < 3:
-        found = ", ".join(head[:10]) or "nothing"
-        raise ImagesError(f"{path}: {_FORM}, two labels or more; its first line has {found}.")
-    rows = {}
-    for line in lines:
-        if not line:
-            continue
-        if len(line) != len(head) or any(value not in ("0", "1") for value in line[1:]):
-            raise ImagesError(f"{path}, line {lines.line_num}: {_FORM}; got {','.join(line)!r}.")
-        rows[unescaped(line[0])] = np.array(line[1:], dtype=np.float32)
-    return Tags(tuple(head[1:]), rows)

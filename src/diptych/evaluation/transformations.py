@@ -22,7 +22,7 @@ from diptych.evaluation.confidence import Estimate, estimate
 from diptych.evaluation.layers import Layers, layers_of
 from diptych.evaluation.linear import fit_linear
 from diptych.images.collection import ImageSet, spread_indices
-from diptych.images.splits import cut
+from diptych.images.cut import cut
 from diptych.views import parameter_table as draws
 from diptych.views.batches import as_images
 from diptych.views.cpu import Panel, load_views

@@ -19,7 +19,6 @@ from diptych.images.collection import (
     held_out_config,
     on_classes,
 )
-from diptych.images.inventory import walk
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources.arrays import find_in_npz, image_set, is_idx, open_idx, open_npy
 from diptych.images.sources.arrow import find_saved, is_saved
@@ -30,6 +29,7 @@ from diptych.images.sources.photographs import PHOTOGRAPHS_NAME, open_photograph
 from diptych.images.sources.tar_shards import find_in_tar, find_shards, is_shard_pattern
 from diptych.images.sources.torchvision_sets import is_cifar, open_cifar
 from diptych.images.splits import Found, hold_out, open_found, role_of
+from diptych.images.tree import walk
 
 _WANTED: Final = (
     "a folder of images, a .txt list of their paths, .tar shards (a file, a folder of them, or a "

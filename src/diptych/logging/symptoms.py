@@ -8,7 +8,8 @@ from typing import Any, Final, NamedTuple
 from diptych.runtime.stopwatch import PARTS
 
 LEAST_STEPS: Final = 500
-"""Warm-up, the filling of a queue and the way of a twin take some hundred steps by themselves."""
+"""Warm-up, the filling of a queue and the way of a momentum encoder take some hundred steps by
+themselves."""
 COLLAPSED_RANK: Final = 2.0
 AT_CHANCE: Final = 0.02  # of the chance level
 SHORTCUT_ACCURACY: Final = 0.98

@@ -1,4 +1,4 @@
-"""A contrastive method: encoder, head, predictor or none, twin or none, dictionary, loss."""
+"""A contrastive method: encoders of queries and keys, head, predictor, dictionary, loss."""
 
 import math
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ from diptych.methods.sharded_bank import ShardedBank
 from diptych.methods.shuffle import restore_rows, shuffle_rows
 from diptych.models.encoders import build_encoder, count_features
 from diptych.models.heads import build_head, build_predictor, output_dim
-from diptych.models.momentum_encoder import Twin
+from diptych.models.momentum_encoder import MomentumEncoder
 from diptych.models.norms import frozen_statistics, use_norm
 from diptych.runtime.distributed import gather_rows, gather_views, own_view_rows, process_count
 from diptych.views.batches import Batch
@@ -69,12 +69,12 @@ class Method(nn.Module):
     """Look-up of queries in a dictionary of encoded keys.
 
     A call changes nothing but batch-norm statistics. After the optimizer has moved, ``follow``
-    moves the twin and ``remember`` advances the dictionary, in this order.
+    moves the momentum encoder and ``remember`` advances the dictionary, in this order.
 
     Attributes:
         network: encoder and head, one after the other.
         predictor: behind the head on the queries' side, or None.
-        twin: encodes the keys; None where the network itself does.
+        momentum encoder: encodes the keys; None where the network itself does.
         dictionary: what each query is compared with.
         config: loss, symmetry, number of views.
         shuffle_seed: shuffles keys across norm groups and processes; None for no shuffling.
@@ -97,8 +97,10 @@ class Method(nn.Module):
         self.network.add_module("encoder", encoder)
         self.network.add_module("head", head)
         self.predictor = predictor
-        # A copy, not a second initialisation: twin and original start as one network.
-        self.twin = Twin(self.network) if config.key_encoder.kind == "twin" else None
+        # A copy, not a second initialisation: momentum encoder and original start as one network.
+        self.momentum_encoder = (
+            MomentumEncoder(self.network) if config.key_encoder.kind == "momentum" else None
+        )
         self.dictionary = dictionary
         self.config = config
         self.shuffle_seed = shuffle_seed
@@ -152,7 +154,7 @@ class Method(nn.Module):
 
     def encode_keys(self, views: Views) -> Tensor:
         """(views, images, dim); gradients flow only to the keys of a batch."""
-        network = self.network if self.twin is None else self.twin
+        network = self.network if self.momentum_encoder is None else self.momentum_encoder
         with self._precision(views[0]), torch.set_grad_enabled(self.keys_learn):
             vectors = network(torch.cat(views))
         return _at_least_fp32(vectors).reshape(len(views), -1, vectors.shape[1])
@@ -198,20 +200,22 @@ class Method(nn.Module):
     def keys_learn(self) -> bool:
         """Whether gradients flow to keys that are encoded apart from the queries."""
         return (
-            self.twin is None and self.config.dictionary.kind != "bank" and torch.is_grad_enabled()
+            self.momentum_encoder is None
+            and self.config.dictionary.kind != "bank"
+            and torch.is_grad_enabled()
         )
 
     @torch.no_grad()
     def follow(self, momentum: float) -> None:
-        """Moves the twin towards the network; it keeps ``momentum`` of itself.
+        """Moves the momentum encoder towards the network; it keeps ``momentum`` of itself.
 
         A learned temperature is put back to where it may be: inside of the loss a bound would
         leave it without a gradient beyond it.
         """
         if self.log_temperature is not None:
             self.log_temperature.clamp_(min=math.log(LOWEST_TEMPERATURE))
-        if self.twin is not None:
-            self.twin.follow(self.network, momentum)
+        if self.momentum_encoder is not None:
+            self.momentum_encoder.follow(self.network, momentum)
 
     def remember(self, output: Output) -> None:
         """Hands the keys of a batch, those of all processes, to the dictionary."""

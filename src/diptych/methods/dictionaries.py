@@ -170,7 +170,7 @@ class KeyQueue(nn.Module):
 
     @property
     def oldest_key_steps(self) -> int:
-        """Steps since the oldest key came in; with it the twin's momentum must keep pace."""
+        """Steps since the oldest key came in; the momentum must keep pace with it."""
         return math.ceil(self.filled / self.last_count) if self.last_count else 0
 
     def lacks(self, indices: Tensor) -> bool:

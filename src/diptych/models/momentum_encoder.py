@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Twin(nn.Module):
+class MomentumEncoder(nn.Module):
     """A copy of a network, weights and buffers, that follows it without gradients.
 
     It runs in training mode like the original, so its batch norms keep statistics of their own.

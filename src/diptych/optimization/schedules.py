@@ -48,8 +48,8 @@ def learning_rate(
     return peak * _falling((step - warmup_steps) / (total_steps - warmup_steps))
 
 
-def twin_momentum(config: KeyEncoderConfig, *, step: int, total_steps: int) -> float:
-    """The share of itself that the twin keeps after a step (MoCo v3, section 4; BYOL, appendix A).
+def encoder_momentum(config: KeyEncoderConfig, *, step: int, total_steps: int) -> float:
+    """What the momentum encoder keeps at a step (MoCo v3, section 4; BYOL, appendix A).
 
     ``cosine``: 1 - (1 - m) (cos(pi step / total) + 1) / 2, which ends at 1.
     """

@@ -75,8 +75,8 @@ class Passes:
     Attributes:
         forward_flops: of passes that are remembered for a backward pass.
         backward_flops: of these, with what is computed again on the way.
-        extra_flops: of passes that are not: the twin's, and the first ones of cached gradients.
-        saved_bytes: that wait for the backward pass on the device, of one chunk.
+        extra_flops: of passes that are not: the momentum encoder's, and the first ones of cached
+        gradients. saved_bytes: that wait for the backward pass on the device, of one chunk.
         peak_bytes: the most that is alive within a chunk, gradients of weights not among it.
         away_bytes: that wait in main memory, with ``training.offload_activations``.
     """
@@ -124,7 +124,7 @@ def count_passes(config: RunConfig, method: Method, images: int) -> Passes:
     with LiveBytes() as live:
         _, saved, _ = _chunk_passes(method, *views, lambda: live.now)
     gradients = sum(p.grad.nbytes for p in method.parameters() if p.grad is not None)
-    keys_learn = method.twin is None
+    keys_learn = method.momentum_encoder is None
     remembered = forward if keys_learn else forward - of_keys
     again = remembered if chunks > 1 else 0  # without a graph, before the loss
     return Passes(
@@ -143,7 +143,7 @@ def _chunk_passes(
     """Passes a chunk forward and backward; what was read after the keys, the queries, the end."""
     encoded = list[Tensor]()
     if keys:
-        with torch.set_grad_enabled(method.twin is None):
+        with torch.set_grad_enabled(method.momentum_encoder is None):
             encoded.append(method.network(torch.cat(keys)))
     of_keys = read()
     encoded += [_as_queries(method, views) for views in _by_size(queries)]
@@ -170,7 +170,7 @@ def _as_encoded(config: RunConfig, method: Method) -> Method:
     copied = copy.copy(method)
     copied._modules = dict(method._modules)
     kind = torch.float32 if config.training.precision == "fp32" else torch.bfloat16
-    for name in ("network", "predictor", "twin"):
+    for name in ("network", "predictor", "momentum_encoder"):
         part = getattr(method, name)
         if part is not None:
             setattr(copied, name, copy.deepcopy(part).to(kind))

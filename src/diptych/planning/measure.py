@@ -65,7 +65,7 @@ def measure(
             "reads and views": view_seconds(case, images, executor),
             "networks": networks,
             "look-up": look_up_seconds(case, method),
-            "optimizer and twin": moving_seconds(case, method),
+            "optimizer and momentum encoder": moving_seconds(case, method),
         }
     if case.processes == 1:
         return machine, seconds
@@ -218,7 +218,7 @@ def _fill(method: Method, dim: int) -> None:
 
 
 def moving_seconds(case: Case, method: Method) -> float:
-    """Of the optimizer's step, and of the twin's."""
+    """Of the optimizer's step, and of the momentum encoder's."""
     optimizer = build_optimizer(case.config.optimizer, method)
     for _, parameter in trainable(method):
         parameter.grad = torch.randn_like(parameter)

@@ -82,7 +82,7 @@ def memory(
     """
     lasting = {
         "weights": _weights(method),
-        "twin": _bytes_of(method.twin),
+        "momentum_encoder": _bytes_of(method.momentum_encoder),
         "optimizer": _optimizer(case, method),
         case.config.method.dictionary.kind: _dictionary(case, method),
     }

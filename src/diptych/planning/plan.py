@@ -209,7 +209,7 @@ def _own_seconds(
     precision = case.config.training.precision
     weights = float(sum(parameter.nbytes for _, parameter in trainable(method)))
     moves = _OPTIMIZER_MOVES[case.config.optimizer.kind] * weights
-    if method.twin is not None:
+    if method.momentum_encoder is not None:
         moves += _TWIN_MOVES * weights
     if precision == "fp16":
         moves += _UNSCALE_MOVES * weights
@@ -223,7 +223,7 @@ def _own_seconds(
         ),
         "networks": (passes.flops + first_keys) / machine.sustained(precision),
         "look-up": cost.flops / machine.flops_per_second,
-        "optimizer and twin": moves / machine.memory_bytes_per_second,
+        "optimizer and momentum encoder": moves / machine.memory_bytes_per_second,
         "the rest": machine.spent_seconds,
         **_away_seconds(case, passes, machine),
     }

@@ -30,7 +30,9 @@ Kind = Literal["reduce", "gather"]
 
 _FLOAT_BYTES = 4
 _INDEX_BYTES = 8
-_CHECKSUMS = 7  # step, images, network, twin, dictionary, other parts, own share of a bank
+_CHECKSUMS = (
+    7  # step, images, network, momentum encoder, dictionary, other parts, own share of a bank
+)
 _SIGNALS = 3  # a signal came, a checkpoint is due, one failed
 
 
@@ -186,7 +188,7 @@ def _norms(case: Case, method: Method) -> list[Message]:
     learning, again = sizes * case.chunks, sizes * case.chunks if case.chunks > 1 else 0
     of_keys = case.chunks if case.key_views else 0
     query, predictor = _channels(method.network), _channels(method.predictor)
-    key = _channels(method.network if method.twin is None else method.twin)
+    key = _channels(method.network if method.momentum_encoder is None else method.momentum_encoder)
     passes = [(query, learning + again, learning), (predictor, learning + again, learning)]
     backward = of_keys if case.keys_learn else 0
     passes.append((key, of_keys * (2 if case.chunks > 1 and case.keys_learn else 1), backward))

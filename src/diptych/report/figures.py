@@ -27,7 +27,7 @@ _PART_COLORS: Final = {  # data blue, network warm, several processes green, the
     "backward": "#8f3d0f",
     "communication": "#2e7d4f",
     "optimizer": "#d98a4a",
-    "twin": "#b98a2f",
+    "momentum_encoder": "#b98a2f",
     "dictionary": "#7d6a2f",
     "measuring": "#5f6672",
     "checkpoint": "#7f8794",

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from diptych.errors import ConfigError
-from diptych.runtime.world import launch
+from diptych.runtime.world import read_world
 
 if TYPE_CHECKING:
     import torch
@@ -69,11 +69,11 @@ def choose_device(wanted: str) -> "torch.device":
 
     _require_device(wanted)
     if wanted in ("auto", "cuda") and torch.cuda.is_available():
-        here = launch()
+        here = read_world()
         return torch.device("cuda", here.local_rank) if here.count > 1 else torch.device("cuda")
     if wanted != "auto":
         return torch.device(wanted)
-    alone = launch().count == 1
+    alone = read_world().count == 1
     return torch.device("mps" if alone and torch.backends.mps.is_available() else "cpu")
 
 

@@ -22,7 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from diptych.errors import ConfigError, FirstStopped, LostPeer, exit_code_of
 from diptych.runtime.distributed import largest_over_processes, process_count, process_rank, talking
 from diptych.runtime.stopwatch import watch
-from diptych.runtime.world import Launch, launch
+from diptych.runtime.world import World, read_world
 
 PATIENCE_SECONDS: Final = 6 * 3600.0  # for what the first process does alone
 CALL_SECONDS: Final = 10.0  # in which the living answer when one is missing
@@ -50,7 +50,7 @@ _numbers = count_from()  # a program may run one run after another, and the stor
 
 
 @contextmanager
-def joined(*, device: str, timeout_seconds: float) -> Iterator[Launch]:
+def joined(*, device: str, timeout_seconds: float) -> Iterator[World]:
     """Joins the processes that torchrun started, for as long as the context lasts.
 
     Talks over gloo for tensors on the CPU and over NCCL for those on CUDA devices. Does nothing
@@ -64,7 +64,7 @@ def joined(*, device: str, timeout_seconds: float) -> Iterator[Launch]:
         LostPeer: the others did not come.
         ConfigError: the environment is not what torchrun sets, or there is no such device.
     """
-    found = launch()
+    found = read_world()
     if found.count == 1:
         yield found
         return
@@ -152,7 +152,7 @@ def introduction(device: str, threads: int, images: int) -> str:
     )
 
 
-def _backend(device: str, found: Launch) -> str:
+def _backend(device: str, found: World) -> str:
     if device == "mps":
         raise ConfigError(
             "training.device = 'mps' has one process only: several cannot talk to each other "
@@ -170,7 +170,7 @@ def _backend(device: str, found: Launch) -> str:
     return "cpu:gloo,cuda:nccl"
 
 
-def _meet(backend: str, found: Launch, timeout: timedelta) -> Any:
+def _meet(backend: str, found: World, timeout: timedelta) -> Any:
     try:
         store, rank, count = next(iter(rendezvous("env://", timeout=timeout)))
         group = PrefixStore("diptych/group", store)

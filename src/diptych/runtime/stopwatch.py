@@ -19,7 +19,7 @@ PARTS: Final = (
     "backward",
     "communication",
     "optimizer",
-    "twin",
+    "momentum_encoder",
     "dictionary",
     "measuring",
     "checkpoint",

@@ -24,7 +24,7 @@ _TELL_WHEN_PARENT_ENDS: Final = 1  # Linux: PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
-class Launch:
+class World:
     """The place of this process among those of a run.
 
     Attributes:
@@ -45,27 +45,27 @@ class Launch:
         return self.rank == 0
 
 
-def launch(environment: Mapping[str, str] = os.environ) -> Launch:
+def read_world(environment: Mapping[str, str] = os.environ) -> World:
     """Reads RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, which torchrun sets.
 
     Raises:
         ConfigError: one of them is no number, or there are several processes and no rank.
 
     Example:
-        >>> launch({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"})
-        Launch(rank=3, count=8, local_rank=1, local_count=2)
-        >>> launch({})
-        Launch(rank=0, count=1, local_rank=0, local_count=1)
+        >>> read_world({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"})
+        World(rank=3, count=8, local_rank=1, local_count=2)
+        >>> read_world({})
+        World(rank=0, count=1, local_rank=0, local_count=1)
     """
     count = _number(environment, "WORLD_SIZE", 1)
     if count == 1:
-        return Launch()
+        return World()
     if "RANK" not in environment:
         raise ConfigError(
             f"WORLD_SIZE = {count} says that there are {count} processes, but RANK does not say "
             "which of them this is. Start them by torchrun, or unset WORLD_SIZE."
         )
-    found = Launch(
+    found = World(
         rank=_number(environment, "RANK", 0),
         count=count,
         local_rank=_number(environment, "LOCAL_RANK", 0),

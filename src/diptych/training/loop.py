@@ -30,7 +30,7 @@ from diptych.logging.symptoms import find_symptoms, time_symptoms
 from diptych.methods.dictionaries import full_size
 from diptych.methods.sharded_bank import whole_banks
 from diptych.optimization.loss_scale import LEAST_SCALE
-from diptych.optimization.schedules import learning_rate, peak_learning_rate, twin_momentum
+from diptych.optimization.schedules import encoder_momentum, learning_rate, peak_learning_rate
 from diptych.runs.folder import RunFolder
 from diptych.runs.record import load_record
 from diptych.runtime.device import choose_device, keep_freed_memory, views_device
@@ -244,7 +244,7 @@ class _Run:
             steps_per_epoch=self.batches.order.steps_per_epoch,
             total_steps=self.total_steps,
         )
-        momentum = twin_momentum(
+        momentum = encoder_momentum(
             config.method.key_encoder, step=state.step, total_steps=self.total_steps
         )
         result = train_step(

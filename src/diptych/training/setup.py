@@ -46,8 +46,8 @@ def build_state(
         )
     if training.compile:
         method.network.compile()
-        if isinstance(method, Method) and method.twin is not None:
-            method.twin.network.compile()
+        if isinstance(method, Method) and method.momentum_encoder is not None:
+            method.momentum_encoder.network.compile()
     scale = LossScale(enabled=training.precision == "fp16", device=device.type)
     return RunState(method, build_optimizer(config.optimizer, method), scale)
 

@@ -49,10 +49,11 @@ def train_step(
         optimizer: of the method's trainable parameters.
         batch: on the method's device; this process's share of it.
         rate: learning rate of this step.
-        momentum: share of itself that the twin keeps.
+        momentum: share of itself that the momentum encoder keeps.
         config: clipping, chunks and the loss's weight.
         scale: of the loss in half precision; moved. Where gradients overflow, the step is skipped:
-            no weight moves, those of the twin included. The keys are good, and are remembered.
+            no weight moves, those of the momentum encoder included. The keys are good, and are
+            remembered.
     """
     optimizer.zero_grad(set_to_none=True)
     if process_count() > 1:
@@ -72,7 +73,7 @@ def train_step(
             optimizer.step()
 
     if moves:
-        with watch("twin"):  # after the network has moved, MoCo's algorithm 1
+        with watch("momentum_encoder"):  # after the network has moved, MoCo's algorithm 1
             method.follow(momentum)
     with watch("dictionary"):  # after the loss: a query must not meet its own key as a negative
         method.remember(output)

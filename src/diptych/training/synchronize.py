@@ -101,7 +101,10 @@ def _difference(ranks: list[int], part: str, step: int) -> str:
 
 def _digests(method: nn.Module) -> "Mapping[str, hashlib._Hash]":
     """A checksum of each part of a method that every process holds."""
-    digests = {name: hashlib.sha256() for name in ("network", "twin", "dictionary", "other parts")}
+    digests = {
+        name: hashlib.sha256()
+        for name in ("network", "momentum_encoder", "dictionary", "other parts")
+    }
     shares = {name for name, _ in sharded_banks(method)}
     for name, value in method.state_dict().items():
         if name in shares:

@@ -31,6 +31,205 @@ from diptych.views.parameter_table import (
     Draws,
 )
 
+_PADDING: Final = 1.5
+"""A stack of different sizes holds at most so many times the pixels of its images."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Images of a batch as one tensor, padded below and to the right to one size.
+
+    Attributes:
+        pixels: (rows, height, width, channels): uint8, the bits of uint16 as int16 (few devices
+            know uint16), or floating point in 0 .. 1.
+        images: (rows,), which image of the batch each row is.
+        heights: (rows,), in pixels, without the padding.
+        widths: (rows,), in pixels, without the padding.
+    """
+
+    pixels: Tensor
+    images: NDArray[np.int64]
+    heights: NDArray[np.int64]
+    widths: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class DevicePixels:
+    """The images of a batch on a device.
+
+    Attributes:
+        stacks: of similar sizes; each image is in one.
+    """
+
+    stacks: tuple[Stack, ...]
+
+
+def move_pixels(images: PixelBatch, device: torch.device) -> DevicePixels:
+    """Packs images and moves them to a device; equal sizes make one stack."""
+    return DevicePixels(
+        tuple(_stack(images, rows, device) for rows in _alike(images.heights, images.widths))
+    )
+
+
+def as_stack(images: Float[Tensor, "images channels height width"]) -> DevicePixels:
+    """Images that are on a device as floating point already."""
+    count, _, height, width = images.shape
+    heights, widths = np.full(count, height), np.full(count, width)
+    stack = Stack(images.permute(0, 2, 3, 1), np.arange(count), heights, widths)
+    return DevicePixels((stack,))
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device, without waiting for what the device has still to do."""
+    # A blocking copy to CUDA waits for all work before it. MPS may read the memory too late.
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+def _alike(heights: NDArray[np.int64], widths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Splits a batch into stacks of similar sizes, so that padding stays bounded."""
+    stacks: list[list[int]] = []
+    height = width = pixels = 0
+    for image in np.lexsort((widths, heights, widths > heights)).tolist():
+        own = int(heights[image]), int(widths[image])
+        height, width, pixels = max(height, own[0]), max(width, own[1]), pixels + own[0] * own[1]
+        if not stacks or height * width * (len(stacks[-1]) + 1) > _PADDING * pixels:
+            stacks.append([])
+            (height, width), pixels = own, own[0] * own[1]
+        stacks[-1].append(image)
+    return [np.array(stack, dtype=np.int64) for stack in stacks]
+
+
+def _stack(images: PixelBatch, rows: NDArray[np.int64], device: torch.device) -> Stack:
+    heights, widths = images.heights[rows], images.widths[rows]
+    shape = (len(rows), int(heights.max()), int(widths.max()), images.channels)
+    dtype = torch.uint8 if images.pixels.dtype == np.uint8 else torch.int16
+    # Only from pinned memory does a copy to CUDA run beside the computation. What the padding
+    # holds does not matter: its weights are 0, and whole numbers are never NaN.
+    packed = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+    target = packed.numpy().view(images.pixels.dtype)
+    for row, image in enumerate(rows.tolist()):
+        target[row, : heights[row], : widths[row]] = images.image(image)
+    return Stack(to_device(packed, device), rows, heights, widths)
+
+
+_VALUES_AT_ONCE: Final = 2**25
+"""So many numbers, 128 MiB of float32, may a step of the resize hold besides its result."""
+
+
+_UNITS: Final = {torch.uint8: 1.0 / 255.0, torch.int16: 1.0 / 65535.0}
+"""What a pixel value of 1 stands for; int16 holds the bits of uint16."""
+
+
+def resize(
+    pixels: Shaped[Tensor, "rows height width channels"],
+    crops: NDArray[np.void],
+    heights: NDArray[np.int64],
+    widths: NDArray[np.int64],
+    side: int,
+) -> Float[Tensor, "views rows channels side side"]:
+    """Cuts and resizes a stack of images that may be padded below and to the right.
+
+    Args:
+        pixels: uint8, or the bits of uint16 as int16, or floating point in 0 .. 1.
+        crops: (views, rows) of dtype ``CROP``, in pixels of the images.
+        heights: (rows,), of the images without padding.
+        widths: (rows,), of the images without padding.
+        side: of the views, in pixels.
+
+    Returns:
+        Views in 0 .. 1; float64 where the pixels are, else float32.
+    """
+    views, (rows, height, width, channels) = len(crops), pixels.shape
+    in_use = height * width * channels + 2 * views * side * (height + width * (1 + channels))
+    step = max(1, _VALUES_AT_ONCE // in_use)
+    parts = [slice(start, start + step) for start in range(0, rows, step)]
+    resized = [_resize(pixels[p], crops[:, p], heights[p], widths[p], side) for p in parts]
+    return resized[0] if len(resized) == 1 else torch.cat(resized, dim=1)
+
+
+def _resize(
+    pixels: Shaped[Tensor, "rows height width channels"],
+    crops: NDArray[np.void],
+    heights: NDArray[np.int64],
+    widths: NDArray[np.int64],
+    side: int,
+) -> Float[Tensor, "views rows channels side side"]:
+    """All at once. Width comes last, so that no product needs its operand turned."""
+    views, (rows, height, width, channels) = len(crops), pixels.shape
+    planes = _as_float(pixels.permute(0, 1, 3, 2))
+    crops, cubic = crops.T, crops["cubic"].T == 1
+    down = weights(crops["top"], crops["height"], cubic, heights, height, side, planes)
+    across = weights(crops["left"], crops["width"], cubic, widths, width, side, planes)
+    down = down * _UNITS.get(pixels.dtype, 1.0)
+    lines = down.reshape(rows, views * side, height) @ planes.reshape(rows, height, -1)
+    lines = lines.reshape(rows * views, side * channels, width)
+    out = lines @ across.reshape(rows * views, side, width).transpose(1, 2)
+    out = out.reshape(rows, views, side, channels, side).permute(1, 0, 3, 2, 4)
+    if not cubic.any():
+        return out
+    overshoots = on_device(cubic.T[:, :, None, None, None], out) > 0
+    return torch.where(overshoots, out.clamp(0.0, 1.0), out)
+
+
+def weights(
+    starts: NDArray[np.float64],
+    lengths: NDArray[np.float64],
+    cubic: NDArray[np.bool_],
+    limits: NDArray[np.int64],
+    size: int,
+    side: int,
+    like: Tensor,
+) -> Float[Tensor, "rows views side size"]:
+    """What each pixel of an image's line adds to each pixel of a view's, along one axis.
+
+    Args:
+        starts: (rows, views), first pixel of the crops along this axis; may be fractional.
+        lengths: (rows, views), of the crops, in pixels.
+        cubic: (rows, views), whether the filter is a cubic (a = -1/2) and not a triangle.
+        limits: (rows,), the images' pixels along this axis.
+        size: of the stack along this axis, in pixels; at least the largest limit.
+        side: of the views, in pixels.
+        like: gives device and dtype.
+    """
+    steps = (lengths / side)[..., None]
+    centres = starts[..., None] + (np.arange(side) + 0.5) * steps - 0.5
+    # Whole pixels and the rest apart: their sum in float32 would be off by 1e-4 at pixel 2000.
+    whole, reach = np.floor(centres), np.maximum(steps, 1.0)
+    positions = torch.arange(size, device=like.device, dtype=like.dtype)
+    distance = positions - on_device(whole, like)[..., None]
+    distance = (distance - on_device(centres - whole, like)[..., None]).abs()
+    distance = distance / on_device(reach, like)[..., None]
+    weight = (1.0 - distance).clamp(min=0.0)
+    if cubic.any():
+        chosen = on_device(cubic[..., None, None], like) > 0
+        weight = torch.where(chosen, _cubic(distance), weight)
+    # Only the cut is left to do: the filters end where the compiled loop's taps do.
+    first = np.maximum(np.floor(starts + 1e-6), 0.0)
+    end = np.minimum(np.ceil(starts + lengths - 1e-6), limits[:, None])
+    inside = positions >= on_device(first, like)[..., None, None]
+    inside &= positions < on_device(end, like)[..., None, None]
+    weight = weight * inside
+    return weight / weight.sum(dim=-1, keepdim=True)
+
+
+def on_device(numbers: NDArray[np.generic], like: Tensor) -> Tensor:
+    """Numbers with the dtype and on the device of another tensor."""
+    return to_device(torch.from_numpy(np.ascontiguousarray(numbers)).to(like.dtype), like.device)
+
+
+def _as_float(pixels: Tensor) -> Tensor:
+    """Contiguous float64 if the pixels are, else float32; in the pixels' own unit."""
+    dtype = torch.float64 if pixels.dtype == torch.float64 else torch.float32
+    if pixels.dtype == torch.int16:  # uint16 is not a dtype that every device computes with
+        pixels = pixels.to(torch.int32) & 0xFFFF
+    return pixels.to(dtype, memory_format=torch.contiguous_format)
+
+
+def _cubic(x: Tensor) -> Tensor:
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    return torch.where(x < 1.0, near, torch.where(x < 2.0, far, 0.0))
+
 
 def make_views_on(
     images: PixelBatch,
@@ -198,202 +397,3 @@ def _move(views: Views, numbers: NDArray[np.float64], fill: Fill) -> Views:
         (on_device(columns - wholes[0], views), on_device(lines - wholes[1], views)),
         fill,
     )
-
-
-_PADDING: Final = 1.5
-"""A stack of different sizes holds at most so many times the pixels of its images."""
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Images of a batch as one tensor, padded below and to the right to one size.
-
-    Attributes:
-        pixels: (rows, height, width, channels): uint8, the bits of uint16 as int16 (few devices
-            know uint16), or floating point in 0 .. 1.
-        images: (rows,), which image of the batch each row is.
-        heights: (rows,), in pixels, without the padding.
-        widths: (rows,), in pixels, without the padding.
-    """
-
-    pixels: Tensor
-    images: NDArray[np.int64]
-    heights: NDArray[np.int64]
-    widths: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class DevicePixels:
-    """The images of a batch on a device.
-
-    Attributes:
-        stacks: of similar sizes; each image is in one.
-    """
-
-    stacks: tuple[Stack, ...]
-
-
-def move_pixels(images: PixelBatch, device: torch.device) -> DevicePixels:
-    """Packs images and moves them to a device; equal sizes make one stack."""
-    return DevicePixels(
-        tuple(_stack(images, rows, device) for rows in _alike(images.heights, images.widths))
-    )
-
-
-def as_stack(images: Float[Tensor, "images channels height width"]) -> DevicePixels:
-    """Images that are on a device as floating point already."""
-    count, _, height, width = images.shape
-    heights, widths = np.full(count, height), np.full(count, width)
-    stack = Stack(images.permute(0, 2, 3, 1), np.arange(count), heights, widths)
-    return DevicePixels((stack,))
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on a device, without waiting for what the device has still to do."""
-    # A blocking copy to CUDA waits for all work before it. MPS may read the memory too late.
-    return tensor.to(device, non_blocking=device.type == "cuda")
-
-
-def _alike(heights: NDArray[np.int64], widths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Splits a batch into stacks of similar sizes, so that padding stays bounded."""
-    stacks: list[list[int]] = []
-    height = width = pixels = 0
-    for image in np.lexsort((widths, heights, widths > heights)).tolist():
-        own = int(heights[image]), int(widths[image])
-        height, width, pixels = max(height, own[0]), max(width, own[1]), pixels + own[0] * own[1]
-        if not stacks or height * width * (len(stacks[-1]) + 1) > _PADDING * pixels:
-            stacks.append([])
-            (height, width), pixels = own, own[0] * own[1]
-        stacks[-1].append(image)
-    return [np.array(stack, dtype=np.int64) for stack in stacks]
-
-
-def _stack(images: PixelBatch, rows: NDArray[np.int64], device: torch.device) -> Stack:
-    heights, widths = images.heights[rows], images.widths[rows]
-    shape = (len(rows), int(heights.max()), int(widths.max()), images.channels)
-    dtype = torch.uint8 if images.pixels.dtype == np.uint8 else torch.int16
-    # Only from pinned memory does a copy to CUDA run beside the computation. What the padding
-    # holds does not matter: its weights are 0, and whole numbers are never NaN.
-    packed = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
-    target = packed.numpy().view(images.pixels.dtype)
-    for row, image in enumerate(rows.tolist()):
-        target[row, : heights[row], : widths[row]] = images.image(image)
-    return Stack(to_device(packed, device), rows, heights, widths)
-
-
-_VALUES_AT_ONCE: Final = 2**25
-"""So many numbers, 128 MiB of float32, may a step of the resize hold besides its result."""
-
-_UNITS: Final = {torch.uint8: 1.0 / 255.0, torch.int16: 1.0 / 65535.0}
-"""What a pixel value of 1 stands for; int16 holds the bits of uint16."""
-
-
-def resize(
-    pixels: Shaped[Tensor, "rows height width channels"],
-    crops: NDArray[np.void],
-    heights: NDArray[np.int64],
-    widths: NDArray[np.int64],
-    side: int,
-) -> Float[Tensor, "views rows channels side side"]:
-    """Cuts and resizes a stack of images that may be padded below and to the right.
-
-    Args:
-        pixels: uint8, or the bits of uint16 as int16, or floating point in 0 .. 1.
-        crops: (views, rows) of dtype ``CROP``, in pixels of the images.
-        heights: (rows,), of the images without padding.
-        widths: (rows,), of the images without padding.
-        side: of the views, in pixels.
-
-    Returns:
-        Views in 0 .. 1; float64 where the pixels are, else float32.
-    """
-    views, (rows, height, width, channels) = len(crops), pixels.shape
-    in_use = height * width * channels + 2 * views * side * (height + width * (1 + channels))
-    step = max(1, _VALUES_AT_ONCE // in_use)
-    parts = [slice(start, start + step) for start in range(0, rows, step)]
-    resized = [_resize(pixels[p], crops[:, p], heights[p], widths[p], side) for p in parts]
-    return resized[0] if len(resized) == 1 else torch.cat(resized, dim=1)
-
-
-def _resize(
-    pixels: Shaped[Tensor, "rows height width channels"],
-    crops: NDArray[np.void],
-    heights: NDArray[np.int64],
-    widths: NDArray[np.int64],
-    side: int,
-) -> Float[Tensor, "views rows channels side side"]:
-    """All at once. Width comes last, so that no product needs its operand turned."""
-    views, (rows, height, width, channels) = len(crops), pixels.shape
-    planes = _as_float(pixels.permute(0, 1, 3, 2))
-    crops, cubic = crops.T, crops["cubic"].T == 1
-    down = weights(crops["top"], crops["height"], cubic, heights, height, side, planes)
-    across = weights(crops["left"], crops["width"], cubic, widths, width, side, planes)
-    down = down * _UNITS.get(pixels.dtype, 1.0)
-    lines = down.reshape(rows, views * side, height) @ planes.reshape(rows, height, -1)
-    lines = lines.reshape(rows * views, side * channels, width)
-    out = lines @ across.reshape(rows * views, side, width).transpose(1, 2)
-    out = out.reshape(rows, views, side, channels, side).permute(1, 0, 3, 2, 4)
-    if not cubic.any():
-        return out
-    overshoots = on_device(cubic.T[:, :, None, None, None], out) > 0
-    return torch.where(overshoots, out.clamp(0.0, 1.0), out)
-
-
-def weights(
-    starts: NDArray[np.float64],
-    lengths: NDArray[np.float64],
-    cubic: NDArray[np.bool_],
-    limits: NDArray[np.int64],
-    size: int,
-    side: int,
-    like: Tensor,
-) -> Float[Tensor, "rows views side size"]:
-    """What each pixel of an image's line adds to each pixel of a view's, along one axis.
-
-    Args:
-        starts: (rows, views), first pixel of the crops along this axis; may be fractional.
-        lengths: (rows, views), of the crops, in pixels.
-        cubic: (rows, views), whether the filter is a cubic (a = -1/2) and not a triangle.
-        limits: (rows,), the images' pixels along this axis.
-        size: of the stack along this axis, in pixels; at least the largest limit.
-        side: of the views, in pixels.
-        like: gives device and dtype.
-    """
-    steps = (lengths / side)[..., None]
-    centres = starts[..., None] + (np.arange(side) + 0.5) * steps - 0.5
-    # Whole pixels and the rest apart: their sum in float32 would be off by 1e-4 at pixel 2000.
-    whole, reach = np.floor(centres), np.maximum(steps, 1.0)
-    positions = torch.arange(size, device=like.device, dtype=like.dtype)
-    distance = positions - on_device(whole, like)[..., None]
-    distance = (distance - on_device(centres - whole, like)[..., None]).abs()
-    distance = distance / on_device(reach, like)[..., None]
-    weight = (1.0 - distance).clamp(min=0.0)
-    if cubic.any():
-        chosen = on_device(cubic[..., None, None], like) > 0
-        weight = torch.where(chosen, _cubic(distance), weight)
-    # Only the cut is left to do: the filters end where the compiled loop's taps do.
-    first = np.maximum(np.floor(starts + 1e-6), 0.0)
-    end = np.minimum(np.ceil(starts + lengths - 1e-6), limits[:, None])
-    inside = positions >= on_device(first, like)[..., None, None]
-    inside &= positions < on_device(end, like)[..., None, None]
-    weight = weight * inside
-    return weight / weight.sum(dim=-1, keepdim=True)
-
-
-def on_device(numbers: NDArray[np.generic], like: Tensor) -> Tensor:
-    """Numbers with the dtype and on the device of another tensor."""
-    return to_device(torch.from_numpy(np.ascontiguousarray(numbers)).to(like.dtype), like.device)
-
-
-def _as_float(pixels: Tensor) -> Tensor:
-    """Contiguous float64 if the pixels are, else float32; in the pixels' own unit."""
-    dtype = torch.float64 if pixels.dtype == torch.float64 else torch.float32
-    if pixels.dtype == torch.int16:  # uint16 is not a dtype that every device computes with
-        pixels = pixels.to(torch.int32) & 0xFFFF
-    return pixels.to(dtype, memory_format=torch.contiguous_format)
-
-
-def _cubic(x: Tensor) -> Tensor:
-    near = (1.5 * x - 2.5) * x * x + 1.0
-    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
-    return torch.where(x < 1.0, near, torch.where(x < 2.0, far, 0.0))

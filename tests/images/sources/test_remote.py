@@ -18,16 +18,10 @@ from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet
 from diptych.images.listing import Listing
-from diptych.images.sources import remote
+from diptych.images.sources import remote, remote_folder
 from diptych.images.sources import remote as fetching
-from diptych.images.sources import remote as remote_folder
-from diptych.images.sources.remote import (
-    connect,
-    fetch,
-    find_in_remote_folder,
-    is_remote_file,
-    is_url,
-)
+from diptych.images.sources.remote import connect, fetch, is_remote_file, is_url
+from diptych.images.sources.remote_folder import find_in_remote_folder
 from diptych.images.splits import hold_out, open_found
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]

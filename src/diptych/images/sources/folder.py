@@ -17,18 +17,13 @@ from diptych.escaping import readable
 from diptych.images.codecs.decode import EXTENSIONS, read_bytes
 from diptych.images.collection import ImageSet, Skipped
 from diptych.images.index import file_stamp
-from diptych.images.inventory import Tally, Tree, lies_in, part_around, walk, why_no_image
+from diptych.images.inventory import Tally, why_no_image
 from diptych.images.listing import Listing, Progress, ignore_progress, open_listing
 from diptych.images.names import CompactNames
 from diptych.images.sources.remote import is_url
 from diptych.images.sources.tar_shards import find_in_tar, list_tar, read_samples
-from diptych.images.splits import (
-    Found,
-    choose_splits,
-    refuse_likely,
-    refuse_unclear,
-    role_of,
-)
+from diptych.images.splits import Found, choose_splits, refuse_likely, refuse_unclear, role_of
+from diptych.images.tree import Tree, lies_in, part_around, walk
 
 
 def open_folder(

@@ -25,7 +25,8 @@ from diptych.images.sources.arrow import (
     row_image,
 )
 from diptych.images.sources.parquet import find_in_parquet, is_parquet_pattern, list_parquet
-from diptych.images.sources.remote import fetch, find_in_remote_folder, is_remote_file, is_url
+from diptych.images.sources.remote import fetch, is_remote_file, is_url
+from diptych.images.sources.remote_folder import find_in_remote_folder
 from diptych.images.sources.tar_shards import find_in_tar
 from diptych.images.splits import Found, choose_splits
 

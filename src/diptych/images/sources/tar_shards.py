@@ -22,304 +22,11 @@ from diptych.errors import ImagesError, UnreadableImage
 from diptych.escaping import readable
 from diptych.images.codecs.decode import EXTENSIONS
 from diptych.images.index import file_stamp
-from diptych.images.inventory import HIDDEN, Tally, part_around, why_no_image
+from diptych.images.inventory import HIDDEN, Tally, why_no_image
 from diptych.images.listing import Listing
 from diptych.images.names import CompactNames
 from diptych.images.splits import Found, by_split, choose_splits
-
-_NO_LABEL: Final = -1
-_LABEL_KEYS: Final = ("label", "class", "cls")
-_LARGEST_LABEL: Final = 2**20  # bytes
-
-Label = int | str
-
-
-def find_in_tar(paths: Sequence[Path], origin: str) -> Found:
-    """The images in shards whose names, or those of their folders, say of which part they are.
-
-    Args:
-        paths: of the shards, sorted.
-        origin: what the user gave, named in errors.
-
-    Raises:
-        ImagesError: a shard cannot be read, there is no image, or two parts are named alike.
-    """
-    root, tally = os.path.commonpath([path.parent for path in paths]), Tally()
-    parts = by_split(os.path.relpath(path, root) for path in paths)
-    chosen = choose_splits(parts, origin)
-
-    def listed(name: str) -> Listing:
-        return list_tar([Path(root, one) for one in parts[name]], origin, tally, name)
-
-    train, held_out = listed(chosen.train), [listed(name) for name in chosen.held_out]
-    for name in chosen.unused:
-        for one in parts[name]:
-            tally.add(one, "a shard of no part")
-    return Found(
-        train,
-        held_out,
-        train_part=train.part,
-        left_out=tuple(tally.rows()),
-        remarks=(*chosen.remarks, *_on_folders_inside([train, *held_out])),
-    )
-
-
-def list_tar(paths: Sequence[Path], origin: str, others: Tally, part: str = "") -> Listing:
-    """The images in shards, shard after shard, each in the order of its shard.
-
-    An image's name is its shard's and, after a slash, its own. The label of a sample is the number
-    in its ``.cls``, or the number or text under "label", "class" or "cls" in its ``.json``; -1 is
-    no label.
-
-    Args:
-        paths: of the shards, sorted.
-        origin: what the user gave, named in errors.
-        others: takes up what is not used.
-        part: what the part of the data is called that they are.
-
-    Raises:
-        ImagesError: a shard cannot be read, or none has an image.
-    """
-    shards = Shards(_checked(paths, origin))
-    places, flaws, labels = _Places(), dict[int, str](), list[Label | None]()
-    names = CompactNames.of(_collect(shards, places, flaws, labels, others))
-    if not names:
-        raise ImagesError(f"no images in {origin}. Wanted members named .jpg, .png or the like.")
-    numbers, classes = _number(labels)
-    return Listing(
-        origin=origin,
-        names=names,
-        read=_reader(shards, places, flaws),
-        labels=numbers,
-        classes=classes,
-        part=part,
-        stamp=lambda index: (places.sizes[index], shards.changed[places.shards[index]]),
-    )
-
-
-class _Places:
-    """Where each image lies: its shard, the offset there, its size in bytes."""
-
-    def __init__(self) -> None:
-        self.shards, self.offsets, self.sizes = array("q"), array("q"), array("q")
-
-    def append(self, shard: int, member: Member) -> None:
-        for column, value in (
-            (self.shards, shard),
-            (self.offsets, member.offset),
-            (self.sizes, member.size),
-        ):
-            column.append(value)
-
-
-def _checked(paths: Sequence[Path], origin: str) -> list[Path]:
-    for path in paths:
-        if not path.is_file():
-            raise ImagesError(f"{origin}: {path} is not a file.")
-    return list(paths)
-
-
-def _collect(
-    shards: Shards,
-    places: _Places,
-    flaws: dict[int, str],
-    labels: list[Label | None],
-    others: Tally,
-) -> Iterator[str]:
-    """The names of the images; fills in the rest on the way."""
-    root = os.path.commonpath([path.parent for path in shards.paths])
-    for shard, path in enumerate(shards.paths):
-        inside = os.path.relpath(path, root)
-        for sample in read_samples(path, others):
-            if sample.image.flaw:
-                flaws[len(labels)] = sample.image.flaw
-            places.append(shard, sample.image)
-            labels.append(_label(sample, shard, shards))
-            yield f"{inside}/{sample.image.name}"
-
-
-def _reader(shards: Shards, places: _Places, flaws: dict[int, str]) -> Callable[[int], bytes]:
-    def read(index: int) -> bytes:
-        if index in flaws:
-            raise UnreadableImage(flaws[index])
-        return shards.read(places.shards[index], places.offsets[index], places.sizes[index])
-
-    return read
-
-
-def _label(sample: Sample, shard: int, shards: Shards) -> Label | None:
-    """The label that a sample's own files give it, or None."""
-    for kind, parse in (("cls", int), ("json", _label_in_json)):
-        member = sample.labels.get(kind)
-        if member is None or member.flaw or member.size > _LARGEST_LABEL:
-            continue
-        try:
-            found: Label | None = parse(shards.read(shard, member.offset, member.size).decode())
-        except (ValueError, RecursionError, UnreadableImage):
-            continue
-        if found is not None:
-            return found
-    return None
-
-
-def _label_in_json(text: str) -> Label | None:
-    document: Any = json.loads(text)
-    if not isinstance(document, dict):
-        return None
-    found = (document.get(key) for key in _LABEL_KEYS)
-    label = next((one for one in found if type(one) in (int, str)), None)
-    # JSON may hold half of a pair of surrogates, which no file and no terminal takes.
-    return label.encode(errors="backslashreplace").decode() if isinstance(label, str) else label
-
-
-def _number(labels: list[Label | None]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """Positions among the sorted classes: numbers by size, then text; -1 where there is none."""
-    present = set(labels) - {None, _NO_LABEL, ""}
-    if not present:
-        return None, ()
-    ordered = sorted(present, key=lambda one: (isinstance(one, str), one))
-    position = {label: index for index, label in enumerate(ordered)}
-    numbers = [position.get(one, -1) for one in labels]
-    return np.array(numbers, dtype=np.int64), tuple(map(str, ordered))
-
-
-def _on_folders_inside(listings: Sequence[Listing]) -> list[str]:
-    """That folders inside shards are neither parts nor classes, whatever they are called."""
-    inside = re.compile(r"\.tar/(?:\./)*(.*)/", re.IGNORECASE | re.DOTALL)
-    matches = (inside.search(name) for one in listings for name in one.names)
-    folders = {found[1] for found in matches if found is not None}
-    parts = sorted({part_around(folder) for folder in folders} - {""})
-    if parts:
-        return [
-            f"Folders named as parts lie inside the shards, as {readable(parts[0])}: they are not "
-            "taken as parts; put each part into shards of its own, named for it."
-        ]
-    if len(folders) < 2 or any(one.labels is not None for one in listings):
-        return []
-    return [
-        f"Folders inside the shards, as {readable(min(folders))}, are not taken as classes; write "
-        "labels into .cls or .json files beside the images, or unpack the shards."
-    ]
-
-
-_MOST_OPEN: Final = 64  # shards
-_MOST_NAMES: Final = 100_000  # that braces may stand for
-_BRACES: Final = re.compile(r"\{([^{}]*)\}")
-_RANGE: Final = re.compile(r"(\d+)\.\.(\d+)")
-
-
-def is_shard_pattern(path: str) -> bool:
-    """Whether it stands for several shards: braces or wildcards, and .tar at the end."""
-    return path.endswith(".tar") and any(mark in path for mark in "{*?[")
-
-
-def find_shards(path: str) -> list[Path]:
-    """The shards that a pattern stands for, sorted.
-
-    Raises:
-        ImagesError: there are none, or one that braces name is missing.
-    """
-    found = set[str]()
-    for name in expand_braces(path):
-        matches = glob.glob(name) if glob.has_magic(name) else [name]
-        missing = [match for match in matches if not os.path.isfile(match)]
-        if missing or not matches:
-            raise ImagesError(f"{path}: there is no shard {(missing or [name])[0]}.")
-        found.update(matches)
-    return [Path(name) for name in sorted(found)]
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """The names that braces stand for: ``{000..012}`` counts, ``{a,b}`` lists.
-
-    >>> expand_braces("a-{08..10}.tar")
-    ['a-08.tar', 'a-09.tar', 'a-10.tar']
-    """
-    parts = [[text] for text in _BRACES.split(pattern)]
-    parts[1::2] = [_choices(text, pattern) for (text,) in parts[1::2]]
-    count = 1
-    for part in parts:
-        count *= len(part)
-    if count > _MOST_NAMES:
-        raise ImagesError(f"{pattern} stands for {count:,} names; wanted {_MOST_NAMES:,} at most.")
-    return ["".join(choice) for choice in itertools.product(*parts)]
-
-
-def _choices(text: str, pattern: str) -> list[str]:
-    counted = _RANGE.fullmatch(text)
-    if counted is None:
-        return text.split(",")
-    first, last = int(counted[1]), int(counted[2])
-    if not 0 <= last - first < _MOST_NAMES:
-        raise ImagesError(
-            f"{pattern}: {{{text}}} must count upwards over at most {_MOST_NAMES:,} names."
-        )
-    return [str(number).zfill(len(counted[1])) for number in range(first, last + 1)]
-
-
-class Shards:
-    """Files kept open, a bounded number of them, read at any place by any thread."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
-        self.stamps = [_stamp(os.stat(path)) for path in paths]
-        self.changed = [file_stamp(path)[1] for path in paths]
-        self._lock = threading.Lock()
-        self._open: OrderedDict[int, int] = OrderedDict()  # shard: descriptor, last used last
-        self._users: dict[int, int] = {}
-
-    def read(self, shard: int, offset: int, size: int) -> bytes:
-        """The bytes at a place of a shard.
-
-        Raises:
-            UnreadableImage: the shard is gone, has changed, or ends before.
-        """
-        try:
-            with self._descriptor(shard) as descriptor:
-                data = os.pread(descriptor, size, offset)
-        except OSError as error:
-            raise UnreadableImage(f"{self.paths[shard]}: {error.strerror or error}") from error
-        if len(data) != size:
-            raise UnreadableImage(f"{self.paths[shard]} is cut off")
-        return data
-
-    @contextmanager
-    def _descriptor(self, shard: int) -> Iterator[int]:
-        with self._lock:
-            descriptor = self._open.pop(shard, None)
-            if descriptor is None:
-                descriptor = self._opened(shard)
-            self._open[shard] = descriptor
-            self._users[shard] = self._users.get(shard, 0) + 1
-            self._close_some()
-        try:
-            yield descriptor
-        finally:
-            with self._lock:
-                self._users[shard] -= 1
-
-    def _opened(self, shard: int) -> int:
-        descriptor = os.open(self.paths[shard], os.O_RDONLY)
-        if _stamp(os.fstat(descriptor)) != self.stamps[shard]:
-            os.close(descriptor)
-            raise UnreadableImage(f"{self.paths[shard]} has changed since it was listed")
-        return descriptor
-
-    def _close_some(self) -> None:
-        for shard in list(self._open):
-            if len(self._open) <= _MOST_OPEN:
-                return
-            if not self._users.get(shard):
-                os.close(self._open.pop(shard))
-
-    def __del__(self) -> None:
-        for descriptor in getattr(self, "_open", {}).values():
-            os.close(descriptor)
-
-
-def _stamp(status: os.stat_result) -> tuple[int, int]:
-    return status.st_size, status.st_mtime_ns
-
+from diptych.images.tree import part_around
 
 _COMPRESSED: Final = {
     "gzip": re.compile(rb"\x1f\x8b\x08"),
@@ -327,7 +34,11 @@ _COMPRESSED: Final = {
     "xz": re.compile(rb"\xfd7zXZ\0"),
     "zstd": re.compile(rb"\x28\xb5\x2f\xfd"),
 }
+
+
 _LABELS: Final = (".cls", ".json")
+
+
 _BLOCK: Final = 512
 
 
@@ -517,3 +228,303 @@ class _Bounded:
 
     def tell(self) -> int:
         return self._file.tell()  # type: ignore[attr-defined]
+
+
+_MOST_OPEN: Final = 64  # shards
+
+
+_MOST_NAMES: Final = 100_000  # that braces may stand for
+
+
+_BRACES: Final = re.compile(r"\{([^{}]*)\}")
+
+
+_RANGE: Final = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def is_shard_pattern(path: str) -> bool:
+    """Whether it stands for several shards: braces or wildcards, and .tar at the end."""
+    return path.endswith(".tar") and any(mark in path for mark in "{*?[")
+
+
+def find_shards(path: str) -> list[Path]:
+    """The shards that a pattern stands for, sorted.
+
+    Raises:
+        ImagesError: there are none, or one that braces name is missing.
+    """
+    found = set[str]()
+    for name in expand_braces(path):
+        matches = glob.glob(name) if glob.has_magic(name) else [name]
+        missing = [match for match in matches if not os.path.isfile(match)]
+        if missing or not matches:
+            raise ImagesError(f"{path}: there is no shard {(missing or [name])[0]}.")
+        found.update(matches)
+    return [Path(name) for name in sorted(found)]
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """The names that braces stand for: ``{000..012}`` counts, ``{a,b}`` lists.
+
+    >>> expand_braces("a-{08..10}.tar")
+    ['a-08.tar', 'a-09.tar', 'a-10.tar']
+    """
+    parts = [[text] for text in _BRACES.split(pattern)]
+    parts[1::2] = [_choices(text, pattern) for (text,) in parts[1::2]]
+    count = 1
+    for part in parts:
+        count *= len(part)
+    if count > _MOST_NAMES:
+        raise ImagesError(f"{pattern} stands for {count:,} names; wanted {_MOST_NAMES:,} at most.")
+    return ["".join(choice) for choice in itertools.product(*parts)]
+
+
+def _choices(text: str, pattern: str) -> list[str]:
+    counted = _RANGE.fullmatch(text)
+    if counted is None:
+        return text.split(",")
+    first, last = int(counted[1]), int(counted[2])
+    if not 0 <= last - first < _MOST_NAMES:
+        raise ImagesError(
+            f"{pattern}: {{{text}}} must count upwards over at most {_MOST_NAMES:,} names."
+        )
+    return [str(number).zfill(len(counted[1])) for number in range(first, last + 1)]
+
+
+class Shards:
+    """Files kept open, a bounded number of them, read at any place by any thread."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+        self.stamps = [_stamp(os.stat(path)) for path in paths]
+        self.changed = [file_stamp(path)[1] for path in paths]
+        self._lock = threading.Lock()
+        self._open: OrderedDict[int, int] = OrderedDict()  # shard: descriptor, last used last
+        self._users: dict[int, int] = {}
+
+    def read(self, shard: int, offset: int, size: int) -> bytes:
+        """The bytes at a place of a shard.
+
+        Raises:
+            UnreadableImage: the shard is gone, has changed, or ends before.
+        """
+        try:
+            with self._descriptor(shard) as descriptor:
+                data = os.pread(descriptor, size, offset)
+        except OSError as error:
+            raise UnreadableImage(f"{self.paths[shard]}: {error.strerror or error}") from error
+        if len(data) != size:
+            raise UnreadableImage(f"{self.paths[shard]} is cut off")
+        return data
+
+    @contextmanager
+    def _descriptor(self, shard: int) -> Iterator[int]:
+        with self._lock:
+            descriptor = self._open.pop(shard, None)
+            if descriptor is None:
+                descriptor = self._opened(shard)
+            self._open[shard] = descriptor
+            self._users[shard] = self._users.get(shard, 0) + 1
+            self._close_some()
+        try:
+            yield descriptor
+        finally:
+            with self._lock:
+                self._users[shard] -= 1
+
+    def _opened(self, shard: int) -> int:
+        descriptor = os.open(self.paths[shard], os.O_RDONLY)
+        if _stamp(os.fstat(descriptor)) != self.stamps[shard]:
+            os.close(descriptor)
+            raise UnreadableImage(f"{self.paths[shard]} has changed since it was listed")
+        return descriptor
+
+    def _close_some(self) -> None:
+        for shard in list(self._open):
+            if len(self._open) <= _MOST_OPEN:
+                return
+            if not self._users.get(shard):
+                os.close(self._open.pop(shard))
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_open", {}).values():
+            os.close(descriptor)
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
+
+
+_NO_LABEL: Final = -1
+_LABEL_KEYS: Final = ("label", "class", "cls")
+_LARGEST_LABEL: Final = 2**20  # bytes
+
+Label = int | str
+
+
+def find_in_tar(paths: Sequence[Path], origin: str) -> Found:
+    """The images in shards whose names, or those of their folders, say of which part they are.
+
+    Args:
+        paths: of the shards, sorted.
+        origin: what the user gave, named in errors.
+
+    Raises:
+        ImagesError: a shard cannot be read, there is no image, or two parts are named alike.
+    """
+    root, tally = os.path.commonpath([path.parent for path in paths]), Tally()
+    parts = by_split(os.path.relpath(path, root) for path in paths)
+    chosen = choose_splits(parts, origin)
+
+    def listed(name: str) -> Listing:
+        return list_tar([Path(root, one) for one in parts[name]], origin, tally, name)
+
+    train, held_out = listed(chosen.train), [listed(name) for name in chosen.held_out]
+    for name in chosen.unused:
+        for one in parts[name]:
+            tally.add(one, "a shard of no part")
+    return Found(
+        train,
+        held_out,
+        train_part=train.part,
+        left_out=tuple(tally.rows()),
+        remarks=(*chosen.remarks, *_on_folders_inside([train, *held_out])),
+    )
+
+
+def list_tar(paths: Sequence[Path], origin: str, others: Tally, part: str = "") -> Listing:
+    """The images in shards, shard after shard, each in the order of its shard.
+
+    An image's name is its shard's and, after a slash, its own. The label of a sample is the number
+    in its ``.cls``, or the number or text under "label", "class" or "cls" in its ``.json``; -1 is
+    no label.
+
+    Args:
+        paths: of the shards, sorted.
+        origin: what the user gave, named in errors.
+        others: takes up what is not used.
+        part: what the part of the data is called that they are.
+
+    Raises:
+        ImagesError: a shard cannot be read, or none has an image.
+    """
+    shards = Shards(_checked(paths, origin))
+    places, flaws, labels = _Places(), dict[int, str](), list[Label | None]()
+    names = CompactNames.of(_collect(shards, places, flaws, labels, others))
+    if not names:
+        raise ImagesError(f"no images in {origin}. Wanted members named .jpg, .png or the like.")
+    numbers, classes = _number(labels)
+    return Listing(
+        origin=origin,
+        names=names,
+        read=_reader(shards, places, flaws),
+        labels=numbers,
+        classes=classes,
+        part=part,
+        stamp=lambda index: (places.sizes[index], shards.changed[places.shards[index]]),
+    )
+
+
+class _Places:
+    """Where each image lies: its shard, the offset there, its size in bytes."""
+
+    def __init__(self) -> None:
+        self.shards, self.offsets, self.sizes = array("q"), array("q"), array("q")
+
+    def append(self, shard: int, member: Member) -> None:
+        for column, value in (
+            (self.shards, shard),
+            (self.offsets, member.offset),
+            (self.sizes, member.size),
+        ):
+            column.append(value)
+
+
+def _checked(paths: Sequence[Path], origin: str) -> list[Path]:
+    for path in paths:
+        if not path.is_file():
+            raise ImagesError(f"{origin}: {path} is not a file.")
+    return list(paths)
+
+
+def _collect(
+    shards: Shards,
+    places: _Places,
+    flaws: dict[int, str],
+    labels: list[Label | None],
+    others: Tally,
+) -> Iterator[str]:
+    """The names of the images; fills in the rest on the way."""
+    root = os.path.commonpath([path.parent for path in shards.paths])
+    for shard, path in enumerate(shards.paths):
+        inside = os.path.relpath(path, root)
+        for sample in read_samples(path, others):
+            if sample.image.flaw:
+                flaws[len(labels)] = sample.image.flaw
+            places.append(shard, sample.image)
+            labels.append(_label(sample, shard, shards))
+            yield f"{inside}/{sample.image.name}"
+
+
+def _reader(shards: Shards, places: _Places, flaws: dict[int, str]) -> Callable[[int], bytes]:
+    def read(index: int) -> bytes:
+        if index in flaws:
+            raise UnreadableImage(flaws[index])
+        return shards.read(places.shards[index], places.offsets[index], places.sizes[index])
+
+    return read
+
+
+def _label(sample: Sample, shard: int, shards: Shards) -> Label | None:
+    """The label that a sample's own files give it, or None."""
+    for kind, parse in (("cls", int), ("json", _label_in_json)):
+        member = sample.labels.get(kind)
+        if member is None or member.flaw or member.size > _LARGEST_LABEL:
+            continue
+        try:
+            found: Label | None = parse(shards.read(shard, member.offset, member.size).decode())
+        except (ValueError, RecursionError, UnreadableImage):
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+def _label_in_json(text: str) -> Label | None:
+    document: Any = json.loads(text)
+    if not isinstance(document, dict):
+        return None
+    found = (document.get(key) for key in _LABEL_KEYS)
+    label = next((one for one in found if type(one) in (int, str)), None)
+    # JSON may hold half of a pair of surrogates, which no file and no terminal takes.
+    return label.encode(errors="backslashreplace").decode() if isinstance(label, str) else label
+
+
+def _number(labels: list[Label | None]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+    """Positions among the sorted classes: numbers by size, then text; -1 where there is none."""
+    present = set(labels) - {None, _NO_LABEL, ""}
+    if not present:
+        return None, ()
+    ordered = sorted(present, key=lambda one: (isinstance(one, str), one))
+    position = {label: index for index, label in enumerate(ordered)}
+    numbers = [position.get(one, -1) for one in labels]
+    return np.array(numbers, dtype=np.int64), tuple(map(str, ordered))
+
+
+def _on_folders_inside(listings: Sequence[Listing]) -> list[str]:
+    """That folders inside shards are neither parts nor classes, whatever they are called."""
+    inside = re.compile(r"\.tar/(?:\./)*(.*)/", re.IGNORECASE | re.DOTALL)
+    matches = (inside.search(name) for one in listings for name in one.names)
+    folders = {found[1] for found in matches if found is not None}
+    parts = sorted({part_around(folder) for folder in folders} - {""})
+    if parts:
+        return [
+            f"Folders named as parts lie inside the shards, as {readable(parts[0])}: they are not "
+            "taken as parts; put each part into shards of its own, named for it."
+        ]
+    if len(folders) < 2 or any(one.labels is not None for one in listings):
+        return []
+    return [
+        f"Folders inside the shards, as {readable(min(folders))}, are not taken as classes; write "
+        "labels into .cls or .json files beside the images, or unpack the shards."
+    ]

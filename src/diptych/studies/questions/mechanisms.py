@@ -103,7 +103,7 @@ STUDY: Final = Study(
     base={"recipe": "moco_v2"},
     reference=_REFERENCE,
     differences=(
-        "MoCo v2's head and schedule instead of v1's; momentum 0.99 of the twin instead of 0.999, "
+        "MoCo v2's head and schedule instead of v1's; momentum 0.99 instead of 0.999, "
         "as the run is short.",
         "K from 2 to 2,048 of 10,000 images. The paper's K, 256 to 65,536 of 1.28 million, is "
         "0.02% to 5% of the images, here 2 to 512; findings are compared up to there. K = 2,048 "

@@ -65,7 +65,7 @@ STUDY: Final = Study(
     reference="m-0.99",
     shown=("knn", "pretext", "effective_rank"),
     notes=(
-        "A twin forgets where it began after about 1 / (1 - m) steps. This run has some 470 steps, "
+        "A momentum encoder forgets its start after about 1 / (1 - m) steps. This run has 470, "
         "the paper's a million: here m = 0.9999 keeps 95% of its random start to the end, so the "
         "best m is smaller, and the right end of the paper's table cannot show.",
     ),
