@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Set-up is repeated when the declared dependencies or the interpreter change, and not otherwise.
 WANTED := $(shell { $(PYTHON) --version; cat pyproject.toml; } | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test lint check slow bench fix clean
+.PHONY: help setup demo test lint check slow bench docs fix clean
 
 help:
 	@echo "make demo    learn from built-in photographs and write runs/demo/report.html"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint    the same without tests"
 	@echo "make slow    only the slow tests"
 	@echo "make bench   every benchmark, quickly; tables on the screen"
+	@echo "make docs    write docs/settings.md anew"
 	@echo "make fix     mend format and lint where that can be done by itself"
 	@echo "make setup   the virtual environment for all of these"
 
@@ -50,6 +51,9 @@ slow: setup
 
 bench: setup
 	@for script in benchmarks/*.py; do $(BIN)/python $$script --quick || exit 1; done
+
+docs: setup
+	$(BIN)/python -m diptych.config.reference > docs/settings.md
 
 fix: setup
 	$(BIN)/ruff check --fix

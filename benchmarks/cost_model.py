@@ -81,7 +81,7 @@ CALIBRATIONS = (
     made("calibration, small", "--recipe moco_v1 --encoder.width 24 --views.side-pixels 40", 192),
     made("calibration, large", "--recipe simclr --encoder resnet34 --views.side-pixels 40", 32),
 )
-QUEUE = "--method.dictionary.queue-size 2048"
+QUEUE = "--method.dictionary.queue.size 2048"
 RUNS = (
     made("simclr, small ResNet", "--recipe simclr", 256),
     made("moco_v2, small ResNet", f"--recipe moco_v2 {QUEUE}", 128),

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.planning.case import Case
 from diptych.planning.machine import machine_named
@@ -54,7 +54,9 @@ def config_of(variant: Variant, devices: int, images: int) -> RunConfig:
     kind: Any = variant.norm or config.norm.kind
     dictionary = config.method.dictionary
     if variant.smaller_bank:
-        dictionary = replace(dictionary, bank_precision="fp16", bank_placement="sharded")
+        dictionary = replace(
+            dictionary, bank=replace(dictionary.bank, precision="fp16", placement="sharded")
+        )
     return replace(
         config,
         norm=replace(config.norm, kind=kind),

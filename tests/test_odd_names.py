@@ -18,7 +18,7 @@ from conftest import striped
 from diptych import read_embeddings
 from diptych.cli.main import main
 from diptych.config.files import load_run_config, overlay, to_toml
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.escaping import HANDLER, escaped, readable, unescaped
 from diptych.images.groups import find_groups
 

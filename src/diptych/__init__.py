@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from diptych.config.data import ViewsConfig as ViewsConfig
     from diptych.config.files import load_run_config as load_run_config
+    from diptych.config.method import MethodConfig as MethodConfig
     from diptych.config.recipes import RECIPES as RECIPES
     from diptych.config.recipes import recipe_config as recipe_config
-    from diptych.config.sections import MethodConfig as MethodConfig
-    from diptych.config.sections import RunConfig as RunConfig
-    from diptych.config.sections import ViewsConfig as ViewsConfig
+    from diptych.config.run import RunConfig as RunConfig
     from diptych.diagnostics.leak import check_leak as check_leak
     from diptych.embeddings.embed import embed as embed
     from diptych.embeddings.read import read_embeddings as read_embeddings
@@ -52,11 +52,11 @@ _HOMES = {
     "KeyQueue": "methods.dictionaries",
     "Lars": "optimization.optimizers",
     "Method": "methods.contrastive",
-    "MethodConfig": "config.sections",
+    "MethodConfig": "config.method",
     "RECIPES": "config.recipes",
-    "RunConfig": "config.sections",
+    "RunConfig": "config.run",
     "MomentumEncoder": "models.momentum_encoder",
-    "ViewsConfig": "config.sections",
+    "ViewsConfig": "config.data",
     "backward_in_chunks": "methods.grad_cache",
     "build_method": "methods.contrastive",
     "check_leak": "diagnostics.leak",

@@ -23,6 +23,7 @@ from diptych.checkpoints.same_run import (
 )
 from diptych.checkpoints.state import RunState
 from diptych.checkpoints.stores import Place, checkpoint_place
+from diptych.config.consistency import require_divisible, require_equal_parts
 from diptych.config.files import (
     SHORT_NAMES,
     differing_keys,
@@ -31,7 +32,7 @@ from diptych.config.files import (
     nest,
     to_toml,
 )
-from diptych.config.sections import RunConfig, require_divisible, require_equal_parts
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError, NotSaved, RunFolderError
 from diptych.escaping import HANDLER, escaped
 from diptych.images.collection import Collection

@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from diptych.config.consistency import require_consistent
 from diptych.config.files import overlay, read_config_file
+from diptych.config.model import EncoderConfig
 from diptych.config.recipes import choose_scale, fitted_batch, fitting_stem, recipe_config
-from diptych.config.sections import EncoderConfig, RunConfig, require_consistent
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.images.sources.hugging_face import from_any_folder
 from diptych.images.sources.photographs import PHOTOGRAPHS_NAME
@@ -130,16 +132,16 @@ def in_effect(config: RunConfig, image_count: int) -> str:
         )
     if dictionary.kind == "batch":
         views = config.method.views + config.views.small_views
-        keys = views * (batch - 1) if dictionary.both_views else batch - 1
+        keys = views * (batch - 1) if dictionary.batch.both_views else batch - 1
         return f"Each query meets {keys:,} negatives, all of its own batch{parts}."
     if dictionary.kind == "queue":
-        return f"Each query meets up to {dictionary.queue_size:,} negatives from the queue{parts}."
-    negatives = min(dictionary.bank_negatives, image_count - 1)
+        return f"Each query meets up to {dictionary.queue.size:,} negatives from the queue{parts}."
+    negatives = min(dictionary.bank.negatives, image_count - 1)
     size = f"{image_count:,} keys"
     if config.head.layers:
-        bytes_each = config.head.output_features * (2 if dictionary.bank_precision == "fp16" else 4)
-        size += f" in {image_count * bytes_each / 1e6:,.1f} MB ({dictionary.bank_precision})"
-        if dictionary.bank_placement == "sharded":
+        bytes_each = config.head.output_features * (2 if dictionary.bank.precision == "fp16" else 4)
+        size += f" in {image_count * bytes_each / 1e6:,.1f} MB ({dictionary.bank.precision})"
+        if dictionary.bank.placement == "sharded":
             size += " over all processes"
     return f"Each query meets {negatives:,} negatives drawn from a bank of {size}{parts}."
 

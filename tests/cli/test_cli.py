@@ -1,5 +1,6 @@
 """The command line from end to end, and what it says when it is used wrongly."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -17,8 +18,10 @@ from PIL import Image
 
 import diptych
 from diptych.cli import pretrain as pretrain_verb
+from diptych.cli.help import is_positional
 from diptych.cli.main import VERBS, main
 from diptych.config.files import load_run_config
+from diptych.config.reference import settings_of
 from diptych.report.page import write_report
 from report.test_detections import FOUND as FOUND_BOXES
 
@@ -254,7 +257,7 @@ def test_unlabelled_images_are_reported_without_accuracies(
         (["views", "nowhere", "--rows", "0"], 2, "--rows and --columns must be 1 or more"),
         (["demo", "--out", "src"], 2, "is not replaced"),
         (["pretrain", "a", "--images.path", "b"], 2, "two paths of images: a and --images.path b"),
-        (["pretrain", "photographs", "--method.dictionary.queue-size", "0"], 2, "; got 0."),
+        (["pretrain", "photographs", "--method.dictionary.queue.size", "0"], 2, "; got 0."),
     ],
 )
 def test_wrong_use_gets_one_helpful_error(
@@ -385,16 +388,45 @@ def test_help_has_examples(verb: str | None, capsys: pytest.CaptureFixture[str])
     printed = capsys.readouterr().out
     assert re.search(r"(?i)examples:", printed)
     assert f"diptych {verb or 'demo'}" in printed
+    assert len(printed.splitlines()) <= 45
+    assert max(map(len, printed.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_flags_of_the_verb_and_help_all_every_one(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module(f"diptych.cli.{VERBS[verb][0]}")
+    named = f"{verb.title().replace('-', '')}Flags"
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    short = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([verb, "--help-all"])
+    long = capsys.readouterr().out
+    if verb == "launch":  # torchrun says what it takes
+        assert long == short
+        return
+    assert f"`diptych {verb} --help-all` shows every flag" in short
+    settings = list(settings_of(getattr(module, named)))
+    flags = {one.name.replace("_", "-") for one in settings if not is_positional(one)}
+    for flag in flags:
+        assert re.search(rf"--{re.escape(flag)}\b", long), flag
+    shown = re.findall(r"^  --(?:\[no-\])?([\w.\[\]-]+)", short, flags=re.M)
+    assert shown
+    assert {flag.replace("[no-]", "") for flag in shown} <= flags
 
 
 def test_help_and_version_load_nothing_heavy() -> None:
     code = (
         "import sys; from diptych.cli.main import main; main(['--help']); main(['--version'])\n"
+        "try: main(['pretrain', '--help'])\nexcept SystemExit: pass\n"
         "print(sorted({'torch', 'numba', 'numpy', 'matplotlib'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == "[]"
     assert f"diptych {diptych.__version__}" in found.stdout
+    assert "usage: diptych pretrain" in found.stdout
 
 
 def test_every_public_name_is_there() -> None:
@@ -476,7 +508,7 @@ def test_a_run_says_what_its_queries_meet(
     assert "meets 30 negatives, all of its own batch." in said("--recipe", "simclr")
     assert "meets 15 negatives, all of its own batch." in said("--recipe", "end_to_end")
     assert "up to 2,048 negatives from the queue" in said("--recipe", "moco_v1")
-    bank = said("--recipe", "memory_bank", "--method.dictionary.bank-precision", "fp16")
+    bank = said("--recipe", "memory_bank", "--method.dictionary.bank.precision", "fp16")
     assert "47 negatives drawn from a bank of 48 keys in 0.0 MB (fp16)" in bank
     chunked = said("--seed", "1", "--training.chunk-size", "8")
     assert "meets 30 negatives, all of its own batch, encoded 8 images at a time; norm" in chunked
@@ -530,7 +562,7 @@ def test_flags_are_checked_on_top_of_their_recipe(class_folder: Path, tmp_path: 
     assert ran("pretrain", str(class_folder), *flags, "--quiet", *ONE_EPOCH) == 0
     config = load_run_config(out / "config.toml")
     assert config.method.key_encoder.kind == "momentum"
-    assert not config.method.dictionary.both_views
+    assert not config.method.dictionary.batch.both_views
 
 
 def test_settings_that_fail_leave_the_folder_free(

@@ -16,6 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diptych.config.consistency import require_consistent
+from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.config.files import (
     differing_keys,
     flatten,
@@ -26,15 +28,10 @@ from diptych.config.files import (
     read_config_file,
     to_toml,
 )
+from diptych.config.model import EncoderConfig
 from diptych.config.policies import branches
 from diptych.config.recipes import RECIPES, choose_scale, fitted_batch, recipe_config
-from diptych.config.sections import (
-    EncoderConfig,
-    ImagesConfig,
-    RunConfig,
-    ViewsConfig,
-    require_consistent,
-)
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 
 
@@ -145,7 +142,7 @@ def test_papers_settings_are_the_papers() -> None:
     assert simclr.method.loss.temperature == 0.1
     assert simclr.views.branches == branches("simclr", None)
     assert moco.views.branches == branches("moco_v2", None)
-    assert moco.method.dictionary.queue_size == 65536
+    assert moco.method.dictionary.queue.size == 65536
     assert (moco.method.key_encoder.momentum, moco.method.loss.temperature) == (0.999, 0.2)
     assert (moco.optimizer.learning_rate, moco.training.batch_size) == (0.03, 256)
     assert moco.head.hidden_features is None  # as wide as the features
@@ -289,7 +286,7 @@ def test_bad_ranges_are_refused() -> None:
 
 def test_configs_import_neither_torch_nor_numba() -> None:
     code = (
-        "import sys, diptych, diptych.config.sections, diptych.config.files\n"
+        "import sys, diptych, diptych.config.run, diptych.config.files\n"
         "import diptych.config.recipes, diptych.cli.main\n"
         "heavy = {'torch', 'numba', 'torchvision', 'matplotlib', 'numpy', 'tyro', 'rich'}\n"
         "print(sorted(heavy & set(sys.modules)))"

@@ -15,9 +15,11 @@ from PIL import Image
 from torch import nn
 
 from diptych.cli.main import main
+from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.config.detection import DetectionConfig, DetectionNorm, learning_rate
 from diptych.config.files import to_toml
-from diptych.config.sections import EncoderConfig, ImagesConfig, NormConfig, RunConfig, ViewsConfig
+from diptych.config.model import EncoderConfig, NormConfig
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.evaluation.detection import protocol as detection
 from diptych.evaluation.detection.average_precision import (

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import oracles
-from diptych.config.sections import LossConfig
+from diptych.config.method import LossConfig
 from diptych.methods.losses import (
     cross_entropy,
     cross_entropy_of_many,

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from diptych.config.files import nest, overlay, to_toml
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError, DiptychError, RunFolderError
 from diptych.models.weights import (
     load_encoder,
@@ -128,7 +128,7 @@ SETTINGS: Final[list[dict[str, Any]]] = [
     {"images.color": "gray"},
     {"images.color": "raw"},
     {"images.color": "raw", "images.raw_channels": 64},
-    {"norm.kind": "group", "norm.channel_groups": 10**9},
+    {"norm.kind": "group", "norm.group.channel_groups": 10**9},
     {"views.side_pixels": 4096},
 ]
 

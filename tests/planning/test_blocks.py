@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from diptych.config.sections import EncoderConfig
+from diptych.config.model import EncoderConfig
 from diptych.models.encoders import build_encoder
 from diptych.planning.blocks import blocks_of, seconds_of
 

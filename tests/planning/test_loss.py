@@ -8,16 +8,18 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diptych.config.sections import (
+from diptych.config.method import (
+    BankConfig,
     DictionaryConfig,
-    EncoderConfig,
-    HeadConfig,
+    InBatchConfig,
     KeyEncoderConfig,
     LossConfig,
     MethodConfig,
-    RunConfig,
-    TrainingConfig,
+    QueueConfig,
 )
+from diptych.config.model import EncoderConfig, HeadConfig
+from diptych.config.run import RunConfig
+from diptych.config.training import TrainingConfig
 from diptych.methods import scores
 from diptych.methods.contrastive import build_method
 from diptych.methods.dictionaries import ImageBank, KeyQueue
@@ -29,7 +31,7 @@ from diptych.views.batches import Batch
 IMAGES, DIM, TILE = 24, 8, 10
 MOMENTUM_ENCODER, BATCH_KEYS = (
     KeyEncoderConfig("momentum"),
-    DictionaryConfig("batch", both_views=False),
+    DictionaryConfig("batch", batch=InBatchConfig(both_views=False)),
 )
 METHODS = {
     "simclr": MethodConfig(),
@@ -38,11 +40,12 @@ METHODS = {
     "end_to_end": MethodConfig(dictionary=BATCH_KEYS),
     "moco_v3": MethodConfig(symmetric=True, dictionary=BATCH_KEYS, key_encoder=MOMENTUM_ENCODER),
     "moco": MethodConfig(
-        dictionary=DictionaryConfig("queue", queue_size=70), key_encoder=MOMENTUM_ENCODER
+        dictionary=DictionaryConfig("queue", queue=QueueConfig(size=70)),
+        key_encoder=MOMENTUM_ENCODER,
     ),
-    "bank": MethodConfig(dictionary=DictionaryConfig("bank", bank_negatives=50)),
+    "bank": MethodConfig(dictionary=DictionaryConfig("bank", bank=BankConfig(negatives=50))),
     "nt_logistic": MethodConfig(
-        dictionary=DictionaryConfig("queue", queue_size=70),
+        dictionary=DictionaryConfig("queue", queue=QueueConfig(size=70)),
         key_encoder=MOMENTUM_ENCODER,
         loss=LossConfig("nt_logistic"),
     ),
@@ -117,7 +120,11 @@ def test_bytes_are_close_to_those_of_a_real_look_up(
     case = case_of(METHODS[name])
     kind = case.config.method.dictionary.kind
     if kind != "batch":
-        dictionary = replace(case.config.method.dictionary, queue_size=150, bank_negatives=150)
+        dictionary = replace(
+            case.config.method.dictionary,
+            queue=replace(case.config.method.dictionary.queue, size=150),
+            bank=replace(case.config.method.dictionary.bank, negatives=150),
+        )
         method = replace(case.config.method, dictionary=dictionary)
         case = replace(case, config=replace(case.config, method=method))
     live = LiveBytes()

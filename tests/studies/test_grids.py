@@ -8,9 +8,9 @@ import pytest
 
 from diptych.cli.flags import explicit_settings, parse
 from diptych.cli.pretrain import PretrainFlags, pretrain
+from diptych.config.consistency import require_consistent
 from diptych.config.files import nest
 from diptych.config.recipes import recipe_config
-from diptych.config.sections import require_consistent
 from diptych.optimization.schedules import peak_learning_rate
 from diptych.resolve import layers_of, overlay_all
 from diptych.studies.catalog import STUDIES, find_study
@@ -43,7 +43,7 @@ def test_there_are_the_eleven_that_the_notes_raise() -> None:
 
 def test_the_grids_vary_what_the_papers_vary() -> None:
     assert places("mechanisms", "mechanism") == {"end-to-end", "bank", "queue"}
-    assert settings("mechanisms", "method.dictionary.queue_size") == {
+    assert settings("mechanisms", "method.dictionary.queue.size") == {
         2**power for power in range(1, 12, 2)
     }
     assert settings("momentum", "method.key_encoder.momentum") == {0, 0.9, 0.99, 0.999, 0.9999}

@@ -7,7 +7,7 @@ from typing import Final
 from diptych.checkpoints.checkpoint import load_newest, origins
 from diptych.checkpoints.stores import Place
 from diptych.config.files import differing_keys, overlay, parse_toml
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.errors import DamagedCheckpoint, ForeignCheckpoint, ImagesError, RunFolderError
 from diptych.images.collection import ImageSet
 from diptych.images.groups import find_groups

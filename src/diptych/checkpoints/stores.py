@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
-from diptych.config.sections import CheckpointConfig
+from diptych.config.training import CheckpointConfig
 from diptych.errors import ConfigError, ImagesError, UnreachableFolder
 from diptych.images.sources.remote import chunks, connect, in_words, is_url, persist
 from diptych.runs.folder import RunFolder, sync_folder

@@ -23,7 +23,7 @@ from torch import Tensor
 from diptych.checkpoints.checkpoint import load_newest
 from diptych.checkpoints.stores import checkpoint_place
 from diptych.config.files import load_run_config
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.errors import DamagedCheckpoint, ImagesError, RunFolderError
 from diptych.images.groups import find_groups
 from diptych.images.open import open_images

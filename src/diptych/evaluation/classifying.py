@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diptych.config.sections import RunConfig, ViewsConfig
+from diptych.config.data import ViewsConfig
+from diptych.config.run import RunConfig
 from diptych.errors import TrainingError
 from diptych.evaluation.features import encode
 from diptych.images.collection import ImageSet

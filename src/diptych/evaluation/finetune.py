@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from diptych.config.sections import RunConfig, ScheduleConfig
+from diptych.config.optimization import ScheduleConfig
+from diptych.config.run import RunConfig
 from diptych.errors import TrainingError
 from diptych.evaluation.classifying import crop_and_flip, on_top_of, predict, train_on_labels
 from diptych.evaluation.confidence import over_seeds

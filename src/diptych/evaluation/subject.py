@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from torch import Tensor
 
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.evaluation.features import encode, pixel_features
 from diptych.evaluation.knn import NEIGHBOURS, TEMPERATURE

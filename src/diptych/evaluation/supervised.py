@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from diptych.config.consistency import norm_of_batch
 from diptych.config.files import to_toml
-from diptych.config.sections import RunConfig, norm_of_batch
+from diptych.config.run import RunConfig
 from diptych.evaluation.classifying import Classifier, on_top_of, train_on_labels
 from diptych.evaluation.labelled import Labelled
 from diptych.images.order import Order

@@ -2,7 +2,7 @@
 
 from concurrent.futures import Executor
 
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.images.collection import Collection
 from diptych.methods.contrastive import Method, build_method
 from diptych.methods.distillation import Distillation, build_distillation

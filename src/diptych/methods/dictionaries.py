@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diptych.config.sections import DictionaryConfig
+from diptych.config.method import DictionaryConfig
 from diptych.methods.scores import batch_exclusions
 from diptych.runtime.distributed import (
     gather_rows,
@@ -347,5 +347,5 @@ class ImageBank(nn.Module):
 def full_size(config: DictionaryConfig, image_count: int) -> int | None:
     """Keys that a query meets beside its own once the dictionary is full; None for the batch."""
     if config.kind == "queue":
-        return config.queue_size
-    return min(config.bank_negatives, image_count - 1) if config.kind == "bank" else None
+        return config.queue.size
+    return min(config.bank.negatives, image_count - 1) if config.kind == "bank" else None

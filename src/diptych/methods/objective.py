@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diptych.config.sections import LossConfig
+from diptych.config.method import LossConfig
 from diptych.methods import losses
 from diptych.methods.dictionaries import Comparison
 from diptych.methods.scores import (
@@ -92,7 +92,9 @@ def _from_all_scores(
     learned = losses.semi_hard(own, scores) if config.semi_hard else scores
     if config.kind == "nt_logistic":
         return losses.logistic(own, learned), _largest(scores.detach())
-    return losses.margin_triplet(own, learned, margin=config.margin), _largest(scores.detach())
+    return losses.margin_triplet(own, learned, margin=config.triplet.margin), _largest(
+        scores.detach()
+    )
 
 
 def look_up_many(
@@ -156,7 +158,7 @@ def chance_loss(config: LossConfig, candidates: int) -> float:
     if config.kind == "nt_logistic":
         return (1 if config.semi_hard else 2) * math.log(2)
     if config.kind == "triplet":
-        return 0.0 if config.semi_hard else config.margin
+        return 0.0 if config.semi_hard else config.triplet.margin
     return math.log(max(1, candidates))
 
 

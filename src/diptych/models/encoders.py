@@ -10,7 +10,7 @@ import torch
 import torchvision.models
 from torch import Tensor, nn
 
-from diptych.config.sections import EncoderConfig
+from diptych.config.model import EncoderConfig
 from diptych.errors import ConfigError
 from diptych.models.resnets import BOTTLENECKS, STAGE_BLOCKS, ResNet, SmallResNet, first_convolution
 

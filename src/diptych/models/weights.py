@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from diptych.config.files import overlay, parse_toml, to_toml
-from diptych.config.sections import RunConfig
+from diptych.config.files import overlay, parse_toml, rename_old, to_toml
+from diptych.config.run import RunConfig
 from diptych.errors import RunFolderError
 from diptych.models.encoders import build_encoder, count_features
 from diptych.models.heads import build_head, first_layers
@@ -80,7 +80,9 @@ def load_encoder(run: str | Path | RunFolder, *, head_layers: int = 0) -> Pretra
     text = texts.get("config", "")
     if not text:
         raise RunFolderError(f"{file} is not an encoder of diptych: its header has no config.")
-    config = overlay(RunConfig(), parse_toml(text, str(file)), str(file))
+    settings = parse_toml(text, str(file))
+    rename_old(settings)
+    config = overlay(RunConfig(), settings, str(file))
     _require_room(config, weights, file)
     network = untrained_encoder(config)
     _fill(network, weights, file)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import ConfigError
 from diptych.images.collection import ImageSet
 from diptych.images.open import open_images
@@ -129,7 +129,7 @@ def _images(asked: Asked, layers: Layers) -> _Found:
 
 
 def _base() -> Any:
-    from diptych.config.sections import RunConfig
+    from diptych.config.run import RunConfig
 
     return RunConfig(images=ImagesConfig(path=_STANDS_FOR_NONE))
 

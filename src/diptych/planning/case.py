@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Case:
     def queries_are_keys(self) -> bool:
         """Whether every view of a batch is once the query and else a key."""
         dictionary, kind = self.config.method.dictionary, self.config.method.key_encoder.kind
-        return dictionary.kind == "batch" and dictionary.both_views and kind == "shared"
+        return dictionary.kind == "batch" and dictionary.batch.both_views and kind == "shared"
 
     @property
     def looks_up_many(self) -> bool:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.methods.contrastive import Method, build_method
 from diptych.methods.dictionaries import InBatch
 from diptych.models.activations import recompute_stages

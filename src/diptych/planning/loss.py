@@ -52,13 +52,13 @@ def tile_of(device: str) -> int:
 
 def drawn_images(case: Case) -> int:
     """Images whose keys are drawn from a full bank: one more than the negatives, if there are."""
-    return min(case.config.method.dictionary.bank_negatives + 1, case.image_count)
+    return min(case.config.method.dictionary.bank.negatives + 1, case.image_count)
 
 
 def _others(case: Case) -> int:
     dictionary = case.config.method.dictionary
     if dictionary.kind == "queue":
-        return dictionary.queue_size
+        return dictionary.queue.size
     if dictionary.kind == "bank":
         return drawn_images(case)
     return case.config.training.batch_size
@@ -111,4 +111,4 @@ def _bytes(case: Case, queries: int, keys: int, dim: int, tile: int) -> int:
 
 def _is_shared(case: Case) -> bool:
     dictionary = case.config.method.dictionary
-    return dictionary.kind == "bank" and dictionary.bank_placement == "sharded"
+    return dictionary.kind == "bank" and dictionary.bank.placement == "sharded"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from diptych.checkpoints.state import trainable
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.images.collection import ImageSet, spread_indices
 from diptych.images.order import Order
 from diptych.methods.contrastive import Method, build_method

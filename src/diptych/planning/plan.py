@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from diptych.checkpoints.state import trainable
-from diptych.config.sections import RunConfig, require_divisible
+from diptych.config.consistency import require_divisible
+from diptych.config.run import RunConfig
 from diptych.methods.contrastive import Method
 from diptych.models.encoders import count_features
 from diptych.models.heads import output_dim

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diptych.checkpoints.state import trainable
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.methods.contrastive import Method
 from diptych.planning.case import Case
 

@@ -141,7 +141,7 @@ def _smaller_bank(plan: Plan) -> str:
     """What makes the share of a process smaller, the largest gain first."""
     dictionary, processes = plan.case.config.method.dictionary, plan.case.processes
     cures = list[str]()
-    if dictionary.bank_placement == "sharded":
+    if dictionary.bank.placement == "sharded":
         cures.append("More processes hold smaller shares.")
     else:
         share = (
@@ -149,9 +149,9 @@ def _smaller_bank(plan: Plan) -> str:
             if processes > 1
             else ("equal shares on several processes")
         )
-        cures.append(f"--method.dictionary.bank-placement sharded keeps {share}.")
-    if dictionary.bank_precision == "fp32":
-        cures.append("--method.dictionary.bank-precision fp16 halves the keys.")
+        cures.append(f"--method.dictionary.bank.placement sharded keeps {share}.")
+    if dictionary.bank.precision == "fp32":
+        cures.append("--method.dictionary.bank.precision fp16 halves the keys.")
     cures.append("A queue (--recipe moco_v2) does not grow with the images.")
     return " ".join(cures)
 
@@ -189,8 +189,8 @@ def _quieter(what: str) -> str:
     if what.startswith("fetched"):
         return (
             "Each comparison fetches keys from the others: draw fewer "
-            "(--method.dictionary.bank-negatives), or hold the bank whole if it fits "
-            "(--method.dictionary.bank-placement replicated)."
+            "(--method.dictionary.bank.negatives), or hold the bank whole if it fits "
+            "(--method.dictionary.bank.placement replicated)."
         )
     if "keys" in what and not what.startswith("remembered"):
         return "Use a queue, whose keys travel once and without gradients, or fewer processes."

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
+from diptych.config.data import ImagesConfig
 from diptych.config.files import load_run_config
-from diptych.config.sections import ImagesConfig, RunConfig
+from diptych.config.run import RunConfig
 from diptych.diagnostics.leak import check_leak
 from diptych.errors import ImagesError
 from diptych.evaluation.features import encode

@@ -14,8 +14,9 @@ from diptych.checkpoints.checkpoint import (
 )
 from diptych.checkpoints.same_run import OF_THE_IMAGES, require_same_images
 from diptych.checkpoints.stores import checkpoint_place
+from diptych.config.consistency import require_consistent
 from diptych.config.files import differing_keys, flatten, load_run_config, nest, overlay
-from diptych.config.sections import RunConfig, require_consistent
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError, RunFolderError
 from diptych.resolve import Layers, overlay_all
 from diptych.runs.folder import RunFolder

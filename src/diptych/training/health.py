@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from diptych.config.sections import ViewsConfig
+from diptych.config.data import ViewsConfig
 from diptych.errors import ImagesError
 from diptych.evaluation.features import encode, require_finite
 from diptych.evaluation.geometry import alignment, effective_rank, uniformity

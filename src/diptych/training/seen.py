@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.errors import NotSaved
 from diptych.images.collection import Collection
 from diptych.images.open import open_images

@@ -9,7 +9,7 @@ from diptych.checkpoints.same_run import require_same_images
 from diptych.checkpoints.state import RunState
 from diptych.checkpoints.stores import Place
 from diptych.config.files import to_toml
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.errors import DamagedCheckpoint, NotSaved, TrainingError
 from diptych.images.collection import Collection
 from diptych.logging.metrics import RunLog

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diptych.checkpoints.state import trainable
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.methods.build import Learner
 from diptych.methods.contrastive import Method, Output
 from diptych.methods.grad_cache import backward_in_chunks

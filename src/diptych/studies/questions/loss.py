@@ -18,7 +18,11 @@ LOSSES: Final = {
     # The paper's margin loss divides by no temperature.
     "margin": (
         "margin",
-        {"method.loss.kind": "triplet", "method.loss.temperature": 1.0, "method.loss.margin": 0.8},
+        {
+            "method.loss.kind": "triplet",
+            "method.loss.temperature": 1.0,
+            "method.loss.triplet.margin": 0.8,
+        },
     ),
 }
 _SEMI_HARD: Final = ("nt-logistic", "margin")

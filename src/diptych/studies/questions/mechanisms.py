@@ -25,7 +25,7 @@ def _grid(epochs: int) -> tuple[Cell, ...]:
     return (
         *(_cell("end-to-end", k, _end_to_end(k)) for k in END_TO_END),
         *(_cell("bank", k, _bank(k)) for k in SIZES),
-        *(_cell("queue", k, {"method.dictionary.queue_size": k}) for k in SIZES),
+        *(_cell("queue", k, {"method.dictionary.queue.size": k}) for k in SIZES),
     )
 
 
@@ -37,7 +37,7 @@ def _end_to_end(k: int) -> dict[str, object]:
     return {
         "training.batch_size": k,
         "method.dictionary.kind": "batch",
-        "method.dictionary.both_views": False,
+        "method.dictionary.batch.both_views": False,
         "method.key_encoder.kind": "shared",
     }
 
@@ -46,7 +46,7 @@ def _bank(k: int) -> dict[str, object]:
     return {
         "norm.kind": "batch",
         "method.dictionary.kind": "bank",
-        "method.dictionary.bank_negatives": k,
+        "method.dictionary.bank.negatives": k,
         "method.key_encoder.kind": "shared",
     }
 
