@@ -43,11 +43,11 @@ from diptych.images.sources.hugging_face import path_of
 from diptych.logging.progress import Display, Silent, Watcher
 from diptych.models.weights import save_encoder, save_head
 from diptych.resolve import (
-    Layers,
-    asked_beginning,
+    Overrides,
     asked_recipe,
-    layers_of,
+    asked_setting,
     overlay_all,
+    overrides_of,
     resolve,
 )
 from diptych.runs.folder import RunFolder, alone_in, require_writable, write_aside
@@ -139,12 +139,12 @@ def run_pretraining(
         on_progress: told how many image files are checked.
     """
     stop_with_launcher()
-    layers = layers_of(settings, config_file)
+    layers = overrides_of(settings, config_file)
     begun = RunFolder(out).config if resume and out is not None else None
     earlier = load_run_config(begun) if begun is not None and begun.exists() else None
     training = _overlaid(earlier, layers).training
     choose_device(training.device)  # before any work is done
-    with joined(device=training.device, timeout_seconds=training.peer_timeout_seconds) as here:
+    with joined(device=training.device, timeout_seconds=training.process_timeout_seconds) as here:
         return _pretrain_together(layers, out, resume, here, watcher, on_progress)
 
 
@@ -164,7 +164,7 @@ def check_before_start(
     Raises:
         DiptychError: as ``pretrain`` would.
     """
-    layers = layers_of(settings, config_file)
+    layers = overrides_of(settings, config_file)
     located = json.loads(_locate_for_all(out, True, layers))
     earlier = load_run_config(RunFolder(out).config) if located["begun"] else None
     asked = _overlaid(earlier, layers)
@@ -176,7 +176,7 @@ def check_before_start(
 
 
 def _pretrain_together(
-    layers: Layers,
+    layers: Overrides,
     out: Path | None,
     resume: bool,
     here: World,
@@ -221,15 +221,15 @@ def _pretrain_together(
     return folder
 
 
-def _overlaid(earlier: RunConfig | None, layers: Layers) -> RunConfig:
+def _overlaid(earlier: RunConfig | None, layers: Overrides) -> RunConfig:
     """What is asked for, on top of what the run, or the one it begins from, was begun with."""
-    beginning = asked_beginning(layers)
+    beginning = asked_setting(layers, "training.begin_from")
     if earlier is None and beginning is not None:
         return config_of_beginning(beginning, layers)
     return overlay_all(earlier or RunConfig(), layers)
 
 
-def _locate_for_all(out: Path | None, resume: bool, layers: Layers) -> str:
+def _locate_for_all(out: Path | None, resume: bool, layers: Overrides) -> str:
     """Where the run lies and whether it had begun, as JSON."""
     try:
         folder = _locate(out, resume, asked_recipe(layers))
@@ -255,7 +255,7 @@ def _locate_for_all(out: Path | None, resume: bool, layers: Layers) -> str:
 def _settle(
     folder: RunFolder,
     earlier: RunConfig | None,
-    layers: Layers,
+    layers: Overrides,
     collection: Collection,
     resume: bool,
     here: World,
@@ -291,10 +291,10 @@ def _settle(
 
 
 def _new_run(
-    folder: RunFolder, layers: Layers, collection: Collection, resume: bool, watcher: Watcher
+    folder: RunFolder, layers: Overrides, collection: Collection, resume: bool, watcher: Watcher
 ) -> tuple[RunConfig, RunRecord]:
     """Settings and identity of a run that begins, or of one whose folder was lost."""
-    images, beginning = collection.train, asked_beginning(layers)
+    images, beginning = collection.train, asked_setting(layers, "training.begin_from")
     if beginning is not None:
         config = config_of_beginning(beginning, layers)
     else:
@@ -323,7 +323,7 @@ def _new_run(
 def _known_run(
     folder: RunFolder,
     earlier: RunConfig,
-    layers: Layers,
+    layers: Overrides,
     collection: Collection,
     watcher: Watcher,
 ) -> tuple[RunConfig, RunRecord]:
@@ -398,10 +398,10 @@ def _save_networks(folder: RunFolder, state: RunState, config: RunConfig) -> str
     return str(folder.encoder)
 
 
-def _refuse_other_config(earlier: RunConfig, layers: Layers, folder: RunFolder) -> None:
+def _refuse_other_config(earlier: RunConfig, layers: Overrides, folder: RunFolder) -> None:
     """A run goes on with its own settings only; those that were not given again are its own."""
-    asked = overlay_all(earlier, layers)
-    different = [name for name in differing_keys(earlier, asked) if name not in OF_THE_IMAGES]
+    wanted = overlay_all(earlier, layers)
+    different = [name for name in differing_keys(earlier, wanted) if name not in OF_THE_IMAGES]
     if not different:
         return
     mend = "begin a new run in another --out"

@@ -577,10 +577,12 @@ def test_settings_that_fail_leave_the_folder_free(
 
 
 def test_the_stem_follows_the_side_of_the_views() -> None:
-    from diptych.resolve import layers_of, resolve
+    from diptych.resolve import overrides_of, resolve
 
     def stem_of(**settings: dict[str, object]) -> str:
-        layers = layers_of({"images": {"path": "photographs"}, "scale": "tiny", **settings}, None)
+        layers = overrides_of(
+            {"images": {"path": "photographs"}, "scale": "tiny", **settings}, None
+        )
         return resolve(layers, image_count=500, median_side_pixels=32, channels=3)[0].encoder.stem
 
     assert stem_of(encoder={"name": "resnet18"}) == "small"

@@ -185,7 +185,7 @@ def test_wrong_settings_are_refused(given_settings: dict[str, object], words: st
         ({"method": {"views": 3, "dictionary": {"kind": "queue"}}}, "method.views above 2 go with"),
         (
             {"method": {"dictionary": {"kind": "bank"}, "key_encoder": {"kind": "momentum"}}},
-            "a bank remembers keys",
+            "a bank stores keys",
         ),
         ({"method": {"loss": {"semi_hard": True}}}, "goes with the kinds nt_logistic and triplet"),
         (

@@ -14,7 +14,7 @@ from diptych.methods.contrastive import build_method
 from diptych.models.heads import build_head
 from diptych.optimization.optimizers import build_optimizer
 from diptych.optimization.schedules import peak_learning_rate
-from diptych.resolve import Layers, in_effect, resolve
+from diptych.resolve import Overrides, in_effect, resolve
 from diptych.training.step import train_step
 from diptych.views.batches import Batch
 
@@ -123,7 +123,7 @@ def test_the_head_is_as_wide_as_the_features_of_the_encoder_asked_for(
     if scale == "cifar10" and recipe not in HAVE_CIFAR10:
         return
     asked = {} if encoder is None else {"encoder": {"name": encoder}}
-    layers: Layers = [({"recipe": recipe, "scale": scale, "images": {"path": "x"}, **asked}, "")]
+    layers: Overrides = [({"recipe": recipe, "scale": scale, "images": {"path": "x"}, **asked}, "")]
     config, _ = resolve(layers, image_count=9000, median_side_pixels=224, channels=3)
     with torch.device("meta"):
         head = build_head(config.head, features=640, seed=0)
@@ -136,4 +136,4 @@ def test_a_supervised_run_says_whom_a_query_meets() -> None:
     config = recipe_config("simclr", "tiny")
     supervised = replace(config.method, loss=replace(config.method.loss, kind="supervised"))
     said = in_effect(replace(config, method=supervised), image_count=1000)
-    assert "the 255 other views of its batch: those of its class are its own keys" in said
+    assert "the 255 other views of its batch: those of its class are its positives" in said

@@ -12,7 +12,7 @@ from diptych.config.consistency import require_consistent
 from diptych.config.files import nest
 from diptych.config.recipes import recipe_config
 from diptych.optimization.schedules import peak_learning_rate
-from diptych.resolve import layers_of, overlay_all
+from diptych.resolve import overlay_all, overrides_of
 from diptych.studies.catalog import STUDIES, find_study
 from diptych.studies.cell_results import Results
 from diptych.studies.conduct import make_plan
@@ -77,7 +77,7 @@ def test_an_unscaled_rate_is_that_of_the_batch_it_is_taken_from() -> None:
     rates: dict[str, dict[int, float]] = {"linear": {}, "none": {}}
     for task in plan.tasks():
         config = overlay_all(
-            recipe_config("simclr", "tiny"), layers_of(nest(dict(task.settings)), None)
+            recipe_config("simclr", "tiny"), overrides_of(nest(dict(task.settings)), None)
         )
         size = config.training.batch_size
         rates[config.optimizer.scaling][size] = peak_learning_rate(config.optimizer, size)
@@ -107,7 +107,7 @@ def test_every_command_is_one_that_the_command_line_takes(study: Study) -> None:
         assert not flags.report
         assert flags.out == task.folder
         base = recipe_config(str(task.settings["recipe"]), str(task.settings["scale"]))
-        require_consistent(overlay_all(base, layers_of(given, None)))
+        require_consistent(overlay_all(base, overrides_of(given, None)))
 
 
 def made_up(study: Study, *, seeds: int = 3) -> Results:

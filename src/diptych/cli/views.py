@@ -63,7 +63,7 @@ def views(arguments: Sequence[str]) -> None:
     """
     from diptych.images.open import open_images
     from diptych.report.preview_page import write_preview
-    from diptych.resolve import layers_of, overlay_all, resolve
+    from diptych.resolve import overlay_all, overrides_of, resolve
     from diptych.runtime.device import use_threads
     from diptych.views.preview.advice import advise
     from diptych.views.preview.words import policy_in_words
@@ -71,7 +71,7 @@ def views(arguments: Sequence[str]) -> None:
     flags = parse(ViewsFlags, views, arguments, common=COMMON)
     _require_picture(flags.out, flags.rows, flags.columns)
     settings = explicit_settings(flags, arguments)
-    layers = layers_of(settings, flags.config)
+    layers = overrides_of(settings, flags.config)
     asked = overlay_all(RunConfig(), layers)
     require_writable(flags.out.parent)
     with ThreadPoolExecutor(use_threads(asked.training.threads)) as executor:

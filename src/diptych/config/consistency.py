@@ -98,7 +98,7 @@ def _require_consistent_method(config: RunConfig) -> None:
     )
     require(
         dictionary.kind != "bank" or method.key_encoder.kind == "shared",
-        "a bank remembers keys and encodes none: set method.key_encoder.kind = 'shared'",
+        "a bank stores keys and encodes none: set method.key_encoder.kind = 'shared'",
         method.key_encoder.kind,
     )
     require(
@@ -138,7 +138,7 @@ def _require_consistent_method(config: RunConfig) -> None:
     )
     require(
         not grouped or dictionary.kind != "bank" or method.symmetric,
-        "images.group_by pairs a query with another image, and a bank with its own key: set "
+        "images.group_by pairs a query with another image, and a bank with the image's own: set "
         "method.symmetric = true, so that both images are queries, or choose another dictionary",
         config.images.group_by,
     )

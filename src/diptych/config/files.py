@@ -42,6 +42,7 @@ OLD_NAMES: Final = {
     "optimizer.adamw_beta": "optimizer.adamw.beta2",
     "schedule.drops": "schedule.step.drops",
     "schedule.drop_factor": "schedule.step.factor",
+    "training.peer_timeout_seconds": "training.process_timeout_seconds",
 }
 """Settings, and values of settings, that had another name: refused wherever they are given, with
 the name that they have now. Encoders written with the old ones stay readable."""

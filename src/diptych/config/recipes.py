@@ -56,7 +56,7 @@ _SGD: Final = OptimizerConfig(kind="sgd", learning_rate=0.24, weight_decay=1e-4)
 
 
 def memory_bank(scale: Scale) -> RunConfig:
-    """Instance discrimination (1805.01978) with InfoNCE: one remembered key for each image.
+    """Instance discrimination (1805.01978) with InfoNCE: one stored key for each image.
 
     MoCo (1911.05722, section 3.2) compares it with its queue; settings are MoCo v1's.
     """

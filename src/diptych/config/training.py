@@ -37,7 +37,7 @@ class TrainingConfig:
     """Lay tensors out with channels innermost, which is faster on most processors."""
     compile: bool = False
     """Run the networks through torch.compile."""
-    peer_timeout_seconds: float = 600.0
+    process_timeout_seconds: float = 600.0
     """Of several processes: how long one may keep the others waiting before they stop."""
     check_every_steps: int = 200
     """Of several processes: steps between two checks that all hold the same weights and keys."""
@@ -54,7 +54,7 @@ class TrainingConfig:
         wanted = "be 2 or more, or left out for the whole batch"
         check.must("chunk_size", lambda size: size > 1, wanted)
         wanted = "be positive, and at most 10 million"
-        check.must("peer_timeout_seconds", lambda seconds: 0 < seconds <= 1e7, wanted)
+        check.must("process_timeout_seconds", lambda seconds: 0 < seconds <= 1e7, wanted)
 
 
 @dataclass(frozen=True)

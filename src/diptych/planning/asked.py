@@ -13,7 +13,7 @@ from diptych.images.open import open_images
 from diptych.planning.case import Case
 from diptych.planning.machine import Machine
 from diptych.planning.plan import Plan, make_plan
-from diptych.resolve import Layers, layers_of, overlay_all, resolve
+from diptych.resolve import Overrides, overlay_all, overrides_of, resolve
 from diptych.runtime.device import available_threads
 
 _SAMPLED: Final = 256  # images that tell of the sizes of all
@@ -71,7 +71,7 @@ def plan_of(asked: Asked, settings: Mapping[str, Any], config_file: Path | None 
     if asked.processes < 1:
         raise ConfigError(f"--processes must be 1 or more; got {asked.processes}.")
     machine = asked.machine
-    layers = layers_of(settings, config_file)
+    layers = overrides_of(settings, config_file)
     found = _images(asked, layers)
     config, _ = resolve(
         _on_device(layers, machine.is_one_memory),
@@ -96,10 +96,10 @@ def plan_of(asked: Asked, settings: Mapping[str, Any], config_file: Path | None 
     return make_plan(case, better, measured=seconds, opening=opening)
 
 
-def _on_device(layers: Layers, is_cpu: bool) -> Layers:
+def _on_device(layers: Overrides, is_cpu: bool) -> Overrides:
     """The layers without a device that this machine may lack; a scale where one is chosen by it."""
     path = {"images": {"path": _STANDS_FOR_NONE}}
-    plain: Layers = [(path, "the plan")]
+    plain: Overrides = [(path, "the plan")]
     for given, origin in layers:
         training = {k: v for k, v in given.get("training", {}).items() if k != "device"}
         plain.append(({**given, "training": training}, origin))
@@ -107,7 +107,7 @@ def _on_device(layers: Layers, is_cpu: bool) -> Layers:
     return plain if scaled or is_cpu else [*plain, ({"scale": "paper"}, "the plan")]
 
 
-def _images(asked: Asked, layers: Layers) -> _Found:
+def _images(asked: Asked, layers: Overrides) -> _Found:
     """Counts and sizes: as given, or those of the images at the path."""
     config = overlay_all(_base(), layers).images
     count, path = asked.images_count, config.path

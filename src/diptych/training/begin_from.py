@@ -18,7 +18,7 @@ from diptych.config.consistency import require_consistent
 from diptych.config.files import differing_keys, flatten, load_run_config, nest, overlay
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError, RunFolderError
-from diptych.resolve import Layers, overlay_all
+from diptych.resolve import Overrides, overlay_all
 from diptych.runs.folder import RunFolder
 from diptych.runs.record import load_record
 
@@ -39,7 +39,7 @@ MAY_DIFFER: Final = (
     "training.compile",
     "training.device",
     "training.epochs",
-    "training.peer_timeout_seconds",
+    "training.process_timeout_seconds",
     "training.precision",
     "training.threads",
     "views.threads",
@@ -72,7 +72,7 @@ def without_its_own(config: RunConfig) -> RunConfig:
     return overlay(config, nest({name: default[name] for name in ITS_OWN}), "the defaults")
 
 
-def config_of_beginning(beginning: str, layers: Layers) -> RunConfig:
+def config_of_beginning(beginning: str, layers: Overrides) -> RunConfig:
     """The config of the run that is begun from, with the layers on top.
 
     Raises:
