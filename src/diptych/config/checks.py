@@ -57,6 +57,11 @@ class Checks:
         for name in names:
             self.must(name, lambda value: value >= 0, "not be negative")
 
+    def at_least(self, lowest: float, *names: str) -> None:
+        """Refuses what is below a number."""
+        for name in names:
+            self.must(name, lambda value: value >= lowest, f"be {lowest} or more")
+
     def between(self, low: float, high: float, *names: str) -> None:
         """Refuses what is outside of a range."""
         for name in names:

@@ -116,7 +116,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         check = Checks("method.loss", self)
         check.finite()
-        check.must("temperature", lambda value: value >= 0.01, "be 0.01 or more")
+        check.at_least(0.01, "temperature")
         check.positive("weight")
 
 

@@ -68,7 +68,7 @@ class NormConfig:
     group: GroupNormConfig = field(default_factory=GroupNormConfig)
 
     def __post_init__(self) -> None:
-        Checks("norm", self).must("images_per_group", lambda images: images > 1, "be 2 or more")
+        Checks("norm", self).at_least(2, "images_per_group")
 
     @property
     def is_grouped(self) -> bool:
@@ -103,4 +103,4 @@ class HeadConfig:
         check = Checks("head", self)
         check.between(0, 8, "layers", "predictor_layers")
         check.positive("hidden_features")
-        check.must("output_features", lambda features: features > 1, "be 2 or more")
+        check.at_least(2, "output_features")

@@ -50,7 +50,7 @@ class TrainingConfig:
         check = Checks("training", self)
         check.finite()
         check.positive("epochs", "threads", "check_every_steps")
-        check.must("batch_size", lambda size: size > 1, "be 2 or more")
+        check.at_least(2, "batch_size")
         wanted = "be 2 or more, or left out for the whole batch"
         check.must("chunk_size", lambda size: size > 1, wanted)
         wanted = "be positive, and at most 10 million"
@@ -98,7 +98,7 @@ class ProbeConfig:
     def __post_init__(self) -> None:
         check = Checks("probe", self)
         check.positive("log_every_steps", "health_every_epochs")
-        check.must("images", lambda images: images >= 16, "be 16 or more")
+        check.at_least(16, "images")
         wanted = "be positive, or left out for no trace"
         check.must("profile_steps", lambda steps: steps > 0, wanted)
 
