@@ -49,7 +49,8 @@ from diptych.resolve import (
     overlay_all,
     resolve,
 )
-from diptych.runs.folder import RunFolder, alone_in, require_writable, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder, alone_in, require_writable
 from diptych.runs.record import (
     Identity,
     RunRecord,
@@ -454,7 +455,7 @@ def _is_foreign(path: Path, folder: RunFolder) -> bool:
 def _begin(folder: RunFolder, config: RunConfig, record: RunRecord) -> None:
     """Writes what a run is known by, the config last: a folder that has one has begun."""
     write_record(folder, record)
-    write_aside(folder.config, to_toml(config).encode())
+    atomic_write(folder.config, to_toml(config).encode())
 
 
 def _take_back(folder: RunFolder, checkpoints: Place) -> None:
@@ -475,4 +476,4 @@ def _write_skipped(folder: RunFolder, collection: Collection) -> None:
     writer.writerow(["part", "name", "reason", "count"])
     rows = collection.inventory.rows()
     writer.writerows([one.part, escaped(one.name), one.reason, one.count] for one in rows)
-    write_aside(folder.skipped, table.getvalue().encode(errors=HANDLER))
+    atomic_write(folder.skipped, table.getvalue().encode(errors=HANDLER))

@@ -56,7 +56,8 @@ def rank(arguments: Sequence[str]) -> None:
     from diptych.cli.flags import RankFlags, parse
     from diptych.diagnostics.ranking import rank_runs
     from diptych.report.terminal import print_ranking
-    from diptych.runs.folder import require_writable, write_aside
+    from diptych.runs.atomic import atomic_write
+    from diptych.runs.folder import require_writable
 
     flags = parse(RankFlags, rank, arguments)
     if flags.json is not None:
@@ -71,7 +72,7 @@ def rank(arguments: Sequence[str]) -> None:
     )
     print_ranking(Console(markup=False), found)
     if flags.json is not None:
-        write_aside(flags.json, (json.dumps(found.as_dict(), indent=1) + "\n").encode())
+        atomic_write(flags.json, (json.dumps(found.as_dict(), indent=1) + "\n").encode())
 
 
 def detect(arguments: Sequence[str]) -> None:

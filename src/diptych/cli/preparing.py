@@ -82,7 +82,8 @@ def plan(arguments: Sequence[str]) -> None:
     from diptych.planning.asked import Asked, plan_of
     from diptych.planning.machine import machine_named
     from diptych.planning.tables import print_plan
-    from diptych.runs.folder import require_writable, write_aside
+    from diptych.runs.atomic import atomic_write
+    from diptych.runs.folder import require_writable
     from diptych.runtime.device import available_threads, divided
 
     flags = parse(PlanFlags, plan, arguments)
@@ -104,7 +105,7 @@ def plan(arguments: Sequence[str]) -> None:
     if flags.json is not None:
         import json
 
-        write_aside(flags.json, (json.dumps(made.as_json(), indent=1) + "\n").encode())
+        atomic_write(flags.json, (json.dumps(made.as_json(), indent=1) + "\n").encode())
 
 
 def recipes(arguments: Sequence[str]) -> None:

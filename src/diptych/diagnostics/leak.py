@@ -31,7 +31,8 @@ from diptych.images.order import Order
 from diptych.methods.contrastive import Method, build_method
 from diptych.methods.scores import finds_own, resolution
 from diptych.models.norms import SplitBatchNorm, frozen_statistics
-from diptych.runs.folder import RunFolder, require_writable, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder, require_writable
 from diptych.runs.record import load_record
 from diptych.runtime.device import use_threads
 from diptych.views.batches import Batch, ViewBatches
@@ -133,7 +134,7 @@ def check_leak(
             groups=None if by is None else find_groups(images.names, by),
         )
         found = measure_leak(method, batches, batch_count=batch_count, chunk_size=chunk)
-    write_aside(folder.leak, (json.dumps(found._asdict(), indent=1) + "\n").encode())
+    atomic_write(folder.leak, (json.dumps(found._asdict(), indent=1) + "\n").encode())
     return found
 
 

@@ -16,7 +16,7 @@ from diptych.embeddings.sharding import CHECKSUM_BYTES
 from diptych.embeddings.vectors import Vectors
 from diptych.errors import EmbeddingsError
 from diptych.escaping import escaped
-from diptych.runs.aside import written_aside
+from diptych.runs.atomic import atomic_path, atomic_write
 
 FORMAT: Final = 2
 """Version of the files."""
@@ -94,8 +94,7 @@ def agree(folder: Path, note: Note) -> None:
     """
     file = folder / MANIFEST
     if not file.exists():
-        with written_aside(file) as aside:
-            aside.write_bytes(note.encode() + b"\n")
+        atomic_write(file, note.encode() + b"\n")
     require_same(differences(read_manifest(folder).settings, note.settings), file)
 
 
@@ -222,8 +221,8 @@ def written_shard(
     fields += [pa.field("feature", pa.list_(numbers, dim), nullable=False)]
     schema = pa.schema(fields)
     with (
-        written_aside(path) as aside,
-        open(aside, "wb") as file,  # Arrow itself opens no name that is not UTF-8
+        atomic_path(path) as temporary,
+        open(temporary, "wb") as file,  # Arrow itself opens no name that is not UTF-8
         parquet.ParquetWriter(
             file,
             schema,

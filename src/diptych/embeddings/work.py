@@ -28,7 +28,7 @@ from diptych.embeddings.sharding import Reading, Rows, Shard
 from diptych.embeddings.vectors import Embedder, Seen, Viewer, blank
 from diptych.errors import ImagesError
 from diptych.escaping import HANDLER, escaped, readable_lines
-from diptych.runs.aside import written_aside
+from diptych.runs.atomic import atomic_write
 
 
 class Watcher:
@@ -212,8 +212,7 @@ class Work:
         writer.writerows(
             [escaped(self.rows.names[index]), why] for index, why in sorted(skipped.items())
         )
-        with written_aside(file) as aside:
-            aside.write_bytes(text.getvalue().encode(errors=HANDLER))
+        atomic_write(file, text.getvalue().encode(errors=HANDLER))
 
 
 def _one_ahead(batches: Iterator[Seen]) -> Iterator[Seen]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from diptych.config.sections import ImagesConfig
 from diptych.images.codecs.form import Pixels
 from diptych.images.pixels import DecodedPixels, PixelBatch, PixelSource
+from diptych.runs.atomic import atomic_path
 
 SMALL_BYTES: Final = 96 * 96 * 3
 """Decoded images up to this size are read from a file faster than they are decoded."""
@@ -178,20 +179,14 @@ def _is_that(place: Place, size: int) -> bool:
 
 def _make(place: Place, size: int) -> None:
     """An empty file under its name, with all of its room: a full disk is noticed here."""
-    aside = place.path.with_name(f"{place.path.name}.part")  # no other process is at it: see above
-    try:
-        with open(aside, "wb") as file:
-            file.write(place.content)
-            file.flush()
-            # Without it, a page written to a full disk would end the process.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:  # macOS has none
-                file.truncate(size)
-        os.replace(aside, place.path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
+    with atomic_path(place.path) as temporary, open(temporary, "wb") as file:
+        file.write(place.content)
+        file.flush()
+        # Without it, a page written to a full disk would end the process.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:  # macOS has none
+            file.truncate(size)
 
 
 def _sum(room: Pixels) -> np.uint64:

@@ -34,7 +34,7 @@ from diptych.images.cache import cache_folder
 from diptych.images.codecs.decode import decode_bytes, pages
 from diptych.images.codecs.jpeg import is_reducible
 from diptych.images.names import CompactNames
-from diptych.runs.folder import write_aside
+from diptych.runs.atomic import atomic_write
 
 _VERSION: Final = "1"
 _CHUNK: Final = 256  # images looked at between two calls of `on_progress`
@@ -294,7 +294,7 @@ def _save(place: Path, stored: Stored) -> None:
     reasons = json.dumps(list(stored.index.reasons.items())).encode()
     tensors["reasons"] = np.frombuffer(reasons, np.uint8)
     marks = {"version": decoders(), "begun": str(stored.begun), "sum": _sum(tensors)}
-    write_aside(place, save(tensors, marks))
+    atomic_write(place, save(tensors, marks))
 
 
 def _load(place: Path) -> Stored:

@@ -19,7 +19,8 @@ from diptych.methods.contrastive import Method
 from diptych.models.activations import offload, recompute_stages
 from diptych.optimization.loss_scale import LossScale
 from diptych.optimization.optimizers import build_optimizer
-from diptych.runs.folder import RunFolder, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder
 from diptych.runs.record import Identity, RunRecord, write_record
 from diptych.runtime.device import choose_device
 from diptych.training.begin_from import load_beginning
@@ -75,7 +76,7 @@ def keep_config(folder: RunFolder, config: RunConfig, record: RunRecord) -> None
     if not folder.record.exists():
         write_record(folder, record)
     if not folder.config.exists():
-        write_aside(folder.config, to_toml(config).encode())
+        atomic_write(folder.config, to_toml(config).encode())
 
 
 def restore(

@@ -41,7 +41,7 @@ from diptych.images.sources.arrow import (
 )
 from diptych.images.splits import Found, by_split, choose_splits
 from diptych.images.tree import walk
-from diptych.runs.folder import sync_folder
+from diptych.runs.atomic import atomic_path
 
 HELD_BYTES: Final = 256 * 2**20
 """Encoded images of fewer bytes than this are held in memory, not spooled."""
@@ -182,16 +182,8 @@ def _write_locked(place: SpoolPlace, source: Any, images: Iterator[bytes]) -> _S
         earlier = _SpoolFile.find(place.file, source)  # another process may have been faster
         if earlier is not None:
             return earlier
-        aside = place.file.with_suffix(".aside")
-        try:
-            with open(aside, "wb") as file:
-                _write(file, place, source, images)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, place.file)
-        finally:
-            aside.unlink(missing_ok=True)
-        sync_folder(place.file.parent)
+        with atomic_path(place.file) as temporary, open(temporary, "wb") as file:
+            _write(file, place, source, images)
         return _SpoolFile(place.file, source)
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
@@ -16,7 +15,7 @@ from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.cache import cache_folder
 from diptych.images.sources.arrow import import_extra
 from diptych.images.sources.tar_shards import expand_braces
-from diptych.runs.folder import write_aside
+from diptych.runs.atomic import atomic_path, atomic_write
 
 SECONDS: Final = 60.0
 """Without a byte, after which a server is given up."""
@@ -152,7 +151,7 @@ def _fetch_into(folder: Path, url: str, budget: int) -> Path:
             f"{url} could not be fetched into {folder}: {in_words(error)}. Check the connection "
             "and try again."
         ) from error
-    write_aside(note, json.dumps({**source, "bytes": size}).encode())
+    atomic_write(note, json.dumps({**source, "bytes": size}).encode())
     return copy
 
 
@@ -160,22 +159,15 @@ def _download(
     system: Any, place: str, url: str, copy: Path, budget: int, expected: int | None
 ) -> int:
     _require_fit(url, expected or 0, budget, copy.parent)
-    descriptor, aside = tempfile.mkstemp(dir=copy.parent, prefix=".")
-    try:
-        size = 0
-        with os.fdopen(descriptor, "wb") as file:
+    size = 0
+    with atomic_path(copy) as temporary:
+        with open(temporary, "wb") as file:
             for some in chunks(system, place):
                 size += len(some)
                 _require_fit(url, size, budget, copy.parent)
                 file.write(some)
-            file.flush()
-            os.fsync(file.fileno())
         if expected is not None and size != expected:
             raise OSError(f"{size} bytes came, {expected} were announced")
-        os.replace(aside, copy)
-    except BaseException:
-        os.unlink(aside)
-        raise
     return size
 
 
