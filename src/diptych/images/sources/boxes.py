@@ -17,7 +17,7 @@ from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet, Skipped, refuse_if_too_many
 from diptych.images.listing import Progress, ignore_progress, open_listing
 from diptych.images.names import CompactNames
-from diptych.images.sources.box_files import Annotation, Annotations, is_voc, read_coco, read_voc
+from diptych.images.sources.annotations import Annotation, Annotations, is_voc, read_coco, read_voc
 from diptych.images.sources.folder import list_files
 
 
