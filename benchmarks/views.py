@@ -46,7 +46,7 @@ from diptych.config.policies import parse_policy
 from diptych.runtime.device import keep_freed_memory
 from diptych.views.batches import ViewBatches
 from diptych.views.cpu import make_views
-from diptych.views.parameters import draw_views
+from diptych.views.draw import draw_views
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = ViewsConfig(side_pixels=32, policy="simclr_cifar", strength=0.5)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diptych.checkpoints.checkpoint import (
+from diptych.checkpoints.save_and_load import (
     list_checkpoints,
     load_checkpoint,
     load_newest,

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from diptych.checkpoints.checkpoint import list_checkpoints, load_newest
+from diptych.checkpoints.save_and_load import list_checkpoints, load_newest
 from diptych.checkpoints.saver import Saver
 from diptych.checkpoints.state import RunState
 from diptych.config.sections import CheckpointConfig

@@ -42,7 +42,7 @@ def step_of(name: str) -> int | None:
     return int(digits) if name.startswith(_PREFIX) and digits.isdecimal() else None
 
 
-Place = Path | str
+CheckpointLocation = Path | str
 """A folder on a disk, or a URL of one."""
 
 
@@ -86,7 +86,7 @@ class Store(Protocol):
         """Removes what a killed run left of checkpoints that it was writing."""
 
 
-def open_store(place: Place) -> Store:
+def open_store(place: CheckpointLocation) -> Store:
     """The store at a place.
 
     Raises:
@@ -97,7 +97,7 @@ def open_store(place: Place) -> Store:
     return LocalStore(Path(place))
 
 
-def checkpoint_place(config: CheckpointConfig, folder: RunFolder) -> Place:
+def checkpoint_location(config: CheckpointConfig, folder: RunFolder) -> CheckpointLocation:
     """Where the checkpoints of a run lie.
 
     Args:
@@ -156,7 +156,7 @@ class LocalStore:
         remove_leftovers(self.folder)
 
 
-Result = TypeVar("Result")
+Answer = TypeVar("Answer")
 
 
 class RemoteStore:
@@ -260,7 +260,7 @@ class RemoteStore:
     def _path(self, *parts: str) -> str:
         return "/".join((self._root, *parts))
 
-    def _asked(self, question: Callable[[], Result]) -> Result:
+    def _asked(self, question: Callable[[], Answer]) -> Answer:
         try:
             return persist(question)
         except FileNotFoundError:

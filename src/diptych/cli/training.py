@@ -126,7 +126,7 @@ def _check_embed(options: Sequence[str], given: Sequence[str]) -> None:
     """The same of a command that embeds."""
     from diptych.cli.flags import EmbedFlags, parse
     from diptych.embeddings.embed import check_before_start
-    from diptych.embeddings.sharding import own_shards
+    from diptych.embeddings.shards import own_shards
     from diptych.runtime.launcher import process_count
     from diptych.runtime.world import World
 

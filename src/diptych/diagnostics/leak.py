@@ -20,8 +20,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diptych.checkpoints.checkpoint import load_newest
-from diptych.checkpoints.stores import checkpoint_place
+from diptych.checkpoints.save_and_load import load_newest
+from diptych.checkpoints.stores import checkpoint_location
 from diptych.config.files import load_run_config
 from diptych.config.sections import RunConfig
 from diptych.errors import DamagedCheckpoint, ImagesError, RunFolderError
@@ -158,7 +158,7 @@ def load_trained_method(folder: RunFolder, config: RunConfig) -> Method:
         RunFolderError: there is no checkpoint, or it is one of a student.
         DamagedCheckpoint: there are some, but none is good.
     """
-    place = checkpoint_place(config.checkpoint, folder)
+    place = checkpoint_location(config.checkpoint, folder)
     found = load_newest(place, load_record(folder).identity, lambda why: None)
     if found is None:
         raise RunFolderError(f"{folder.path} has no checkpoint. Wanted the folder of a run.")

@@ -74,7 +74,7 @@ class KeptPixels:
 
 
 @dataclass(frozen=True)
-class Place:
+class CacheFile:
     """Where a file of decoded images belongs.
 
     Attributes:
@@ -87,7 +87,7 @@ class Place:
 
 
 def keep_pixels(
-    decoded: DecodedPixels, config: ImagesConfig, place: Place | None
+    decoded: DecodedPixels, config: ImagesConfig, place: CacheFile | None
 ) -> tuple[PixelSource, str | None]:
     """The same images, kept as the config asks where there is room.
 
@@ -129,7 +129,7 @@ def _in_memory(decoded: DecodedPixels) -> KeptPixels:
 
 
 def _in_file(
-    decoded: DecodedPixels, config: ImagesConfig, place: Place | None, needed: int
+    decoded: DecodedPixels, config: ImagesConfig, place: CacheFile | None, needed: int
 ) -> tuple[PixelSource, str | None]:
     if place is None:
         return decoded, (
@@ -169,7 +169,7 @@ def _laid_out(decoded: DecodedPixels, room: Pixels) -> PixelBatch:
     return PixelBatch(room, offsets, decoded.heights, decoded.widths, decoded.channels)
 
 
-def _is_that(place: Place, size: int) -> bool:
+def _is_that(place: CacheFile, size: int) -> bool:
     try:
         with open(place.path, "rb") as file:
             return os.fstat(file.fileno()).st_size == size and file.read(32) == place.content
@@ -177,7 +177,7 @@ def _is_that(place: Place, size: int) -> bool:
         return False
 
 
-def _make(place: Place, size: int) -> None:
+def _make(place: CacheFile, size: int) -> None:
     """An empty file under its name, with all of its room: a full disk is noticed here."""
     with atomic_path(place.path) as temporary, open(temporary, "wb") as file:
         file.write(place.content)

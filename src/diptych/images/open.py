@@ -28,7 +28,7 @@ from diptych.images.sources.parquet import find_in_parquet, is_parquet_pattern
 from diptych.images.sources.photographs import PHOTOGRAPHS_NAME, open_photographs
 from diptych.images.sources.tar_shards import find_in_tar, find_shards, is_shard_pattern
 from diptych.images.sources.torchvision_sets import is_cifar, open_cifar
-from diptych.images.splits import Found, hold_out, open_found, role_of
+from diptych.images.splits import LocatedImages, hold_out, open_found, role_of
 from diptych.images.tree import walk
 
 _WANTED: Final = (
@@ -77,7 +77,7 @@ def _open(config: ImagesConfig, executor: Executor, on_progress: Progress) -> Co
     )
 
 
-def locate_images(config: ImagesConfig) -> Found:
+def locate_images(config: ImagesConfig) -> LocatedImages:
     """What ``config.path`` names, before an image is decoded.
 
     Raises:
@@ -85,7 +85,7 @@ def locate_images(config: ImagesConfig) -> Found:
     """
     if _is_built_in(config):
         built_in = open_photographs(config)
-        return Found(built_in.train, [] if built_in.test is None else [built_in.test])
+        return LocatedImages(built_in.train, [] if built_in.test is None else [built_in.test])
     path = Path(config.path)
     if config.path != "" and path.exists():
         return _find_in_folder(path, config) if path.is_dir() else _find_in_file(path, config)
@@ -127,27 +127,27 @@ def _is_built_in(config: ImagesConfig) -> bool:
     return config.path == PHOTOGRAPHS_NAME and not Path(config.path).exists()
 
 
-def _find_in_file(path: Path, config: ImagesConfig) -> Found:
+def _find_in_file(path: Path, config: ImagesConfig) -> LocatedImages:
     suffixes = [one.lower() for one in path.suffixes]
     end = suffixes[-1] if suffixes else ""
     if end == ".npz":
         return find_in_npz(path, config)
     if end == ".npy":
-        return Found(open_npy(path, config))
+        return LocatedImages(open_npy(path, config))
     if end == ".parquet":
         return find_in_parquet(str(path), config)
     if end == ".txt":
-        return Found(list_text(path))
+        return LocatedImages(list_text(path))
     if ".tar" in suffixes or end == ".tgz":
         return find_in_tar([path], str(path))
     if is_idx(path):
-        return Found(open_idx(path, config))
+        return LocatedImages(open_idx(path, config))
     raise ImagesError(
         f"{path} is a file of another kind. Wanted {_WANTED}. For image files, give the folder."
     )
 
 
-def _find_in_folder(path: Path, config: ImagesConfig) -> Found:
+def _find_in_folder(path: Path, config: ImagesConfig) -> LocatedImages:
     """A folder: of one known form, or of images or shards, in parts or not."""
     tree = walk(path)
     known = _find_known(path, config)
@@ -176,7 +176,7 @@ def _is_usual(table: str) -> bool:
     return folder in ("", "data") or role_of(folder) is not None
 
 
-def _find_known(path: Path, config: ImagesConfig) -> Found | None:
+def _find_known(path: Path, config: ImagesConfig) -> LocatedImages | None:
     """CIFAR, what ``save_to_disk`` wrote, or IDX files."""
     if is_cifar(path):
         return _arrays(*open_cifar(path, config))
@@ -191,8 +191,10 @@ def _find_known(path: Path, config: ImagesConfig) -> Found | None:
     return _arrays(learned, None if test_file is None else open_idx(test_file, everything))
 
 
-def _arrays(train: ImageSet, test: ImageSet | None) -> Found:
-    return Found(train, [] if test is None else [test], train_part="" if test is None else "train")
+def _arrays(train: ImageSet, test: ImageSet | None) -> LocatedImages:
+    return LocatedImages(
+        train, [] if test is None else [test], train_part="" if test is None else "train"
+    )
 
 
 def _idx_parts(path: Path) -> tuple[Path, Path | None] | None:

@@ -39,7 +39,7 @@ _WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
 @dataclass(frozen=True)
-class Found:
+class LocatedImages:
     """What a path holds, before images are decoded.
 
     Attributes:
@@ -60,7 +60,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenSplits:
     """Parts by what they are for.
 
     Attributes:
@@ -120,7 +120,7 @@ def by_split(names: Iterable[str]) -> dict[str, list[str]]:
     return parts
 
 
-def choose_splits(parts: Iterable[str], origin: str) -> Chosen:
+def choose_splits(parts: Iterable[str], origin: str) -> ChosenSplits:
     """Which parts are for what.
 
     A single part is learned from, whatever its name.
@@ -131,7 +131,7 @@ def choose_splits(parts: Iterable[str], origin: str) -> Chosen:
     """
     names = tuple(parts)
     if len(names) == 1:
-        return Chosen(names[0], (), ())
+        return ChosenSplits(names[0], (), ())
     roles = dict[Role | None, list[str]]()
     for name in names:
         roles.setdefault(role_of(name), []).append(name)
@@ -148,7 +148,7 @@ def choose_splits(parts: Iterable[str], origin: str) -> Chosen:
             f"{' or '.join(TRAIN_NAMES)}. Give the path of one part."
         )
     held_out = [name for role in ("test", "val") for name in roles.get(role, ())]
-    return Chosen(roles["train"][0], tuple(held_out), unused)
+    return ChosenSplits(roles["train"][0], tuple(held_out), unused)
 
 
 def refuse_unclear(where: str, parts: Sequence[str], beside: Sequence[str]) -> None:
@@ -217,7 +217,7 @@ class HeldOut:
     unused: tuple[Skipped, ...]
 
 
-def hold_out(found: Found) -> HeldOut:
+def hold_out(found: LocatedImages) -> HeldOut:
     """The first part with labels (those of a test part are often withheld), else the first."""
     parts = [one for one in found.held_out if _count(one)]
     chosen = next(filter(_has_labels, parts), parts[0] if parts else None)
@@ -230,7 +230,7 @@ def hold_out(found: Found) -> HeldOut:
 
 
 def open_found(
-    found: Found,
+    found: LocatedImages,
     config: ImagesConfig,
     executor: Executor,
     on_progress: Progress = ignore_progress,
@@ -258,5 +258,5 @@ def _count(part: Listing | ImageSet) -> int:
     return len(part.names)
 
 
-def _name(part: Listing | ImageSet, found: Found) -> str:
+def _name(part: Listing | ImageSet, found: LocatedImages) -> str:
     return part.part if isinstance(part, Listing) else found.test_part

@@ -4,10 +4,10 @@ from concurrent.futures import Executor
 
 import torch
 
-from diptych.checkpoints.checkpoint import list_checkpoints, load_newest, steps_in
-from diptych.checkpoints.same_run import require_same_images
+from diptych.checkpoints.identity import require_same_images
+from diptych.checkpoints.save_and_load import list_checkpoints, load_newest, steps_in
 from diptych.checkpoints.state import RunState
-from diptych.checkpoints.stores import Place
+from diptych.checkpoints.stores import CheckpointLocation
 from diptych.config.files import to_toml
 from diptych.config.sections import RunConfig
 from diptych.errors import DamagedCheckpoint, NotSaved, TrainingError
@@ -82,7 +82,7 @@ def keep_config(folder: RunFolder, config: RunConfig, record: RunRecord) -> None
 def restore(
     state: RunState,
     config: RunConfig,
-    place: Place,
+    place: CheckpointLocation,
     run: Identity,
     fingerprint: str,
     watcher: Watcher,
@@ -108,7 +108,7 @@ def restore(
 
 
 def not_finite(
-    what: str, step: int, config: RunConfig, folder: RunFolder, place: Place
+    what: str, step: int, config: RunConfig, folder: RunFolder, place: CheckpointLocation
 ) -> TrainingError:
     """The error that ends a run whose loss, gradients or weights are no longer numbers."""
     mend = (

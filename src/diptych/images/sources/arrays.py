@@ -24,7 +24,7 @@ from diptych.images.collection import (
 from diptych.images.index import checksum
 from diptych.images.names import CompactNames
 from diptych.images.pixels import HeldPixels, PixelBatch
-from diptych.images.splits import Found, choose_splits, role_of
+from diptych.images.splits import LocatedImages, choose_splits, role_of
 
 _IMAGE_KEYS: Final = ("images", "x")
 _LABEL_KEYS: Final = ("labels", "y")
@@ -45,7 +45,7 @@ def open_npy(path: Path, config: ImagesConfig) -> ImageSet:
     return image_set(array, None, config, path)
 
 
-def find_in_npz(path: Path, config: ImagesConfig) -> Found:
+def find_in_npz(path: Path, config: ImagesConfig) -> LocatedImages:
     """A .npz file with images and, if it has them, labels and other parts.
 
     Names that are looked for, in any case: images or x, labels or y, alone or with the name of a
@@ -64,7 +64,7 @@ def find_in_npz(path: Path, config: ImagesConfig) -> Found:
 
 def _find_in_arrays(
     archive: Mapping[str, NDArray[np.generic]], config: ImagesConfig, path: Path
-) -> Found:
+) -> LocatedImages:
     images, labels, others = _by_part(archive, path)
     if not images:
         raise ImagesError(
@@ -90,7 +90,7 @@ def _find_in_arrays(
     labelled = [name for name, one in held_out.items() if one.labels is not None]
     best = next(iter([*labelled, *held_out]), "")
     unused = [name for name in (*chosen.held_out, *chosen.unused) if name != best]
-    return Found(
+    return LocatedImages(
         learned,
         [held_out[best]] if best else [],
         train_part=chosen.train if chosen.train in images else "",

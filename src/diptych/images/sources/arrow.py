@@ -21,7 +21,7 @@ from diptych.images.index import file_stamp
 from diptych.images.inventory import listed
 from diptych.images.listing import Listing
 from diptych.images.names import CompactNames
-from diptych.images.splits import Found, choose_splits
+from diptych.images.splits import LocatedImages, choose_splits
 
 
 def import_extra(module: str, extra: str, purpose: str) -> Any:
@@ -289,7 +289,7 @@ def is_saved(path: Path) -> bool:
     return (path / _SPLITS).is_file() or all((path / name).is_file() for name in _PARTS)
 
 
-def find_saved(path: Path, config: ImagesConfig) -> Found:
+def find_saved(path: Path, config: ImagesConfig) -> LocatedImages:
     """The images to learn from and, of a folder with splits, the held-out ones.
 
     Raises:
@@ -300,7 +300,7 @@ def find_saved(path: Path, config: ImagesConfig) -> Found:
         names = _note(path / _SPLITS).get("splits")
         parts = {name: path / name for name in _plain_names(names, path / _SPLITS)}
     chosen = choose_splits(parts, str(path))
-    return Found(
+    return LocatedImages(
         list_saved(parts[chosen.train], config, chosen.train),
         (list_saved(parts[name], config, name) for name in chosen.held_out),
         train_part=chosen.train,

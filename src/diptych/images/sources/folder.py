@@ -22,7 +22,13 @@ from diptych.images.listing import Listing, Progress, ignore_progress, open_list
 from diptych.images.names import CompactNames
 from diptych.images.sources.remote import is_url
 from diptych.images.sources.tar_shards import find_in_tar, list_tar, read_samples
-from diptych.images.splits import Found, choose_splits, refuse_likely, refuse_unclear, role_of
+from diptych.images.splits import (
+    LocatedImages,
+    choose_splits,
+    refuse_likely,
+    refuse_unclear,
+    role_of,
+)
 from diptych.images.tree import Tree, lies_in, part_around, walk
 
 
@@ -36,7 +42,7 @@ def open_folder(
     return open_listing(list_folder(root, walk(root)), config, executor, on_progress)
 
 
-def find_in_folder(root: Path, tree: Tree) -> Found:
+def find_in_folder(root: Path, tree: Tree) -> LocatedImages:
     """The image files or shards of a folder: its parts where it has some, or all together.
 
     Args:
@@ -56,7 +62,7 @@ def find_in_folder(root: Path, tree: Tree) -> Found:
     )
 
 
-def find_in_tree(where: str, tree: Tree, listed: Callable[[str, str], Listing]) -> Found:
+def find_in_tree(where: str, tree: Tree, listed: Callable[[str, str], Listing]) -> LocatedImages:
     """Which of the images are for what; the rules stand in ``docs/images.md``.
 
     Args:
@@ -73,7 +79,9 @@ def find_in_tree(where: str, tree: Tree, listed: Callable[[str, str], Listing]) 
     if not parts:
         refuse_likely(where, _level(tree, base).folders)
         remarks = (*_on_one_folder(tree, "", ""), *_on_deeper_parts(tree))
-        return Found(listed("", ""), left_out=tuple(_left_out(tree, "", [])), remarks=remarks)
+        return LocatedImages(
+            listed("", ""), left_out=tuple(_left_out(tree, "", [])), remarks=remarks
+        )
     beside = _beside(tree, base, parts)
     refuse_unclear(where, parts, beside)
     chosen = choose_splits(parts, where)
@@ -82,7 +90,7 @@ def find_in_tree(where: str, tree: Tree, listed: Callable[[str, str], Listing]) 
     train, *held_out = [listed(place, name) for place, name in zip(places, names, strict=True)]
     for name in beside:
         tree.others.add(name, "an image or shard beside the parts")
-    return Found(
+    return LocatedImages(
         train,
         held_out,
         train_part=chosen.train,

@@ -28,7 +28,7 @@ from diptych.images.sources.parquet import find_in_parquet, is_parquet_pattern, 
 from diptych.images.sources.remote import fetch, is_remote_file, is_url
 from diptych.images.sources.remote_folder import find_in_remote_folder
 from diptych.images.sources.tar_shards import find_in_tar
-from diptych.images.splits import Found, choose_splits
+from diptych.images.splits import LocatedImages, choose_splits
 
 PREFIX: Final = "datasets:"
 """Begins the name of an object that was handed over."""
@@ -60,7 +60,7 @@ def path_of(images: Any) -> str:
     return name
 
 
-def find_handed_over(name: str, config: ImagesConfig) -> Found:
+def find_handed_over(name: str, config: ImagesConfig) -> LocatedImages:
     """The data set that ``path_of`` gave this name.
 
     Raises:
@@ -79,7 +79,7 @@ def find_handed_over(name: str, config: ImagesConfig) -> Found:
         else {"": images}
     )
     chosen = choose_splits(parts, "the data set")
-    return Found(
+    return LocatedImages(
         list_dataset(parts[chosen.train], config, chosen.train),
         (list_dataset(parts[name], config, name) for name in chosen.held_out),
         train_part=chosen.train,
@@ -135,7 +135,9 @@ def from_any_folder(name: str) -> str | None:
     return name if name.startswith(PREFIX) or is_url(name) else None
 
 
-def find_elsewhere(config: ImagesConfig, find_in_file: Callable[[Path], Found]) -> Found | None:
+def find_elsewhere(
+    config: ImagesConfig, find_in_file: Callable[[Path], LocatedImages]
+) -> LocatedImages | None:
     """What ``config.path`` names; None where it is none of these names.
 
     Args:
@@ -156,7 +158,9 @@ def find_elsewhere(config: ImagesConfig, find_in_file: Callable[[Path], Found]) 
     return None
 
 
-def _find_in_fetched(config: ImagesConfig, find_in_file: Callable[[Path], Found]) -> Found:
+def _find_in_fetched(
+    config: ImagesConfig, find_in_file: Callable[[Path], LocatedImages]
+) -> LocatedImages:
     copies = fetch(config.path, config)
     kinds = {copy.suffix for copy in copies}
     if kinds == {".tar"}:
@@ -164,7 +168,7 @@ def _find_in_fetched(config: ImagesConfig, find_in_file: Callable[[Path], Found]
     if len(copies) == 1:
         return find_in_file(copies[0])
     if kinds == {".parquet"}:
-        return Found(list_parquet([str(copy) for copy in copies], config))
+        return LocatedImages(list_parquet([str(copy) for copy in copies], config))
     raise ImagesError(
         f"{config.path} stands for {len(copies)} files. Only .tar and .parquet files may be "
         "several; give the URL of one."

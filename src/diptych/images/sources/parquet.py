@@ -39,7 +39,7 @@ from diptych.images.sources.arrow import (
     paths_of,
     reading,
 )
-from diptych.images.splits import Found, by_split, choose_splits
+from diptych.images.splits import LocatedImages, by_split, choose_splits
 from diptych.images.tree import walk
 from diptych.runs.atomic import atomic_path
 
@@ -264,7 +264,7 @@ def is_parquet_pattern(path: str) -> bool:
     return path.endswith(".parquet") and glob.has_magic(path)
 
 
-def find_in_parquet(path: str, config: ImagesConfig) -> Found:
+def find_in_parquet(path: str, config: ImagesConfig) -> LocatedImages:
     """The images to learn from and, where files are named as held-out ones, those.
 
     Args:
@@ -284,7 +284,7 @@ def find_in_parquet(path: str, config: ImagesConfig) -> Found:
     def rows(part: str) -> Listing:
         return list_parquet([os.path.join(root, name) for name in parts[part]], config, part)
 
-    return Found(
+    return LocatedImages(
         rows(chosen.train),
         map(rows, chosen.held_out),
         train_part=chosen.train,

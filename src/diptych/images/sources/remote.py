@@ -21,7 +21,7 @@ SECONDS: Final = 60.0
 """Without a byte, after which a server is given up."""
 
 _PAUSES: Final = (0.5, 2.0)  # seconds before another try
-Result = TypeVar("Result")
+Answer = TypeVar("Answer")
 
 
 def is_url(path: str) -> bool:
@@ -53,7 +53,7 @@ def connect(url: str) -> tuple[Any, str]:
     return system, str(place)
 
 
-def persist(read: Callable[[], Result]) -> Result:
+def persist(read: Callable[[], Answer]) -> Answer:
     """Tries again when a connection fails; what is not there is not asked for twice."""
     for pause in _PAUSES:
         try:

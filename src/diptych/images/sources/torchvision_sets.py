@@ -22,7 +22,7 @@ from diptych.images.names import CompactNames
 from diptych.images.sources.arrays import image_set
 from diptych.images.sources.arrow import Labels, number_labels
 from diptych.images.sources.folder import list_files
-from diptych.images.splits import Found
+from diptych.images.splits import LocatedImages
 
 PREFIX: Final = "torchvision:"
 """Begins the name of such a data set: ``torchvision:NAME`` or ``torchvision:NAME:ROOT``."""
@@ -82,7 +82,7 @@ def split_name(name: str) -> tuple[str, Path | None]:
     return kind, Path(root) if root else None
 
 
-def find_torchvision(name: str, config: ImagesConfig) -> Found:
+def find_torchvision(name: str, config: ImagesConfig) -> LocatedImages:
     """What ``torchvision:NAME`` or ``torchvision:NAME:ROOT`` holds; nothing is downloaded.
 
     Raises:
@@ -98,14 +98,14 @@ def find_torchvision(name: str, config: ImagesConfig) -> Found:
         )
     if kind in _FILES:
         train, *rest = (_list(kind, where, part) for part in _FILES[kind])
-        return Found(train, rest, train_part=train.part)
+        return LocatedImages(train, rest, train_part=train.part)
     if kind in _ARRAYS:
         learned = _arrays(_construct(kind, where, _ARRAYS[kind][0]), config, name)
         if len(_ARRAYS[kind]) == 1:
-            return Found(learned)
+            return LocatedImages(learned)
         alike = held_out_config(config, learned)
         held_out = _arrays(_construct(kind, where, _ARRAYS[kind][1]), alike, name)
-        return Found(learned, [held_out], train_part="train")
+        return LocatedImages(learned, [held_out], train_part="train")
     raise ImagesError(
         f"{name}: wanted one of {', '.join(sorted({**_ARRAYS, **_FILES}))}. Of any other data set, "
         "give the folder of its images."

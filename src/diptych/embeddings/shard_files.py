@@ -12,8 +12,8 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from diptych.config.embedding import Precision
-from diptych.embeddings.sharding import CHECKSUM_BYTES
-from diptych.embeddings.vectors import Vectors
+from diptych.embeddings.embedder import Vectors
+from diptych.embeddings.shards import CHECKSUM_BYTES
 from diptych.errors import EmbeddingsError
 from diptych.escaping import escaped
 from diptych.runs.atomic import atomic_path, atomic_write
@@ -86,7 +86,7 @@ MANIFEST: Final = "embeddings.json"
 """Its name."""
 
 
-def agree(folder: Path, note: Note) -> None:
+def require_same_set(folder: Path, note: Note) -> None:
     """Writes the manifest, or compares with the one that is there.
 
     Raises:
@@ -203,7 +203,7 @@ class ShardWriter:
 
 
 @contextmanager
-def written_shard(
+def new_shard(
     path: Path, *, dim: int, precision: Precision, labelled: bool
 ) -> Iterator[ShardWriter]:
     """A shard that is there once the block ends, in which it is signed, and not before.
