@@ -39,7 +39,7 @@ from diptych.images.collection import ImageSet
 from diptych.images.codecs.decode import decode_bytes
 from diptych.images.codecs.form import Pixels
 from diptych.images.order import Order
-from diptych.images.sources.photographs import open_photographs
+from diptych.images.sources.photographs import find_photographs
 from diptych.images.pixels import DecodedPixels, PixelBatch
 from diptych.config.operations import OPERATIONS
 from diptych.config.policies import parse_policy
@@ -76,7 +76,7 @@ class Task(NamedTuple):
 
 def small_task(count: int) -> Task:
     """Patches of the built-in photographs, as arrays."""
-    images = open_photographs(ImagesConfig(limit=count)).train
+    images = find_photographs("photographs", ImagesConfig(limit=count)).train
     arrays = [images.pixels.gather(np.array([i])).image(0) for i in range(len(images))]
     tensors = [torch.from_numpy(array.transpose(2, 0, 1).copy()) for array in arrays]
     return Task(SMALL, images, lambda i: Image.fromarray(arrays[i]), lambda i: tensors[i])

@@ -38,7 +38,7 @@ from diptych.images.collection import Collection
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images, require_there
 from diptych.images.order import Order
-from diptych.images.sources.hugging_face import path_of
+from diptych.images.sources.handed_over import path_of
 from diptych.logging.progress import Display, Silent, Watcher
 from diptych.models.weights import save_encoder, save_head
 from diptych.resolve import (

@@ -81,7 +81,7 @@ def recover_run(
     if different:
         raise ForeignCheckpoint(
             f"{place} holds checkpoints of run {run}, and {folder.path} would be another run: "
-            f"{', '.join(sorted(different))} differ. Choose another checkpoint.folder, or go on "
+            f"{', '.join(different)} differ. Choose another checkpoint.folder, or go on "
             f"with that run by --resume --out {run.begun_as}; where its folder is lost, with the "
             "settings that it was begun with."
         )

@@ -37,7 +37,7 @@ from diptych.images.collection import Collection, ImageSet, spread_indices
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images
 from diptych.images.order import Order
-from diptych.images.sources.hugging_face import path_of
+from diptych.images.sources.handed_over import path_of
 from diptych.images.trained_on import TrainedOn, load_trained_on
 from diptych.methods.contrastive import Method, build_method
 from diptych.methods.scores import finds_own_row

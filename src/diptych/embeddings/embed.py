@@ -11,7 +11,7 @@ from diptych.embeddings.embedder import Embedder, ViewMaker
 from diptych.embeddings.job import EmbeddingJob, FinishedShard, ShardProgress
 from diptych.embeddings.shards import Shard, checked_shard, find_rows
 from diptych.images.open import require_there
-from diptych.images.sources.hugging_face import path_of
+from diptych.images.sources.handed_over import path_of
 from diptych.models.weights import load_encoder
 from diptych.runs.folder import require_writable
 from diptych.runtime.device import use_threads

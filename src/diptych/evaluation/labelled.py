@@ -28,7 +28,7 @@ from diptych.images.cut import cut
 from diptych.images.inventory import listed
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images
-from diptych.images.sources.hugging_face import path_of
+from diptych.images.sources.handed_over import path_of
 from diptych.images.trained_on import TrainedOn
 
 _ALIKE: Final = 0.8  # of the letters of two names of classes, to be taken for a slip

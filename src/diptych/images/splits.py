@@ -49,6 +49,7 @@ class LocatedImages:
         test_part: what the held-out part is called where it lies decoded; a listing knows its own.
         left_out: what else was found.
         remarks: sentences on how it was found.
+        description: of what is used, in the place of the usual one.
     """
 
     train: Listing | ImageSet
@@ -57,6 +58,7 @@ class LocatedImages:
     test_part: str = "test"
     left_out: tuple[Skipped, ...] = ()
     remarks: tuple[str, ...] = ()
+    description: str = ""
 
 
 @dataclass(frozen=True)
@@ -217,20 +219,20 @@ class HeldOut:
     unused: tuple[Skipped, ...]
 
 
-def hold_out(found: LocatedImages) -> HeldOut:
+def hold_out(located: LocatedImages) -> HeldOut:
     """The first part with labels (those of a test part are often withheld), else the first."""
-    parts = [one for one in found.held_out if _count(one)]
+    parts = [one for one in located.held_out if _count(one)]
     chosen = next(filter(_has_labels, parts), parts[0] if parts else None)
-    name = "" if chosen is None else _name(chosen, found)
+    name = "" if chosen is None else _name(chosen, located)
     why = f"a part that is not used; {readable(name)} is held out"
     unused = [
-        Skipped("", why, _name(one, found), _count(one)) for one in parts if one is not chosen
+        Skipped("", why, _name(one, located), _count(one)) for one in parts if one is not chosen
     ]
     return HeldOut(chosen, name, tuple(unused))
 
 
-def open_found(
-    found: LocatedImages,
+def open_located(
+    located: LocatedImages,
     config: ImagesConfig,
     executor: Executor,
     on_progress: Progress = ignore_progress,
@@ -245,8 +247,8 @@ def open_found(
             images, skipped=tuple(replace(one, part=part.part) for one in images.skipped)
         )
 
-    learned = opened(found.train, config)
-    test = hold_out(found).images
+    learned = opened(located.train, config)
+    test = hold_out(located).images
     return learned, None if test is None else opened(test, held_out_config(config, learned))
 
 
@@ -258,5 +260,5 @@ def _count(part: Listing | ImageSet) -> int:
     return len(part.names)
 
 
-def _name(part: Listing | ImageSet, found: LocatedImages) -> str:
-    return part.part if isinstance(part, Listing) else found.test_part
+def _name(part: Listing | ImageSet, located: LocatedImages) -> str:
+    return part.part if isinstance(part, Listing) else located.test_part

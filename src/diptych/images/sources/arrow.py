@@ -284,17 +284,22 @@ _PARTS: Final = ("state.json", "dataset_info.json")
 _LARGEST_NOTE: Final = 64 * 2**20  # bytes
 
 
-def is_saved(path: Path) -> bool:
+def is_saved(path: str | Path) -> bool:
     """Whether a folder was written by ``save_to_disk``."""
-    return (path / _SPLITS).is_file() or all((path / name).is_file() for name in _PARTS)
+
+    def there(name: str) -> bool:
+        return os.path.isfile(os.path.join(path, name))
+
+    return there(_SPLITS) or all(map(there, _PARTS))
 
 
-def find_saved(path: Path, config: ImagesConfig) -> LocatedImages:
+def find_saved(path: str | Path, config: ImagesConfig) -> LocatedImages:
     """The images to learn from and, of a folder with splits, the held-out ones.
 
     Raises:
         ImagesError: there is no column of images, or a file is missing or damaged.
     """
+    path = Path(path)
     parts = {"": path}
     if (path / _SPLITS).is_file():
         names = _note(path / _SPLITS).get("splits")

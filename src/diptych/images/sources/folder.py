@@ -343,7 +343,7 @@ _LONGEST_LINE: Final = 4096 + 2  # bytes; no path is longer
 _MARK: Final = b"\xef\xbb\xbf"  # that some editors put before UTF-8
 
 
-def list_text(path: Path) -> Listing:
+def find_list(path: str, config: ImagesConfig) -> LocatedImages:
     """The images that a file lists, in its order, repeated ones too; none has a label.
 
     A path is absolute or relative to the folder of the list. Blank lines, and lines that begin
@@ -352,21 +352,23 @@ def list_text(path: Path) -> Listing:
     Raises:
         ImagesError: the file cannot be read, is no list of paths, or lists nothing.
     """
+    del config
     try:
-        names = CompactNames.of_bytes(_lines(path))
+        names = CompactNames.of_bytes(_lines(Path(path)))
     except OSError as error:
         raise ImagesError(f"{path} cannot be read: {error.strerror or error}.") from error
     if not names:
         raise ImagesError(f"{path} lists no images; wanted the path of one in each line.")
-    listing = list_files(path.parent, names, origin=str(path))
+    folder = Path(path).parent
+    listing = list_files(folder, names, origin=path)
 
     def read(index: int) -> bytes:
         name = names[index]
-        if is_url(name) and not (path.parent / name).exists():
+        if is_url(name) and not (folder / name).exists():
             raise UnreadableImage("a URL; a list takes paths, and a URL is given by itself")
         return listing.read(index)
 
-    return replace(listing, read=read)
+    return LocatedImages(replace(listing, read=read))
 
 
 def _lines(path: Path) -> Iterator[bytes]:

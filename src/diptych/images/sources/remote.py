@@ -97,7 +97,7 @@ _ROOM_LEFT: Final = 2**28  # bytes of the disk that a copy leaves free
 def is_remote_file(url: str) -> bool:
     """Whether a URL names a file, or a pattern of files, that is fetched whole."""
     name = _last_part(url)
-    return name.endswith(_SUFFIXES) or "idx3" in name
+    return is_url(url) and (name.endswith(_SUFFIXES) or "idx3" in name)
 
 
 def fetch(url: str, config: ImagesConfig) -> list[Path]:

@@ -72,6 +72,17 @@ _INSTEAD: Final = {
 """What to do where torchvision would unpickle."""
 
 
+def is_torchvision(path: str) -> bool:
+    """Whether it is a name of such a data set."""
+    return path.startswith(PREFIX)
+
+
+def absolute_name(name: str) -> str:
+    """The same with an absolute path, so that it means the same from any folder."""
+    kind, root = split_name(name)
+    return f"{PREFIX}{kind}" + (f":{root.expanduser().absolute()}" if root is not None else "")
+
+
 def split_name(name: str) -> tuple[str, Path | None]:
     """The data set that a name asks for and, where it says so, the folder that it lies in.
 
@@ -207,12 +218,12 @@ _CIFAR10: Final = _Layout(
 _CIFAR100: Final = _Layout(("train.bin",), "test.bin", "fine_label_names.txt", 2)
 
 
-def is_cifar(path: Path) -> bool:
+def is_cifar(path: str | Path) -> bool:
     """Whether a folder holds the binary version of CIFAR-10 or CIFAR-100."""
-    return _layout(path) is not None
+    return _layout(Path(path)) is not None
 
 
-def open_cifar(path: Path, config: ImagesConfig) -> tuple[ImageSet, ImageSet | None]:
+def find_cifar(path: str | Path, config: ImagesConfig) -> LocatedImages:
     """The images to learn from and, where its file is there, the held-out ones.
 
     Labels are the fine ones of CIFAR-100.
@@ -220,19 +231,21 @@ def open_cifar(path: Path, config: ImagesConfig) -> tuple[ImageSet, ImageSet | N
     Raises:
         ImagesError: a file is missing or damaged.
     """
+    path = Path(path)
     layout = _layout(path)
     if layout is None:
         raise ImagesError(f"{path} does not hold the binary version of CIFAR-10 or CIFAR-100.")
     names = _class_names(path / layout.names)
     train = _read([path / name for name in layout.train], layout, names, config)
     if not (path / layout.test).is_file():
-        return train, None
-    return train, _read([path / layout.test], layout, names, held_out_config(config, train))
+        return LocatedImages(train)
+    test = _read([path / layout.test], layout, names, held_out_config(config, train))
+    return LocatedImages(train, [test], train_part="train")
 
 
 def _layout(path: Path) -> _Layout | None:
     for layout in (_CIFAR10, _CIFAR100):
-        if all((path / name).is_file() for name in (layout.train[0], layout.names)):
+        if all(os.path.isfile(path / name) for name in (layout.train[0], layout.names)):
             return layout
     return None
 
