@@ -22,7 +22,7 @@ from diptych.evaluation.confidence import Estimate, estimate
 from diptych.evaluation.layers import Layers, layers_of
 from diptych.evaluation.linear import fit_linear
 from diptych.images.collection import ImageSet, spread_indices
-from diptych.images.cut import cut
+from diptych.images.group_split import stratified_group_split
 from diptych.views import parameters as codes
 from diptych.views.batches import as_images
 from diptych.views.cpu import SizedViews, load_views
@@ -190,7 +190,9 @@ def split_images(
     count: int, seed: int, groups: NDArray[np.int64] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Indices to train and to test on: all versions of an image, and a group, are on one side."""
-    kept, held_out, _ = cut(np.zeros(count, dtype=np.int64), groups, share=_TESTED, seed=seed)
+    kept, held_out, _ = stratified_group_split(
+        np.zeros(count, dtype=np.int64), groups, share=_TESTED, seed=seed
+    )
     return torch.from_numpy(kept), torch.from_numpy(held_out)
 
 

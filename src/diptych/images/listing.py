@@ -29,8 +29,6 @@ from diptych.images.names import CompactNames
 from diptych.images.pixels import DecodedPixels, PixelSource
 
 _FIRST: Final = 64  # images that decide on the channels
-
-
 Progress = Callable[[int, int], None]
 """Called with the number of images looked at and their total."""
 

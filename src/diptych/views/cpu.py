@@ -91,8 +91,6 @@ def to_pixels(views: NDArray[np.float32], config: ViewsConfig) -> NDArray[np.uin
 _TASK_BYTES = 1 << 20  # of pixels
 _TASKS = 8  # of a large batch, at least
 _TASK_IMAGES = 32  # of a small one, at most
-
-
 EvaluationCrops = Literal["center", "five"]
 """The largest centred square, or squares at the corners and in the centre."""
 

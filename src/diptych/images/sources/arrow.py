@@ -1,4 +1,8 @@
-"""What Parquet files and saved Hugging Face folders share: Arrow tables with encoded images."""
+"""Arrow tables with encoded images: their columns and labels, and folders that hold such tables.
+
+Parquet files and Hugging Face data sets share the columns; a folder that ``save_to_disk`` wrote is
+read here.
+"""
 
 import json
 import os
@@ -23,33 +27,8 @@ from diptych.images.listing import Listing
 from diptych.images.names import CompactNames
 from diptych.images.splits import LocatedImages, choose_splits
 
-
-def import_extra(module: str, extra: str, purpose: str) -> Any:
-    """A module of an optional package.
-
-    Args:
-        module: its dotted name.
-        extra: the extra of diptych that brings it.
-        purpose: what needs it, as the beginning of the error's sentence.
-
-    Raises:
-        ImagesError: it is not installed.
-    """
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ImagesError(
-            f"{purpose} need the package {module.partition('.')[0]}, which cannot be imported "
-            f"({error}). Install it by: pip install 'diptych[{extra}]'"
-        ) from error
-
-
 IMAGE_COLUMNS: Final = ("image", "img", "jpg", "png")
-
-
 LABEL_COLUMNS: Final = ("label", "labels", "class", "cls")
-
-
 Labels = tuple[NDArray[np.int64] | None, tuple[str, ...]]
 """Positions in the classes, -1 where a label is missing, and the names of the classes."""
 

@@ -1,4 +1,4 @@
-"""What lies behind a URL, read with patience and within bounds."""
+"""What lies behind a URL, read with patience and within bounds; files are fetched whole."""
 
 import hashlib
 import json
@@ -7,13 +7,13 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, TypeVar
 
 from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.cache import cache_folder
-from diptych.images.sources.arrow import import_extra
 from diptych.images.sources.tar_shards import expand_braces
 from diptych.runs.atomic import atomic_path, atomic_write
 
@@ -40,17 +40,32 @@ def connect(url: str) -> tuple[Any, str]:
             f"{url}: wanted one plain URL, as https://host/images or s3://bucket/images; for files "
             "on this computer, give their path."
         )
-    fsspec = import_extra("fsspec", "remote", "URLs")
+    fsspec = _import_extra("fsspec", "URLs")
     options: dict[str, Any] = {}
     try:
         if url.startswith(("http://", "https://")):
-            aiohttp = import_extra("aiohttp", "remote", "http URLs")
+            aiohttp = _import_extra("aiohttp", "http URLs")
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=SECONDS, sock_read=SECONDS)
             options = {"client_kwargs": {"timeout": timeout}, "use_listings_cache": False}
         system, place = fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         raise ImagesError(f"{url} cannot be opened: {error}") from error
     return system, str(place)
+
+
+def _import_extra(module: str, purpose: str) -> Any:
+    """A module of an optional package.
+
+    Raises:
+        ImagesError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ImagesError(
+            f"{purpose} need the package {module.partition('.')[0]}, which cannot be imported "
+            f"({error}). Install it by: pip install 'diptych[remote]'"
+        ) from error
 
 
 def persist(read: Callable[[], Answer]) -> Answer:

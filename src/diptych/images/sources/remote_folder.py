@@ -20,14 +20,8 @@ from diptych.images.splits import LocatedImages
 from diptych.images.tree import Tree
 
 _LARGEST_IMAGE: Final = 2**28  # bytes
-
-
 _MOST_FOLDERS: Final = 100_000
-
-
 _MOST_ENTRIES: Final = 20_000_000
-
-
 Entry = dict[str, Any]
 """What is known of a remote file; ``name`` is its place."""
 

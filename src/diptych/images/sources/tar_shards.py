@@ -37,8 +37,6 @@ _COMPRESSED: Final = {
 
 
 _LABELS: Final = (".cls", ".json")
-
-
 _BLOCK: Final = 512
 
 
@@ -231,14 +229,8 @@ class _Bounded:
 
 
 _MOST_OPEN: Final = 64  # shards
-
-
 _MOST_NAMES: Final = 100_000  # that braces may stand for
-
-
 _BRACES: Final = re.compile(r"\{([^{}]*)\}")
-
-
 _RANGE: Final = re.compile(r"(\d+)\.\.(\d+)")
 
 

@@ -1,4 +1,4 @@
-"""Data sets of torchvision by name, from files that are on this disk already.
+"""Data sets of torchvision by name, and CIFAR's binary version, from files that are on this disk.
 
 Only those are opened whose files hold numbers or encoded images: some of torchvision's readers
 unpickle, and a pickle runs whatever its author wrote.
