@@ -77,6 +77,7 @@ class Task(NamedTuple):
 def small_task(count: int) -> Task:
     """Patches of the built-in photographs, as arrays."""
     images = find_photographs("photographs", ImagesConfig(limit=count)).train
+    assert isinstance(images, ImageSet)
     arrays = [images.pixels.gather(np.array([i])).image(0) for i in range(len(images))]
     tensors = [torch.from_numpy(array.transpose(2, 0, 1).copy()) for array in arrays]
     return Task(SMALL, images, lambda i: Image.fromarray(arrays[i]), lambda i: tensors[i])

@@ -264,8 +264,8 @@ def _require_known(name: str) -> None:
         known = [*ENCODERS, *_torchvision_names(), *timm.list_models()]
     nearest = difflib.get_close_matches(name, dict.fromkeys(known), n=5, cutoff=0.4)
     raise ConfigError(
-        f"encoder.name = {name!r} is not known. Wanted {', '.join(map(repr, ENCODERS))} or a network "
-        f"of torchvision or timm; the nearest are {', '.join(nearest or ['resnet50'])}."
+        f"encoder.name = {name!r} is not known. Wanted {', '.join(map(repr, ENCODERS))} or a "
+        f"network of torchvision or timm; the nearest are {', '.join(nearest or ['resnet50'])}."
     )
 
 
