@@ -146,7 +146,7 @@ class Saver:
         self._begun = time.monotonic()
 
     def finish(self, state: RunState, whole: Whole | None = None, **more: Any) -> None:
-        """Writes the last checkpoint of a sitting, and returns when it is there; see ``begin``.
+        """Writes the last checkpoint before training ends or stops, and returns when it is there; see ``begin``.
 
         Raises:
             NotSaved: it cannot be written.
@@ -166,7 +166,7 @@ class Saver:
             outcome = self._write(tensors, scalars)
         if outcome.trouble is not None:
             raise NotSaved(
-                f"the run could not be saved after step {outcome.step}, its last in this sitting: "
+                f"the run could not be saved after step {outcome.step}, the last one done: "
                 f"{self._place} cannot be written ({outcome.trouble}). {outcome.kept} Mend that, "
                 "then go on with --resume."
             )
