@@ -23,7 +23,8 @@ from diptych.errors import ConfigError, DiptychError, exit_code_of, sentence_of
 from diptych.evaluation.protocols import evaluate as evaluate_run
 from diptych.images.order import Order
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
-from diptych.runs.folder import RunFolder, require_writable, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder, require_writable
 from diptych.runtime.device import choose_device
 
 
@@ -235,7 +236,7 @@ def test_a_disk_that_fills_up_under_a_preview(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("diptych.runs.folder.os.fsync", full)
+    monkeypatch.setattr("diptych.runs.atomic.os.fsync", full)
     out = tmp_path / "new" / name
     given = ["--rows", "1", "--columns", "2", "--out", str(out)]
     assert main(["views", str(class_folder), *given]) == 2
@@ -264,7 +265,7 @@ def test_a_disk_that_fills_up_names_the_file(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space") as caught:
-        write_aside(tmp_path / "a.json", b"{}")
+        atomic_write(tmp_path / "a.json", b"{}")
     said = sentence_of(caught.value)
     assert said is not None
     assert said.startswith(f"{tmp_path / 'a.json'}: No space left on device. Make room")

@@ -48,13 +48,13 @@ def embed(arguments: Sequence[str]) -> None:
       diptych launch --nproc-per-node 8 -- embed runs/photos photos/ -o features/ --shards 64
     """
     from diptych.embeddings.embed import embed_shards
-    from diptych.embeddings.sharding import own_shards
-    from diptych.embeddings.work import ShardLines
+    from diptych.embeddings.job import PrintedShardProgress
+    from diptych.embeddings.shards import own_shards
     from diptych.runtime.device import use_threads
 
     flags, here = parse(EmbedFlags, embed, arguments), read_world()
     shards = own_shards(flags.shard, flags.shards, here)
-    lines = ShardLines(Console(quiet=flags.quiet, markup=False))
+    lines = PrintedShardProgress(Console(quiet=flags.quiet, markup=False))
     with ThreadPoolExecutor(use_threads(flags.threads, processes=here.local_count)) as executor:
         for done in embed_shards(
             flags.run, flags.path, flags.out, shards, flags.settings, executor, lines

@@ -9,7 +9,8 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from diptych.cli.flags import parse
-from diptych.runs.folder import require_writable, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import require_writable
 
 
 @dataclass(frozen=True)
@@ -62,4 +63,4 @@ def rank(arguments: Sequence[str]) -> None:
     )
     print_ranking(Console(markup=False), found)
     if flags.json is not None:
-        write_aside(flags.json, (json.dumps(found.as_dict(), indent=1) + "\n").encode())
+        atomic_write(flags.json, (json.dumps(found.as_dict(), indent=1) + "\n").encode())

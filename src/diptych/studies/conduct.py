@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diptych.errors import ConfigError, Interrupted, RunFolderError, TrainingError
-from diptych.runs.folder import require_writable, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import require_writable
 from diptych.runtime.device import available_threads
 from diptych.studies.cell_results import Result, Results
 from diptych.studies.study import Budget, Study
@@ -135,7 +136,7 @@ def write_commands(plan: Plan, path: Path) -> int:
         for task in waiting
     ]
     require_writable(path.parent)
-    write_aside(path, os.fsencode("".join(line + "\n" for line in lines)))
+    atomic_write(path, os.fsencode("".join(line + "\n" for line in lines)))
     return len(lines)
 
 

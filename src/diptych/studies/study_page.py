@@ -11,7 +11,8 @@ from diptych.config.recipes import recipe_config
 from diptych.escaping import HANDLER
 from diptych.evaluation.split import split_words
 from diptych.report.page import template
-from diptych.runs.folder import require_writable, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import require_writable
 from diptych.studies import drawing
 from diptych.studies.cell_results import Results, to_table
 from diptych.studies.claims import CONFIDENCE, Judgement, judge
@@ -84,7 +85,7 @@ def write_study(plan: Plan) -> list[str]:
         ("index.md", to_markdown(page).encode(errors=HANDLER)),
         ("index.html", html.encode(errors=HANDLER)),
     ):
-        write_aside(out / name, data)
+        atomic_write(out / name, data)
     return [page.headline, *(one.sentence() for one in page.judgements)]
 
 
