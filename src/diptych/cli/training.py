@@ -165,7 +165,7 @@ def _run_to_report(
             watcher=display,
             on_progress=display.files,
         )
-    if not read_world().speaks:
+    if not read_world().is_first:
         return
     console.print(f"Encoder: {folder.encoder}", highlight=False, soft_wrap=True)
     if not report:
