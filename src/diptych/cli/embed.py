@@ -16,21 +16,19 @@ def embed(arguments: Sequence[str]) -> None:
       diptych embed runs/photos photos/ -o features/ --shard 3/16
       diptych launch --nproc-per-node 8 -- embed runs/photos photos/ -o features/ --shards 64
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     from rich.console import Console
 
     from diptych.cli.flags import EmbedFlags, parse
     from diptych.embeddings.embed import embed_shards
     from diptych.embeddings.sharding import own_shards
     from diptych.embeddings.work import ShardLines
-    from diptych.runtime.device import use_threads
+    from diptych.runtime.runtime import Runtime
 
     flags, here = parse(EmbedFlags, embed, arguments), read_world()
     shards = own_shards(flags.shard, flags.shards, here)
     lines = ShardLines(Console(quiet=flags.quiet, markup=False))
-    with ThreadPoolExecutor(use_threads(flags.threads, processes=here.local_count)) as executor:
+    with Runtime(threads=flags.threads) as runtime:
         for done in embed_shards(
-            flags.run, flags.path, flags.out, shards, flags.settings(), executor, lines
+            flags.run, flags.path, flags.out, shards, flags.settings(), runtime, lines
         ):
             lines.done(done)

@@ -145,12 +145,13 @@ def _chance_of(measure: NDArray[np.float64], accuracy: NDArray[np.float64]) -> f
     count = len(measure)
     signs, others = (np.sign(one[:, None] - one[None, :]) for one in (measure, accuracy))
 
-    def agreeing_pairs(order: Sequence[int] | NDArray[np.int64]) -> float:
+    def agreeing_pairs(order: NDArray[np.int64]) -> float:
         return abs(float((signs * others[np.ix_(order, order)]).sum()))
 
-    given = agreeing_pairs(range(count))
+    given = agreeing_pairs(np.arange(count))
     if count <= _ALL_ORDERS:
-        every = [agreeing_pairs(order) for order in itertools.permutations(range(count))]
+        orders = map(np.array, itertools.permutations(range(count)))
+        every = [agreeing_pairs(order) for order in orders]
         return float(np.mean(np.array(every) >= given))
     generator = np.random.Generator(np.random.Philox(0))
     drawn = [agreeing_pairs(generator.permutation(count)) for _ in range(_ORDERS)]
