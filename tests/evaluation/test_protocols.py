@@ -29,6 +29,7 @@ from diptych.evaluation.transfer import _judge_classes, _judge_labels, find_tags
 from diptych.models.weights import load_encoder
 from diptych.report.evaluations import groups_of
 from diptych.report.page import write_report
+from diptych.runtime.runtime import Runtime
 
 SETTINGS: Any = {
     "encoder.width": 4,
