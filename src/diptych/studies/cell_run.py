@@ -1,7 +1,5 @@
 """One cell with one seed: trained as any run, measured, and its result written."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 from diptych.config.files import load_run_config, nest
 from diptych.errors import TrainingError
 from diptych.logging.metrics import read_metrics
@@ -29,7 +27,7 @@ def run_task(task: Task, bench: Bench) -> Result:
         _train(task, folder)
     except TrainingError as error:
         failed = str(error)
-    use_threads(bench.threads)
+    use_threads(bench.runtime.threads)
     run = Trained(folder, bench)
     extra = task.study.measures
     reference = task.cell.name == task.study.reference
@@ -47,12 +45,6 @@ def run_task(task: Task, bench: Bench) -> Result:
     )
     write_result(task.folder, result)
     return result
-
-
-def open_bench(threads: int) -> tuple[ThreadPoolExecutor, Bench]:
-    """A bench and the threads that it uses, which the caller ends."""
-    executor = ThreadPoolExecutor(use_threads(threads))
-    return executor, Bench(executor, threads)
 
 
 def _train(task: Task, folder: RunFolder) -> None:

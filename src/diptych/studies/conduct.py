@@ -16,6 +16,7 @@ from diptych.errors import ConfigError, Interrupted, RunFolderError, TrainingErr
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import require_writable
 from diptych.runtime.device import available_threads
+from diptych.runtime.runtime import Runtime
 from diptych.studies.cell_results import Result, Results
 from diptych.studies.study import Budget, Study
 from diptych.studies.tasks import Task, make_tasks, pick
@@ -113,13 +114,14 @@ def run_cells(plan: Plan, *, cell: str | None = None, say: Say = print) -> None:
     Raises:
         Interrupted: a signal came; what was done is kept.
     """
-    from diptych.studies.cell_run import open_bench, run_task
+    from diptych.studies.cell_run import run_task
+    from diptych.studies.measures import Bench
 
     tasks = plan.tasks()
     chosen = tasks if cell is None else pick(tasks, cell)
     _require_room(plan)
-    executor, bench = open_bench(plan.threads)
-    with executor:
+    with Runtime(threads=plan.threads) as runtime:
+        bench = Bench(runtime)
         for task in chosen:
             if task.result() is not None:
                 continue

@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -13,11 +12,11 @@ from diptych.config.files import load_run_config
 from diptych.config.sections import ImagesConfig, RunConfig
 from diptych.diagnostics.leak import check_leak
 from diptych.errors import ImagesError
-from diptych.evaluation.features import encode
+from diptych.evaluation.feature_store import FeatureStore
+from diptych.evaluation.features import trained_layers
 from diptych.evaluation.geometry import effective_rank
 from diptych.evaluation.knn import NEIGHBOURS, TEMPERATURE, accuracy, knn_predict
 from diptych.evaluation.labelled import Labelled, labelled_parts
-from diptych.evaluation.layers import trained_layers
 from diptych.evaluation.linear import fit_linear
 from diptych.evaluation.split import groups_of_parts, units_of
 from diptych.evaluation.supervised import supervised_encoder
@@ -28,18 +27,18 @@ from diptych.images.trained_on import TrainedOn, load_trained_on
 from diptych.logging.metrics import read_metrics
 from diptych.models.weights import load_encoder, untrained_encoder
 from diptych.runs.folder import RunFolder
+from diptych.runtime.runtime import Runtime
 
 
 class Bench:
     """Holds the labelled images between cells, as all cells of a study share them.
 
     Args:
-        executor: its threads make views.
-        threads: as many.
+        runtime: what cells are measured with.
     """
 
-    def __init__(self, executor: Executor, threads: int) -> None:
-        self.executor, self.threads = executor, threads
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
         self._config: ImagesConfig | None = None
         self._collection: Collection | None = None
 
@@ -54,7 +53,7 @@ class Bench:
             ImagesError: they have no labels.
         """
         if config != self._config or self._collection is None:
-            self._collection, self._config = open_images(config, self.executor), config
+            self._collection, self._config = open_images(config, self.runtime.executor), config
         found = labelled_parts(self._collection, group_by=config.group_by, seen=seen)
         if found is None:
             raise ImagesError(
@@ -94,7 +93,10 @@ class Trained:
     def encode(self, network: nn.Module) -> tuple[Tensor, Tensor]:
         """The same of another network."""
         parts = (self.labelled.train, self.labelled.test)
-        train, test = (encode(network, p, self.config.views, self.bench.executor) for p in parts)
+        store = FeatureStore(self.folder.features, self.bench.runtime)
+        network = network.to(self.bench.runtime.torch_device)
+        opened, views = self.config.images, self.config.views
+        train, test = (store.features(network, part, opened, views) for part in parts)
         return train, test
 
 
@@ -150,22 +152,21 @@ def _linear(run: Trained) -> dict[str, float]:
 
 
 def _leak(run: Trained) -> dict[str, float]:
-    found = check_leak(run.folder.path, threads=run.bench.threads)
-    return {"leak": 0.0 if found is None else found.advantage}
+    found = check_leak(run.folder.path, threads=run.bench.runtime.threads)
+    return {"leak": 0.0 if found is None else found.leak_accuracy}
 
 
 def _supervised(run: Trained) -> dict[str, float]:
-    labelled, executor = run.labelled, run.bench.executor
-    rival = supervised_encoder(run.folder, run.config, labelled, executor)
+    rival = supervised_encoder(run.folder, run.config, run.labelled, run.bench.runtime)
     return {"supervised": _knn(run, run.encode(rival))}
 
 
 def _transformations(run: Trained) -> dict[str, float]:
     """Shares named ``TASK_LAYER``, before (h) and after (g) the head."""
-    views, executor, images = run.config.views, run.bench.executor, run.labelled.test
+    views, runtime, images = run.config.views, run.bench.runtime, run.labelled.test
     groups, _, _ = groups_of_parts(images, None, run.config.images.group_by)
     found = probe_layers(
-        trained_layers(run.folder), images, views, executor, groups=units_of(images, groups)
+        trained_layers(run.folder), images, views, runtime, groups=units_of(images, groups)
     )["layers"]
     return {
         f"{name}_{short}": found[layer][task]["value"]
