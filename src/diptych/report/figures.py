@@ -1,4 +1,4 @@
-"""The report's pictures: curves as SVG, image sheets and the map as embedded bitmaps."""
+"""The report's figures: curves and bars as SVG, the map of the features as a bitmap."""
 
 import base64
 import io
@@ -52,9 +52,9 @@ STYLE: Final[Any] = {
 
 
 def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """Loss against chance over the steps, and the share of queries that found their key; SVG."""
+    """Loss beside its chance level, and pretext accuracy, over the steps; SVG."""
     with matplotlib.rc_context(STYLE):
-        figure, (left, right) = _two_panels()
+        figure, (left, right) = _two_axes()
         steps = [line["step"] for line in metrics]
         left.plot(steps, [line["chance"] for line in metrics], color=FAINT, ls="--", label="chance")
         left.plot(steps, [line["loss"] for line in metrics], color=ACCENT, label="loss")
@@ -63,7 +63,7 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> str:
         chosen = [line for line in metrics if has_choice(line)]
         found = [100 * line["accuracy"] for line in chosen]
         right.plot([line["step"] for line in chosen], found, color=SECOND)
-        right.set(xlabel="step", ylabel="queries that found their key (%)", ylim=(0, 100))
+        right.set(xlabel="step", ylabel="pretext accuracy (%)", ylim=(0, 100))
         return svg(figure)
 
 
@@ -73,7 +73,7 @@ def health_curve(metrics: Sequence[Mapping[str, Any]]) -> str | None:
     if not measured:
         return None
     with matplotlib.rc_context(STYLE):
-        figure, (left, right) = _two_panels()
+        figure, (left, right) = _two_axes()
         scored = [line for line in measured if "knn" in line]
         if scored:
             left.plot(*_series(scored, "knn", 100), color=ACCENT, marker="o", ms=3)
@@ -94,8 +94,8 @@ def spectrum_curve(geometry: Mapping[str, Any]) -> str:
     """
     shown = [name for name in ("h", "g(h)") if name in geometry["trained"]]
     with matplotlib.rc_context(STYLE):
-        figure, panels = _two_panels()
-        for axes, name in zip(panels, shown, strict=False):
+        figure, both = _two_axes()
+        for axes, name in zip(both, shown, strict=False):
             for when, color in (("untrained", FAINT), ("trained", ACCENT)):
                 found = geometry[when][name]
                 label = f"{when}, effective rank {found['effective_rank']:.1f}"
@@ -107,13 +107,13 @@ def spectrum_curve(geometry: Mapping[str, Any]) -> str:
                 yscale="log",
             )
             axes.legend(frameon=False)
-        for axes in panels[len(shown) :]:
+        for axes in both[len(shown) :]:
             axes.set_axis_off()
         return svg(figure)
 
 
 def transformation_bars(transformations: Mapping[str, Any]) -> str:
-    """What pixels and the layers of the trained network tell of how an image was changed; SVG.
+    """How well pixels and each layer of the trained network tell how an image was changed; SVG.
 
     Args:
         transformations: of ``evaluation.json``.
@@ -206,9 +206,9 @@ def feature_map(
 
 
 def _in_plane(unit: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(images, 2), by t-SNE; one place for features that are all the same but for rounding.
+    """(images, 2), by t-SNE; one place for features that are equal to rounding.
 
-    Of those t-SNE makes NaN, of which its tree of neighbours has no end.
+    From equal features t-SNE computes NaN, and its tree of neighbours then recurses without end.
     """
     from sklearn.manifold import TSNE
 
@@ -245,7 +245,7 @@ def _series(
     return [line["step"] for line in lines], [factor * line[name] for line in lines]
 
 
-def _two_panels(height: float = 2.9) -> tuple[Figure, tuple[Axes, Axes]]:
+def _two_axes(height: float = 2.9) -> tuple[Figure, tuple[Axes, Axes]]:
     figure = Figure(figsize=(9.4, height), layout="constrained")
     axes = figure.subplots(1, 2)
     return figure, (axes[0], axes[1])
