@@ -31,7 +31,7 @@ from PIL import Image
 from diptych.config.sections import EncoderConfig, RunConfig, ViewsConfig
 from diptych.embeddings.embed import embed_shards
 from diptych.config.embedding import EmbedSettings
-from diptych.embeddings.sharding import Shard
+from diptych.embeddings.shards import Shard
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
 from diptych.runtime.device import keep_freed_memory
 

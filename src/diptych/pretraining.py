@@ -14,15 +14,15 @@ from typing import Any
 
 from rich.console import Console
 
-from diptych.checkpoints.checkpoint import list_checkpoints, require_place_of
-from diptych.checkpoints.same_run import (
-    OF_THE_IMAGES,
+from diptych.checkpoints.identity import (
+    MAY_CHANGE_ON_RESUME,
     fingerprint_of,
-    found_again,
+    recover_run,
     require_same_images,
 )
+from diptych.checkpoints.save_and_load import list_checkpoints, refuse_foreign_checkpoints
 from diptych.checkpoints.state import RunState
-from diptych.checkpoints.stores import Place, checkpoint_place
+from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.files import (
     SHORT_NAMES,
     differing_keys,
@@ -38,7 +38,7 @@ from diptych.images.collection import Collection
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images, require_there
 from diptych.images.order import Order
-from diptych.images.sources.hugging_face import path_of
+from diptych.images.sources.handed_over import path_of
 from diptych.logging.progress import Display, Silent, Watcher
 from diptych.models.weights import save_encoder, save_head
 from diptych.resolve import (
@@ -49,7 +49,8 @@ from diptych.resolve import (
     overlay_all,
     resolve,
 )
-from diptych.runs.folder import RunFolder, alone_in, require_writable, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder, alone_in, require_writable
 from diptych.runs.record import (
     Identity,
     RunRecord,
@@ -212,7 +213,7 @@ def _pretrain_together(
             state = train(config, collection, folder, executor, watcher)
         except ConfigError:
             if earlier is None and here.speaks:
-                _take_back(folder, checkpoint_place(config.checkpoint, folder))
+                _take_back(folder, checkpoint_location(config.checkpoint, folder))
             raise
         from_first(lambda: keep_trained_on(folder, config, collection, executor))
     from_first(lambda: _save_networks(folder, state, config))
@@ -305,9 +306,9 @@ def _new_run(
         )
         watcher.say(sentence)
     fingerprint = fingerprint_of(config, images)
-    place = checkpoint_place(config.checkpoint, folder)
+    place = checkpoint_location(config.checkpoint, folder)
     if list_checkpoints(place):
-        found = found_again(config, place, folder, fingerprint, resume=resume, say=watcher.say)
+        found = recover_run(config, place, folder, fingerprint, resume=resume, say=watcher.say)
         run = found[1].identity
         _require_alone(folder, run, place)
         watcher.say(f"{place} holds the checkpoints of run {run}, whose folder is lost.")
@@ -329,8 +330,8 @@ def _known_run(
     """Settings and identity of a run that goes on, maybe with its images under another path."""
     config, record = overlay_all(earlier, layers), load_record(folder)
     require_same_images(record.images, fingerprint_of(config, collection.train))
-    place = checkpoint_place(config.checkpoint, folder)
-    require_place_of(place, record.identity)
+    place = checkpoint_location(config.checkpoint, folder)
+    refuse_foreign_checkpoints(place, record.identity)
     _require_alone(folder, record.identity, place)
     if not list_checkpoints(place):
         _begin_anew(folder, place, watcher)
@@ -341,7 +342,7 @@ def _known_run(
     return config, record
 
 
-def _begin_anew(folder: RunFolder, place: Place, watcher: Watcher) -> None:
+def _begin_anew(folder: RunFolder, place: CheckpointLocation, watcher: Watcher) -> None:
     """Says that a run begins anew, as it left no checkpoint; refuses that where it has ended."""
     if folder.encoder.exists():
         raise RunFolderError(
@@ -352,7 +353,7 @@ def _begin_anew(folder: RunFolder, place: Place, watcher: Watcher) -> None:
     watcher.say(f"No checkpoint of this run is in {place}, so it begins anew.")
 
 
-def _require_alone(folder: RunFolder, run: Identity, place: Place) -> None:
+def _require_alone(folder: RunFolder, run: Identity, place: CheckpointLocation) -> None:
     """Refuses to go on in two folders with one run whose checkpoints lie in neither."""
     other = RunFolder(Path(run.begun_as))
     if place == folder.checkpoints or other.path == folder.path.absolute():
@@ -400,7 +401,9 @@ def _save_networks(folder: RunFolder, state: RunState, config: RunConfig) -> str
 def _refuse_other_config(earlier: RunConfig, layers: Layers, folder: RunFolder) -> None:
     """A run goes on with its own settings only; those that were not given again are its own."""
     asked = overlay_all(earlier, layers)
-    different = [name for name in differing_keys(earlier, asked) if name not in OF_THE_IMAGES]
+    different = [
+        name for name in differing_keys(earlier, asked) if name not in MAY_CHANGE_ON_RESUME
+    ]
     if not different:
         return
     mend = "begin a new run in another --out"
@@ -454,10 +457,10 @@ def _is_foreign(path: Path, folder: RunFolder) -> bool:
 def _begin(folder: RunFolder, config: RunConfig, record: RunRecord) -> None:
     """Writes what a run is known by, the config last: a folder that has one has begun."""
     write_record(folder, record)
-    write_aside(folder.config, to_toml(config).encode())
+    atomic_write(folder.config, to_toml(config).encode())
 
 
-def _take_back(folder: RunFolder, checkpoints: Place) -> None:
+def _take_back(folder: RunFolder, checkpoints: CheckpointLocation) -> None:
     """Removes what was written of a run whose settings turned out not to work.
 
     So the mended command can be given with the same --out.
@@ -475,4 +478,4 @@ def _write_skipped(folder: RunFolder, collection: Collection) -> None:
     writer.writerow(["part", "name", "reason", "count"])
     rows = collection.inventory.rows()
     writer.writerows([one.part, escaped(one.name), one.reason, one.count] for one in rows)
-    write_aside(folder.skipped, table.getvalue().encode(errors=HANDLER))
+    atomic_write(folder.skipped, table.getvalue().encode(errors=HANDLER))

@@ -15,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from diptych.checkpoints.checkpoint import list_checkpoints, load_checkpoint
+from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
 from diptych.config.files import flatten, load_run_config, overlay
 from diptych.config.sections import RunConfig
 from diptych.diagnostics.leak import load_trained_method

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diptych.checkpoints.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint, save_checkpoint
 from diptych.cli.main import main
 from diptych.config.files import load_run_config
 from diptych.config.recipes import recipe_config

@@ -10,7 +10,7 @@ from torch import nn
 
 from diptych.evaluation.layers import layers_of, trained_layers, untrained_layers
 from diptych.evaluation.protocols import evaluate
-from diptych.models.heads import cut
+from diptych.models.heads import layers_of_head
 from diptych.models.weights import load_encoder, load_head
 from diptych.pretraining import pretrain
 from diptych.report.figures import spectrum_curve, transformation_bars
@@ -44,11 +44,11 @@ def test_layers_are_those_of_the_files(run: Path) -> None:
 
 
 def test_heads_are_cut_behind_each_activation() -> None:
-    assert cut(nn.Identity()) == []
+    assert layers_of_head(nn.Identity()) == []
     linear = nn.Linear(2, 3)
-    assert cut(linear) == [linear]
+    assert layers_of_head(linear) == [linear]
     head = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 4))
-    assert [len(part) for part in cut(head) if isinstance(part, nn.Sequential)] == [3, 1]
+    assert [len(part) for part in layers_of_head(head) if isinstance(part, nn.Sequential)] == [3, 1]
     assert layers_of(nn.Identity(), None).names == ("h",)
 
 

@@ -24,7 +24,7 @@ from diptych.evaluation.transformations import (
 )
 from diptych.images.collection import ImageSet
 from diptych.images.open import from_array
-from diptych.views.cpu import Panel, load_views, to_pixels
+from diptych.views.cpu import SizedViews, load_views, to_pixels
 
 VIEWS = ViewsConfig(side_pixels=16)
 
@@ -128,7 +128,7 @@ def test_every_layer_of_a_head_is_probed_and_pixels(
 def test_versions_are_what_they_say(lit: ImageSet, executor: ThreadPoolExecutor) -> None:
     indices, names = np.arange(6), list(VERSIONS)
     drawn = draw_versions(names, indices, lit.heights[:6], lit.widths[:6], side_pixels=16, seed=4)
-    made = load_views(lit, indices, [Panel(drawn, 16)], VIEWS, executor)[0]
+    made = load_views(lit, indices, [SizedViews(drawn, 16)], VIEWS, executor)[0]
     pixels: NDArray[np.uint8] = to_pixels(made, VIEWS)
     shown = dict(zip(names, pixels, strict=True))
     original = shown["original"]

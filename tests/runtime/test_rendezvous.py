@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from diptych.checkpoints.checkpoint import list_checkpoints, load_checkpoint
+from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
 from diptych.errors import ConfigError, Interrupted, LostPeer
 from diptych.pretraining import pretrain
 from diptych.runtime.world import read_world

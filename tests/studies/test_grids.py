@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diptych.cli.flags import PretrainFlags, explicit_settings, parse
-from diptych.cli.training import pretrain
+from diptych.cli.flags import explicit_settings, parse
+from diptych.cli.pretrain import PretrainFlags, pretrain
 from diptych.config.files import nest
 from diptych.config.recipes import recipe_config
 from diptych.config.sections import require_consistent

@@ -1,12 +1,48 @@
-"""The verb that makes many runs: `study`."""
+"""The verb `study`: one question of the papers, many runs."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tyro.conf import Positional
+
+from diptych.cli.flags import parse
 from diptych.errors import ConfigError
 
 if TYPE_CHECKING:
     from diptych.studies.study_run import StudyRun
+
+
+@dataclass(frozen=True)
+class StudyFlags:
+    """What `diptych study` takes."""
+
+    name: Positional[str | None] = None
+    """Which study; all are listed when not given."""
+    data: str | None = None
+    """Labelled images, as for `diptych pretrain`: a folder with train and test, or class
+    folders."""
+    out: Path | None = None
+    """The study's folder, where it goes on if it was cut; `runs/studies/NAME` when not given."""
+    images: int | None = None
+    """Images to learn from; the study's own number when not given."""
+    epochs: int | None = None
+    """Epochs of a cell; the study's own number when not given."""
+    seeds: int = 3
+    """Seeds of each cell, from 0 on."""
+    jobs: int = 1
+    """Cells that run at once, each in a process of its own."""
+    threads: int | None = None
+    """CPU threads of each cell; all cores divided by --jobs when not given."""
+    cell: str | None = None
+    """Run one cell only, CELL/seed-K, and write no page."""
+    write_commands: Path | None = None
+    """Run nothing: write one command a line to this file, each for one cell that is not done."""
+    only_run: bool = False
+    """Run the cells and write no page."""
+    only_report: bool = False
+    """Run nothing: write table, figure and page of the cells that are done."""
 
 
 def study(arguments: Sequence[str]) -> None:
@@ -20,7 +56,6 @@ def study(arguments: Sequence[str]) -> None:
       diptych study head --data cifar10/ --write-commands head.txt
       diptych study head --data cifar10/ --only-report
     """
-    from diptych.cli.flags import StudyFlags, parse
     from diptych.studies.catalog import STUDIES, find_study
     from diptych.studies.conduct import run_cells, run_cells_in_processes, write_commands
     from diptych.studies.study_run import study_run

@@ -20,8 +20,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diptych.checkpoints.checkpoint import load_newest
-from diptych.checkpoints.stores import checkpoint_place
+from diptych.checkpoints.save_and_load import load_newest
+from diptych.checkpoints.stores import checkpoint_location
 from diptych.config.files import load_run_config
 from diptych.config.sections import RunConfig
 from diptych.errors import DamagedCheckpoint, ImagesError, RunFolderError
@@ -31,7 +31,8 @@ from diptych.images.order import Order
 from diptych.methods.contrastive import Method, build_method
 from diptych.methods.scores import finds_own, resolution
 from diptych.models.norms import SplitBatchNorm, frozen_statistics
-from diptych.runs.folder import RunFolder, require_writable, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder, require_writable
 from diptych.runs.record import load_record
 from diptych.runtime.device import use_threads
 from diptych.views.batches import Batch, ViewBatches
@@ -133,7 +134,7 @@ def check_leak(
             groups=None if by is None else find_groups(images.names, by),
         )
         found = measure_leak(method, batches, batch_count=batch_count, chunk_size=chunk)
-    write_aside(folder.leak, (json.dumps(found._asdict(), indent=1) + "\n").encode())
+    atomic_write(folder.leak, (json.dumps(found._asdict(), indent=1) + "\n").encode())
     return found
 
 
@@ -157,7 +158,7 @@ def load_trained_method(folder: RunFolder, config: RunConfig) -> Method:
         RunFolderError: there is no checkpoint, or it is one of a student.
         DamagedCheckpoint: there are some, but none is good.
     """
-    place = checkpoint_place(config.checkpoint, folder)
+    place = checkpoint_location(config.checkpoint, folder)
     found = load_newest(place, load_record(folder).identity, lambda why: None)
     if found is None:
         raise RunFolderError(f"{folder.path} has no checkpoint. Wanted the folder of a run.")

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diptych.checkpoints.checkpoint import list_checkpoints, load_checkpoint, own_checkpoints
-from diptych.checkpoints.stores import Place, checkpoint_place
+from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint, own_checkpoints
+from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.files import load_run_config
 from diptych.config.sections import ImagesConfig, RunConfig, ViewsConfig
 from diptych.diagnostics.label_free import (
@@ -37,7 +37,7 @@ from diptych.images.collection import Collection, ImageSet, spread_indices
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images
 from diptych.images.order import Order
-from diptych.images.sources.hugging_face import path_of
+from diptych.images.sources.handed_over import path_of
 from diptych.images.trained_on import TrainedOn, load_trained_on
 from diptych.methods.contrastive import Method, build_method
 from diptych.methods.scores import finds_own_row
@@ -81,7 +81,7 @@ def candidates_of(folder: RunFolder, config: RunConfig, *, every: bool) -> Itera
     Raises:
         RunFolderError: there is neither a good checkpoint nor an encoder.
     """
-    good = _good(checkpoint_place(config.checkpoint, folder), folder)
+    good = _good(checkpoint_location(config.checkpoint, folder), folder)
     newest = next(good, None)
     if newest is None:
         yield _from_files(folder, config)
@@ -90,7 +90,7 @@ def candidates_of(folder: RunFolder, config: RunConfig, *, every: bool) -> Itera
         yield _from_checkpoint(folder, config, path)
 
 
-def _good(place: Place, folder: RunFolder) -> Iterator[Place]:
+def _good(place: CheckpointLocation, folder: RunFolder) -> Iterator[CheckpointLocation]:
     """Checkpoints of a run whose bytes are right, newest first."""
     if not list_checkpoints(place):  # an encoder alone needs no record of the run
         return
@@ -102,7 +102,7 @@ def _good(place: Place, folder: RunFolder) -> Iterator[Place]:
         yield path
 
 
-def _from_checkpoint(folder: RunFolder, config: RunConfig, path: Place) -> Candidate:
+def _from_checkpoint(folder: RunFolder, config: RunConfig, path: CheckpointLocation) -> Candidate:
     tensors, scalars = load_checkpoint(path)
     device = choose_device("auto")
     if config.distillation.teacher is None:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from diptych.config.embedding import EmbedSettings
-from diptych.embeddings.sharding import Shard, checked_shard, find_rows
-from diptych.embeddings.vectors import Embedder, Viewer
-from diptych.embeddings.work import Done, Watcher, Work
+from diptych.embeddings.embedder import Embedder, ViewMaker
+from diptych.embeddings.job import EmbeddingJob, FinishedShard, ShardProgress
+from diptych.embeddings.shards import Shard, checked_shard, find_rows
 from diptych.images.open import require_there
-from diptych.images.sources.hugging_face import path_of
+from diptych.images.sources.handed_over import path_of
 from diptych.models.weights import load_encoder
 from diptych.runs.folder import require_writable
 from diptych.runtime.device import use_threads
@@ -59,8 +59,8 @@ def embed_shards(
     shards: Sequence[Shard],
     settings: EmbedSettings,
     executor: Executor,
-    watcher: Watcher | None = None,
-) -> Iterator[Done]:
+    progress: ShardProgress | None = None,
+) -> Iterator[FinishedShard]:
     """Makes shards one after the other; see ``embed``.
 
     Args:
@@ -70,9 +70,9 @@ def embed_shards(
         shards: of the same set.
         settings: how images become vectors.
         executor: its threads decode and make views.
-        watcher: told how it goes.
+        progress: told how it goes.
     """
-    work = _open(run, path, out, settings, executor, watcher or Watcher())
+    work = _open(run, path, out, settings, executor, progress or ShardProgress())
     for shard in shards:
         yield work.make(shard)
 
@@ -95,8 +95,13 @@ def check_before_start(run: Path, path: Any, out: Path) -> None:
 
 
 def _open(
-    run: Path, path: Any, out: Path, settings: EmbedSettings, executor: Executor, watcher: Watcher
-) -> Work:
+    run: Path,
+    path: Any,
+    out: Path,
+    settings: EmbedSettings,
+    executor: Executor,
+    progress: ShardProgress,
+) -> EmbeddingJob:
     embedder = Embedder(run, settings)
     config = embedder.config
     images = replace(
@@ -105,7 +110,7 @@ def _open(
         limit=None,
         column=settings.column or config.images.column,
     )
-    views = Viewer(settings.crops, config.views, images.channels, settings.batch_size, executor)
+    views = ViewMaker(settings.crops, config.views, images.channels, settings.batch_size, executor)
     made = {"run": str(run), "path": images.path}
     require_writable(out)  # before any work is done
-    return Work(embedder, find_rows(images), views, settings, out, made, watcher)
+    return EmbeddingJob(embedder, find_rows(images), views, settings, out, made, progress)

@@ -16,7 +16,7 @@ from diptych.config.sections import ViewsConfig
 from diptych.errors import FeaturesError, ImagesError
 from diptych.images.collection import ImageSet, Skipped
 from diptych.images.open import from_array, open_images
-from diptych.images.sources.hugging_face import path_of
+from diptych.images.sources.handed_over import path_of
 from diptych.models.weights import PretrainedEncoder
 from diptych.runtime.device import use_threads
 from diptych.views.batches import evaluation_views

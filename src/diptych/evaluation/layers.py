@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.evaluation.features import require_finite
-from diptych.models.heads import cut
+from diptych.models.heads import layers_of_head
 from diptych.models.weights import load_encoder, load_head, untrained_encoder, untrained_head
 from diptych.runs.folder import RunFolder
 
@@ -63,7 +63,7 @@ def layers_of(encoder: nn.Module, head: nn.Module | None) -> Layers:
         encoder: from (batch, channels, side, side) to (batch, features).
         head: of ``build_head``.
     """
-    parts = [] if head is None else cut(head)
+    parts = [] if head is None else layers_of_head(head)
     hidden = [f"hidden {number}" for number in range(1, len(parts))]
     names = [FEATURES, *hidden, *([PROJECTION] if parts else [])]
     return Layers([encoder, *parts], names)

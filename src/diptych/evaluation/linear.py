@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diptych.evaluation.knn import accuracy
-from diptych.images.cut import cut
+from diptych.images.group_split import stratified_group_split
 
 L2_STRENGTHS: Final = tuple(10.0**power for power in range(0, -7, -1))
 """Tried from strong to weak, each starting from the last one's weights."""
@@ -219,7 +219,9 @@ def _fit(
     seed: int,
     groups: NDArray[np.int64] | None,
 ) -> LinearClassifier:
-    rest, held_out, _ = map(torch.from_numpy, cut(targets.cpu().numpy(), groups, seed=seed))
+    rest, held_out, _ = map(
+        torch.from_numpy, stratified_group_split(targets.cpu().numpy(), groups, seed=seed)
+    )
     best, best_score = strengths[0], -math.inf
     start: LinearClassifier | None = None
     if len(held_out) and len(strengths) > 1:

@@ -19,7 +19,8 @@ from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images
 from diptych.images.trained_on import load_trained_on
 from diptych.models.weights import load_encoder
-from diptych.runs.folder import RunFolder, require_writable, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder, require_writable
 from diptych.runtime.device import choose_device, use_threads
 
 Protocol = Callable[[Subject], dict[str, Any]]
@@ -105,7 +106,7 @@ def evaluate(
         for measure in chosen:
             found = merged(found, measure(subject))
     found = merged(read_evaluation(folder) or {}, found)
-    write_aside(folder.evaluation, (json.dumps(found, indent=1) + "\n").encode())
+    atomic_write(folder.evaluation, (json.dumps(found, indent=1) + "\n").encode())
     return found
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from diptych.errors import ConfigError
 from diptych.images.collection import Collection, ImageSet
-from diptych.images.cut import join
+from diptych.images.group_split import join_groups
 from diptych.images.groups import find_groups
 from diptych.images.trained_on import TrainedOn, among, number_contents
 
@@ -172,7 +172,7 @@ def units_of(images: ImageSet, groups: NDArray[np.int64] | None) -> NDArray[np.i
     contents = None if images.checksums is None else number_contents(images.checksums)
     if groups is None or contents is None:
         return contents if groups is None else groups
-    return join(groups, contents)
+    return join_groups(groups, contents)
 
 
 def groups_of_parts(

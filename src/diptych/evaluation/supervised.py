@@ -19,7 +19,8 @@ from diptych.models.norms import use_norm
 from diptych.models.weights import PretrainedEncoder, load_encoder
 from diptych.optimization.optimizers import build_optimizer
 from diptych.optimization.schedules import learning_rate, peak_learning_rate
-from diptych.runs.folder import RunFolder, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text
 from diptych.runtime.device import choose_device, views_device
 from diptych.views.batches import ViewBatches
@@ -91,7 +92,7 @@ def supervised_encoder(
         encoder = train_supervised(config, labelled, executor, epochs=epochs)
         weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
         header = {"config": to_toml(config), "labels": wanted}
-        write_aside(folder.supervised, save(weights, metadata=header))
+        atomic_write(folder.supervised, save(weights, metadata=header))
     return load_encoder(folder.supervised)
 
 

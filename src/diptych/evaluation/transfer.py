@@ -31,7 +31,7 @@ from diptych.evaluation.linear import fit_linear, fit_multilabel
 from diptych.evaluation.split import Split, groups_of_parts, units_of, unlabelled_split
 from diptych.evaluation.subject import STRENGTHS, Subject
 from diptych.images.collection import Collection, ImageSet
-from diptych.images.cut import cut
+from diptych.images.group_split import stratified_group_split
 from diptych.images.open import open_images
 from diptych.images.splits import TEST_NAMES, TRAIN_NAMES
 from diptych.images.trained_on import TrainedOn
@@ -199,7 +199,7 @@ def _cut(
     groups, _, remarks = groups_of_parts(images, None, group_by)
     units = units_of(images, groups)
     identities = None if images.checksums is None else images.checksums[:, 0]
-    kept, held_out, _ = cut(targets, units, identities=identities)
+    kept, held_out, _ = stratified_group_split(targets, units, identities=identities)
     if not len(held_out):
         raise ImagesError(f"--transfer {path}: {len(images)} images are too few for two parts.")
     split = unlabelled_split(

@@ -22,12 +22,12 @@ from diptych.evaluation.confidence import Estimate, estimate
 from diptych.evaluation.layers import Layers, layers_of
 from diptych.evaluation.linear import fit_linear
 from diptych.images.collection import ImageSet, spread_indices
-from diptych.images.cut import cut
-from diptych.views import parameter_table as draws
+from diptych.images.group_split import stratified_group_split
+from diptych.views import parameters as codes
 from diptych.views.batches import as_images
-from diptych.views.cpu import Panel, load_views
-from diptych.views.parameter_table import STEP_WIDTH, Draws
-from diptych.views.parameters import centre_views, draw_views
+from diptych.views.cpu import SizedViews, load_views
+from diptych.views.draw import centre_views, draw_views
+from diptych.views.parameters import STEP_WIDTH, ViewParameters
 
 VERSIONS: Final[Mapping[str, str | int]] = {
     "original": "center",
@@ -190,7 +190,9 @@ def split_images(
     count: int, seed: int, groups: NDArray[np.int64] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Indices to train and to test on: all versions of an image, and a group, are on one side."""
-    kept, held_out, _ = cut(np.zeros(count, dtype=np.int64), groups, share=_TESTED, seed=seed)
+    kept, held_out, _ = stratified_group_split(
+        np.zeros(count, dtype=np.int64), groups, share=_TESTED, seed=seed
+    )
     return torch.from_numpy(kept), torch.from_numpy(held_out)
 
 
@@ -229,7 +231,7 @@ def draw_versions(
     *,
     side_pixels: int,
     seed: int,
-) -> Draws:
+) -> ViewParameters:
     """What is done to images to make versions of them, (versions, images).
 
     Args:
@@ -246,7 +248,7 @@ def draw_versions(
     for row, name in enumerate(versions):
         version = VERSIONS[name]
         if isinstance(version, int):
-            steps[row, :, 0, :2] = draws.TURN, version
+            steps[row, :, 0, :2] = codes.TURN, version
             continue
         drawn = draw_views(
             [parse_policy(version)],
@@ -258,7 +260,7 @@ def draw_versions(
             widths=widths,
         )
         steps[row, :, : drawn.steps.shape[2]] = drawn.steps[0]
-    return Draws(crops, steps)
+    return ViewParameters(crops, steps)
 
 
 def _make(
@@ -273,7 +275,7 @@ def _make(
     side = views.side_pixels
     heights, widths = images.heights[indices], images.widths[indices]
     drawn = draw_versions(versions, indices, heights, widths, side_pixels=side, seed=seed)
-    return load_views(images, indices, [Panel(drawn, side)], views, executor)[0]
+    return load_views(images, indices, [SizedViews(drawn, side)], views, executor)[0]
 
 
 def _small(batch: Tensor) -> Tensor:

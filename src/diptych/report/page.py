@@ -37,7 +37,8 @@ from diptych.report.charts import (
     read_detection,
     tested_images,
 )
-from diptych.runs.folder import RunFolder, require_writable, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder, require_writable
 from diptych.runtime.device import use_threads
 from diptych.views.cpu import load_centred, to_pixels
 from diptych.views.preview.sheet import contact_sheet, to_picture
@@ -120,7 +121,7 @@ def write_report(run: str | Path, *, threads: int | None = None) -> Path:
         left_out=left_out_table(folder.skipped),
         **pictures,
     )
-    write_aside(folder.report, page.encode(errors=HANDLER))
+    atomic_write(folder.report, page.encode(errors=HANDLER))
     return folder.report
 
 

@@ -1,1 +1,1 @@
-"""A run's folder: its files, what it records of itself, safetensors files."""
+"""A run folder, whose it is, and how its files are written and read."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from diptych.errors import RunFolderError
-from diptych.runs.folder import write_aside
+from diptych.runs.atomic import atomic_write
 
 RESULT_NAME: Final = "result.json"
 _FIXED: Final = ("study", "cell", "seed", "failed", "seconds", "command")
@@ -92,7 +92,7 @@ class StudyResults:
 
 def write_result(folder: Path, result: CellResult) -> None:
     """Writes ``result.json`` so that it is there as a whole or not at all."""
-    write_aside(folder / RESULT_NAME, (json.dumps(asdict(result), indent=1) + "\n").encode())
+    atomic_write(folder / RESULT_NAME, (json.dumps(asdict(result), indent=1) + "\n").encode())
 
 
 def read_result(folder: Path) -> CellResult | None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from diptych.errors import Interrupted, RunFolderError, TrainingError
-from diptych.runs.folder import require_writable, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import require_writable
 from diptych.studies.cell_results import CellResult
 from diptych.studies.study_run import CellRun, StudyRun
 from diptych.training.signals import collected_signals
@@ -95,7 +96,7 @@ def write_commands(study_run: StudyRun, path: Path) -> int:
         if run.result() is None
     ]
     require_writable(path.parent)
-    write_aside(path, os.fsencode("".join(lines)))
+    atomic_write(path, os.fsencode("".join(lines)))
     return len(lines)
 
 

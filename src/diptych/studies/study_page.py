@@ -12,7 +12,8 @@ from diptych.escaping import HANDLER
 from diptych.evaluation.split import split_words
 from diptych.report import figures
 from diptych.report.page import template
-from diptych.runs.folder import require_writable, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import require_writable
 from diptych.studies.cell_results import StudyResults, to_table
 from diptych.studies.claims import CONFIDENCE, Judgement, judge_claim
 from diptych.studies.drawing import png
@@ -85,7 +86,7 @@ def write_study(run: StudyRun) -> list[str]:
         ("index.md", to_markdown(page).encode(errors=HANDLER)),
         ("index.html", html.encode(errors=HANDLER)),
     ):
-        write_aside(out / name, data)
+        atomic_write(out / name, data)
     return [page.headline, *(one.sentence() for one in page.judgements)]
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.checkpoints.same_run import fingerprint_of
+from diptych.checkpoints.identity import fingerprint_of
 from diptych.checkpoints.saver import Saver
 from diptych.checkpoints.state import RunState
-from diptych.checkpoints.stores import Place, checkpoint_place
+from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.files import to_toml
 from diptych.config.sections import RunConfig
 from diptych.errors import ConfigError, FeaturesError, FirstStopped, LostPeer, TrainingError
@@ -85,7 +85,7 @@ def train(
     fingerprint, record = fingerprint_of(config, images), load_record(folder)
     torch.manual_seed(config.seed)  # for what a network may draw itself, as dropout does
     state = build_state(config, collection, executor, watcher)
-    place = checkpoint_place(config.checkpoint, folder)
+    place = checkpoint_location(config.checkpoint, folder)
     restore(state, config, place, record.identity, fingerprint, watcher)
     run = _Run(
         config=config,
@@ -162,7 +162,7 @@ class _Run:
     probe: HealthProbe
     state: RunState
     watcher: Watcher
-    checkpoints: Place
+    checkpoints: CheckpointLocation
     fingerprint: str
     total_steps: int
     unchecked: list[tuple[int, Tensor]] = field(default_factory=list)

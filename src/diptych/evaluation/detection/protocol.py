@@ -46,7 +46,8 @@ from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources.boxes import BoxedImages, open_boxes
 from diptych.images.trained_on import load_trained_on
 from diptych.models.weights import load_encoder, untrained_encoder
-from diptych.runs.folder import RunFolder, require_writable, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder, require_writable
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text
 from diptych.runtime.device import choose_device, use_threads
 
@@ -146,7 +147,7 @@ def measure_detection(
         "remarks": [remark for remark in remarks if remark],
         "skipped": [asdict(one) for one in (*train.images.skipped, *test.images.skipped)],
     }
-    write_aside(folder.detection, (json.dumps(found, indent=1) + "\n").encode())
+    atomic_write(folder.detection, (json.dumps(found, indent=1) + "\n").encode())
     return found
 
 
@@ -355,7 +356,7 @@ def write_cell(file: Path, detections: Detections, losses: list[float], seconds:
         name: torch.from_numpy(np.ascontiguousarray(getattr(detections, name))) for name in _NAMES
     }
     header = {"losses": json.dumps(losses), "seconds": json.dumps(seconds)}
-    write_aside(file, save(tensors, metadata=header))
+    atomic_write(file, save(tensors, metadata=header))
 
 
 def read_cell(

@@ -134,7 +134,7 @@ CHECKSUM_BYTES: Final = 16
 
 
 @dataclass(frozen=True)
-class Reading:
+class ShardReader:
     """Reads some consecutive images of a set, and keeps a checksum of each that was read.
 
     Attributes:
@@ -151,7 +151,7 @@ class Reading:
     @classmethod
     def of(
         cls, some: range, fetch: Callable[[int], tuple[bytes, Callable[[], Pixels]]]
-    ) -> "Reading":
+    ) -> "ShardReader":
         """Of images none of which is read yet."""
         return cls(some, fetch, np.zeros((len(some), 2), "<u8"))
 
@@ -188,7 +188,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Rows:
+class ImageRows:
     """The images of a set in their order, none of them decoded yet.
 
     Attributes:
@@ -201,7 +201,7 @@ class Rows:
     """
 
     names: Sequence[str]
-    reader: Callable[[range], Reading]
+    reader: Callable[[range], ShardReader]
     stamp: Callable[[int], tuple[int, int]] | None
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
@@ -229,7 +229,7 @@ class Rows:
         return self.classes[number] if number >= 0 else None
 
 
-def find_rows(config: ImagesConfig) -> Rows:
+def find_rows(config: ImagesConfig) -> ImageRows:
     """The images that a path holds; of one with held-out images those to learn from.
 
     Raises:
@@ -246,30 +246,30 @@ def find_rows(config: ImagesConfig) -> Rows:
     return _encoded(found, config)
 
 
-def _encoded(listing: Listing, config: ImagesConfig) -> Rows:
-    def reader(some: range) -> Reading:
+def _encoded(listing: Listing, config: ImagesConfig) -> ImageRows:
+    def reader(some: range) -> ShardReader:
         read = listing.read if listing.read_part is None else listing.read_part(some)
 
         def fetch(index: int) -> tuple[bytes, Callable[[], Pixels]]:
             data = read(index)
             return data, lambda: decode_bytes(data, config)
 
-        return Reading.of(some, fetch)
+        return ShardReader.of(some, fetch)
 
-    return Rows(listing.names, reader, listing.stamp, listing.labels, listing.classes)
+    return ImageRows(listing.names, reader, listing.stamp, listing.labels, listing.classes)
 
 
-def _decoded(images: ImageSet) -> Rows:
+def _decoded(images: ImageSet) -> ImageRows:
     """Images whose pixels are at hand, which tell their content."""
 
     def fetch(index: int) -> tuple[bytes, Callable[[], Pixels]]:
         pixels = images.pixels.gather(np.array([index])).image(0)
         return repr(pixels.shape).encode() + pixels.tobytes(), lambda: pixels
 
-    def reader(some: range) -> Reading:
-        return Reading.of(some, fetch)
+    def reader(some: range) -> ShardReader:
+        return ShardReader.of(some, fetch)
 
-    return Rows(images.names, reader, None, images.labels, images.classes)
+    return ImageRows(images.names, reader, None, images.labels, images.classes)
 
 
 def _stamp(stamp: Callable[[int], tuple[int, int]], index: int) -> tuple[int, int]:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from diptych.checkpoints.checkpoint import load_newest, origins
-from diptych.checkpoints.stores import Place
+from diptych.checkpoints.save_and_load import load_newest, origins
+from diptych.checkpoints.stores import CheckpointLocation
 from diptych.config.files import differing_keys, overlay, parse_toml
 from diptych.config.sections import RunConfig
 from diptych.errors import DamagedCheckpoint, ForeignCheckpoint, ImagesError, RunFolderError
@@ -14,7 +14,7 @@ from diptych.images.groups import find_groups
 from diptych.runs.folder import RunFolder
 from diptych.runs.record import RunRecord
 
-OF_THE_IMAGES: Final = (
+MAY_CHANGE_ON_RESUME: Final = (
     "images.path",
     "images.group_by",
     "images.cache",
@@ -25,8 +25,8 @@ OF_THE_IMAGES: Final = (
 """Settings that may be others when a run goes on: the images may be moved, as their fingerprint
 decides what they are, and no pixel depends on where it is kept."""
 
-OF_THE_MACHINE: Final = (
-    *OF_THE_IMAGES,
+MAY_CHANGE_WITH_MACHINE: Final = (
+    *MAY_CHANGE_ON_RESUME,
     "checkpoint.folder",
     "images.cache_folder",
     "training.device",
@@ -36,9 +36,9 @@ OF_THE_MACHINE: Final = (
 """Settings that may differ between a lost machine and the one in its place."""
 
 
-def found_again(
+def recover_run(
     config: RunConfig,
-    place: Place,
+    place: CheckpointLocation,
     folder: RunFolder,
     fingerprint: str,
     *,
@@ -75,13 +75,15 @@ def found_again(
     _, scalars = loaded
     settings = parse_toml(_text(scalars.get("config"), place), f"the config in {place}")
     theirs = overlay(RunConfig(), settings, f"the config in {place}")
-    different = [one for one in differing_keys(theirs, config) if one not in OF_THE_MACHINE]
+    different = [
+        one for one in differing_keys(theirs, config) if one not in MAY_CHANGE_WITH_MACHINE
+    ]
     if different:
         raise ForeignCheckpoint(
             f"{place} holds checkpoints of run {run}, and {folder.path} would be another run: "
-            f"{', '.join(different)} differ. Choose another checkpoint.folder, or go on with that "
-            f"run by --resume --out {run.begun_as}; where its folder is lost, with the settings "
-            "that it was begun with."
+            f"{', '.join(different)} differ. Choose another checkpoint.folder, or go on "
+            f"with that run by --resume --out {run.begun_as}; where its folder is lost, with the "
+            "settings that it was begun with."
         )
     require_same_images(scalars.get("images"), fingerprint)
     ours = config.images
@@ -91,7 +93,7 @@ def found_again(
     return replace(theirs, images=images, checkpoint=config.checkpoint), RunRecord(run, fingerprint)
 
 
-def _text(value: object, place: Place) -> str:
+def _text(value: object, place: CheckpointLocation) -> str:
     if not isinstance(value, str):
         raise DamagedCheckpoint(f"the checkpoints in {place} do not say the settings of their run.")
     return value

@@ -10,7 +10,7 @@ FIFTH: Final = 0.2
 """Held out where nothing else is said."""
 
 
-class Cut(NamedTuple):
+class GroupSplit(NamedTuple):
     """A set in two sides.
 
     Attributes:
@@ -24,14 +24,14 @@ class Cut(NamedTuple):
     alone: NDArray[np.int64]
 
 
-def cut(
+def stratified_group_split(
     labels: NDArray[np.generic],
     groups: NDArray[np.int64] | None = None,
     *,
     identities: NDArray[np.uint64] | None = None,
     share: float = FIFTH,
     seed: int = 0,
-) -> Cut:
+) -> GroupSplit:
     """Cuts a set in two: no group on both sides, and every class on both as far as groups allow.
 
     Which groups are held out is decided by what they are, not by where they stand: another order of
@@ -57,13 +57,13 @@ def cut(
     held = _chosen(units[rows], classes, order, share)[units]
     present = np.unique(classes)
     alone = np.setdiff1d(present, classes[held[rows]])
-    return Cut(np.flatnonzero(~held), np.flatnonzero(held), alone.astype(np.int64))
+    return GroupSplit(np.flatnonzero(~held), np.flatnonzero(held), alone.astype(np.int64))
 
 
-def join(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+def join_groups(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
     """Groups of images that either numbering puts together, directly or by others between them.
 
-    >>> join(np.array([0, 0, 1, 2, 3]), np.array([5, 6, 6, 7, 7])).tolist()
+    >>> join_groups(np.array([0, 0, 1, 2, 3]), np.array([5, 6, 6, 7, 7])).tolist()
     [0, 0, 0, 3, 3]
     """
     joined = np.arange(len(first), dtype=np.int64)

@@ -12,11 +12,11 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from diptych.config.embedding import Precision
-from diptych.embeddings.sharding import CHECKSUM_BYTES
-from diptych.embeddings.vectors import Vectors
+from diptych.embeddings.embedder import Vectors
+from diptych.embeddings.shards import CHECKSUM_BYTES
 from diptych.errors import EmbeddingsError
 from diptych.escaping import escaped
-from diptych.runs.aside import written_aside
+from diptych.runs.atomic import atomic_path, atomic_write
 
 FORMAT: Final = 2
 """Version of the files."""
@@ -86,7 +86,7 @@ MANIFEST: Final = "embeddings.json"
 """Its name."""
 
 
-def agree(folder: Path, note: Note) -> None:
+def require_same_set(folder: Path, note: Note) -> None:
     """Writes the manifest, or compares with the one that is there.
 
     Raises:
@@ -94,8 +94,7 @@ def agree(folder: Path, note: Note) -> None:
     """
     file = folder / MANIFEST
     if not file.exists():
-        with written_aside(file) as aside:
-            aside.write_bytes(note.encode() + b"\n")
+        atomic_write(file, note.encode() + b"\n")
     require_same(differences(read_manifest(folder).settings, note.settings), file)
 
 
@@ -204,7 +203,7 @@ class ShardWriter:
 
 
 @contextmanager
-def written_shard(
+def new_shard(
     path: Path, *, dim: int, precision: Precision, labelled: bool
 ) -> Iterator[ShardWriter]:
     """A shard that is there once the block ends, in which it is signed, and not before.
@@ -222,8 +221,8 @@ def written_shard(
     fields += [pa.field("feature", pa.list_(numbers, dim), nullable=False)]
     schema = pa.schema(fields)
     with (
-        written_aside(path) as aside,
-        open(aside, "wb") as file,  # Arrow itself opens no name that is not UTF-8
+        atomic_path(path) as temporary,
+        open(temporary, "wb") as file,  # Arrow itself opens no name that is not UTF-8
         parquet.ParquetWriter(
             file,
             schema,

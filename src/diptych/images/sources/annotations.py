@@ -1,4 +1,8 @@
-"""XML of unknown origin to a tree: no document type, hence no entities; bounded in size."""
+"""Files that say where objects are in images: Pascal VOC's XML and COCO's JSON.
+
+They are hostile until checked: nothing of them is believed but that it is numbers and texts in the
+right places, and no name leads out of the folder of the data.
+"""
 
 import json
 import math
@@ -7,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NoReturn
 from xml.etree.ElementTree import Element, TreeBuilder
-from xml.parsers import expat
 
 import numpy as np
+from defusedxml.common import DTDForbidden
+from defusedxml.ElementTree import DefusedXMLParser
 from numpy.typing import NDArray
 
 from diptych.errors import ImagesError, UnreadableImage
@@ -61,61 +66,12 @@ class Annotations:
         return len(self.found) + len(self.skipped)
 
 
-MOST_BYTES: Final = 16 * 2**20
-_DEEPEST: Final = 32
-
-
-class RefusedXml(ValueError):
-    """The text is no XML, or XML that asks for more than to be read."""
-
-
-def parse_xml(data: bytes) -> Element:
-    """Parses a small document.
-
-    Entities are what makes XML dangerous (they can grow without bound, or name other files), and
-    they can only be declared in a document type: a document that has one is refused.
-
-    Raises:
-        RefusedXml: with the reason in a few words.
-    """
-    if len(data) > MOST_BYTES:
-        raise RefusedXml(f"{len(data):,} bytes of XML, more than {MOST_BYTES:,}")
-    builder, depth = TreeBuilder(), 0
-    parser = expat.ParserCreate()
-
-    def start(name: str, attributes: dict[str, str]) -> None:
-        nonlocal depth
-        depth += 1
-        if depth > _DEEPEST:
-            raise RefusedXml(f"elements nested deeper than {_DEEPEST}")
-        builder.start(name, attributes)
-
-    def end(name: str) -> None:
-        nonlocal depth
-        depth -= 1
-        builder.end(name)
-
-    parser.StartElementHandler, parser.EndElementHandler = start, end
-    parser.CharacterDataHandler = builder.data
-    parser.StartDoctypeDeclHandler = _refuse
-    parser.EntityDeclHandler = _refuse
-    try:
-        parser.Parse(data, True)
-        return builder.close()
-    except RefusedXml:
-        raise
-    except Exception as error:  # of an unknown encoding expat raises what its codec does
-        raise RefusedXml(f"no XML: {error}") from error
-
-
-def _refuse(*_: Any) -> None:
-    raise RefusedXml("XML with a document type, which may define entities")
-
-
 PARTS: Final = Path("ImageSets/Main")
 _ANNOTATIONS: Final = Path("Annotations")
 _IMAGES: Final = Path("JPEGImages")
 _CORNERS: Final = ("xmin", "ymin", "xmax", "ymax")
+MOST_XML_BYTES: Final = 16 * 2**20
+_DEEPEST_XML: Final = 32
 
 
 def is_voc(root: Path) -> bool:
@@ -141,7 +97,7 @@ def read_voc(root: Path, part: str) -> Annotations:
     if not names:
         raise ImagesError(f"{file} lists no images; wanted one name a line.")
     stems = _images_by_stem(root)
-    found = [_read_one(root, name, stems) for name in dict.fromkeys(names)]
+    found = [_voc_image(root, name, stems) for name in dict.fromkeys(names)]
     return Annotations(
         origin=str(file),
         found=tuple(one for one in found if isinstance(one, Annotation)),
@@ -161,7 +117,7 @@ def _images_by_stem(root: Path) -> dict[str, list[str]]:
     return stems
 
 
-def _read_one(root: Path, name: str, stems: dict[str, list[str]]) -> Annotation | Skipped:
+def _voc_image(root: Path, name: str, stems: dict[str, list[str]]) -> Annotation | Skipped:
     images = stems.get(name, [])
     if not images:  # also for a name with a slash, which leads elsewhere
         return Skipped(name, f"no image of this name in {_IMAGES}")
@@ -177,30 +133,30 @@ def _read_one(root: Path, name: str, stems: dict[str, list[str]]) -> Annotation 
 
 def _voc_annotation(name: str, tree: Element) -> Annotation:
     objects = tree.findall("object")
-    corners = [[_number(one, f"bndbox/{key}") for key in _CORNERS] for one in objects]
+    corners = [[_number_at(one, f"bndbox/{key}") for key in _CORNERS] for one in objects]
     boxes = np.array(corners, dtype=np.float64).reshape(-1, 4)
     # VOC counts pixels from 1 and names the last one inside.
     boxes[:, :2] -= 1
     return Annotation(
         name=name,
-        height=int(_number(tree, "size/height")),
-        width=int(_number(tree, "size/width")),
+        height=int(_number_at(tree, "size/height")),
+        width=int(_number_at(tree, "size/width")),
         boxes=boxes,
-        classes=tuple(_text(one, "name") for one in objects),
+        classes=tuple(_text_at(one, "name") for one in objects),
         difficult=np.array([_flag(one, "difficult") for one in objects], dtype=np.bool_),
         crowd=np.zeros(len(objects), dtype=np.bool_),
     )
 
 
-def _text(tree: Element, path: str) -> str:
+def _text_at(tree: Element, path: str) -> str:
     text = (tree.findtext(path) or "").strip()
     if not text:
         raise ValueError(f"no {path} in <{tree.tag}>")
     return text
 
 
-def _number(tree: Element, path: str) -> float:
-    text = _text(tree, path)
+def _number_at(tree: Element, path: str) -> float:
+    text = _text_at(tree, path)
     try:
         number = float(text)
     except ValueError:
@@ -214,7 +170,51 @@ def _flag(tree: Element, path: str) -> bool:
     return (tree.findtext(path) or "0").strip() not in ("0", "")
 
 
-_FILES: Final = (
+class RefusedXml(ValueError):
+    """The text is no XML, or XML that asks for more than to be read."""
+
+
+def parse_xml(data: bytes) -> Element:
+    """Parses a small document.
+
+    Entities are what makes XML dangerous (they can grow without bound, or name other files), and
+    they can only be declared in a document type: a document that has one is refused.
+
+    Raises:
+        RefusedXml: with the reason in a few words.
+    """
+    if len(data) > MOST_XML_BYTES:
+        raise RefusedXml(f"{len(data):,} bytes of XML, more than {MOST_XML_BYTES:,}")
+    parser = DefusedXMLParser(target=_BoundedBuilder(), forbid_dtd=True)
+    try:
+        parser.feed(data)
+        tree: Element = parser.close()
+        return tree
+    except RefusedXml:
+        raise
+    except DTDForbidden as error:
+        raise RefusedXml("XML with a document type, which may define entities") from error
+    except Exception as error:  # of an unknown encoding expat raises what its codec does
+        raise RefusedXml(f"no XML: {error}") from error
+
+
+class _BoundedBuilder(TreeBuilder):
+    """A tree of bounded depth: one that is very deep overflows the stack when it is freed."""
+
+    depth = 0
+
+    def start(self, tag: str, attrs: dict[str, str], /) -> Element:
+        self.depth += 1
+        if self.depth > _DEEPEST_XML:
+            raise RefusedXml(f"elements nested deeper than {_DEEPEST_XML}")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str, /) -> Element:
+        self.depth -= 1
+        return super().end(tag)
+
+
+_COCO_FILES: Final = (
     "annotations/instances_{part}*.json",  # COCO's own
     "annotations/{part}.json",
     "{part}/_annotations.coco.json",
@@ -224,7 +224,7 @@ _FILES: Final = (
 
 def find_coco(root: Path, part: str) -> Path | None:
     """The JSON file of a part; of several (years) the last by name."""
-    for pattern in _FILES:
+    for pattern in _COCO_FILES:
         found = sorted(root.glob(pattern.format(part=part)))
         if found:
             return found[-1]
@@ -239,19 +239,19 @@ def read_coco(root: Path, part: str) -> Annotations:
     """
     file = find_coco(root, part)
     if file is None:
-        wanted = ", ".join(pattern.format(part=part) for pattern in _FILES)
+        wanted = ", ".join(pattern.format(part=part) for pattern in _COCO_FILES)
         raise ImagesError(f"{root} has no part {part!r} in COCO's form. Wanted one of {wanted}.")
     try:
         with open(file, "rb") as opened:
             document = json.load(opened, parse_constant=_refuse_constant)
         return Annotations(str(file), _annotations(root, file, part, document))
-    except _Wrong as error:
+    except _BadCoco as error:
         raise ImagesError(f"{file}: {error}.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ImagesError(f"{file} cannot be read as JSON ({error}).") from error
 
 
-class _Wrong(Exception):
+class _BadCoco(Exception):
     """What is wrong with a document, in a few words."""
 
 
@@ -263,7 +263,7 @@ def _annotations(root: Path, file: Path, part: str, document: Any) -> tuple[Anno
     images = _table(document, "images")
     for key in ("id", "file_name"):
         if len({str(one.get(key)) for one in images}) < len(images):
-            raise _Wrong(f"two images have the same {key}")
+            raise _BadCoco(f"two images have the same {key}")
     marked = _boxes_by_image(document, classes, {_integer(one, "id", "images") for one in images})
     folder = _folder_of_images(root, file, part, images)
     return tuple(
@@ -280,10 +280,10 @@ def _boxes_by_image(
         place = f"annotations[{i}]"
         image, category = _integer(one, "image_id", place), _integer(one, "category_id", place)
         if image not in images or category not in classes:
-            raise _Wrong(f"{place} is of image {image} and category {category}, not both listed")
+            raise _BadCoco(f"{place} is of image {image} and category {category}, not both listed")
         box = one.get("bbox")
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-            raise _Wrong(f"{place}.bbox must be [left, top, width, height]; got {_shown(box)}")
+            raise _BadCoco(f"{place}.bbox must be [left, top, width, height]; got {_shown(box)}")
         marked[image].append(one)
     return marked
 
@@ -311,14 +311,14 @@ def _coco_annotation(
 def _folder_of_images(root: Path, file: Path, part: str, images: list[dict[str, Any]]) -> str:
     """Where the first image lies, of the places where images of this form lie."""
     if not images:
-        raise _Wrong("it lists no images")
+        raise _BadCoco("it lists no images")
     first = _file_name(images[0], "images[0]")
     year = file.stem.removeprefix("instances_")
     beside = file.parent.relative_to(root).as_posix()
     for folder in dict.fromkeys((year, part, beside, "images", f"images/{year}", ".")):
         if (root / folder / first).is_file():
             return folder
-    raise _Wrong(f"{first} is not in {root}/{year}, {root}/images or beside the annotations")
+    raise _BadCoco(f"{first} is not in {root}/{year}, {root}/images or beside the annotations")
 
 
 def _file_name(image: dict[str, Any], place: str) -> str:
@@ -326,30 +326,30 @@ def _file_name(image: dict[str, Any], place: str) -> str:
     name = _string(image, "file_name", place)
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name or "\\" in name:
-        raise _Wrong(f"{place}.file_name leads out of its folder: {_shown(name)}")
+        raise _BadCoco(f"{place}.file_name leads out of its folder: {_shown(name)}")
     if any(0xD800 <= ord(one) < 0xE000 for one in name):  # half of a pair, which no path has
-        raise _Wrong(f"{place}.file_name is no text: {_shown(name)}")
+        raise _BadCoco(f"{place}.file_name is no text: {_shown(name)}")
     return name
 
 
 def _table(document: Any, key: str) -> list[dict[str, Any]]:
     table = document.get(key) if isinstance(document, dict) else None
     if not isinstance(table, list) or not all(isinstance(one, dict) for one in table):
-        raise _Wrong(f"wanted a list of objects under {key!r}")
+        raise _BadCoco(f"wanted a list of objects under {key!r}")
     return table
 
 
 def _integer(one: dict[str, Any], key: str, place: str) -> int:
     value = one.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
-        raise _Wrong(f"{place}.{key} must be an integer; got {_shown(value)}")
+        raise _BadCoco(f"{place}.{key} must be an integer; got {_shown(value)}")
     return value
 
 
 def _string(one: dict[str, Any], key: str, place: str) -> str:
     value = one.get(key)
     if not isinstance(value, str) or not value:
-        raise _Wrong(f"{place}.{key} must be a text; got {_shown(value)}")
+        raise _BadCoco(f"{place}.{key} must be a text; got {_shown(value)}")
     return value
 
 

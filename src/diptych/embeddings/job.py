@@ -15,23 +15,23 @@ from typing import Any, Final
 from rich.console import Console
 
 from diptych.config.embedding import EmbedSettings
-from diptych.embeddings.files import (
+from diptych.embeddings.embedder import BatchOfViews, Embedder, ViewMaker, blank
+from diptych.embeddings.shard_files import (
     Note,
     ShardWriter,
-    agree,
     differences,
+    new_shard,
     read_note,
     require_same,
-    written_shard,
+    require_same_set,
 )
-from diptych.embeddings.sharding import Reading, Rows, Shard
-from diptych.embeddings.vectors import Embedder, Seen, Viewer, blank
+from diptych.embeddings.shards import ImageRows, Shard, ShardReader
 from diptych.errors import ImagesError
 from diptych.escaping import HANDLER, escaped, readable_lines
-from diptych.runs.aside import written_aside
+from diptych.runs.atomic import atomic_write
 
 
-class Watcher:
+class ShardProgress:
     """Told how it goes; this one is silent."""
 
     def say(self, sentence: str) -> None:
@@ -42,7 +42,7 @@ class Watcher:
 
 
 @dataclass(frozen=True)
-class Done:
+class FinishedShard:
     """A shard that is on disk.
 
     Attributes:
@@ -61,37 +61,37 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Work:
+class EmbeddingJob:
     """What is embedded, how, and where to.
 
     Attributes:
         embedder: from views to vectors.
         rows: all images.
-        viewer: from images to views.
+        view_maker: from images to views.
         settings: the rest.
         out: the folder.
         made: from where, for people.
-        watcher: told how it goes.
+        progress: told how it goes.
     """
 
     embedder: Embedder
-    rows: Rows
-    viewer: Viewer
+    rows: ImageRows
+    view_maker: ViewMaker
     settings: EmbedSettings
     out: Path
     made: dict[str, str]
-    watcher: Watcher
+    progress: ShardProgress
 
-    def make(self, shard: Shard) -> Done:
+    def make(self, shard: Shard) -> FinishedShard:
         """One shard, unless it is there."""
         note = self._note(shard)
-        agree(self.out, replace(note, shard={}))
+        require_same_set(self.out, replace(note, shard={}))
         found = self._find(shard, note)
         if found is not None:
             return found
         path, rows = self.out / shard.file_name, shard.rows(len(self.rows))
         skipped, reading = dict[int, str](), self.rows.reader(rows)
-        with written_shard(
+        with new_shard(
             path,
             dim=note.settings["dim"],
             precision=self.settings.precision,
@@ -101,11 +101,11 @@ class Work:
                 self._write(seen, reading, writer)
                 skipped |= seen.unreadable
                 self._refuse_too_many(skipped, shard)
-                self.watcher.images(shard, seen.rows.stop - rows.start, len(rows))
+                self.progress.images(shard, seen.rows.stop - rows.start, len(rows))
             writer.flush()
             writer.sign(replace(note, shard={**note.shard, "content": reading.content()}))
             self._list_skipped(shard, skipped)
-        return Done(shard, path, len(rows) - len(skipped), len(skipped), was_there=False)
+        return FinishedShard(shard, path, len(rows) - len(skipped), len(skipped), was_there=False)
 
     def _note(self, shard: Shard) -> Note:
         rows = shard.rows(len(self.rows))
@@ -122,7 +122,7 @@ class Work:
         config = self.embedder.config
         settings = {
             **self.embedder.identity,
-            "dim": self.embedder.vectors((blank(self.viewer),)).shape[1],
+            "dim": self.embedder.vectors((blank(self.view_maker),)).shape[1],
             "precision": self.settings.precision,
             "normalized": self.settings.normalize,
             "views": {
@@ -142,7 +142,7 @@ class Work:
         shared: dict[str, Any] = json.loads(json.dumps(settings))  # as it is read again
         return shared
 
-    def _find(self, shard: Shard, note: Note) -> Done | None:
+    def _find(self, shard: Shard, note: Note) -> FinishedShard | None:
         """The shard, if it has been finished; one that is damaged is made anew."""
         path, rows = self.out / shard.file_name, shard.rows(len(self.rows))
         if not path.exists():
@@ -150,13 +150,13 @@ class Work:
         try:
             there, count = read_note(path)
         except (OSError, ValueError) as error:
-            self.watcher.say(f"{path} is damaged and made anew: {error}")
+            self.progress.say(f"{path} is damaged and made anew: {error}")
             return None
         require_same(differences(there.settings, note.settings), path)
         if not self._is_of_same_content(there.shard, note.shard, rows):
-            self.watcher.say(f"{path} is made anew: its images have changed since.")
+            self.progress.say(f"{path} is made anew: its images have changed since.")
             return None
-        return Done(shard, path, count, len(rows) - count, was_there=True)
+        return FinishedShard(shard, path, count, len(rows) - count, was_there=True)
 
     def _is_of_same_content(
         self, there: Mapping[str, Any], now: Mapping[str, Any], rows: range
@@ -168,20 +168,20 @@ class Work:
         if now["stamps"] is not None and there.get("stamps") == now["stamps"]:
             return True
         reading = self.rows.reader(rows)
-        reading.read_all(self.viewer.executor)
+        reading.read_all(self.view_maker.executor)
         return bool(there.get("content") == reading.content())
 
-    def _seen(self, rows: range, reading: Reading) -> Iterable[Seen]:
-        batches = self.viewer.batches(rows)
-        seen = (self.viewer.see(batch, reading.pixels) for batch in batches)
+    def _seen(self, rows: range, reading: ShardReader) -> Iterable[BatchOfViews]:
+        batches = self.view_maker.batches(rows)
+        seen = (self.view_maker.make(batch, reading.pixels) for batch in batches)
         # On a CPU views and network share the cores: nothing to gain ahead.
         return _one_ahead(seen) if self.embedder.on_accelerator() else seen
 
-    def _write(self, seen: Seen, reading: Reading, writer: ShardWriter) -> None:
+    def _write(self, seen: BatchOfViews, reading: ShardReader, writer: ShardWriter) -> None:
         good = [index for index in seen.rows if index not in seen.unreadable]
         if not good:
             return
-        places = [index % self.viewer.batch_size for index in good]
+        places = [index % self.view_maker.batch_size for index in good]
         writer.add(
             [self.rows.names[index] for index in good],
             [self.rows.label(index) for index in good],
@@ -212,11 +212,10 @@ class Work:
         writer.writerows(
             [escaped(self.rows.names[index]), why] for index, why in sorted(skipped.items())
         )
-        with written_aside(file) as aside:
-            aside.write_bytes(text.getvalue().encode(errors=HANDLER))
+        atomic_write(file, text.getvalue().encode(errors=HANDLER))
 
 
-def _one_ahead(batches: Iterator[Seen]) -> Iterator[Seen]:
+def _one_ahead(batches: Iterator[BatchOfViews]) -> Iterator[BatchOfViews]:
     """The same, each made while its predecessor is in use."""
     with ThreadPoolExecutor(1, thread_name_prefix="diptych-embed-ahead") as ahead:
         waiting = ahead.submit(next, batches, None)
@@ -228,7 +227,7 @@ def _one_ahead(batches: Iterator[Seen]) -> Iterator[Seen]:
 _EVERY_SECONDS: Final = 10.0
 
 
-class ShardLines(Watcher):
+class PrintedShardProgress(ShardProgress):
     """Plain lines, as several processes may share the terminal or each has a log.
 
     Args:
@@ -254,7 +253,7 @@ class ShardLines(Watcher):
         self._last, self._last_done = now, (shard.index, done)
         self.say(f"{str(shard).capitalize()}: {done:,} of {total:,} images, {speed:,.0f} a second.")
 
-    def done(self, done: Done) -> None:
+    def done(self, done: FinishedShard) -> None:
         """A shard is on disk."""
         how = "was there" if done.was_there else "done"
         skipped = ""

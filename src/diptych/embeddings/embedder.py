@@ -25,7 +25,7 @@ from diptych.runs.folder import RunFolder
 from diptych.runtime.device import choose_device
 from diptych.views.batches import as_images
 from diptych.views.cpu import EvaluationCrops, make_views
-from diptych.views.parameters import centre_views, five_views
+from diptych.views.draw import centre_views, five_views
 
 Vectors = NDArray[np.float32 | np.float16]
 """(images, dim), as they are stored."""
@@ -105,7 +105,7 @@ _HELD_BYTES: Final = 1 << 20  # of decoded pixels that wait for their views, in 
 
 
 @dataclass(frozen=True)
-class Seen:
+class BatchOfViews:
     """Some consecutive images as the network sees them.
 
     Attributes:
@@ -121,7 +121,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Viewer:
+class ViewMaker:
     """Makes the views of batches.
 
     Attributes:
@@ -149,7 +149,7 @@ class Viewer:
         starts = range(first, rows.stop, size) if rows else range(0)
         return [range(max(s, rows.start), min(s + size, rows.stop)) for s in starts]
 
-    def see(self, rows: range, read: Callable[[int], Pixels]) -> Seen:
+    def make(self, rows: range, read: Callable[[int], Pixels]) -> BatchOfViews:
         """Decodes the images of one batch and makes their views."""
         side, count = self.config.side_pixels, 1 if self.crops == "center" else 5
         out = np.zeros((count, self.batch_size, side, side, self.channels), dtype=np.float32)
@@ -170,7 +170,7 @@ class Viewer:
         tasks = [rows[start : start + _TASK] for start in range(0, len(rows), _TASK)]
         for _ in self.executor.map(work, tasks):
             pass  # this waits, and raises what a thread raised
-        return Seen(rows, tuple(map(as_images, out)), unreadable)
+        return BatchOfViews(rows, tuple(map(as_images, out)), unreadable)
 
     def _flush(self, held: list[Pixels], stop: int, out: np.ndarray) -> None:
         """Makes the views of the images before ``stop`` that were decoded, and lets them go."""
@@ -184,7 +184,7 @@ class Viewer:
         held.clear()
 
 
-def blank(viewer: Viewer) -> Tensor:
+def blank(view_maker: ViewMaker) -> Tensor:
     """One image of zeros, as the network would see it."""
-    side = viewer.config.side_pixels
-    return torch.zeros(1, viewer.channels, side, side)
+    side = view_maker.config.side_pixels
+    return torch.zeros(1, view_maker.channels, side, side)

@@ -33,7 +33,7 @@ from diptych.checkpoints.stores import (
     MANIFEST,
     SCALARS,
     TENSORS,
-    Place,
+    CheckpointLocation,
     Store,
     name_of,
     open_store,
@@ -45,18 +45,18 @@ from diptych.runs.tensor_files import Piece, UnreadableTensors, read_tensors, te
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _MOST_SECONDS: Final = 1e12  # thirty thousand years
-PlaceT = TypeVar("PlaceT", bound=Place)
+LocationT = TypeVar("LocationT", bound=CheckpointLocation)
 
 
 def save_checkpoint(
-    place: PlaceT,
+    place: LocationT,
     run: Identity,
     tensors: Mapping[str, Tensor],
     scalars: Mapping[str, Any],
     *,
     keep: int,
     passed_over: Collection[int] = (),
-) -> PlaceT:
+) -> LocationT:
     """Writes a checkpoint, then deletes all of the run but the ``keep`` newest.
 
     Where the disk is too full for one more, the oldest are deleted first, as long as one stays that
@@ -84,7 +84,7 @@ def save_checkpoint(
     }
     described = {file: _describe(pieces) for file, pieces in files.items()}
     files[MANIFEST] = [make_manifest(run, described)]
-    require_place_of(place, run)
+    refuse_foreign_checkpoints(place, run)
     store.sweep()
     if name in store.names() and origin_of(store, name).is_unknown:
         store.set_aside(name)
@@ -94,7 +94,7 @@ def save_checkpoint(
     return _within(place, name)
 
 
-def require_place_of(place: Place, run: Identity) -> None:
+def refuse_foreign_checkpoints(place: CheckpointLocation, run: Identity) -> None:
     """Refuses a place that holds checkpoints which are not a run's.
 
     Raises:
@@ -115,7 +115,7 @@ def require_place_of(place: Place, run: Identity) -> None:
         )
 
 
-def origins(place: Place) -> dict[str, Origin]:
+def origins(place: CheckpointLocation) -> dict[str, Origin]:
     """Where the checkpoints in a place come from, by their names, newest first.
 
     Raises:
@@ -125,7 +125,7 @@ def origins(place: Place) -> dict[str, Origin]:
     return {name: origin_of(store, name) for name in _newest_first(store)}
 
 
-def own_checkpoints(place: PlaceT, run: Identity) -> list[PlaceT]:
+def own_checkpoints(place: LocationT, run: Identity) -> list[LocationT]:
     """Those that a run wrote, newest first, and what is left of damaged ones.
 
     Raises:
@@ -135,11 +135,11 @@ def own_checkpoints(place: PlaceT, run: Identity) -> list[PlaceT]:
     found = origins(place)
     own = [name for name, origin in found.items() if origin.is_of(run) or origin.is_unknown]
     if found and not own:
-        require_place_of(place, run)
+        refuse_foreign_checkpoints(place, run)
     return [_within(place, name) for name in own]
 
 
-def list_checkpoints(place: PlaceT) -> list[PlaceT]:
+def list_checkpoints(place: LocationT) -> list[LocationT]:
     """The checkpoints in a folder or behind its URL, whosever they are, newest first.
 
     Raises:
@@ -148,12 +148,12 @@ def list_checkpoints(place: PlaceT) -> list[PlaceT]:
     return [_within(place, name) for name in _newest_first(open_store(place))]
 
 
-def steps_in(checkpoints: Sequence[Place]) -> str:
+def steps_in(checkpoints: Sequence[CheckpointLocation]) -> str:
     """The steps of checkpoints, newest first as ``list_checkpoints`` has them, for a sentence."""
-    return ", ".join(str(step_of_place(one)) for one in reversed(checkpoints))
+    return ", ".join(str(step_of_checkpoint(one)) for one in reversed(checkpoints))
 
 
-def step_of_place(checkpoint: Place) -> int:
+def step_of_checkpoint(checkpoint: CheckpointLocation) -> int:
     """The steps that were done when a checkpoint was written."""
     step = step_of(_store_of(checkpoint)[1])
     assert step is not None
@@ -161,7 +161,7 @@ def step_of_place(checkpoint: Place) -> int:
 
 
 def load_newest(
-    place: Place, run: Identity, on_damage: Callable[[str], None]
+    place: CheckpointLocation, run: Identity, on_damage: Callable[[str], None]
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Loads the newest good checkpoint of a run.
 
@@ -192,7 +192,7 @@ def load_newest(
     return None
 
 
-def load_checkpoint(checkpoint: Place) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_checkpoint(checkpoint: CheckpointLocation) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Loads one checkpoint after comparing its bytes with the manifest.
 
     Raises:
@@ -247,7 +247,7 @@ def _good_copy(store: Store, name: str, file: str, manifest: Manifest) -> Iterat
 
 
 @contextmanager
-def _damage_in_words(checkpoint: Place) -> Iterator[None]:
+def _damage_in_words(checkpoint: CheckpointLocation) -> Iterator[None]:
     try:
         yield
     except (UnreachableFolder, ForeignCheckpoint):
@@ -303,12 +303,12 @@ def _newest_first(store: Store) -> list[str]:
     return [steps[step] for step in sorted(steps, reverse=True)]
 
 
-def _within(place: PlaceT, name: str) -> PlaceT:
+def _within(place: LocationT, name: str) -> LocationT:
     inside = place / name if isinstance(place, Path) else f"{place.rstrip('/')}/{name}"
-    return cast(PlaceT, inside)
+    return cast(LocationT, inside)
 
 
-def _store_of(checkpoint: Place) -> tuple[Store, str]:
+def _store_of(checkpoint: CheckpointLocation) -> tuple[Store, str]:
     if isinstance(checkpoint, Path):
         return open_store(checkpoint.parent), checkpoint.name
     place, _, name = checkpoint.rstrip("/").rpartition("/")

@@ -1,9 +1,41 @@
-"""Verbs for before a run: `views`, `plan`, `recipes`."""
+"""The verb `views`: what the encoder will see, before it is trained."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from tyro.conf import Positional
+
+from diptych.cli.flags import explicit_settings, parse
+from diptych.config.sections import ImagesConfig, RunConfig, ViewsConfig
 from diptych.errors import ConfigError
+from diptych.runs.folder import require_writable
+
+
+@dataclass(frozen=True)
+class ViewsFlags:
+    """What `diptych views` takes."""
+
+    path: Positional[str]
+    """As for `diptych pretrain`."""
+    out: Path = Path("sheet.png")
+    """The file to write: a contact sheet if it ends in .png, a page that opens offline if it ends
+    in .html."""
+    recipe: str = "simclr"
+    """Whose views to show."""
+    scale: str | None = None
+    """At which scale. By default chosen from the images' size and the device."""
+    config: Path | None = None
+    """A TOML file with settings that override the recipe's."""
+    seed: int = 0
+    """Decides every view: those shown are of the first epoch of a run with this seed."""
+    rows: int = 8
+    """Images shown, evenly spread over the set."""
+    columns: int = 8
+    """Full-sized views of each image, the two branches taking turns."""
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
 
 
 def views(arguments: Sequence[str]) -> None:
@@ -17,14 +49,9 @@ def views(arguments: Sequence[str]) -> None:
       diptych views photos/ --recipe moco_v2 --scale small --out views.html
       diptych views photos/ --views.policy "crop(area=0.3..1) + flip + color" --rows 12
     """
-    from concurrent.futures import ThreadPoolExecutor
-
-    from diptych.cli.flags import ViewsFlags, explicit_settings, parse
-    from diptych.config.sections import RunConfig
     from diptych.images.open import open_images
     from diptych.report.preview_page import write_preview
     from diptych.resolve import layers_of, overlay_all, resolve
-    from diptych.runs.folder import require_writable
     from diptych.runtime.device import use_threads
     from diptych.views.preview.advice import advise
     from diptych.views.preview.words import policy_in_words
@@ -64,69 +91,6 @@ def views(arguments: Sequence[str]) -> None:
     for sentence in advice:
         print(f"  - {sentence}")
     print(f"Preview: {flags.out}")
-
-
-def plan(arguments: Sequence[str]) -> None:
-    """Say what a run will cost before it starts, and which part breaks first.
-
-    Takes what `diptych pretrain` takes, trains nothing and writes nothing. docs/scale.md has the
-    formulas.
-
-    Examples:
-      diptych plan photos/ --measure
-      diptych plan --recipe moco_v2 --images-count 1_000_000_000 --on h100 --processes 64
-    """
-    from rich.console import Console
-
-    from diptych.cli.flags import PlanFlags, explicit_settings, parse
-    from diptych.planning.asked import Asked, plan_of
-    from diptych.planning.machine import machine_named
-    from diptych.planning.tables import print_plan
-    from diptych.runs.folder import require_writable, write_aside
-    from diptych.runtime.device import available_threads, divided
-
-    flags = parse(PlanFlags, plan, arguments)
-    if flags.json is not None:
-        require_writable(flags.json.parent)
-    cores = divided(flags.threads or available_threads(), flags.processes_here)
-    asked = Asked(
-        machine_named(flags.on, flags.machine, cores=cores),
-        processes=flags.processes,
-        images_count=flags.images_count,
-        image_side=flags.image_side,
-        image_kilobytes=flags.image_kilobytes,
-        measure=flags.measure,
-        processes_here=flags.processes_here,
-    )
-    made = plan_of(asked, explicit_settings(flags, arguments), flags.config)
-    if not flags.quiet:
-        print_plan(Console(markup=False), made)
-    if flags.json is not None:
-        import json
-
-        write_aside(flags.json, (json.dumps(made.as_json(), indent=1) + "\n").encode())
-
-
-def recipes(arguments: Sequence[str]) -> None:
-    """List the recipes, or print one as a config file.
-
-    Examples:
-      diptych recipes
-      diptych recipes moco_v2 --scale small > moco.toml
-    """
-    import inspect
-
-    from diptych.cli.flags import RecipesFlags, parse
-    from diptych.config.files import to_toml
-    from diptych.config.recipes import RECIPES, recipe_config
-
-    flags = parse(RecipesFlags, recipes, arguments)
-    if flags.recipe is not None:
-        print(to_toml(recipe_config(flags.recipe, flags.scale)), end="")
-        return
-    for name, make in RECIPES.items():
-        print(f"{name:12} {inspect.cleandoc(make.__doc__ or '').splitlines()[0]}")
-    print("\n`diptych recipes NAME --scale tiny|small|paper` prints one as a config file.")
 
 
 def _require_picture(out: Path, rows: int, columns: int) -> None:
