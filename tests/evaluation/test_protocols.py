@@ -27,7 +27,7 @@ from diptych.evaluation.protocols import evaluate, merged
 from diptych.evaluation.supervised import Classifier, predict
 from diptych.evaluation.transfer import _judge_classes, _judge_labels, find_tags
 from diptych.models.weights import load_encoder
-from diptych.report.evaluations import groups_of
+from diptych.report.charts import chart_groups
 from diptych.report.page import write_report
 from diptych.runtime.runtime import Runtime
 
@@ -330,7 +330,7 @@ def test_the_page_holds_all_evaluations(run: Path, images: Path) -> None:
         finetune_shares=(0.1,),
         transfer=(images,),
     )
-    titles = [group.title for group in groups_of(found)]
+    titles = [group.title for group in chart_groups(found)]
     assert titles == [
         "How good the frozen features are",
         "Fine-tuning on few labels",
@@ -339,7 +339,7 @@ def test_the_page_holds_all_evaluations(run: Path, images: Path) -> None:
     page = write_report(run, threads=1).read_text()
     for words in (*titles, "20 nearest neighbours", "How sure:", "10% of the labels: 6 images"):
         assert words in page
-    bar = groups_of(found)[0].panels[0].bars[0]
+    bar = chart_groups(found)[0].charts[0].bars[0]
     assert bar.text == f"{found['knn']['trained']:.1%}"
     assert bar.text in page
     assert bar.range in page
@@ -354,8 +354,8 @@ def test_files_of_before_there_were_intervals_are_shown() -> None:
         "test_images": 9,
         "classes": 3,
     }
-    (group,) = groups_of({"knn": accuracies, "linear": accuracies, "protocol": protocol})
-    assert [panel.title for panel in group.panels] == ["7 nearest neighbours", "linear classifier"]
-    assert [bar.text for bar in group.panels[0].bars] == ["70.0%", "50.0%", "40.0%"]
-    assert group.panels[0].bars[0].range == ""
+    (group,) = chart_groups({"knn": accuracies, "linear": accuracies, "protocol": protocol})
+    assert [chart.title for chart in group.charts] == ["7 nearest neighbours", "linear classifier"]
+    assert [bar.text for bar in group.charts[0].bars] == ["70.0%", "50.0%", "40.0%"]
+    assert group.charts[0].bars[0].range == ""
     assert "On images not recorded." in group.text

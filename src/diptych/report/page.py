@@ -1,4 +1,4 @@
-"""A run folder to one page that opens offline: the verdict first, then what it rests on."""
+"""The report of a run: one HTML page that opens offline, the verdict first, then its evidence."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -29,11 +29,11 @@ from diptych.logging.metrics import read_metrics
 from diptych.logging.symptoms import time_in_words, time_symptoms, times_of
 from diptych.models.weights import load_encoder, untrained_encoder
 from diptych.report import figures
-from diptych.report.evaluations import (
+from diptych.report.charts import (
+    chart_groups,
     detection_group,
     geometry_images,
     geometry_rows,
-    groups_of,
     read_detection,
     tested_images,
 )
@@ -45,7 +45,7 @@ from diptych.views.cpu import load_centred, to_pixels
 from diptych.views.preview.sheet import contact_sheet, to_picture
 from diptych.views.preview.words import branches_in_words
 
-_BANK_IMAGES: Final = 2000  # among which neighbours are looked for
+_SEARCHED_IMAGES: Final = 2000  # among which the nearest neighbours are looked for
 _MAP_IMAGES: Final = 500
 _SAMPLES: Final = 8
 _SHEET_VIEWS: Final = 6  # as many as the page has room for without making them smaller
@@ -54,6 +54,7 @@ _NEIGHBOUR_PIXELS: Final = 64
 _MOST_IN_LEGEND: Final = 24
 _TRAINED: Final = "the trained encoder"
 _UNTRAINED: Final = "the untrained encoder"
+_LEFT_OUT_ROWS: Final = 50
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,20 @@ class Neighbours:
     sample: Thumbnail
     before: Sequence[Thumbnail]
     after: Sequence[Thumbnail]
+
+
+@dataclass(frozen=True)
+class LeftOutTable:
+    """What ``skipped.csv`` lists, by kinds.
+
+    Attributes:
+        rows: one for each part and reason with one name and the sum of the counts, the largest
+            first.
+        more: kinds that are not among the rows.
+    """
+
+    rows: tuple[Skipped, ...]
+    more: int = 0
 
 
 def write_report(
@@ -114,7 +129,7 @@ def write_report(
         loss_curve=Markup(figures.loss_curve(metrics)) if metrics else None,
         health_curve=Markup(figures.health_curve(metrics) or ""),
         time=_time(metrics),
-        groups=groups_of(evaluation or {}) + ([detection_group(detection)] if detection else []),
+        groups=chart_groups(evaluation or {}) + ([detection_group(detection)] if detection else []),
         knn_images=tested_images(evaluation or {}, "knn"),
         health_images=_health_images(metrics),
         geometry=geometry_rows(evaluation or {}),
@@ -128,13 +143,47 @@ def write_report(
 
 
 def verdict_of(run: str | Path) -> Verdict:
-    """What the metrics and the evaluation of a run mean, in words."""
+    """What the metrics and the evaluation of a run show, in words."""
     folder = RunFolder(Path(run))
     return judge(read_metrics(folder.metrics), read_evaluation(folder))
 
 
+def left_out_table(skipped: Path) -> LeftOutTable | None:
+    """Reads ``skipped.csv``; None where it is missing."""
+    if not skipped.exists():
+        return None
+    kinds = dict[tuple[str, str], Skipped]()
+    with open(skipped, newline="", encoding="utf-8", errors="replace") as file:
+        for row in csv.DictReader(file):
+            one = Skipped(row["name"], row["reason"], row.get("part") or "", _count(row))
+            same = kinds.get((one.part, one.reason))
+            kinds[one.part, one.reason] = (
+                one if same is None else replace(same, count=same.count + one.count)
+            )
+    rows = sorted(kinds.values(), key=lambda one: -one.count)
+    return LeftOutTable(tuple(rows[:_LEFT_OUT_ROWS]), max(0, len(rows) - _LEFT_OUT_ROWS))
+
+
+def template(name: str, package: str = "diptych.report") -> jinja2.Template:
+    """A template by its file name, which escapes all text and refuses a missing name.
+
+    Args:
+        name: of the file.
+        package: that has the file; what it includes may be in this package.
+    """
+    packages = dict.fromkeys((package, "diptych.report"))
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(one, ".") for one in packages]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
 def _time(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Bars and sentences on where the time went; None for a run that did not say."""
+    """Bars and sentences on where the time went; None where the metrics have no times."""
     times = times_of(metrics)
     if times is None:
         return None
@@ -171,7 +220,7 @@ def _pictures(folder: RunFolder, config: RunConfig, runtime: Runtime) -> dict[st
     except ImagesError as error:
         nothing: dict[str, Any] = {"sheet": None, "neighbours": [], "map": None, "legend": []}
         return {"missing_images": str(error), **nothing}
-    shown = collection.train.spread(_BANK_IMAGES)
+    shown = collection.train.spread(_SEARCHED_IMAGES)
     samples = (collection.test or collection.train).spread(_SAMPLES)
     untrained = untrained_encoder(config).to(runtime.torch_device)
     store = FeatureStore(folder.features, runtime)
@@ -213,7 +262,7 @@ def _legend(images: ImageSet) -> list[tuple[str, str]]:
 
 def _neighbours(
     samples: ImageSet,
-    bank: ImageSet,
+    searched: ImageSet,
     encoders: Mapping[str, nn.Module],
     config: RunConfig,
     store: FeatureStore,
@@ -221,39 +270,41 @@ def _neighbours(
     *,
     held_out: bool,
 ) -> list[Neighbours]:
-    """The nearest images of the bank to each sample, by each encoder.
+    """The nearest of the searched images to each sample, by each encoder.
 
-    Samples that are not held out may lie in the bank; an image is no neighbour of itself.
+    Samples that are not held out may be among them; an image is no neighbour of itself.
     """
     found = []
     for name, encoder in encoders.items():
         queries, keys = (
             store.features(encoder, part, config.images, config.views, of=name)
-            for part in (samples, bank)
+            for part in (samples, searched)
         )
         found.append(nearest(queries, keys, _NEIGHBOURS + 1)[1].tolist())
     result = []
     for row, name in enumerate(samples.names):
         sample = samples.select(np.array([row]))
-        own = _class_names(sample)[0]
+        class_name = _class_names(sample)[0]
         sides = []
         for rows in found:
-            others = [i for i in rows[row] if held_out or bank.names[i] != name][:_NEIGHBOURS]
-            sides.append(_strip(bank.select(np.array(others)), config, executor, own=own))
+            others = [i for i in rows[row] if held_out or searched.names[i] != name][:_NEIGHBOURS]
+            sides.append(
+                _strip(searched.select(np.array(others)), config, executor, class_name=class_name)
+            )
         result.append(Neighbours(_strip(sample, config, executor)[0], *sides))
     return result
 
 
 def _strip(
-    images: ImageSet, config: RunConfig, executor: Executor, *, own: str | None = None
+    images: ImageSet, config: RunConfig, executor: Executor, *, class_name: str | None = None
 ) -> list[Thumbnail]:
-    """Pictures for the page; with ``own``, each says whether its class is that one."""
+    """Pictures for the page; with a class, each says whether it has that class."""
     size = (_NEIGHBOUR_PIXELS, _NEIGHBOUR_PIXELS)
     result = []
     pictures = _thumbnails(images, config, executor)
     for picture, name, label in zip(pictures, images.names, _class_names(images), strict=True):
         enlarged = picture.resize(size, Image.Resampling.NEAREST)
-        agrees = None if own is None else label == own
+        agrees = None if class_name is None else label == class_name
         result.append(Thumbnail(figures.data_uri(enlarged), label or name, agrees))
     return result
 
@@ -271,57 +322,6 @@ def _thumbnails(images: ImageSet, config: RunConfig, executor: Executor) -> list
     return [to_picture(view, side) for view in views]
 
 
-_SHOWN: Final = 50
-
-
-@dataclass(frozen=True)
-class LeftOutTable:
-    """The table of ``skipped.csv`` by kinds.
-
-    Attributes:
-        rows: one for each part and reason with one name and the sum of the counts, the largest
-            first.
-        more: kinds that are not among the rows.
-    """
-
-    rows: tuple[Skipped, ...]
-    more: int = 0
-
-
-def left_out_table(skipped: Path) -> LeftOutTable | None:
-    """Reads ``skipped.csv``; None where it is missing."""
-    if not skipped.exists():
-        return None
-    kinds = dict[tuple[str, str], Skipped]()
-    with open(skipped, newline="", encoding="utf-8", errors="replace") as file:
-        for row in csv.DictReader(file):
-            one = Skipped(row["name"], row["reason"], row.get("part") or "", _count(row))
-            same = kinds.get((one.part, one.reason))
-            kinds[one.part, one.reason] = (
-                one if same is None else replace(same, count=same.count + one.count)
-            )
-    rows = sorted(kinds.values(), key=lambda one: -one.count)
-    return LeftOutTable(tuple(rows[:_SHOWN]), max(0, len(rows) - _SHOWN))
-
-
 def _count(row: dict[str, str]) -> int:
-    count = row.get("count") or ""  # files of before had a row for each
+    count = row.get("count") or ""  # older files have a row for each name
     return int(count) if count.isdecimal() else 1
-
-
-def template(name: str, package: str = "diptych.report") -> jinja2.Template:
-    """A template by its file name; it trusts no text and no missing name.
-
-    Args:
-        name: of the file.
-        package: that it lies in; what it includes may lie beside this file.
-    """
-    packages = dict.fromkeys((package, "diptych.report"))
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(one, ".") for one in packages]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(name)

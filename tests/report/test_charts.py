@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from diptych.errors import RunFolderError
-from diptych.report.evaluations import detection_group, read_detection
+from diptych.report.charts import detection_group, read_detection
 
 
 def figure(value: float | None, half: float = 0.02) -> dict[str, float | None]:
@@ -34,14 +34,14 @@ FOUND: dict[str, Any] = {
 
 def test_every_figure_has_both_backbones_and_their_difference() -> None:
     group = detection_group(FOUND)
-    assert group.title == "Finding objects: cells"
+    assert group.title == "Object detection: cells"
     assert "On images not recorded." in group.text
     split = {
         "words": "Fitted on 1,205 images and measured on 72 images that pretraining did not see."
     }
     assert split["words"] in detection_group({**FOUND, "split": split}).text
     assert "3 seeds" in group.text
-    of_map, of_half = group.panels  # nothing is said of a class that no image has
+    of_map, of_half = group.charts  # nothing is said of a class that no image has
     assert of_map.title.startswith("mAP")
     assert [(bar.key, bar.text, bar.range) for bar in of_map.bars] == [
         ("trained", "41.0%", "39.0 to 43.0"),
@@ -55,7 +55,7 @@ def test_a_class_is_called_by_its_name() -> None:
     found = json.loads(json.dumps(FOUND))
     for table in (*(one["figures"] for one in found["backbones"].values()), found["difference"]):
         table["RBC"] = figure(0.5)
-    assert [panel.title for panel in detection_group(found).panels][-1] == "mAP of RBC"
+    assert [chart.title for chart in detection_group(found).charts][-1] == "mAP of RBC"
 
 
 def test_no_file_is_no_finding(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""All evaluations of a run as groups of bars with intervals, for the page and the terminal."""
+"""What `diptych evaluate` and `diptych detect` measured, as bar charts for page and terminal."""
 
 import json
 from collections.abc import Mapping
@@ -22,6 +22,19 @@ _METRICS: Final[Mapping[str, str]] = {
     "mean_per_class": "mean per class",
     "auc": "ROC AUC",
     "f1": "F1",
+}
+"""Metrics as in ``evaluation.json``."""
+
+_BACKBONES: Final[Mapping[str, tuple[str, str]]] = {
+    "pretrained": ("trained", "on the trained ResNet"),
+    "untrained": ("untrained", "on untrained ResNets"),
+}
+"""Backbones as in ``detection.json``: how they are drawn, and what they are called."""
+
+_AVERAGE_PRECISIONS: Final[Mapping[str, str]] = {
+    "mAP": "mAP, mean over overlaps of 0.5 to 0.95",
+    "AP50": "AP50, overlap of half",
+    "AP75": "AP75, overlap of three quarters",
 }
 
 
@@ -56,15 +69,15 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Panel:
-    """Bars of the same figure.
+class BarChart:
+    """One figure of several encoders.
 
     Attributes:
         title: which figure.
         bars: of each encoder, the trained one first.
-        chance: share that is right without looking; None where there is no such thing.
-        images: on which images, in sentences; empty where all panels of the group have the same.
-        gain: a sentence on what the trained encoder gains, with its interval.
+        chance: chance level; None where there is none.
+        gain: what the trained encoder gains, with its interval; may be empty.
+        images: on which images, in sentences; empty where all charts of the group have the same.
     """
 
     title: str
@@ -75,35 +88,34 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Group:
+class ChartGroup:
     """Panels that answer one question.
 
     Attributes:
-        title: the question.
-        text: how it was asked.
-        panels: the answers.
+        title: the heading.
+        text: how it was measured.
+        charts: the figures.
     """
 
     title: str
     text: str
-    panels: tuple[Panel, ...]
+    charts: tuple[BarChart, ...]
 
 
-def groups_of(evaluation: Mapping[str, Any]) -> list[Group]:
-    """Everything in ``evaluation.json`` that is a share, in the order in which one asks."""
+def chart_groups(evaluation: Mapping[str, Any]) -> list[ChartGroup]:
+    """Everything in ``evaluation.json`` that is a share, in the order of the page."""
     found = [
         _frozen(evaluation),
         _finetune(evaluation),
         *_transfer(evaluation),
         *_transformations(evaluation),
     ]
-    return [group for group in found if group.panels]
+    return [group for group in found if group.charts]
 
 
 def tested_images(evaluation: Mapping[str, Any], protocol: str) -> str:
     """The images that a protocol measured on, as a part of a sentence."""
-    split = evaluation.get("details", {}).get(protocol, {}).get("split")
-    return "images not recorded" if split is None else str(split["tested"])
+    return str(_detail(evaluation, protocol, "split").get("tested", "images not recorded"))
 
 
 def geometry_images(evaluation: Mapping[str, Any]) -> str:
@@ -112,7 +124,7 @@ def geometry_images(evaluation: Mapping[str, Any]) -> str:
 
 
 def geometry_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """How the features of each layer lie: layer, alignment, uniformity, rank, spread, collapsed."""
+    """Of each layer: name, alignment, uniformity, effective rank, spread, collapsed dimensions."""
     rows: list[tuple[str, ...]] = []
     for encoder in ("trained", "untrained"):
         for layer, one in evaluation.get("geometry", {}).get(encoder, {}).items():
@@ -130,7 +142,7 @@ def geometry_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _frozen(evaluation: Mapping[str, Any]) -> Group:
+def _frozen(evaluation: Mapping[str, Any]) -> ChartGroup:
     shared = evaluation.get("protocol", {})
     titles = {
         "knn": f"{_neighbours(evaluation, 'knn')} nearest neighbours",
@@ -139,14 +151,14 @@ def _frozen(evaluation: Mapping[str, Any]) -> Group:
         "knn_leave_one_out": f"{_neighbours(evaluation, 'knn_leave_one_out')} nearest neighbours, "
         "each image by all others",
     }
-    panels = []
+    charts = []
     for name, title in titles.items():
         if name in evaluation:
             metric = _detail(evaluation, name, "metrics", "accuracy")
             settings = _settings(evaluation, name) or shared
-            panel = _panel(title, evaluation[name], metric, settings.get("chance"))
-            panels.append(replace(panel, images=_images(evaluation, name)))
-    return _with_images("How good the frozen features are", "The encoder is frozen.", panels)
+            chart = _chart(title, evaluation[name], metric, settings.get("chance"))
+            charts.append(replace(chart, images=_images(evaluation, name)))
+    return _with_images("How good the frozen features are", "The encoder is frozen.", charts)
 
 
 def _neighbours(evaluation: Mapping[str, Any], protocol: str) -> int:
@@ -154,34 +166,34 @@ def _neighbours(evaluation: Mapping[str, Any], protocol: str) -> int:
     return int(settings.get("knn_neighbours", 20))
 
 
-def _finetune(evaluation: Mapping[str, Any]) -> Group:
-    panels = []
+def _finetune(evaluation: Mapping[str, Any]) -> ChartGroup:
+    charts = []
     for share, values in evaluation.get("finetune", {}).items():
         detail = _detail(evaluation, "finetune", "shares", share)
         chance = _settings(evaluation, "finetune").get("chance")
         title = f"{_percent(float(share))}: {detail['images']:,} images"
-        panel = _panel(title, values, detail, chance)
-        panels.append(replace(panel, images=_images(evaluation, "finetune")))
+        chart = _chart(title, values, detail, chance)
+        charts.append(replace(chart, images=_images(evaluation, "finetune")))
     seeds = _settings(evaluation, "finetune").get("seeds", 1)
     text = (
         "Encoder and classifier learn together from a share of the labels, the same of each class. "
-        "The untrained encoder shows what labels alone can do, with a schedule of its own, which "
-        "serves it best on a fifth of its labels. "
+        "The untrained encoder shows what labels alone can do, with the schedule that did best on "
+        "a fifth of its labels. "
     )
     text += (
         f"Means of {seeds} seeds, with the interval over seeds."
         if seeds > 1
-        else "One seed: how much another would change is not known."
+        else "One seed: how far another seed would differ is not known."
     )
-    return _with_images("Fine-tuning on few labels", text, panels)
+    return _with_images("Fine-tuning on few labels", text, charts)
 
 
-def _transfer(evaluation: Mapping[str, Any]) -> list[Group]:
+def _transfer(evaluation: Mapping[str, Any]) -> list[ChartGroup]:
     groups = []
     for path in evaluation.get("transfer", {}):
         task = _detail(evaluation, "transfer", "tasks", path)
-        panels = [
-            _panel(_METRICS[metric], _values(detail), detail, None)
+        charts = [
+            _chart(_METRICS[metric], _values(detail), detail, None)
             for metric, detail in task.get("metrics", {}).items()
         ]
         kind = "labels, several to an image" if task.get("multilabel") else "classes"
@@ -189,15 +201,15 @@ def _transfer(evaluation: Mapping[str, Any]) -> list[Group]:
             f"A linear classifier on the frozen features, {task.get('labels', 0)} {kind}. "
             f"{split_words(task.get('split'))}"
         )
-        groups.append(Group(f"Transfer to {path}", text, tuple(panels)))
+        groups.append(ChartGroup(f"Transfer to {path}", text, tuple(charts)))
     return groups
 
 
-def _transformations(evaluation: Mapping[str, Any]) -> list[Group]:
-    """What each layer tells of how an image was changed; the trained network's layers as bars."""
+def _transformations(evaluation: Mapping[str, Any]) -> list[ChartGroup]:
+    """How well each layer of the trained network tells how an image was changed."""
     found = evaluation.get("transformations", {})
     trained, untrained = found.get("trained", {}), found.get("untrained", {})
-    panels = []
+    charts = []
     for task, about in found.get("tasks", {}).items():
         bars = [
             _bar("trained" if layer == "h" else "layer", layer, values[task])
@@ -211,13 +223,13 @@ def _transformations(evaluation: Mapping[str, Any]) -> list[Group]:
         ]
         if task in found.get("pixels", {}):
             bars.append(_bar("pixels", NAMES["pixels"], found["pixels"][task]))
-        panels.append(Panel(task, tuple(bars), about.get("chance")))
+        charts.append(BarChart(task, tuple(bars), about.get("chance")))
     text = (
         "A linear classifier has to say how an image was changed, from h (the encoder's features) "
-        "and from what the head makes of them. What h tells and g(h) does not, the head threw "
-        f"away. {split_words(found.get('split'))}"
+        "and from the layers of the head. What can be told from h but not from g(h), the head "
+        f"threw away. {split_words(found.get('split'))}"
     )
-    return [Group("What the head throws away", text, tuple(panels))]
+    return [ChartGroup("What the head throws away", text, tuple(charts))]
 
 
 def _images(evaluation: Mapping[str, Any], protocol: str) -> str:
@@ -225,23 +237,24 @@ def _images(evaluation: Mapping[str, Any], protocol: str) -> str:
     return split_words(evaluation.get("details", {}).get(protocol, {}).get("split"))
 
 
-def _with_images(title: str, text: str, panels: list[Panel]) -> Group:
+def _with_images(title: str, text: str, charts: list[BarChart]) -> ChartGroup:
     """Panels on the same images have that said once; others each by itself."""
-    if len({panel.images for panel in panels}) != 1:
-        return Group(title, text, tuple(panels))
-    alike = tuple(replace(panel, images="") for panel in panels)
-    return Group(title, f"{text} {panels[0].images}", alike)
+    if len({chart.images for chart in charts}) != 1:
+        return ChartGroup(title, text, tuple(charts))
+    alike = tuple(replace(chart, images="") for chart in charts)
+    return ChartGroup(title, f"{text} {charts[0].images}", alike)
 
 
-def _panel(
+def _chart(
     title: str, values: Mapping[str, float], detail: Mapping[str, Any], chance: float | None
-) -> Panel:
+) -> BarChart:
     intervals = detail.get("intervals", {})
     bars = tuple(
         _bar(name, NAMES.get(name, name), intervals.get(name, {"value": value}))
         for name, value in values.items()
     )
-    return Panel(title, bars, chance, _gain(detail.get("gains", {})))
+    gain = _gain(detail.get("gains", {}).get("untrained"), "the untrained encoder")
+    return BarChart(title, bars, chance, gain)
 
 
 def _bar(key: str, words: str, interval: Any) -> Bar:
@@ -251,15 +264,15 @@ def _bar(key: str, words: str, interval: Any) -> Bar:
     return Bar(key, words, interval["value"], low, high)
 
 
-def _gain(gains: Mapping[str, Mapping[str, float]]) -> str:
-    """What the trained encoder gains over the untrained one, in points."""
-    gain = gains.get("untrained")
-    if gain is None:
+def _gain(gain: Mapping[str, float | None] | None, over: str) -> str:
+    """A difference in points with its interval; nothing where none was measured."""
+    if gain is None or gain["value"] is None:
         return ""
-    sentence = f"{100 * gain['value']:+.1f} points over the untrained encoder"
-    if gain["low"] is None:
+    sentence = f"{100 * gain['value']:+.1f} points over {over}"
+    low, high = gain["low"], gain["high"]
+    if low is None or high is None:
         return sentence
-    return f"{sentence} ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})"
+    return f"{sentence} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def _percent(share: float) -> str:
@@ -282,19 +295,6 @@ def _detail(evaluation: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
     return dict(found)
 
 
-_ROWS: Final[Mapping[str, tuple[str, str]]] = {
-    "pretrained": ("trained", "on the trained ResNet"),
-    "untrained": ("untrained", "on untrained ResNets"),
-}
-"""Backbones as in ``detection.json``: how they are drawn, and what they are called."""
-
-_FIGURES: Final[Mapping[str, str]] = {
-    "mAP": "mAP, mean over overlaps of 0.5 to 0.95",
-    "AP50": "AP50, overlap of half",
-    "AP75": "AP75, overlap of three quarters",
-}
-
-
 def read_detection(path: Path) -> dict[str, Any] | None:
     """What ``diptych detect`` wrote; None where it has not been run.
 
@@ -314,30 +314,27 @@ def read_detection(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def detection_group(found: Mapping[str, Any]) -> Group:
+def detection_group(found: Mapping[str, Any]) -> ChartGroup:
     """Average precision by overlap and by class, of both backbones."""
     protocol = found["protocol"]
     seeds = protocol["seeds"]
     text = (
-        f"A Faster R-CNN with a feature pyramid, fine-tuned for {protocol['epochs']} epochs; the "
-        "same but for the weights that the ResNet begins with. "
+        f"A Faster R-CNN with a feature pyramid, fine-tuned for {protocol['epochs']} epochs; only "
+        "the weights that the ResNet begins with differ. "
         f"{split_words(found.get('split'))} "
         f"{f'Means of {seeds} seeds.' if seeds > 1 else 'One seed.'} COCO's average precision."
     )
-    panels = [
-        _detection_panel(_FIGURES.get(name, f"mAP of {name}"), name, found)
+    charts = [
+        _detection_chart(_AVERAGE_PRECISIONS.get(name, f"mAP of {name}"), name, found)
         for name, difference in found["difference"].items()
         if difference["value"] is not None
     ]
-    return Group(f"Finding objects: {Path(protocol['data']).name}", text, tuple(panels))
+    return ChartGroup(f"Object detection: {Path(protocol['data']).name}", text, tuple(charts))
 
 
-def _detection_panel(title: str, name: str, found: Mapping[str, Any]) -> Panel:
-    bars = []
-    for backbone, (key, words) in _ROWS.items():
-        figure = found["backbones"][backbone]["figures"][name]
-        bars.append(Bar(key, words, figure["value"], figure["low"], figure["high"]))
-    difference = found["difference"][name]
-    value, low, high = (100 * difference[key] for key in ("value", "low", "high"))
-    gain = f"{value:+.1f} points over untrained ResNets ({low:+.1f} to {high:+.1f})"
-    return Panel(title, tuple(bars), gain=gain)
+def _detection_chart(title: str, name: str, found: Mapping[str, Any]) -> BarChart:
+    bars = tuple(
+        _bar(key, words, found["backbones"][backbone]["figures"][name])
+        for backbone, (key, words) in _BACKBONES.items()
+    )
+    return BarChart(title, bars, gain=_gain(found["difference"][name], "untrained ResNets"))
