@@ -8,7 +8,6 @@ import importlib.util
 import os
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing import get_context
@@ -50,7 +49,8 @@ def run_processes(function: Callable[[int, int], Results], count: int) -> list[R
             _wait_for([worker.sentinel for worker in workers])
         finally:
             for worker in workers:
-                worker.kill()
+                if worker.is_alive():
+                    worker.kill()
                 worker.join()
         for rank, worker in enumerate(workers):
             text = (Path(folder) / f"{rank}.txt").read_text(errors="replace")
@@ -70,16 +70,12 @@ def _run(
     file: str, name: str, rank: int, count: int, folder: str, environment: dict[str, str]
 ) -> None:
     said = os.open(f"{folder}/{rank}.txt", os.O_WRONLY | os.O_CREAT)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
+    for standard in (1, 2):
+        os.dup2(said, standard)
     os.environ.clear()
     os.environ |= {**environment, "RANK": str(rank)}
     torch.set_num_threads(1)
-    try:
-        torch.save(_call(file, name, rank, count, folder), Path(folder) / f"{rank}.pt")
-    except BaseException:
-        traceback.print_exc()
-        raise
+    torch.save(_call(file, name, rank, count, folder), Path(folder) / f"{rank}.pt")
 
 
 def _call(file: str, name: str, rank: int, count: int, folder: str) -> Results:
