@@ -36,7 +36,13 @@ def all_errors() -> list[type[DiptychError]]:
 
 def test_every_error_has_its_exit_code() -> None:
     codes = {one.__name__: one.exit_code for one in all_errors()}
-    stopped = {"TrainingError", "PeerError", "LostPeer", "FirstStopped", "UnreachableFolder"}
+    stopped = {
+        "TrainingError",
+        "ProcessError",
+        "LostProcess",
+        "FirstStopped",
+        "UnreachableFolder",
+    }
     stopped.add("LostImage")
     for name, code in codes.items():
         assert code == (74 if name == "NotSaved" else 1 if name in stopped else 2), name
@@ -356,7 +362,7 @@ def test_a_url_reaches_the_one_who_opens_it(
         opened.append(name)
         raise errors.ImagesError("not today")
 
-    monkeypatch.setattr("diptych.images.sources.hugging_face.fetch", fetch)
+    monkeypatch.setattr("diptych.images.open.fetch", fetch)
     assert main(["evaluate", str(run), "--train", URL]) == 2
     assert main(["evaluate", str(run), "--protocol", "transfer", "--transfer", URL]) == 2
     assert opened == [URL, URL]

@@ -1,4 +1,4 @@
-"""A run's network, from views to the vectors that are stored."""
+"""From images to the vectors that are stored: the views of a batch, and a run's network."""
 
 import hashlib
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Which images are a shard's, and which shards a process's."""
+"""Shards of a set of images: which images each has, which process makes it, how they are read."""
 
 import hashlib
 import re

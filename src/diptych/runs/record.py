@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
+
 from diptych.errors import RunFolderError
-from diptych.runs.folder import RunFolder
 from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder
 
 _FORMAT: Final = 1
 _MOST_BYTES: Final = 2**20

@@ -5,7 +5,7 @@ for one. Gradients are those of the sum of all processes' losses: whoever wants 
 the mean, as `DistributedDataParallel` does, divides by `process_count()`.
 
 The functions that talk are collective: every process calls them, in the same order. Where a
-process does not answer they raise ``LostPeer``.
+process does not answer they raise ``LostProcess``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 
-from diptych.errors import LostPeer
+from diptych.errors import LostProcess
 from diptych.runtime.stopwatch import watch
 
 BUCKET_BYTES: Final = 32 * 2**20  # sent at once: large enough to be quick, and a small copy
@@ -182,13 +182,13 @@ def send_to_first(
 
 @contextmanager
 def talking() -> Iterator[None]:
-    """Turns what torch raises when processes cannot talk into ``LostPeer``; takes the time."""
+    """Turns what torch raises when processes cannot talk into ``LostProcess``; takes the time."""
     try:
         with watch("communication"):
             yield
     except RuntimeError as error:
         first_line = str(error).strip().splitlines()[0]
-        raise LostPeer(f"the processes cannot talk to each other: {first_line}") from error
+        raise LostProcess(f"the processes cannot talk to each other: {first_line}") from error
 
 
 def own_slice(count: int) -> slice:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from diptych.errors import ConfigError, FirstStopped, LostPeer, exit_code_of
+from diptych.errors import ConfigError, FirstStopped, LostProcess, exit_code_of
 from diptych.runtime.distributed import largest_over_processes, process_count, process_rank, talking
 from diptych.runtime.stopwatch import watch
 from diptych.runtime.world import World, read_world
@@ -61,7 +61,7 @@ def joined(*, device: str, timeout_seconds: float) -> Iterator[World]:
         timeout_seconds: how long a process may keep the others waiting.
 
     Raises:
-        LostPeer: the others did not come.
+        LostProcess: the others did not come.
         ConfigError: the environment is not what torchrun sets, or there is no such device.
     """
     found = read_world()
@@ -94,7 +94,7 @@ def from_first(make: Callable[[], str]) -> str:
 
     Raises:
         FirstStopped: in the other processes, when ``make`` fails in the first.
-        LostPeer: in the other processes, when the first is gone or never ends.
+        LostProcess: in the other processes, when the first is gone or never ends.
     """
     if process_count() == 1:
         return make()
@@ -121,7 +121,7 @@ def leave_together() -> None:
         largest_over_processes(0)
 
 
-def who_is_missing(error: LostPeer, step: int) -> LostPeer:
+def who_is_missing(error: LostProcess, step: int) -> LostProcess:
     """The error with the processes named that do not answer a call at the store.
 
     Args:
@@ -132,10 +132,12 @@ def who_is_missing(error: LostPeer, step: int) -> LostPeer:
         return error
     missing = _missing(_meetings[-1], step)
     if missing == []:
-        return LostPeer(f"at step {step} {error}. All processes still answer: suspect the network.")
+        return LostProcess(
+            f"at step {step} {error}. All processes still answer: suspect the network."
+        )
     which = "process 0, where all meet," if missing is None else _listed(missing)
     seconds = _meetings[-1].timeout.total_seconds()
-    return LostPeer(
+    return LostProcess(
         f"{which} of {process_count()} did not take part in step {step}: gone, or silent for the "
         f"{seconds:g} seconds of training.peer_timeout_seconds. Process {process_rank()} stops. "
         "Start all processes again with --resume, as torchrun --max-restarts does by itself; the "
@@ -177,7 +179,7 @@ def _meet(backend: str, found: World, timeout: timedelta) -> Any:
         dist.init_process_group(backend, store=group, rank=rank, world_size=count, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
-        raise LostPeer(
+        raise LostProcess(
             f"process {found.rank} of {found.count} on {socket.gethostname()} did not meet the "
             f"others at {where} within {timeout.total_seconds():g} seconds "
             "(training.peer_timeout_seconds). See that all were started, that this address can be "
@@ -200,7 +202,7 @@ def _wait_for(meeting: _Meeting, name: str) -> str:
                 return text[1:]
         time.sleep(pause)
         pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
-    raise LostPeer(f"process 0 kept the others waiting for {PATIENCE_SECONDS:g} seconds")
+    raise LostProcess(f"process 0 kept the others waiting for {PATIENCE_SECONDS:g} seconds")
 
 
 def _let_first_speak() -> None:

@@ -19,7 +19,13 @@ from diptych.checkpoints.state import RunState
 from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.files import to_toml
 from diptych.config.sections import RunConfig
-from diptych.errors import ConfigError, FeaturesError, FirstStopped, LostPeer, TrainingError
+from diptych.errors import (
+    ConfigError,
+    FeaturesError,
+    FirstStopped,
+    LostProcess,
+    TrainingError,
+)
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.groups import find_groups
 from diptych.images.order import Order
@@ -70,7 +76,7 @@ def train(
     Raises:
         TrainingError: the loss or a weight is not a finite number; the last checkpoint is good.
         Interrupted: a signal came to one of the processes; a checkpoint was written first.
-        PeerError: another process is gone, or holds other weights; the last checkpoint is good.
+        ProcessError: another process is gone, or holds other weights; the last checkpoint is good.
         NotSaved: at the end, or when a signal came, the run could not be saved.
         DamagedCheckpoint: there are checkpoints, but none is good or of these images.
         ConfigError: the settings ask for labels or groups that the images do not have.
@@ -135,7 +141,7 @@ def train(
         try:
             with stopwatch.running(), profiled(stopwatch, config.probe, folder) as step_ended:
                 run.train(log, saver, received, stopwatch, step_ended)
-        except LostPeer as error:
+        except LostProcess as error:
             raise who_is_missing(error, state.step + 1) from error
     return state
 
@@ -208,7 +214,7 @@ class _Run:
             asked = (0, 0) if saver is None else (saver.is_due(), saver.error is not None)
             stop, due, broken = largest_over_processes(sum(received[:1]), *map(int, asked))
             if broken:
-                raise saver.failure() if saver is not None else FirstStopped("process 0 says why")
+                raise (saver.failure() if saver is not None else FirstStopped("process 0 says why"))
             if stop or last:
                 with watch("checkpoint"):
                     self._save_and_wait(log, saver)
