@@ -186,13 +186,13 @@ def _pixels(listing: Listing, index: Index, config: ImagesConfig) -> tuple[Pixel
         return _pixels(listing, index, replace(other, raw_channels=config.raw_channels))[0]
 
     decoded = DecodedPixels(heights, widths, config.channels, pixel_type(config), read, remake)
-    place = None
+    cache_file = None
     if listing.stamp is not None:
         name = set_name(listing.origin, listing.part, config, config.raw_channels, config.jpeg_side)
         follows_from = f"{name} {decoders()}".encode() + index.checksums.tobytes()
         content = hashlib.sha256(follows_from).digest()
-        place = CacheFile(cache_folder(config) / f"{name}.pixels", content)
-    return keep_pixels(decoded, config, place)
+        cache_file = CacheFile(cache_folder(config) / f"{name}.pixels", content)
+    return keep_pixels(decoded, config, cache_file)
 
 
 def _reductions(index: Index, side: int | None) -> NDArray[np.int64]:
