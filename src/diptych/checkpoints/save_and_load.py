@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar, cast
 
 from torch import Tensor
 
-from diptych.checkpoints.format import (
+from diptych.checkpoints.manifest import (
     MOST_SCALARS_BYTES,
     Description,
     Manifest,

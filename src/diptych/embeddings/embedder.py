@@ -18,7 +18,7 @@ from diptych.config.sections import RunConfig, ViewsConfig
 from diptych.errors import ConfigError, UnreadableImage
 from diptych.evaluation.features import require_finite
 from diptych.evaluation.layers import FEATURES, PROJECTION, layers_of
-from diptych.images.codecs.form import Pixels
+from diptych.images.codecs.channels import Pixels
 from diptych.images.pixels import PixelBatch
 from diptych.models.weights import load_encoder, load_head
 from diptych.runs.folder import RunFolder

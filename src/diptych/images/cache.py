@@ -20,7 +20,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from diptych.config.sections import ImagesConfig
-from diptych.images.codecs.form import Pixels
+from diptych.images.codecs.channels import Pixels
 from diptych.images.pixels import DecodedPixels, PixelBatch, PixelSource
 from diptych.runs.atomic import atomic_path
 

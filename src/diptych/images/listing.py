@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError, LostImage, UnreadableImage
 from diptych.images.cache import CacheFile, cache_folder, keep_pixels
+from diptych.images.codecs.channels import Pixels, other_channels, pixel_type
 from diptych.images.codecs.decode import decode_bytes
-from diptych.images.codecs.form import Pixels, other_channels, pixel_type
 from diptych.images.codecs.jpeg import reduction
 from diptych.images.collection import (
     ImageSet,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.codecs.form import Pixels
+from diptych.images.codecs.channels import Pixels
 from diptych.images.collection import Collection, ImageSet, Skipped, on_classes
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources.arrays import (

@@ -41,8 +41,8 @@ from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, require_writable
 from diptych.runtime.device import use_threads
 from diptych.views.cpu import load_centred, to_pixels
-from diptych.views.preview.sheet import contact_sheet, to_picture
-from diptych.views.preview.words import branches_in_words
+from diptych.views.preview.contact_sheet import contact_sheet, to_picture
+from diptych.views.preview.policy_in_words import branches_in_words
 
 _BANK_IMAGES: Final = 2000  # among which neighbours are looked for
 _MAP_IMAGES: Final = 500
