@@ -35,7 +35,7 @@ from diptych.checkpoints.stores import (
     TENSORS,
     CheckpointLocation,
     Store,
-    name_of,
+    checkpoint_name,
     open_store,
     step_of,
 )
@@ -77,7 +77,7 @@ def save_checkpoint(
         ForeignCheckpoint: another run's is there, and stays as it is.
         OSError: it could not be written. Nothing of it is left, and a good older one stays.
     """
-    store, name = open_store(place), name_of(scalars["step"])
+    store, name = open_store(place), checkpoint_name(scalars["step"])
     files: dict[str, Sequence[Piece]] = {
         TENSORS: tensor_pieces(tensors),
         SCALARS: [json.dumps({**scalars, "run": run.as_json()}).encode()],

@@ -23,10 +23,10 @@ MANIFEST: Final = "manifest.json"
 _PREFIX: Final = "step-"
 
 
-def name_of(step: int) -> str:
+def checkpoint_name(step: int) -> str:
     """The name of the checkpoint after so many steps.
 
-    >>> name_of(123)
+    >>> checkpoint_name(123)
     'step-000000123'
     """
     return f"{_PREFIX}{step:09d}"

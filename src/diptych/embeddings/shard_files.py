@@ -95,10 +95,10 @@ def write_or_compare_manifest(folder: Path, note: Note) -> None:
     file = folder / MANIFEST
     if not file.exists():
         atomic_write(file, note.encode() + b"\n")
-    refuse_differences(differences(read_manifest(folder).settings, note.settings), file)
+    refuse_differences(differences(read_set_manifest(folder).settings, note.settings), file)
 
 
-def read_manifest(folder: Path) -> Note:
+def read_set_manifest(folder: Path) -> Note:
     """What all shards of a folder share.
 
     Raises:

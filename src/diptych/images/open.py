@@ -29,8 +29,8 @@ from diptych.images.sources.arrays import (
     is_idx_folder,
 )
 from diptych.images.sources.arrow import find_saved, is_saved
-from diptych.images.sources.folder import find_in_folder, find_list
 from diptych.images.sources.handed_over import find_handed_over, is_handed_over
+from diptych.images.sources.image_files import find_in_folder, find_list
 from diptych.images.sources.parquet import find_in_parquet, is_parquet_pattern, list_parquet
 from diptych.images.sources.photographs import PHOTOGRAPHS_NAME, find_photographs, is_photographs
 from diptych.images.sources.remote import fetch, is_remote_file, is_url
@@ -86,7 +86,7 @@ def open_images(
     opened = Collection(
         train,
         test,
-        located.description or describe(config.path, train, test, held.part),
+        located.description or _describe(config.path, train, test, held.part),
         train_part=located.train_part,
         test_part=held.part,
         left_out=(*located.left_out, *held.unused),
@@ -131,7 +131,7 @@ def from_array(array: Pixels, labels: NDArray[np.int64] | None, config: ImagesCo
     return image_set(array, labels, config, "the array")
 
 
-def describe(path: str, train: ImageSet, test: ImageSet | None, part: str) -> str:
+def _describe(path: str, train: ImageSet, test: ImageSet | None, part: str) -> str:
     """One sentence on what is used."""
     sentence = f"{len(train):,} images in {path}, median side {train.median_side_pixels} pixels"
     if test is not None:

@@ -21,7 +21,7 @@ from diptych.images.listing import Listing
 from diptych.images.names import CompactNames
 from diptych.images.sources.arrays import image_set
 from diptych.images.sources.arrow import label_items
-from diptych.images.sources.folder import list_files
+from diptych.images.sources.image_files import list_files
 from diptych.images.splits import LocatedImages
 
 PREFIX: Final = "torchvision:"
