@@ -14,8 +14,12 @@ from diptych.config.sections import ViewsConfig
 from diptych.images.pixels import PixelBatch
 from diptych.views.cpu import make_views
 from diptych.views.draw import centre_views, draw_views
-from diptych.views.preview.words import branches_in_words, operation_in_words, policy_as_toml
-from diptych.views.preview.words import policy_in_words as in_words
+from diptych.views.preview.policy_in_words import (
+    branches_in_words,
+    operation_in_words,
+    policy_as_toml,
+)
+from diptych.views.preview.policy_in_words import policy_in_words as in_words
 
 DOCS = Path(__file__).parents[3] / "docs" / "views.md"
 ODD = ("color(brightness=0,contrast=0)", "color(hue=0)", "sharpen(factor=1)", "noise(sigma=0)")
