@@ -38,7 +38,13 @@ def all_errors() -> list[type[DiptychError]]:
 
 def test_every_error_has_its_exit_code() -> None:
     codes = {one.__name__: one.exit_code for one in all_errors()}
-    stopped = {"TrainingError", "PeerError", "LostPeer", "FirstStopped", "UnreachableFolder"}
+    stopped = {
+        "TrainingError",
+        "DistributedError",
+        "LostProcess",
+        "FirstStopped",
+        "UnreachableFolder",
+    }
     stopped.add("LostImage")
     for name, code in codes.items():
         assert code == (74 if name == "NotSaved" else 1 if name in stopped else 2), name

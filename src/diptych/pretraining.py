@@ -61,7 +61,7 @@ from diptych.runs.record import (
 )
 from diptych.runtime.console import outlet
 from diptych.runtime.device import choose_device, divided, use_threads
-from diptych.runtime.rendezvous import from_first, introduction, joined, leave_together
+from diptych.runtime.rendezvous import describe_process, process_group, run_on_first, wait_for_all
 from diptych.runtime.world import World, advice_on_restarts, restarts_allowed, stop_with_launcher
 from diptych.training.begin_from import MAY_DIFFER, config_of_beginning, require_beginning
 from diptych.training.loop import train
@@ -144,7 +144,9 @@ def run_pretraining(
     earlier = load_run_config(begun) if begun is not None and begun.exists() else None
     training = _overlaid(earlier, layers).training
     choose_device(training.device)  # before any work is done
-    with joined(device=training.device, timeout_seconds=training.peer_timeout_seconds) as here:
+    with process_group(
+        device=training.device, timeout_seconds=training.peer_timeout_seconds
+    ) as here:
         return _pretrain_together(layers, out, resume, here, watcher, on_progress)
 
 
@@ -185,10 +187,10 @@ def _pretrain_together(
 ) -> RunFolder:
     """What every process does once all have met."""
     presented = watcher
-    if not here.speaks:
+    if not here.is_first:
         watcher, on_progress = Silent(), ignore_progress
     # One looks: the others would see what it writes.
-    located = json.loads(from_first(lambda: _locate_for_all(out, resume, layers)))
+    located = json.loads(run_on_first(lambda: _locate_for_all(out, resume, layers)))
     folder = RunFolder(Path(located["folder"]))
     earlier = load_run_config(folder.config) if located["begun"] else None
     asked = _overlaid(earlier, layers)
@@ -199,25 +201,25 @@ def _pretrain_together(
         watcher.say(collection.description)
         if advice := advice_on_restarts(resume=resume):
             watcher.say(advice)
-        from_first(
+        run_on_first(
             lambda: _settle(folder, earlier, layers, collection, resume, here, watcher, held)
         )
         config = load_run_config(folder.config)
         collection = collection.decoded_for(config.images)
         if earlier is None:
-            from_first(lambda: keep_trained_on(folder, config, collection, executor))
+            run_on_first(lambda: keep_trained_on(folder, config, collection, executor))
         if here.count > 1:
             device = str(choose_device(config.training.device))
-            presented.say(introduction(device, threads, len(collection.train)))
+            presented.say(describe_process(device, threads, len(collection.train)))
         try:
             state = train(config, collection, folder, executor, watcher)
         except ConfigError:
-            if earlier is None and here.speaks:
+            if earlier is None and here.is_first:
                 _take_back(folder, checkpoint_location(config.checkpoint, folder))
             raise
-        from_first(lambda: keep_trained_on(folder, config, collection, executor))
-    from_first(lambda: _save_networks(folder, state, config))
-    leave_together()
+        run_on_first(lambda: keep_trained_on(folder, config, collection, executor))
+    run_on_first(lambda: _save_networks(folder, state, config))
+    wait_for_all()
     return folder
 
 

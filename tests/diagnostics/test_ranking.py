@@ -99,7 +99,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path, run: Path) -> None:
         rank_runs([])
     config = load_run_config(RunFolder(run).config)
     with pytest.raises(RunFolderError, match="does not exist"):
-        next(candidates_of(RunFolder(tmp_path), config, every=True))
+        next(candidates_of(RunFolder(tmp_path), config, torch.device("cpu"), every=True))
 
 
 def test_runs_on_different_images_are_not_compared(

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from diptych.models.weights import (
     untrained_head,
 )
 from diptych.runs.folder import RunFolder
+from diptych.runtime.runtime import Runtime
 from diptych.runtime.world import World
 
 BATCH: Any = {"batch_size": 8, "threads": 1}  # 48 images: six batches, which three shards cut
@@ -72,8 +72,8 @@ def make(run: Path, path: Any, out: Path, count: int, **settings: Any) -> list[P
     """All shards, as one process makes them."""
     how = EmbedSettings(**{"batch_size": 8, **settings})
     shards = own_shards(None, count, World())
-    with ThreadPoolExecutor(1) as executor:
-        return [done.path for done in embed_shards(run, path, out, shards, how, executor)]
+    with Runtime(threads=1) as runtime:
+        return [done.path for done in embed_shards(run, path, out, shards, how, runtime)]
 
 
 def test_shards_are_the_whole(run: Path, class_folder: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from diptych.evaluation.layers import layers_of, trained_layers, untrained_layers
+from diptych.evaluation.features import layered_network, trained_layers, untrained_layers
 from diptych.evaluation.protocols import evaluate
 from diptych.models.heads import layers_of_head
 from diptych.models.weights import load_encoder, load_head
@@ -49,7 +49,7 @@ def test_heads_are_cut_behind_each_activation() -> None:
     assert layers_of_head(linear) == [linear]
     head = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 4))
     assert [len(part) for part in layers_of_head(head) if isinstance(part, nn.Sequential)] == [3, 1]
-    assert layers_of(nn.Identity(), None).names == ("h",)
+    assert layered_network(nn.Identity(), None).names == ("h",)
 
 
 def test_both_protocols_are_kept_and_drawn(run: Path) -> None:

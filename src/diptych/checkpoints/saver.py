@@ -146,7 +146,7 @@ class Saver:
         self._begun = time.monotonic()
 
     def finish(self, state: RunState, whole: Whole | None = None, **more: Any) -> None:
-        """Writes the last checkpoint before training ends or stops, and returns when it is there; see ``begin``.
+        """Writes the last checkpoint and returns when it is there; see ``begin``.
 
         Raises:
             NotSaved: it cannot be written.

@@ -138,16 +138,16 @@ def _say(error: Exception, sentence: str) -> None:
         return
     if isinstance(error, FirstStopped):  # the first says why
         return
-    if isinstance(error, Interrupted) and not _speaks():
+    if isinstance(error, Interrupted) and not _is_first():
         return
     # A single process may fail where the first does not: on its own machine, say.
-    who = "diptych" if _speaks() else f"diptych, process {os.environ.get('RANK')}"
+    who = "diptych" if _is_first() else f"diptych, process {os.environ.get('RANK')}"
     print(f"{who}: {readable_lines(sentence)}", file=sys.stderr)
 
 
-def _speaks() -> bool:
+def _is_first() -> bool:
     """Whether this is the only process, or the first of those that torchrun started."""
     try:
-        return read_world().speaks
+        return read_world().is_first
     except ConfigError:  # an environment that is no launcher's
         return True

@@ -16,13 +16,11 @@ from torch.nn import functional
 from diptych.config.embedding import EmbedSettings
 from diptych.config.sections import RunConfig, ViewsConfig
 from diptych.errors import ConfigError, UnreadableImage
-from diptych.evaluation.features import require_finite
-from diptych.evaluation.layers import FEATURES, PROJECTION, layers_of
+from diptych.evaluation.features import FEATURES, PROJECTION, layered_network, require_finite
 from diptych.images.codecs.form import Pixels
 from diptych.images.pixels import PixelBatch
 from diptych.models.weights import load_encoder, load_head
 from diptych.runs.folder import RunFolder
-from diptych.runtime.device import choose_device
 from diptych.views.batches import as_images
 from diptych.views.cpu import EvaluationCrops, make_views
 from diptych.views.draw import centre_views, five_views
@@ -41,7 +39,7 @@ class Embedder:
         identity: the layer and the checksums of the files that it comes from.
     """
 
-    def __init__(self, run: Path, settings: EmbedSettings) -> None:
+    def __init__(self, run: Path, settings: EmbedSettings, device: torch.device) -> None:
         folder = RunFolder(run if run.is_dir() else run.parent)
         encoder = load_encoder(run)
         self.config: RunConfig = encoder.config
@@ -52,7 +50,7 @@ class Embedder:
         if layer != FEATURES:
             files["head"] = folder.head
             network = _up_to(layer, network, load_head(run))
-        self._device = choose_device("auto")
+        self._device = device
         self._network = network.to(self._device).eval()
         self.identity: dict[str, Any] = {
             "layer": layer,
@@ -88,7 +86,7 @@ class Embedder:
 
 
 def _up_to(layer: str, encoder: nn.Module, head: nn.Module) -> nn.Module:
-    layers = layers_of(encoder, head)
+    layers = layered_network(encoder, head)
     if layer not in layers.names:
         names = ", ".join([*layers.names[:-1], "g"])
         raise ConfigError(f"--layer {layer!r}: this run has the layers {names}.")

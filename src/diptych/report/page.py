@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ from diptych.config.sections import RunConfig
 from diptych.diagnostics.verdict import Verdict, judge
 from diptych.errors import ImagesError, RunFolderError
 from diptych.escaping import HANDLER
-from diptych.evaluation.features import encode
+from diptych.evaluation.feature_store import FeatureStore
 from diptych.evaluation.knn import nearest
 from diptych.evaluation.protocols import read_evaluation
 from diptych.evaluation.split import NOT_RECORDED
@@ -39,7 +39,8 @@ from diptych.report.charts import (
 )
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, require_writable
-from diptych.runtime.device import use_threads
+from diptych.runtime.progress import ProgressReporter
+from diptych.runtime.runtime import BATCH_SIZE, Runtime
 from diptych.views.cpu import load_centred, to_pixels
 from diptych.views.preview.sheet import contact_sheet, to_picture
 from diptych.views.preview.words import branches_in_words
@@ -51,6 +52,8 @@ _SHEET_VIEWS: Final = 6  # as many as the page has room for without making them 
 _NEIGHBOURS: Final = 6
 _NEIGHBOUR_PIXELS: Final = 64
 _MOST_IN_LEGEND: Final = 24
+_TRAINED: Final = "the trained encoder"
+_UNTRAINED: Final = "the untrained encoder"
 _LEFT_OUT_ROWS: Final = 50
 
 
@@ -86,8 +89,22 @@ class LeftOutTable:
     more: int = 0
 
 
-def write_report(run: str | Path, *, threads: int | None = None) -> Path:
+def write_report(
+    run: str | Path,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    progress: ProgressReporter | None = None,
+) -> Path:
     """Writes ``report.html`` into a run folder and returns its path.
+
+    Args:
+        run: a run folder whose training has ended.
+        device: where the encoder runs, as in ``Runtime``.
+        threads: CPU threads; all cores when not given.
+        batch_size: images that it sees at once; changes features by rounding only.
+        progress: told how far it is.
 
     Raises:
         RunFolderError: the folder holds no run whose training has ended, or a damaged result.
@@ -100,8 +117,8 @@ def write_report(run: str | Path, *, threads: int | None = None) -> Path:
     config = load_run_config(folder.config)
     metrics, evaluation = read_metrics(folder.metrics), read_evaluation(folder)
     detection = read_detection(folder.detection)
-    with ThreadPoolExecutor(use_threads(threads)) as executor:
-        pictures = _pictures(folder, config, executor)
+    with Runtime(device, threads, batch_size, progress or ProgressReporter()) as runtime:
+        pictures = _pictures(folder, config, runtime)
     page = template("page.html.jinja").render(
         name=folder.path.resolve().name,
         verdict=verdict_of(run),
@@ -194,20 +211,22 @@ def _health_images(metrics: Sequence[Mapping[str, Any]]) -> str:
     return f"kNN is measured on {images:,.0f} images, {seen:,.0f} of which the run learns from."
 
 
-def _pictures(folder: RunFolder, config: RunConfig, executor: Executor) -> dict[str, Any]:
+def _pictures(folder: RunFolder, config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     """All that needs the images; without them the page says so."""
-    encoder = load_encoder(folder)
+    executor, told = runtime.executor, runtime.counting("Reading the images")
+    encoder = load_encoder(folder).to(runtime.torch_device)
     try:
-        collection = open_images(config.images, executor)
+        collection = open_images(config.images, executor, told)
     except ImagesError as error:
         nothing: dict[str, Any] = {"sheet": None, "neighbours": [], "map": None, "legend": []}
         return {"missing_images": str(error), **nothing}
     shown = collection.train.spread(_SEARCHED_IMAGES)
     samples = (collection.test or collection.train).spread(_SAMPLES)
-    untrained = untrained_encoder(config)
+    untrained = untrained_encoder(config).to(runtime.torch_device)
+    store = FeatureStore(folder.features, runtime)
     few = shown.spread(_MAP_IMAGES)
     thumbnails = _thumbnails(few, config, executor)
-    trained = encode(encoder, few, config.views, executor)
+    trained = store.features(encoder, few, config.images, config.views, of=_TRAINED)
     sheet = contact_sheet(
         collection.train,
         config.views,
@@ -223,8 +242,9 @@ def _pictures(folder: RunFolder, config: RunConfig, executor: Executor) -> dict[
         "neighbours": _neighbours(
             samples,
             shown,
-            (untrained, encoder),
+            {_UNTRAINED: untrained, _TRAINED: encoder},
             config,
+            store,
             executor,
             held_out=collection.test is not None,
         ),
@@ -243,8 +263,9 @@ def _legend(images: ImageSet) -> list[tuple[str, str]]:
 def _neighbours(
     samples: ImageSet,
     searched: ImageSet,
-    encoders: tuple[nn.Module, nn.Module],
+    encoders: Mapping[str, nn.Module],
     config: RunConfig,
+    store: FeatureStore,
     executor: Executor,
     *,
     held_out: bool,
@@ -254,8 +275,11 @@ def _neighbours(
     Samples that are not held out may be among them; an image is no neighbour of itself.
     """
     found = []
-    for encoder in encoders:
-        queries, keys = (encode(encoder, s, config.views, executor) for s in (samples, searched))
+    for name, encoder in encoders.items():
+        queries, keys = (
+            store.features(encoder, part, config.images, config.views, of=name)
+            for part in (samples, searched)
+        )
         found.append(nearest(queries, keys, _NEIGHBOURS + 1)[1].tolist())
     result = []
     for row, name in enumerate(samples.names):

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diptych.diagnostics.label_free import Agreement
-from diptych.diagnostics.ranking import Measured, Ranking
+from diptych.diagnostics.ranking import RankedCandidate, Ranking
 from diptych.evaluation.split import Split
 from diptych.report.charts import ChartGroup, chart_groups
 
@@ -90,7 +90,7 @@ def _candidates(ranking: Ranking) -> Table:
     return table
 
 
-def _figure(row: Measured, name: str) -> str:
+def _figure(row: RankedCandidate, name: str) -> str:
     value = getattr(row, name)
     if value is None:
         return "-"

@@ -1,8 +1,8 @@
 """Files and folders that appear complete or not at all, and survive a loss of power from then on.
 
-Everything is written under a temporary name beside the final one, synced, and renamed. Each writer has
-a temporary name of its own, so several processes may write the same file: the bytes are never mixed,
-and one of them stands.
+Everything is written under a temporary name beside the final one, synced, and renamed. Each writer
+has a temporary name of its own, so several processes may write the same file: the bytes are never
+mixed, and one of them stands.
 """
 
 import glob

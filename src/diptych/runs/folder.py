@@ -88,6 +88,11 @@ class RunFolder:
         return self.path / "supervised.safetensors"
 
     @property
+    def features(self) -> Path:
+        """Features that were extracted once and are read again; may be deleted at any time."""
+        return self.path / "features"
+
+    @property
     def detection(self) -> Path:
         """How well detectors on the encoder find objects, once that was measured."""
         return self.path / "detection.json"

@@ -4,9 +4,7 @@ KNN, pretext accuracy and effective rank are always measured, and what the study
 """
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -17,11 +15,11 @@ from diptych.config.files import load_run_config, nest
 from diptych.config.sections import ImagesConfig, RunConfig
 from diptych.diagnostics.leak import check_leak
 from diptych.errors import ImagesError, TrainingError
-from diptych.evaluation.features import encode
+from diptych.evaluation.feature_store import FeatureStore
+from diptych.evaluation.features import trained_layers
 from diptych.evaluation.geometry import effective_rank
 from diptych.evaluation.knn import NEIGHBOURS, TEMPERATURE, accuracy, knn_predict
 from diptych.evaluation.labelled import Labelled, labelled_parts
-from diptych.evaluation.layers import trained_layers
 from diptych.evaluation.linear import fit_linear
 from diptych.evaluation.split import groups_of_parts, units_of
 from diptych.evaluation.supervised import supervised_encoder
@@ -35,6 +33,7 @@ from diptych.models.weights import load_encoder, untrained_encoder
 from diptych.pretraining import run_pretraining
 from diptych.runs.folder import RunFolder
 from diptych.runtime.device import use_threads
+from diptych.runtime.runtime import Runtime
 from diptych.studies.cell_results import CellResult, write_result
 from diptych.studies.study_run import CellRun
 
@@ -54,7 +53,7 @@ def train_and_measure(cell_run: CellRun, images: "SharedImages") -> CellResult:
         _train(cell_run, folder)
     except TrainingError as error:
         failed = str(error)
-    use_threads(images.threads)
+    use_threads(images.runtime.threads)
     run = TrainedRun(folder, images)
     extra = cell_run.study.measures
     reference = cell_run.cell.name == cell_run.study.reference
@@ -89,12 +88,11 @@ class SharedImages:
     """The labelled images, kept open from cell to cell, as all cells of a study share them.
 
     Args:
-        executor: its threads make views.
-        threads: as many.
+        runtime: what cells are measured with.
     """
 
-    def __init__(self, executor: Executor, threads: int) -> None:
-        self.executor, self.threads = executor, threads
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
         self._config: ImagesConfig | None = None
         self._collection: Collection | None = None
 
@@ -109,7 +107,7 @@ class SharedImages:
             ImagesError: they have no labels.
         """
         if config != self._config or self._collection is None:
-            self._collection, self._config = open_images(config, self.executor), config
+            self._collection, self._config = open_images(config, self.runtime.executor), config
         found = labelled_parts(self._collection, group_by=config.group_by, seen=seen)
         if found is None:
             raise ImagesError(
@@ -117,13 +115,6 @@ class SharedImages:
                 "class into a folder of its own."
             )
         return found
-
-
-@contextmanager
-def shared_images(threads: int) -> Iterator[SharedImages]:
-    """The images of a study, with so many threads to read them."""
-    with ThreadPoolExecutor(use_threads(threads)) as executor:
-        yield SharedImages(executor, threads)
 
 
 @dataclass(frozen=True)
@@ -156,7 +147,10 @@ class TrainedRun:
     def encode(self, network: nn.Module) -> tuple[Tensor, Tensor]:
         """The same of another network."""
         parts = (self.labelled.train, self.labelled.test)
-        train, test = (encode(network, p, self.config.views, self.images.executor) for p in parts)
+        store = FeatureStore(self.folder.features, self.images.runtime)
+        network = network.to(self.images.runtime.torch_device)
+        opened, views = self.config.images, self.config.views
+        train, test = (store.features(network, part, opened, views) for part in parts)
         return train, test
 
 
@@ -212,22 +206,21 @@ def _linear(run: TrainedRun) -> dict[str, float]:
 
 
 def _leak(run: TrainedRun) -> dict[str, float]:
-    found = check_leak(run.folder.path, threads=run.images.threads)
-    return {"leak": 0.0 if found is None else found.advantage}
+    found = check_leak(run.folder.path, threads=run.images.runtime.threads)
+    return {"leak": 0.0 if found is None else found.leak_accuracy}
 
 
 def _supervised(run: TrainedRun) -> dict[str, float]:
-    labelled, executor = run.labelled, run.images.executor
-    rival = supervised_encoder(run.folder, run.config, labelled, executor)
+    rival = supervised_encoder(run.folder, run.config, run.labelled, run.images.runtime)
     return {"supervised": _knn(run, run.encode(rival))}
 
 
 def _transformations(run: TrainedRun) -> dict[str, float]:
     """Shares named ``TASK_LAYER``, before (h) and after (g) the head."""
-    views, executor, images = run.config.views, run.images.executor, run.labelled.test
+    views, runtime, images = run.config.views, run.images.runtime, run.labelled.test
     groups, _, _ = groups_of_parts(images, None, run.config.images.group_by)
     found = probe_layers(
-        trained_layers(run.folder), images, views, executor, groups=units_of(images, groups)
+        trained_layers(run.folder), images, views, runtime, groups=units_of(images, groups)
     )["layers"]
     return {
         f"{name}_{short}": found[layer][task]["value"]

@@ -14,6 +14,7 @@ from typing import Final
 from diptych.errors import Interrupted, RunFolderError, TrainingError
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import require_writable
+from diptych.runtime.runtime import Runtime
 from diptych.studies.cell_results import CellResult
 from diptych.studies.study_run import CellRun, StudyRun
 from diptych.training.signals import collected_signals
@@ -40,12 +41,13 @@ def run_cells(
     Raises:
         Interrupted: a signal came; what was done is kept.
     """
-    from diptych.studies.cell_run import shared_images, train_and_measure
+    from diptych.studies.cell_run import SharedImages, train_and_measure
 
     runs = study_run.cell_runs()
     chosen = runs if cell is None else [study_run.cell_run(cell)]
     _require_room(study_run)
-    with shared_images(study_run.threads) as images:
+    with Runtime(threads=study_run.threads) as runtime:
+        images = SharedImages(runtime)
         for run in chosen:
             if run.result() is not None:
                 continue

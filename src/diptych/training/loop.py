@@ -19,7 +19,7 @@ from diptych.checkpoints.state import RunState
 from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.files import to_toml
 from diptych.config.sections import RunConfig
-from diptych.errors import ConfigError, FeaturesError, FirstStopped, LostPeer, TrainingError
+from diptych.errors import ConfigError, FeaturesError, FirstStopped, LostProcess, TrainingError
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.groups import find_groups
 from diptych.images.order import Order
@@ -35,7 +35,7 @@ from diptych.runs.folder import RunFolder
 from diptych.runs.record import load_record
 from diptych.runtime.device import choose_device, keep_freed_memory, views_device
 from diptych.runtime.distributed import largest_over_processes, process_count, process_rank
-from diptych.runtime.rendezvous import from_first, leave_together, who_is_missing
+from diptych.runtime.rendezvous import name_missing, run_on_first, wait_for_all
 from diptych.runtime.stopwatch import Stopwatch, watch
 from diptych.training.health import HealthProbe, build_probe
 from diptych.training.seen import uses_labels
@@ -70,7 +70,8 @@ def train(
     Raises:
         TrainingError: the loss or a weight is not a finite number; the last checkpoint is good.
         Interrupted: a signal came to one of the processes; a checkpoint was written first.
-        PeerError: another process is gone, or holds other weights; the last checkpoint is good.
+        DistributedError: another process is gone, or holds other weights; the last checkpoint
+            is good.
         NotSaved: at the end, or when a signal came, the run could not be saved.
         DamagedCheckpoint: there are checkpoints, but none is good or of these images.
         ConfigError: the settings ask for labels or groups that the images do not have.
@@ -135,8 +136,8 @@ def train(
         try:
             with stopwatch.running(), profiled(stopwatch, config.probe, folder) as step_ended:
                 run.train(log, saver, received, stopwatch, step_ended)
-        except LostPeer as error:
-            raise who_is_missing(error, state.step + 1) from error
+        except LostProcess as error:
+            raise name_missing(error, state.step + 1) from error
     return state
 
 
@@ -216,7 +217,7 @@ class _Run:
                 with watch("checkpoint"):
                     self._save(saver)
             if stop and not last:
-                leave_together()
+                wait_for_all()
                 raise interruption(stop, state.step, self.folder)
             step_ended()
 
@@ -302,7 +303,7 @@ class _Run:
             measure = self.probe.measure
             try:
                 with watch("measuring"):
-                    measured = from_first(lambda: json.dumps(measure(state.method, self.batches)))
+                    measured = run_on_first(lambda: json.dumps(measure(state.method, self.batches)))
             except FeaturesError as error:  # weights went astray in this step; its loss had not
                 raise self._not_finite(error.what, state.step) from error
             line |= json.loads(measured)
@@ -340,7 +341,7 @@ class _Run:
             log.finish()
             return ""
 
-        from_first(finish)
+        run_on_first(finish)
 
     def _said_in_checkpoints(self) -> dict[str, str]:
         """From which a run whose folder is lost is known again."""

@@ -1,8 +1,7 @@
-"""The two usual protocols on frozen features: kNN and a linear classifier by L-BFGS."""
+"""Protocols on frozen features: kNN, and a linear classifier by L-BFGS or by SGD."""
 
 import copy
 from collections.abc import Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -11,16 +10,29 @@ import torch
 from torch import Tensor, nn
 
 from diptych.config.sections import ScheduleConfig
-from diptych.evaluation.classifying import crop_and_flip, on_top_of, predict, train_on_labels
-from diptych.evaluation.confidence import Estimate, Statistic, accuracy_of, estimate, mean_per_class
+from diptych.evaluation.confidence import (
+    BootstrapEstimate,
+    Statistic,
+    accuracy_of,
+    estimate,
+    mean_per_class,
+)
 from diptych.evaluation.knn import accuracy, knn_predict, leave_one_out
 from diptych.evaluation.labelled import Labelled
-from diptych.evaluation.linear import fit_linear
+from diptych.evaluation.linear import L2_SWEEPS, fit_linear
 from diptych.evaluation.split import Split, units_of, unlabelled_split
-from diptych.evaluation.subject import STRENGTHS, TRAINED, Subject
+from diptych.evaluation.subject import TRAINED, Subject
+from diptych.evaluation.supervised import (
+    REFERENCE_BATCH,
+    crop_and_flip,
+    predict,
+    train_on_labels,
+    with_linear_head,
+)
 from diptych.images.collection import ImageSet
 from diptych.models.weights import PretrainedEncoder
 from diptych.optimization.schedules import learning_rate
+from diptych.runtime.runtime import Runtime
 
 
 def measure_knn(subject: Subject) -> dict[str, Any]:
@@ -55,7 +67,7 @@ def measure_knn(subject: Subject) -> dict[str, Any]:
 
 def measure_linear(subject: Subject) -> dict[str, Any]:
     """Multinomial logistic regression by L-BFGS (SimCLR, appendix B.8)."""
-    labelled, sweep = subject.labelled, STRENGTHS[subject.options.l2_sweep]
+    labelled, sweep = subject.labelled, L2_SWEEPS[subject.options.l2_sweep]
     predicted, strengths = {}, {}
     for name, (train, test) in subject.features.items():
         classifier = fit_linear(
@@ -111,7 +123,7 @@ def compared(
 
 def with_intervals(figures: Mapping[str, Statistic], images: int) -> dict[str, Any]:
     """Intervals of a figure of every encoder, and of the trained one's gain over each other."""
-    found: dict[str, Estimate] = {
+    found: dict[str, BootstrapEstimate] = {
         name: estimate(figure, images) for name, figure in figures.items()
     }
     best = found[TRAINED]
@@ -152,12 +164,9 @@ def _left_out(subject: Subject) -> dict[str, float]:
     return found
 
 
-BATCH: Final = 256
-
-
 @dataclass(frozen=True)
 class SgdProbe:
-    """How the classifier learns; no weight decay.
+    """How the classifier is trained by SGD; no weight decay.
 
     Attributes:
         rate: of a batch of 256; scaled in proportion to another.
@@ -181,20 +190,20 @@ SGD_PROBES: Final = {
 
 
 def measure_linear_sgd(subject: Subject) -> dict[str, Any]:
-    """Accuracy of the classifier on every encoder; pixels have none, as they are no network."""
+    """A linear classifier by SGD on every encoder; pixels have none, as they are no network."""
     options, labelled = subject.options, subject.labelled
     probe, epochs = SGD_PROBES[options.sgd], options.sgd_epochs
     predicted = {}
     for name, encoder in subject.encoders.items():
         own = subject.labelled_for(encoder)
-        classifier = fit_linear_sgd(encoder, own, probe, subject.executor, epochs=epochs)
-        predicted[name] = predict(classifier, own.test, encoder.config.views, subject.executor)
+        classifier = fit_linear_sgd(encoder, own, probe, subject.runtime, epochs=epochs)
+        predicted[name] = predict(classifier, own.test, encoder.config.views, subject.runtime)
     found, details = compared(predicted, labelled.test_labels)
     settings = common_settings(subject) | {
         "setting": options.sgd,
         "epochs": epochs or probe.epochs,
         "learning_rate": probe.rate,
-        "batch_size": BATCH,
+        "batch_size": REFERENCE_BATCH,
     }
     return {
         "linear_sgd": found,
@@ -208,7 +217,7 @@ def fit_linear_sgd(
     encoder: PretrainedEncoder,
     labelled: Labelled,
     probe: SgdProbe,
-    executor: Executor,
+    runtime: Runtime,
     *,
     epochs: int | None = None,
     seed: int = 0,
@@ -219,26 +228,27 @@ def fit_linear_sgd(
         encoder: stays as it is, in evaluation mode.
         labelled: its training part is learned from.
         probe: rate and schedule.
-        executor: its threads make views.
+        runtime: to train it on.
         epochs: instead of the probe's own.
         seed: of initial weights, order and views.
     """
     views = encoder.config.views
-    batches = crop_and_flip(labelled.train, views, executor, batch_size=BATCH, seed=seed)
+    batches = crop_and_flip(labelled.train, views, runtime, batch_size=REFERENCE_BATCH, seed=seed)
     steps = (epochs or probe.epochs) * batches.order.steps_per_epoch
-    network = copy.deepcopy(encoder.network)  # its memory of what is frozen is not shared
-    classifier = on_top_of(
+    network = copy.deepcopy(encoder.network)  # requires_grad is set on the copy only
+    classifier = with_linear_head(
         network, encoder.config, len(labelled.classes), frozen=True, seed=seed
     ).to(next(network.parameters()).device)
     optimizer = torch.optim.SGD(
         classifier.head.parameters(), lr=0.0, momentum=0.9, nesterov=probe.nesterov
     )
-    peak = probe.rate * batches.order.batch_size / 256
+    peak = probe.rate * batches.order.batch_size / REFERENCE_BATCH
 
     def rate(step: int) -> float:
         return learning_rate(
             probe.schedule, peak=peak, step=step, steps_per_epoch=1, total_steps=steps
         )
 
-    train_on_labels(classifier, batches, optimizer, rate, steps=steps)
+    told = runtime.counting("Training a linear classifier by SGD")
+    train_on_labels(classifier, batches, optimizer, rate, steps=steps, on_images=told)
     return classifier
