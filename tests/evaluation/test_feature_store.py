@@ -19,6 +19,7 @@ from diptych.config.sections import ImagesConfig, ViewsConfig
 from diptych.diagnostics.ranking import rank_runs
 from diptych.evaluation import feature_store
 from diptych.evaluation.feature_store import FeatureStore
+from diptych.evaluation.features import encode
 from diptych.evaluation.protocols import evaluate
 from diptych.images.collection import ImageSet
 from diptych.images.open import from_array
@@ -256,7 +257,7 @@ def run(class_folder: Path, tmp_path: Path) -> Path:
 
 def test_evaluate_report_and_rank_extract_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = dict.fromkeys(("trained", "untrained"), 0)
-    extract = feature_store.encode
+    extract = encode
 
     def counted(network: nn.Module, images: ImageSet, *rest: Any, **more: Any) -> Tensor:
         seen["untrained" if "untrained" in more["of"] else "trained"] += len(images)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final
 
 from diptych.errors import ConfigError
 from diptych.runtime.device import choose_device, use_threads, views_device
@@ -21,15 +21,6 @@ BATCH_SIZE: Final = 256
 """Images that a frozen network sees at once, where nothing else is asked for."""
 
 DEVICES: Final = ("auto", "cpu", "cuda", "mps")
-
-
-class RuntimeArguments(TypedDict, total=False):
-    """Keywords by which functions take what ``Runtime`` is made of; see there."""
-
-    device: str
-    threads: int | None
-    batch_size: int
-    progress: ProgressReporter
 
 
 @dataclass(frozen=True)
