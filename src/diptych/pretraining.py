@@ -59,7 +59,7 @@ from diptych.runs.record import (
     new_identity,
     write_record,
 )
-from diptych.runtime.console import outlet
+from diptych.runtime.console import safe_stream
 from diptych.runtime.device import choose_device, divided, use_threads
 from diptych.runtime.rendezvous import describe_process, process_group, run_on_first, wait_for_all
 from diptych.runtime.world import World, advice_on_restarts, restarts_allowed, stop_with_launcher
@@ -106,7 +106,7 @@ def pretrain(
         "scale": scale,
     }
     flat |= {name: value for name, value in wanted.items() if value is not None}
-    with Display(Console(file=outlet(sys.stdout), quiet=quiet, markup=False)) as display:
+    with Display(Console(file=safe_stream(sys.stdout), quiet=quiet, markup=False)) as display:
         folder = run_pretraining(
             nest(flat),
             out=None if out is None else Path(out),

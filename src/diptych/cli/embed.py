@@ -53,7 +53,11 @@ def embed(arguments: Sequence[str]) -> None:
     flags, here = parse(EmbedFlags, embed, arguments), read_world()
     shards = own_shards(flags.shard, flags.shards, here)
     lines = PrintedShardProgress(Console(quiet=flags.quiet, markup=False))
-    with Runtime(**asdict(flags.runtime), batch_size=flags.settings.batch_size) as runtime:
+    with Runtime(
+        **asdict(flags.runtime),
+        batch_size=flags.settings.batch_size,
+        processes=here.local_count,
+    ) as runtime:
         for done in embed_shards(
             flags.run, flags.path, flags.out, shards, flags.settings, runtime, lines
         ):
