@@ -25,7 +25,8 @@ from diptych.errors import ConfigError, DiptychError, exit_code_of, sentence_of
 from diptych.evaluation.protocols import evaluate as evaluate_run
 from diptych.images.order import Order
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
-from diptych.runs.folder import RunFolder, require_writable, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder, require_writable
 from diptych.runtime.device import choose_device
 
 
@@ -39,7 +40,13 @@ def all_errors() -> list[type[DiptychError]]:
 
 def test_every_error_has_its_exit_code() -> None:
     codes = {one.__name__: one.exit_code for one in all_errors()}
-    stopped = {"TrainingError", "PeerError", "LostPeer", "FirstStopped", "UnreachableFolder"}
+    stopped = {
+        "TrainingError",
+        "DistributedError",
+        "LostProcess",
+        "FirstStopped",
+        "UnreachableFolder",
+    }
     stopped.add("LostImage")
     for name, code in codes.items():
         assert code == (74 if name == "NotSaved" else 1 if name in stopped else 2), name
@@ -237,7 +244,7 @@ def test_a_disk_that_fills_up_under_a_preview(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("diptych.runs.folder.os.fsync", full)
+    monkeypatch.setattr("diptych.runs.atomic.os.fsync", full)
     out = tmp_path / "new" / name
     given = ["--rows", "1", "--columns", "2", "--out", str(out)]
     assert main(["views", str(class_folder), *given]) == 2
@@ -266,7 +273,7 @@ def test_a_disk_that_fills_up_names_the_file(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space") as caught:
-        write_aside(tmp_path / "a.json", b"{}")
+        atomic_write(tmp_path / "a.json", b"{}")
     said = sentence_of(caught.value)
     assert said is not None
     assert said.startswith(f"{tmp_path / 'a.json'}: No space left on device. Make room")
@@ -361,7 +368,7 @@ def test_a_url_reaches_the_one_who_opens_it(
         opened.append(name)
         raise errors.ImagesError("not today")
 
-    monkeypatch.setattr("diptych.images.sources.hugging_face.fetch", fetch)
+    monkeypatch.setattr("diptych.images.open.fetch", fetch)
     assert main(["evaluate", str(run), "--train", URL]) == 2
     assert main(["evaluate", str(run), "--protocol", "transfer", "--transfer", URL]) == 2
     assert opened == [URL, URL]

@@ -14,15 +14,15 @@ from typing import Any
 
 from rich.console import Console
 
-from diptych.checkpoints.checkpoint import list_checkpoints, require_place_of
-from diptych.checkpoints.same_run import (
-    OF_THE_IMAGES,
+from diptych.checkpoints.identity import (
+    MAY_CHANGE_ON_RESUME,
     fingerprint_of,
-    found_again,
+    recover_run,
     require_same_images,
 )
+from diptych.checkpoints.save_and_load import list_checkpoints, refuse_foreign_checkpoints
 from diptych.checkpoints.state import RunState
-from diptych.checkpoints.stores import Place, checkpoint_place
+from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.consistency import require_divisible, require_equal_parts
 from diptych.config.files import (
     SHORT_NAMES,
@@ -39,7 +39,7 @@ from diptych.images.collection import Collection
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images, require_there
 from diptych.images.order import Order
-from diptych.images.sources.hugging_face import path_of
+from diptych.images.sources.handed_over import path_of
 from diptych.logging.progress import Display, Silent, Watcher
 from diptych.models.weights import save_encoder, save_head
 from diptych.resolve import (
@@ -50,7 +50,8 @@ from diptych.resolve import (
     overrides_of,
     resolve,
 )
-from diptych.runs.folder import RunFolder, alone_in, require_writable, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder, alone_in, require_writable
 from diptych.runs.record import (
     Identity,
     RunRecord,
@@ -59,9 +60,9 @@ from diptych.runs.record import (
     new_identity,
     write_record,
 )
-from diptych.runtime.console import outlet
+from diptych.runtime.console import safe_stream
 from diptych.runtime.device import choose_device, divided, use_threads
-from diptych.runtime.rendezvous import from_first, introduction, joined, leave_together
+from diptych.runtime.rendezvous import describe_process, process_group, run_on_first, wait_for_all
 from diptych.runtime.world import World, advice_on_restarts, restarts_allowed, stop_with_launcher
 from diptych.training.begin_from import MAY_DIFFER, config_of_beginning, require_beginning
 from diptych.training.loop import train
@@ -83,7 +84,7 @@ def pretrain(
 
     Args:
         path: a folder of images, a .txt list of their paths, .tar shards, a .npz, .npy or IDX
-            file, or ``photographs``.
+            file, ``photographs``, a Hugging Face data set, or a ``torch.utils.data.Dataset``.
         recipe: name in ``diptych.RECIPES``; ``simclr`` when not given.
         scale: ``tiny``, ``small`` or ``paper``; chosen from images and device when not given.
         out: the run folder; a new one under ``runs/`` when not given.
@@ -106,7 +107,7 @@ def pretrain(
         "scale": scale,
     }
     flat |= {name: value for name, value in wanted.items() if value is not None}
-    with Display(Console(file=outlet(sys.stdout), quiet=quiet, markup=False)) as display:
+    with Display(Console(file=safe_stream(sys.stdout), quiet=quiet, markup=False)) as display:
         folder = run_pretraining(
             nest(flat),
             out=None if out is None else Path(out),
@@ -144,7 +145,9 @@ def run_pretraining(
     earlier = load_run_config(begun) if begun is not None and begun.exists() else None
     training = _overlaid(earlier, layers).training
     choose_device(training.device)  # before any work is done
-    with joined(device=training.device, timeout_seconds=training.process_timeout_seconds) as here:
+    with process_group(
+        device=training.device, timeout_seconds=training.process_timeout_seconds
+    ) as here:
         return _pretrain_together(layers, out, resume, here, watcher, on_progress)
 
 
@@ -185,10 +188,10 @@ def _pretrain_together(
 ) -> RunFolder:
     """What every process does once all have met."""
     presented = watcher
-    if not here.speaks:
+    if not here.is_first:
         watcher, on_progress = Silent(), ignore_progress
     # One looks: the others would see what it writes.
-    located = json.loads(from_first(lambda: _locate_for_all(out, resume, layers)))
+    located = json.loads(run_on_first(lambda: _locate_for_all(out, resume, layers)))
     folder = RunFolder(Path(located["folder"]))
     earlier = load_run_config(folder.config) if located["begun"] else None
     asked = _overlaid(earlier, layers)
@@ -199,25 +202,25 @@ def _pretrain_together(
         watcher.say(collection.description)
         if advice := advice_on_restarts(resume=resume):
             watcher.say(advice)
-        from_first(
+        run_on_first(
             lambda: _settle(folder, earlier, layers, collection, resume, here, watcher, held)
         )
         config = load_run_config(folder.config)
         collection = collection.decoded_for(config.images)
         if earlier is None:
-            from_first(lambda: keep_trained_on(folder, config, collection, executor))
+            run_on_first(lambda: keep_trained_on(folder, config, collection, executor))
         if here.count > 1:
             device = str(choose_device(config.training.device))
-            presented.say(introduction(device, threads, len(collection.train)))
+            presented.say(describe_process(device, threads, len(collection.train)))
         try:
             state = train(config, collection, folder, executor, watcher)
         except ConfigError:
-            if earlier is None and here.speaks:
-                _take_back(folder, checkpoint_place(config.checkpoint, folder))
+            if earlier is None and here.is_first:
+                _take_back(folder, checkpoint_location(config.checkpoint, folder))
             raise
-        from_first(lambda: keep_trained_on(folder, config, collection, executor))
-    from_first(lambda: _save_networks(folder, state, config))
-    leave_together()
+        run_on_first(lambda: keep_trained_on(folder, config, collection, executor))
+    run_on_first(lambda: _save_networks(folder, state, config))
+    wait_for_all()
     return folder
 
 
@@ -306,9 +309,9 @@ def _new_run(
         )
         watcher.say(sentence)
     fingerprint = fingerprint_of(config, images)
-    place = checkpoint_place(config.checkpoint, folder)
+    place = checkpoint_location(config.checkpoint, folder)
     if list_checkpoints(place):
-        found = found_again(config, place, folder, fingerprint, resume=resume, say=watcher.say)
+        found = recover_run(config, place, folder, fingerprint, resume=resume, say=watcher.say)
         run = found[1].identity
         _require_alone(folder, run, place)
         watcher.say(f"{place} holds the checkpoints of run {run}, whose folder is lost.")
@@ -330,8 +333,8 @@ def _known_run(
     """Settings and identity of a run that goes on, maybe with its images under another path."""
     config, record = overlay_all(earlier, layers), load_record(folder)
     require_same_images(record.images, fingerprint_of(config, collection.train))
-    place = checkpoint_place(config.checkpoint, folder)
-    require_place_of(place, record.identity)
+    place = checkpoint_location(config.checkpoint, folder)
+    refuse_foreign_checkpoints(place, record.identity)
     _require_alone(folder, record.identity, place)
     if not list_checkpoints(place):
         _begin_anew(folder, place, watcher)
@@ -342,7 +345,7 @@ def _known_run(
     return config, record
 
 
-def _begin_anew(folder: RunFolder, place: Place, watcher: Watcher) -> None:
+def _begin_anew(folder: RunFolder, place: CheckpointLocation, watcher: Watcher) -> None:
     """Says that a run begins anew, as it left no checkpoint; refuses that where it has ended."""
     if folder.encoder.exists():
         raise RunFolderError(
@@ -353,7 +356,7 @@ def _begin_anew(folder: RunFolder, place: Place, watcher: Watcher) -> None:
     watcher.say(f"No checkpoint of this run is in {place}, so it begins anew.")
 
 
-def _require_alone(folder: RunFolder, run: Identity, place: Place) -> None:
+def _require_alone(folder: RunFolder, run: Identity, place: CheckpointLocation) -> None:
     """Refuses to go on in two folders with one run whose checkpoints lie in neither."""
     other = RunFolder(Path(run.begun_as))
     if place == folder.checkpoints or other.path == folder.path.absolute():
@@ -400,8 +403,10 @@ def _save_networks(folder: RunFolder, state: RunState, config: RunConfig) -> str
 
 def _refuse_other_config(earlier: RunConfig, layers: Overrides, folder: RunFolder) -> None:
     """A run goes on with its own settings only; those that were not given again are its own."""
-    wanted = overlay_all(earlier, layers)
-    different = [name for name in differing_keys(earlier, wanted) if name not in OF_THE_IMAGES]
+    asked = overlay_all(earlier, layers)
+    different = [
+        name for name in differing_keys(earlier, asked) if name not in MAY_CHANGE_ON_RESUME
+    ]
     if not different:
         return
     mend = "begin a new run in another --out"
@@ -455,10 +460,10 @@ def _is_foreign(path: Path, folder: RunFolder) -> bool:
 def _begin(folder: RunFolder, config: RunConfig, record: RunRecord) -> None:
     """Writes what a run is known by, the config last: a folder that has one has begun."""
     write_record(folder, record)
-    write_aside(folder.config, to_toml(config).encode())
+    atomic_write(folder.config, to_toml(config).encode())
 
 
-def _take_back(folder: RunFolder, checkpoints: Place) -> None:
+def _take_back(folder: RunFolder, checkpoints: CheckpointLocation) -> None:
     """Removes what was written of a run whose settings turned out not to work.
 
     So the mended command can be given with the same --out.
@@ -476,4 +481,4 @@ def _write_skipped(folder: RunFolder, collection: Collection) -> None:
     writer.writerow(["part", "name", "reason", "count"])
     rows = collection.inventory.rows()
     writer.writerows([one.part, escaped(one.name), one.reason, one.count] for one in rows)
-    write_aside(folder.skipped, table.getvalue().encode(errors=HANDLER))
+    atomic_write(folder.skipped, table.getvalue().encode(errors=HANDLER))

@@ -11,7 +11,7 @@ from diptych.config.model import EncoderConfig
 from diptych.config.recipes import choose_scale, fitted_batch, fitting_stem, recipe_config
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
-from diptych.images.sources.hugging_face import from_any_folder
+from diptych.images.open import from_any_folder
 from diptych.images.sources.photographs import PHOTOGRAPHS_NAME
 from diptych.runtime.device import available_threads, choose_device
 

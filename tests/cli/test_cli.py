@@ -23,7 +23,7 @@ from diptych.cli.main import VERBS, main
 from diptych.config.files import load_run_config
 from diptych.config.reference import settings_of
 from diptych.report.page import write_report
-from report.test_detections import FOUND as FOUND_BOXES
+from report.test_charts import FOUND as FOUND_BOXES
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 TINY = [

@@ -5,7 +5,7 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from diptych.errors import PeerError
+from diptych.errors import DistributedError
 from diptych.methods.objective import LookUp
 from diptych.optimization.loss_scale import LossScale
 from diptych.runtime.distributed import average_over_processes
@@ -26,7 +26,7 @@ def told(number: int, rank: int) -> str:
             method.get_parameter("0.weight")[1, 2] += 1e-7
     try:
         require_in_step(method, 7)
-    except PeerError as error:
+    except DistributedError as error:
         return str(error)
     return ""
 
@@ -49,7 +49,7 @@ def in_each(rank: int, count: int) -> Results:
     said = [told(-1, rank), told(0, rank), told(count - 1, rank)]
     try:
         require_in_step(network(), 7, images="other" if rank == 1 else "same")
-    except PeerError as error:
+    except DistributedError as error:
         said.append(str(error))
     moves, value = settled(rank, overflowing=1)
     others_move, _ = settled(rank, overflowing=9)

@@ -1,12 +1,15 @@
-"""The verb `check-leak`: does batch norm tell a run's queries which key is theirs?"""
+"""The verb `check-leak`: do batch statistics give a run's positive keys away?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from rich.console import Console
+from tyro.conf import Positional, arg
 
-from diptych.cli.flags import parse
+from diptych.cli.flags import DeviceFlags, parse
+from diptych.runtime.progress import ProgressBars
 
 
 @dataclass(frozen=True)
@@ -17,15 +20,15 @@ class CheckLeakFlags:
     """A run folder with a checkpoint."""
     images: int = 2048
     """Images to encode, in whole batches."""
-    threads: int | None = None
-    """CPU threads; all cores by default."""
+    runtime: Annotated[DeviceFlags, arg(name="")] = field(default_factory=DeviceFlags)
 
 
 def check_leak(arguments: Sequence[str]) -> None:
-    """Measure how far batch statistics alone tell a run's queries which key is theirs.
+    """Measure a run's leak accuracy: how many queries batch statistics alone match to their key.
 
-    Encodes images as in training, with the head and the key encoder of the newest checkpoint, and
-    again with every key among other images: how many more queries find their key in the first case?
+    Images are encoded as in training, in batches as large, with the head and the key encoder of the
+    newest checkpoint, and again with keys in random groups. Leak accuracy is the pretext accuracy
+    of the first less that of the second.
 
     Examples:
       diptych check-leak runs/photos
@@ -36,7 +39,8 @@ def check_leak(arguments: Sequence[str]) -> None:
     from diptych.runs.folder import RunFolder
 
     flags = parse(CheckLeakFlags, check_leak, arguments)
-    found = measure(flags.run, image_count=flags.images, threads=flags.threads)
+    with ProgressBars(Console(markup=False)) as bars:
+        found = measure(flags.run, image_count=flags.images, progress=bars, **asdict(flags.runtime))
     if found is None:
         print(f"Nothing can leak: {cannot_leak(load_run_config(RunFolder(flags.run).config))}.")
     else:

@@ -1,7 +1,7 @@
 """The verb `detect`: detectors on a run's ResNet and on an untrained one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from diptych.cli.flags import parse
+from diptych.cli.flags import DeviceFlags, parse
 from diptych.config.detection import DetectionConfig
+from diptych.runtime.progress import ProgressBars
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,7 @@ class DetectFlags:
     test_part: str = "test"
     """The part to measure on."""
     settings: Annotated[DetectionConfig, arg(name="")] = field(default_factory=DetectionConfig)
-    threads: int | None = None
-    """CPU threads; all cores by default."""
+    runtime: Annotated[DeviceFlags, arg(name="")] = field(default_factory=DeviceFlags)
 
 
 COMMON: Final = {
@@ -59,15 +59,17 @@ def detect(arguments: Sequence[str]) -> None:
         done = "found" if was_there else "done"
         console.print(f"Detector on the {backbone} ResNet, seed {seed}: {done}.", highlight=False)
 
-    found = measure_detection(
-        flags.run,
-        flags.data,
-        flags.settings,
-        train_part=flags.train_part,
-        test_part=flags.test_part,
-        threads=flags.threads,
-        on_cell=tell,
-    )
+    with ProgressBars(console) as bars:
+        found = measure_detection(
+            flags.run,
+            flags.data,
+            flags.settings,
+            train_part=flags.train_part,
+            test_part=flags.test_part,
+            progress=bars,
+            on_cell=tell,
+            **asdict(flags.runtime),
+        )
     _print_detection(console, found)
 
 

@@ -1,15 +1,14 @@
 """The verb `embed`: the features of any images, in Parquet files."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from diptych.cli.flags import parse
+from diptych.cli.flags import DeviceFlags, parse
 from diptych.config.embedding import EmbedSettings
 from diptych.runtime.world import read_world
 
@@ -30,8 +29,7 @@ class EmbedFlags:
     """Split the whole into this many, of which each process takes its share. One for each process
     of torchrun when not given."""
     settings: Annotated[EmbedSettings, arg(name="")] = field(default_factory=EmbedSettings)
-    threads: int | None = None
-    """CPU threads of all processes of this machine together; all cores by default."""
+    runtime: Annotated[DeviceFlags, arg(name="")] = field(default_factory=DeviceFlags)
     quiet: bool = False
     """Show nothing but errors."""
 
@@ -48,15 +46,19 @@ def embed(arguments: Sequence[str]) -> None:
       diptych launch --nproc-per-node 8 -- embed runs/photos photos/ -o features/ --shards 64
     """
     from diptych.embeddings.embed import embed_shards
-    from diptych.embeddings.sharding import own_shards
-    from diptych.embeddings.work import ShardLines
-    from diptych.runtime.device import use_threads
+    from diptych.embeddings.job import PrintedShardProgress
+    from diptych.embeddings.shards import own_shards
+    from diptych.runtime.runtime import Runtime
 
     flags, here = parse(EmbedFlags, embed, arguments), read_world()
     shards = own_shards(flags.shard, flags.shards, here)
-    lines = ShardLines(Console(quiet=flags.quiet, markup=False))
-    with ThreadPoolExecutor(use_threads(flags.threads, processes=here.local_count)) as executor:
+    lines = PrintedShardProgress(Console(quiet=flags.quiet, markup=False))
+    with Runtime(
+        **asdict(flags.runtime),
+        batch_size=flags.settings.batch_size,
+        processes=here.local_count,
+    ) as runtime:
         for done in embed_shards(
-            flags.run, flags.path, flags.out, shards, flags.settings, executor, lines
+            flags.run, flags.path, flags.out, shards, flags.settings, runtime, lines
         ):
             lines.done(done)

@@ -1,14 +1,15 @@
 """The verb `evaluate`: how good a run's features are."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from rich.console import Console
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from diptych.cli.flags import parse
+from diptych.cli.flags import InferenceFlags, parse
+from diptych.runtime.progress import ProgressBars
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,13 @@ class EvaluateFlags:
     """Of finetune: how many."""
     transfer: tuple[str, ...] = ()
     """Of transfer: labelled images, each path a task."""
-    threads: int | None = None
-    """CPU threads; all cores by default."""
+    runtime: Annotated[InferenceFlags, arg(name="")] = field(default_factory=InferenceFlags)
 
 
 COMMON: Final = {
     "what is measured": ("protocol", "train", "test", "against", "supervised", "head_layers"),
     "settings of the protocols": ("neighbours", "finetune_shares", "seeds", "transfer"),
-    "how": ("crops", "threads"),
+    "how": ("crops", "device", "batch_size", "threads"),
 }
 """Flags that most people need."""
 
@@ -85,9 +85,11 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     flags = parse(EvaluateFlags, evaluate, arguments, common=COMMON)
     options = asdict(flags)
-    run, protocols = options.pop("run"), options.pop("protocol")
+    run, protocols, runtime = (options.pop(name) for name in ("run", "protocol", "runtime"))
     console = Console(markup=False)
-    print_tables(console, measure(run, protocols, **options))
+    with ProgressBars(console) as bars:
+        found = measure(run, protocols, **runtime, progress=bars, **options)
+    print_tables(console, found)
     print_verdict(console, run)
 
 

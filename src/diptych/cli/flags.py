@@ -7,9 +7,10 @@ it is marked by ``tyro.conf.arg(name="")``. The docstrings under the fields are 
 import inspect
 import sys
 from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from operator import attrgetter
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 import tyro
 
@@ -23,6 +24,24 @@ Flags = TypeVar("Flags")
 Verb = Callable[[Sequence[str]], None]
 
 _SETTINGS: Final = {*flatten(RunConfig()), *SHORT_NAMES}
+
+
+@dataclass(frozen=True)
+class DeviceFlags:
+    """What a verb runs on."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where networks run; auto takes an accelerator if there is one."""
+    threads: int | None = None
+    """CPU threads of all processes of this machine together; all cores by default."""
+
+
+@dataclass(frozen=True)
+class InferenceFlags(DeviceFlags):
+    """What a verb runs on that extracts features."""
+
+    batch_size: int = 256
+    """Images that a frozen network sees at once. Features depend on it by rounding only."""
 
 
 class SettingsFlags(Protocol):

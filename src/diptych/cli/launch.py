@@ -67,7 +67,7 @@ def _check_pretrain(options: Sequence[str], given: Sequence[str]) -> list[str]:
 def _check_embed(options: Sequence[str], given: Sequence[str]) -> None:
     """The same of a command that embeds."""
     from diptych.embeddings.embed import check_before_start
-    from diptych.embeddings.sharding import own_shards
+    from diptych.embeddings.shards import own_shards
     from diptych.runtime.launcher import process_count
     from diptych.runtime.world import World
 

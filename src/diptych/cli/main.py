@@ -19,7 +19,7 @@ from diptych.errors import (
     sentence_of,
 )
 from diptych.escaping import readable_lines
-from diptych.runtime.console import lasting_output
+from diptych.runtime.console import safe_output
 from diptych.runtime.device import shorten_spinning
 from diptych.runtime.world import read_world, tell_launcher
 
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training stopped or for a fault of the program, 74 when a run could not be saved, 128 + n when
     signal n stopped a run, which can then be resumed. docs/exit-codes.md says more.
     """
-    with lasting_output():
+    with safe_output():
         return _run(arguments)
 
 
@@ -138,16 +138,16 @@ def _say(error: Exception, sentence: str) -> None:
         return
     if isinstance(error, FirstStopped):  # the first says why
         return
-    if isinstance(error, Interrupted) and not _speaks():
+    if isinstance(error, Interrupted) and not _is_first():
         return
     # A single process may fail where the first does not: on its own machine, say.
-    who = "diptych" if _speaks() else f"diptych, process {os.environ.get('RANK')}"
+    who = "diptych" if _is_first() else f"diptych, process {os.environ.get('RANK')}"
     print(f"{who}: {readable_lines(sentence)}", file=sys.stderr)
 
 
-def _speaks() -> bool:
+def _is_first() -> bool:
     """Whether this is the only process, or the first of those that torchrun started."""
     try:
-        return read_world().speaks
+        return read_world().is_first
     except ConfigError:  # an environment that is no launcher's
         return True

@@ -11,7 +11,8 @@ from rich.console import Console
 from diptych.cli.flags import explicit_settings, parse
 from diptych.cli.pretrain import PretrainFlags
 from diptych.planning.machine import MachineConfig, machine_named
-from diptych.runs.folder import require_writable, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import require_writable
 
 
 @dataclass(frozen=True)
@@ -83,4 +84,4 @@ def plan(arguments: Sequence[str]) -> None:
     if not flags.quiet:
         print_plan(Console(markup=False), made)
     if flags.json is not None:
-        write_aside(flags.json, (json.dumps(made.as_json(), indent=1) + "\n").encode())
+        atomic_write(flags.json, (json.dumps(made.as_json(), indent=1) + "\n").encode())

@@ -20,6 +20,7 @@ from diptych.config.optimization import OptimizerConfig, ScheduleConfig
 from diptych.config.training import CheckpointConfig, ProbeConfig, TrainingConfig
 from diptych.errors import ConfigError, ImagesError, RunFolderError
 from diptych.runs.folder import RunFolder
+from diptych.runtime.progress import ProgressBars
 from diptych.runtime.world import read_world
 
 DEMO_EPOCHS: Final = 16
@@ -177,17 +178,19 @@ def _run_to_report(
             watcher=display,
             on_progress=display.files,
         )
-    if not read_world().speaks:
+    if not read_world().is_first:
         return
     console.print(f"Encoder: {folder.encoder}", highlight=False, soft_wrap=True)
     if not report:
         return
-    threads = settings.get("training", {}).get("threads")
-    try:
-        print_tables(console, measure(folder.path, threads=threads))
-    except ImagesError as error:
-        console.print(str(error), highlight=False)
-    page = write_report(folder.path, threads=threads)
+    given = settings.get("training", {})
+    runtime = {name: given[name] for name in ("device", "threads") if name in given}
+    with ProgressBars(console) as bars:
+        try:
+            print_tables(console, measure(folder.path, progress=bars, **runtime))
+        except ImagesError as error:
+            console.print(str(error), highlight=False)
+        page = write_report(folder.path, progress=bars, **runtime)
     print_verdict(console, folder.path)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
 

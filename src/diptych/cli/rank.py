@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from diptych.cli.flags import parse
-from diptych.runs.folder import require_writable, write_aside
+from diptych.cli.flags import InferenceFlags, parse
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import require_writable
+from diptych.runtime.progress import ProgressBars
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,7 @@ class RankFlags:
     """Images to measure on, at most."""
     json: Path | None = None
     """Also write all figures to this file."""
-    threads: int | None = None
-    """CPU threads; all cores by default."""
+    runtime: Annotated[InferenceFlags, arg(name="")] = field(default_factory=InferenceFlags)
 
 
 def rank(arguments: Sequence[str]) -> None:
@@ -52,14 +54,17 @@ def rank(arguments: Sequence[str]) -> None:
     flags = parse(RankFlags, rank, arguments)
     if flags.json is not None:
         require_writable(flags.json.parent)
-    found = rank_runs(
-        flags.runs,
-        images=flags.images,
-        labels=flags.labels,
-        checkpoints=flags.checkpoints,
-        image_count=flags.image_count,
-        threads=flags.threads,
-    )
-    print_ranking(Console(markup=False), found)
+    console = Console(markup=False)
+    with ProgressBars(console) as bars:
+        found = rank_runs(
+            flags.runs,
+            images=flags.images,
+            labels=flags.labels,
+            checkpoints=flags.checkpoints,
+            image_count=flags.image_count,
+            progress=bars,
+            **asdict(flags.runtime),
+        )
+    print_ranking(console, found)
     if flags.json is not None:
-        write_aside(flags.json, (json.dumps(found.as_dict(), indent=1) + "\n").encode())
+        atomic_write(flags.json, (json.dumps(found.as_dict(), indent=1) + "\n").encode())

@@ -1,12 +1,15 @@
 """The verb `report`: a run folder as one page."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from rich.console import Console
+from tyro.conf import Positional, arg
 
-from diptych.cli.flags import parse
+from diptych.cli.flags import InferenceFlags, parse
+from diptych.runtime.progress import ProgressBars
 
 
 @dataclass(frozen=True)
@@ -15,8 +18,7 @@ class ReportFlags:
 
     run: Positional[Path]
     """A run folder whose training has ended."""
-    threads: int | None = None
-    """CPU threads; all cores by default."""
+    runtime: Annotated[InferenceFlags, arg(name="")] = field(default_factory=InferenceFlags)
 
 
 def report(arguments: Sequence[str]) -> None:
@@ -28,4 +30,6 @@ def report(arguments: Sequence[str]) -> None:
     from diptych.report.page import write_report
 
     flags = parse(ReportFlags, report, arguments)
-    print(f"Report: {write_report(flags.run, threads=flags.threads)}")
+    with ProgressBars(Console(markup=False)) as bars:
+        page = write_report(flags.run, progress=bars, **asdict(flags.runtime))
+    print(f"Report: {page}")

@@ -11,7 +11,7 @@ from diptych.cli.flags import parse
 from diptych.errors import ConfigError
 
 if TYPE_CHECKING:
-    from diptych.studies.conduct import Plan
+    from diptych.studies.study_run import StudyRun
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def study(arguments: Sequence[str]) -> None:
       diptych study head --data cifar10/ --only-report
     """
     from diptych.studies.catalog import STUDIES, find_study
-    from diptych.studies.conduct import make_plan, run_cells, run_cells_in_processes, write_commands
+    from diptych.studies.conduct import run_cells, run_cells_in_processes, write_commands
+    from diptych.studies.study_run import study_run
 
     flags = parse(StudyFlags, study, arguments)
     if flags.name is None:
@@ -67,7 +68,7 @@ def study(arguments: Sequence[str]) -> None:
     chosen = find_study(flags.name)
     if flags.data is None:
         raise ConfigError(f"diptych study {flags.name} needs images: give --data PATH.")
-    plan = make_plan(
+    run = study_run(
         chosen,
         data=flags.data,
         out=flags.out,
@@ -78,21 +79,21 @@ def study(arguments: Sequence[str]) -> None:
         jobs=flags.jobs,
     )
     if flags.write_commands is not None:
-        count = write_commands(plan, flags.write_commands)
+        count = write_commands(run, flags.write_commands)
         print(f"{count} commands: {flags.write_commands}")
         return
     if not flags.only_report:
         if flags.jobs > 1 and flags.cell is None:
-            run_cells_in_processes(plan, flags.jobs)
+            run_cells_in_processes(run, flags.jobs)
         else:
-            run_cells(plan, cell=flags.cell)
+            run_cells(run, cell=flags.cell)
     if not (flags.only_run or flags.cell):
-        _write_study(plan)
+        _write_study(run)
 
 
-def _write_study(plan: "Plan") -> None:
+def _write_study(run: "StudyRun") -> None:
     from diptych.studies.study_page import write_study
 
-    for sentence in write_study(plan):
+    for sentence in write_study(run):
         print(sentence)
-    print(f"Study: {plan.out / 'index.html'}")
+    print(f"Study: {run.out / 'index.html'}")

@@ -54,11 +54,11 @@ class DetectionConfig:
         check.between(0, 0.5, "jitter")
 
 
-def learning_rate(config: DetectionConfig, step: int, steps: int) -> float:
+def detection_learning_rate(config: DetectionConfig, step: int, steps: int) -> float:
     """The learning rate of a step, from 0, of so many.
 
     >>> config = DetectionConfig(learning_rate=1.0, warmup_steps=2, schedule="step")
-    >>> [round(learning_rate(config, step, 18), 3) for step in (0, 1, 2, 11, 12, 16)]
+    >>> [round(detection_learning_rate(config, step, 18), 3) for step in (0, 1, 2, 11, 12, 16)]
     [0.5, 1.0, 1.0, 1.0, 0.1, 0.01]
     """
     warmup = min(config.warmup_steps, steps // 4)

@@ -15,7 +15,8 @@ from torch import Tensor
 from diptych.errors import NotSaved
 from diptych.logging.events import first_events, line_events, new_events_path
 from diptych.logging.symptoms import NOT_WORK, OWN, SLOWEST, SLOWEST_PROCESS, USUAL
-from diptych.runs.folder import RunFolder, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder
 from diptych.runtime.distributed import gather_rows, process_count
 from diptych.runtime.stopwatch import PARTS
 
@@ -45,7 +46,7 @@ class RunLog:
         self.lines: list[dict[str, Any]] = kept
         self._resumed_step, self._say, self._folder = resumed_step, say, folder
         self._in_trouble = False
-        write_aside(folder.metrics, self._all_lines())
+        atomic_write(folder.metrics, self._all_lines())
         self._metrics = AppendedFile(folder.metrics, self._all_lines)
         self._events = AppendedFile(new_events_path(folder.tensorboard), self._all_events)
         self._events.add(b"")  # begins the file
