@@ -83,7 +83,7 @@ def pretrain(
 
     Args:
         path: a folder of images, a .txt list of their paths, .tar shards, a .npz, .npy or IDX
-            file, or ``photographs``.
+            file, ``photographs``, a Hugging Face data set, or a ``torch.utils.data.Dataset``.
         recipe: name in ``diptych.RECIPES``; ``simclr`` when not given.
         scale: ``tiny``, ``small`` or ``paper``; chosen from images and device when not given.
         out: the run folder; a new one under ``runs/`` when not given.
