@@ -28,8 +28,9 @@ from diptych.errors import DamagedCheckpoint, ImagesError, RunFolderError
 from diptych.images.groups import find_groups
 from diptych.images.open import open_images
 from diptych.images.order import Order
-from diptych.methods.contrastive import Method, build_method
-from diptych.methods.scores import finds_own, resolution
+from diptych.methods.build import METHODS
+from diptych.methods.contrastive import Contrastive, build_contrastive
+from diptych.methods.logits import logit_rounding, ranks_first
 from diptych.models.norms import SplitBatchNorm, frozen_statistics
 from diptych.runs.folder import RunFolder, require_writable, write_aside
 from diptych.runs.record import load_record
@@ -150,7 +151,7 @@ def cannot_leak(config: RunConfig) -> str | None:
     return None
 
 
-def load_trained_method(folder: RunFolder, config: RunConfig) -> Method:
+def load_trained_method(folder: RunFolder, config: RunConfig) -> Contrastive:
     """The method of a run's newest checkpoint: head, momentum encoder and dictionary too.
 
     Raises:
@@ -161,12 +162,12 @@ def load_trained_method(folder: RunFolder, config: RunConfig) -> Method:
     found = load_newest(place, load_record(folder).identity, lambda why: None)
     if found is None:
         raise RunFolderError(f"{folder.path} has no checkpoint. Wanted the folder of a run.")
-    if config.distillation.teacher is not None:
+    if not METHODS[config.method_name].has_keys:
         raise RunFolderError(f"{folder.path} holds a student, which has no keys.")
     return method_of(found[0], config)
 
 
-def method_of(tensors: Mapping[str, Tensor], config: RunConfig) -> Method:
+def method_of(tensors: Mapping[str, Tensor], config: RunConfig) -> Contrastive:
     """The whole method of a run from the tensors of one of its checkpoints.
 
     Raises:
@@ -174,7 +175,7 @@ def method_of(tensors: Mapping[str, Tensor], config: RunConfig) -> Method:
     """
     state = {n.removeprefix("method/"): v for n, v in tensors.items() if n.startswith("method/")}
     keys = state.get("dictionary.keys")
-    method = build_method(config, image_count=1 if keys is None else len(keys))
+    method = build_contrastive(config, image_count=1 if keys is None else len(keys))
     try:
         method.load_state_dict(state)
     except RuntimeError as error:
@@ -183,7 +184,7 @@ def method_of(tensors: Mapping[str, Tensor], config: RunConfig) -> Method:
 
 
 def measure_leak(
-    method: Method, batches: ViewBatches, *, batch_count: int, chunk_size: int | None = None
+    method: Contrastive, batches: ViewBatches, *, batch_count: int, chunk_size: int | None = None
 ) -> Leak:
     """Compares keys encoded as in training with the same keys encoded in other company.
 
@@ -208,7 +209,7 @@ def measure_leak(
     queries, keys = _encode(method, batches, indices, epoch, chunk)
     _, moved = _encode(method, batches, indices[shuffled], epoch, chunk)
     elsewhere = moved[torch.from_numpy(np.argsort(shuffled))]
-    apart = resolution(queries, keys, elsewhere, temperature=1.0)
+    apart = logit_rounding(queries, keys, elsewhere, temperature=1.0)
     return compare_company(queries @ keys.T, queries @ elsewhere.T, groups, apart)
 
 
@@ -224,7 +225,7 @@ def compare_company(
         scores: of each query with each key, encoded as in training; own keys on the diagonal.
         scores_elsewhere: the same with keys encoded in other company.
         groups: of each image, as many in each but for the last.
-        apart: what a score must be higher by to be higher; see ``scores.resolution``.
+        apart: what a score must be higher by to be higher; see ``scores.logit_rounding``.
     """
     found, elsewhere = _found(scores, apart), _found(scores_elsewhere, apart)
     count = int(groups.max()) + 1
@@ -237,7 +238,7 @@ def compare_company(
     return Leak(float(found.mean()), float(elsewhere.mean()), error, count, images_per_group)
 
 
-def _images_per_group(method: Method, encoded_at_once: int) -> int:
+def _images_per_group(method: Contrastive, encoded_at_once: int) -> int:
     """Images that share statistics: the smallest group of a split norm, or all encoded at once."""
     sizes = [norm.images_per_group for norm in method.modules() if isinstance(norm, SplitBatchNorm)]
     return min([*sizes, encoded_at_once])
@@ -245,7 +246,7 @@ def _images_per_group(method: Method, encoded_at_once: int) -> int:
 
 @torch.no_grad()
 def _encode(
-    method: Method, batches: ViewBatches, indices: NDArray[np.int64], epoch: int, chunk: int
+    method: Contrastive, batches: ViewBatches, indices: NDArray[np.int64], epoch: int, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """Queries and keys of images, (images, dim) each, as many at once as in training."""
     # Shuffling is over a whole batch; without it a chunk by itself is encoded as in its batch.
@@ -265,4 +266,4 @@ def _encode(
 def _found(scores: Float[Tensor, "images images"], apart: Tensor | float) -> Tensor:
     """1 for each query whose own key scores above all others; (images,)."""
     others = scores.clone().fill_diagonal_(-math.inf).amax(dim=1)
-    return finds_own(scores.diagonal(), others, apart).double()
+    return ranks_first(scores.diagonal(), others, apart).double()

@@ -72,14 +72,12 @@ def layers_of(encoder: nn.Module, head: nn.Module | None) -> Layers:
 def trained_layers(folder: RunFolder) -> Layers:
     """Those of a run; a student has a classifier instead of a head, and so only h."""
     encoder = load_encoder(folder)
-    student = encoder.config.distillation.teacher is not None
-    return layers_of(encoder, None if student else load_head(folder))
+    return layers_of(encoder, load_head(folder) if encoder.config.has_projection_head else None)
 
 
 def untrained_layers(folder: RunFolder) -> Layers:
     """Those of a run as it began."""
     config = load_encoder(folder).config
     encoder = untrained_encoder(config)
-    if config.distillation.teacher is not None:
-        return layers_of(encoder, None)
-    return layers_of(encoder, untrained_head(config, encoder))
+    head = untrained_head(config, encoder) if config.has_projection_head else None
+    return layers_of(encoder, head)

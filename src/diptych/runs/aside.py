@@ -6,7 +6,9 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
 from diptych.runs.folder import naming, sync_folder
+
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Final
+
 from diptych.errors import RunFolderError
 
 PATIENCE_SECONDS: Final = 20.0  # in which a process that was told to stop may save its run

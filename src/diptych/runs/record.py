@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
+
 from diptych.errors import RunFolderError
 from diptych.runs.folder import RunFolder, write_aside
 

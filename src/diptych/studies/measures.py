@@ -132,9 +132,9 @@ def protocol(run: Trained, extra: tuple[str, ...]) -> dict[str, Any]:
 
 
 def final_pretext_accuracy(metrics: list[dict[str, Any]]) -> float:
-    """Share of queries that found their key, over the last tenth of the lines of metrics."""
+    """Mean over the last tenth of the lines of metrics."""
     late = metrics[-max(1, len(metrics) // 10) :]
-    return statistics.fmean(line["accuracy"] for line in late)
+    return statistics.fmean(line["pretext_accuracy"] for line in late)
 
 
 def _knn(run: Trained, features: tuple[Tensor, Tensor]) -> float:
