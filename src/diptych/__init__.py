@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from diptych.methods.dictionaries import ImageBank as ImageBank
     from diptych.methods.dictionaries import InBatch as InBatch
     from diptych.methods.dictionaries import KeyQueue as KeyQueue
-    from diptych.methods.losses import Loss as Loss
     from diptych.methods.losses import decoupled_nt_xent as decoupled_nt_xent
     from diptych.methods.losses import info_nce as info_nce
     from diptych.methods.losses import nt_logistic as nt_logistic
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from diptych.methods.losses import triplet as triplet
     from diptych.methods.method import Method as Method
     from diptych.methods.method import StepOutput as StepOutput
+    from diptych.methods.objective import Loss as Loss
     from diptych.models.momentum_encoder import MomentumEncoder as MomentumEncoder
     from diptych.models.norms import use_norm as use_norm
     from diptych.models.weights import load_encoder as load_encoder
@@ -55,7 +55,7 @@ _HOMES = {
     "InBatch": "methods.dictionaries",
     "KeyQueue": "methods.dictionaries",
     "Lars": "optimization.optimizers",
-    "Loss": "methods.losses",
+    "Loss": "methods.objective",
     "Method": "methods.method",
     "MethodConfig": "config.sections",
     "RECIPES": "config.recipes",

@@ -133,4 +133,4 @@ def test_a_supervised_run_says_whom_a_query_meets() -> None:
     config = recipe_config("simclr", "tiny")
     supervised = replace(config.method, loss=replace(config.method.loss, kind="supervised"))
     said = in_effect(replace(config, method=supervised), image_count=1000)
-    assert "the 255 other views of its batch: those of its class are its own keys" in said
+    assert "the 255 other views of its batch: those of its class are its positives" in said

@@ -16,7 +16,7 @@ from diptych.training import open_run
 SOURCES = Path(diptych.__file__).parent
 ASKED_FOR = {
     "logging/metrics.py": "the time of day that TensorBoard shows, and names that sort anyway",
-    "runtime/launcher.py": "a mark that torchrun wants beside an error",
+    "runtime/world.py": "a mark that torchrun wants beside an error",
     "training/open_run.py": "names of run folders, which are made to differ anyway",
 }
 

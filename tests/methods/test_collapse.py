@@ -18,9 +18,9 @@ from diptych.methods.logits import (
     negative_logits,
     negatives_logsumexp,
     positive_logits,
+    pretext_accuracy,
     row_ranks_first,
 )
-from diptych.methods.losses import pretext_accuracy
 from diptych.runtime.distributed import own_slice
 from diptych.views.batches import Batch
 from processes import Results, run_processes

@@ -17,6 +17,8 @@ from diptych.methods.logits import (
     negative_logits,
     negatives_logsumexp,
     positive_logits,
+    pretext_accuracy,
+    semi_hard,
 )
 from diptych.methods.losses import (
     LOSSES,
@@ -29,8 +31,6 @@ from diptych.methods.losses import (
     margin_triplet,
     nt_logistic,
     nt_xent,
-    pretext_accuracy,
-    semi_hard,
     supervised_contrastive,
     triplet,
 )

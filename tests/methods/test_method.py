@@ -25,9 +25,9 @@ from diptych.errors import ConfigError
 from diptych.methods import contrastive
 from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.methods.dictionaries import ImageBank, InBatch, KeyQueue
-from diptych.methods.losses import LOSSES, Loss
+from diptych.methods.losses import LOSSES
 from diptych.methods.method import StepOutput
-from diptych.methods.objective import contrast
+from diptych.methods.objective import Loss, contrast
 from diptych.methods.shuffle import shuffled_order
 from diptych.optimization.optimizers import build_optimizer
 from diptych.optimization.schedules import encoder_momentum

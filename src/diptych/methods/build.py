@@ -11,8 +11,9 @@ from diptych.config.sections import RunConfig
 from diptych.images.collection import Collection
 from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.methods.distillation import build_distillation
-from diptych.methods.losses import Loss, find_loss
+from diptych.methods.losses import find_loss
 from diptych.methods.method import Method
+from diptych.methods.objective import Loss
 
 MethodBuilder = Callable[[RunConfig, Collection, Executor], Method]
 

@@ -23,7 +23,7 @@ from diptych.config.sections import (
 from diptych.methods.dictionaries import Dictionary, ImageBank, InBatch, KeyQueue
 from diptych.methods.grad_cache import Views, encode_in_chunks
 from diptych.methods.logits import Temperature
-from diptych.methods.losses import Loss, find_loss, require_fitting_loss
+from diptych.methods.losses import find_loss, require_fitting_loss
 from diptych.methods.method import (
     HALF_TYPES,
     Method,
@@ -32,7 +32,7 @@ from diptych.methods.method import (
     encoder_and_head,
     mean_output,
 )
-from diptych.methods.objective import contrast, contrast_many
+from diptych.methods.objective import Loss, contrast, contrast_many
 from diptych.methods.sharded_bank import ShardedBank
 from diptych.methods.shuffle import restore_rows, shuffle_rows
 from diptych.models.encoders import build_encoder, count_features

@@ -22,7 +22,6 @@ from diptych.evaluation.split import groups_of_parts, units_of
 from diptych.images.collection import Collection, ImageSet, balanced_share
 from diptych.images.open import open_images
 from diptych.methods.logits import ranks_first
-from diptych.methods.losses import Loss
 from diptych.methods.method import (
     HALF_TYPES,
     Method,
@@ -31,6 +30,7 @@ from diptych.methods.method import (
     encoder_and_head,
     scalar,
 )
+from diptych.methods.objective import Loss
 from diptych.models.encoders import build_encoder, count_features
 from diptych.models.norms import use_norm
 from diptych.models.weights import PretrainedEncoder, load_encoder

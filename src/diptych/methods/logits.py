@@ -118,6 +118,42 @@ def ranks_first(
     return found
 
 
+def semi_hard(
+    positive: Float[Tensor, " queries"], negatives: Float[Tensor, "queries keys"]
+) -> Float[Tensor, "queries 1"]:
+    """The largest negative logit below the positive one: the closest key of those farther away.
+
+    FaceNet (1503.03832), eq. 4, used in SimCLR's table 4. Where there is none it is -inf, which
+    counts for nothing. Of those, the ones outside a triplet's margin give zero loss anyway.
+
+    Example:
+        >>> semi_hard(torch.tensor([0.5]), torch.tensor([[0.9, 0.4, 0.1]]))
+        tensor([[0.4000]])
+    """
+    if not negatives.shape[1]:
+        return negatives.new_full((len(negatives), 1), -math.inf)
+    farther = negatives.masked_fill(negatives >= positive.detach()[:, None], -math.inf)
+    return farther.amax(dim=1, keepdim=True)
+
+
+def pretext_accuracy(
+    positive: Float[Tensor, " queries"],
+    largest_negative: Float[Tensor, " queries"],
+    rounding: Float[Tensor, " queries"] | float = 0.0,
+) -> Float[Tensor, ""]:
+    """Share of queries whose positive logit is above all their negative ones.
+
+    A tie does not count: where all features have collapsed to one point every logit is the same,
+    and the accuracy is 0. As equal logits that are computed in different ways differ by rounding,
+    ``rounding`` says what the positive must be higher by: see ``logit_rounding``.
+
+    Example:
+        >>> float(pretext_accuracy(torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.4])))
+        0.5
+    """
+    return ranks_first(positive, largest_negative, rounding).to(positive.dtype).mean()
+
+
 def row_ranks_first(
     queries: Float[Tensor, "rows dim"], keys: Float[Tensor, "rows dim"]
 ) -> Bool[Tensor, " rows"]:

@@ -10,8 +10,7 @@ table ``LOSSES`` at the end says what each loss needs.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Final
 
 import torch
@@ -28,8 +27,9 @@ from diptych.methods.logits import (
     negative_logits,
     negatives_logsumexp,
     positive_logits,
-    ranks_first,
+    semi_hard,
 )
+from diptych.methods.objective import Loss
 
 # Beyond this exponent log(1 + e^x) is x in float64 too; the default, 20, is good for float32 only.
 SOFTPLUS_LINEAR_FROM = 40.0
@@ -110,42 +110,6 @@ def margin_triplet(
     """
     violation = functional.relu(negatives - positive[:, None] + margin)  # of -inf: 0
     return (violation.sum(dim=1) / _counted(negatives)).mean()
-
-
-def semi_hard(
-    positive: Float[Tensor, " queries"], negatives: Float[Tensor, "queries keys"]
-) -> Float[Tensor, "queries 1"]:
-    """The largest negative logit below the positive one: the closest key of those farther away.
-
-    FaceNet (1503.03832), eq. 4, used in SimCLR's table 4. Where there is none it is -inf, which
-    counts for nothing. Of those, the ones outside a triplet's margin give zero loss anyway.
-
-    Example:
-        >>> semi_hard(torch.tensor([0.5]), torch.tensor([[0.9, 0.4, 0.1]]))
-        tensor([[0.4000]])
-    """
-    if not negatives.shape[1]:
-        return negatives.new_full((len(negatives), 1), -math.inf)
-    farther = negatives.masked_fill(negatives >= positive.detach()[:, None], -math.inf)
-    return farther.amax(dim=1, keepdim=True)
-
-
-def pretext_accuracy(
-    positive: Float[Tensor, " queries"],
-    largest_negative: Float[Tensor, " queries"],
-    rounding: Float[Tensor, " queries"] | float = 0.0,
-) -> Float[Tensor, ""]:
-    """Share of queries whose positive logit is above all their negative ones.
-
-    A tie does not count: where all features have collapsed to one point every logit is the same,
-    and the accuracy is 0. As equal logits that are computed in different ways differ by rounding,
-    ``rounding`` says what the positive must be higher by: see ``logits.logit_rounding``.
-
-    Example:
-        >>> float(pretext_accuracy(torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.4])))
-        0.5
-    """
-    return ranks_first(positive, largest_negative, rounding).to(positive.dtype).mean()
 
 
 def info_nce(
@@ -345,31 +309,6 @@ def _counted(negatives: Float[Tensor, "queries keys"]) -> Int[Tensor, " queries"
     """How many negatives count for each query; 1 where none does, as it divides."""
     # Not "finite": NaN must come out as NaN.
     return (negatives != -math.inf).sum(dim=1).clamp(min=1)
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What a contrastive method learns by: an entry of ``LOSSES``, or a loss of your own.
-
-    Attributes:
-        one_positive: (positive_logits, negatives, settings) to (), the mean over queries that have
-            one positive key each. ``negatives`` is (queries,), the log sum exp of the negative
-            logits, or (queries, keys) with ``needs_all_logits``. None where it takes several
-            positives only.
-        at_chance: (candidates, settings) to the loss where all logits are the same, the positive
-            being one of so many candidates.
-        many_positives: the loss where views are keys of each other and more than two belong
-            together, called as ``supervised_contrastive``; None where it cannot be.
-        needs_all_logits: it needs each negative logit by itself, in a matrix, -inf where a key does
-            not count. Else they are summed up in tiles, which takes far less memory.
-        needs_labels: positives are the views of the same class, by ``many_positives``.
-    """
-
-    one_positive: Callable[[Tensor, Tensor, LossConfig], Tensor] | None
-    at_chance: Callable[[int, LossConfig], float]
-    many_positives: Callable[..., Tensor] | None = None
-    needs_all_logits: bool = False
-    needs_labels: bool = False
 
 
 def _log_of_candidates(candidates: int, settings: LossConfig) -> float:

@@ -1,6 +1,8 @@
-"""A comparison of queries with keys comes to a loss, and to what is reported beside it."""
+"""What a loss is, and what a comparison of queries with keys comes to: loss and metrics."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -17,9 +19,35 @@ from diptych.methods.logits import (
     negative_logits,
     negatives_logsumexp,
     positive_logits,
+    pretext_accuracy,
+    semi_hard,
 )
-from diptych.methods.losses import Loss, pretext_accuracy, semi_hard
 from diptych.methods.method import StepOutput, scalar
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a contrastive method learns by: an entry of ``losses.LOSSES``, or a loss of your own.
+
+    Attributes:
+        one_positive: (positive_logits, negatives, settings) to (), the mean over queries that have
+            one positive key each. ``negatives`` is (queries,), the log sum exp of the negative
+            logits, or (queries, keys) with ``needs_all_logits``. None where it takes several
+            positives only.
+        at_chance: (candidates, settings) to the loss where all logits are the same, the positive
+            being one of so many candidates.
+        many_positives: the loss where views are keys of each other and more than two belong
+            together, called as ``supervised_contrastive``; None where it cannot be.
+        needs_all_logits: it needs each negative logit by itself, in a matrix, -inf where a key does
+            not count. Else they are summed up in tiles, which takes far less memory.
+        needs_labels: positives are the views of the same class, by ``many_positives``.
+    """
+
+    one_positive: Callable[[Tensor, Tensor, LossConfig], Tensor] | None
+    at_chance: Callable[[int, LossConfig], float]
+    many_positives: Callable[..., Tensor] | None = None
+    needs_all_logits: bool = False
+    needs_labels: bool = False
 
 
 def contrast(
