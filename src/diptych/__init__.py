@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from diptych.report.page import write_report as write_report
     from diptych.views.batches import Batch as Batch
     from diptych.views.cpu import make_views as make_views
-    from diptych.views.parameters import draw_views as draw_views
+    from diptych.views.draw import draw_views as draw_views
 
 _HOMES = {
     "Batch": "views.batches",
@@ -67,7 +67,7 @@ _HOMES = {
     "build_method": "methods.build",
     "check_leak": "diagnostics.leak",
     "decoupled_nt_xent": "methods.losses",
-    "draw_views": "views.parameters",
+    "draw_views": "views.draw",
     "embed": "embeddings.embed",
     "evaluate": "evaluation.protocols",
     "extract_features": "evaluation.features",

@@ -11,14 +11,14 @@ from typing import Any
 from rich.console import Console
 
 from diptych.checkpoints.state import RunState
-from diptych.checkpoints.stores import checkpoint_place
+from diptych.checkpoints.stores import checkpoint_location
 from diptych.config.files import SHORT_NAMES, load_run_config, nest
 from diptych.config.sections import RunConfig, require_equal_parts
 from diptych.diagnostics.health import build_health
 from diptych.errors import ConfigError, NotSaved
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images, require_there
-from diptych.images.sources.hugging_face import path_of
+from diptych.images.sources.handed_over import path_of
 from diptych.logging.progress import Display, Silent, Watcher
 from diptych.methods.build import NOTHING_OWN, OwnParts, uses_labels
 from diptych.models.weights import save_encoder, save_head
@@ -26,7 +26,7 @@ from diptych.resolve import Layers, layers_of
 from diptych.runs.folder import RunFolder
 from diptych.runtime.console import outlet
 from diptych.runtime.device import choose_device, divided, use_threads
-from diptych.runtime.rendezvous import from_first, introduction, joined, leave_together
+from diptych.runtime.rendezvous import describe_process, process_group, run_on_first, wait_for_all
 from diptych.runtime.world import World, advice_on_restarts, stop_with_launcher
 from diptych.training.loop import train
 from diptych.training.open_run import (
@@ -116,7 +116,9 @@ def run_pretraining(
     earlier = load_run_config(begun) if begun is not None and begun.exists() else None
     training = overlay_on_run(earlier, layers).training
     choose_device(training.device)  # before any work is done
-    with joined(device=training.device, timeout_seconds=training.peer_timeout_seconds) as here:
+    with process_group(
+        device=training.device, timeout_seconds=training.peer_timeout_seconds
+    ) as here:
         return _pretrain_together(layers, out, resume, here, watcher, on_progress, own)
 
 
@@ -158,10 +160,10 @@ def _pretrain_together(
 ) -> RunFolder:
     """What every process does once all have met."""
     presented = watcher
-    if not here.speaks:
+    if not here.is_first:
         watcher, on_progress = Silent(), ignore_progress
     # One looks: the others would see what it writes.
-    located = json.loads(from_first(lambda: locate(out, resume, layers)))
+    located = json.loads(run_on_first(lambda: locate(out, resume, layers)))
     folder = RunFolder(Path(located["folder"]))
     earlier = load_run_config(folder.config) if located["begun"] else None
     asked = overlay_on_run(earlier, layers)
@@ -172,7 +174,9 @@ def _pretrain_together(
         watcher.say(collection.description)
         if advice := advice_on_restarts(resume=resume):
             watcher.say(advice)
-        from_first(lambda: settle(folder, earlier, layers, collection, resume, here, watcher, held))
+        run_on_first(
+            lambda: settle(folder, earlier, layers, collection, resume, here, watcher, held)
+        )
         config = load_run_config(folder.config)
         collection = collection.decoded_for(config.images)
         labels_used = uses_labels(config, own)
@@ -181,10 +185,10 @@ def _pretrain_together(
             return keep_trained_on(folder, config, collection, executor, labels_used=labels_used)
 
         if earlier is None:
-            from_first(keep_seen)
+            run_on_first(keep_seen)
         if here.count > 1:
             device = str(choose_device(config.training.device))
-            presented.say(introduction(device, threads, len(collection.train)))
+            presented.say(describe_process(device, threads, len(collection.train)))
         health = build_health(
             collection,
             config.views,
@@ -196,12 +200,12 @@ def _pretrain_together(
         try:
             state = train(config, collection, folder, executor, watcher, health, own)
         except ConfigError:
-            if earlier is None and here.speaks:
-                take_back(folder, checkpoint_place(config.checkpoint, folder))
+            if earlier is None and here.is_first:
+                take_back(folder, checkpoint_location(config.checkpoint, folder))
             raise
-        from_first(keep_seen)
-    from_first(lambda: _save_networks(folder, state, config))
-    leave_together()
+        run_on_first(keep_seen)
+    run_on_first(lambda: _save_networks(folder, state, config))
+    wait_for_all()
     return folder
 
 

@@ -9,7 +9,7 @@ from diptych.config.files import overlay, read_config_file
 from diptych.config.recipes import choose_scale, fitted_batch, fitting_stem, recipe_config
 from diptych.config.sections import EncoderConfig, RunConfig, require_consistent
 from diptych.errors import ConfigError
-from diptych.images.sources.hugging_face import from_any_folder
+from diptych.images.open import from_any_folder
 from diptych.images.sources.photographs import PHOTOGRAPHS_NAME
 from diptych.methods.losses import find_loss, require_fitting_loss
 from diptych.runtime.device import available_threads, choose_device

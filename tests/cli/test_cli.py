@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import diptych
-from diptych.cli import training
+from diptych.cli import pretrain as pretrain_verb
 from diptych.cli.main import VERBS, main
 from diptych.config.files import load_run_config
 from diptych.report.page import write_report
-from report.test_detections import FOUND as FOUND_BOXES
+from report.test_charts import FOUND as FOUND_BOXES
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 TINY = [
@@ -302,7 +302,7 @@ def bytes_under(folder: Path) -> dict[Path, bytes]:
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The run folders that the demo would fill."""
     folders: list[Path] = []
-    monkeypatch.setattr(training, "_run_to_report", lambda _, out, **rest: folders.append(out))
+    monkeypatch.setattr(pretrain_verb, "_run_to_report", lambda _, out, **rest: folders.append(out))
     return folders
 
 

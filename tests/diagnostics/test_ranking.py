@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diptych.checkpoints.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint, save_checkpoint
 from diptych.cli.main import main
 from diptych.config.files import load_run_config
 from diptych.config.recipes import recipe_config
@@ -99,7 +99,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path, run: Path) -> None:
         rank_runs([])
     config = load_run_config(RunFolder(run).config)
     with pytest.raises(RunFolderError, match="does not exist"):
-        next(candidates_of(RunFolder(tmp_path), config, every=True))
+        next(candidates_of(RunFolder(tmp_path), config, torch.device("cpu"), every=True))
 
 
 def test_runs_on_different_images_are_not_compared(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from diptych.config.sections import DictionaryConfig, LossConfig, MethodConfig
 from diptych.diagnostics.label_free import neighbour_agreement
-from diptych.diagnostics.leak import compare_company
+from diptych.diagnostics.leak import compare_groupings
 from diptych.evaluation.knn import knn_predict, leave_one_out
 from diptych.methods.contrastive import Contrastive, build_dictionary
 from diptych.methods.dictionaries import Dictionary
@@ -175,8 +175,8 @@ def test_a_leak_is_not_made_of_ties() -> None:
     matrix = point @ point.T
     noisy = matrix + 1e-7 * torch.eye(32)  # a query's own score, one rounding higher
     apart = logit_rounding(point, point, temperature=1.0)
-    leak = compare_company(noisy, matrix, torch.arange(32) // 4, apart)
-    assert (leak.found, leak.found_in_other_company) == (0.0, 0.0)
+    leak = compare_groupings(noisy, matrix, torch.arange(32) // 4, apart)
+    assert (leak.accuracy, leak.regrouped_accuracy) == (0.0, 0.0)
 
 
 def test_neighbours_of_one_point_are_chance() -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from diptych.errors import PeerError
+from diptych.errors import DistributedError
 from diptych.methods import sharded_bank
 from diptych.methods.dictionaries import ImageBank
 from diptych.methods.sharded_bank import ShardedBank, whole_banks
@@ -71,7 +71,7 @@ def told(bank: ImageBank, rank: int) -> str:
         bank.keys.view(torch.int16)[2, 1] ^= 1
     try:
         require_synchronized(bank, 3)
-    except PeerError as error:
+    except DistributedError as error:
         return str(error)
     return "nothing"
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diptych.checkpoints.checkpoint import list_checkpoints, load_checkpoint
+from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
 from diptych.config.sections import (
     DictionaryConfig,
     EncoderConfig,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from diptych.checkpoints.checkpoint import save_checkpoint
+from diptych.checkpoints.save_and_load import save_checkpoint
 from diptych.checkpoints.saver import HostCopy
 from diptych.checkpoints.state import RunState
 from diptych.config.sections import (

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from diptych.checkpoints.checkpoint import list_checkpoints
+from diptych.checkpoints.save_and_load import list_checkpoints
 from diptych.runtime.console import Outlet, outlet
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.config.sections import RunConfig
-from diptych.errors import PeerError
+from diptych.errors import DistributedError
 from diptych.methods.method import Method, StepOutput, encoder_and_head
 from diptych.optimization.loss_scale import LossScale
 from diptych.runtime.distributed import average_over_processes, process_rank
@@ -29,7 +29,7 @@ def told(number: int, rank: int) -> str:
             method.get_parameter("0.weight")[1, 2] += 1e-7
     try:
         require_synchronized(method, 7)
-    except PeerError as error:
+    except DistributedError as error:
         return str(error)
     return ""
 
@@ -72,7 +72,7 @@ def in_each(rank: int, count: int) -> Results:
     said = [told(-1, rank), told(0, rank), told(count - 1, rank)]
     try:
         require_synchronized(network(), 7, images="other" if rank == 1 else "same")
-    except PeerError as error:
+    except DistributedError as error:
         said.append(str(error))
     moves, value = settled(rank, overflowing=1)
     others_move, _ = settled(rank, overflowing=9)

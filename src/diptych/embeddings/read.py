@@ -9,9 +9,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from pyarrow import parquet
 
-from diptych.embeddings.files import MANIFEST, Note, differences, read_manifest, read_note
-from diptych.embeddings.sharding import Shard
-from diptych.embeddings.vectors import Vectors
+from diptych.embeddings.embedder import Vectors
+from diptych.embeddings.shard_files import MANIFEST, Note, differences, read_manifest, read_note
+from diptych.embeddings.shards import Shard
 from diptych.errors import EmbeddingsError
 from diptych.escaping import unescaped
 from diptych.images.inventory import listed

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from diptych.config.sections import ImagesConfig
 from diptych.images.codecs.form import Pixels
 from diptych.images.pixels import DecodedPixels, PixelBatch, PixelSource
+from diptych.runs.atomic import atomic_path
 
 SMALL_BYTES: Final = 96 * 96 * 3
 """Decoded images up to this size are read from a file faster than they are decoded."""
@@ -73,7 +74,7 @@ class KeptPixels:
 
 
 @dataclass(frozen=True)
-class Place:
+class CacheFile:
     """Where a file of decoded images belongs.
 
     Attributes:
@@ -86,7 +87,7 @@ class Place:
 
 
 def keep_pixels(
-    decoded: DecodedPixels, config: ImagesConfig, place: Place | None
+    decoded: DecodedPixels, config: ImagesConfig, place: CacheFile | None
 ) -> tuple[PixelSource, str | None]:
     """The same images, kept as the config asks where there is room.
 
@@ -128,7 +129,7 @@ def _in_memory(decoded: DecodedPixels) -> KeptPixels:
 
 
 def _in_file(
-    decoded: DecodedPixels, config: ImagesConfig, place: Place | None, needed: int
+    decoded: DecodedPixels, config: ImagesConfig, place: CacheFile | None, needed: int
 ) -> tuple[PixelSource, str | None]:
     if place is None:
         return decoded, (
@@ -168,7 +169,7 @@ def _laid_out(decoded: DecodedPixels, room: Pixels) -> PixelBatch:
     return PixelBatch(room, offsets, decoded.heights, decoded.widths, decoded.channels)
 
 
-def _is_that(place: Place, size: int) -> bool:
+def _is_that(place: CacheFile, size: int) -> bool:
     try:
         with open(place.path, "rb") as file:
             return os.fstat(file.fileno()).st_size == size and file.read(32) == place.content
@@ -176,22 +177,16 @@ def _is_that(place: Place, size: int) -> bool:
         return False
 
 
-def _make(place: Place, size: int) -> None:
+def _make(place: CacheFile, size: int) -> None:
     """An empty file under its name, with all of its room: a full disk is noticed here."""
-    aside = place.path.with_name(f"{place.path.name}.part")  # no other process is at it: see above
-    try:
-        with open(aside, "wb") as file:
-            file.write(place.content)
-            file.flush()
-            # Without it, a page written to a full disk would end the process.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:  # macOS has none
-                file.truncate(size)
-        os.replace(aside, place.path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
+    with atomic_path(place.path) as temporary, open(temporary, "wb") as file:
+        file.write(place.content)
+        file.flush()
+        # Without it, a page written to a full disk would end the process.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:  # macOS has none
+            file.truncate(size)
 
 
 def _sum(room: Pixels) -> np.uint64:

@@ -22,7 +22,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from diptych.errors import NotSaved
-from diptych.runs.folder import RunFolder, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class RunLog:
         self.lines: list[dict[str, Any]] = kept
         self._resumed_step, self._say, self._folder = resumed_step, say, folder
         self._in_trouble = False
-        write_aside(folder.metrics, self._all_lines())
+        atomic_write(folder.metrics, self._all_lines())
         self._metrics = AppendedFile(folder.metrics, self._all_lines)
         self._events = AppendedFile(new_events_path(folder.tensorboard), self._all_events)
         self._events.add(b"")  # begins the file

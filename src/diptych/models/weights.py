@@ -15,7 +15,8 @@ from diptych.errors import RunFolderError
 from diptych.models.encoders import build_encoder, count_features
 from diptych.models.heads import build_head, first_layers
 from diptych.models.norms import use_norm
-from diptych.runs.folder import RunFolder, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors, read_tensors_and_text
 
 
@@ -42,13 +43,13 @@ class PretrainedEncoder(nn.Module):
 def save_encoder(path: Path, encoder: nn.Module, config: RunConfig) -> None:
     """Writes an encoder's weights, under torchvision's names for torchvision's networks."""
     weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
-    write_aside(path, save(weights, metadata={"config": to_toml(config)}))
+    atomic_write(path, save(weights, metadata={"config": to_toml(config)}))
 
 
 def save_head(path: Path, head: nn.Module) -> None:
     """Writes a head's weights; nothing for one that has none."""
     weights = {name: value.cpu().contiguous() for name, value in head.state_dict().items()}
-    write_aside(path, save(weights))
+    atomic_write(path, save(weights))
 
 
 def load_encoder(run: str | Path | RunFolder, *, head_layers: int = 0) -> PretrainedEncoder:

@@ -15,7 +15,7 @@ from diptych.escaping import HANDLER
 from diptych.images.collection import Collection
 from diptych.report.figures import data_uri
 from diptych.report.page import template
-from diptych.runs.folder import write_aside
+from diptych.runs.atomic import atomic_write
 from diptych.views.preview.alone import Alone, example_image, operations_alone
 from diptych.views.preview.sheet import ShownViews, preview_sheet, show_views, to_picture
 from diptych.views.preview.words import branches_in_words, policy_as_toml
@@ -66,7 +66,7 @@ def write_preview(
     """
     if out.suffix.lower() == ".html":
         page = _page(collection, config, advice, executor, image_count, view_count)
-        write_aside(out, page.encode(errors=HANDLER))
+        atomic_write(out, page.encode(errors=HANDLER))
         return
     sheet = preview_sheet(
         collection.train,
@@ -79,7 +79,7 @@ def write_preview(
     )
     picture = io.BytesIO()
     sheet.save(picture, "PNG")
-    write_aside(out, picture.getvalue())
+    atomic_write(out, picture.getvalue())
 
 
 def _page(

@@ -1,4 +1,4 @@
-"""Files of tensors as they are read: safetensors only, whatever the bytes are."""
+"""Files of tensors, safetensors only: read whatever the bytes are, and written without a copy."""
 
 import json
 from collections.abc import Mapping

@@ -9,14 +9,14 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from diptych.checkpoints.checkpoint import (
+from diptych.checkpoints.identity import MAY_CHANGE_ON_RESUME, require_same_images
+from diptych.checkpoints.save_and_load import (
     load_checkpoint,
     own_checkpoints,
-    step_of_place,
+    step_of_checkpoint,
     steps_in,
 )
-from diptych.checkpoints.same_run import OF_THE_IMAGES, require_same_images
-from diptych.checkpoints.stores import checkpoint_place
+from diptych.checkpoints.stores import checkpoint_location
 from diptych.config.files import differing_keys, flatten, load_run_config, nest, overlay
 from diptych.config.sections import RunConfig, require_consistent
 from diptych.errors import ConfigError, RunFolderError
@@ -27,7 +27,7 @@ from diptych.runs.record import load_record
 
 MAY_DIFFER: Final = (
     "checkpoint.",
-    *OF_THE_IMAGES,
+    *MAY_CHANGE_ON_RESUME,
     "method.key_encoder.momentum",
     "optimizer.clip_norm",
     "optimizer.learning_rate",
@@ -104,9 +104,9 @@ def load_begin_from(begin_from: str) -> tuple[dict[str, Tensor], dict[str, Any]]
         DamagedCheckpoint: it is not as it was written.
     """
     folder, step = parse_begin_from(begin_from)
-    place = checkpoint_place(load_run_config(folder.config).checkpoint, folder)
+    place = checkpoint_location(load_run_config(folder.config).checkpoint, folder)
     kept = own_checkpoints(place, load_record(folder).identity)
-    wanted = [one for one in kept if step is None or step_of_place(one) == step]
+    wanted = [one for one in kept if step is None or step_of_checkpoint(one) == step]
     if not wanted:
         raise RunFolderError(
             f"training.begin_from = {begin_from!r}: no checkpoint of that step is kept in {place}; "

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.checkpoints.same_run import fingerprint_of
+from diptych.checkpoints.identity import fingerprint_of
 from diptych.checkpoints.saver import Saver
 from diptych.checkpoints.state import RunState
-from diptych.checkpoints.stores import Place, checkpoint_place
+from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.files import to_toml
 from diptych.config.sections import RunConfig
-from diptych.errors import ConfigError, FeaturesError, FirstStopped, LostPeer, TrainingError
+from diptych.errors import ConfigError, FeaturesError, FirstStopped, LostProcess, TrainingError
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.groups import find_groups
 from diptych.images.order import Order
@@ -36,7 +36,7 @@ from diptych.runs.folder import RunFolder
 from diptych.runs.record import load_record
 from diptych.runtime.device import choose_device, keep_freed_memory, views_device
 from diptych.runtime.distributed import largest_over_processes, process_count, process_rank
-from diptych.runtime.rendezvous import from_first, leave_together, who_is_missing
+from diptych.runtime.rendezvous import name_missing, run_on_first, wait_for_all
 from diptych.runtime.stopwatch import Stopwatch, watch
 from diptych.training.setup import build_state, keep_config, not_finite, open_log, restore
 from diptych.training.signals import collected_signals, interruption
@@ -92,7 +92,8 @@ def train(
     Raises:
         TrainingError: the loss or a weight is not a finite number; the last checkpoint is good.
         Interrupted: a signal came to one of the processes; a checkpoint was written first.
-        PeerError: another process is gone, or holds other weights; the last checkpoint is good.
+        DistributedError: another process is gone, or holds other weights; the last checkpoint
+            is good.
         NotSaved: at the end, or when a signal came, the run could not be saved.
         DamagedCheckpoint: there are checkpoints, but none is good or of these images.
         ConfigError: the settings ask for labels or groups that the images do not have.
@@ -107,7 +108,7 @@ def train(
     state = build_state(config, collection, executor, watcher, own)
     if state.method.needs_labels:
         _require_labels(images, config.method.loss.kind)
-    place = checkpoint_place(config.checkpoint, folder)
+    place = checkpoint_location(config.checkpoint, folder)
     restore(state, config, place, record.identity, fingerprint, watcher)
     batches = ViewBatches(
         images,
@@ -142,8 +143,8 @@ def train(
         try:
             with stopwatch.running(), profiled(stopwatch, config.probe, folder) as step_ended:
                 run.train(log, saver, received, stopwatch, step_ended)
-        except LostPeer as error:
-            raise who_is_missing(error, state.step + 1) from error
+        except LostProcess as error:
+            raise name_missing(error, state.step + 1) from error
     return state
 
 
@@ -169,7 +170,7 @@ class _Run:
     health: Health
     state: RunState
     watcher: Watcher
-    checkpoints: Place
+    checkpoints: CheckpointLocation
     fingerprint: str
     unchecked: list[tuple[int, Tensor]] = field(default_factory=list)
     symptoms: set[str] = field(default_factory=set)
@@ -227,7 +228,7 @@ class _Run:
                 with watch("checkpoint"):
                     self._save(saver)
             if stop and not last:
-                leave_together()
+                wait_for_all()
                 raise interruption(stop, state.step, self.folder)
             step_ended()
 
@@ -308,7 +309,7 @@ class _Run:
             measure = self.health.measure
             try:
                 with watch("measuring"):
-                    measured = from_first(lambda: json.dumps(measure(state.method, self.batches)))
+                    measured = run_on_first(lambda: json.dumps(measure(state.method, self.batches)))
             except FeaturesError as error:  # weights went astray in this step; its loss had not
                 raise self._not_finite(error.what, state.step) from error
             line |= json.loads(measured)
@@ -341,7 +342,7 @@ class _Run:
             log.finish()
             return ""
 
-        from_first(finish)
+        run_on_first(finish)
 
     def _said_in_checkpoints(self) -> dict[str, str]:
         """From which a run whose folder is lost is known again."""

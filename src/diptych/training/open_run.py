@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from diptych.checkpoints.checkpoint import list_checkpoints, require_place_of
-from diptych.checkpoints.same_run import (
-    OF_THE_IMAGES,
+from diptych.checkpoints.identity import (
+    MAY_CHANGE_ON_RESUME,
     fingerprint_of,
-    found_again,
+    recover_run,
     require_same_images,
 )
-from diptych.checkpoints.stores import Place, checkpoint_place
+from diptych.checkpoints.save_and_load import list_checkpoints, refuse_foreign_checkpoints
+from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.files import differing_keys, flatten, load_run_config, to_toml
 from diptych.config.sections import RunConfig, require_divisible
 from diptych.errors import NotSaved, RunFolderError
@@ -33,7 +33,8 @@ from diptych.images.order import Order
 from diptych.images.trained_on import TrainedOn, load_trained_on, save_trained_on, trained_on
 from diptych.logging.progress import Watcher
 from diptych.resolve import Layers, asked_beginning, asked_recipe, overlay_all, resolve
-from diptych.runs.folder import RunFolder, alone_in, require_writable, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder, alone_in, require_writable
 from diptych.runs.record import (
     Identity,
     RunRecord,
@@ -131,9 +132,9 @@ def _new_run(
         )
         watcher.say(sentence)
     fingerprint = fingerprint_of(config, images)
-    place = checkpoint_place(config.checkpoint, folder)
+    place = checkpoint_location(config.checkpoint, folder)
     if list_checkpoints(place):
-        found = found_again(config, place, folder, fingerprint, resume=resume, say=watcher.say)
+        found = recover_run(config, place, folder, fingerprint, resume=resume, say=watcher.say)
         run = found[1].identity
         _require_alone(folder, run, place)
         watcher.say(f"{place} holds the checkpoints of run {run}, whose folder is lost.")
@@ -155,8 +156,8 @@ def _known_run(
     """Settings and identity of a run that goes on, maybe with its images under another path."""
     config, record = overlay_all(earlier, layers), load_record(folder)
     require_same_images(record.images, fingerprint_of(config, collection.train))
-    place = checkpoint_place(config.checkpoint, folder)
-    require_place_of(place, record.identity)
+    place = checkpoint_location(config.checkpoint, folder)
+    refuse_foreign_checkpoints(place, record.identity)
     _require_alone(folder, record.identity, place)
     if not list_checkpoints(place):
         _begin_anew(folder, place, watcher)
@@ -167,7 +168,7 @@ def _known_run(
     return config, record
 
 
-def _begin_anew(folder: RunFolder, place: Place, watcher: Watcher) -> None:
+def _begin_anew(folder: RunFolder, place: CheckpointLocation, watcher: Watcher) -> None:
     """Says that a run begins anew, as it left no checkpoint; refuses that where it has ended."""
     if folder.encoder.exists():
         raise RunFolderError(
@@ -178,7 +179,7 @@ def _begin_anew(folder: RunFolder, place: Place, watcher: Watcher) -> None:
     watcher.say(f"No checkpoint of this run is in {place}, so it begins anew.")
 
 
-def _require_alone(folder: RunFolder, run: Identity, place: Place) -> None:
+def _require_alone(folder: RunFolder, run: Identity, place: CheckpointLocation) -> None:
     """Refuses to go on in two folders with one run whose checkpoints lie in neither."""
     other = RunFolder(Path(run.begun_as))
     if place == folder.checkpoints or other.path == folder.path.absolute():
@@ -213,7 +214,9 @@ def _sharing(config: RunConfig, processes: int) -> str:
 def _refuse_other_config(earlier: RunConfig, layers: Layers, folder: RunFolder) -> None:
     """A run goes on with its own settings only; those that were not given again are its own."""
     asked = overlay_all(earlier, layers)
-    different = [name for name in differing_keys(earlier, asked) if name not in OF_THE_IMAGES]
+    different = [
+        name for name in differing_keys(earlier, asked) if name not in MAY_CHANGE_ON_RESUME
+    ]
     if not different:
         return
     mend = "begin a new run in another --out"
@@ -267,10 +270,10 @@ def _is_foreign(path: Path, folder: RunFolder) -> bool:
 def _begin(folder: RunFolder, config: RunConfig, record: RunRecord) -> None:
     """Writes what a run is known by, the config last: a folder that has one has begun."""
     write_record(folder, record)
-    write_aside(folder.config, to_toml(config).encode())
+    atomic_write(folder.config, to_toml(config).encode())
 
 
-def take_back(folder: RunFolder, checkpoints: Place) -> None:
+def take_back(folder: RunFolder, checkpoints: CheckpointLocation) -> None:
     """Removes what was written of a run whose settings turned out not to work.
 
     So the mended command can be given with the same --out.
@@ -289,7 +292,7 @@ def write_skipped(folder: RunFolder, collection: Collection) -> None:
     writer.writerow(["part", "name", "reason", "count"])
     rows = collection.inventory.rows()
     writer.writerows([one.part, escaped(one.name), one.reason, one.count] for one in rows)
-    write_aside(folder.skipped, table.getvalue().encode(errors=HANDLER))
+    atomic_write(folder.skipped, table.getvalue().encode(errors=HANDLER))
 
 
 def _learned_from(

@@ -4,10 +4,10 @@ from concurrent.futures import Executor
 
 import torch
 
-from diptych.checkpoints.checkpoint import list_checkpoints, load_newest, steps_in
-from diptych.checkpoints.same_run import require_same_images
+from diptych.checkpoints.identity import require_same_images
+from diptych.checkpoints.save_and_load import list_checkpoints, load_newest, steps_in
 from diptych.checkpoints.state import RunState
-from diptych.checkpoints.stores import Place
+from diptych.checkpoints.stores import CheckpointLocation
 from diptych.config.files import to_toml
 from diptych.config.sections import RunConfig
 from diptych.errors import DamagedCheckpoint, NotSaved, TrainingError
@@ -18,7 +18,8 @@ from diptych.methods.build import OwnParts, build_method
 from diptych.models.activations import offload, recompute_stages
 from diptych.optimization.loss_scale import LossScale
 from diptych.optimization.optimizers import build_optimizer
-from diptych.runs.folder import RunFolder, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder
 from diptych.runs.record import Identity, RunRecord, write_record
 from diptych.runtime.device import choose_device
 from diptych.training.begin_from import load_begin_from
@@ -77,13 +78,13 @@ def keep_config(folder: RunFolder, config: RunConfig, record: RunRecord) -> None
     if not folder.record.exists():
         write_record(folder, record)
     if not folder.config.exists():
-        write_aside(folder.config, to_toml(config).encode())
+        atomic_write(folder.config, to_toml(config).encode())
 
 
 def restore(
     state: RunState,
     config: RunConfig,
-    place: Place,
+    place: CheckpointLocation,
     run: Identity,
     fingerprint: str,
     watcher: Watcher,
@@ -109,7 +110,7 @@ def restore(
 
 
 def not_finite(
-    what: str, step: int, config: RunConfig, folder: RunFolder, place: Place
+    what: str, step: int, config: RunConfig, folder: RunFolder, place: CheckpointLocation
 ) -> TrainingError:
     """The error that ends a run whose loss, gradients or weights are no longer numbers."""
     mend = (

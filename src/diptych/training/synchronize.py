@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from diptych.errors import PeerError
+from diptych.errors import DistributedError
 from diptych.methods.method import StepOutput
 from diptych.methods.sharded_bank import sharded_banks
 from diptych.models.norms import GlobalBatchNorm
@@ -73,7 +73,7 @@ def require_synchronized(method: nn.Module, step: int, **more: str) -> None:
         more: texts that must be the same too, by what they are.
 
     Raises:
-        PeerError: names the processes that differ from most of the others, and in what.
+        DistributedError: names the processes that differ from most of the others, and in what.
     """
     if process_count() == 1:
         return
@@ -88,7 +88,7 @@ def require_synchronized(method: nn.Module, step: int, **more: str) -> None:
         usual = 0 if part == _SHARE else Counter(sums).most_common(1)[0][0]
         others = [rank for rank, one in enumerate(sums) if one != usual]
         if others:
-            raise PeerError(_difference(others, part, step))
+            raise DistributedError(_difference(others, part, step))
 
 
 def _difference(ranks: list[int], part: str, step: int) -> str:

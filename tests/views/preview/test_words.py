@@ -13,7 +13,7 @@ from diptych.config.policies import PRESETS, parse_policy
 from diptych.config.sections import ViewsConfig
 from diptych.images.pixels import PixelBatch
 from diptych.views.cpu import make_views
-from diptych.views.parameters import centre_views, draw_views
+from diptych.views.draw import centre_views, draw_views
 from diptych.views.preview.words import branches_in_words, operation_in_words, policy_as_toml
 from diptych.views.preview.words import policy_in_words as in_words
 

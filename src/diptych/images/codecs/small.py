@@ -97,11 +97,8 @@ def decode_jpeg2000(data: bytes, config: ImagesConfig) -> Decoded:
     """Decodes a JPEG 2000, whose last channel is alpha if its file format says so."""
     import imagecodecs
 
+    check_size(*jpeg2000_size(data), config)
     at = data.find(_CODESTREAM)
-    if at < 0 or at + 42 > len(data):
-        raise UnreadableImage("damaged: a JPEG 2000 without a picture")
-    right, bottom, left, top = struct.unpack_from(">IIII", data, at + 8)
-    check_size(bottom - top, right - left, config)
     (channels,) = struct.unpack_from(">H", data, at + 40)
     depths = data[at + 42 : at + 42 + 3 * channels : 3]
     if any(depth & 0x80 for depth in depths) or max(depths, default=99) >= 16:
@@ -116,6 +113,15 @@ def decode_jpeg2000(data: bytes, config: ImagesConfig) -> Decoded:
     kind = _kind_of_last(data[:at], channels)
     alpha = _last(pixels) if kind in (_OPACITY, _PREMULTIPLIED) else None
     return _in_channels(pixels, white, alpha, UPRIGHT, kind == _PREMULTIPLIED)
+
+
+def jpeg2000_size(data: bytes) -> tuple[int, int]:
+    """Height and width of the picture in a JPEG 2000, by its header."""
+    at = data.find(_CODESTREAM)
+    if at < 0 or at + 42 > len(data):
+        raise UnreadableImage("damaged: a JPEG 2000 without a picture")
+    right, bottom, left, top = struct.unpack_from(">IIII", data, at + 8)
+    return bottom - top, right - left
 
 
 def _kind_of_last(boxes: bytes, channels: int) -> int | None:

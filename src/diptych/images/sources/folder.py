@@ -22,7 +22,13 @@ from diptych.images.listing import Listing, Progress, ignore_progress, open_list
 from diptych.images.names import CompactNames
 from diptych.images.sources.remote import is_url
 from diptych.images.sources.tar_shards import find_in_tar, list_tar, read_samples
-from diptych.images.splits import Found, choose_splits, refuse_likely, refuse_unclear, role_of
+from diptych.images.splits import (
+    LocatedImages,
+    choose_splits,
+    refuse_likely,
+    refuse_unclear,
+    role_of,
+)
 from diptych.images.tree import Tree, lies_in, part_around, walk
 
 
@@ -36,7 +42,7 @@ def open_folder(
     return open_listing(list_folder(root, walk(root)), config, executor, on_progress)
 
 
-def find_in_folder(root: Path, tree: Tree) -> Found:
+def find_in_folder(root: Path, tree: Tree) -> LocatedImages:
     """The image files or shards of a folder: its parts where it has some, or all together.
 
     Args:
@@ -56,7 +62,7 @@ def find_in_folder(root: Path, tree: Tree) -> Found:
     )
 
 
-def find_in_tree(where: str, tree: Tree, listed: Callable[[str, str], Listing]) -> Found:
+def find_in_tree(where: str, tree: Tree, listed: Callable[[str, str], Listing]) -> LocatedImages:
     """Which of the images are for what; the rules stand in ``docs/images.md``.
 
     Args:
@@ -73,7 +79,9 @@ def find_in_tree(where: str, tree: Tree, listed: Callable[[str, str], Listing]) 
     if not parts:
         refuse_likely(where, _level(tree, base).folders)
         remarks = (*_on_one_folder(tree, "", ""), *_on_deeper_parts(tree))
-        return Found(listed("", ""), left_out=tuple(_left_out(tree, "", [])), remarks=remarks)
+        return LocatedImages(
+            listed("", ""), left_out=tuple(_left_out(tree, "", [])), remarks=remarks
+        )
     beside = _beside(tree, base, parts)
     refuse_unclear(where, parts, beside)
     chosen = choose_splits(parts, where)
@@ -82,7 +90,7 @@ def find_in_tree(where: str, tree: Tree, listed: Callable[[str, str], Listing]) 
     train, *held_out = [listed(place, name) for place, name in zip(places, names, strict=True)]
     for name in beside:
         tree.others.add(name, "an image or shard beside the parts")
-    return Found(
+    return LocatedImages(
         train,
         held_out,
         train_part=chosen.train,
@@ -335,7 +343,7 @@ _LONGEST_LINE: Final = 4096 + 2  # bytes; no path is longer
 _MARK: Final = b"\xef\xbb\xbf"  # that some editors put before UTF-8
 
 
-def list_text(path: Path) -> Listing:
+def find_list(path: str, config: ImagesConfig) -> LocatedImages:
     """The images that a file lists, in its order, repeated ones too; none has a label.
 
     A path is absolute or relative to the folder of the list. Blank lines, and lines that begin
@@ -344,21 +352,23 @@ def list_text(path: Path) -> Listing:
     Raises:
         ImagesError: the file cannot be read, is no list of paths, or lists nothing.
     """
+    del config
     try:
-        names = CompactNames.of_bytes(_lines(path))
+        names = CompactNames.of_bytes(_lines(Path(path)))
     except OSError as error:
         raise ImagesError(f"{path} cannot be read: {error.strerror or error}.") from error
     if not names:
         raise ImagesError(f"{path} lists no images; wanted the path of one in each line.")
-    listing = list_files(path.parent, names, origin=str(path))
+    folder = Path(path).parent
+    listing = list_files(folder, names, origin=path)
 
     def read(index: int) -> bytes:
         name = names[index]
-        if is_url(name) and not (path.parent / name).exists():
+        if is_url(name) and not (folder / name).exists():
             raise UnreadableImage("a URL; a list takes paths, and a URL is given by itself")
         return listing.read(index)
 
-    return replace(listing, read=read)
+    return LocatedImages(replace(listing, read=read))
 
 
 def _lines(path: Path) -> Iterator[bytes]:

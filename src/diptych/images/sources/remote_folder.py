@@ -16,23 +16,17 @@ from diptych.images.listing import Listing
 from diptych.images.names import CompactNames
 from diptych.images.sources.folder import find_in_tree, labels_from_folders
 from diptych.images.sources.remote import chunks, connect, in_words, is_http, persist
-from diptych.images.splits import Found
+from diptych.images.splits import LocatedImages
 from diptych.images.tree import Tree
 
 _LARGEST_IMAGE: Final = 2**28  # bytes
-
-
 _MOST_FOLDERS: Final = 100_000
-
-
 _MOST_ENTRIES: Final = 20_000_000
-
-
 Entry = dict[str, Any]
 """What is known of a remote file; ``name`` is its place."""
 
 
-def find_in_remote_folder(url: str) -> Found:
+def find_in_remote_folder(url: str) -> LocatedImages:
     """The images below a URL; train and test folders are noticed as in a local folder.
 
     Raises:

@@ -16,14 +16,8 @@ from diptych.images.pixels import PixelBatch
 from diptych.views.preview.words import percent
 
 MOST_IMAGES: Final = 2000
-
-
 _FEWEST_IMAGES: Final = 200
-
-
 _MOST_PIXELS: Final = 1_000_000_000  # decoded in full: some ten seconds of a few threads
-
-
 _TASK_IMAGES: Final = 16
 
 

@@ -25,9 +25,9 @@ from diptych.config.operations import (
 from diptych.config.policies import Policy, as_text
 from diptych.config.sections import ViewsConfig
 from diptych.images.collection import ImageSet, spread_indices
-from diptych.views.cpu import Panel, load_views, to_pixels
-from diptych.views.parameter_table import Draws
-from diptych.views.parameters import centre_views, draw_views
+from diptych.views.cpu import SizedViews, load_views, to_pixels
+from diptych.views.draw import centre_views, draw_views
+from diptych.views.parameters import ViewParameters
 from diptych.views.preview.words import operation_in_words, percent
 
 STEPS: Final = 5
@@ -95,11 +95,11 @@ def operations_alone(
         small = "small views: " if side != config.side_pixels else ""
         variants = list(_variants(operation, config, seed, index))
         drawn = [_draw(one, images, index, config, side, seed) for one in variants]
-        both = Draws(
+        both = ViewParameters(
             np.concatenate([one.crops for one in drawn]),
             np.concatenate([one.steps for one in drawn]),
         )
-        (made,) = load_views(images, np.array([index]), [Panel(both, side)], config, executor)
+        (made,) = load_views(images, np.array([index]), [SizedViews(both, side)], config, executor)
         labels = tuple(one.label for one in variants)
         found.append(
             Alone(as_text([operation]), small + words, labels, to_pixels(made[:, 0], config))
@@ -111,8 +111,8 @@ def example_image(images: ImageSet, config: ViewsConfig, executor: Executor) -> 
     """Which image shows most of what is done to it: with contrast in light, and in colour."""
     chosen = spread_indices(len(images), _CANDIDATES)
     centred = centre_views(images.heights[chosen], images.widths[chosen])
-    panel = Panel(centred, _CANDIDATE_PIXELS)
-    (made,) = load_views(images, chosen, [panel], config, executor)
+    sized = SizedViews(centred, _CANDIDATE_PIXELS)
+    (made,) = load_views(images, chosen, [sized], config, executor)
     pictures = to_pixels(made[0, ..., :3] if images.channels > 3 else made[0], config)
     light = pictures.mean(axis=-1).std(axis=(1, 2))
     color = pictures.std(axis=-1).mean(axis=(1, 2))
@@ -188,7 +188,7 @@ def _typical_view(operation: Color, seed: int, index: int) -> int:
 
 def _draw(
     variant: _Variant, images: ImageSet, index: int, config: ViewsConfig, side: int, seed: int
-) -> Draws:
+) -> ViewParameters:
     alone = isinstance(variant.operation, Crop | Center)
     policy = (variant.operation,) if alone else (Center(), variant.operation)
     return draw_views(

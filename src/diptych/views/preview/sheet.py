@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from diptych.config.policies import Policy
 from diptych.config.sections import ViewsConfig
 from diptych.images.collection import ImageSet, spread_indices
-from diptych.views.cpu import Panel, load_views, to_pixels
-from diptych.views.parameters import centre_views, draw_views
+from diptych.views.cpu import SizedViews, load_views, to_pixels
+from diptych.views.draw import centre_views, draw_views
 from diptych.views.preview.alone import STEPS, Alone, example_image, operations_alone
 
 
@@ -66,7 +66,7 @@ def show_views(
     chosen = spread_indices(len(images), image_count)
     heights, widths = images.heights[chosen], images.widths[chosen]
 
-    def panel(policies: Sequence[Policy], side_pixels: int, first_view: int) -> Panel:
+    def drawn_at(policies: Sequence[Policy], side_pixels: int, first_view: int) -> SizedViews:
         drawn = draw_views(
             policies,
             strength=config.strength,
@@ -78,17 +78,17 @@ def show_views(
             widths=widths,
             first_view=first_view,
         )
-        return Panel(drawn, side_pixels)
+        return SizedViews(drawn, side_pixels)
 
     two = config.branches
     large = [two[view % 2] for view in range(view_count)]
-    panels = [Panel(centre_views(heights, widths), config.side_pixels)]
-    panels.append(panel(large, config.side_pixels, 0))
+    sized = [SizedViews(centre_views(heights, widths), config.side_pixels)]
+    sized.append(drawn_at(large, config.side_pixels, 0))
     if config.small_views:
-        panels.append(
-            panel([config.small_branch] * config.small_views, config.small_side, run_views)
+        sized.append(
+            drawn_at([config.small_branch] * config.small_views, config.small_side, run_views)
         )
-    made = [to_pixels(v, config) for v in load_views(images, chosen, panels, config, executor)]
+    made = [to_pixels(v, config) for v in load_views(images, chosen, sized, config, executor)]
     return ShownViews(
         indices=chosen,
         names=[images.names[index] for index in chosen.tolist()],
