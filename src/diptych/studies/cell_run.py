@@ -190,7 +190,7 @@ def _protocol(run: TrainedRun, extra: tuple[str, ...]) -> dict[str, Any]:
 def final_pretext_accuracy(metrics: list[dict[str, Any]]) -> float:
     """Over the last tenth of the lines of metrics."""
     late = metrics[-max(1, len(metrics) // 10) :]
-    return statistics.fmean(line["accuracy"] for line in late)
+    return statistics.fmean(line["pretext_accuracy"] for line in late)
 
 
 def _knn(run: TrainedRun, features: tuple[Tensor, Tensor]) -> float:
