@@ -31,7 +31,7 @@ from diptych.config.method import DictionaryConfig
 from diptych.config.model import EncoderConfig
 from diptych.config.run import RunConfig
 from diptych.config.training import CheckpointConfig
-from diptych.methods.contrastive import build_method
+from diptych.methods.contrastive import build_contrastive
 from diptych.optimization.optimizers import build_optimizer
 from diptych.config.recipes import recipe_config
 from diptych.runs.record import Identity
@@ -85,7 +85,7 @@ def build(encoder: str) -> tuple[RunState, RunConfig]:
         ),
         training=replace(config.training, batch_size=BATCH),
     )
-    method = build_method(config).train().to(memory_format=torch.channels_last)
+    method = build_contrastive(config).train().to(memory_format=torch.channels_last)
     return RunState(method, build_optimizer(config.optimizer, method)), config
 
 

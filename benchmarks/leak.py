@@ -31,7 +31,7 @@ def measures(run: Run) -> list[float]:
     late = run.metrics[-max(1, len(run.metrics) // 10) :]
     subprocess.run(diptych("check-leak", str(run.folder)), check=True, stdout=subprocess.DEVNULL)
     leak = json.loads((run.folder / "leak.json").read_text())
-    pretext = statistics.fmean(line["accuracy"] for line in late)
+    pretext = statistics.fmean(line["pretext_accuracy"] for line in late)
     knn = run.evaluation["knn"]["trained"]
     return [100 * share for share in (pretext, knn, leak["leak_accuracy"])]
 

@@ -13,6 +13,7 @@ from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.images.open import from_any_folder
 from diptych.images.sources.photographs import PHOTOGRAPHS_NAME
+from diptych.methods.losses import find_loss, require_fitting_loss
 from diptych.runtime.device import available_threads, choose_device
 
 DEFAULT_RECIPE = "simclr"
@@ -94,6 +95,7 @@ def resolve(
         side = config.views.image_side
         config = replace(config, images=replace(config.images, jpeg_side=side))
     require_consistent(config)
+    require_fitting_loss(config)
     threads = config.training.threads or available_threads()
     training = replace(config.training, device=device, threads=threads)  # type: ignore[arg-type]
     sentence = (
@@ -107,7 +109,7 @@ def resolve(
 
 def in_effect(config: RunConfig, image_count: int) -> str:
     """What each query is compared with, and what that costs, in one or two sentences."""
-    if config.distillation.teacher is not None:
+    if config.method_name == "distillation":
         return f"The student learns the predictions of {config.distillation.teacher}."
     batch, dictionary = config.training.batch_size, config.method.dictionary
     chunk = config.training.chunk_size
@@ -117,7 +119,7 @@ def in_effect(config: RunConfig, image_count: int) -> str:
             f"; norm.kind = {config.norm.kind!r} then normalises each {chunk} by themselves, which "
             "marks them for each other (shuffle, layer and group do not)"
         )
-    if config.method.loss.kind == "supervised":
+    if find_loss(config.method.loss.kind).needs_labels:
         others = config.method.views * batch - 1
         return (
             f"Each query meets the {others:,} other views of its batch{parts}: those of its class "

@@ -60,7 +60,15 @@ def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
         assert (finished / name).is_file(), name
     assert (finished / "report.html").is_file()
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    for key in ("step", "epoch", "seconds", "loss", "chance", "accuracy", "views_per_second"):
+    for key in (
+        "step",
+        "epoch",
+        "seconds",
+        "loss",
+        "chance_loss",
+        "pretext_accuracy",
+        "views_per_second",
+    ):
         assert all(key in line for line in lines), key
     assert lines[-1]["step"] == 3 * (60 // 16)
     assert {"knn", "alignment", "uniformity", "effective_rank"} <= lines[-1].keys()

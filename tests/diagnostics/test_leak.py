@@ -22,7 +22,7 @@ from diptych.diagnostics.leak import Leak, cannot_leak, check_leak, compare_grou
 from diptych.errors import ImagesError
 from diptych.images.open import from_array
 from diptych.images.order import Order
-from diptych.methods.contrastive import Method
+from diptych.methods.contrastive import Contrastive
 from diptych.methods.dictionaries import KeyQueue
 from diptych.pretraining import pretrain
 from diptych.views.batches import ViewBatches
@@ -80,7 +80,7 @@ def leak_of(encoder: nn.Module, *, shuffle: bool) -> Leak:
     pixels = np.ascontiguousarray(np.broadcast_to(colors, (64, 16, 16, 3)))
     config = RunConfig()
     images = from_array(pixels, None, config.images)
-    method = Method(
+    method = Contrastive(
         encoder,
         # The size of a group is read off the norms.
         nn.Sequential(_norm_of_four()),

@@ -22,7 +22,7 @@ from diptych.diagnostics.ranking import MEASURES, candidates_of, pretext_accurac
 from diptych.errors import ConfigError, ImagesError, RunFolderError
 from diptych.images.open import from_array
 from diptych.images.order import Order
-from diptych.methods.contrastive import build_method
+from diptych.methods.contrastive import build_contrastive
 from diptych.pretraining import pretrain
 from diptych.runs.folder import RunFolder
 from diptych.runs.record import load_record
@@ -144,7 +144,7 @@ def test_pretext_accuracy_equals_a_loop(
     stripes: Callable[[int, int], tuple[NDArray[np.uint8], NDArray[np.int64]]],
 ) -> None:
     config = recipe_config("simclr", "tiny")
-    method = build_method(replace(config, head=replace(config.head, layers=0)))
+    method = build_contrastive(replace(config, head=replace(config.head, layers=0)))
     method.network.encoder = Mean()
     images = from_array(stripes(40, 3)[0], None, ImagesConfig())
     with ThreadPoolExecutor(1) as executor:

@@ -15,6 +15,7 @@ import diptych
 from conftest import striped
 from diptych.cli.main import main
 from diptych.config.data import ImagesConfig, ViewsConfig
+from diptych.diagnostics.health import build_health
 from diptych.diagnostics.ranking import rank_runs
 from diptych.errors import ImagesError
 from diptych.evaluation.labelled import open_labelled
@@ -23,7 +24,6 @@ from diptych.images.open import open_images
 from diptych.report.charts import chart_groups
 from diptych.report.page import write_report
 from diptych.runs.folder import RunFolder
-from diptych.training.health import build_probe
 
 SETTINGS: Any = {
     "encoder.width": 4,
@@ -170,7 +170,7 @@ def test_training_goes_on_where_classes_differ(
         for label, name in enumerate(names):
             fill(tmp_path / part / name, label, "stuv")
     collection = open_images(ImagesConfig(path=str(tmp_path)), executor)
-    probe = build_probe(collection, ViewsConfig(side_pixels=16), executor, image_count=16)
+    probe = build_health(collection, ViewsConfig(side_pixels=16), executor, image_count=16)
     assert probe.labelled is None
     assert "kNN is not measured while the run trains: the test images are of" in probe.words
 

@@ -27,8 +27,8 @@ from diptych.images.sources.image_files import list_folder
 from diptych.images.sources.tar_shards import read_samples
 from diptych.images.splits import by_split, hold_out
 from diptych.images.tree import walk
-from diptych.pretraining import _write_skipped
 from diptych.runs.folder import RunFolder
+from diptych.training.open_run import write_skipped
 
 PNG = encoded(np.full((4, 5, 3), 90, np.uint8), "PNG")
 
@@ -178,7 +178,7 @@ def test_unreadable_files_of_each_part_are_listed(
     assert list(found.inventory.rows()) == rows
     assert f"One image of val cannot be read: a/y.png ({reason})." in found.description
     folder = RunFolder(tmp_path)
-    _write_skipped(folder, found)
+    write_skipped(folder, found)
     with open(folder.skipped, newline="") as file:
         assert [(row["part"], row["name"], row["reason"]) for row in csv.DictReader(file)] == [
             (one.part, one.name, one.reason) for one in rows

@@ -19,7 +19,7 @@ from diptych.config.method import (
 from diptych.config.model import EncoderConfig, HeadConfig, NormConfig
 from diptych.config.run import RunConfig
 from diptych.config.training import TrainingConfig
-from diptych.methods.contrastive import build_method
+from diptych.methods.contrastive import build_contrastive
 from diptych.models import activations
 from diptych.models.activations import offload, recompute_stages
 from diptych.planning.counted import LiveBytes, build_on_meta, count_looking, count_passes
@@ -156,7 +156,7 @@ def test_offloaded_bytes_are_those_that_a_real_pass_sends_away(
             self.pack_hook = pack
 
     monkeypatch.setattr(activations, "save_on_cpu", Counting)
-    method = build_method(config).train().to(memory_format=torch.channels_last)
+    method = build_contrastive(config).train().to(memory_format=torch.channels_last)
     if recompute == "stages":
         recompute_stages(method.encoder)
     assert offload(method.encoder, torch.device("meta"))  # any that is no CPU; all tensors are
@@ -177,7 +177,7 @@ def test_saved_bytes_are_those_of_a_real_forward_pass(name: str) -> None:
     """The oracle is autograd itself: it tells of each tensor that it saves for the way back."""
     config = CONFIGS[name]
     planned = count_passes(config, build_on_meta(config, 100), IMAGES).saved_bytes
-    method = build_method(config).train().to(memory_format=torch.channels_last)
+    method = build_contrastive(config).train().to(memory_format=torch.channels_last)
     if config.training.recompute == "stages":
         recompute_stages(method.encoder)
     weights = {p.untyped_storage().data_ptr() for p in method.parameters()}

@@ -20,8 +20,8 @@ from diptych.config.method import (
 from diptych.config.model import EncoderConfig, HeadConfig
 from diptych.config.run import RunConfig
 from diptych.config.training import TrainingConfig
-from diptych.methods import scores
-from diptych.methods.contrastive import build_method
+from diptych.methods import logits
+from diptych.methods.contrastive import build_contrastive
 from diptych.methods.dictionaries import ImageBank, KeyQueue
 from diptych.planning.case import Case
 from diptych.planning.counted import LiveBytes
@@ -86,12 +86,12 @@ def case_of(method: MethodConfig) -> Case:
 
 def compared(case: Case, counter: Any) -> None:
     """A real comparison, forward and backward, under a counter."""
-    method = build_method(case.config, image_count=case.image_count)
+    method = build_contrastive(case.config, image_count=case.image_count)
     dictionary = method.dictionary
     if isinstance(dictionary, KeyQueue):
-        dictionary.remember(torch.randn(len(dictionary.keys), DIM))
+        dictionary.enqueue(torch.randn(len(dictionary.keys), DIM))
     if isinstance(dictionary, ImageBank):
-        dictionary.remember(torch.randn(200, DIM), torch.arange(200))
+        dictionary.update(torch.randn(200, DIM), torch.arange(200))
     indices = torch.arange(IMAGES)
     views = (torch.empty(0),) * case.config.method.views
     batch = Batch(views, indices, step=0, labels=indices % 3)
@@ -100,12 +100,12 @@ def compared(case: Case, counter: Any) -> None:
     if case.key_views:
         keys = torch.randn(case.key_views, IMAGES, DIM, requires_grad=case.keys_learn)
     with counter:
-        torch.autograd.backward(method.compare(queries, keys, batch).look_up.loss)
+        torch.autograd.backward(method.contrast(queries, keys, batch).loss)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_operations_are_those_of_a_real_look_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores, "CPU_TILE", TILE)
+    monkeypatch.setattr(logits, "CPU_TILE", TILE)
     case, counter = case_of(METHODS[name]), Products()
     compared(case, counter)
     assert look_up_cost(case, DIM, tile=TILE).flops == counter.flops
@@ -116,7 +116,7 @@ def test_bytes_are_close_to_those_of_a_real_look_up(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At sizes where matrices of scores, or tiles and keys, are nearly all there is."""
-    monkeypatch.setattr(scores, "CPU_TILE", 64)
+    monkeypatch.setattr(logits, "CPU_TILE", 64)
     case = case_of(METHODS[name])
     kind = case.config.method.dictionary.kind
     if kind != "batch":

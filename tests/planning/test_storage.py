@@ -23,7 +23,7 @@ from diptych.config.run import RunConfig
 from diptych.config.training import CheckpointConfig, TrainingConfig
 from diptych.images.open import from_array
 from diptych.images.order import Order
-from diptych.methods.contrastive import build_method
+from diptych.methods.contrastive import build_contrastive
 from diptych.methods.sharded_bank import ShardedBank
 from diptych.optimization.optimizers import build_optimizer
 from diptych.planning.case import Case
@@ -68,7 +68,7 @@ RUN = Identity("0" * 32, "runs/test")
 
 
 def state_after_a_step(config: RunConfig) -> RunState:
-    method = build_method(config, image_count=IMAGES).train()
+    method = build_contrastive(config, image_count=IMAGES).train()
     method = method.to(memory_format=torch.channels_last)
     state = RunState(method, build_optimizer(config.optimizer, method), step=1)
     views = tuple(torch.randn(2, 4, 3, 32, 32))
@@ -168,7 +168,7 @@ def test_a_short_run_copies_its_state_at_its_end_only() -> None:
 
 
 def in_shares(rank: int, count: int) -> Results:
-    bank = build_method(SHARED, image_count=IMAGES).dictionary
+    bank = build_contrastive(SHARED, image_count=IMAGES).dictionary
     assert isinstance(bank, ShardedBank)
     held = sum(one.numel() * one.element_size() for one in bank.buffers())
     whole = bank.whole()

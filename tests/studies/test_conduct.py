@@ -92,7 +92,9 @@ def test_a_result_is_what_the_run_itself_says(finished: StudyRun) -> None:
     found = task.result()
     assert found is not None
     lines = [json.loads(line) for line in (task.folder / "metrics.jsonl").read_text().splitlines()]
-    assert found.measures["pretext"] == lines[-1]["accuracy"]  # two steps: a tenth is one line
+    assert (
+        found.measures["pretext"] == lines[-1]["pretext_accuracy"]
+    )  # two steps: a tenth is one line
     evaluated = main(["evaluate", str(task.folder), "--threads", "1"])
     assert evaluated == 0
     evaluation = json.loads((task.folder / "evaluation.json").read_text())
@@ -101,7 +103,7 @@ def test_a_result_is_what_the_run_itself_says(finished: StudyRun) -> None:
 
 
 def test_the_last_tenth_is_what_counts_of_the_pretext_accuracy() -> None:
-    lines = [{"accuracy": float(step)} for step in range(40)]
+    lines = [{"pretext_accuracy": float(step)} for step in range(40)]
     assert final_pretext_accuracy(lines) == (36 + 37 + 38 + 39) / 4
 
 

@@ -15,7 +15,7 @@ from diptych.checkpoints.stores import MANIFEST, SCALARS, TENSORS, Store
 from diptych.errors import DamagedCheckpoint, ForeignCheckpoint, UnreachableFolder
 from diptych.runs.record import Identity, identity_in
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 MOST_MANIFEST_BYTES: Final = 2**16
 MOST_SCALARS_BYTES: Final = 2**24
 Description = Mapping[str, str | int]

@@ -12,7 +12,7 @@ def require_consistent(config: RunConfig) -> None:
     """Refuses settings that are right by themselves and do not go together.
 
     Not part of the configs themselves: while a file and flags are laid over a recipe one by one,
-    some of them do not fit yet.
+    some of them do not fit yet. What the loss needs, ``methods.losses`` knows.
 
     Raises:
         ConfigError: names the settings, and says which would go together.
@@ -25,7 +25,7 @@ def require_consistent(config: RunConfig) -> None:
     _require_consistent_method(config)
     _require_consistent_batch(config)
     _require_consistent_memory(config.training)
-    if config.distillation.teacher is not None:
+    if config.method_name == "distillation":
         require(
             config.training.chunk_size is None,
             "distillation has no cached gradients, as it compares no images: leave out "
@@ -87,7 +87,7 @@ def norm_of_batch(config: RunConfig) -> NormConfig:
 
 
 def _require_consistent_method(config: RunConfig) -> None:
-    method, dictionary, loss = config.method, config.method.dictionary, config.method.loss
+    method, dictionary = config.method, config.method.dictionary
     end_to_end = dictionary.kind == "batch" and method.key_encoder.kind == "shared"
     queries_are_keys = end_to_end and dictionary.batch.both_views
     grouped = config.images.group_by is not None
@@ -112,29 +112,6 @@ def _require_consistent_method(config: RunConfig) -> None:
         "head.predictor_layers stands on the queries' side only, and here every query is a key; "
         "set it to 0, or method.dictionary.batch.both_views = false",
         config.head.predictor_layers,
-    )
-    require(
-        loss.kind != "supervised" or queries_are_keys,
-        "method.loss.kind = 'supervised' goes with the dictionary 'batch' and both_views",
-        dictionary.kind,
-    )
-    require(
-        loss.kind in ("info_nce", "supervised")
-        or (method.views == 2 and (config.views.small_views == 0 or not queries_are_keys)),
-        "more than two views that are keys of each other go with the losses info_nce and "
-        "supervised",
-        loss.kind,
-    )
-    require(
-        not loss.semi_hard or loss.kind in ("nt_logistic", "triplet"),
-        "method.loss.semi_hard goes with the kinds nt_logistic and triplet",
-        loss.kind,
-    )
-    require(
-        not grouped or loss.kind != "supervised",
-        "images.group_by and method.loss.kind = 'supervised' both say which images are keys of "
-        "each other; leave one of them out",
-        config.images.group_by,
     )
     require(
         not grouped or dictionary.kind != "bank" or method.symmetric,

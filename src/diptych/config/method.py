@@ -95,11 +95,11 @@ class TripletConfig:
 class LossConfig:
     """What is made of the similarities of a query to its positive key and to the negatives."""
 
-    kind: Literal["info_nce", "decoupled", "nt_logistic", "triplet", "supervised"] = "info_nce"
-    """`info_nce`: cross-entropy at the positive key (over all views of a batch it is NT-Xent).
-    `decoupled`: the same without the positive key in the denominator (DCL). `nt_logistic`,
-    `triplet`: SimCLR's table 2. `supervised`: all images of the same class are positives (SupCon).
-    """
+    kind: str = "info_nce"
+    """Which loss. `info_nce`: cross-entropy at the positive key (over all views of a batch it is
+    NT-Xent). `decoupled`: the same without the positive key in the denominator (DCL).
+    `nt_logistic`, `triplet`: SimCLR's table 2. `supervised`: all images of the same class are
+    positives (SupCon)."""
     similarity: Literal["cosine", "dot"] = "cosine"
     """Compare directions only, or lengths too."""
     temperature: float = 0.2

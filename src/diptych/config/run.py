@@ -35,3 +35,13 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed must lie between 0 and 2^63 - 1", self.seed)
+
+    @property
+    def method_name(self) -> str:
+        """Which of ``methods.build.METHODS`` trains the network."""
+        return "contrastive" if self.distillation.teacher is None else "distillation"
+
+    @property
+    def has_projection_head(self) -> bool:
+        """Whether the head projects what is contrasted; a student's is a classifier."""
+        return self.method_name == "contrastive"

@@ -28,8 +28,9 @@ from diptych.images.groups import find_groups
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images
 from diptych.images.order import Order
-from diptych.methods.contrastive import Method, build_method
-from diptych.methods.scores import finds_own, resolution
+from diptych.methods.build import METHODS
+from diptych.methods.contrastive import Contrastive, build_contrastive
+from diptych.methods.logits import logit_rounding, ranks_first
 from diptych.models.norms import SplitBatchNorm, frozen_statistics
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, require_writable
@@ -166,7 +167,7 @@ def cannot_leak(config: RunConfig) -> str | None:
     return None
 
 
-def load_trained_method(folder: RunFolder, config: RunConfig) -> Method:
+def load_trained_method(folder: RunFolder, config: RunConfig) -> Contrastive:
     """The method of a run's newest checkpoint: head, momentum encoder and dictionary too.
 
     Raises:
@@ -177,12 +178,12 @@ def load_trained_method(folder: RunFolder, config: RunConfig) -> Method:
     found = load_newest(place, load_record(folder).identity, lambda why: None)
     if found is None:
         raise RunFolderError(f"{folder.path} has no checkpoint. Wanted the folder of a run.")
-    if config.distillation.teacher is not None:
+    if not METHODS[config.method_name].has_keys:
         raise RunFolderError(f"{folder.path} holds a student, which has no keys.")
     return method_of(found[0], config)
 
 
-def method_of(tensors: Mapping[str, Tensor], config: RunConfig) -> Method:
+def method_of(tensors: Mapping[str, Tensor], config: RunConfig) -> Contrastive:
     """The whole method of a run from the tensors of one of its checkpoints.
 
     Raises:
@@ -190,7 +191,7 @@ def method_of(tensors: Mapping[str, Tensor], config: RunConfig) -> Method:
     """
     state = {n.removeprefix("method/"): v for n, v in tensors.items() if n.startswith("method/")}
     keys = state.get("dictionary.keys")
-    method = build_method(config, image_count=1 if keys is None else len(keys))
+    method = build_contrastive(config, image_count=1 if keys is None else len(keys))
     try:
         method.load_state_dict(state)
     except RuntimeError as error:
@@ -199,7 +200,7 @@ def method_of(tensors: Mapping[str, Tensor], config: RunConfig) -> Method:
 
 
 def measure_leak(
-    method: Method,
+    method: Contrastive,
     batches: ViewBatches,
     *,
     batch_count: int,
@@ -230,7 +231,7 @@ def measure_leak(
     queries, keys = _encode(method, batches, indices, epoch, chunk, on_images)
     _, moved = _encode(method, batches, indices[shuffled], epoch, chunk, on_images)
     regrouped = moved[torch.from_numpy(np.argsort(shuffled))]
-    apart = resolution(queries, keys, regrouped, temperature=1.0)
+    apart = logit_rounding(queries, keys, regrouped, temperature=1.0)
     return compare_groupings(queries @ keys.T, queries @ regrouped.T, groups, apart)
 
 
@@ -246,7 +247,7 @@ def compare_groupings(
         scores: of each query with each key, encoded as in training; positives on the diagonal.
         regrouped: the same with keys encoded in random groups.
         groups: of each image, as many in each but for the last.
-        apart: what a score must be higher by to be higher; see ``scores.resolution``.
+        apart: what a score must be higher by to be higher; see ``logits.logit_rounding``.
     """
     found, elsewhere = _found(scores, apart), _found(regrouped, apart)
     count = int(groups.max()) + 1
@@ -259,7 +260,7 @@ def compare_groupings(
     return Leak(float(found.mean()), float(elsewhere.mean()), error, count, images_per_group)
 
 
-def _images_per_group(method: Method, encoded_at_once: int) -> int:
+def _images_per_group(method: Contrastive, encoded_at_once: int) -> int:
     """Images that share statistics: the smallest group of a split norm, or all encoded at once."""
     sizes = [norm.images_per_group for norm in method.modules() if isinstance(norm, SplitBatchNorm)]
     return min([*sizes, encoded_at_once])
@@ -267,7 +268,7 @@ def _images_per_group(method: Method, encoded_at_once: int) -> int:
 
 @torch.no_grad()
 def _encode(
-    method: Method,
+    method: Contrastive,
     batches: ViewBatches,
     indices: NDArray[np.int64],
     epoch: int,
@@ -294,4 +295,4 @@ def _encode(
 def _found(scores: Float[Tensor, "images images"], apart: Tensor | float) -> Tensor:
     """1 for each query whose positive logit is the highest; (images,)."""
     others = scores.clone().fill_diagonal_(-math.inf).amax(dim=1)
-    return finds_own(scores.diagonal(), others, apart).double()
+    return ranks_first(scores.diagonal(), others, apart).double()

@@ -38,8 +38,9 @@ from diptych.images.open import open_images
 from diptych.images.order import Order
 from diptych.images.sources.handed_over import path_of
 from diptych.images.trained_on import TrainedOn, load_trained_on
-from diptych.methods.contrastive import Method, build_method
-from diptych.methods.scores import finds_own_row
+from diptych.methods.build import METHODS
+from diptych.methods.contrastive import Contrastive, build_contrastive
+from diptych.methods.logits import row_ranks_first
 from diptych.models.momentum_encoder import MomentumEncoder
 from diptych.models.weights import load_encoder, load_head, untrained_encoder
 from diptych.runs.folder import RunFolder
@@ -66,7 +67,7 @@ class Candidate:
     step: int | None
     config: RunConfig
     encoder: nn.Module
-    method: Method | None
+    method: Contrastive | None
 
 
 def candidates_of(
@@ -108,7 +109,7 @@ def _from_checkpoint(
     folder: RunFolder, config: RunConfig, device: torch.device, path: CheckpointLocation
 ) -> Candidate:
     tensors, scalars = load_checkpoint(path)
-    if config.distillation.teacher is None:
+    if METHODS[config.method_name].has_keys:
         method = method_of(tensors, config).to(device).eval()
         return Candidate(folder.path, int(scalars["step"]), config, method.encoder, method)
     encoder = untrained_encoder(config)
@@ -122,9 +123,9 @@ def _from_checkpoint(
 def _from_files(folder: RunFolder, config: RunConfig, device: torch.device) -> Candidate:
     """Encoder and head alone: the momentum encoder is taken to be where the network is."""
     encoder = load_encoder(folder).network.to(device)
-    if config.distillation.teacher is not None or config.head.predictor_layers:
+    if not METHODS[config.method_name].has_keys or config.head.predictor_layers:
         return Candidate(folder.path, None, config, encoder, None)
-    method = build_method(config)
+    method = build_contrastive(config)
     method.encoder.load_state_dict(encoder.state_dict())
     method.network.get_submodule("head").load_state_dict(load_head(folder).state_dict())
     if method.momentum_encoder is not None:
@@ -260,7 +261,7 @@ def rank_runs(
     return Ranking(tuple(best_first), measurer.splits, measurer.labelled, agreement)
 
 
-def pretext_accuracy(method: Method, batches: ViewBatches) -> float:
+def pretext_accuracy(method: Contrastive, batches: ViewBatches) -> float:
     """Share of queries whose positive logit is the highest among the keys of their batch.
 
     Queries and keys are made as in training, but for batch norms, which use their running
@@ -276,7 +277,7 @@ def pretext_accuracy(method: Method, batches: ViewBatches) -> float:
             query, key = method.encode_queries((first,))[0], method.encode_keys((second,))[0]
         if method.config.loss.similarity == "cosine":
             query, key = (functional.normalize(one, dim=1) for one in (query, key))
-        found.append(finds_own_row(query, key))
+        found.append(row_ranks_first(query, key))
     return float(torch.cat(found).double().mean())
 
 

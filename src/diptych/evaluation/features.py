@@ -284,7 +284,7 @@ def layered_network(encoder: nn.Module, head: nn.Module | None) -> LayeredNetwor
 def trained_layers(folder: RunFolder) -> LayeredNetwork:
     """Those of a run; a student has a classifier instead of a head, and so only h."""
     encoder = load_encoder(folder)
-    student = encoder.config.distillation.teacher is not None
+    student = not encoder.config.has_projection_head
     return layered_network(encoder, None if student else load_head(folder))
 
 
@@ -292,6 +292,6 @@ def untrained_layers(folder: RunFolder) -> LayeredNetwork:
     """Those of a run as it began."""
     config = load_encoder(folder).config
     encoder = untrained_encoder(config)
-    if config.distillation.teacher is not None:
+    if not config.has_projection_head:
         return layered_network(encoder, None)
     return layered_network(encoder, untrained_head(config, encoder))

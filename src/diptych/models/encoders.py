@@ -161,7 +161,7 @@ def _remove_classifier(name: str, network: nn.Module) -> None:
     if not last:
         raise ConfigError(
             f"encoder.name = {name!r}: no classifier was found to leave out. Wanted a part named "
-            f"{', '.join(_CLASSIFIERS)}; use timm:{name}, or give the network to Method yourself."
+            f"{', '.join(_CLASSIFIERS)}; use timm:{name}, or give Contrastive the network yourself."
         )
     parent, _, child = last[0].rpartition(".")
     holder = network.get_submodule(parent)

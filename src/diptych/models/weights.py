@@ -146,7 +146,7 @@ def _serialized(network: nn.Module, header: dict[str, str] | None = None) -> byt
 
 
 def _load_head(file: Path, encoder: nn.Module, config: RunConfig) -> nn.Module:
-    if config.distillation.teacher is not None:
+    if not config.has_projection_head:
         raise RunFolderError(
             f"{file} is a student's classifier and has no hidden layers; use the encoder alone."
         )

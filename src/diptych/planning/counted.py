@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from diptych.config.run import RunConfig
-from diptych.methods.contrastive import Method, build_method
+from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.methods.dictionaries import InBatch
 from diptych.models.activations import recompute_stages
 
@@ -94,14 +94,14 @@ class Passes:
         return self.forward_flops + self.backward_flops + self.extra_flops
 
 
-def build_on_meta(config: RunConfig, image_count: int) -> Method:
+def build_on_meta(config: RunConfig, image_count: int) -> Contrastive:
     """The method of a run without memory: its tensors have shapes only."""
     with torch.device("meta"):
-        method = build_method(config, image_count=image_count).train()
+        method = build_contrastive(config, image_count=image_count).train()
     return method.to(memory_format=_layout(config))
 
 
-def count_passes(config: RunConfig, method: Method, images: int) -> Passes:
+def count_passes(config: RunConfig, method: Contrastive, images: int) -> Passes:
     """Passes one process's images through the networks of a method on the meta device.
 
     Args:
@@ -138,7 +138,7 @@ def count_passes(config: RunConfig, method: Method, images: int) -> Passes:
 
 
 def _chunk_passes(
-    method: Method, queries: list[Tensor], keys: list[Tensor], read: Callable[[], int]
+    method: Contrastive, queries: list[Tensor], keys: list[Tensor], read: Callable[[], int]
 ) -> tuple[int, int, int]:
     """Passes a chunk forward and backward; what was read after the keys, the queries, the end."""
     encoded = list[Tensor]()
@@ -153,7 +153,7 @@ def _chunk_passes(
     return of_keys, forward, read()
 
 
-def count_looking(config: RunConfig, method: Method, images: int) -> int:
+def count_looking(config: RunConfig, method: Contrastive, images: int) -> int:
     """The most bytes alive while so many images pass the network in evaluation mode."""
     network = _as_encoded(config, method).network.eval()
     with torch.no_grad(), LiveBytes() as live:
@@ -161,7 +161,7 @@ def count_looking(config: RunConfig, method: Method, images: int) -> int:
     return live.peak
 
 
-def _as_encoded(config: RunConfig, method: Method) -> Method:
+def _as_encoded(config: RunConfig, method: Contrastive) -> Contrastive:
     """A copy in the precision in which autocast hands tensors from layer to layer.
 
     Its encoder keeps what the run's keeps; how it is called is changed in the copy only.
@@ -194,7 +194,9 @@ def _elsewhere(forward: Callable[..., Any], away: list[int], *inputs: Any) -> An
         return forward(*inputs)
 
 
-def _views(config: RunConfig, method: Method, images: int) -> tuple[list[Tensor], list[Tensor]]:
+def _views(
+    config: RunConfig, method: Contrastive, images: int
+) -> tuple[list[Tensor], list[Tensor]]:
     """Views that are encoded as queries, and as keys, in one chunk."""
     small = [_view(config, images, config.views.small_side)] * config.views.small_views
     full = _view(config, images, config.views.side_pixels)
@@ -220,6 +222,6 @@ def _by_size(views: Sequence[Tensor]) -> list[list[Tensor]]:
     return [[view for view in views if view.shape[-1] == side] for side in sides]
 
 
-def _as_queries(method: Method, views: Sequence[Tensor]) -> Tensor:
+def _as_queries(method: Contrastive, views: Sequence[Tensor]) -> Tensor:
     vectors: Tensor = method.network(torch.cat(list(views)))
     return vectors if method.predictor is None else method.predictor(vectors)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from diptych.methods.scores import CPU_TILE, DEVICE_TILE
+from diptych.methods.logits import CPU_TILE, DEVICE_TILE
 from diptych.planning.case import Case
 
 _FLOAT_BYTES = 4  # scores are never narrower

@@ -13,7 +13,7 @@ from diptych.checkpoints.state import trainable
 from diptych.config.run import RunConfig
 from diptych.images.collection import ImageSet, spread_indices
 from diptych.images.order import Order
-from diptych.methods.contrastive import Method, build_method
+from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.methods.dictionaries import ImageBank, KeyQueue
 from diptych.models.norms import GlobalBatchNorm
 from diptych.optimization.optimizers import build_optimizer
@@ -111,9 +111,9 @@ def idle_bytes() -> int | None:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
-def build_small(case: Case) -> Method:
+def build_small(case: Case) -> Contrastive:
     """The run's method with random weights, its norms as they are among several processes."""
-    method = build_method(case.config, image_count=min(case.image_count, _MOST_BANK)).train()
+    method = build_contrastive(case.config, image_count=min(case.image_count, _MOST_BANK)).train()
     if case.config.training.channels_last:
         method = method.to(memory_format=torch.channels_last)
     if case.processes > 1:  # the same arithmetic as with others, whose numbers are missing
@@ -123,7 +123,7 @@ def build_small(case: Case) -> Method:
     return method
 
 
-def network_seconds(case: Case, method: Method) -> float:
+def network_seconds(case: Case, method: Contrastive) -> float:
     """Of all passes of a step, from the times of the network's distinct blocks.
 
     What is computed again in the backward pass is taken for a forward pass.
@@ -155,7 +155,13 @@ def network_seconds(case: Case, method: Method) -> float:
 
 
 def _pass_seconds(
-    config: RunConfig, method: Method, count: int, side: int, *, learns: bool, keys: bool = False
+    config: RunConfig,
+    method: Contrastive,
+    count: int,
+    side: int,
+    *,
+    learns: bool,
+    keys: bool = False,
 ) -> float:
     # Which blocks there are does not depend on how many images come.
     views = torch.empty(2, config.images.channels, side, side)
@@ -169,7 +175,7 @@ def _pass_seconds(
     return found
 
 
-def look_up_seconds(case: Case, method: Method) -> float:
+def look_up_seconds(case: Case, method: Contrastive) -> float:
     """Of comparing, forward and backward, on ready vectors; more keys of others take more."""
     alone = replace(
         case,
@@ -186,8 +192,8 @@ def look_up_seconds(case: Case, method: Method) -> float:
         learned = queries.clone().requires_grad_()
         others = None if keys is None else keys.clone().requires_grad_(case.keys_learn)
         begun = time.perf_counter()
-        output = method.compare(learned, others, batch)
-        torch.autograd.backward(output.look_up.loss)
+        output = method.contrast(learned, others, batch)
+        torch.autograd.backward(output.loss)
         ended = time.perf_counter()
         return ended - begun
 
@@ -202,22 +208,22 @@ def _batch(case: Case) -> Batch:
     return Batch(views, indices, step=1, labels=indices % 10)
 
 
-def _dim(method: Method, case: Case) -> int:
+def _dim(method: Contrastive, case: Case) -> int:
     side, channels = case.config.views.side_pixels, case.config.images.channels
     with torch.no_grad():
         return method.network(torch.zeros(2, channels, side, side)).shape[1]
 
 
-def _fill(method: Method, dim: int) -> None:
+def _fill(method: Contrastive, dim: int) -> None:
     dictionary = method.dictionary
     if isinstance(dictionary, KeyQueue):
-        dictionary.remember(torch.nn.functional.normalize(torch.randn(len(dictionary.keys), dim)))
+        dictionary.enqueue(torch.nn.functional.normalize(torch.randn(len(dictionary.keys), dim)))
     if isinstance(dictionary, ImageBank):
         count = len(dictionary.keys)
-        dictionary.remember(torch.randn(count, dim), torch.arange(count))
+        dictionary.update(torch.randn(count, dim), torch.arange(count))
 
 
-def moving_seconds(case: Case, method: Method) -> float:
+def moving_seconds(case: Case, method: Contrastive) -> float:
     """Of the optimizer's step, and of the momentum encoder's."""
     optimizer = build_optimizer(case.config.optimizer, method)
     for _, parameter in trainable(method):
@@ -226,7 +232,7 @@ def moving_seconds(case: Case, method: Method) -> float:
     def once() -> float:
         begun = time.perf_counter()
         optimizer.step()
-        method.follow(0.99)
+        method.update_momentum(0.99)
         return time.perf_counter() - begun
 
     found = median_seconds(once)

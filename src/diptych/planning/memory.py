@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from diptych.checkpoints.state import trainable
-from diptych.methods.contrastive import Method
+from diptych.methods.contrastive import Contrastive
 from diptych.methods.sharded_bank import ShardedBank
 from diptych.planning.case import Case
 from diptych.planning.counted import Passes
@@ -61,7 +61,7 @@ class Memory:
 
 def memory(
     case: Case,
-    method: Method,
+    method: Contrastive,
     passes: Passes,
     looking: int,
     cost: LookUpCost,
@@ -104,21 +104,21 @@ def memory(
     return Memory({name: size for name, size in lasting.items() if size}, moments, host)
 
 
-def _aside(case: Case, method: Method, passes: Passes) -> dict[str, float]:
+def _aside(case: Case, method: Contrastive, passes: Passes) -> dict[str, float]:
     """What lies in main memory where the device has its own."""
     views = float(case.images * case.view_values * _FLOAT_BYTES)
     found = {"views made ahead": 2 * views, COPY: state_bytes(case, method)}
     return found | ({AWAY: float(passes.away_bytes)} if passes.away_bytes else {})
 
 
-def _copied_on_cpu(case: Case, method: Method) -> float:
+def _copied_on_cpu(case: Case, method: Contrastive) -> float:
     """At a checkpoint that training waits for."""
     if case.config.checkpoint.asynchronous:
         return state_bytes(case, method)
     return rearranged_bytes(case, method)
 
 
-def _dictionary(case: Case, method: Method) -> float:
+def _dictionary(case: Case, method: Contrastive) -> float:
     """Of its largest part that a process holds; the method is built as for a single one."""
     bank = method.dictionary
     if not isinstance(bank, ShardedBank):
@@ -137,7 +137,7 @@ def kept_bytes(case: Case) -> float:
 
 def _moments(
     case: Case,
-    method: Method,
+    method: Contrastive,
     passes: Passes,
     looking: int,
     cost: LookUpCost,
@@ -195,7 +195,7 @@ def _shuffled_views(case: Case) -> float:
     return kept + (3 * one if case.processes > 1 else 0.0)
 
 
-def _weights(method: Method) -> float:
+def _weights(method: Contrastive) -> float:
     parts = [method.network] + ([] if method.predictor is None else [method.predictor])
     return float(sum(map(_bytes_of, parts)))
 
@@ -207,6 +207,6 @@ def _bytes_of(module: object) -> float:
     return float(sum(tensor.nbytes for tensor in tensors))
 
 
-def _optimizer(case: Case, method: Method) -> float:
+def _optimizer(case: Case, method: Contrastive) -> float:
     kept = (optimizer_tensors(case.config, parameter) for _, parameter in trainable(method))
     return float(sum(tensor.nbytes for one in kept for tensor in one.values()))

@@ -10,7 +10,7 @@ import torch
 from diptych.checkpoints.state import trainable
 from diptych.config.consistency import require_divisible
 from diptych.config.run import RunConfig
-from diptych.methods.contrastive import Method
+from diptych.methods.contrastive import Contrastive
 from diptych.models.encoders import count_features
 from diptych.models.heads import output_dim
 from diptych.planning.case import Case
@@ -204,7 +204,7 @@ def _of_one_process(case: Case, machine: Machine) -> RunConfig:
 
 
 def _own_seconds(
-    case: Case, method: Method, passes: Passes, cost: LookUpCost, machine: Machine
+    case: Case, method: Contrastive, passes: Passes, cost: LookUpCost, machine: Machine
 ) -> dict[str, float]:
     """Seconds of what one process does by itself, by the machine's rates."""
     precision = case.config.training.precision
@@ -244,7 +244,7 @@ def _with_views_ahead(plan: Plan) -> Plan:
     return replace(plan, seconds={"waiting for views": waited, **seconds})
 
 
-def _dim(case: Case, method: Method) -> int:
+def _dim(case: Case, method: Contrastive) -> int:
     side, channels = case.config.views.side_pixels, case.config.images.channels
     if case.config.head.layers:
         return case.config.head.output_features

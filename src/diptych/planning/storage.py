@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diptych.checkpoints.state import trainable
 from diptych.config.run import RunConfig
-from diptych.methods.contrastive import Method
+from diptych.methods.contrastive import Contrastive
 from diptych.planning.case import Case
 
 _LINE_BYTES = 1400  # of metrics.jsonl and as TensorBoard's events, measured
@@ -35,7 +35,7 @@ class Storage:
     read_per_epoch: float
 
 
-def storage(case: Case, method: Method, *, kept: bool) -> Storage:
+def storage(case: Case, method: Contrastive, *, kept: bool) -> Storage:
     """What a run writes and reads.
 
     Args:
@@ -55,7 +55,7 @@ def storage(case: Case, method: Method, *, kept: bool) -> Storage:
     )
 
 
-def checkpoint_bytes(config: RunConfig, method: Method) -> int:
+def checkpoint_bytes(config: RunConfig, method: Contrastive) -> int:
     """Bytes of a checkpoint: every tensor of the state, and safetensors' list of them."""
     tensors = state_tensors(config, method)
     header = {
@@ -66,7 +66,7 @@ def checkpoint_bytes(config: RunConfig, method: Method) -> int:
     return sum(tensor.nbytes for tensor in tensors.values()) + listed + _STATE_FILES_BYTES
 
 
-def state_tensors(config: RunConfig, method: Method) -> dict[str, Tensor]:
+def state_tensors(config: RunConfig, method: Contrastive) -> dict[str, Tensor]:
     """What ``RunState.tensors`` will hold once all weights have moved, by the same names."""
     found: dict[str, Tensor] = {f"method/{k}": v for k, v in method.state_dict().items()}
     for name, parameter in trainable(method):

@@ -15,7 +15,7 @@ from typing import Literal
 from torch import nn
 
 from diptych.checkpoints.state import trainable
-from diptych.methods.contrastive import Method
+from diptych.methods.contrastive import Contrastive
 from diptych.methods.sharded_bank import ShardedBank
 from diptych.models.activations import stages_of
 from diptych.models.norms import GlobalBatchNorm
@@ -24,7 +24,7 @@ from diptych.planning.loss import drawn_images
 from diptych.planning.machine import Machine
 from diptych.runtime.distributed import BUCKET_BYTES
 from diptych.runtime.stopwatch import PARTS
-from diptych.training.synchronize import own_statistics
+from diptych.training.synchronize import local_statistics
 
 Kind = Literal["reduce", "gather"]
 
@@ -67,7 +67,7 @@ class Message:
         return min(ring, tree)
 
 
-def messages(case: Case, method: Method, dim: int) -> list[Message]:
+def messages(case: Case, method: Contrastive, dim: int) -> list[Message]:
     """All messages of a step; none of a single process.
 
     Args:
@@ -96,9 +96,9 @@ def network_seconds(found: Sequence[Message], processes: int, machine: Machine) 
     return sum(one.seconds(processes, machine) for one in found)
 
 
-def _averages(method: Method) -> list[Message]:
+def _averages(method: Contrastive) -> list[Message]:
     gradients = sum(parameter.nbytes for _, parameter in trainable(method))
-    statistics = sum(tensor.nbytes for tensor in own_statistics(method))
+    statistics = sum(tensor.nbytes for tensor in local_statistics(method))
     results = 2 * _FLOAT_BYTES  # loss and accuracy
     total = gradients + statistics + results
     return [Message("gradients", "reduce", total, -(-total // BUCKET_BYTES))]
@@ -120,7 +120,7 @@ def _keys(case: Case, dim: int) -> list[Message]:
     return found
 
 
-def _fetched(case: Case, method: Method, dim: int) -> list[Message]:
+def _fetched(case: Case, method: Contrastive, dim: int) -> list[Message]:
     """Of a bank in shares, for each comparison: whose keys are wanted, and these, padded."""
     bank = method.dictionary
     if not isinstance(bank, ShardedBank):
@@ -179,7 +179,7 @@ def _shuffled(case: Case, dim: int) -> list[Message]:
     return found
 
 
-def _norms(case: Case, method: Method) -> list[Message]:
+def _norms(case: Case, method: Contrastive) -> list[Message]:
     """Statistics of each global norm in each pass: 2 x channels and a count; back 2 x channels.
 
     Stages that are computed again exchange theirs again.

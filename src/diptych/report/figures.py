@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from diptych.logging.symptoms import has_choice, named
+from diptych.logging.metrics import has_choice, task_accuracy
+from diptych.logging.times import named
 from diptych.runtime.stopwatch import PARTS
 
 INK: Final = "#262a33"
@@ -52,18 +53,21 @@ STYLE: Final[Any] = {
 
 
 def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """Loss beside its chance level, and pretext accuracy, over the steps; SVG."""
+    """Loss beside its chance level, and the accuracy at the training task, by step; SVG."""
     with matplotlib.rc_context(STYLE):
         figure, (left, right) = _two_axes()
         steps = [line["step"] for line in metrics]
-        left.plot(steps, [line["chance"] for line in metrics], color=FAINT, ls="--", label="chance")
+        known = [line for line in metrics if "chance_loss" in line]
+        left.plot(*_series(known, "chance_loss"), color=FAINT, ls="--", label="chance")
         left.plot(steps, [line["loss"] for line in metrics], color=ACCENT, label="loss")
         left.set(xlabel="step", ylabel="loss (nats)", ylim=(0, None))
         left.legend(frameon=False)
         chosen = [line for line in metrics if has_choice(line)]
-        found = [100 * line["accuracy"] for line in chosen]
-        right.plot([line["step"] for line in chosen], found, color=SECOND)
-        right.set(xlabel="step", ylabel="pretext accuracy (%)", ylim=(0, 100))
+        task = task_accuracy(chosen[-1]) if chosen else None
+        if task is not None:
+            right.plot(*_series(chosen, task.name, 100), color=SECOND)
+            right.set(ylabel=f"{task.name.replace('_', ' ')} (%)")
+        right.set(xlabel="step", ylim=(0, 100))
         return svg(figure)
 
 

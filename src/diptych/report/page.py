@@ -15,6 +15,7 @@ from torch import nn
 
 from diptych.config.files import flatten, load_run_config
 from diptych.config.run import RunConfig
+from diptych.diagnostics.symptoms import time_symptoms
 from diptych.diagnostics.verdict import Verdict, judge
 from diptych.errors import ImagesError, RunFolderError
 from diptych.escaping import HANDLER
@@ -26,7 +27,7 @@ from diptych.images.collection import ImageSet
 from diptych.images.inventory import Skipped
 from diptych.images.open import open_images
 from diptych.logging.metrics import read_metrics
-from diptych.logging.symptoms import time_in_words, time_symptoms, times_of
+from diptych.logging.times import time_in_words, times_of
 from diptych.models.weights import load_encoder, untrained_encoder
 from diptych.report import figures
 from diptych.report.charts import (

@@ -191,7 +191,7 @@ def _protocol(run: TrainedRun, extra: tuple[str, ...]) -> dict[str, Any]:
 def final_pretext_accuracy(metrics: list[dict[str, Any]]) -> float:
     """Over the last tenth of the lines of metrics."""
     late = metrics[-max(1, len(metrics) // 10) :]
-    return statistics.fmean(line["accuracy"] for line in late)
+    return statistics.fmean(line["pretext_accuracy"] for line in late)
 
 
 def _knn(run: TrainedRun, features: tuple[Tensor, Tensor]) -> float:
@@ -212,8 +212,8 @@ def _leak(run: TrainedRun) -> dict[str, float]:
 
 
 def _supervised(run: TrainedRun) -> dict[str, float]:
-    rival = supervised_encoder(run.folder, run.config, run.labelled, run.images.runtime)
-    return {"supervised": _knn(run, run.encode(rival))}
+    supervised = supervised_encoder(run.folder, run.config, run.labelled, run.images.runtime)
+    return {"supervised": _knn(run, run.encode(supervised))}
 
 
 def _transformations(run: TrainedRun) -> dict[str, float]:
@@ -225,12 +225,12 @@ def _transformations(run: TrainedRun) -> dict[str, float]:
     )["layers"]
     return {
         f"{name}_{short}": found[layer][task]["value"]
-        for name, task in TRANSFORMATIONS.items()
+        for name, task in _TRANSFORMATION_TASKS.items()
         for short, layer in (("h", "h"), ("g", "g(h)"))
     }
 
 
-TRANSFORMATIONS: Final[Mapping[str, str]] = {
+_TRANSFORMATION_TASKS: Final[Mapping[str, str]] = {
     "color": "color or gray",
     "rotation": "rotation",
     "noise": "original or noise-corrupted",

@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 
 import oracles
-from diptych.methods.scores import (
-    Others,
-    all_scores,
+from diptych.methods.logits import (
+    SummedLogits,
     batch_exclusions,
+    in_batch_logsumexp,
     mean_positives,
-    own_scores,
-    sum_up,
-    sum_up_among,
+    negative_logits,
+    negatives_logsumexp,
+    positive_logits,
 )
 
 # Cold, where no two scores share an exponential; the edge of where they do; warm.
@@ -50,7 +50,7 @@ def plain(
     return scores.masked_fill(struck, -math.inf)
 
 
-def log_sum(scores: Tensor) -> Tensor:
+def logsumexp(scores: Tensor) -> Tensor:
     """A row where all is struck out gives -inf and no gradient."""
     counts = (scores > -math.inf).any(dim=1)
     safe = torch.where(counts[:, None], scores, 0.0)
@@ -58,17 +58,17 @@ def log_sum(scores: Tensor) -> Tensor:
 
 
 def assert_same(
-    ours: Others, scores: Tensor, slopes: Tensor, inputs: list[Tensor], rtol: float = 1e-9
+    ours: SummedLogits, scores: Tensor, slopes: Tensor, inputs: list[Tensor], rtol: float = 1e-9
 ) -> None:
     """Equal sums, equal maxima, and equal gradients for arbitrary slopes of the sums."""
-    wanted = log_sum(scores)
-    torch.testing.assert_close(ours.log_sum, wanted, rtol=rtol, atol=1e-11)
-    torch.testing.assert_close(ours.best, scores.detach().amax(dim=1), rtol=rtol, atol=1e-11)
-    assert not ours.best.requires_grad
+    wanted = logsumexp(scores)
+    torch.testing.assert_close(ours.logsumexp, wanted, rtol=rtol, atol=1e-11)
+    torch.testing.assert_close(ours.largest, scores.detach().amax(dim=1), rtol=rtol, atol=1e-11)
+    assert not ours.largest.requires_grad
     counts = wanted > -math.inf
     pairs = [
         torch.autograd.grad((sums[counts] * slopes[counts]).sum(), inputs)
-        for sums in (ours.log_sum, wanted)
+        for sums in (ours.logsumexp, wanted)
     ]
     for got, want in zip(*pairs, strict=True):
         scale = float(want.abs().max())
@@ -90,7 +90,7 @@ def test_tiles_equal_the_matrix(
     q, k = drawn(seed, queries).requires_grad_(), drawn(seed + 1, keys).requires_grad_()
     warmth = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
     excluded = leave_out(seed + 2, queries, keys, few)
-    ours = sum_up(q, k, temperature=warmth, excluded=excluded, tile=tile)
+    ours = negatives_logsumexp(q, k, temperature=warmth, excluded=excluded, tile=tile)
     slopes = torch.from_numpy(np.random.default_rng(seed).normal(size=queries))
     assert_same(ours, plain(q, k, warmth, excluded), slopes, [q, k, warmth])
 
@@ -109,7 +109,7 @@ def test_the_upper_triangle_equals_the_matrix(
     views = (length * drawn(seed, len(ids))).requires_grad_()
     warmth = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
     excluded = batch_exclusions(torch.tensor(ids))
-    ours = sum_up_among(views, temperature=warmth, excluded=excluded, tile=tile)
+    ours = in_batch_logsumexp(views, temperature=warmth, excluded=excluded, tile=tile)
     slopes = torch.from_numpy(np.random.default_rng(seed).normal(size=len(ids)))
     assert_same(ours, plain(views, views, warmth, excluded), slopes, [views, warmth])
 
@@ -118,22 +118,22 @@ def test_the_upper_triangle_equals_the_matrix(
 def test_half_the_work_gives_the_same(temperature: float) -> None:
     views = drawn(3, 50).requires_grad_()
     excluded = torch.stack([torch.arange(50), torch.arange(50).roll(25)], dim=1)
-    half = sum_up_among(views, temperature=temperature, excluded=excluded, tile=8)
-    full = sum_up(views, views, temperature=temperature, excluded=excluded, tile=16)
-    torch.testing.assert_close(half.log_sum, full.log_sum, rtol=1e-12, atol=0)
-    torch.testing.assert_close(half.best, full.best, rtol=1e-12, atol=0)
-    ours, wanted = (torch.autograd.grad(o.log_sum.square().sum(), views)[0] for o in (half, full))
+    half = in_batch_logsumexp(views, temperature=temperature, excluded=excluded, tile=8)
+    full = negatives_logsumexp(views, views, temperature=temperature, excluded=excluded, tile=16)
+    torch.testing.assert_close(half.logsumexp, full.logsumexp, rtol=1e-12, atol=0)
+    torch.testing.assert_close(half.largest, full.largest, rtol=1e-12, atol=0)
+    ours, wanted = (torch.autograd.grad(o.logsumexp.square().sum(), views)[0] for o in (half, full))
     torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-12 * float(wanted.abs().max()))
 
 
 def test_sums_equal_the_loop() -> None:
     queries, keys = drawn(0, 4), drawn(1, 6)
     excluded = torch.tensor([[0, 5], [-1, -1], [2, 2], [-1, 3]])
-    ours = sum_up(queries, keys, temperature=0.1, excluded=excluded)
+    ours = negatives_logsumexp(queries, keys, temperature=0.1, excluded=excluded)
     for row, columns in enumerate(excluded.tolist()):
         scores = oracles.scores(queries[row].numpy(), keys.numpy(), 0.1, set(columns))
-        assert float(ours.log_sum[row]) == pytest.approx(oracles.log_sum_exp(scores), rel=1e-12)
-        assert float(ours.best[row]) == pytest.approx(max(scores), rel=1e-12)
+        assert float(ours.logsumexp[row]) == pytest.approx(oracles.log_sum_exp(scores), rel=1e-12)
+        assert float(ours.largest[row]) == pytest.approx(max(scores), rel=1e-12)
 
 
 @pytest.mark.parametrize("tile", [2, 64])
@@ -143,11 +143,13 @@ def test_gradients_are_right(tile: int) -> None:
     excluded = torch.tensor([[0, 4], [-1, 2], [1, 1]])
 
     def against(q: Tensor, k: Tensor, t: Tensor) -> Tensor:
-        return sum_up(q, k, temperature=t, excluded=excluded, tile=tile).log_sum
+        return negatives_logsumexp(q, k, temperature=t, excluded=excluded, tile=tile).logsumexp
 
     def among(k: Tensor, t: Tensor) -> Tensor:
         ids = torch.tensor([0, 1, 0, 2, 3])
-        return sum_up_among(k, temperature=t, excluded=batch_exclusions(ids), tile=tile).log_sum
+        return in_batch_logsumexp(
+            k, temperature=t, excluded=batch_exclusions(ids), tile=tile
+        ).logsumexp
 
     assert torch.autograd.gradcheck(against, (queries, keys, warmth))
     assert torch.autograd.gradcheck(among, (keys, warmth))
@@ -157,7 +159,9 @@ def test_gradients_are_right(tile: int) -> None:
 
 def test_keys_alone_may_need_gradients() -> None:
     queries, keys = drawn(0, 3), drawn(1, 5).requires_grad_()
-    (ours,) = torch.autograd.grad(sum_up(queries, keys, temperature=0.1).log_sum.sum(), keys)
+    (ours,) = torch.autograd.grad(
+        negatives_logsumexp(queries, keys, temperature=0.1).logsumexp.sum(), keys
+    )
     (wanted,) = torch.autograd.grad((queries @ keys.T / 0.1).logsumexp(dim=1).sum(), keys)
     torch.testing.assert_close(ours, wanted)
 
@@ -167,13 +171,13 @@ def test_where_nothing_counts_the_sum_is_empty_and_the_gradient_zero(temperature
     views = drawn(0, 3).requires_grad_()
     everything = torch.arange(3).repeat(3, 1)
     for others in (
-        sum_up(views, views, temperature=temperature, excluded=everything, tile=2),
-        sum_up_among(views, temperature=temperature, excluded=everything, tile=2),
-        sum_up(views, views[:0], temperature=temperature),
+        negatives_logsumexp(views, views, temperature=temperature, excluded=everything, tile=2),
+        in_batch_logsumexp(views, temperature=temperature, excluded=everything, tile=2),
+        negatives_logsumexp(views, views[:0], temperature=temperature),
     ):
-        assert (others.log_sum == -math.inf).all()
-        assert (others.best == -math.inf).all()
-        (gradient,) = torch.autograd.grad(functional.softplus(others.log_sum).sum(), views)
+        assert (others.logsumexp == -math.inf).all()
+        assert (others.largest == -math.inf).all()
+        (gradient,) = torch.autograd.grad(functional.softplus(others.logsumexp).sum(), views)
         assert (gradient == 0).all()
 
 
@@ -181,8 +185,8 @@ def test_not_a_number_is_not_hidden() -> None:
     views = drawn(0, 6)
     views[2, 0] = math.nan
     itself = torch.arange(6)[:, None]
-    assert sum_up_among(views, temperature=0.1, excluded=itself).log_sum.isnan().any()
-    assert sum_up(views, views, temperature=0.1).log_sum.isnan().all()
+    assert in_batch_logsumexp(views, temperature=0.1, excluded=itself).logsumexp.isnan().any()
+    assert negatives_logsumexp(views, views, temperature=0.1).logsumexp.isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -191,15 +195,15 @@ def test_half_precision_is_summed_in_single(dtype: torch.dtype, autocast: bool) 
     views = drawn(0, 40, 16).to(torch.float32 if autocast else dtype).requires_grad_()
     itself = torch.arange(40)[:, None]
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        among = sum_up_among(views, temperature=0.1, excluded=itself)
-        against = sum_up(views, views, temperature=0.1, excluded=itself)
-        dense = all_scores(views, views, temperature=0.1, excluded=itself)
-        assert own_scores(views, views, temperature=0.1).dtype == torch.float32
-        (gradient,) = torch.autograd.grad(among.log_sum.sum(), views)
+        among = in_batch_logsumexp(views, temperature=0.1, excluded=itself)
+        against = negatives_logsumexp(views, views, temperature=0.1, excluded=itself)
+        dense = negative_logits(views, views, temperature=0.1, excluded=itself)
+        assert positive_logits(views, views, temperature=0.1).dtype == torch.float32
+        (gradient,) = torch.autograd.grad(among.logsumexp.sum(), views)
     assert gradient.dtype == views.dtype
     wide = views.detach().double()
-    wanted = sum_up_among(wide, temperature=0.1, excluded=itself).log_sum.float()
-    for ours in (among.log_sum, against.log_sum, dense.logsumexp(dim=1)):
+    wanted = in_batch_logsumexp(wide, temperature=0.1, excluded=itself).logsumexp.float()
+    for ours in (among.logsumexp, against.logsumexp, dense.logsumexp(dim=1)):
         assert ours.dtype == torch.float32
         torch.testing.assert_close(ours.detach(), wanted, rtol=1e-5, atol=1e-5)
 
@@ -213,26 +217,29 @@ def test_memory_for_gradients_is_linear_in_the_rows() -> None:
         kept.append(tensor.numel())
         return tensor
 
-    def measure(compute: Callable[[], Others]) -> int:
+    def measure(compute: Callable[[], SummedLogits]) -> int:
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             compute()
         return sum(kept)
 
     itself = torch.arange(300)[:, None]
-    assert measure(lambda: sum_up_among(views, temperature=0.1, excluded=itself)) < 20 * 300
-    assert measure(lambda: sum_up(views, views, temperature=0.1, excluded=itself)) < 40 * 300
+    assert measure(lambda: in_batch_logsumexp(views, temperature=0.1, excluded=itself)) < 20 * 300
+    assert (
+        measure(lambda: negatives_logsumexp(views, views, temperature=0.1, excluded=itself))
+        < 40 * 300
+    )
 
 
 def test_all_scores_strikes_out_what_does_not_count() -> None:
     queries, keys = drawn(0, 3), drawn(1, 5)
     excluded = torch.tensor([[0, 4], [-1, -1], [1, 1]])
-    ours = all_scores(queries, keys, temperature=0.2, excluded=excluded)
+    ours = negative_logits(queries, keys, temperature=0.2, excluded=excluded)
     torch.testing.assert_close(ours, plain(queries, keys, 0.2, excluded))
-    assert all_scores(queries, keys[:0], temperature=0.2).shape == (3, 0)
+    assert negative_logits(queries, keys[:0], temperature=0.2).shape == (3, 0)
     torch.testing.assert_close(
-        own_scores(queries, keys[:3], temperature=0.2),
-        all_scores(queries, keys[:3], temperature=0.2).diagonal(),
+        positive_logits(queries, keys[:3], temperature=0.2),
+        negative_logits(queries, keys[:3], temperature=0.2).diagonal(),
     )
 
 

@@ -1,7 +1,12 @@
-"""What is measured of the encoder while it trains: geometry always, kNN where labels exist."""
+"""What is measured of the encoder while it trains, and what is said of its metrics meanwhile.
 
+Geometry always, kNN where labels exist. The loop is given it, and knows nothing of what it does.
+"""
+
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diptych.config.data import ViewsConfig
+from diptych.diagnostics.symptoms import find_symptoms, time_symptoms
 from diptych.errors import ImagesError
 from diptych.evaluation.features import encode, require_finite
 from diptych.evaluation.geometry import alignment, effective_rank, uniformity
@@ -17,7 +23,8 @@ from diptych.evaluation.knn import accuracy, knn_predict
 from diptych.evaluation.labelled import Labelled, labelled_parts
 from diptych.images.collection import Collection, ImageSet, spread_indices
 from diptych.images.trained_on import trained_on
-from diptych.methods.build import Learner
+from diptych.logging.progress import Symptom
+from diptych.methods.method import Method
 from diptych.views.batches import ViewBatches
 
 _BANK_SHARE = 2  # kNN looks among this many times as many images as it classifies
@@ -25,7 +32,7 @@ _VIEW_PAIRS = 512
 
 
 @dataclass(frozen=True)
-class HealthProbe:
+class Health:
     """Measures the same images in the same way at every call; changes no state of the run.
 
     Attributes:
@@ -44,7 +51,7 @@ class HealthProbe:
     views: ViewsConfig
     executor: Executor
 
-    def measure(self, method: Learner, batches: ViewBatches) -> dict[str, float]:
+    def measure(self, method: Method, batches: ViewBatches) -> dict[str, float]:
         """Alignment, uniformity, effective rank; with labels kNN accuracy and of what images.
 
         Raises:
@@ -69,8 +76,15 @@ class HealthProbe:
             **known,
         }
 
+    def symptoms(
+        self, metrics: Sequence[Mapping[str, Any]], *, dictionary_size: int | None
+    ) -> list[Symptom]:
+        """What the metrics so far show, oldest line first; see ``find_symptoms``."""
+        found = find_symptoms(metrics, dictionary_size=dictionary_size)
+        return [*found, *time_symptoms(metrics)]
 
-def build_probe(
+
+def build_health(
     collection: Collection,
     views: ViewsConfig,
     executor: Executor,
@@ -78,7 +92,7 @@ def build_probe(
     image_count: int,
     group_by: str | None = None,
     labels_used: bool = False,
-) -> HealthProbe:
+) -> Health:
     """Chooses the images to measure, at most ``image_count`` for each purpose.
 
     Always the same ones, evenly spread over the set.
@@ -93,7 +107,7 @@ def build_probe(
     """
     labelled, words = _labelled(collection, group_by, labels_used, image_count)
     chosen = spread_indices(len(collection.train), image_count)
-    return HealthProbe(
+    return Health(
         sample=collection.train.select(chosen),
         sample_indices=chosen[:: max(1, len(chosen) // _VIEW_PAIRS)],
         labelled=labelled,
@@ -127,7 +141,7 @@ def _rank(features: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def _projections(
-    method: Learner, batches: ViewBatches, indices: NDArray[np.int64]
+    method: Method, batches: ViewBatches, indices: NDArray[np.int64]
 ) -> tuple[Tensor, Tensor]:
     """The heads' unit vectors for two views of each image, (images, dim), in evaluation mode."""
     device = next(method.parameters()).device
