@@ -79,9 +79,10 @@ def plan(arguments: Sequence[str]) -> None:
     from rich.console import Console
 
     from diptych.cli.flags import PlanFlags, explicit_settings, parse
-    from diptych.planning.asked import Asked, plan_of
     from diptych.planning.machine import machine_named
-    from diptych.planning.tables import print_plan
+    from diptych.planning.plan import plan_run
+    from diptych.planning.plan_tables import print_plan
+    from diptych.planning.planned_run import PlanRequest
     from diptych.runs.folder import require_writable, write_aside
     from diptych.runtime.device import available_threads, divided
 
@@ -89,7 +90,7 @@ def plan(arguments: Sequence[str]) -> None:
     if flags.json is not None:
         require_writable(flags.json.parent)
     cores = divided(flags.threads or available_threads(), flags.processes_here)
-    asked = Asked(
+    request = PlanRequest(
         machine_named(flags.on, flags.machine, cores=cores),
         processes=flags.processes,
         images_count=flags.images_count,
@@ -98,7 +99,7 @@ def plan(arguments: Sequence[str]) -> None:
         measure=flags.measure,
         processes_here=flags.processes_here,
     )
-    made = plan_of(asked, explicit_settings(flags, arguments), flags.config)
+    made = plan_run(request, explicit_settings(flags, arguments), flags.config)
     if not flags.quiet:
         print_plan(Console(markup=False), made)
     if flags.json is not None:

@@ -1,107 +1,229 @@
-"""What the parts of a step take on this machine, each at the run's own shape."""
+"""What the parts of a step take on this machine: a few real steps, at the run's own shapes.
 
+The networks, the optimizer and the momentum encoder are those of real steps without the logits. The
+logits are measured by themselves, as they grow otherwise with the batch; and messages between
+stretches of work. Those of idle processes would say little of a run: there each message ends a
+stretch of work, which one process finishes a little later than the other, and who receives it has
+to be woken while all cores are busy.
+"""
+
+import multiprocessing
+import os
+import statistics
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-import numpy as np
 import torch
+import torch.distributed as dist
+from torch.nn import functional
 
-from diptych.checkpoints.state import trainable
-from diptych.config.sections import RunConfig
-from diptych.images.collection import ImageSet, spread_indices
-from diptych.images.order import Order
+from diptych.errors import ConfigError
+from diptych.images.collection import ImageSet
 from diptych.methods.contrastive import Method, build_method
 from diptych.methods.dictionaries import ImageBank, KeyQueue
+from diptych.models.activations import offload, recompute_stages
 from diptych.models.norms import GlobalBatchNorm
 from diptych.optimization.optimizers import build_optimizer
-from diptych.planning.blocks import blocks_of, median_seconds, seconds_of
-from diptych.planning.busy import companions
-from diptych.planning.case import Case
-from diptych.planning.exchange import measure_exchange
-from diptych.planning.loss import look_up_cost, tile_of
+from diptych.planning.compute import (
+    count_networks,
+    logits_cost,
+    memory_format,
+    random_batch,
+    tile_of,
+    without_logits,
+)
 from diptych.planning.machine import Machine
-from diptych.planning.samples import sample_images
+from diptych.planning.measure_images import measure_views
+from diptych.planning.planned_run import PlannedRun
 from diptych.planning.traffic import messages
 from diptych.runtime.device import keep_freed_memory, use_threads
-from diptych.views.batches import Batch, ViewBatches
+from diptych.runtime.stopwatch import Stopwatch, watch
+from diptych.training.step import train_step
 
+_LEAST_REPEATS: Final = 3
+_REPEAT_SECONDS: Final = 0.25
+_STEP_SECONDS: Final = 4.0  # a step that would take longer is made with a part of its images
 _MOST_BANK: Final = 200_000  # images of a bank; a larger one takes as long
 # That a run comes to hold besides, whatever its network: code made for its shapes, threads, lines
 # of metrics; found by `benchmarks/cost_model.py --calibrate`.
 _HELD_LATER: Final = 47_000_000
-_MOST_VIEWED: Final = 1024  # images of which views are made
+
+_SMALL: Final = 4  # numbers: a message that is all latency
+_LARGE: Final = 4 * 2**20  # numbers, 16 MB
+_MESSAGES: Final = 9
+_WORK_SECONDS: Final = 1.0  # of all stretches between messages, and once more without messages
+_LEAST_STRETCHES: Final = 20
+_SHORTEST, _LONGEST = 2e-4, 2e-2  # seconds of a stretch
+_PATIENCE_SECONDS: Final = 60
 
 
-def measure(
-    case: Case, machine: Machine, images: ImageSet | None = None, *, local: int = 1
+def measure_step(
+    run: PlannedRun, machine: Machine, images: ImageSet | None = None, *, local: int = 1
 ) -> tuple[Machine, dict[str, float]]:
     """Measures a process's own work, and messages if there are several processes.
 
     Args:
-        case: the run.
+        run: that is planned.
         machine: what is known; its network's figures are replaced by those measured.
         images: some of the run's; made up when not given.
         local: processes that share this machine.
 
     Returns:
         The machine, and seconds of the parts of a step, by the names of ``make_plan``.
+
+    Raises:
+        ConfigError: the machine has an accelerator, and this one has none.
     """
+    if not machine.is_one_memory and not torch.cuda.is_available():
+        raise ConfigError(
+            f"--measure measures this machine, which has no CUDA device as {machine.name!r} has. "
+            "Leave it out to plan by rates, or plan --on cpu."
+        )
     keep_freed_memory()
-    threads = use_threads(case.config.training.threads, processes=local)
+    threads = use_threads(run.config.training.threads, processes=local)
     with ThreadPoolExecutor(threads) as executor:
-        view_seconds(case, images, executor, most=2)  # loads the compiled kernels
-    idle = idle_bytes()
+        measure_views(run, images, executor, most=2)  # loads the compiled kernels
+    idle = _idle_bytes()
     if idle is not None:
         machine = replace(machine, base_bytes=idle + _HELD_LATER)
-    with companions(case, local - 1, threads), ThreadPoolExecutor(threads) as executor:
-        method = build_small(case)
-        half = method.autocast_type
-        with torch.autocast("cpu", half, enabled=half is not None):
-            networks = network_seconds(case, method)
+    with _busy_processes(run, machine, local - 1, threads), ThreadPoolExecutor(threads) as executor:
+        method = _build(run)
         seconds = {
-            "reads and views": view_seconds(case, images, executor),
-            "networks": networks,
-            "look-up": look_up_seconds(case, method),
-            "optimizer and momentum encoder": moving_seconds(case, method),
+            "reads and views": measure_views(run, images, executor),
+            **measure_networks(run, method, machine),
+            "logits": measure_logits(run, method),
         }
-    if case.processes == 1:
+    if run.processes == 1:
         return machine, seconds
-    told = sum(one.count for one in messages(case, method, _dim(method, case)))
-    latency, rate = measure_exchange(
-        min(2, case.processes), threads=threads, work_seconds=sum(seconds.values()) / told
+    dim = method.network(random_batch(run.config, 2).views[0].to(_device(run))).shape[1]
+    sent = sum(one.count for one in messages(run, method, dim))
+    latency, rate = measure_messages(
+        min(2, run.processes), threads=threads, work_seconds=sum(seconds.values()) / sent
     )
     better = replace(machine, network_seconds=latency, network_bytes_per_second=rate)
     return better, seconds
 
 
-def measure_opening(case: Case, images: ImageSet | None = None) -> float:
-    """Seconds to read and decode all images once, as a set is opened for the first time.
+def measure_networks(run: PlannedRun, method: Method, machine: Machine) -> dict[str, float]:
+    """Seconds of networks, optimizer and momentum encoder, in real steps without the logits."""
+    images, step = _affordable_step(run, method, machine)
+    full, first = _median_parts(step, run), dict[str, float]()
+    if run.first_key_views:  # in the first epoch each image's key is encoded as well
+        first = _median_parts(lambda: step(bank_is_full=False), run)
+    epochs = run.config.training.epochs
 
-    Args:
-        case: the run.
-        images: some of the run's; made up when not given.
+    def seconds(*parts: str) -> float:
+        found = sum(full[part] for part in parts)
+        return found + (sum(first[part] for part in parts) - found) / epochs if first else found
+
+    return {
+        "networks": seconds("forward", "backward") * run.images / images,
+        "optimizer and momentum encoder": seconds("optimizer", "momentum_encoder", "dictionary"),
+    }
+
+
+def measure_logits(run: PlannedRun, method: Method) -> float:
+    """Seconds of logits and loss, forward and backward, of ready vectors.
+
+    Those of the process's own batch are measured, and multiplied for the keys of other processes.
     """
-    in_full = replace(case.config.images, jpeg_side=None, cache="none")
-    threads = use_threads(case.config.training.threads)
-    with ThreadPoolExecutor(threads) as executor, sample_images(case, images, executor) as found:
-        pixels = found.decoded_for(in_full).pixels
-        taken = spread_indices(len(found), _MOST_VIEWED)
+    alone, device = run.of_one_process(), _device(run)
+    batch = random_batch(run.config, run.images).to(device)
+    with torch.no_grad():
+        dim = method.network(batch.views[0][:2]).shape[1]
+    _fill(method, dim)
+    queries = torch.randn(run.query_views, run.images, dim, device=device)
+    keys = torch.randn(run.key_views, run.images, dim, device=device) if run.key_views else None
 
-        def once() -> float:
-            begun = time.perf_counter()
-            list(executor.map(pixels.gather, np.split(taken, len(taken))))
-            return time.perf_counter() - begun
+    def compare() -> None:
+        learned = queries.clone().requires_grad_()
+        others = None if keys is None else keys.clone().requires_grad_(run.keys_learn)
+        with watch("forward"):
+            loss = method.compare(learned, others, batch).look_up.loss
+            torch.autograd.backward(loss)
 
-        return median_seconds(once) * case.image_count / len(taken)
+    tile = tile_of(device.type)
+    flops = (logits_cost(one, dim, tile=tile).flops for one in (run, alone))
+    more = next(flops) / next(flops)
+    return _median_parts(compare, run)["forward"] * more
 
 
-def idle_bytes() -> int | None:
+def _affordable_step(
+    run: PlannedRun, method: Method, machine: Machine
+) -> tuple[int, Callable[..., None]]:
+    """How many images a step is made with, all if it does not take too long, and the step."""
+    config, device = run.config, _device(run)
+    cost = count_networks(replace(config, training=replace(config.training, chunk_size=None)), 2)
+    seconds = cost.flops / 2 / machine.sustained(config.training.precision)
+    most = min(_STEP_SECONDS / seconds, machine.memory_bytes / 2 / (cost.peak_bytes / 2))
+    if run.chunks == 1:
+        images, chunk = max(2, min(run.images, int(most))), None
+    else:
+        chunk = max(2, min(config.training.chunk_size or run.images, int(most) // 2))
+        images = 2 * chunk
+    config = replace(config, training=replace(config.training, chunk_size=chunk))
+    batch = random_batch(config, images).to(device)
+    optimizer = build_optimizer(config.optimizer, method)
+
+    def step(*, bank_is_full: bool = True) -> None:
+        with without_logits(method, bank_is_full=bank_is_full):
+            train_step(method, optimizer, batch, rate=1e-6, momentum=0.99, config=config)
+
+    return images, step
+
+
+def _median_parts(work: Callable[[], None], run: PlannedRun) -> dict[str, float]:
+    """Medians of the parts of some repeats, the first of which does not count."""
+    found, begun = list[dict[str, float]](), 0.0
+    with Stopwatch(_device(run)).running() as stopwatch:
+        while len(found) <= _LEAST_REPEATS or time.perf_counter() - begun < _REPEAT_SECONDS:
+            stopwatch.read()
+            work()
+            found.append(stopwatch.read())
+            begun = begun or time.perf_counter()
+    return {part: statistics.median(one[part] for one in found[1:]) for part in found[0]}
+
+
+def _build(run: PlannedRun) -> Method:
+    """The run's method with random weights, its norms as they are among several processes."""
+    config, device = run.config, _device(run)
+    method = build_method(config, image_count=min(run.image_count, _MOST_BANK)).train()
+    method = method.to(device).to(memory_format=memory_format(config))
+    if run.processes > 1:  # the same arithmetic as with others, whose numbers are missing
+        for norm in method.modules():
+            if isinstance(norm, GlobalBatchNorm):
+                norm.normalise_batch = norm.normalise_over_processes  # type: ignore[method-assign]
+    if config.training.recompute == "stages":
+        recompute_stages(method.encoder)
+    if config.training.offload_activations:
+        offload(method.encoder, device)
+    return method
+
+
+def _device(run: PlannedRun) -> torch.device:
+    return torch.device(run.config.training.device)
+
+
+def _fill(method: Method, dim: int) -> None:
+    """Fills a queue or a bank, which start empty."""
+    dictionary = method.dictionary
+    if isinstance(dictionary, KeyQueue | ImageBank):
+        keys = functional.normalize(torch.randn_like(dictionary.keys[:, :dim], dtype=torch.float32))
+        indices = torch.arange(len(keys), device=keys.device)
+        dictionary.remember(keys, indices)
+
+
+def _idle_bytes() -> int | None:
     """What this process holds with all libraries loaded and no network yet; None if untold."""
     import diptych.pretraining  # noqa: F401  with all that a run imports
-    from diptych.logging import metrics as run_log  # noqa: F401
+    from diptych.logging import metrics  # noqa: F401
 
     torch.autograd.backward(torch.nn.Conv2d(3, 4, 3)(torch.randn(2, 3, 8, 8)).sum())
     try:
@@ -111,151 +233,120 @@ def idle_bytes() -> int | None:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
-def build_small(case: Case) -> Method:
-    """The run's method with random weights, its norms as they are among several processes."""
-    method = build_method(case.config, image_count=min(case.image_count, _MOST_BANK)).train()
-    if case.config.training.channels_last:
-        method = method.to(memory_format=torch.channels_last)
-    if case.processes > 1:  # the same arithmetic as with others, whose numbers are missing
-        for norm in method.modules():
-            if isinstance(norm, GlobalBatchNorm):
-                norm.normalise_batch = norm.normalise_over_processes  # type: ignore[method-assign]
-    return method
+@contextmanager
+def _busy_processes(run: PlannedRun, machine: Machine, count: int, threads: int) -> Iterator[None]:
+    """Keeps processes at the run's own steps meanwhile: they share its memory and caches."""
+    context = multiprocessing.get_context("spawn")
+    ready = [context.Event() for _ in range(count)]
+    workers = [
+        context.Process(target=_step_on, args=(run, machine, threads, event), daemon=True)
+        for event in ready
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        for event in ready:
+            event.wait(timeout=_PATIENCE_SECONDS)
+        yield
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.join()
 
 
-def network_seconds(case: Case, method: Method) -> float:
-    """Of all passes of a step, from the times of the network's distinct blocks.
+def _step_on(run: PlannedRun, machine: Machine, threads: int, ready: Any) -> None:
+    """Makes steps until it is killed."""
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    _, step = _affordable_step(run, _build(run), machine)
+    while True:
+        step()
+        ready.set()
 
-    What is computed again in the backward pass is taken for a forward pass.
+
+def measure_messages(
+    processes: int = 2, *, threads: int = 1, work_seconds: float = 0.0
+) -> tuple[float, float]:
+    """Seconds of a turn without bytes, and bytes per second that a process sends, by gloo.
+
+    Args:
+        processes: that take part, two or more.
+        threads: of each.
+        work_seconds: that each works between two messages; idle processes for 0.
     """
-    config, chunk = case.config, case.images // case.chunks
-    full = case.query_views - config.views.small_views
-    sizes = [(full * chunk, config.views.side_pixels)]
-    if config.views.small_views:
-        sizes.append((config.views.small_views * chunk, config.views.small_side))
-    total = 0.0
-    for count, side in sizes:
-        learning = _pass_seconds(config, method, count, side, learns=True)
-        total += learning
-        again = (case.chunks > 1) + (config.training.recompute == "stages")
-        if again:
-            total += again * _pass_seconds(config, method, count, side, learns=False)
-    if case.key_views:
-        count, side = case.key_views * chunk, config.views.side_pixels
-        learns = case.keys_learn
-        total += _pass_seconds(config, method, count, side, learns=learns, keys=True)
-        again = learns * ((case.chunks > 1) + (config.training.recompute == "stages"))
-        if again:
-            total += again * _pass_seconds(config, method, count, side, learns=False, keys=True)
-    if case.first_key_views:
-        side = config.views.side_pixels
-        passed = _pass_seconds(config, method, chunk, side, learns=False, keys=True)
-        total += case.first_key_views * passed
-    return total * case.chunks
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        found = context.Queue()
+        common = (processes, threads, work_seconds, folder, found)
+        workers = [
+            context.Process(target=_exchange, args=(rank, *common), daemon=True)
+            for rank in range(processes)
+        ]
+        for worker in workers:
+            worker.start()
+        try:
+            small, large = found.get(timeout=_PATIENCE_SECONDS)
+        finally:
+            for worker in workers:
+                worker.join(timeout=10)
+                worker.kill()
+    turns = 2 * (processes - 1)
+    sent = 2 * (processes - 1) / processes * _LARGE * 4
+    return small / turns, sent / max(large - small, 1e-9)
 
 
-def _pass_seconds(
-    config: RunConfig, method: Method, count: int, side: int, *, learns: bool, keys: bool = False
-) -> float:
-    # Which blocks there are does not depend on how many images come.
-    views = torch.empty(2, config.images.channels, side, side)
-    found = sum(
-        seconds_of(block, learns=learns) for block in blocks_of(method.network, views, count)
+def _exchange(
+    rank: int, count: int, threads: int, work_seconds: float, folder: str, found: Any
+) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(threads)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{Path(folder) / 'meeting_point'}",
+        rank=rank,
+        world_size=count,
+        timeout=timedelta(seconds=_PATIENCE_SECONDS),
     )
-    if method.predictor is not None and not keys:
-        dim = config.head.output_features
-        parts = blocks_of(method.predictor, torch.empty(2, dim), count)
-        found += sum(seconds_of(block, learns=learns) for block in parts)
-    return found
+    idle, large = (_message_seconds(torch.zeros(size)) for size in (_SMALL, _LARGE))
+    small = max(idle, _added_to_work(work_seconds)) if work_seconds else idle
+    if rank == 0:
+        found.put((small, large))
+    dist.barrier()
+    dist.destroy_process_group()
 
 
-def look_up_seconds(case: Case, method: Method) -> float:
-    """Of comparing, forward and backward, on ready vectors; more keys of others take more."""
-    alone = replace(
-        case,
-        processes=1,
-        config=replace(case.config, training=replace(case.config.training, batch_size=case.images)),
-    )
-    dim = _dim(method, case)
-    _fill(method, dim)
-    batch = _batch(alone)
-    queries = torch.randn(case.query_views, case.images, dim)
-    keys = torch.randn(case.key_views, case.images, dim) if case.key_views else None
-
-    def once() -> float:
-        learned = queries.clone().requires_grad_()
-        others = None if keys is None else keys.clone().requires_grad_(case.keys_learn)
+def _message_seconds(numbers: torch.Tensor) -> float:
+    times = []
+    for _ in range(_MESSAGES):
         begun = time.perf_counter()
-        output = method.compare(learned, others, batch)
-        torch.autograd.backward(output.look_up.loss)
-        ended = time.perf_counter()
-        return ended - begun
-
-    tile = tile_of("cpu")
-    here, whole = look_up_cost(alone, dim, tile=tile), look_up_cost(case, dim, tile=tile)
-    return median_seconds(once) * whole.flops / here.flops
+        dist.all_reduce(numbers)
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times[1:])
 
 
-def _batch(case: Case) -> Batch:
-    views = (torch.empty(0),) * (case.config.method.views + case.config.views.small_views)
-    indices = torch.arange(case.images)
-    return Batch(views, indices, step=1, labels=indices % 10)
+def _added_to_work(seconds: float) -> float:
+    """What a small message adds to a stretch of work, in which all processes are."""
+    values, numbers = torch.randn(256, 256), torch.zeros(_SMALL)
+    begun = time.perf_counter()
+    for _ in range(_MESSAGES):
+        torch.mm(values, values)
+    one = (time.perf_counter() - begun) / _MESSAGES
+    stretch = min(max(seconds, _SHORTEST), _LONGEST)
+    # All take the same number of products, as the processes of a run have the same work.
+    products = torch.tensor(max(1.0, stretch / one))
+    dist.broadcast(products, src=0)
+    stretches = max(_LEAST_STRETCHES, round(_WORK_SECONDS / stretch))
 
-
-def _dim(method: Method, case: Case) -> int:
-    side, channels = case.config.views.side_pixels, case.config.images.channels
-    with torch.no_grad():
-        return method.network(torch.zeros(2, channels, side, side)).shape[1]
-
-
-def _fill(method: Method, dim: int) -> None:
-    dictionary = method.dictionary
-    if isinstance(dictionary, KeyQueue):
-        dictionary.remember(torch.nn.functional.normalize(torch.randn(len(dictionary.keys), dim)))
-    if isinstance(dictionary, ImageBank):
-        count = len(dictionary.keys)
-        dictionary.remember(torch.randn(count, dim), torch.arange(count))
-
-
-def moving_seconds(case: Case, method: Method) -> float:
-    """Of the optimizer's step, and of the momentum encoder's."""
-    optimizer = build_optimizer(case.config.optimizer, method)
-    for _, parameter in trainable(method):
-        parameter.grad = torch.randn_like(parameter)
-
-    def once() -> float:
+    def work(*, tell: bool) -> float:
+        dist.barrier()
         begun = time.perf_counter()
-        optimizer.step()
-        method.follow(0.99)
+        for _ in range(stretches):
+            for _ in range(int(products)):
+                torch.mm(values, values)
+            if tell:
+                dist.all_reduce(numbers)
+        dist.barrier()
         return time.perf_counter() - begun
 
-    found = median_seconds(once)
-    method.zero_grad(set_to_none=True)
-    return found
-
-
-def view_seconds(
-    case: Case,
-    images: ImageSet | None,
-    executor: ThreadPoolExecutor,
-    *,
-    most: int = _MOST_VIEWED,
-) -> float:
-    """Of all views of a process's images, decoding included where it is done in every step."""
-    config, count = case.config, min(case.images, most)
-    with sample_images(case, images, executor) as found:
-        taken = np.arange(count, dtype=np.int64) % len(found)
-        batches = ViewBatches(
-            found,
-            Order(config.seed, len(found), 1),
-            config.views,
-            executor,
-            view_count=config.method.views,
-        )
-
-        def once() -> float:
-            begun = time.perf_counter()
-            batches.of(taken, epoch=0)
-            return time.perf_counter() - begun
-
-        return median_seconds(once) * case.images / count
+    alone = work(tell=False)
+    return max(0.0, work(tell=True) - alone) / stretches

@@ -5,10 +5,8 @@ from collections.abc import Iterable, Mapping
 from rich.console import Console
 from rich.table import Table
 
+from diptych.planning.bottlenecks import bytes_text, time_text, verdict
 from diptych.planning.plan import Plan
-from diptych.planning.verdict import verdict
-
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -18,7 +16,7 @@ def print_plan(console: Console, plan: Plan) -> None:
         (f"A step: {time_text(plan.step_seconds)}", _seconds(plan)),
         ("Operations of a process in a step", _operations(plan)),
         (f"Memory of a process: {bytes_text(plan.memory.device + plan.memory.main)}", _held(plan)),
-        (f"Sent by a process in a step: {bytes_text(plan.sent_bytes)}", _told(plan)),
+        (f"Sent by a process in a step: {bytes_text(plan.sent_bytes)}", _sent(plan)),
         ("Files", _files(plan)),
     ):
         if rows:
@@ -27,42 +25,16 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print(sentence, highlight=False)
 
 
-def bytes_text(size: float) -> str:
-    """Bytes in the unit that suits them.
-
-    Example:
-        >>> bytes_text(2_500_000)
-        '2.5 MB'
-    """
-    power = 0
-    while size >= 1000 and power < len(_UNITS) - 1:
-        size, power = size / 1000, power + 1
-    return f"{size:,.0f} B" if not power else f"{size:,.1f} {_UNITS[power]}"
-
-
-def time_text(seconds: float) -> str:
-    """Seconds in the unit that suits them.
-
-    Example:
-        >>> time_text(0.0123), time_text(200), time_text(1e6)
-        ('12.3 ms', '3.3 minutes', '11.6 days')
-    """
-    for size, unit in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "s")):
-        if seconds >= size * (1.0 if unit == "s" else 2.0):
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds * 1e3:,.1f} ms"
-
-
 def _head(plan: Plan) -> str:
-    case, machine = plan.case, plan.machine
+    run, machine = plan.run, plan.machine
     how = "measured here" if plan.measured else f"by the rates of {machine.name!r}"
-    rate = case.config.training.batch_size / plan.step_seconds
+    rate = run.config.training.batch_size / plan.step_seconds
     return (
-        f"{case.config.recipe}, {case.config.encoder.name} ({plan.weights:,} weights) on views of "
-        f"{case.config.views.side_pixels} pixels: {case.image_count:,} images, batch "
-        f"{case.config.training.batch_size:,}, {case.config.training.epochs} epochs, "
-        f"{case.processes} process{'es' * (case.processes > 1)} of {case.images:,} images each.\n"
-        f"{time_text(plan.days * 86400)} for {case.steps:,} steps, {rate:,.0f} images a second, "
+        f"{run.config.recipe}, {run.config.encoder.name} ({plan.weights:,} weights) on views of "
+        f"{run.config.views.side_pixels} pixels: {run.image_count:,} images, batch "
+        f"{run.config.training.batch_size:,}, {run.config.training.epochs} epochs, "
+        f"{run.processes} process{'es' * (run.processes > 1)} of {run.images:,} images each.\n"
+        f"{time_text(plan.days * 86400)} for {run.steps:,} steps, {rate:,.0f} images a second, "
         f"{how}."
     )
 
@@ -74,12 +46,12 @@ def _seconds(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _operations(plan: Plan) -> list[tuple[str, str]]:
-    passes = plan.passes
+    networks = plan.networks
     parts = {
-        "networks, forward": passes.forward_flops,
-        "networks, backward": passes.backward_flops,
-        "networks, without backward": passes.extra_flops,
-        "look-up": plan.look_up.flops,
+        "networks, forward": networks.forward_flops,
+        "networks, backward": networks.backward_flops,
+        "networks, without backward": networks.extra_flops,
+        "logits": plan.logits.flops,
     }
     return [(name, f"{flops / 1e9:,.2f} Gflop") for name, flops in parts.items() if flops]
 
@@ -90,8 +62,8 @@ def _held(plan: Plan) -> list[tuple[str, str]]:
     return _sizes({**held.lasting, **moment, **held.host})
 
 
-def _told(plan: Plan) -> list[tuple[str, str]]:
-    processes, machine = plan.case.processes, plan.machine
+def _sent(plan: Plan) -> list[tuple[str, str]]:
+    processes, machine = plan.run.processes, plan.machine
     return [
         (
             f"{one.what}, {one.kind}d" if one.kind == "reduce" else f"{one.what}, gathered",
@@ -103,7 +75,7 @@ def _told(plan: Plan) -> list[tuple[str, str]]:
 
 def _files(plan: Plan) -> list[tuple[str, str]]:
     found = plan.storage
-    reads = found.read_per_step * plan.case.processes / plan.step_seconds
+    reads = found.read_per_step * plan.run.processes / plan.step_seconds
     return [
         *_sizes(
             {
@@ -111,10 +83,12 @@ def _files(plan: Plan) -> list[tuple[str, str]]:
                 "checkpoints at most": found.checkpoints,
                 "metrics of the run": found.metrics,
                 "encoded images": found.read_per_epoch,
+                "index of the images": plan.opening.index_bytes,
             }
         ),
         ("read while training", f"{bytes_text(reads)}/s"),
-        ("opening the images, the first time", time_text(plan.opening_seconds)),
+        ("opening the images, the first time", time_text(plan.opening.first_seconds)),
+        ("opening the images again", time_text(plan.opening.again_seconds)),
     ]
 
 
