@@ -13,7 +13,7 @@ from diptych.config.recipes import RECIPES, recipe_config
 from diptych.config.sections import RunConfig
 from diptych.errors import ConfigError
 from diptych.planning import measure
-from diptych.planning.bottlenecks import limits, verdict
+from diptych.planning.bottlenecks import advice, limits
 from diptych.planning.machine import MACHINES, MachineConfig, machine_named
 from diptych.planning.plan import Plan, make_plan
 from diptych.planning.planned_run import PlannedRun
@@ -71,13 +71,13 @@ def test_a_long_opening_is_named_among_what_breaks() -> None:
         4 * many.opening.first_seconds / (many.days * 86400)
     )
     quick = machine_named("cpu", MachineConfig(teraflops_per_second=100.0))
-    said = verdict(
+    said = advice(
         make_plan(PlannedRun(small("moco_v2"), 10**6), replace(quick, views_per_second=10.0))
     )
     assert any(
         "--images.limit" in sentence and "opening the images" in sentence for sentence in said
     )
-    assert not any("opening the images" in sentence for sentence in verdict(short))
+    assert not any("opening the images" in sentence for sentence in advice(short))
 
 
 def test_an_accelerator_waits_only_for_views_that_take_longer_than_the_rest() -> None:
@@ -93,7 +93,7 @@ def test_a_bank_breaks_with_the_images_and_a_queue_does_not() -> None:
     bank = planned("memory_bank", on="h100", images=10**9, processes=8)
     keys = 10**9 * (128 * 4 + 8 + 1)  # and where each image stands in the list, and whether it does
     assert bank.memory.lasting["bank"] == keys
-    said = verdict(bank)
+    said = advice(bank)
     assert said[0].startswith("Breaks first: memory of the bank (521.0 GB of 80.0 GB)")
     shares, fp16 = "bank-placement sharded", "bank-precision fp16"
     assert 0 < said[0].index(shares) < said[0].index(fp16) < said[0].index("A queue")
@@ -101,7 +101,7 @@ def test_a_bank_breaks_with_the_images_and_a_queue_does_not() -> None:
     assert "copy for checkpoints 521.0 GB" in said[1]
     queue = planned("moco_v2", on="h100", images=10**9, processes=2, norm="layer")
     assert queue.memory.lasting["queue"] == 2048 * 128 * 4 + 0
-    assert not any("memory of the queue" in sentence for sentence in verdict(queue))
+    assert not any("memory of the queue" in sentence for sentence in advice(queue))
 
 
 def test_a_bank_in_shares_fits_where_a_whole_one_does_not() -> None:
@@ -163,14 +163,14 @@ def test_offloaded_activations_lie_in_main_memory_of_accelerators_only() -> None
     assert on_cpu.memory == plain_on_cpu.memory
     assert on_cpu.seconds == plain_on_cpu.seconds
     little = replace(MACHINES["a100"], host_bytes=size, base_bytes=0.0)
-    said = verdict(make_plan(PlannedRun(away, 10_000), little))
+    said = advice(make_plan(PlannedRun(away, 10_000), little))
     assert any("--training.offload-activations" in sentence for sentence in said)
 
 
 def test_shuffling_breaks_with_the_processes() -> None:
     slow = replace(MACHINES["a100"], network_bytes_per_second=1e8)
     run = PlannedRun(small("moco_v1", batch=1024), 10**6, 8)
-    said = verdict(make_plan(run, slow))
+    said = advice(make_plan(run, slow))
     assert "shuffled views" in said[0]
     assert "layer" in said[0]
 
@@ -178,7 +178,7 @@ def test_shuffling_breaks_with_the_processes() -> None:
 def test_too_large_a_batch_is_to_be_encoded_in_chunks_that_fit() -> None:
     config = small("simclr", batch=4096)
     machine = replace(MACHINES["cpu"], memory_bytes=1.4e9)
-    said = " ".join(verdict(make_plan(PlannedRun(config, 10_000), machine)))
+    said = " ".join(advice(make_plan(PlannedRun(config, 10_000), machine)))
     chunk = int(said.split("--training.chunk-size ")[1].split()[0])
     chunked = replace(config, training=replace(config.training, chunk_size=chunk))
     after = make_plan(PlannedRun(chunked, 10_000), machine)

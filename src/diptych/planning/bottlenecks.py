@@ -22,6 +22,28 @@ _LIGHTER: Final = {
     ),
     AWAY: "Leave out --training.offload-activations; --training.recompute stages saves memory too.",
 }
+_FEWER_KEYS: Final = (
+    "Use a queue, whose keys travel once and without gradients, or fewer processes."
+)
+_QUIETER: Final = {  # by how the longest message begins
+    "shuffled": (
+        "Shuffling hands every view to every process. Use a norm that needs none: "
+        "--norm.kind layer or group, or sync where messages are quick."
+    ),
+    "norms": (
+        "Each norm waits for all processes twice in a step. Use --norm.kind split (groups "
+        "within a process), layer or group."
+    ),
+    "fetched": (
+        "Each comparison fetches keys from the others: draw fewer "
+        "(--method.dictionary.bank-negatives), or hold the bank whole if it fits "
+        "(--method.dictionary.bank-placement replicated)."
+    ),
+    "keys": _FEWER_KEYS,
+    "gradients of": _FEWER_KEYS,
+    "images whose keys": _FEWER_KEYS,
+    "": "Give each process more images (a larger --batch-size), or use fewer processes.",
+}
 _FEW_IMAGES: Final = 16  # on an accelerator: kernels are then shorter than their launch
 _PAUSED: Final = 0.05  # of the time, for checkpoints
 
@@ -54,103 +76,73 @@ def limits(plan: Plan) -> list[Limit]:
     """Every limit of a plan: first those that end a run, then by their load."""
     found = [
         _device_memory(plan),
-        _dictionary(plan),
         _main_memory(plan),
-        _network(plan),
         _logits(plan),
         _views(plan),
         _reads(plan),
         _opening(plan),
         _checkpoints(plan),
-        _share(plan),
     ]
-    return sorted(
-        (one for one in found if one is not None),
-        key=lambda one: (not (one.stops and one.breaks), -one.load),
-    )
+    if plan.run.processes > 1:
+        found.append(_network(plan))
+        if not plan.machine.is_one_memory:
+            words = f"{plan.run.images} images for each process in a step"
+            cure = "Use fewer processes or a larger --batch-size, with its learning rate."
+            found.append(Limit("images to share", _FEW_IMAGES / plan.run.images, words, cure))
+    return sorted(found, key=lambda one: (not (one.stops and one.breaks), -one.load))
 
 
-def verdict(plan: Plan) -> list[str]:
+def advice(plan: Plan) -> list[str]:
     """What breaks, first things first, with what to do; or what is closest to it."""
     every = limits(plan)
     broken = [one for one in every if one.breaks]
     if not broken:
-        near = every[0]
-        return [f"Nothing breaks. Closest to its limit: {near.part} ({near.found})."]
-    first, *others = broken
-    said = [f"Breaks first: {first.part} ({first.found}). {first.cure}"]
-    return said + [f"Then: {one.part} ({one.found}). {one.cure}" for one in others]
+        return [f"Nothing breaks. Closest to its limit: {every[0].part} ({every[0].found})."]
+    starts = ["Breaks first", *["Then"] * (len(broken) - 1)]
+    return [
+        f"{start}: {one.part} ({one.found}). {one.cure}"
+        for start, one in zip(starts, broken, strict=True)
+    ]
 
 
-def _on_device(plan: Plan) -> float:
-    """Bytes at the peak, main memory included where there is no other."""
-    return plan.memory.device + (plan.memory.main if plan.machine.is_one_memory else 0.0)
-
-
-def _keys(plan: Plan) -> float:
-    """Bytes of a queue or a bank."""
-    lasting = plan.memory.lasting
-    return lasting.get("bank", lasting.get("queue", 0.0))
-
-
-def _device_memory(plan: Plan) -> Limit | None:
-    held = _on_device(plan)
-    if _keys(plan) > held / 2:  # the dictionary's own limit says so
-        return None
-    there = plan.machine.memory_bytes
-    activations = plan.networks.peak_bytes * (1 + plan.machine.heap_share)
+def _device_memory(plan: Plan) -> Limit:
+    """Of a queue or a bank where that is most of it."""
+    memory, there, kind = plan.memory, plan.machine.memory_bytes, plan.run.dictionary
+    shared = memory.main if plan.machine.is_one_memory else 0.0
+    held = memory.device + shared
+    keys = memory.lasting.get(kind, 0.0)
+    if keys > held / 2:
+        cure = "Use a shorter queue." if kind == "queue" else _smaller_bank(plan)
+        words = f"{bytes_text(keys)} of {bytes_text(there)}"
+        return Limit(f"memory of the {kind}", held / there, words, cure, stops=True)
     cure = "Use a smaller network, or a device with more memory."
-    libraries = plan.machine.base_bytes if plan.machine.is_one_memory else 0.0
+    activations = plan.networks.peak_bytes * (1 + plan.machine.heap_share)
+    libraries = plan.machine.base_bytes if shared else 0.0
     if activations > (held - libraries) / 2:
-        fitting = _fitting_chunk(plan, activations, there - (held - activations))
-        cure = (
-            f"Most of it is activations: --training.chunk-size {fitting} encodes in parts with the "
-            f"same loss.{_fewer_kept(plan)}"
-            if fitting
-            else f"Not even two images fit: use a smaller network or smaller views."
-            f"{_fewer_kept(plan)}"
-        )
-    words = f"{bytes_text(held)} of {bytes_text(there)} in '{plan.memory.fullest}'"
+        encoded = plan.run.images // plan.run.chunks
+        fitting = int((there - (held - activations)) / (activations / encoded))
+        cure = "Not even two images fit: use a smaller network or smaller views."
+        if fitting >= 2:
+            chunk = 2 ** (fitting.bit_length() - 1)
+            cure = (
+                f"Most of it is activations: --training.chunk-size {chunk} encodes in parts with "
+                "the same loss."
+            )
+        if plan.run.config.training.recompute != "stages":
+            cure += " --training.recompute stages keeps fewer, for a forward pass more."
+    words = f"{bytes_text(held)} of {bytes_text(there)} in '{memory.fullest}'"
     return Limit("memory of the device", held / there, words, cure, stops=True)
-
-
-def _fewer_kept(plan: Plan) -> str:
-    if plan.run.config.training.recompute == "stages":
-        return ""
-    return " --training.recompute stages keeps fewer, for a forward pass more."
-
-
-def _fitting_chunk(plan: Plan, activations: float, room: float) -> int | None:
-    """The largest power of two of images, of which two or more fit."""
-    encoded = plan.run.images // plan.run.chunks
-    fitting = int(room / (activations / encoded))
-    return 2 ** (fitting.bit_length() - 1) if fitting >= 2 else None
-
-
-def _dictionary(plan: Plan) -> Limit | None:
-    held = _on_device(plan)
-    if _keys(plan) <= held / 2:
-        return None
-    kind = plan.run.dictionary
-    cure = "Use a shorter queue." if kind == "queue" else _smaller_bank(plan)
-    there = plan.machine.memory_bytes
-    words = f"{bytes_text(_keys(plan))} of {bytes_text(there)}"
-    return Limit(f"memory of the {kind}", held / there, words, cure, stops=True)
 
 
 def _smaller_bank(plan: Plan) -> str:
     """What makes the share of a process smaller, the largest gain first."""
     dictionary, processes = plan.run.config.method.dictionary, plan.run.processes
-    cures = list[str]()
-    if dictionary.bank_placement == "sharded":
-        cures.append("More processes hold smaller shares.")
-    else:
-        share = (
-            f"an equal share on each of {processes} processes"
-            if processes > 1
-            else ("equal shares on several processes")
-        )
-        cures.append(f"--method.dictionary.bank-placement sharded keeps {share}.")
+    share = "equal shares on several processes"
+    if processes > 1:
+        share = f"an equal share on each of {processes} processes"
+    cures = [f"--method.dictionary.bank-placement sharded keeps {share}."]
+    if plan.run.bank_is_sharded:
+        cures = ["More processes hold smaller shares."]
     if dictionary.bank_precision == "fp32":
         cures.append("--method.dictionary.bank-precision fp16 halves the keys.")
     cures.append("A queue (--recipe moco_v2) does not grow with the images.")
@@ -158,44 +150,21 @@ def _smaller_bank(plan: Plan) -> str:
 
 
 def _main_memory(plan: Plan) -> Limit:
-    there = plan.machine.host_bytes or plan.machine.memory_bytes
-    held = plan.memory.main
-    largest = max(plan.memory.host, key=lambda name: plan.memory.host[name])
-    share = bytes_text(plan.memory.host[largest])
-    words = f"{bytes_text(held)} of {bytes_text(there)}, of which {largest} {share}"
-    return Limit("main memory", held / there, words, _LIGHTER[largest], stops=True)
+    there, host = plan.machine.host_bytes or plan.machine.memory_bytes, plan.memory.host
+    largest = max(host, key=lambda name: host[name])
+    words = (
+        f"{bytes_text(plan.memory.main)} of {bytes_text(there)}, "
+        f"of which {largest} {bytes_text(host[largest])}"
+    )
+    return Limit("main memory", plan.memory.main / there, words, _LIGHTER[largest], stops=True)
 
 
-def _network(plan: Plan) -> Limit | None:
-    if plan.run.processes == 1:
-        return None
+def _network(plan: Plan) -> Limit:
     share = plan.seconds["network"] / plan.step_seconds
-    machine, processes = plan.machine, plan.run.processes
-    longest = max(plan.messages, key=lambda one: one.seconds(processes, machine))
-    words = f"{share:.0%} of a step, most of it {longest.what}"
-    return Limit("network", share / _WASTEFUL, words, _quieter(longest.what))
-
-
-def _quieter(what: str) -> str:
-    if what.startswith("shuffled"):
-        return (
-            "Shuffling hands every view to every process. Use a norm that needs none: "
-            "--norm.kind layer or group, or sync where messages are quick."
-        )
-    if what.startswith("norms"):
-        return (
-            "Each norm waits for all processes twice in a step. Use --norm.kind split (groups "
-            "within a process), layer or group."
-        )
-    if what.startswith("fetched"):
-        return (
-            "Each comparison fetches keys from the others: draw fewer "
-            "(--method.dictionary.bank-negatives), or hold the bank whole if it fits "
-            "(--method.dictionary.bank-placement replicated)."
-        )
-    if "keys" in what and not what.startswith("entering"):
-        return "Use a queue, whose keys travel once and without gradients, or fewer processes."
-    return "Give each process more images (a larger --batch-size), or use fewer processes."
+    longest = max(plan.messages, key=lambda one: one.seconds(plan.run.processes, plan.machine)).what
+    cures = (cure for start, cure in _QUIETER.items() if longest.startswith(start))
+    words = f"{share:.0%} of a step, most of it {longest}"
+    return Limit("network", share / _WASTEFUL, words, next(cures))
 
 
 def _logits(plan: Plan) -> Limit:
@@ -212,27 +181,23 @@ def _logits(plan: Plan) -> Limit:
 def _views(plan: Plan) -> Limit:
     waited = plan.seconds.get("waiting for views", plan.seconds.get("reads and views", 0.0))
     share = waited / plan.step_seconds
-    words = f"{share:.0%} of a step"
     cure = (
         "Give each process more cores, store images at the size that is trained on, or make views "
         "on the device (--views.applier device)."
     )
-    return Limit("making views", share / _WASTEFUL, words, cure)
+    return Limit("making views", share / _WASTEFUL, f"{share:.0%} of a step", cure)
 
 
 def _reads(plan: Plan) -> Limit:
     rate = plan.storage.read_per_step / plan.step_seconds
-    there = plan.machine.read_bytes_per_second
     whole = rate * plan.run.processes
     words = f"{rate / 1e6:,.0f} MB/s a process, {whole / 1e9:,.1f} GB/s together"
     cure = "Store smaller images, in tar shards on local disks or on more servers."
-    return Limit("reads", rate / there, words, cure)
+    return Limit("reads", rate / plan.machine.read_bytes_per_second, words, cure)
 
 
-def _opening(plan: Plan) -> Limit | None:
-    if not plan.run.steps:
-        return None
-    opening, training = plan.opening, plan.days * 86400
+def _opening(plan: Plan) -> Limit:
+    opening, training = plan.opening, max(plan.days * 86400, plan.step_seconds)
     words = (
         f"{time_text(opening.first_seconds)} the first time on a machine, "
         f"{time_text(opening.again_seconds)} later, to {time_text(training)} of training"
@@ -246,26 +211,16 @@ def _opening(plan: Plan) -> Limit | None:
 
 
 def _checkpoints(plan: Plan) -> Limit:
-    share = plan.checkpoint_seconds / plan.step_seconds
-    size = bytes_text(plan.storage.checkpoint)
-    config = plan.run.config.checkpoint
+    share, config = plan.checkpoint_seconds / plan.step_seconds, plan.run.config.checkpoint
     words = (
-        f"{size} every {config.every_seconds:.0f} s, {plan.writing_seconds:.0f} s to write, "
-        f"{share:.1%} of the time"
+        f"{bytes_text(plan.storage.checkpoint)} every {config.every_seconds:.0f} s, "
+        f"{plan.writing_seconds:.0f} s to write, {share:.1%} of the time"
     )
     cure = "Save less often (--checkpoint.every-seconds)."
     late = plan.writing_seconds / config.every_seconds if config.every_seconds else 0.0
     if not config.asynchronous:
         late, cure = 0.0, f"Write beside training (--checkpoint.asynchronous). {cure}"
     return Limit("checkpoints", max(share / _PAUSED, late), words, cure)
-
-
-def _share(plan: Plan) -> Limit | None:
-    if plan.machine.is_one_memory or plan.run.processes == 1:
-        return None
-    cure = "Use fewer processes or a larger --batch-size, with its learning rate."
-    words = f"{plan.run.images} images for each process in a step"
-    return Limit("images to share", _FEW_IMAGES / plan.run.images, words, cure)
 
 
 def bytes_text(size: float) -> str:

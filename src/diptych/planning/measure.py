@@ -93,20 +93,20 @@ def measure_step(
     idle = _idle_bytes()
     if idle is not None:
         machine = replace(machine, base_bytes=idle + _HELD_LATER)
-    with _busy_processes(run, machine, local - 1, threads), ThreadPoolExecutor(threads) as executor:
+    with (
+        _other_processes(run, machine, local, threads) as exchange,
+        ThreadPoolExecutor(threads) as executor,
+    ):
         method = _build(run)
         seconds = {
             "reads and views": measure_views(run, images, executor),
             **measure_networks(run, method, machine),
             "logits": measure_logits(run, method),
         }
-    if run.processes == 1:
-        return machine, seconds
-    dim = method.network(random_batch(run.config, 2).views[0].to(_device(run))).shape[1]
-    sent = sum(one.count for one in messages(run, method, dim))
-    latency, rate = measure_messages(
-        min(2, run.processes), threads=threads, work_seconds=sum(seconds.values()) / sent
-    )
+        if run.processes == 1:
+            return machine, seconds
+        sent = sum(one.count for one in messages(run, method, _vector_dim(run, method)))
+        latency, rate = exchange(sum(seconds.values()) / sent)
     better = replace(machine, network_seconds=latency, network_bytes_per_second=rate)
     return better, seconds
 
@@ -136,8 +136,7 @@ def measure_logits(run: PlannedRun, method: Method) -> float:
     """
     alone, device = run.of_one_process(), _device(run)
     batch = random_batch(run.config, run.images).to(device)
-    with torch.no_grad():
-        dim = method.network(batch.views[0][:2]).shape[1]
+    dim = _vector_dim(run, method)
     _fill(method, dim)
     queries = torch.randn(run.query_views, run.images, dim, device=device)
     keys = torch.randn(run.key_views, run.images, dim, device=device) if run.key_views else None
@@ -207,6 +206,11 @@ def _build(run: PlannedRun) -> Method:
     return method
 
 
+def _vector_dim(run: PlannedRun, method: Method) -> int:
+    with torch.no_grad():
+        return int(method.network(random_batch(run.config, 2).views[0].to(_device(run))).shape[1])
+
+
 def _device(run: PlannedRun) -> torch.device:
     return torch.device(run.config.training.device)
 
@@ -234,85 +238,80 @@ def _idle_bytes() -> int | None:
 
 
 @contextmanager
-def _busy_processes(run: PlannedRun, machine: Machine, count: int, threads: int) -> Iterator[None]:
-    """Keeps processes at the run's own steps meanwhile: they share its memory and caches."""
-    context = multiprocessing.get_context("spawn")
-    ready = [context.Event() for _ in range(count)]
-    workers = [
-        context.Process(target=_step_on, args=(run, machine, threads, event), daemon=True)
-        for event in ready
-    ]
-    for worker in workers:
-        worker.start()
-    try:
-        for event in ready:
-            event.wait(timeout=_PATIENCE_SECONDS)
-        yield
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.join()
+def _other_processes(
+    run: PlannedRun, machine: Machine, local: int, threads: int
+) -> Iterator[Callable[[float], tuple[float, float]]]:
+    """Those that share this machine: at the run's own steps, for its memory and caches are shared.
 
-
-def _step_on(run: PlannedRun, machine: Machine, threads: int, ready: Any) -> None:
-    """Makes steps until it is killed."""
-    keep_freed_memory()
-    torch.set_num_threads(threads)
-    _, step = _affordable_step(run, _build(run), machine)
-    while True:
-        step()
-        ready.set()
-
-
-def measure_messages(
-    processes: int = 2, *, threads: int = 1, work_seconds: float = 0.0
-) -> tuple[float, float]:
-    """Seconds of a turn without bytes, and bytes per second that a process sends, by gloo.
-
-    Args:
-        processes: that take part, two or more.
-        threads: of each.
-        work_seconds: that each works between two messages; idle processes for 0.
+    Yields:
+        A function that ends their steps, and measures messages with one of them. It takes the
+        seconds of work between two messages, and gives seconds of a turn without bytes, and bytes
+        per second that a process sends.
     """
     context = multiprocessing.get_context("spawn")
+    count = max(local - 1, min(1, run.processes - 1))
+    ready, stop = [context.Event() for _ in range(count)], context.Event()
     with tempfile.TemporaryDirectory() as folder:
-        found = context.Queue()
-        common = (processes, threads, work_seconds, folder, found)
+        meeting = f"file://{Path(folder) / 'meeting_point'}"
         workers = [
-            context.Process(target=_exchange, args=(rank, *common), daemon=True)
-            for rank in range(processes)
+            context.Process(
+                target=_step_and_exchange,
+                args=(run, machine, threads, event, stop, local > 1, None if number else meeting),
+                daemon=True,
+            )
+            for number, event in enumerate(ready)
         ]
         for worker in workers:
             worker.start()
+
+        def exchange(work_seconds: float) -> tuple[float, float]:
+            stop.set()
+            return _exchange(0, meeting, work_seconds)
+
         try:
-            small, large = found.get(timeout=_PATIENCE_SECONDS)
+            for event in ready:
+                event.wait(timeout=_PATIENCE_SECONDS)
+            yield exchange
         finally:
             for worker in workers:
-                worker.join(timeout=10)
                 worker.kill()
-    turns = 2 * (processes - 1)
-    sent = 2 * (processes - 1) / processes * _LARGE * 4
-    return small / turns, sent / max(large - small, 1e-9)
+                worker.join()
 
 
-def _exchange(
-    rank: int, count: int, threads: int, work_seconds: float, folder: str, found: Any
+def _step_and_exchange(
+    run: PlannedRun,
+    machine: Machine,
+    threads: int,
+    ready: Any,
+    stop: Any,
+    steps: bool,
+    meeting: str | None,
 ) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    """Another process: makes steps, if asked to, until it is told to stop; then sends messages."""
+    keep_freed_memory()
     torch.set_num_threads(threads)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{Path(folder) / 'meeting_point'}",
-        rank=rank,
-        world_size=count,
-        timeout=timedelta(seconds=_PATIENCE_SECONDS),
-    )
+    if steps:
+        _, step = _affordable_step(run, _build(run), machine)
+        while not stop.is_set():
+            step()
+            ready.set()
+    ready.set()
+    stop.wait()
+    if meeting is not None:
+        _exchange(1, meeting, 0.0)
+
+
+def _exchange(rank: int, meeting: str, work_seconds: float) -> tuple[float, float]:
+    """Measures messages of two processes by gloo; the first knows the work between two of them."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    patience = timedelta(seconds=_PATIENCE_SECONDS)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
     idle, large = (_message_seconds(torch.zeros(size)) for size in (_SMALL, _LARGE))
-    small = max(idle, _added_to_work(work_seconds)) if work_seconds else idle
-    if rank == 0:
-        found.put((small, large))
+    small = max(idle, _added_to_work(work_seconds))
     dist.barrier()
     dist.destroy_process_group()
+    # A sum over two processes is two turns, and each sends as many bytes as there are.
+    return small / 2, _LARGE * 4 / max(large - small, 1e-9)
 
 
 def _message_seconds(numbers: torch.Tensor) -> float:
@@ -325,28 +324,28 @@ def _message_seconds(numbers: torch.Tensor) -> float:
 
 
 def _added_to_work(seconds: float) -> float:
-    """What a small message adds to a stretch of work, in which all processes are."""
+    """What a small message adds to a stretch of work, in which both processes are."""
     values, numbers = torch.randn(256, 256), torch.zeros(_SMALL)
     begun = time.perf_counter()
     for _ in range(_MESSAGES):
         torch.mm(values, values)
     one = (time.perf_counter() - begun) / _MESSAGES
     stretch = min(max(seconds, _SHORTEST), _LONGEST)
-    # All take the same number of products, as the processes of a run have the same work.
-    products = torch.tensor(max(1.0, stretch / one))
-    dist.broadcast(products, src=0)
-    stretches = max(_LEAST_STRETCHES, round(_WORK_SECONDS / stretch))
+    # Both take the same number of products, as the processes of a run have the same work.
+    agreed = torch.tensor([max(1.0, stretch / one), max(_LEAST_STRETCHES, _WORK_SECONDS / stretch)])
+    dist.broadcast(agreed, src=0)
+    products, stretches = map(int, agreed)
 
-    def work(*, tell: bool) -> float:
+    def work(*, send: bool) -> float:
         dist.barrier()
         begun = time.perf_counter()
         for _ in range(stretches):
-            for _ in range(int(products)):
+            for _ in range(products):
                 torch.mm(values, values)
-            if tell:
+            if send:
                 dist.all_reduce(numbers)
         dist.barrier()
         return time.perf_counter() - begun
 
-    alone = work(tell=False)
-    return max(0.0, work(tell=True) - alone) / stretches
+    alone = work(send=False)
+    return max(0.0, work(send=True) - alone) / stretches

@@ -114,7 +114,7 @@ def sample_images(
         return
     config = replace(run.config.images, limit=None, cache="none")
     pictures = _pictures(round(run.image_pixels**0.5), config.channels)
-    if run.keeps_decoded or config.channels not in (1, 3):
+    if run.kept_bytes or config.channels not in (1, 3):
         yield from_array(pictures, None, config)
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -6,13 +6,13 @@ from typing import Final
 
 from torch import nn
 
-from diptych.checkpoints.state import trainable
+from diptych.checkpoints.state import RunState, trainable
 from diptych.methods.contrastive import Method
 from diptych.methods.sharded_bank import ShardedBank
 from diptych.planning.compute import LogitsCost, NetworkCost
 from diptych.planning.machine import Machine
 from diptych.planning.planned_run import PlannedRun
-from diptych.planning.storage import optimizer_tensors, rearranged_bytes, state_bytes
+from diptych.planning.storage import copied_bytes
 
 COPY: Final = "copy for checkpoints"
 HEAP: Final = "free in the heap"
@@ -61,7 +61,7 @@ class MemoryPlan:
 
 def plan_memory(
     run: PlannedRun,
-    method: Method,
+    state: RunState,
     networks: NetworkCost,
     logits: LogitsCost,
     evaluation: int,
@@ -73,35 +73,36 @@ def plan_memory(
 
     Args:
         run: that is planned.
-        method: on the meta device.
+        state: once all weights have moved.
         networks: of a step.
         logits: of a step.
         evaluation: bytes of a pass over ``probed_images`` in evaluation mode.
         machine: says what the libraries take.
         saves_between: the run is long enough for checkpoints before the last.
     """
-    optimizer = (optimizer_tensors(run.config, one) for _, one in trainable(method))
+    method, kept = state.method, state.optimizer.state.values()
+    assert isinstance(method, Method)
     lasting = {
         "weights": _bytes_of(method.network, method.predictor),
         "momentum_encoder": _bytes_of(method.momentum_encoder),
-        "optimizer": float(sum(one.nbytes for kept in optimizer for one in kept.values())),
+        "optimizer": float(sum(tensor.nbytes for one in kept for tensor in one.values())),
         run.dictionary: _dictionary(run, method),
     }
     moments = _moments(run, method, networks, logits, evaluation, machine)
     host = {
         "libraries": machine.base_bytes,
         "list of images": float(_LISTED_BYTES * run.image_count),
-        "decoded images": run.decoded_bytes if run.keeps_decoded else 0.0,
+        "decoded images": run.kept_bytes,
     }
-    copy = state_bytes(run.config, method)
+    copy = copied_bytes(state, at_once=True)
     if not machine.is_one_memory:
         host |= {"views made ahead": 2 * _views(run), COPY: copy}
         host |= {AWAY: float(networks.away_bytes)} if networks.away_bytes else {}
     elif run.config.checkpoint.asynchronous and saves_between:
         host[COPY] = copy
     else:  # training waits for the only copy, at the end
-        at_once = run.config.checkpoint.asynchronous
-        moments["checkpoint"]["copy"] = copy if at_once else rearranged_bytes(run.config, method)
+        copy = copied_bytes(state, at_once=run.config.checkpoint.asynchronous)
+        moments["checkpoint"]["copy"] = copy
     if machine.heap_share:
         for parts in moments.values():
             parts[HEAP] = machine.heap_share * sum(parts.values())

@@ -30,6 +30,7 @@ from diptych.planning.storage import (
     Storage,
     opening_by_rates,
     pause_seconds,
+    state_after_a_step,
     storage,
     writing_seconds,
 )
@@ -185,7 +186,8 @@ def make_plan(
         views = seconds.pop("reads and views")
         seconds = {"waiting for views": max(0.0, views - sum(seconds.values())), **seconds}
     between = run.steps * sum(seconds.values()) >= run.config.checkpoint.every_seconds
-    files = storage(run, method)
+    state = state_after_a_step(run.config, method)
+    files = storage(run, state)
     return Plan(
         run=run,
         machine=machine,
@@ -194,13 +196,13 @@ def make_plan(
         networks=networks,
         logits=logits,
         memory=plan_memory(
-            run, method, networks, logits, evaluation, machine, saves_between=between
+            run, state, networks, logits, evaluation, machine, saves_between=between
         ),
         messages=tuple(sent),
         storage=files,
         seconds=seconds,
         opening=opening_by_rates(run, machine) if opening is None else opening,
-        pause_seconds=pause_seconds(run, method, files.checkpoint, machine),
+        pause_seconds=pause_seconds(run, state, files.checkpoint, machine),
         measured=measured is not None,
     )
 
@@ -249,7 +251,7 @@ def _rated_seconds(
     moves += _MOMENTUM_MOVES * (method.momentum_encoder is not None)
     moves += _UNSCALE_MOVES * (precision == "fp16")
     values = run.images * run.view_values / run.config.images.channels
-    read = 0.0 if run.keeps_decoded else run.image_bytes * run.images
+    read = 0.0 if run.kept_bytes else run.image_bytes * run.images
     first_keys = run.first_key_views * networks.forward_flops / run.query_views
     seconds = {
         "reads and views": max(

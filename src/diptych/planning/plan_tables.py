@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from rich.console import Console
 from rich.table import Table
 
-from diptych.planning.bottlenecks import bytes_text, time_text, verdict
+from diptych.planning.bottlenecks import advice, bytes_text, time_text
 from diptych.planning.plan import Plan
 
 
@@ -21,7 +21,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     ):
         if rows:
             console.print(_table(title, rows))
-    for sentence in verdict(plan):
+    for sentence in advice(plan):
         console.print(sentence, highlight=False)
 
 
@@ -41,8 +41,12 @@ def _head(plan: Plan) -> str:
 
 def _seconds(plan: Plan) -> list[tuple[str, str]]:
     parts = {**plan.seconds, "checkpoints, on average": plan.checkpoint_seconds}
-    shown = {name: seconds for name, seconds in parts.items() if seconds}
-    return [(name, _share(time_text(s), s / plan.step_seconds)) for name, s in shown.items()]
+    whole = plan.step_seconds
+    return [
+        (name, f"{time_text(seconds):>12} {f'{seconds / whole:.1%}':>12}")
+        for name, seconds in parts.items()
+        if seconds
+    ]
 
 
 def _operations(plan: Plan) -> list[tuple[str, str]]:
@@ -63,14 +67,13 @@ def _held(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _sent(plan: Plan) -> list[tuple[str, str]]:
-    processes, machine = plan.run.processes, plan.machine
-    return [
-        (
-            f"{one.what}, {one.kind}d" if one.kind == "reduce" else f"{one.what}, gathered",
-            _beside(bytes_text(one.sent(processes)), time_text(one.seconds(processes, machine))),
-        )
-        for one in plan.messages
-    ]
+    rows = list[tuple[str, str]]()
+    for one in plan.messages:
+        size = bytes_text(one.sent(plan.run.processes))
+        time = time_text(one.seconds(plan.run.processes, plan.machine))
+        how = "reduced" if one.kind == "reduce" else "gathered"
+        rows.append((f"{one.what}, {how}", f"{size:>12} {time:>12}"))
+    return rows
 
 
 def _files(plan: Plan) -> list[tuple[str, str]]:
@@ -94,14 +97,6 @@ def _files(plan: Plan) -> list[tuple[str, str]]:
 
 def _sizes(sizes: Mapping[str, float]) -> list[tuple[str, str]]:
     return [(name, bytes_text(size)) for name, size in sizes.items() if size]
-
-
-def _share(text: str, share: float) -> str:
-    return _beside(text, f"{share:.1%}")
-
-
-def _beside(text: str, other: str) -> str:
-    return f"{text:>12} {other:>12}"
 
 
 def _table(title: str, rows: Iterable[tuple[str, str]]) -> Table:

@@ -130,17 +130,12 @@ class PlannedRun:
         return self.config.images.channels * (full + views.small_views * views.small_side**2)
 
     @property
-    def keeps_decoded(self) -> bool:
-        """Whether all decoded images fit into the memory that is allowed for them."""
+    def kept_bytes(self) -> float:
+        """Of decoded images that stay in memory; 0 where they need more than is allowed."""
         images = self.config.images
-        allowed = images.cache in ("auto", "memory")
-        return allowed and self.decoded_bytes <= images.cache_megabytes * 2**20
-
-    @property
-    def decoded_bytes(self) -> float:
-        """Of all images, decoded."""
-        images = self.config.images
-        return self.image_count * self.image_pixels * images.channels * (images.bits // 8)
+        needed = self.image_count * self.image_pixels * images.channels * (images.bits // 8)
+        fits = needed <= images.cache_megabytes * 2**20 and images.cache in ("auto", "memory")
+        return needed if fits else 0.0
 
     def of_one_process(self) -> "PlannedRun":
         """A run of a single process whose batch is the share of one of this run's."""

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from torch import Tensor
 
-from diptych.checkpoints.state import trainable
+from diptych.checkpoints.state import RunState, trainable
 from diptych.config.sections import RunConfig
 from diptych.methods.contrastive import Method
 from diptych.methods.sharded_bank import ShardedBank
+from diptych.optimization.optimizers import build_optimizer
 from diptych.planning.machine import Machine
 from diptych.planning.planned_run import PlannedRun
 
@@ -76,27 +76,39 @@ class Storage:
     read_per_epoch: float
 
 
-def storage(run: PlannedRun, method: Method) -> Storage:
-    """What a run writes, and reads while it trains.
+def state_after_a_step(config: RunConfig, method: Method) -> RunState:
+    """A run's state once all weights have moved: the real optimizer makes a step without memory.
 
     Args:
-        run: that is planned.
-        method: as it is built, on any device.
+        config: of the run.
+        method: on the meta device.
     """
-    checkpoint = checkpoint_bytes(run.config, method)
+    optimizer = build_optimizer(config.optimizer, method)
+    for group in optimizer.param_groups:
+        group["fused"] = False  # a kernel of devices that hold numbers
+    for _, parameter in trainable(method):
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    return RunState(method, optimizer)
+
+
+def storage(run: PlannedRun, state: RunState) -> Storage:
+    """What a run with this state writes, and reads while it trains."""
+    checkpoint = checkpoint_bytes(state)
     lines = run.steps // run.config.probe.log_every_steps + 1
     return Storage(
         checkpoint=checkpoint,
         checkpoints=checkpoint * (run.config.checkpoint.keep + 1),
         metrics=lines * (_LINE_BYTES + _OTHERS_BYTES * (run.processes > 1)),
-        read_per_step=0.0 if run.keeps_decoded else run.image_bytes * run.images,
+        read_per_step=0.0 if run.kept_bytes else run.image_bytes * run.images,
         read_per_epoch=run.image_bytes * run.image_count,
     )
 
 
-def checkpoint_bytes(config: RunConfig, method: Method) -> int:
+def checkpoint_bytes(state: RunState) -> int:
     """Bytes of a checkpoint: every tensor of the state, and safetensors' list of them."""
-    tensors = state_tensors(config, method)
+    tensors = state.named_tensors()
     header = {
         name: {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [0, tensor.nbytes]}
         for name, tensor in tensors.items()
@@ -105,43 +117,23 @@ def checkpoint_bytes(config: RunConfig, method: Method) -> int:
     return sum(tensor.nbytes for tensor in tensors.values()) + listed + _STATE_FILES_BYTES
 
 
-def state_tensors(config: RunConfig, method: Method) -> dict[str, Tensor]:
-    """What ``RunState.tensors`` will hold once all weights have moved, by the same names."""
-    found: dict[str, Tensor] = {f"method/{k}": v for k, v in method.state_dict().items()}
-    for name, parameter in trainable(method):
-        for key, value in optimizer_tensors(config, parameter).items():
-            found[f"optimizer/{name}/{key}"] = value
-    found["generator/cpu"] = torch.get_rng_state()
-    return found
+def copied_bytes(state: RunState, *, at_once: bool) -> float:
+    """Of a copy of the state for a checkpoint.
+
+    Args:
+        state: of the run.
+        at_once: all of it is copied, as beside training; else only what is gathered, or does not
+            lie in order.
+    """
+    tensors = state.named_tensors().values()
+    copied = sum(tensor.nbytes for tensor in tensors if at_once or not tensor.is_contiguous())
+    return float(copied) if at_once else float(copied) + gathered_bytes(state)
 
 
-def optimizer_tensors(config: RunConfig, parameter: Tensor) -> dict[str, Tensor]:
-    """What the optimizer keeps of a parameter."""
-    like = torch.empty_like(parameter, device="meta")
-    if config.optimizer.kind == "adamw":
-        step = torch.empty((), device="meta")
-        return {"step": step, "exp_avg": like, "exp_avg_sq": like}
-    if config.optimizer.kind == "sgd" and config.optimizer.momentum == 0:
-        return {}
-    return {"momentum_buffer": like}
-
-
-def state_bytes(config: RunConfig, method: Method) -> float:
-    """Of all tensors of a checkpoint; a copy of them, wherever they are."""
-    return float(sum(tensor.nbytes for tensor in state_tensors(config, method).values()))
-
-
-def gathered_bytes(method: Method) -> float:
+def gathered_bytes(state: RunState) -> float:
     """Of a bank in shares, which the first process gathers; 0 of any other dictionary."""
-    bank = method.dictionary
+    bank = getattr(state.method, "dictionary", None)
     return float(bank.keys.nbytes) if isinstance(bank, ShardedBank) else 0.0
-
-
-def rearranged_bytes(config: RunConfig, method: Method) -> float:
-    """Copied on a CPU where nothing is copied beforehand: what is gathered, or not contiguous."""
-    tensors = state_tensors(config, method).values()
-    copied = sum(tensor.nbytes for tensor in tensors if not tensor.is_contiguous())
-    return float(copied) + gathered_bytes(method)
 
 
 def writing_seconds(size: float, machine: Machine) -> float:
@@ -149,16 +141,16 @@ def writing_seconds(size: float, machine: Machine) -> float:
     return _DISK_MOVES * size / machine.disk_bytes_per_second
 
 
-def pause_seconds(run: PlannedRun, method: Method, size: float, machine: Machine) -> float:
+def pause_seconds(run: PlannedRun, state: RunState, size: float, machine: Machine) -> float:
     """For which training stands still at a checkpoint of so many bytes.
 
     With ``checkpoint.asynchronous`` it waits for the copy of the state alone, and while a bank in
     shares is gathered.
     """
-    gathered = gathered_bytes(method)
+    gathered = gathered_bytes(state)
     fetched = gathered * (run.processes - 1) / run.processes / machine.network_bytes_per_second
     if not run.config.checkpoint.asynchronous:
         return fetched + writing_seconds(size, machine)
     one_memory = machine.memory_bytes_per_second / _COPY_MOVES
     rate = one_memory if machine.is_one_memory else machine.link_bytes_per_second
-    return fetched + (state_bytes(run.config, method) - gathered) / rate
+    return fetched + (copied_bytes(state, at_once=True) - gathered) / rate
