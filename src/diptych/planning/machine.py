@@ -8,7 +8,7 @@ precision, 7,365 in tf32; times 24.5 Gflop an image that is 0.16 and 0.14 of the
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Final
+from typing import Any, Final
 
 from diptych.errors import ConfigError
 
@@ -178,7 +178,7 @@ def machine_named(name: str, given: MachineConfig | None = None, *, cores: int =
     """
     if name not in MACHINES:
         raise ConfigError(f"there is no machine {name!r}; wanted one of {', '.join(MACHINES)}.")
-    machine, values = _of_cores(MACHINES[name], cores), dict[str, float]()
+    machine, values = _of_cores(MACHINES[name], cores), dict[str, Any]()
     for key, value in asdict(given or MachineConfig()).items():
         scale = GIGA if "gigabytes" in key else 1e-6 if "microseconds" in key else 1.0
         attribute = key.replace("gigabytes", "bytes").replace("microseconds", "seconds")
