@@ -19,7 +19,7 @@ from diptych.config.sections import (
     TrainingConfig,
     ViewsConfig,
 )
-from diptych.methods.contrastive import build_method
+from diptych.methods.contrastive import build_contrastive
 from diptych.models import activations
 from diptych.models.activations import offload, recompute_stages
 from diptych.planning.compute import (
@@ -157,7 +157,7 @@ def test_offloaded_bytes_are_those_that_a_real_pass_sends_away(
             self.pack_hook = pack
 
     monkeypatch.setattr(activations, "save_on_cpu", Counting)
-    method = build_method(config).train().to(memory_format=torch.channels_last)
+    method = build_contrastive(config).train().to(memory_format=torch.channels_last)
     if recompute == "stages":
         recompute_stages(method.encoder)
     assert offload(method.encoder, torch.device("meta"))  # any that is no CPU; all tensors are
@@ -178,7 +178,7 @@ def test_saved_bytes_are_those_of_a_real_forward_pass(name: str) -> None:
     """The oracle is autograd itself: it tells of each tensor that it saves for the way back."""
     config = CONFIGS[name]
     planned = count_networks(config, IMAGES).saved_bytes
-    method = build_method(config).train().to(memory_format=torch.channels_last)
+    method = build_contrastive(config).train().to(memory_format=torch.channels_last)
     if config.training.recompute == "stages":
         recompute_stages(method.encoder)
     weights = {p.untyped_storage().data_ptr() for p in method.parameters()}
@@ -234,12 +234,12 @@ def test_attention_is_counted_as_its_two_products() -> None:
 @pytest.mark.parametrize("name", ["plain", "predictor"])
 def test_what_replaces_the_logits_leaves_the_method_as_it_was(name: str) -> None:
     config = CONFIGS[name]
-    method, batch = build_method(config), random_batch(config, IMAGES)
-    before = method(batch).look_up.loss
+    method, batch = build_contrastive(config), random_batch(config, IMAGES)
+    before = method(batch).loss
     with without_logits(method):
-        without = method(batch).look_up.loss
+        without = method(batch).loss
         assert without != before
         torch.autograd.backward(without)
     reached = [one.grad is not None for one in method.parameters() if one.requires_grad]
     assert all(reached)
-    assert method(batch).look_up.loss == before  # batch statistics, and weights that stayed
+    assert method(batch).loss == before  # batch statistics, and weights that stayed

@@ -18,8 +18,8 @@ from diptych.config.sections import (
     RunConfig,
     TrainingConfig,
 )
-from diptych.methods import scores
-from diptych.methods.contrastive import build_method
+from diptych.methods import logits
+from diptych.methods.contrastive import build_contrastive
 from diptych.methods.dictionaries import ImageBank, KeyQueue
 from diptych.planning.compute import Counter, logits_cost
 from diptych.planning.planned_run import PlannedRun
@@ -82,12 +82,12 @@ def run_of(method: MethodConfig) -> PlannedRun:
 
 def compared(run: PlannedRun, counter: Any) -> None:
     """A real comparison, forward and backward, under a counter."""
-    method = build_method(run.config, image_count=run.image_count)
+    method = build_contrastive(run.config, image_count=run.image_count)
     dictionary = method.dictionary
     if isinstance(dictionary, KeyQueue):
-        dictionary.remember(torch.randn(len(dictionary.keys), DIM))
+        dictionary.enqueue(torch.randn(len(dictionary.keys), DIM))
     if isinstance(dictionary, ImageBank):
-        dictionary.remember(torch.randn(200, DIM), torch.arange(200))
+        dictionary.update(torch.randn(200, DIM), torch.arange(200))
     indices = torch.arange(IMAGES)
     views = (torch.empty(0),) * run.config.method.views
     batch = Batch(views, indices, step=0, labels=indices % 3)
@@ -96,14 +96,14 @@ def compared(run: PlannedRun, counter: Any) -> None:
     if run.key_views:
         keys = torch.randn(run.key_views, IMAGES, DIM, requires_grad=run.keys_learn)
     with counter:
-        torch.autograd.backward(method.compare(queries, keys, batch).look_up.loss)
+        torch.autograd.backward(method.contrast(queries, keys, batch).loss)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_operations_are_those_of_a_real_comparison(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scores, "CPU_TILE", TILE)
+    monkeypatch.setattr(logits, "CPU_TILE", TILE)
     run, counter = run_of(METHODS[name]), Products()
     compared(run, counter)
     assert logits_cost(run, DIM, tile=TILE).flops == counter.flops
@@ -114,7 +114,7 @@ def test_bytes_are_close_to_those_of_a_real_comparison(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At sizes where matrices of scores, or tiles and keys, are nearly all there is."""
-    monkeypatch.setattr(scores, "CPU_TILE", 64)
+    monkeypatch.setattr(logits, "CPU_TILE", 64)
     run = run_of(METHODS[name])
     kind = run.config.method.dictionary.kind
     if kind != "batch":

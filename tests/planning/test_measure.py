@@ -26,7 +26,7 @@ from diptych.config.sections import (
 from diptych.errors import ConfigError
 from diptych.images import index
 from diptych.images.open import open_images
-from diptych.methods.contrastive import build_method
+from diptych.methods.contrastive import build_contrastive
 from diptych.planning import measure
 from diptych.planning.machine import MACHINES, Machine
 from diptych.planning.measure import measure_logits, measure_networks, measure_step
@@ -57,7 +57,7 @@ def one_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def passes_of(run: PlannedRun, machine: Machine = CPU) -> list[int]:
     """Views of each pass of an encoder while the networks are measured, in order."""
-    method, found = build_method(run.config, image_count=run.image_count).train(), list[int]()
+    method, found = build_contrastive(run.config, image_count=run.image_count).train(), list[int]()
     for one in method.modules():
         if isinstance(one, nn.Conv2d) and one.in_channels == 3:
             one.register_forward_hook(lambda module, inputs, output: found.append(len(inputs[0])))

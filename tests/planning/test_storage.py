@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from diptych.checkpoints.checkpoint import save_checkpoint
+from diptych.checkpoints.save_and_load import save_checkpoint
 from diptych.checkpoints.saver import HostCopy
 from diptych.checkpoints.state import RunState
 from diptych.config.sections import (
@@ -23,7 +23,7 @@ from diptych.config.sections import (
 )
 from diptych.images.open import from_array
 from diptych.images.order import Order
-from diptych.methods.contrastive import build_method
+from diptych.methods.contrastive import build_contrastive
 from diptych.methods.sharded_bank import ShardedBank
 from diptych.optimization.optimizers import build_optimizer
 from diptych.planning.compute import build_on_meta
@@ -75,7 +75,7 @@ def planned_state(config: RunConfig) -> RunState:
 
 
 def real_state(config: RunConfig) -> RunState:
-    method = build_method(config, image_count=IMAGES).train()
+    method = build_contrastive(config, image_count=IMAGES).train()
     method = method.to(memory_format=torch.channels_last)
     state = RunState(method, build_optimizer(config.optimizer, method), step=1)
     views = tuple(torch.randn(2, 4, 3, 32, 32))
@@ -181,7 +181,7 @@ def test_a_short_run_copies_its_state_at_its_end_only() -> None:
 
 
 def in_shares(rank: int, count: int) -> Results:
-    bank = build_method(SHARED, image_count=IMAGES).dictionary
+    bank = build_contrastive(SHARED, image_count=IMAGES).dictionary
     assert isinstance(bank, ShardedBank)
     held = sum(one.numel() * one.element_size() for one in bank.buffers())
     whole = bank.whole()

@@ -62,7 +62,7 @@ class LossScale:
         self.skipped_steps += not finite
         return finite
 
-    def figures(self) -> dict[str, float]:
+    def state_metrics(self) -> dict[str, float]:
         """For a line of metrics."""
         if not self.enabled:
             return {}

@@ -20,9 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from diptych.config.sections import RunConfig
-from diptych.methods.contrastive import Method, Output, build_method
-from diptych.methods.objective import LookUp
-from diptych.methods.scores import CPU_TILE, DEVICE_TILE
+from diptych.methods.contrastive import Contrastive, build_contrastive
+from diptych.methods.logits import CPU_TILE, DEVICE_TILE
+from diptych.methods.method import StepOutput
 from diptych.models.activations import recompute_stages
 from diptych.planning.planned_run import PlannedRun
 from diptych.views.batches import Batch
@@ -119,10 +119,10 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= self._known.pop(key)
 
 
-def build_on_meta(config: RunConfig, image_count: int) -> Method:
+def build_on_meta(config: RunConfig, image_count: int) -> Contrastive:
     """The method of a run without memory: its tensors have shapes only."""
     with torch.device("meta"):
-        method = build_method(config, image_count=image_count).train()
+        method = build_contrastive(config, image_count=image_count).train()
     return method.to(memory_format=memory_format(config))
 
 
@@ -142,7 +142,7 @@ def count_networks(config: RunConfig, images: int) -> NetworkCost:
             method.encoder.forward = partial(_offloaded, method.encoder.forward, away)
         batch = random_batch(config, chunk)
         with counter, without_logits(method):
-            loss = method(batch).look_up.loss
+            loss = method(batch).loss
             saved, forward, extra = counter.now, counter.flops, counter.extra_flops
             torch.autograd.backward(loss)
         gradients = sum(p.grad.nbytes for p in method.parameters() if p.grad is not None)
@@ -169,28 +169,27 @@ def evaluation_peak(config: RunConfig, images: int) -> int:
 
 
 @contextmanager
-def without_logits(method: Method, *, bank_is_full: bool = True) -> Iterator[None]:
+def without_logits(method: Contrastive, *, bank_is_full: bool = True) -> Iterator[None]:
     """Puts the sum of the vectors in the place of logits and loss: what is left is the networks.
 
     Args:
         method: in training mode.
-        bank_is_full: a bank has a key of each image, and lacks none of the batch's.
+        bank_is_full: a bank has a key of each image, and needs none of the batch's.
     """
 
-    def compare(queries: Tensor, keys: Tensor | None, batch: Batch) -> Output:
+    def contrast(queries: Tensor, keys: Tensor | None, batch: Batch) -> StepOutput:
         learned = [one for one in (queries, keys) if one is not None and one.requires_grad]
         loss = torch.stack([one.sum() for one in learned]).sum()
-        found = LookUp(loss, loss.detach(), 1, 0.0, 1.0)
-        return Output(found, queries[0].detach(), batch.indices)
+        return StepOutput(loss, {}, queries[0].detach(), batch.indices)
 
-    lacks = method.config.dictionary.kind != "bank" or not bank_is_full
-    object.__setattr__(method, "compare", compare)
-    object.__setattr__(method.dictionary, "lacks", lambda indices: lacks)
+    needs_keys = method.config.dictionary.kind != "bank" or not bank_is_full
+    object.__setattr__(method, "contrast", contrast)
+    object.__setattr__(method.dictionary, "needs_keys", lambda indices: needs_keys)
     try:
         yield
     finally:
-        object.__delattr__(method, "compare")
-        object.__delattr__(method.dictionary, "lacks")
+        object.__delattr__(method, "contrast")
+        object.__delattr__(method.dictionary, "needs_keys")
 
 
 def random_batch(config: RunConfig, images: int) -> Batch:
@@ -208,7 +207,7 @@ def memory_format(config: RunConfig) -> torch.memory_format:
     return torch.channels_last if config.training.channels_last else torch.contiguous_format
 
 
-def _make_fake(method: Method, config: RunConfig) -> None:
+def _make_fake(method: Contrastive, config: RunConfig) -> None:
     """Gives a method on the meta device fake tensors of a CPU, so that autocast does its part.
 
     Half precision is counted in bf16, whose tensors are as large as those of fp16.

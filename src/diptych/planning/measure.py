@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from diptych.errors import ConfigError
 from diptych.images.collection import ImageSet
-from diptych.methods.contrastive import Method, build_method
+from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.methods.dictionaries import ImageBank, KeyQueue
 from diptych.models.activations import offload, recompute_stages
 from diptych.models.norms import GlobalBatchNorm
@@ -111,7 +111,7 @@ def measure_step(
     return better, seconds
 
 
-def measure_networks(run: PlannedRun, method: Method, machine: Machine) -> dict[str, float]:
+def measure_networks(run: PlannedRun, method: Contrastive, machine: Machine) -> dict[str, float]:
     """Seconds of networks, optimizer and momentum encoder, in real steps without the logits."""
     images, step = _affordable_step(run, method, machine)
     full, first = _median_parts(step, run), dict[str, float]()
@@ -129,7 +129,7 @@ def measure_networks(run: PlannedRun, method: Method, machine: Machine) -> dict[
     }
 
 
-def measure_logits(run: PlannedRun, method: Method) -> float:
+def measure_logits(run: PlannedRun, method: Contrastive) -> float:
     """Seconds of logits and loss, forward and backward, of ready vectors.
 
     Those of the process's own batch are measured, and multiplied for the keys of other processes.
@@ -145,7 +145,7 @@ def measure_logits(run: PlannedRun, method: Method) -> float:
         learned = queries.clone().requires_grad_()
         others = None if keys is None else keys.clone().requires_grad_(run.keys_learn)
         with watch("forward"):
-            loss = method.compare(learned, others, batch).look_up.loss
+            loss = method.contrast(learned, others, batch).loss
             torch.autograd.backward(loss)
 
     tile = tile_of(device.type)
@@ -155,7 +155,7 @@ def measure_logits(run: PlannedRun, method: Method) -> float:
 
 
 def _affordable_step(
-    run: PlannedRun, method: Method, machine: Machine
+    run: PlannedRun, method: Contrastive, machine: Machine
 ) -> tuple[int, Callable[..., None]]:
     """How many images a step is made with, all if it does not take too long, and the step."""
     config, device = run.config, _device(run)
@@ -167,7 +167,7 @@ def _affordable_step(
     else:
         chunk = max(2, min(config.training.chunk_size or run.images, int(most) // 2))
         images = 2 * chunk
-    config = replace(config, training=replace(config.training, chunk_size=chunk))
+    method.chunk_size = chunk
     batch = random_batch(config, images).to(device)
     optimizer = build_optimizer(config.optimizer, method)
 
@@ -190,10 +190,10 @@ def _median_parts(work: Callable[[], None], run: PlannedRun) -> dict[str, float]
     return {part: statistics.median(one[part] for one in found[1:]) for part in found[0]}
 
 
-def _build(run: PlannedRun) -> Method:
+def _build(run: PlannedRun) -> Contrastive:
     """The run's method with random weights, its norms as they are among several processes."""
     config, device = run.config, _device(run)
-    method = build_method(config, image_count=min(run.image_count, _MOST_BANK)).train()
+    method = build_contrastive(config, image_count=min(run.image_count, _MOST_BANK)).train()
     method = method.to(device).to(memory_format=memory_format(config))
     if run.processes > 1:  # the same arithmetic as with others, whose numbers are missing
         for norm in method.modules():
@@ -206,7 +206,7 @@ def _build(run: PlannedRun) -> Method:
     return method
 
 
-def _vector_dim(run: PlannedRun, method: Method) -> int:
+def _vector_dim(run: PlannedRun, method: Contrastive) -> int:
     with torch.no_grad():
         return int(method.network(random_batch(run.config, 2).views[0].to(_device(run))).shape[1])
 
@@ -215,13 +215,13 @@ def _device(run: PlannedRun) -> torch.device:
     return torch.device(run.config.training.device)
 
 
-def _fill(method: Method, dim: int) -> None:
+def _fill(method: Contrastive, dim: int) -> None:
     """Fills a queue or a bank, which start empty."""
     dictionary = method.dictionary
     if isinstance(dictionary, KeyQueue | ImageBank):
         keys = functional.normalize(torch.randn_like(dictionary.keys[:, :dim], dtype=torch.float32))
         indices = torch.arange(len(keys), device=keys.device)
-        dictionary.remember(keys, indices)
+        dictionary.update(keys, indices)
 
 
 def _idle_bytes() -> int | None:

@@ -7,7 +7,7 @@ from typing import Final
 from torch import nn
 
 from diptych.checkpoints.state import RunState, trainable
-from diptych.methods.contrastive import Method
+from diptych.methods.contrastive import Contrastive
 from diptych.methods.sharded_bank import ShardedBank
 from diptych.planning.compute import LogitsCost, NetworkCost
 from diptych.planning.machine import Machine
@@ -81,7 +81,7 @@ def plan_memory(
         saves_between: the run is long enough for checkpoints before the last.
     """
     method, kept = state.method, state.optimizer.state.values()
-    assert isinstance(method, Method)
+    assert isinstance(method, Contrastive)
     lasting = {
         "weights": _bytes_of(method.network, method.predictor),
         "momentum_encoder": _bytes_of(method.momentum_encoder),
@@ -117,7 +117,7 @@ def probed_images(run: PlannedRun) -> int:
 
 def _moments(
     run: PlannedRun,
-    method: Method,
+    method: Contrastive,
     networks: NetworkCost,
     logits: LogitsCost,
     evaluation: int,
@@ -155,7 +155,7 @@ def _views(run: PlannedRun) -> float:
     return float(run.images * run.view_values * _FLOAT_BYTES)
 
 
-def _dictionary(run: PlannedRun, method: Method) -> float:
+def _dictionary(run: PlannedRun, method: Contrastive) -> float:
     """Of its largest part that a process holds; the method is built as for a single one."""
     bank = method.dictionary
     if not isinstance(bank, ShardedBank):

@@ -10,7 +10,7 @@ import torch
 
 from diptych.checkpoints.state import trainable
 from diptych.config.sections import RunConfig, require_divisible
-from diptych.methods.contrastive import Method
+from diptych.methods.contrastive import Contrastive
 from diptych.models.encoders import count_features
 from diptych.models.heads import output_dim
 from diptych.planning.compute import (
@@ -207,7 +207,7 @@ def make_plan(
     )
 
 
-def vector_dim(run: PlannedRun, method: Method) -> int:
+def vector_dim(run: PlannedRun, method: Contrastive) -> int:
     """Length of the vectors that are compared; the method is on the meta device."""
     head, views = run.config.head, run.config.views
     if head.layers:
@@ -239,7 +239,7 @@ def _counted_config(run: PlannedRun, machine: Machine) -> RunConfig:
 
 def _rated_seconds(
     run: PlannedRun,
-    method: Method,
+    method: Contrastive,
     networks: NetworkCost,
     logits: LogitsCost,
     machine: Machine,

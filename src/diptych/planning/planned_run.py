@@ -10,6 +10,7 @@ from diptych.config.sections import ImagesConfig, RunConfig
 from diptych.errors import ConfigError
 from diptych.images.collection import ImageSet
 from diptych.images.open import open_images
+from diptych.methods.losses import find_loss
 from diptych.planning.machine import Machine
 from diptych.resolve import Layers, layers_of, overlay_all, resolve
 from diptych.runtime.device import available_threads
@@ -69,12 +70,14 @@ class PlannedRun:
     def many_positives(self) -> bool:
         """Whether a query may have several positive keys in the batch."""
         more = self.config.method.views + self.config.views.small_views > 2
-        return self.queries_are_keys and (more or self.config.method.loss.kind == "supervised")
+        return self.queries_are_keys and (
+            more or find_loss(self.config.method.loss.kind).needs_labels
+        )
 
     @property
     def full_logits(self) -> bool:
         """Whether the loss holds all logits at once; other losses sum them up in tiles."""
-        return self.config.method.loss.kind in ("nt_logistic", "triplet")
+        return find_loss(self.config.method.loss.kind).needs_all_logits
 
     @property
     def query_views(self) -> int:

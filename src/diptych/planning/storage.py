@@ -8,7 +8,7 @@ import torch
 
 from diptych.checkpoints.state import RunState, trainable
 from diptych.config.sections import RunConfig
-from diptych.methods.contrastive import Method
+from diptych.methods.contrastive import Contrastive
 from diptych.methods.sharded_bank import ShardedBank
 from diptych.optimization.optimizers import build_optimizer
 from diptych.planning.machine import Machine
@@ -76,7 +76,7 @@ class Storage:
     read_per_epoch: float
 
 
-def state_after_a_step(config: RunConfig, method: Method) -> RunState:
+def state_after_a_step(config: RunConfig, method: Contrastive) -> RunState:
     """A run's state once all weights have moved: the real optimizer makes a step without memory.
 
     Args:

@@ -15,7 +15,7 @@ from typing import Literal
 from torch import nn
 
 from diptych.checkpoints.state import trainable
-from diptych.methods.contrastive import Method
+from diptych.methods.contrastive import Contrastive
 from diptych.methods.sharded_bank import ShardedBank
 from diptych.models.activations import stages_of
 from diptych.models.norms import GlobalBatchNorm
@@ -23,12 +23,13 @@ from diptych.planning.machine import Machine
 from diptych.planning.planned_run import PlannedRun
 from diptych.runtime.distributed import BUCKET_BYTES
 from diptych.runtime.stopwatch import PARTS
-from diptych.training.synchronize import own_statistics
+from diptych.training.synchronize import local_statistics
 
 Kind = Literal["reduce", "gather"]
 
 _FLOAT_BYTES = 4
 _INDEX_BYTES = 8
+_DOUBLE_BYTES = 8
 # Of step, images, network, momentum encoder, dictionary, other parts, and a share of a bank.
 _CHECKSUMS = 7
 _SIGNALS = 3  # a signal came, a checkpoint is due, one failed
@@ -65,7 +66,7 @@ class Message:
         return min(ring, tree)
 
 
-def messages(run: PlannedRun, method: Method, dim: int) -> list[Message]:
+def messages(run: PlannedRun, method: Contrastive, dim: int) -> list[Message]:
     """All messages of a step; none of a single process.
 
     Args:
@@ -95,10 +96,11 @@ def network_seconds(found: Sequence[Message], processes: int, machine: Machine) 
     return sum(one.seconds(processes, machine) for one in found)
 
 
-def _averages(method: Method) -> Message:
+def _averages(method: Contrastive) -> Message:
     gradients = sum(parameter.nbytes for _, parameter in trainable(method))
-    statistics = sum(tensor.nbytes for tensor in own_statistics(method))
-    total = gradients + statistics + 2 * _FLOAT_BYTES  # and loss and accuracy
+    statistics = sum(tensor.nbytes for tensor in local_statistics(method))
+    # Loss and accuracy; and in double precision what they are at chance, and the candidates.
+    total = gradients + statistics + 2 * _FLOAT_BYTES + 3 * _DOUBLE_BYTES
     return Message("gradients", "reduce", total, -(-total // BUCKET_BYTES))
 
 
@@ -117,7 +119,7 @@ def _keys(run: PlannedRun, dim: int) -> list[Message]:
     return found
 
 
-def _fetched(run: PlannedRun, method: Method, dim: int) -> list[Message]:
+def _fetched(run: PlannedRun, method: Contrastive, dim: int) -> list[Message]:
     """Of a bank in shares, for each comparison: whose keys are wanted, and these, padded."""
     bank = method.dictionary
     if not isinstance(bank, ShardedBank):
@@ -174,7 +176,7 @@ def _shuffled(run: PlannedRun, dim: int) -> list[Message]:
     return found
 
 
-def _norms(run: PlannedRun, method: Method) -> list[Message]:
+def _norms(run: PlannedRun, method: Contrastive) -> list[Message]:
     """Statistics of each global norm in each pass: 2 x channels and a count; back 2 x channels.
 
     Stages that are computed again exchange theirs again.

@@ -1,0 +1,1 @@
+"""A run folder, whose it is, and how its files are written and read."""
