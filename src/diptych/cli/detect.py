@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from diptych.cli.flags import DeviceFlags, parse
+from diptych.cli.flags import DeviceOptions, parse
 from diptych.config.detection import DetectionConfig
 from diptych.runtime.progress import ProgressBars
 
@@ -28,13 +28,13 @@ class DetectFlags:
     test_part: str = "test"
     """The part to measure on."""
     settings: Annotated[DetectionConfig, arg(name="")] = field(default_factory=DetectionConfig)
-    runtime: Annotated[DeviceFlags, arg(name="")] = field(default_factory=DeviceFlags)
+    runtime: Annotated[DeviceOptions, arg(name="")] = field(default_factory=DeviceOptions)
 
 
 COMMON: Final = {
     "images": ("data", "train_part", "test_part", "side"),
     "training": (
-        *("epochs", "batch_size", "learning_rate", "schedule", "norm", "seeds", "threads"),
+        *("epochs", "batch_size", "learning_rate", "schedule", "norm", "seeds", "device"),
     ),
 }
 """Flags that most people need."""
