@@ -298,3 +298,8 @@ def test_configs_import_neither_torch_nor_numba() -> None:
 def test_a_file_that_an_editor_of_windows_wrote(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbfseed = 3\r\n")
     assert read_config_file(tmp_path / "a.toml") == {"seed": 3}
+
+
+def test_a_section_is_not_given_a_value_beside_its_settings() -> None:
+    with pytest.raises(ConfigError, match=r"method\.views is a setting of a section"):
+        nest({"method": 3, "method.views": 2})
