@@ -33,6 +33,7 @@ from diptych.config.policies import branches
 from diptych.config.recipes import RECIPES, choose_scale, fitted_batch, recipe_config
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
+from diptych.methods.losses import require_fitting_loss
 
 
 def test_a_recipe_survives_its_file(tmp_path: Path) -> None:
@@ -218,8 +219,13 @@ def test_settings_that_do_not_go_together_are_refused(
     given_settings: dict[str, object], words: str
 ) -> None:
     config = overlay(RunConfig(), given_settings, "run.toml")  # each is right by itself
-    with pytest.raises(ConfigError) as caught:
+
+    def check() -> None:
         require_consistent(config)
+        require_fitting_loss(config)
+
+    with pytest.raises(ConfigError) as caught:
+        check()
     assert words in str(caught.value)
 
 
