@@ -27,7 +27,7 @@ import torch
 from measuring import Figure, parse_arguments, publish
 
 from diptych.config.sections import CheckpointConfig, DictionaryConfig, EncoderConfig, RunConfig
-from diptych.methods.contrastive import build_method
+from diptych.methods.contrastive import build_contrastive
 from diptych.optimization.optimizers import build_optimizer
 from diptych.config.recipes import recipe_config
 from diptych.runs.record import Identity
@@ -79,7 +79,7 @@ def build(encoder: str) -> tuple[RunState, RunConfig]:
         method=replace(config.method, dictionary=DictionaryConfig("queue", queue_size=KEYS)),
         training=replace(config.training, batch_size=BATCH),
     )
-    method = build_method(config).train().to(memory_format=torch.channels_last)
+    method = build_contrastive(config).train().to(memory_format=torch.channels_last)
     return RunState(method, build_optimizer(config.optimizer, method)), config
 
 

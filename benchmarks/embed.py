@@ -16,7 +16,6 @@ import sys
 import tarfile
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from diptych.runtime.device import shorten_spinning, use_threads
@@ -31,9 +30,10 @@ from PIL import Image
 from diptych.config.sections import EncoderConfig, RunConfig, ViewsConfig
 from diptych.embeddings.embed import embed_shards
 from diptych.config.embedding import EmbedSettings
-from diptych.embeddings.sharding import Shard
+from diptych.embeddings.shards import Shard
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
 from diptych.runtime.device import keep_freed_memory
+from diptych.runtime.runtime import Runtime
 
 SPEED_GOAL, MEMORY_GOAL = 0.9, 1.15
 BATCH = 256
@@ -68,9 +68,9 @@ def write_encoder(file: Path, encoder: EncoderConfig, side: int) -> None:
 def embed_all(encoder: Path, images: Path, out: Path, threads: int) -> float:
     """Seconds."""
     begun = time.perf_counter()
-    with ThreadPoolExecutor(threads) as executor:
+    with Runtime(threads=threads) as runtime:
         settings = EmbedSettings(batch_size=BATCH)
-        list(embed_shards(encoder, images, out, [Shard(0, 1)], settings, executor))
+        list(embed_shards(encoder, images, out, [Shard(0, 1)], settings, runtime))
     return time.perf_counter() - begun
 
 

@@ -23,8 +23,7 @@ import torch
 from measuring import Figure, add_arguments, publish, resident_bytes
 
 from diptych.config.sections import EncoderConfig, NormConfig, RunConfig
-from diptych.methods.grad_cache import backward_in_chunks
-from diptych.methods.contrastive import Method, build_method
+from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.config.recipes import recipe_config
 from diptych.runtime.device import keep_freed_memory
 from diptych.views.batches import Batch
@@ -50,39 +49,34 @@ def batch_of(images: int) -> Batch:
     return Batch(tuple(layout), torch.arange(images), 0)
 
 
-def plain_step(method: Method, batch: Batch) -> None:
-    """Forward and backward of the whole batch at once."""
+def step(method: Contrastive, batch: Batch, chunk_size: int | None = None) -> None:
+    """Forward and backward of a batch, at once or in chunks."""
+    method.chunk_size = chunk_size
     method.zero_grad(set_to_none=True)
-    torch.autograd.backward(method(batch).look_up.loss)
+    torch.autograd.backward(method(batch).loss)
 
 
-def large_step(method: Method, batch: Batch, chunk_size: int) -> None:
-    """The same in chunks."""
-    method.zero_grad(set_to_none=True)
-    backward_in_chunks(method, batch, chunk_size=chunk_size)
-
-
-def build() -> Method:
+def build() -> Contrastive:
     """The network as training lays it out."""
     keep_freed_memory()
     use_threads(None)
-    return build_method(config()).train().to(memory_format=torch.channels_last)
+    return build_contrastive(config()).train().to(memory_format=torch.channels_last)
 
 
 def time_ratio(large: int, plain: int) -> float:
     """Time per image of the large step over that of plain steps around it."""
     method, small, big = build(), batch_of(plain), batch_of(large)
-    plain_step(method, small)  # warms up
+    step(method, small)  # warms up
 
     def plain_seconds() -> float:
         begun = time.perf_counter()
         for _ in range(large // plain // 2):
-            plain_step(method, small)
+            step(method, small)
         return time.perf_counter() - begun
 
     before = plain_seconds()
     begun = time.perf_counter()
-    large_step(method, big, plain)
+    step(method, big, plain)
     seconds = time.perf_counter() - begun
     return seconds / (before + plain_seconds())
 
@@ -97,11 +91,8 @@ def peak_megabytes(images: int, chunk_size: int | None) -> float:
 def one_step(images: int, chunk_size: int) -> None:
     """What the process of ``peak_megabytes`` does: a step and a half, so that all is warm."""
     method, batch = build(), batch_of(images)
-    if chunk_size:
-        large_step(method, batch, chunk_size)
-    else:
-        plain_step(method, batch)
-        plain_step(method, batch)
+    for _ in range(1 if chunk_size else 2):
+        step(method, batch, chunk_size or None)
     print(resident_bytes("VmHWM") / 2**20)
 
 

@@ -23,7 +23,7 @@ from measuring import Figure, add_arguments, publish
 from rich.console import Console
 from rich.table import Table
 
-MEASURES = ("pretext accuracy", "kNN", "found by company")
+MEASURES = ("pretext accuracy", "kNN", "leak accuracy")
 
 
 def measures(run: Run) -> list[float]:
@@ -31,9 +31,9 @@ def measures(run: Run) -> list[float]:
     late = run.metrics[-max(1, len(run.metrics) // 10) :]
     subprocess.run(diptych("check-leak", str(run.folder)), check=True, stdout=subprocess.DEVNULL)
     leak = json.loads((run.folder / "leak.json").read_text())
-    pretext = statistics.fmean(line["accuracy"] for line in late)
-    advantage = leak["found"] - leak["found_in_other_company"]
-    return [100 * share for share in (pretext, run.evaluation["knn"]["trained"], advantage)]
+    pretext = statistics.fmean(line["pretext_accuracy"] for line in late)
+    knn = run.evaluation["knn"]["trained"]
+    return [100 * share for share in (pretext, knn, leak["leak_accuracy"])]
 
 
 def spread(values: list[float]) -> str:
@@ -86,7 +86,7 @@ def main() -> None:
     figures = [
         Figure("pretext accuracy, points above shuffled", gaps[0], 0.0),
         Figure("kNN, points above shuffled", gaps[1], 0.0, "at most"),
-        Figure("found by company, points above shuffled", gaps[2], 0.0),
+        Figure("leak accuracy, points above shuffled", gaps[2], 0.0),
     ]
     publish(figures, "What a leak does: split without shuffling against shuffled", arguments.json)
 

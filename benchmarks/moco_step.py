@@ -24,7 +24,7 @@ from measuring import Figure, parse_arguments, publish
 
 from diptych.config.sections import EncoderConfig, RunConfig
 from diptych.methods.dictionaries import KeyQueue
-from diptych.methods.contrastive import Method, build_method
+from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.config.recipes import recipe_config
 from diptych.runtime.device import keep_freed_memory
 from diptych.optimization.optimizers import build_optimizer
@@ -46,7 +46,7 @@ def config(batch_size: int, queue_size: int) -> RunConfig:
     )
 
 
-def bare(method: Method, batch: Batch) -> None:
+def bare(method: Contrastive, batch: Batch) -> None:
     """Query forward and backward, key forward."""
     assert method.momentum_encoder is not None
     method.network.zero_grad(set_to_none=True)
@@ -65,9 +65,9 @@ def measure(batch_size: int, queue_size: int, pairs: int) -> float:
     keep_freed_memory()
     use_threads(None)
     given = config(batch_size, queue_size)
-    method = build_method(given).train().to(memory_format=torch.channels_last)
+    method = build_contrastive(given).train().to(memory_format=torch.channels_last)
     assert isinstance(method.dictionary, KeyQueue)
-    method.dictionary.remember(torch.nn.functional.normalize(torch.randn(queue_size, 128), dim=1))
+    method.dictionary.enqueue(torch.nn.functional.normalize(torch.randn(queue_size, 128), dim=1))
     optimizer = build_optimizer(given.optimizer, method)
     views = torch.randn(2, batch_size, 3, 32, 32)
     layout = tuple(view.contiguous(memory_format=torch.channels_last) for view in views)

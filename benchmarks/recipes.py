@@ -46,12 +46,12 @@ def show(runs: dict[str, Run]) -> None:
     table.add_column("peak MB", justify="right")
     for recipe, run in runs.items():
         knn, linear = run.evaluation["knn"], run.evaluation["linear"]
-        shares = [run.last["accuracy"], knn["trained"], knn["untrained"]]
+        shares = [run.last["pretext_accuracy"], knn["trained"], knn["untrained"]]
         shares += [linear["trained"], linear["untrained"]]
         table.add_row(
             recipe,
             f"{run.last['loss']:.2f}",
-            f"{run.last['chance']:.2f}",
+            f"{run.last['chance_loss']:.2f}",
             *(f"{100 * share:.1f}" for share in shares),
             f"{run.minutes:.1f}",
             f"{run.peak_megabytes:,.0f}",

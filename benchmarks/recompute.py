@@ -23,7 +23,7 @@ import torch
 from measuring import Figure, add_arguments, publish, resident_bytes
 
 from diptych.config.sections import EncoderConfig, NormConfig
-from diptych.methods.contrastive import Method, build_method
+from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.models.activations import recompute_stages
 from diptych.config.recipes import recipe_config
 from diptych.runtime.device import keep_freed_memory
@@ -41,7 +41,7 @@ def batch_of(images: int) -> Batch:
     return Batch(tuple(layout), torch.arange(images), 0)
 
 
-def build(*, recompute: bool) -> Method:
+def build(*, recompute: bool) -> Contrastive:
     """The network as training lays it out."""
     keep_freed_memory()
     use_threads(None)
@@ -50,17 +50,17 @@ def build(*, recompute: bool) -> Method:
         encoder=EncoderConfig(name="resnet18", stem="small"),
         norm=NormConfig(kind="batch"),
     )
-    method = build_method(config).train().to(memory_format=torch.channels_last)
+    method = build_contrastive(config).train().to(memory_format=torch.channels_last)
     if recompute:
         recompute_stages(method.encoder)
     return method
 
 
-def step(method: Method, batch: Batch) -> float:
+def step(method: Contrastive, batch: Batch) -> float:
     """Seconds of forward and backward."""
     method.zero_grad(set_to_none=True)
     begun = time.perf_counter()
-    torch.autograd.backward(method(batch).look_up.loss)
+    torch.autograd.backward(method(batch).loss)
     return time.perf_counter() - begun
 
 

@@ -31,12 +31,13 @@ import torch
 from measuring import Figure, parse_arguments, publish
 
 from diptych.config.sections import EncoderConfig, RunConfig
-from diptych.methods.contrastive import build_method
+from diptych.methods.contrastive import build_contrastive
 from diptych.images.collection import Collection
 from diptych.images.open import from_array
 from diptych.config.recipes import recipe_config
 from diptych.runs.folder import RunFolder
 from diptych.runs.record import RunRecord, new_identity, write_record
+from diptych.diagnostics.health import build_health
 from diptych.training.loop import train
 from diptych.logging.progress import Silent
 
@@ -53,7 +54,7 @@ BLOCKS_QUICK = {"small_resnet": 5, "resnet18": 3}
 
 def bare_step(config: RunConfig) -> Callable[[], None]:
     """Forward and backward of a method's networks on ready tensors, and nothing else."""
-    method = build_method(config).train().to(memory_format=torch.channels_last)
+    method = build_contrastive(config).train().to(memory_format=torch.channels_last)
     side, batch = config.views.side_pixels, config.training.batch_size
     both = torch.randn(2 * batch, 3, side, side).contiguous(memory_format=torch.channels_last)
     first, second = both.chunk(2)
@@ -113,7 +114,8 @@ def measure(recipe: str, encoder: str, blocks: int) -> float:
     ):
         folder = RunFolder(Path(place))
         write_record(folder, RunRecord(new_identity(folder), images.train.fingerprint()))
-        train(config, images, folder, executor, watcher)
+        health = build_health(images, config.views, executor, image_count=config.probe.images)
+        train(config, images, folder, executor, watcher, health)
     return statistics.median(watcher.ratios)
 
 

@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diptych.errors import DamagedCheckpoint
-from diptych.checkpoints.checkpoint import list_checkpoints, load_checkpoint
+from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
 from launched import Job, is_alive, last_step
 from measuring import Figure, add_arguments, publish
 

@@ -37,16 +37,16 @@ from diptych.config.sections import ImagesConfig, ViewsConfig
 from diptych.images.codecs.jpeg import reduced
 from diptych.images.collection import ImageSet
 from diptych.images.codecs.decode import decode_bytes
-from diptych.images.codecs.form import Pixels
+from diptych.images.codecs.channels import Pixels
 from diptych.images.order import Order
-from diptych.images.sources.photographs import open_photographs
+from diptych.images.sources.photographs import find_photographs
 from diptych.images.pixels import DecodedPixels, PixelBatch
 from diptych.config.operations import OPERATIONS
 from diptych.config.policies import parse_policy
 from diptych.runtime.device import keep_freed_memory
 from diptych.views.batches import ViewBatches
 from diptych.views.cpu import make_views
-from diptych.views.parameters import draw_views
+from diptych.views.draw import draw_views
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = ViewsConfig(side_pixels=32, policy="simclr_cifar", strength=0.5)
@@ -76,7 +76,8 @@ class Task(NamedTuple):
 
 def small_task(count: int) -> Task:
     """Patches of the built-in photographs, as arrays."""
-    images = open_photographs(ImagesConfig(limit=count)).train
+    images = find_photographs("photographs", ImagesConfig(limit=count)).train
+    assert isinstance(images, ImageSet)
     arrays = [images.pixels.gather(np.array([i])).image(0) for i in range(len(images))]
     tensors = [torch.from_numpy(array.transpose(2, 0, 1).copy()) for array in arrays]
     return Task(SMALL, images, lambda i: Image.fromarray(arrays[i]), lambda i: tensors[i])

@@ -25,7 +25,7 @@ from PIL import Image
 install_import_hook(
     [
         "diptych.methods.losses",
-        "diptych.methods.scores",
+        "diptych.methods.logits",
         "diptych.methods.dictionaries",
         "diptych.methods.objective",
         "diptych.methods.shuffle",

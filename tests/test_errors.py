@@ -1,6 +1,7 @@
 """What goes wrong by the user's hand is one sentence and exit code 2; what does not, is not."""
 
 import errno
+import importlib
 import os
 from collections.abc import Callable
 from dataclasses import fields
@@ -11,17 +12,19 @@ import pytest
 import torch
 
 from diptych import errors
-from diptych.cli import flags, measuring
-from diptych.cli import main as cli
-from diptych.cli.flags import EvaluateFlags, RankFlags, parse
-from diptych.cli.main import main
+from diptych.cli import recipes
+from diptych.cli.evaluate import EvaluateFlags, evaluate
+from diptych.cli.flags import parse
+from diptych.cli.main import VERBS, main
+from diptych.cli.rank import RankFlags, rank
 from diptych.config.files import to_toml
 from diptych.config.sections import EncoderConfig, RunConfig, require_equal_parts
 from diptych.errors import ConfigError, DiptychError, exit_code_of, sentence_of
 from diptych.evaluation.protocols import evaluate as evaluate_run
 from diptych.images.order import Order
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
-from diptych.runs.folder import RunFolder, require_writable, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder, require_writable
 from diptych.runtime.device import choose_device
 
 
@@ -35,7 +38,13 @@ def all_errors() -> list[type[DiptychError]]:
 
 def test_every_error_has_its_exit_code() -> None:
     codes = {one.__name__: one.exit_code for one in all_errors()}
-    stopped = {"TrainingError", "PeerError", "LostPeer", "FirstStopped", "UnreachableFolder"}
+    stopped = {
+        "TrainingError",
+        "DistributedError",
+        "LostProcess",
+        "FirstStopped",
+        "UnreachableFolder",
+    }
     stopped.add("LostImage")
     for name, code in codes.items():
         assert code == (74 if name == "NotSaved" else 1 if name in stopped else 2), name
@@ -47,7 +56,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
     def broken(arguments: object) -> None:
         raise OSError(errno.EIO, "Input/output error")  # that names no file
 
-    monkeypatch.setitem(cli.VERBS, "recipes", broken)
+    monkeypatch.setattr(recipes, "recipes", broken)
     with pytest.raises(OSError, match="Input/output"):
         main(["recipes"])
     assert sentence_of(ZeroDivisionError()) is None
@@ -233,7 +242,7 @@ def test_a_disk_that_fills_up_under_a_preview(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("diptych.runs.folder.os.fsync", full)
+    monkeypatch.setattr("diptych.runs.atomic.os.fsync", full)
     out = tmp_path / "new" / name
     given = ["--rows", "1", "--columns", "2", "--out", str(out)]
     assert main(["views", str(class_folder), *given]) == 2
@@ -262,7 +271,7 @@ def test_a_disk_that_fills_up_names_the_file(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space") as caught:
-        write_aside(tmp_path / "a.json", b"{}")
+        atomic_write(tmp_path / "a.json", b"{}")
     said = sentence_of(caught.value)
     assert said is not None
     assert said.startswith(f"{tmp_path / 'a.json'}: No space left on device. Make room")
@@ -327,23 +336,25 @@ URL = "https://host.example/a/b.tar"
 
 def test_urls_keep_their_slashes() -> None:
     paths = ["--train", URL, "--test", URL, "--transfer", URL, "x/", "--against", URL]
-    found = parse(EvaluateFlags, measuring.evaluate, ["run", *paths])
+    found = parse(EvaluateFlags, evaluate, ["run", *paths])
     assert (found.train, found.test, found.transfer, found.against) == (
         URL,
         URL,
         (URL, "x/"),
         (URL,),
     )
-    assert parse(RankFlags, measuring.rank, ["run", "--images", URL]).images == URL
+    assert parse(RankFlags, rank, ["run", "--images", URL]).images == URL
 
 
 def test_no_flag_that_takes_images_is_a_path() -> None:
     """A path of the file system would make one slash of two."""
     local = {"out", "config", "json", "run", "runs", "write_commands", "data"}
-    for kind in vars(flags).values():
-        if isinstance(kind, type) and kind.__name__.endswith("Flags"):
-            for one in fields(kind):
-                assert "Path" not in str(one.type) or one.name in local, (kind, one.name)
+    modules = [importlib.import_module(f"diptych.cli.{module}") for module, _ in VERBS.values()]
+    kinds = {kind for one in modules for name, kind in vars(one).items() if name.endswith("Flags")}
+    assert len(kinds) == len(VERBS) - 1  # torchrun reads those of launch
+    for kind in kinds:
+        for one in fields(kind):
+            assert "Path" not in str(one.type) or one.name in local, (kind, one.name)
 
 
 def test_a_url_reaches_the_one_who_opens_it(
@@ -355,7 +366,7 @@ def test_a_url_reaches_the_one_who_opens_it(
         opened.append(name)
         raise errors.ImagesError("not today")
 
-    monkeypatch.setattr("diptych.images.sources.hugging_face.fetch", fetch)
+    monkeypatch.setattr("diptych.images.open.fetch", fetch)
     assert main(["evaluate", str(run), "--train", URL]) == 2
     assert main(["evaluate", str(run), "--protocol", "transfer", "--transfer", URL]) == 2
     assert opened == [URL, URL]

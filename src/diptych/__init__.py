@@ -22,18 +22,21 @@ if TYPE_CHECKING:
     from diptych.evaluation.features import extract_features as extract_features
     from diptych.evaluation.features import extract_named_features as extract_named_features
     from diptych.evaluation.protocols import evaluate as evaluate
-    from diptych.methods.contrastive import Method as Method
-    from diptych.methods.contrastive import build_method as build_method
+    from diptych.methods.build import build_method as build_method
+    from diptych.methods.contrastive import Contrastive as Contrastive
+    from diptych.methods.contrastive import build_contrastive as build_contrastive
     from diptych.methods.dictionaries import ImageBank as ImageBank
     from diptych.methods.dictionaries import InBatch as InBatch
     from diptych.methods.dictionaries import KeyQueue as KeyQueue
-    from diptych.methods.grad_cache import backward_in_chunks as backward_in_chunks
     from diptych.methods.losses import decoupled_nt_xent as decoupled_nt_xent
     from diptych.methods.losses import info_nce as info_nce
     from diptych.methods.losses import nt_logistic as nt_logistic
     from diptych.methods.losses import nt_xent as nt_xent
     from diptych.methods.losses import supervised_contrastive as supervised_contrastive
     from diptych.methods.losses import triplet as triplet
+    from diptych.methods.method import Method as Method
+    from diptych.methods.method import StepOutput as StepOutput
+    from diptych.methods.objective import Loss as Loss
     from diptych.models.momentum_encoder import MomentumEncoder as MomentumEncoder
     from diptych.models.norms import use_norm as use_norm
     from diptych.models.weights import load_encoder as load_encoder
@@ -42,26 +45,29 @@ if TYPE_CHECKING:
     from diptych.report.page import write_report as write_report
     from diptych.views.batches import Batch as Batch
     from diptych.views.cpu import make_views as make_views
-    from diptych.views.parameters import draw_views as draw_views
+    from diptych.views.draw import draw_views as draw_views
 
 _HOMES = {
     "Batch": "views.batches",
+    "Contrastive": "methods.contrastive",
     "DiptychError": "errors",
     "ImageBank": "methods.dictionaries",
     "InBatch": "methods.dictionaries",
     "KeyQueue": "methods.dictionaries",
     "Lars": "optimization.optimizers",
-    "Method": "methods.contrastive",
+    "Loss": "methods.objective",
+    "Method": "methods.method",
     "MethodConfig": "config.sections",
     "RECIPES": "config.recipes",
     "RunConfig": "config.sections",
+    "StepOutput": "methods.method",
     "MomentumEncoder": "models.momentum_encoder",
     "ViewsConfig": "config.sections",
-    "backward_in_chunks": "methods.grad_cache",
-    "build_method": "methods.contrastive",
+    "build_contrastive": "methods.contrastive",
+    "build_method": "methods.build",
     "check_leak": "diagnostics.leak",
     "decoupled_nt_xent": "methods.losses",
-    "draw_views": "views.parameters",
+    "draw_views": "views.draw",
     "embed": "embeddings.embed",
     "evaluate": "evaluation.protocols",
     "extract_features": "evaluation.features",

@@ -13,9 +13,9 @@ DiptychError            anything diptych raises on purpose; the command line pri
 ├── EmbeddingsError     embeddings are incomplete, or of other images or another encoder
 ├── TrainingError       training cannot go on (a loss that is not a number)
 │   ├── NotSaved        the run ended or was stopped, and could not be saved
-│   └── PeerError       another process of the run differs from the others
-│       ├── LostPeer     one is gone, or does not answer
-│       └── FirstStopped the first one could not go on, and says why
+│   └── DistributedError  another process of the run differs from the others
+│       ├── LostProcess   it is gone, or does not answer
+│       └── FirstStopped  the first one could not go on, and says why
 └── Interrupted         SIGINT, SIGTERM or SIGHUP came; the run was saved and can be resumed
 
 Each has the exit code of the command that ends with it: 2 where the user must change something,
@@ -108,15 +108,15 @@ class NotSaved(TrainingError):
     exit_code = EXIT_NOT_SAVED
 
 
-class PeerError(TrainingError):
+class DistributedError(TrainingError):
     """Another process of the run is gone, does not answer, or differs from the others."""
 
 
-class LostPeer(PeerError):
+class LostProcess(DistributedError):
     """Another process is gone, or does not answer."""
 
 
-class FirstStopped(PeerError):
+class FirstStopped(DistributedError):
     """The first process could not do what it does alone; it says why.
 
     Attributes:

@@ -9,8 +9,9 @@ from diptych.config.files import overlay, read_config_file
 from diptych.config.recipes import choose_scale, fitted_batch, fitting_stem, recipe_config
 from diptych.config.sections import EncoderConfig, RunConfig, require_consistent
 from diptych.errors import ConfigError
-from diptych.images.sources.hugging_face import from_any_folder
+from diptych.images.open import from_any_folder
 from diptych.images.sources.photographs import PHOTOGRAPHS_NAME
+from diptych.methods.losses import find_loss, require_fitting_loss
 from diptych.runtime.device import available_threads, choose_device
 
 DEFAULT_RECIPE = "simclr"
@@ -99,6 +100,7 @@ def resolve(
         side = config.views.image_side
         config = replace(config, images=replace(config.images, jpeg_side=side))
     require_consistent(config)
+    require_fitting_loss(config)
     threads = config.training.threads or available_threads()
     training = replace(config.training, device=device, threads=threads)  # type: ignore[arg-type]
     sentence = (
@@ -112,7 +114,7 @@ def resolve(
 
 def in_effect(config: RunConfig, image_count: int) -> str:
     """What each query is compared with, and what that costs, in one or two sentences."""
-    if config.distillation.teacher is not None:
+    if config.method_name == "distillation":
         return f"The student learns the predictions of {config.distillation.teacher}."
     batch, dictionary = config.training.batch_size, config.method.dictionary
     chunk = config.training.chunk_size
@@ -122,11 +124,11 @@ def in_effect(config: RunConfig, image_count: int) -> str:
             f"; norm.kind = {config.norm.kind!r} then normalises each {chunk} by themselves, which "
             "marks them for each other (shuffle, layer and group do not)"
         )
-    if config.method.loss.kind == "supervised":
+    if find_loss(config.method.loss.kind).needs_labels:
         others = config.method.views * batch - 1
         return (
             f"Each query meets the {others:,} other views of its batch{parts}: those of its class "
-            "are its own keys, the others negatives."
+            "are its positives, the others negatives."
         )
     if dictionary.kind == "batch":
         views = config.method.views + config.views.small_views

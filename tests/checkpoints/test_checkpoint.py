@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diptych.checkpoints.checkpoint import (
+from diptych.checkpoints.save_and_load import (
     list_checkpoints,
     load_checkpoint,
     load_newest,
@@ -104,8 +104,8 @@ def test_only_damaged_ones_are_an_error(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_killed_run_are_cleared(tmp_path: Path) -> None:
-    (tmp_path / ".writing-step-000000009").mkdir()
-    (tmp_path / ".writing-step-000000009" / "tensors.safetensors").write_bytes(b"half")
+    (tmp_path / ".step-000000009.01234567.aside").mkdir()
+    (tmp_path / ".step-000000009.01234567.aside" / "tensors.safetensors").write_bytes(b"half")
     save(tmp_path, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
 

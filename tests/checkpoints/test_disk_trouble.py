@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from diptych.checkpoints import saver as saver_module
-from diptych.checkpoints.checkpoint import list_checkpoints, load_checkpoint
+from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
 from diptych.checkpoints.stores import LocalStore
 from diptych.cli.main import main
 from diptych.errors import (

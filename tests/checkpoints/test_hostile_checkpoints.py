@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import nn
 
-from diptych.checkpoints.checkpoint import load_newest, save_checkpoint
-from diptych.checkpoints.format import make_manifest
+from diptych.checkpoints.manifest import make_manifest
+from diptych.checkpoints.save_and_load import load_newest, save_checkpoint
 from diptych.checkpoints.state import RunState
 from diptych.errors import DiptychError, ForeignCheckpoint
 from diptych.optimization.loss_scale import LossScale
@@ -57,7 +57,7 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
-class Place:
+class CheckpointLocation:
     """A run's place with its checkpoints after steps 1 and 2, and another run's for comparison."""
 
     def __init__(self, folder: Path, kind: int) -> None:
@@ -88,16 +88,16 @@ class Place:
         return dict(self.good[2]), scalars
 
 
-Damage = Callable[[Place, random.Random], None]
+Damage = Callable[[CheckpointLocation, random.Random], None]
 
 
-def cut(place: Place, chance: random.Random) -> None:
+def cut(place: CheckpointLocation, chance: random.Random) -> None:
     file = place.newest() / chance.choice(FILES)
     data = file.read_bytes()
     file.write_bytes(data[: chance.randrange(len(data))])
 
 
-def flip(place: Place, chance: random.Random) -> None:
+def flip(place: CheckpointLocation, chance: random.Random) -> None:
     file = place.newest() / chance.choice(FILES)
     data = bytearray(file.read_bytes())
     for _ in range(chance.choice((1, 1, 5))):
@@ -105,7 +105,7 @@ def flip(place: Place, chance: random.Random) -> None:
     file.write_bytes(bytes(data))
 
 
-def replace_file(place: Place, chance: random.Random) -> None:
+def replace_file(place: CheckpointLocation, chance: random.Random) -> None:
     file = place.newest() / chance.choice(FILES)
     file.unlink()
     kind = chance.choice(("nothing", "folder", "noise", "loop", "endless", "pipe", "deep"))
@@ -123,7 +123,7 @@ def replace_file(place: Place, chance: random.Random) -> None:
         file.write_bytes(b"[" * 60_000)
 
 
-def replace_folder(place: Place, chance: random.Random) -> None:
+def replace_folder(place: CheckpointLocation, chance: random.Random) -> None:
     newest = place.newest()
     kind = chance.choice(("empty", "file", "link", "other's link", "other's"))
     if kind == "link":
@@ -144,7 +144,7 @@ def replace_folder(place: Place, chance: random.Random) -> None:
             newest.symlink_to(elsewhere / newest.name)
 
 
-def change_tensors(place: Place, chance: random.Random) -> None:
+def change_tensors(place: CheckpointLocation, chance: random.Random) -> None:
     tensors, scalars = place.parts()
     name = chance.choice(sorted(tensors))
     kind = chance.choice(("missing", "more", "shape", "type", "renamed", "none"))
@@ -164,7 +164,7 @@ def change_tensors(place: Place, chance: random.Random) -> None:
     place.seal(tensors, scalars)
 
 
-def change_scalars(place: Place, chance: random.Random) -> None:
+def change_scalars(place: CheckpointLocation, chance: random.Random) -> None:
     tensors, scalars = place.parts()
     name = chance.choice(sorted(scalars))
     wrong: list[Any] = [None, "x", -1, float("nan"), float("inf"), [], {}, True, 10**400, 0.5]
@@ -178,7 +178,7 @@ def change_scalars(place: Place, chance: random.Random) -> None:
     place.seal(tensors, chance.choice([scalars, scalars, [scalars], None]))
 
 
-def change_manifest(place: Place, chance: random.Random) -> None:
+def change_manifest(place: CheckpointLocation, chance: random.Random) -> None:
     file = place.newest() / "manifest.json"
     content = json.loads(file.read_bytes())
     wrong: list[Any] = [None, "x", -1, 1, 3, [], {}, True, float("nan"), 10**30, OTHER.as_json()]
@@ -196,7 +196,7 @@ def change_manifest(place: Place, chance: random.Random) -> None:
     file.write_text(json.dumps(content))
 
 
-def change_run(place: Place, chance: random.Random) -> None:
+def change_run(place: CheckpointLocation, chance: random.Random) -> None:
     tensors, scalars = place.parts()
     scalars["run"] = chance.choice([OTHER.as_json(), OURS.as_json(), None])
     place.seal(tensors, scalars, chance.choice([OTHER, OURS]))
@@ -228,7 +228,7 @@ def contents(folder: Path) -> set[bytes | str]:
 def try_one(folder: Path, seed: int) -> str:
     """What came of one damaged place; asserts what must hold of each."""
     chance = random.Random(seed)
-    place = Place(folder / "ours", kind=seed % 2)
+    place = CheckpointLocation(folder / "ours", kind=seed % 2)
     for damage in chance.sample(DAMAGES, k=chance.choice((1, 1, 1, 2))):
         if place.newest().is_dir() and all((place.newest() / name).is_file() for name in FILES):
             try:
@@ -243,7 +243,7 @@ def try_one(folder: Path, seed: int) -> str:
     return came
 
 
-def take_up(place: Place) -> str:
+def take_up(place: CheckpointLocation) -> str:
     state, said = new_state(place.kind), list[str]()
     try:
         found = load_newest(place.folder, OURS, said.append)
@@ -257,7 +257,7 @@ def take_up(place: Place) -> str:
     return f"step {state.step}"
 
 
-def go_on(place: Place, before: set[bytes | str]) -> None:
+def go_on(place: CheckpointLocation, before: set[bytes | str]) -> None:
     """The run comes to the damaged step again."""
     whose = origins_in(place)
     try:
@@ -274,8 +274,8 @@ def go_on(place: Place, before: set[bytes | str]) -> None:
         assert any(path.name.startswith("unknown-") for path in place.folder.iterdir())
 
 
-def origins_in(place: Place) -> set[str]:
-    from diptych.checkpoints.checkpoint import origins
+def origins_in(place: CheckpointLocation) -> set[str]:
+    from diptych.checkpoints.save_and_load import origins
 
     return {
         "unknown" if origin.is_unknown else "own" if origin.is_of(OURS) else "foreign"
@@ -310,7 +310,7 @@ def test_thousands(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_cut_at_every_byte(name: str, tmp_path: Path) -> None:
-    place = Place(tmp_path / "ours", kind=1)
+    place = CheckpointLocation(tmp_path / "ours", kind=1)
     file = place.newest() / name
     data = file.read_bytes()
     for length in range(0, len(data), max(1, len(data) // 150)):
@@ -320,7 +320,7 @@ def test_cut_at_every_byte(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "age"), [(1, "an older"), (3, "a newer")])
 def test_another_format_is_named_and_left(number: int, age: str, tmp_path: Path) -> None:
-    place = Place(tmp_path / "ours", kind=1)
+    place = CheckpointLocation(tmp_path / "ours", kind=1)
     for step in (1, 2):
         file = place.folder / f"step-00000000{step}" / "manifest.json"
         content = json.loads(file.read_bytes())
@@ -349,7 +349,7 @@ def test_another_format_is_named_and_left(number: int, age: str, tmp_path: Path)
     ],
 )
 def test_a_scale_of_the_loss_that_is_none(wrong: object, tmp_path: Path) -> None:
-    place = Place(tmp_path / "ours", kind=0)
+    place = CheckpointLocation(tmp_path / "ours", kind=0)
     tensors, scalars = place.parts()
     place.seal(tensors, {**scalars, "loss_scale": wrong})
     assert take_up(place) == "DamagedCheckpoint"
@@ -357,7 +357,7 @@ def test_a_scale_of_the_loss_that_is_none(wrong: object, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("seconds", [10**400, -1, "x", None, float("nan"), True])
 def test_times_that_are_none(seconds: object, tmp_path: Path) -> None:
-    place = Place(tmp_path / "ours", kind=1)
+    place = CheckpointLocation(tmp_path / "ours", kind=1)
     tensors, scalars = place.parts()
     place.seal(tensors, {**scalars, "seconds": seconds})
     assert take_up(place) == "step 1"
@@ -367,14 +367,14 @@ def test_a_full_disk_takes_nothing_of_another_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pruning, and making room, count a run's own only, also where others came in meanwhile."""
-    from diptych.checkpoints import checkpoint as module
+    from diptych.checkpoints import save_and_load as module
 
-    place = Place(tmp_path / "ours", kind=1)
+    place = CheckpointLocation(tmp_path / "ours", kind=1)
     for step in (3, 4, 5):
         state = trained(1, step)
         save_checkpoint(tmp_path / "other", OTHER, state.tensors(), state.scalars(), keep=9)
     shutil.copytree(tmp_path / "other", place.folder, dirs_exist_ok=True)
-    monkeypatch.setattr(module, "require_place_of", lambda *_: None)
+    monkeypatch.setattr(module, "refuse_foreign_checkpoints", lambda *_: None)
     state = trained(1, 6)
     save_checkpoint(place.folder, OURS, state.tensors(), state.scalars(), keep=1)
     assert sorted(path.name[-1] for path in place.folder.iterdir()) == ["3", "4", "5", "6"]

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from diptych.checkpoints.checkpoint import list_checkpoints, load_newest
+from diptych.checkpoints.save_and_load import list_checkpoints, load_newest
 from diptych.checkpoints.saver import Saver
 from diptych.checkpoints.state import RunState
 from diptych.config.sections import CheckpointConfig
@@ -51,13 +51,13 @@ def kill_again_and_again(folder: Path) -> None:
         if child == 0:
             save_without_end(folder, step)
             os._exit(1)
-        left = set(folder.glob(".writing-*"))  # by the one before
-        while set(folder.glob(".writing-*")) <= left:  # until it writes
+        left = set(folder.glob(".*.aside"))  # by the one before
+        while set(folder.glob(".*.aside")) <= left:  # until it writes
             time.sleep(0.001)
         time.sleep(moments.uniform(0.0, 0.05))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        cut_off += any(folder.glob(".writing-*"))
+        cut_off += any(folder.glob(".*.aside"))
         found = load_newest(folder, RUN, sys.exit)  # none is damaged
         if found is None:
             assert step == 0, "all are gone"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
-from diptych.checkpoints.checkpoint import (
+from diptych.checkpoints.save_and_load import (
     list_checkpoints,
     load_checkpoint,
     load_newest,

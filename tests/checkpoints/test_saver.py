@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from diptych.checkpoints import saver as saver_module
-from diptych.checkpoints.checkpoint import (
+from diptych.checkpoints.save_and_load import (
     list_checkpoints,
     load_checkpoint,
     load_newest,

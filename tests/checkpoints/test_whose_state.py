@@ -15,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from diptych.checkpoints.checkpoint import list_checkpoints, load_checkpoint
+from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
 from diptych.config.files import flatten, load_run_config, overlay
 from diptych.config.sections import RunConfig
 from diptych.diagnostics.leak import load_trained_method
@@ -157,7 +157,7 @@ def test_another_runs_checkpoints_among_its_own_are_refused_and_kept(
         run(images, second, resume=True, seed=3)
     assert files_in(second / "checkpoints") == before
     config = load_run_config(second / "config.toml")  # who only reads takes the run's own
-    (found,) = candidates_of(RunFolder(second), config, every=False)
+    (found,) = candidates_of(RunFolder(second), config, torch.device("cpu"), every=False)
     assert found.step == 2
     with pytest.raises(RunFolderError, match=r"@4'.*after steps: 1, 2\."):
         pretrain(out=tmp_path / "c", begin_from=f"{second}@4", quiet=True)

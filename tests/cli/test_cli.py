@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import diptych
-from diptych.cli import training
+from diptych.cli import pretrain as pretrain_verb
 from diptych.cli.main import VERBS, main
 from diptych.config.files import load_run_config
 from diptych.report.page import write_report
-from report.test_detections import FOUND as FOUND_BOXES
+from report.test_charts import FOUND as FOUND_BOXES
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 TINY = [
@@ -57,7 +57,15 @@ def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
         assert (finished / name).is_file(), name
     assert (finished / "report.html").is_file()
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    for key in ("step", "epoch", "seconds", "loss", "chance", "accuracy", "views_per_second"):
+    for key in (
+        "step",
+        "epoch",
+        "seconds",
+        "loss",
+        "chance_loss",
+        "pretext_accuracy",
+        "views_per_second",
+    ):
         assert all(key in line for line in lines), key
     assert lines[-1]["step"] == 3 * (60 // 16)
     assert {"knn", "alignment", "uniformity", "effective_rank"} <= lines[-1].keys()
@@ -294,7 +302,7 @@ def bytes_under(folder: Path) -> dict[Path, bytes]:
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The run folders that the demo would fill."""
     folders: list[Path] = []
-    monkeypatch.setattr(training, "_run_to_report", lambda _, out, **rest: folders.append(out))
+    monkeypatch.setattr(pretrain_verb, "_run_to_report", lambda _, out, **rest: folders.append(out))
     return folders
 
 
@@ -428,9 +436,10 @@ def test_a_runs_leak_is_checked(
     capsys.readouterr()
     assert ran("check-leak", str(out), "--threads", "1") == 0
     said = capsys.readouterr().out
-    assert "of queries find their key among 12 groups of 4 images as in training" in said
+    assert "with keys encoded in 12 groups of 4 images as in training" in said
     found = json.loads((out / "leak.json").read_text())
-    assert f"{found['found']:.1%} of queries" in said
+    assert f"pretext accuracy is {found['accuracy']:.1%}" in said
+    assert found["leak_accuracy"] == found["accuracy"] - found["regrouped_accuracy"]
 
 
 def test_the_heads_first_layer_can_be_kept(

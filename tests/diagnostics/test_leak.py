@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from diptych.config.recipes import recipe_config
 from diptych.config.sections import MethodConfig, NormConfig, RunConfig, ViewsConfig
-from diptych.diagnostics.leak import Leak, cannot_leak, check_leak, compare_company, measure_leak
+from diptych.diagnostics.leak import Leak, cannot_leak, check_leak, compare_groupings, measure_leak
 from diptych.errors import ImagesError
 from diptych.images.open import from_array
 from diptych.images.order import Order
-from diptych.methods.contrastive import Method
+from diptych.methods.contrastive import Contrastive
 from diptych.methods.dictionaries import KeyQueue
 from diptych.pretraining import pretrain
 from diptych.views.batches import ViewBatches
@@ -37,13 +37,13 @@ def test_the_comparison_equals_the_plain_loop() -> None:
 
     own, other = ([found(matrix[i], i) for i in range(12)] for matrix in (scores, elsewhere))
     sums = [sum(own[i] - other[i] for i in range(12) if i // 4 == group) for group in range(3)]
-    leak = compare_company(
+    leak = compare_groupings(
         torch.from_numpy(scores), torch.from_numpy(elsewhere), torch.arange(12) // 4
     )
     assert 0 < sum(own) < 12
-    assert leak.found == pytest.approx(np.mean(own))
-    assert leak.found_in_other_company == pytest.approx(np.mean(other))
-    assert leak.advantage == pytest.approx(sum(sums) / 12)
+    assert leak.accuracy == pytest.approx(np.mean(own))
+    assert leak.regrouped_accuracy == pytest.approx(np.mean(other))
+    assert leak.leak_accuracy == pytest.approx(sum(sums) / 12)
     assert leak.error == pytest.approx(np.std(sums, ddof=1) * np.sqrt(3) / 12)
     assert (leak.groups, leak.images_per_group) == (3, 4)
 
@@ -77,7 +77,7 @@ def leak_of(encoder: nn.Module, *, shuffle: bool) -> Leak:
     pixels = np.ascontiguousarray(np.broadcast_to(colors, (64, 16, 16, 3)))
     config = RunConfig()
     images = from_array(pixels, None, config.images)
-    method = Method(
+    method = Contrastive(
         encoder,
         # The size of a group is read off the norms.
         nn.Sequential(_norm_of_four()),
@@ -104,14 +104,14 @@ def _norm_of_four() -> nn.Module:
 def test_a_network_that_encodes_its_group_is_found_out_unless_keys_are_shuffled() -> None:
     leaking = leak_of(GroupMean(), shuffle=False)
     assert (leaking.groups, leaking.images_per_group) == (16, 4)
-    assert leaking.found > leaking.found_in_other_company + 0.1
+    assert leaking.accuracy > leaking.regrouped_accuracy + 0.1
     assert leaking.is_certain
     assert "Batch statistics leak" in leaking.sentence()
     shuffled = leak_of(GroupMean(), shuffle=True)
-    assert shuffled.advantage < 0.1 < leaking.advantage
+    assert shuffled.leak_accuracy < 0.1 < leaking.leak_accuracy
     assert not shuffled.is_certain
     alone = leak_of(OwnPixels(), shuffle=False)
-    assert alone.found == alone.found_in_other_company > 0.5  # of one colour, crops are the same
+    assert alone.accuracy == alone.regrouped_accuracy > 0.5  # of one colour, crops are the same
     assert not alone.is_certain
     assert "No leak" in alone.sentence()
 
@@ -136,9 +136,9 @@ def test_a_finished_run_is_checked_with_its_head_and_key_encoder(
     found = check_leak(run, image_count=96, threads=1)
     assert found is not None
     assert (found.groups, found.images_per_group) == (12, 8)
-    assert 0.0 <= found.found <= 1.0
+    assert 0.0 <= found.accuracy <= 1.0
     assert (run / "encoder.safetensors").read_bytes() == before
-    assert json.loads((run / "leak.json").read_text())["found"] == found.found
+    assert json.loads((run / "leak.json").read_text())["accuracy"] == found.accuracy
 
 
 def test_one_group_is_too_little(tmp_path: Path, stripes: Stripes) -> None:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diptych.checkpoints.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint, save_checkpoint
 from diptych.cli.main import main
 from diptych.config.files import load_run_config
 from diptych.config.recipes import recipe_config
@@ -22,7 +22,7 @@ from diptych.diagnostics.ranking import MEASURES, candidates_of, pretext_accurac
 from diptych.errors import ConfigError, ImagesError, RunFolderError
 from diptych.images.open import from_array
 from diptych.images.order import Order
-from diptych.methods.contrastive import build_method
+from diptych.methods.contrastive import build_contrastive
 from diptych.pretraining import pretrain
 from diptych.runs.folder import RunFolder
 from diptych.runs.record import load_record
@@ -99,7 +99,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path, run: Path) -> None:
         rank_runs([])
     config = load_run_config(RunFolder(run).config)
     with pytest.raises(RunFolderError, match="does not exist"):
-        next(candidates_of(RunFolder(tmp_path), config, every=True))
+        next(candidates_of(RunFolder(tmp_path), config, torch.device("cpu"), every=True))
 
 
 def test_runs_on_different_images_are_not_compared(
@@ -144,7 +144,7 @@ def test_pretext_accuracy_equals_a_loop(
     stripes: Callable[[int, int], tuple[NDArray[np.uint8], NDArray[np.int64]]],
 ) -> None:
     config = recipe_config("simclr", "tiny")
-    method = build_method(replace(config, head=replace(config.head, layers=0)))
+    method = build_contrastive(replace(config, head=replace(config.head, layers=0)))
     method.network.encoder = Mean()
     images = from_array(stripes(40, 3)[0], None, ImagesConfig())
     with ThreadPoolExecutor(1) as executor:

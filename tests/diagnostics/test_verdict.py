@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from diptych.diagnostics.symptoms import find_symptoms
 from diptych.diagnostics.verdict import Verdict, judge
-from diptych.logging.symptoms import find_symptoms
 
 
 def line(step: int, **values: float) -> dict[str, Any]:
@@ -14,11 +14,12 @@ def line(step: int, **values: float) -> dict[str, Any]:
         "step": step,
         "epoch": step // 10,
         "loss": 3.0,
-        "chance": math.log(512),
-        "accuracy": 0.4,
+        "chance_loss": math.log(512),
+        "pretext_accuracy": 0.4,
         "candidates": 512,
     }
-    return {**healthy, **values}
+    made = {**healthy, **values}
+    return {"chance_pretext_accuracy": 1.0 / made["candidates"], **made}
 
 
 def names(metrics: list[dict[str, Any]], dictionary_size: int | None = None) -> dict[str, bool]:
@@ -39,7 +40,7 @@ def test_collapse_chance_and_shortcut_are_alarming() -> None:
     assert names([line(30, effective_rank=1.3)]) == {"collapse": True}
     assert names([line(500, loss=math.log(512))]) == {"at_chance": True}
     assert names([line(499, loss=math.log(512))]) == {}  # too early to say
-    easy = [line(s, accuracy=0.999, effective_rank=20.0, knn=0.3) for s in (10, 40)]
+    easy = [line(s, pretext_accuracy=0.999, effective_rank=20.0, knn=0.3) for s in (10, 40)]
     assert names(easy) == {"shortcut": True}
 
 
@@ -47,8 +48,30 @@ def test_what_could_not_be_otherwise_is_not_alarming() -> None:
     three = line(9, effective_rank=1.99, rank_images=3.0)  # two directions are all that there are
     assert names([three]) == {}
     assert names([line(9, effective_rank=1.2, rank_images=6.0)]) == {"collapse": True}
-    known_before = [line(s, accuracy=1.0, effective_rank=20.0, knn=1.0) for s in (10, 40)]
+    known_before = [line(s, pretext_accuracy=1.0, effective_rank=20.0, knn=1.0) for s in (10, 40)]
     assert names(known_before) == {}
+
+
+def test_a_student_is_told_of_in_its_own_words() -> None:
+    student = {"step": 900, "epoch": 9, "loss": 0.5, "chance_loss": math.log(3), "classes": 3.0}
+    student |= {"teacher_agreement": 0.8, "chance_teacher_agreement": 1 / 3}
+    found = judge([student], None)
+    assert found.headline.startswith("Training looks healthy")
+    assert "guessing among 3 classes gives 1.10; on 80% of the views student" in found.sentences[0]
+    assert "queries" not in " ".join(found.sentences)
+    assert names([student]) == {}
+
+
+def test_a_method_that_is_not_known_is_judged_by_what_it_reports() -> None:
+    other = {"step": 900, "epoch": 9, "loss": 0.5, "chance_loss": math.log(4)}
+    other |= {"rotation_accuracy": 0.26, "chance_rotation_accuracy": 0.25}
+    found = judge([other], None)
+    assert "has not learned its task" in found.headline
+    assert "26.0% of its views, where guessing does 25.0%" in found.sentences[0]
+    assert any("gives 1.39; rotation accuracy is 26%." in sentence for sentence in found.sentences)
+    assert names([other]) == {}
+    plain = {"step": 900, "epoch": 9, "loss": 0.5}
+    assert "nothing to judge by" in judge([plain], None).headline
 
 
 def test_a_short_run_is_not_judged_twice() -> None:
@@ -59,11 +82,11 @@ def test_a_short_run_is_not_judged_twice() -> None:
 
 def test_guessing_is_right_more_often_where_queries_have_several_keys() -> None:
     """Of two classes a supervised run finds half of its keys before it learns anything."""
-    chance = {"accuracy": 0.5, "candidates": 127, "chance_accuracy": 0.49}
+    chance = {"pretext_accuracy": 0.5, "candidates": 127, "chance_pretext_accuracy": 0.49}
     found = judge([line(500 * n, **chance) for n in (1, 2, 3, 4)], None)
     assert "has not learned its task" in found.headline
     assert "finds the key of 50.0% of its views, where guessing does 49.0%" in found.sentences[0]
-    one_class = line(900, accuracy=1.0, candidates=127, chance_accuracy=1.0)
+    one_class = line(900, pretext_accuracy=1.0, candidates=127, chance_pretext_accuracy=1.0)
     assert "nothing to judge by" in judge([one_class], None).headline
 
 
@@ -123,9 +146,9 @@ def course(steps: int, shares: list[float], candidates: int = 256) -> Verdict:
     lines = [
         line(
             steps * (number + 1) // len(shares),
-            accuracy=share,
+            pretext_accuracy=share,
             candidates=candidates,
-            chance=math.log(candidates),
+            chance_loss=math.log(candidates),
             loss=0.8 * math.log(candidates),
         )
         for number, share in enumerate(shares)
@@ -160,11 +183,11 @@ def test_steps_and_the_course_of_pretext_accuracy_decide_without_labels(
 
 def test_the_first_step_of_an_empty_queue_is_no_find() -> None:
     """All of one candidate are found, whatever the encoder does."""
-    alone = line(1, accuracy=1.0, candidates=1, chance=0.0, loss=0.0)
+    alone = line(1, pretext_accuracy=1.0, candidates=1, chance_loss=0.0, loss=0.0)
     found = judge([alone], None)
     assert "nothing to judge by" in found.headline
     assert "100%" not in " ".join(found.sentences)
-    learned = [line(1000 * n, accuracy=0.01) for n in (1, 2, 3)]
+    learned = [line(1000 * n, pretext_accuracy=0.01) for n in (1, 2, 3)]
     assert "has not learned" in judge([alone, *learned], None).headline
 
 
@@ -192,14 +215,6 @@ def test_a_rising_end_asks_for_a_longer_run() -> None:
     assert not any("still rising" in s for s in judge(flat, None).sentences)
     of_twelve = [one | {"knn_images": 12.0} for one in rising]  # 10 points are one image
     assert not any("still rising" in s for s in judge(of_twelve, None).sentences)
-
-
-def test_a_student_is_judged_by_its_agreement() -> None:
-    student = line(9, loss=1.8, chance=math.log(10), accuracy=0.67, candidates=10, classes=10.0)
-    words = " ".join(judge([student], None).sentences)
-    assert "guessing among 10 classes gives 2.30" in words
-    assert "on 67% of the views student and teacher name the same class" in words
-    assert "queries" not in words
 
 
 def measured(gain: tuple[float, float, float], **values: float) -> Any:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,9 @@ from diptych.config.embedding import EmbedSettings
 from diptych.config.files import to_toml
 from diptych.config.sections import EncoderConfig, HeadConfig, RunConfig, ViewsConfig
 from diptych.embeddings.embed import embed_shards
+from diptych.embeddings.embedder import ViewMaker
 from diptych.embeddings.read import read_embeddings
-from diptych.embeddings.sharding import Shard, own_shards, parse_shard
-from diptych.embeddings.vectors import Viewer
+from diptych.embeddings.shards import Shard, own_shards, parse_shard
 from diptych.errors import ConfigError, EmbeddingsError, ImagesError
 from diptych.evaluation.features import extract_features
 from diptych.models.weights import (
@@ -42,6 +41,7 @@ from diptych.models.weights import (
     untrained_head,
 )
 from diptych.runs.folder import RunFolder
+from diptych.runtime.runtime import Runtime
 from diptych.runtime.world import World
 
 BATCH: Any = {"batch_size": 8, "threads": 1}  # 48 images: six batches, which three shards cut
@@ -72,8 +72,8 @@ def make(run: Path, path: Any, out: Path, count: int, **settings: Any) -> list[P
     """All shards, as one process makes them."""
     how = EmbedSettings(**{"batch_size": 8, **settings})
     shards = own_shards(None, count, World())
-    with ThreadPoolExecutor(1) as executor:
-        return [done.path for done in embed_shards(run, path, out, shards, how, executor)]
+    with Runtime(threads=1) as runtime:
+        return [done.path for done in embed_shards(run, path, out, shards, how, runtime)]
 
 
 def test_shards_are_the_whole(run: Path, class_folder: Path, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_row_groups_of_any_size_hold_the_same_rows(
 ) -> None:
     """Smaller than a batch, larger, and cut by its end."""
     [whole] = make(run, class_folder, tmp_path / "whole", 1)
-    monkeypatch.setattr("diptych.embeddings.files._MOST_GROUP_ROWS", rows)
+    monkeypatch.setattr("diptych.embeddings.shard_files._MOST_GROUP_ROWS", rows)
     [cut] = make(run, class_folder, tmp_path / "cut", 1)
     file = pq.ParquetFile(cut)
     counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
@@ -169,13 +169,13 @@ def test_finished_shards_are_left_alone(
     before, bytes_of_second = first.stat(), second.read_bytes()
     second.write_bytes(bytes_of_second[:-40])  # cut off by a disk: no footer
     read = list[str]()
-    original = Viewer.see
+    original = ViewMaker.make
 
-    def see(self: Any, rows: range, reader: Any) -> Any:
+    def made(self: Any, rows: range, reader: Any) -> Any:
         read.append(str(rows))
         return original(self, rows, reader)
 
-    monkeypatch.setattr(Viewer, "see", see)
+    monkeypatch.setattr(ViewMaker, "make", made)
     make(run, class_folder, out, 2)
     assert (first.stat().st_ino, first.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert second.read_bytes() == bytes_of_second
@@ -333,7 +333,7 @@ def test_a_failure_leaves_nothing_that_counts(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("diptych.embeddings.files.ShardWriter.flush", full)
+        patch.setattr("diptych.embeddings.shard_files.ShardWriter.flush", full)
         with pytest.raises(OSError, match="No space left"):
             make(run, class_folder, tmp_path / "out", 1)
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["embeddings.json"]
@@ -409,7 +409,7 @@ def test_copies_with_other_times_are_the_same_images(run: Path, tmp_path: Path) 
 
 
 def test_rows_without_paths_are_told_apart_by_content(run: Path, tmp_path: Path) -> None:
-    """Rows of a table that change places keep their names, which are their places."""
+    """ImageRows of a table that change places keep their names, which are their places."""
     bmp(tmp_path / "images", range(0, 240, 20))
     rows = [file.read_bytes() for file in sorted((tmp_path / "images").iterdir())]
     table, out = tmp_path / "table.parquet", tmp_path / "out"

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from diptych.cli.main import main
-from diptych.config.detection import DetectionConfig, DetectionNorm, learning_rate
+from diptych.config.detection import DetectionConfig, DetectionNorm, detection_learning_rate
 from diptych.config.files import to_toml
 from diptych.config.sections import EncoderConfig, ImagesConfig, NormConfig, RunConfig, ViewsConfig
 from diptych.errors import ConfigError
@@ -38,12 +38,15 @@ from diptych.evaluation.detection.detector import (
     stem_remark,
 )
 from diptych.evaluation.detection.protocol import measure_detection, train_and_detect
-from diptych.evaluation.detection.training import Detections, detect, fine_tune
+from diptych.evaluation.detection.training import Detections, run_detector, train_detector
 from diptych.images.sources.boxes import BoxedImages, Boxes, open_boxes
 from diptych.models.norms import GlobalBatchNorm
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
 from diptych.runs.folder import RunFolder
+from diptych.runtime.runtime import Runtime
 from processes import Results, run_processes
+
+CPU = Runtime(device="cpu")
 
 RUN = RunConfig(
     encoder=EncoderConfig(name="resnet18", stem="imagenet"), views=ViewsConfig(side_pixels=64)
@@ -327,7 +330,7 @@ def test_settings_out_of_range_are_refused() -> None:
 
 def test_learning_rates() -> None:
     config = DetectionConfig(learning_rate=1.0, warmup_steps=4)
-    rates = [learning_rate(config, step, 20) for step in range(20)]
+    rates = [detection_learning_rate(config, step, 20) for step in range(20)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[12] == pytest.approx(0.5)
     assert rates[4:] == sorted(rates[4:], reverse=True)
@@ -384,8 +387,8 @@ def test_squares_are_learned(squares: Path) -> None:
     train, test = opened(squares)
     config = replace(SMALL, epochs=5, side=48, learning_rate=0.02)
     start = build_detector(untrained_encoder(RUN), RUN, config, classes=2)
-    before = ap50(detect(start, test, config), test)
-    found, losses = train_and_detect(untrained_encoder(RUN), RUN, config, train, test, seed=0)
+    before = ap50(run_detector(start, test, config), test)
+    found, losses = train_and_detect(untrained_encoder(RUN), RUN, config, train, test, CPU, seed=0)
     assert before < 0.2
     assert ap50(found, test) > before + 0.5
     assert losses[-1] < 0.7 * losses[0]
@@ -411,7 +414,7 @@ def test_boxes_come_back_in_pixels_of_the_full_image(squares: Path) -> None:
             assert sized.image_sizes == [(32, 32)]  # torchvision's resizing has nothing to do
             return [answer]
 
-    found = detect(Fixed(), test, replace(SMALL, side=32))
+    found = run_detector(Fixed(), test, replace(SMALL, side=32))
     assert found.corners[0].tolist() == [2.0, 4.0, 60.0, 62.0]
     assert found.labels[0] == 1
 
@@ -423,7 +426,7 @@ def test_what_moves_when_it_is_fine_tuned(few_squares: Path) -> None:
         config = replace(SMALL, norm=norm)
         detector = build_detector(untrained_encoder(RUN), RUN, config, classes=2)
         before = {name: value.clone() for name, value in body_of(detector).items()}
-        fine_tune(detector, train, config, seed=0)
+        train_detector(detector, train, config, seed=0)
         after = body_of(detector)
         for name in ("conv1.weight", "layer1.0.conv1.weight", "layer4.1.conv2.weight"):
             assert not torch.equal(before[name], after[name]), (norm, name)
@@ -437,7 +440,7 @@ def test_a_seed_decides_every_bit(few_squares: Path) -> None:
 
     def once(seed: int) -> tuple[Detections, list[float]]:
         torch.rand(seed + 3)  # the state of the global generator must not matter
-        return train_and_detect(untrained_encoder(RUN), RUN, config, train, test, seed=seed)
+        return train_and_detect(untrained_encoder(RUN), RUN, config, train, test, CPU, seed=seed)
 
     (first, losses), (again, same), (_, other) = once(0), once(0), once(1)
     assert losses == same
@@ -455,7 +458,7 @@ def in_processes(rank: int, count: int) -> Results:
         torch.manual_seed(0)
         config = replace(SMALL, norm="sync")
         detector = build_detector(untrained_encoder(RUN), RUN, config, classes=2)
-        fine_tune(detector, train, config, seed=0)
+        train_detector(detector, train, config, seed=0)
     state = detector.state_dict()
     return {name: state[name].clone() for name in _WATCHED}
 
@@ -528,7 +531,7 @@ def test_a_run_is_measured_and_resumed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(detection, "SAMPLES", 20)
+    monkeypatch.setattr(detection, "RESAMPLES", 20)
     command = ["detect", str(run), "--data", str(few_squares), *FLAGS]
     assert main(command) == 0
     said = capsys.readouterr().out
@@ -567,7 +570,13 @@ def test_a_run_is_measured_and_resumed(
 def test_the_pretrained_backbone_is_the_runs(run: Path, squares: Path) -> None:
     train, test = opened(squares)
     work = detection._Work(
-        run=RunFolder(run), config=RUN, detection=SMALL, train=train, test=test, key=""
+        run=RunFolder(run),
+        config=RUN,
+        detection=SMALL,
+        train=train,
+        test=test,
+        key="",
+        runtime=CPU,
     )
     trained = load_encoder(run).network.state_dict()
     pretrained = detection._backbone(work, "pretrained", 1).state_dict()

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from conftest import write_class_folder
-from diptych.evaluation.layers import layers_of, trained_layers, untrained_layers
+from diptych.evaluation.features import layered_network, trained_layers, untrained_layers
 from diptych.evaluation.protocols import evaluate
-from diptych.models.heads import cut
+from diptych.models.heads import layers_of_head
 from diptych.models.weights import load_encoder, load_head
 from diptych.pretraining import pretrain
 from diptych.report.figures import spectrum_curve, transformation_bars
@@ -51,12 +51,12 @@ def test_layers_are_those_of_the_files(run: Path) -> None:
 
 
 def test_heads_are_cut_behind_each_activation() -> None:
-    assert cut(nn.Identity()) == []
+    assert layers_of_head(nn.Identity()) == []
     linear = nn.Linear(2, 3)
-    assert cut(linear) == [linear]
+    assert layers_of_head(linear) == [linear]
     head = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 4))
-    assert [len(part) for part in cut(head) if isinstance(part, nn.Sequential)] == [3, 1]
-    assert layers_of(nn.Identity(), None).names == ("h",)
+    assert [len(part) for part in layers_of_head(head) if isinstance(part, nn.Sequential)] == [3, 1]
+    assert layered_network(nn.Identity(), None).names == ("h",)
 
 
 def test_both_protocols_are_kept_and_drawn(run: Path) -> None:

@@ -15,15 +15,15 @@ import diptych
 from conftest import striped
 from diptych.cli.main import main
 from diptych.config.sections import ImagesConfig, ViewsConfig
+from diptych.diagnostics.health import build_health
 from diptych.diagnostics.ranking import rank_runs
 from diptych.errors import ImagesError
 from diptych.evaluation.labelled import open_labelled
 from diptych.evaluation.protocols import evaluate
 from diptych.images.open import open_images
-from diptych.report.evaluations import groups_of
+from diptych.report.charts import chart_groups
 from diptych.report.page import write_report
 from diptych.runs.folder import RunFolder
-from diptych.training.health import build_probe
 
 SETTINGS: Any = {
     "encoder.width": 4,
@@ -112,8 +112,8 @@ def test_figures_on_different_images_have_each_their_caption(run: Path, tmp_path
     for label in range(3):
         fill(tmp_path / "new" / f"class{label}", label, map(str, range(5)))
     found = evaluate(run, ["knn", "geometry"], threads=1, train=tmp_path / "new")
-    (group,) = groups_of(found)
-    captions = {panel.title: panel.images for panel in group.panels}
+    (group,) = chart_groups(found)
+    captions = {chart.title: chart.images for chart in group.charts}
     assert "12 labelled images" in captions["12 nearest neighbours"]
     assert "did not see" in captions["12 nearest neighbours"]
     assert "36 labelled images" in captions["linear classifier"]
@@ -160,7 +160,7 @@ def test_a_table_of_labels_for_one_part_only_is_refused(run: Path, tmp_path: Pat
     found = evaluate(run, ["transfer"], threads=1, transfer=(tmp_path,))
     task = found["details"]["transfer"]["tasks"][str(tmp_path)]
     assert task["split"]["test_images_seen"] == 0
-    assert "did not see" in groups_of(found)[0].text
+    assert "did not see" in chart_groups(found)[0].text
 
 
 def test_training_goes_on_where_classes_differ(
@@ -170,7 +170,7 @@ def test_training_goes_on_where_classes_differ(
         for label, name in enumerate(names):
             fill(tmp_path / part / name, label, "stuv")
     collection = open_images(ImagesConfig(path=str(tmp_path)), executor)
-    probe = build_probe(collection, ViewsConfig(side_pixels=16), executor, image_count=16)
+    probe = build_health(collection, ViewsConfig(side_pixels=16), executor, image_count=16)
     assert probe.labelled is None
     assert "kNN is not measured while the run trains: the test images are of" in probe.words
 

@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ import diptych
 from conftest import striped
 from diptych.errors import ConfigError, FeaturesError, ImagesError, RunFolderError, TrainingError
 from diptych.evaluation import finetune, supervised
-from diptych.evaluation.classifying import Classifier
-from diptych.evaluation.finetune import Schedule, fine_tune, rivals_schedule
-from diptych.evaluation.frozen_features import SGD_PROBES, fit_linear_sgd
+from diptych.evaluation.finetune import FineTuningSchedule, baseline_schedule, fine_tune
+from diptych.evaluation.knn_and_linear import SGD_PROBES, fit_linear_sgd
 from diptych.evaluation.labelled import open_labelled
 from diptych.evaluation.protocols import evaluate, merged
+from diptych.evaluation.supervised import Classifier, predict
 from diptych.evaluation.transfer import _judge_classes, _judge_labels, find_tags
 from diptych.models.weights import load_encoder
-from diptych.report.evaluations import groups_of
+from diptych.report.charts import chart_groups
 from diptych.report.page import write_report
+from diptych.runtime.runtime import Runtime
 
 SETTINGS: Any = {
     "encoder.width": 4,
@@ -62,6 +64,12 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(finished: Path, tmp_path: Path) -> Path:
     """A copy that a test may write to."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def runtime() -> Iterator[Runtime]:
+    with Runtime(threads=1) as one:
+        yield one
 
 
 def test_results_are_added_to_what_is_there(run: Path) -> None:
@@ -154,12 +162,12 @@ def test_the_supervised_rival_is_trained_once(run: Path, monkeypatch: pytest.Mon
     assert len(trained) == 2
 
 
-def test_sgd_moves_the_classifier_alone(run: Path, executor: Any) -> None:
+def test_sgd_moves_the_classifier_alone(run: Path, runtime: Runtime) -> None:
     encoder = load_encoder(run)
     before = copy.deepcopy(encoder.state_dict())
-    labelled = open_labelled(encoder.config.images, executor)
+    labelled = open_labelled(encoder.config.images, runtime.executor)
     probe = SGD_PROBES["simclr"]
-    classifier = fit_linear_sgd(encoder, labelled, probe, executor, epochs=2)
+    classifier = fit_linear_sgd(encoder, labelled, probe, runtime, epochs=2)
     assert isinstance(classifier, Classifier)
     for name, value in classifier.encoder.state_dict().items():
         assert torch.equal(value, before[f"network.{name}"]), name  # statistics of norms too
@@ -168,18 +176,18 @@ def test_sgd_moves_the_classifier_alone(run: Path, executor: Any) -> None:
     assert SGD_PROBES["moco"].schedule.drops == (0.6, 0.8)
 
 
-def test_fine_tuning_moves_a_copy_and_learns(run: Path, executor: Any) -> None:
+def test_fine_tuning_moves_a_copy_and_learns(run: Path, runtime: Runtime) -> None:
     encoder = load_encoder(run)
     before = copy.deepcopy(encoder.state_dict())
-    labelled = open_labelled(encoder.config.images, executor)
-    tuned = fine_tune(encoder, labelled, 1.0, executor, seed=0, epochs=12)
+    labelled = open_labelled(encoder.config.images, runtime.executor)
+    rows, schedule = np.arange(len(labelled.train)), FineTuningSchedule(12, 0.05)
+    tuned = fine_tune(encoder, labelled, rows, runtime, schedule, seed=0)
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert not any(p.requires_grad for p in encoder.parameters())
     moved = tuned.encoder.state_dict()  # type: ignore[union-attr]
     assert any(not torch.equal(value, before[f"network.{n}"]) for n, value in moved.items())
-    from diptych.evaluation.classifying import predict
 
-    said = predict(tuned, labelled.train, encoder.config.views, executor)
+    said = predict(tuned, labelled.train, encoder.config.views, runtime)
     assert (said == labelled.train_labels).double().mean() > 0.6  # chance is a third
 
 
@@ -201,13 +209,15 @@ def test_an_encoder_of_no_numbers_is_refused_in_one_sentence(run: Path, protocol
 
 
 def test_labels_alone_learn_with_the_schedule_that_serves_them_best(
-    run: Path, executor: Any, monkeypatch: pytest.MonkeyPatch
+    run: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = load_encoder(run)
-    labelled = open_labelled(encoder.config.images, executor)
-    asked = list[tuple[Schedule, set[str]]]()
+    labelled = open_labelled(encoder.config.images, runtime.executor)
+    asked = list[tuple[FineTuningSchedule, set[str]]]()
 
-    def fit(of: Any, parts: Any, rows: Any, threads: Any, schedule: Schedule, *, seed: int) -> Any:
+    def fit(
+        of: Any, parts: Any, rows: Any, threads: Any, schedule: FineTuningSchedule, *, seed: int
+    ) -> Any:
         asked.append((schedule, set(labelled.train.select(rows).names)))
         return schedule
 
@@ -216,23 +226,23 @@ def test_labels_alone_learn_with_the_schedule_that_serves_them_best(
         truth = torch.from_numpy(images.labels)
         return truth if (schedule.epochs, schedule.rate) == best else (truth + 1) % 3
 
-    monkeypatch.setattr(finetune, "_fit", fit)
+    monkeypatch.setattr(finetune, "fine_tune", fit)
     monkeypatch.setattr(finetune, "predict", said)
-    usual = Schedule(30, 0.05)
+    usual = FineTuningSchedule(30, 0.05)
     for best in ((30, 0.05), (90, 0.2), (90, 0.05)):
         asked.clear()
         judged = set[str]()
-        found = rivals_schedule(encoder, labelled, 1.0, executor, usual)
+        found = baseline_schedule(encoder, labelled, 1.0, runtime, usual)
         assert (found.epochs, found.rate, found.tried) == (*best, 3)
         assert {(one.epochs, one.rate) for one, _ in asked} == {(30, 0.05), (90, 0.2), (90, 0.05)}
         for _, learned in asked:  # nothing is judged that was learned, nor a test image seen
             assert not learned & judged
             assert (learned | judged) <= set(labelled.train.names)
-    few = rivals_schedule(encoder, labelled, 0.1, executor, usual)  # two images of each class
-    assert few == Schedule(90, 0.2)
+    few = baseline_schedule(encoder, labelled, 0.1, runtime, usual)  # two images of each class
+    assert few == FineTuningSchedule(90, 0.2)
 
 
-def test_the_rivals_schedule_is_on_record(run: Path) -> None:
+def test_the_baseline_schedule_is_on_record(run: Path) -> None:
     found = evaluate(
         run, ["finetune"], threads=1, finetune_epochs=2, seeds=1, finetune_shares=(1.0, 0.1)
     )
@@ -320,7 +330,7 @@ def test_the_page_holds_all_evaluations(run: Path, images: Path) -> None:
         finetune_shares=(0.1,),
         transfer=(images,),
     )
-    titles = [group.title for group in groups_of(found)]
+    titles = [group.title for group in chart_groups(found)]
     assert titles == [
         "How good the frozen features are",
         "Fine-tuning on few labels",
@@ -329,7 +339,7 @@ def test_the_page_holds_all_evaluations(run: Path, images: Path) -> None:
     page = write_report(run, threads=1).read_text()
     for words in (*titles, "20 nearest neighbours", "How sure:", "10% of the labels: 6 images"):
         assert words in page
-    bar = groups_of(found)[0].panels[0].bars[0]
+    bar = chart_groups(found)[0].charts[0].bars[0]
     assert bar.text == f"{found['knn']['trained']:.1%}"
     assert bar.text in page
     assert bar.range in page
@@ -344,8 +354,8 @@ def test_files_of_before_there_were_intervals_are_shown() -> None:
         "test_images": 9,
         "classes": 3,
     }
-    (group,) = groups_of({"knn": accuracies, "linear": accuracies, "protocol": protocol})
-    assert [panel.title for panel in group.panels] == ["7 nearest neighbours", "linear classifier"]
-    assert [bar.text for bar in group.panels[0].bars] == ["70.0%", "50.0%", "40.0%"]
-    assert group.panels[0].bars[0].range == ""
+    (group,) = chart_groups({"knn": accuracies, "linear": accuracies, "protocol": protocol})
+    assert [chart.title for chart in group.charts] == ["7 nearest neighbours", "linear classifier"]
+    assert [bar.text for bar in group.charts[0].bars] == ["70.0%", "50.0%", "40.0%"]
+    assert group.charts[0].bars[0].range == ""
     assert "On images not recorded." in group.text

@@ -15,6 +15,7 @@ from diptych.evaluation.subject import Subject
 from diptych.images.open import open_images
 from diptych.models.weights import PretrainedEncoder
 from diptych.runs.folder import RunFolder
+from diptych.runtime.runtime import Runtime
 
 
 def test_another_runs_encoder_is_not_shown_smaller_images(
@@ -36,7 +37,7 @@ def test_another_runs_encoder_is_not_shown_smaller_images(
             folder=RunFolder(tmp_path),
             encoder=own,
             config=small,
-            executor=executor,
+            runtime=Runtime(threads=1),
             open_images=lambda: collection,
             open_labelled=lambda: labelled,
         )

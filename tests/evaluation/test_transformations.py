@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diptych.config.sections import ImagesConfig, ViewsConfig
 from diptych.errors import ImagesError
-from diptych.evaluation.layers import layers_of
+from diptych.evaluation.features import layered_network
 from diptych.evaluation.transformations import (
     TASKS,
     VERSIONS,
@@ -20,12 +20,13 @@ from diptych.evaluation.transformations import (
     probe,
     probe_layers,
     split_images,
-    transformation_probes,
 )
 from diptych.images.collection import ImageSet
 from diptych.images.open import from_array
-from diptych.views.cpu import Panel, load_views, to_pixels
+from diptych.runtime.runtime import Runtime
+from diptych.views.cpu import SizedViews, load_views, to_pixels
 
+RUNTIME = Runtime(threads=1)
 VIEWS = ViewsConfig(side_pixels=16)
 
 
@@ -69,10 +70,8 @@ def accuracies(found: dict[str, Any], layer: str) -> dict[str, float]:
     return {task: one["value"] for task, one in found["layers"][layer].items()}
 
 
-def test_an_encoder_of_colour_knows_gray_and_no_rotation(
-    lit: ImageSet, executor: ThreadPoolExecutor
-) -> None:
-    found = transformation_probes(Known(colourfulness), None, lit, VIEWS, executor)
+def test_an_encoder_of_colour_knows_gray_and_no_rotation(lit: ImageSet) -> None:
+    found = probe_layers(layered_network(Known(colourfulness), None), lit, VIEWS, RUNTIME)
     reached = accuracies(found, "h")
     assert reached["color or gray"] == 1.0
     rotation = found["layers"]["h"]["rotation"]
@@ -81,24 +80,20 @@ def test_an_encoder_of_colour_knows_gray_and_no_rotation(
     assert (found["train_images"], found["test_images"]) == (160, 80)
 
 
-def test_an_encoder_of_light_knows_rotation_and_no_gray(
-    lit: ImageSet, executor: ThreadPoolExecutor
-) -> None:
-    found = transformation_probes(Known(tilt), None, lit, VIEWS, executor)
+def test_an_encoder_of_light_knows_rotation_and_no_gray(lit: ImageSet) -> None:
+    found = probe_layers(layered_network(Known(tilt), None), lit, VIEWS, RUNTIME)
     reached = accuracies(found, "h")
     assert reached["rotation"] > 0.97
     assert reached["color or gray"] < 0.75
 
 
-def test_a_head_throws_away_what_it_projects_away(
-    lit: ImageSet, executor: ThreadPoolExecutor
-) -> None:
+def test_a_head_throws_away_what_it_projects_away(lit: ImageSet) -> None:
     encoder = Known(lambda images: torch.cat([colourfulness(images), tilt(images)], dim=1))
     keep_tilt, keep_color = nn.Linear(3, 2, bias=False), nn.Linear(3, 1, bias=False)
     keep_tilt.weight.data = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     keep_color.weight.data = torch.tensor([[1.0, 0.0, 0.0]])
-    no_color = transformation_probes(encoder, keep_tilt, lit, VIEWS, executor)
-    no_tilt = transformation_probes(encoder, keep_color, lit, VIEWS, executor)
+    no_color = probe_layers(layered_network(encoder, keep_tilt), lit, VIEWS, RUNTIME)
+    no_tilt = probe_layers(layered_network(encoder, keep_color), lit, VIEWS, RUNTIME)
     for found in (no_color, no_tilt):
         assert accuracies(found, "h")["color or gray"] == 1.0
         assert accuracies(found, "h")["rotation"] > 0.97
@@ -112,23 +107,21 @@ def test_a_head_throws_away_what_it_projects_away(
     assert lost["color or gray"]["low"] == -lost["color or gray"]["high"]
 
 
-def test_every_layer_of_a_head_is_probed_and_pixels(
-    lit: ImageSet, executor: ThreadPoolExecutor
-) -> None:
+def test_every_layer_of_a_head_is_probed_and_pixels(lit: ImageSet) -> None:
     head = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2))
     encoder = Known(lambda images: torch.cat([colourfulness(images), tilt(images)], dim=1))
-    found = probe_layers(layers_of(encoder, head), lit, VIEWS, executor, pixels=True)
+    found = probe_layers(layered_network(encoder, head), lit, VIEWS, RUNTIME, pixels=True)
     assert list(found["layers"]) == ["h", "hidden 1", "g(h)", "pixels"]
     assert accuracies(found, "pixels")["rotation"] > 0.97
     assert accuracies(found, "pixels")["original or Sobel"] > 0.97
-    again = probe_layers(layers_of(encoder, head), lit, VIEWS, executor, pixels=True)
+    again = probe_layers(layered_network(encoder, head), lit, VIEWS, RUNTIME, pixels=True)
     assert again == found
 
 
 def test_versions_are_what_they_say(lit: ImageSet, executor: ThreadPoolExecutor) -> None:
     indices, names = np.arange(6), list(VERSIONS)
     drawn = draw_versions(names, indices, lit.heights[:6], lit.widths[:6], side_pixels=16, seed=4)
-    made = load_views(lit, indices, [Panel(drawn, 16)], VIEWS, executor)[0]
+    made = load_views(lit, indices, [SizedViews(drawn, 16)], VIEWS, executor)[0]
     pixels: NDArray[np.uint8] = to_pixels(made, VIEWS)
     shown = dict(zip(names, pixels, strict=True))
     original = shown["original"]
@@ -163,16 +156,16 @@ def test_the_interval_draws_images(rng: np.random.Generator) -> None:
     assert 0.02 < high - low < 0.06
 
 
-def test_gray_images_are_not_asked_for_colour(executor: ThreadPoolExecutor) -> None:
+def test_gray_images_are_not_asked_for_colour() -> None:
     rng = np.random.default_rng(0)
     images = from_array(
         rng.integers(0, 255, (60, 16, 16), np.uint8), None, ImagesConfig(color="gray")
     )
-    found = transformation_probes(Known(tilt), None, images, VIEWS, executor)
+    found = probe_layers(layered_network(Known(tilt), None), images, VIEWS, RUNTIME)
     assert set(found["tasks"]) == set(TASKS) - {"color or gray"}
 
 
-def test_too_few_images_are_refused(executor: ThreadPoolExecutor) -> None:
+def test_too_few_images_are_refused() -> None:
     images = from_array(np.zeros((5, 16, 16, 3), np.uint8), None, ImagesConfig())
     with pytest.raises(ImagesError, match="wanted 30 images or more"):
-        transformation_probes(Known(tilt), None, images, VIEWS, executor)
+        probe_layers(layered_network(Known(tilt), None), images, VIEWS, RUNTIME)

@@ -20,7 +20,7 @@ from diptych.images.codecs.decode import decode_bytes
 from diptych.images.collection import ImageSet
 from diptych.images.open import open_images
 from diptych.images.pixels import DecodedPixels
-from diptych.images.sources.folder import open_folder
+from diptych.images.sources.image_files import open_folder
 
 
 @pytest.fixture
@@ -245,7 +245,7 @@ def test_a_full_disk_is_survived(
     assert "No space left on device" in found.remarks[0]
     assert len(everything(found))
     left = [path.suffix for path in Path(config.cache_folder or "").iterdir()]
-    assert not {".pixels", ".part"} & set(left)
+    assert not {".pixels", ".aside"} & set(left)
 
 
 def test_a_folder_that_cannot_be_made_is_survived(
@@ -273,7 +273,8 @@ def test_what_a_killed_process_left_is_used_up(
     folder: Path, config: ImagesConfig, executor: ThreadPoolExecutor
 ) -> None:
     open_folder(folder, config, executor)
-    left = the_file(config).rename(the_file(config).with_suffix(".pixels.part"))
+    there = the_file(config)
+    left = there.rename(there.with_name(f".{there.name}.01234567.aside"))
     open_folder(folder, config, executor)
     assert the_file(config)
     assert not left.exists()

@@ -21,14 +21,14 @@ from diptych.escaping import readable
 from diptych.images.collection import Collection, Skipped
 from diptych.images.inventory import Inventory, Tally
 from diptych.images.open import locate_images, open_images
+from diptych.images.sources.annotations import read_coco
 from diptych.images.sources.arrow import number_labels
-from diptych.images.sources.box_files import read_coco
-from diptych.images.sources.folder import list_folder
+from diptych.images.sources.image_files import list_folder
 from diptych.images.sources.tar_shards import read_samples
 from diptych.images.splits import by_split, hold_out
 from diptych.images.tree import walk
-from diptych.pretraining import _write_skipped
 from diptych.runs.folder import RunFolder
+from diptych.training.open_run import write_skipped
 
 PNG = encoded(np.full((4, 5, 3), 90, np.uint8), "PNG")
 
@@ -178,7 +178,7 @@ def test_unreadable_files_of_each_part_are_listed(
     assert list(found.inventory.rows()) == rows
     assert f"One image of val cannot be read: a/y.png ({reason})." in found.description
     folder = RunFolder(tmp_path)
-    _write_skipped(folder, found)
+    write_skipped(folder, found)
     with open(folder.skipped, newline="") as file:
         assert [(row["part"], row["name"], row["reason"]) for row in csv.DictReader(file)] == [
             (one.part, one.name, one.reason) for one in rows

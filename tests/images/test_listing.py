@@ -15,7 +15,7 @@ from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.listing import Listing, open_listing
 from diptych.images.names import CompactNames
 from diptych.images.open import open_images
-from diptych.images.sources.folder import labels_from_folders, list_text, open_folder
+from diptych.images.sources.image_files import find_list, labels_from_folders, open_folder
 
 
 def png(color: int) -> bytes:
@@ -137,7 +137,7 @@ def test_a_text_file_lists_paths(class_folder: Path, executor: ThreadPoolExecuto
 def test_other_text_files_are_refused(data: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(data)
     with pytest.raises(ImagesError, match=words):
-        list_text(tmp_path / "a.txt")
+        find_list(str(tmp_path / "a.txt"), ImagesConfig())
 
 
 def test_missing_files_of_a_list_are_listed(tmp_path: Path, executor: ThreadPoolExecutor) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 import diptych
-from diptych import pretraining
+from diptych.training import open_run
 
 SOURCES = Path(diptych.__file__).parent
 ASKED_FOR = {
-    "training/events.py": "the time of day that TensorBoard shows, and names that sort anyway",
-    "launch.py": "a mark that torchrun wants beside an error",
-    "pretraining.py": "names of run folders, which are made to differ anyway",
+    "logging/metrics.py": "the time of day that TensorBoard shows, and names that sort anyway",
+    "runtime/world.py": "a mark that torchrun wants beside an error",
+    "training/open_run.py": "names of run folders, which are made to differ anyway",
 }
 
 
@@ -32,11 +32,9 @@ def asks_for_the_time(path: Path) -> bool:
 
 
 def test_who_asks_for_the_time_of_day() -> None:
-    files = [
-        *(SOURCES / "training").glob("*.py"), *(SOURCES / "optimization").glob("*.py"),
-        *(SOURCES / name for name in ("pretraining.py", "peers.py", "distributed.py")),
-        *(SOURCES / name for name in ("run_folder.py", "resolve.py", "launch.py")),
-    ]  # fmt: skip
+    rooms = ("checkpoints", "logging", "optimization", "runs", "runtime", "training")
+    files = [path for room in rooms for path in (SOURCES / room).glob("*.py")]
+    files += [SOURCES / "pretraining.py", SOURCES / "resolve.py"]
     found = {str(path.relative_to(SOURCES)) for path in files if asks_for_the_time(path)}
     assert found == set(ASKED_FOR)
 
@@ -47,11 +45,11 @@ def test_two_runs_in_the_same_second(tmp_path: Path, monkeypatch: pytest.MonkeyP
         def now(cls, tz: Any = None) -> "Stopped":
             return cls(2026, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr(pretraining, "datetime", Stopped)
+    monkeypatch.setattr(open_run, "datetime", Stopped)
     monkeypatch.chdir(tmp_path)
-    made = [pretraining._locate(None, False, "simclr").path for _ in range(1)]
+    made = [open_run._folder_at(None, False, "simclr").path for _ in range(1)]
     for _ in range(2):
         made[-1].mkdir(parents=True)
-        made.append(pretraining._locate(None, False, "simclr").path)
+        made.append(open_run._folder_at(None, False, "simclr").path)
     names = ["20260102-030405-simclr", "20260102-030405-simclr-2", "20260102-030405-simclr-3"]
     assert [path.name for path in made] == names

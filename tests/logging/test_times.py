@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from diptych.logging.symptoms import time_in_words, time_symptoms, times_of
+from diptych.diagnostics.symptoms import time_symptoms
+from diptych.logging.times import time_in_words, times_of
 
 
 def line(step: int, slowest: int | None = None, **parts: Any) -> dict[str, Any]:

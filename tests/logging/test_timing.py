@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from diptych.config.sections import ProbeConfig
 from diptych.errors import ConfigError
-from diptych.logging import metrics as timing
-from diptych.logging.metrics import read_metrics, time_figures
+from diptych.logging import times
+from diptych.logging.metrics import read_metrics
+from diptych.logging.times import time_metrics
 from diptych.pretraining import pretrain
 from diptych.runtime.stopwatch import PARTS
 
@@ -81,9 +82,9 @@ def test_every_process_hears_of_the_slowest_and_the_usual(monkeypatch: pytest.Mo
         for rank in range(3)
     ]
     rows = torch.tensor([[100 * one[part] for part in PARTS] for one in everyone]).double()
-    monkeypatch.setattr(timing, "process_count", lambda: 3)
-    monkeypatch.setattr(timing, "gather_rows", lambda own: rows)
-    assert time_figures(everyone[0], 10) == {
+    monkeypatch.setattr(times, "process_count", lambda: 3)
+    monkeypatch.setattr(times, "gather_rows", lambda own: rows)
+    assert time_metrics(everyone[0], 10) == {
         "milliseconds/views": 200.0,
         "milliseconds/forward": 400.0,
         "milliseconds/communication": 100.0,

@@ -7,19 +7,19 @@ from torch import Tensor, nn
 
 from diptych.config.sections import DictionaryConfig, LossConfig, MethodConfig
 from diptych.diagnostics.label_free import neighbour_agreement
-from diptych.diagnostics.leak import compare_company
+from diptych.diagnostics.leak import compare_groupings
 from diptych.evaluation.knn import knn_predict, leave_one_out
-from diptych.methods.contrastive import Method, build_dictionary
+from diptych.methods.contrastive import Contrastive, build_dictionary
 from diptych.methods.dictionaries import Dictionary
 from diptych.methods.distillation import agreement
-from diptych.methods.losses import pretext_accuracy
-from diptych.methods.scores import (
-    all_scores,
-    finds_own_row,
-    own_scores,
-    resolution,
-    sum_up,
-    sum_up_among,
+from diptych.methods.logits import (
+    in_batch_logsumexp,
+    logit_rounding,
+    negative_logits,
+    negatives_logsumexp,
+    positive_logits,
+    pretext_accuracy,
+    row_ranks_first,
 )
 from diptych.runtime.distributed import own_slice
 from diptych.views.batches import Batch
@@ -56,7 +56,7 @@ def accuracies(
     half: torch.dtype | None = None,
 ) -> list[float]:
     """Of some steps; those of an empty dictionary, where there is nothing to choose, left out."""
-    method = Method(
+    method = Contrastive(
         OnePoint(seed),
         nn.Identity(),
         dictionary,
@@ -69,9 +69,9 @@ def accuracies(
         indices = torch.arange(step * BATCH, (step + 1) * BATCH)[own_slice(BATCH)] % IMAGES
         views = tuple(torch.zeros(len(indices), 3, 2, 2) for _ in range(config.views))
         output = method(Batch(views, indices, step, labels=indices % 5))
-        if output.look_up.candidates > 1:
-            found.append(float(output.look_up.accuracy))
-        method.remember(output)
+        if output.metrics["candidates"] > 1:
+            found.append(float(output.metrics["pretext_accuracy"]))
+        method.after_step(output)
     return found
 
 
@@ -129,16 +129,18 @@ def test_equal_scores_are_no_find_in_any_type_and_tile(dim: int, dtype: torch.dt
     for temperature in (0.05, 0.2, 1.0):
         point = torch.randn(dim, generator=generator, dtype=torch.float64)
         same = (point / point.norm()).to(dtype).expand(50, -1).contiguous()
-        own = own_scores(same, same, temperature=temperature)
-        apart = resolution(same, same, temperature=temperature)
+        own = positive_logits(same, same, temperature=temperature)
+        apart = logit_rounding(same, same, temperature=temperature)
         for tile in (7, 50, None):
-            plain = sum_up(same, same, temperature=temperature, excluded=itself, tile=tile)
-            among = sum_up_among(same, temperature=temperature, excluded=itself, tile=tile)
-            for best in (plain.best, among.best):
+            plain = negatives_logsumexp(
+                same, same, temperature=temperature, excluded=itself, tile=tile
+            )
+            among = in_batch_logsumexp(same, temperature=temperature, excluded=itself, tile=tile)
+            for best in (plain.largest, among.largest):
                 assert float(pretext_accuracy(own, best, apart)) == 0.0
-        matrix = all_scores(same, same, temperature=temperature, excluded=itself)
+        matrix = negative_logits(same, same, temperature=temperature, excluded=itself)
         assert float(pretext_accuracy(own, matrix.amax(dim=1), apart)) == 0.0
-    assert not finds_own_row(same, same).any()
+    assert not row_ranks_first(same, same).any()
 
 
 def test_what_counts_as_a_tie_is_far_below_what_an_encoder_tells_apart() -> None:
@@ -147,10 +149,10 @@ def test_what_counts_as_a_tie_is_far_below_what_an_encoder_tells_apart() -> None
     keys = torch.nn.functional.normalize(torch.randn(4096, DIM, generator=generator), dim=1)
     noise = 0.3 * torch.randn(4096, DIM, generator=generator) / DIM**0.5
     queries = torch.nn.functional.normalize(keys + noise, dim=1)
-    assert float(resolution(queries, keys, temperature=1.0).max()) < 2e-5
+    assert float(logit_rounding(queries, keys, temperature=1.0).max()) < 2e-5
     exact = queries.double() @ keys.double().T
     wanted = (exact.argmax(dim=1) == torch.arange(4096)).double().mean()
-    assert float(finds_own_row(queries, keys).double().mean()) == pytest.approx(float(wanted))
+    assert float(row_ranks_first(queries, keys).double().mean()) == pytest.approx(float(wanted))
 
 
 def test_the_slack_bounds_what_rounding_does() -> None:
@@ -158,9 +160,9 @@ def test_the_slack_bounds_what_rounding_does() -> None:
     generator = torch.Generator().manual_seed(1)
     for dim in (3, 100, 1000):
         queries, keys = torch.randn(2, 40, dim, generator=generator) * 7
-        off = all_scores(queries, keys, temperature=0.2).double()
+        off = negative_logits(queries, keys, temperature=0.2).double()
         off -= queries.double() @ keys.double().T / 0.2
-        apart = resolution(queries, keys, temperature=0.2).double()
+        apart = logit_rounding(queries, keys, temperature=0.2).double()
         assert (off.abs().amax(dim=1) < apart / 2).all()
         # Not so much that it hides what differs: some sixty times what was seen, at most.
         assert float(apart.max()) < 1e-3 * float(
@@ -172,9 +174,9 @@ def test_a_leak_is_not_made_of_ties() -> None:
     point = torch.nn.functional.normalize(torch.randn(1, DIM), dim=1).expand(32, -1)
     matrix = point @ point.T
     noisy = matrix + 1e-7 * torch.eye(32)  # a query's own score, one rounding higher
-    apart = resolution(point, point, temperature=1.0)
-    leak = compare_company(noisy, matrix, torch.arange(32) // 4, apart)
-    assert (leak.found, leak.found_in_other_company) == (0.0, 0.0)
+    apart = logit_rounding(point, point, temperature=1.0)
+    leak = compare_groupings(noisy, matrix, torch.arange(32) // 4, apart)
+    assert (leak.accuracy, leak.regrouped_accuracy) == (0.0, 0.0)
 
 
 def test_neighbours_of_one_point_are_chance() -> None:
@@ -208,6 +210,8 @@ def test_a_student_that_names_no_class_agrees_with_none() -> None:
 
 def test_an_empty_dictionary_has_nothing_to_tie_with() -> None:
     query = torch.ones(2, 3)
-    best = sum_up(query, torch.empty(0, 3), temperature=0.1).best
-    apart = resolution(query, query, torch.empty(0, 3), temperature=0.1)
-    assert float(pretext_accuracy(own_scores(query, query, temperature=0.1), best, apart)) == 1.0
+    best = negatives_logsumexp(query, torch.empty(0, 3), temperature=0.1).largest
+    apart = logit_rounding(query, query, torch.empty(0, 3), temperature=0.1)
+    assert (
+        float(pretext_accuracy(positive_logits(query, query, temperature=0.1), best, apart)) == 1.0
+    )

@@ -1,5 +1,7 @@
-"""The queue is first in, first out; the bank never shows a query its own key; nothing changes by
-being asked."""
+"""The queue is first in, first out; a bank's negatives never hold the query's image.
+
+Nothing changes by being asked.
+"""
 
 import math
 
@@ -14,9 +16,9 @@ from diptych.methods.dictionaries import (
     ImageBank,
     InBatch,
     KeyQueue,
-    full_size,
 )
-from diptych.methods.objective import look_up
+from diptych.methods.losses import LOSSES
+from diptych.methods.objective import contrast
 from diptych.views.batches import Batch
 
 
@@ -33,7 +35,7 @@ def batch_of(indices: list[int], step: int = 0, groups: list[int] | None = None)
 def test_the_queue_holds_the_newest_keys(size: int, batches: list[int]) -> None:
     queue, seen = KeyQueue(size, 2), 0
     for count in batches:
-        queue.remember(numbered(seen, count))
+        queue.enqueue(numbered(seen, count))
         seen += count
         held = sorted(queue.negatives[:, 0].tolist())
         assert held == list(range(max(0, seen - size), seen))
@@ -43,7 +45,7 @@ def test_the_queue_holds_the_newest_keys(size: int, batches: list[int]) -> None:
 def test_what_is_overwritten_next_is_the_oldest(size: int, batches: list[int]) -> None:
     queue, seen = KeyQueue(size, 2), 0
     for count in batches:
-        queue.remember(numbered(seen, count))
+        queue.enqueue(numbered(seen, count))
         seen += count
     if queue.filled == size:
         assert queue.keys[queue.next_row, 0] == seen - size
@@ -57,11 +59,11 @@ def test_what_is_overwritten_next_is_the_oldest(size: int, batches: list[int]) -
 def test_a_saved_queue_goes_on_where_it_was(size: int, before: list[int], after: list[int]) -> None:
     one, other = KeyQueue(size, 2), KeyQueue(size, 2)
     for i, count in enumerate(before):
-        one.remember(numbered(100 * i, count))
+        one.enqueue(numbered(100 * i, count))
     other.load_state_dict(one.state_dict())
     for i, count in enumerate(after):
         for queue in (one, other):
-            queue.remember(numbered(-100 * i, count))
+            queue.enqueue(numbered(-100 * i, count))
     assert torch.equal(one.keys, other.keys)
     assert one.get_extra_state().tolist() == other.get_extra_state().tolist()
 
@@ -71,40 +73,40 @@ def test_the_oldest_keys_age_is_counted_in_steps(size: int, count: int, steps: i
     queue = KeyQueue(size, 2)
     entered = []
     for step in range(steps):
-        queue.remember(numbered(step * count, count))
+        queue.enqueue(numbered(step * count, count))
         entered += [step] * count
     oldest = entered[-size:][0] if entered else steps
     assert queue.oldest_key_steps == steps - oldest
-    assert queue.figures() == {"oldest_key_steps": steps - oldest}
+    assert queue.state_metrics() == {"oldest_key_steps": steps - oldest}
 
 
-def test_look_ups_change_nothing_and_see_only_what_is_filled() -> None:
+def test_comparing_changes_nothing_and_see_only_what_is_filled() -> None:
     torch.manual_seed(0)
     queue = KeyQueue(8, 4)
-    queue.remember(torch.randn(3, 4))
+    queue.enqueue(torch.randn(3, 4))
     before = {name: value.clone() for name, value in queue.state_dict().items()}
     queries = torch.randn(5, 4, requires_grad=True)
     comparison = queue.compare(queries, torch.randn(5, 4), batch_of([0, 1, 2, 3, 4]))
-    found = look_up(comparison, LossConfig(), temperature=0.2)
+    found = contrast(comparison, LOSSES["info_nce"], LossConfig(), temperature=0.2)
     torch.autograd.backward(found.loss)
-    assert found.candidates == 4
-    assert found.chance_loss == pytest.approx(math.log(4))
+    assert found.metrics["candidates"] == 4
+    assert float(found.metrics["chance_loss"]) == pytest.approx(math.log(4))
     assert all(torch.equal(before[name], value) for name, value in queue.state_dict().items())
 
 
 def test_keys_keep_no_graph() -> None:
     queue = KeyQueue(8, 4)
-    queue.remember(torch.randn(3, 4, requires_grad=True) * 2)
+    queue.enqueue(torch.randn(3, 4, requires_grad=True) * 2)
     assert not queue.keys.requires_grad
 
 
 def test_an_empty_queue_teaches_nothing() -> None:
     queries = torch.randn(5, 4, requires_grad=True)
     comparison = KeyQueue(8, 4).compare(queries, torch.randn(5, 4), batch_of([0, 1, 2, 3, 4]))
-    found = look_up(comparison, LossConfig(), temperature=0.2)
+    found = contrast(comparison, LOSSES["info_nce"], LossConfig(), temperature=0.2)
     torch.autograd.backward(found.loss)
     assert float(found.loss.detach()) == 0.0
-    assert found.chance_loss == 0.0
+    assert found.metrics["chance_loss"] == 0.0
     assert queries.grad is not None
     assert not queries.grad.any()
 
@@ -118,7 +120,7 @@ def counted(excluded: torch.Tensor | None, keys: int, row: int) -> set[int]:
 def test_with_both_views_a_query_meets_all_views_of_other_images() -> None:
     vectors = torch.randn(6, 3)
     comparison = InBatch().compare(vectors, vectors, batch_of([7, 8, 9]))
-    assert comparison.among
+    assert comparison.in_batch
     assert comparison.candidates == 5
     for row in range(6):
         assert counted(comparison.excluded, 6, row) == set(range(6)) - {row % 3, row % 3 + 3}
@@ -147,7 +149,8 @@ def test_images_of_one_group_are_no_negatives_of_each_other() -> None:
 def test_in_batch_gives_gradients_to_the_keys() -> None:
     queries, keys = (torch.randn(4, 3, requires_grad=True) for _ in range(2))
     comparison = InBatch(both_views=False).compare(queries, keys, batch_of([0, 1, 2, 3]))
-    torch.autograd.backward(look_up(comparison, LossConfig(), temperature=0.5).loss)
+    output = contrast(comparison, LOSSES["info_nce"], LossConfig(), temperature=0.5)
+    torch.autograd.backward(output.loss)
     assert keys.grad is not None
     assert keys.grad.abs().sum() > 0
 
@@ -156,7 +159,7 @@ def full_bank(images: int, negatives: int, seed: int = 0, **options: float) -> I
     """A bank in which the key of image i points at angle i."""
     bank = ImageBank(images, 2, negatives=negatives, seed=seed, **options)  # type: ignore[arg-type]
     angles = torch.arange(images, dtype=torch.float32)
-    bank.remember(torch.stack([angles.cos(), angles.sin()], dim=1), torch.arange(images))
+    bank.update(torch.stack([angles.cos(), angles.sin()], dim=1), torch.arange(images))
     return bank
 
 
@@ -202,7 +205,7 @@ def test_an_image_moves_its_own_key_when_it_is_seen_again() -> None:
     bank = full_bank(4, 2, momentum=0.75)
     before = bank.keys.clone()
     new = torch.nn.functional.normalize(torch.randn(2, 2), dim=1)
-    bank.remember(new, torch.tensor([3, 1]))
+    bank.update(new, torch.tensor([3, 1]))
     for row, image in enumerate((3, 1)):
         mixed = 0.75 * before[image] + 0.25 * new[row]
         torch.testing.assert_close(bank.keys[image], mixed / mixed.norm())
@@ -212,13 +215,13 @@ def test_an_image_moves_its_own_key_when_it_is_seen_again() -> None:
 def test_until_an_image_is_seen_its_own_key_is_the_fresh_one() -> None:
     bank = ImageBank(10, 2, negatives=3)
     fresh = torch.randn(2, 2)
-    assert bank.lacks(torch.tensor([4, 5]))
+    assert bank.needs_keys(torch.tensor([4, 5]))
     first = bank.compare(torch.randn(2, 2), fresh, batch_of([4, 5]))
     assert torch.equal(first.positives, fresh)
     assert first.candidates == 1
-    bank.remember(fresh, torch.tensor([4, 5]))
-    assert not bank.lacks(torch.tensor([5, 4]))
-    assert bank.figures() == {"images_in_bank": 2}
+    bank.update(fresh, torch.tensor([4, 5]))
+    assert not bank.needs_keys(torch.tensor([5, 4]))
+    assert bank.state_metrics() == {"images_in_bank": 2}
     second = bank.compare(torch.randn(2, 2), fresh, batch_of([4, 6], step=1))
     unit = fresh[0] / fresh[0].norm()
     torch.testing.assert_close(second.positives[0], unit)
@@ -227,10 +230,10 @@ def test_until_an_image_is_seen_its_own_key_is_the_fresh_one() -> None:
 
 def test_a_saved_bank_goes_on_where_it_was() -> None:
     one, other = ImageBank(9, 2, negatives=3), ImageBank(9, 2, negatives=3)
-    one.remember(torch.randn(4, 2), torch.tensor([8, 1, 5, 2]))
+    one.update(torch.randn(4, 2), torch.tensor([8, 1, 5, 2]))
     other.load_state_dict(one.state_dict())
     for bank in (one, other):
-        bank.remember(torch.ones(3, 2), torch.tensor([1, 0, 8]))
+        bank.update(torch.ones(3, 2), torch.tensor([1, 0, 8]))
     assert torch.equal(one.keys, other.keys)
     assert torch.equal(one.draw(5), other.draw(5))
     assert one.count == other.count == 5
@@ -250,7 +253,7 @@ def test_half_precision_halves_the_banks_memory() -> None:
     assert isinstance(whole, ImageBank)
     assert isinstance(half, ImageBank)
     assert whole.keys.nbytes == 2 * half.keys.nbytes == 100 * 8 * 4
-    half.remember(torch.ones(2, 8), torch.tensor([3, 4]))
+    half.update(torch.ones(2, 8), torch.tensor([3, 4]))
     queries = torch.randn(2, 8)
     assert half.compare(queries, queries, batch_of([3, 4])).positives.dtype == torch.float32
 
@@ -269,7 +272,11 @@ def test_the_config_decides_the_kind() -> None:
 
 
 def test_the_full_size_is_what_a_query_can_meet() -> None:
-    assert full_size(DictionaryConfig("batch"), 100) is None
-    assert full_size(DictionaryConfig("queue", queue_size=64), 100) == 64
-    assert full_size(DictionaryConfig("bank", bank_negatives=64), 100) == 64
-    assert full_size(DictionaryConfig("bank", bank_negatives=4096), 100) == 99
+    def size(config: DictionaryConfig) -> int | None:
+        return build_dictionary(config, dim=3, image_count=100, unit_length=True, seed=0).full_size
+
+    assert size(DictionaryConfig("batch")) is None
+    assert size(DictionaryConfig("queue", queue_size=64)) == 64
+    assert size(DictionaryConfig("bank", bank_negatives=64)) == 64
+    assert size(DictionaryConfig("bank", bank_negatives=4096)) == 99
+    assert size(DictionaryConfig("bank", bank_negatives=64, bank_placement="sharded")) == 64

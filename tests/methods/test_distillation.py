@@ -87,8 +87,9 @@ def test_a_student_comes_to_agree_with_its_teacher(
     }
     out = pretrain(images, out=tmp_path / "student", quiet=True, epochs=8, **settings)
     lines = read_metrics(out / "metrics.jsonl")
-    assert lines[0]["candidates"] == 3
-    assert lines[-1]["accuracy"] > 0.8 > lines[0]["accuracy"]
+    assert lines[0]["classes"] == 3
+    assert lines[-1]["teacher_agreement"] > 0.8 > lines[0]["teacher_agreement"]
+    assert lines[0]["chance_teacher_agreement"] == pytest.approx(1 / 3)
     assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
     found = evaluate(out, threads=1)
     assert found["knn"]["trained"] > 0.9

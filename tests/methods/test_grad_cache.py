@@ -17,9 +17,8 @@ from diptych.config.sections import (
     RunConfig,
     TrainingConfig,
 )
-from diptych.methods.contrastive import Method, build_method
+from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.methods.dictionaries import InBatch
-from diptych.methods.grad_cache import backward_in_chunks
 from diptych.views.batches import Batch
 
 BATCH = 12
@@ -59,19 +58,17 @@ def batch_of(views: int, step: int = 0, *, small: int = 0) -> Batch:
     return Batch(shown, torch.arange(BATCH), step)
 
 
-def learned(config: RunConfig, chunk_size: int | None) -> tuple[float, Method]:
+def learned(config: RunConfig, chunk_size: int | None) -> tuple[float, Contrastive]:
     """One step that fills the dictionary, then the gradients of a second."""
-    method = build_method(config, image_count=2 * BATCH).double().train()
+    training = replace(config.training, chunk_size=chunk_size)
+    method = build_contrastive(replace(config, training=training), image_count=2 * BATCH)
+    method = method.double().train()
     views, small = config.method.views, config.views.small_views
-    method.remember(method(batch_of(views, small=small)))
-    now = batch_of(views, step=1, small=small)
-    if chunk_size is None:
-        output = method(now)
-        torch.autograd.backward(output.look_up.loss * 1.5)
-    else:
-        output = backward_in_chunks(method, now, chunk_size=chunk_size, weight=1.5)
-    method.remember(output)
-    return float(output.look_up.loss.detach()), method
+    method.after_step(method(batch_of(views, small=small)))
+    output = method(batch_of(views, step=1, small=small))
+    torch.autograd.backward(output.loss * 1.5)
+    method.after_step(output)
+    return float(output.loss.detach()), method
 
 
 @pytest.mark.parametrize("kind", ["split", "shuffle", "layer", "group"])
@@ -131,12 +128,13 @@ def test_plain_batch_norm_sees_a_chunk_at_a_time(name: str) -> None:
 def test_chunks_drop_the_same_units_twice() -> None:
     """Dropout draws anew at the second encoding unless the generator is put back."""
     encoder = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, 8))
-    given = SIMCLR.method
-    method = Method(encoder, nn.Identity(), InBatch(), given).double().train()
+    method = Contrastive(encoder, nn.Identity(), InBatch(), SIMCLR.method, chunk_size=4)
+    method = method.double().train()
     images = torch.randn(2, BATCH, 3, 4, 4, dtype=torch.float64)
     batch = Batch(tuple(images), torch.arange(BATCH), 0)
     torch.manual_seed(3)
-    backward_in_chunks(method, batch, chunk_size=4)
+    torch.autograd.backward(method(batch).loss)
+    after = torch.rand(1)
     found = [p.grad.clone() for p in method.parameters() if p.grad is not None]
     method.zero_grad()
     torch.manual_seed(3)
@@ -145,8 +143,21 @@ def test_chunks_drop_the_same_units_twice() -> None:
         method.encode_queries(tuple(part))
         for part in zip(*(view.split(4) for view in images), strict=True)
     ]
-    loss = method.compare(torch.cat(parts, dim=1), None, batch).look_up.loss
-    torch.autograd.backward(loss)
+    torch.autograd.backward(method.contrast(torch.cat(parts, dim=1), None, batch).loss)
     expected = [p.grad for p in method.parameters() if p.grad is not None]
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert torch.equal(after, torch.rand(1))  # the next step goes on where the first pass ended
+
+
+def test_an_encoding_without_gradients_is_done_once() -> None:
+    passes = []
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(48, 8))
+    encoder.register_forward_hook(lambda *_: passes.append(1))
+    method = Contrastive(encoder, nn.Identity(), InBatch(), SIMCLR.method, chunk_size=4)
+    batch = Batch(tuple(torch.randn(2, BATCH, 3, 4, 4)), torch.arange(BATCH), 0)
+    with torch.no_grad():
+        method(batch)
+    assert len(passes) == 3
+    torch.autograd.backward(method(batch).loss)
+    assert len(passes) == 9

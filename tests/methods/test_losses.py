@@ -12,7 +12,16 @@ from torch.nn import functional
 
 import oracles
 from diptych.config.sections import LossConfig
+from diptych.methods.logits import (
+    in_batch_logsumexp,
+    negative_logits,
+    negatives_logsumexp,
+    positive_logits,
+    pretext_accuracy,
+    semi_hard,
+)
 from diptych.methods.losses import (
+    LOSSES,
     cross_entropy,
     cross_entropy_of_many,
     decoupled_cross_entropy,
@@ -22,13 +31,10 @@ from diptych.methods.losses import (
     margin_triplet,
     nt_logistic,
     nt_xent,
-    pretext_accuracy,
-    semi_hard,
     supervised_contrastive,
     triplet,
 )
-from diptych.methods.objective import look_up_many
-from diptych.methods.scores import all_scores, own_scores, sum_up, sum_up_among
+from diptych.methods.objective import contrast_many
 
 EXCLUDED = torch.tensor([[0, 1], [-1, -1], [2, 2], [-1, 5], [6, 3]])
 
@@ -182,8 +188,8 @@ def test_without_negatives_there_is_nothing_to_lose(rng: np.random.Generator) ->
         gradients = torch.autograd.grad(loss, (queries, positives), allow_unused=True)
         assert float(loss.detach()) == 0
         assert all(gradient is None or (gradient == 0).all() for gradient in gradients)
-    own = own_scores(queries, positives, temperature=0.1)
-    empty = sum_up(queries, none, temperature=0.1).log_sum
+    own = positive_logits(queries, positives, temperature=0.1)
+    empty = negatives_logsumexp(queries, none, temperature=0.1).logsumexp
     assert float(decoupled_cross_entropy(own, empty).detach()) == 0
 
 
@@ -290,30 +296,33 @@ def test_accuracy_counts_queries_whose_own_key_is_best() -> None:
     queries = torch.eye(3)
     positives = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 0.2]])
     negatives = torch.tensor([[0.0, 0.5, 0.9]])
-    own = own_scores(queries, positives, temperature=0.1)
-    best = sum_up(queries, negatives, temperature=0.1).best
+    own = positive_logits(queries, positives, temperature=0.1)
+    best = negatives_logsumexp(queries, negatives, temperature=0.1).largest
     assert float(pretext_accuracy(own, best)) == pytest.approx(2 / 3)
-    assert torch.equal(best, all_scores(queries, negatives, temperature=0.1).amax(dim=1))
+    assert torch.equal(best, negative_logits(queries, negatives, temperature=0.1).amax(dim=1))
 
 
 @pytest.mark.parametrize("classes", [2, 6, 12])
 def test_chance_is_what_random_vectors_find(classes: int, rng: np.random.Generator) -> None:
-    """Of a query with several own keys guessing finds one more often than one in the candidates."""
+    """Of a query with several positives guessing finds one more often."""
     ids = torch.arange(24) % classes
     config = LossConfig("supervised")
     found = [
-        look_up_many(torch.from_numpy(unit(rng, 24)), ids, config, temperature=0.5)
+        contrast_many(
+            torch.from_numpy(unit(rng, 24)), ids, LOSSES[config.kind], config, temperature=0.5
+        ).metrics
         for _ in range(300)
     ]
-    reached = float(np.mean([float(one.accuracy) for one in found]))
-    assert found[0].chance_accuracy == pytest.approx((24 / classes - 1) / 23)
-    assert reached == pytest.approx(found[0].chance_accuracy, abs=0.03)
+    reached = float(np.mean([float(one["pretext_accuracy"]) for one in found]))
+    chance = float(found[0]["chance_pretext_accuracy"])
+    assert chance == pytest.approx((24 / classes - 1) / 23)
+    assert reached == pytest.approx(chance, abs=0.03)
 
 
 def test_collapse_is_not_counted_as_success() -> None:
     same = torch.ones(4, 3)
-    own = own_scores(same, same, temperature=0.1)
-    best = sum_up_among(same, temperature=0.1, excluded=torch.arange(4)[:, None]).best
+    own = positive_logits(same, same, temperature=0.1)
+    best = in_batch_logsumexp(same, temperature=0.1, excluded=torch.arange(4)[:, None]).largest
     assert float(pretext_accuracy(own, best)) == 0.0
 
 

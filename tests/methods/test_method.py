@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,13 @@ from diptych.config.sections import (
     OptimizerConfig,
     RunConfig,
 )
-from diptych.methods.contrastive import Method, build_method
+from diptych.errors import ConfigError
+from diptych.methods import contrastive
+from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.methods.dictionaries import ImageBank, InBatch, KeyQueue
+from diptych.methods.losses import LOSSES
+from diptych.methods.method import StepOutput
+from diptych.methods.objective import Loss, contrast
 from diptych.methods.shuffle import shuffled_order
 from diptych.optimization.optimizers import build_optimizer
 from diptych.optimization.schedules import encoder_momentum
@@ -108,16 +114,16 @@ def sgd(network: nn.Module, velocities: dict[str, Tensor]) -> None:
             weight.grad = None
 
 
-def train(config: RunConfig, steps: int) -> tuple[list[float], Method]:
-    method = build_method(config, image_count=IMAGES).double().train()
+def train(config: RunConfig, steps: int) -> tuple[list[float], Contrastive]:
+    method = build_contrastive(config, image_count=IMAGES).double().train()
     optimizer = build_optimizer(config.optimizer, method)
     losses = []
     for step in range(steps):
         momentum = encoder_momentum(config.method.key_encoder, step=step, total_steps=steps)
-        result = train_step(
+        output = train_step(
             method, optimizer, batch(step), rate=RATE, momentum=momentum, config=config
         )
-        losses.append(float(result.look_up.loss.detach()))
+        losses.append(float(output.loss))
     return losses, method
 
 
@@ -130,12 +136,12 @@ def assert_equal_weights(ours: nn.Module, theirs: nn.Module) -> None:
 
 def plain_start(config: RunConfig) -> tuple[nn.Module, nn.Module | None]:
     """The same initial weights as the method: the network, and the predictor if there is one."""
-    method = build_method(config, image_count=IMAGES).double().train()
+    method = build_contrastive(config, image_count=IMAGES).double().train()
     return copy.deepcopy(method.network), copy.deepcopy(method.predictor)
 
 
 def test_simclr_equals_the_plain_loop() -> None:
-    network = copy.deepcopy(build_method(SIMCLR).network).double().train()
+    network = copy.deepcopy(build_contrastive(SIMCLR).network).double().train()
     velocities: dict[str, Tensor] = {}
     expected = []
     for step in range(6):
@@ -155,7 +161,7 @@ def test_simclr_equals_the_plain_loop() -> None:
 
 
 def test_moco_equals_the_plain_loop() -> None:
-    network = copy.deepcopy(build_method(MOCO).network).double().train()
+    network = copy.deepcopy(build_contrastive(MOCO).network).double().train()
     slow = copy.deepcopy(network)
     velocities: dict[str, Tensor] = {}
     keys: list[Tensor] = []
@@ -260,22 +266,22 @@ def test_end_to_end_with_shuffled_groups_equals_the_plain_loop() -> None:
 def test_the_memory_bank_equals_the_plain_loop() -> None:
     network, _ = plain_start(BANK)
     velocities: dict[str, Tensor] = {}
-    remembered: dict[int, Tensor] = {}
-    draws = build_method(BANK, image_count=IMAGES).dictionary
+    kept: dict[int, Tensor] = {}
+    draws = build_contrastive(BANK, image_count=IMAGES).dictionary
     assert isinstance(draws, ImageBank)
     expected = []
     for step in range(STEPS):
         now = batch(step)
         images = now.indices.tolist()
-        if any(image not in remembered for image in images):
+        if any(image not in kept for image in images):
             with torch.no_grad():
                 fresh = unit(network(now.views[1]))
         queries = unit(network(now.views[0]))
         drawn = draws.draw(step).tolist()
         losses = []
         for row, image in enumerate(images):
-            own = remembered.get(image, fresh[row])
-            others = [remembered[i] for i in drawn if i != image]
+            own = kept.get(image, fresh[row])
+            others = [kept[i] for i in drawn if i != image]
             others = others[:5]
             negatives = torch.stack(others) if others else torch.zeros(0, 6, dtype=torch.float64)
             scores = torch.cat([own[None], negatives]) @ queries[row] / TEMPERATURE
@@ -286,14 +292,14 @@ def test_the_memory_bank_equals_the_plain_loop() -> None:
         sgd(network, velocities)
         for row, image in enumerate(images):
             vector = queries[row].detach()
-            if image in remembered:
-                vector = 0.6 * remembered[image] + 0.4 * vector
-            remembered[image] = vector / vector.norm()
-        draws.remember(queries.detach().float(), now.indices)  # only for who has a key
+            if image in kept:
+                vector = 0.6 * kept[image] + 0.4 * vector
+            kept[image] = vector / vector.norm()
+        draws.update(queries.detach().float(), now.indices)  # only for who has a key
     losses_found, method = train(BANK, STEPS)
     np.testing.assert_allclose(losses_found, expected, rtol=1e-9, atol=1e-12)
     assert isinstance(method.dictionary, ImageBank)
-    for image, vector in remembered.items():
+    for image, vector in kept.items():
         torch.testing.assert_close(method.dictionary.keys[image], vector, rtol=1e-8, atol=1e-10)
 
 
@@ -317,7 +323,7 @@ def test_a_cosine_momentum_ends_near_one() -> None:
 
 
 def test_the_momentum_encoder_begins_as_the_network_head_included() -> None:
-    method = build_method(MOCO)
+    method = build_contrastive(MOCO)
     assert method.momentum_encoder is not None
     copies, originals = method.momentum_encoder.parameters(), method.network.parameters()
     for copied, original in zip(copies, originals, strict=True):
@@ -336,8 +342,8 @@ def test_a_call_moves_no_weight_and_no_dictionary(name: str) -> None:
 
 
 def test_moco_sends_no_gradient_to_the_keys() -> None:
-    method = build_method(MOCO).double().train()
-    method(batch(0)).look_up.loss.backward()
+    method = build_contrastive(MOCO).double().train()
+    method(batch(0)).loss.backward()
     assert method.momentum_encoder is not None
     assert all(p.grad is None for p in method.momentum_encoder.parameters())
 
@@ -345,11 +351,11 @@ def test_moco_sends_no_gradient_to_the_keys() -> None:
 def test_initial_weights_follow_from_the_seed_alone() -> None:
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    one = build_method(SIMCLR).state_dict()
+    one = build_contrastive(SIMCLR).state_dict()
     assert torch.equal(state, torch.get_rng_state())
     torch.manual_seed(2)
-    other = build_method(SIMCLR).state_dict()
-    different = build_method(replace(SIMCLR, seed=1)).state_dict()
+    other = build_contrastive(SIMCLR).state_dict()
+    different = build_contrastive(replace(SIMCLR, seed=1)).state_dict()
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert not torch.equal(
         one["network.encoder.conv1.weight"], different["network.encoder.conv1.weight"]
@@ -362,43 +368,43 @@ def test_any_module_can_be_the_encoder() -> None:
             return images.mean(dim=(2, 3))
 
     queue = KeyQueue(8, dim=5)
-    method = Method(Mean(), nn.Linear(3, 5), queue, MOCO.method).double()
+    method = Contrastive(Mean(), nn.Linear(3, 5), queue, MOCO.method).double()
     first, second = method(batch(0)), method(batch(1))
-    assert first.look_up.candidates == second.look_up.candidates == 1
-    method.remember(first)
-    assert method(batch(1)).look_up.candidates == 5
+    assert first.metrics["candidates"] == second.metrics["candidates"] == 1
+    method.after_step(first)
+    assert method(batch(1)).metrics["candidates"] == 5
 
 
 def test_more_views_are_each_others_keys() -> None:
     config = replace(SIMCLR, method=replace(SIMCLR.method, views=3))
-    method = build_method(config).double().train()
+    method = build_contrastive(config).double().train()
     images = torch.randn(3, 4, 3, 16, 16, dtype=torch.float64)
-    found = method(Batch(tuple(images), torch.arange(4), 0)).look_up
+    found = method(Batch(tuple(images), torch.arange(4), 0))
     vectors = unit(method.network(images.flatten(0, 1))).detach().numpy()
     expected = oracles.supervised_contrastive(vectors, [0, 1, 2, 3] * 3, TEMPERATURE)
     assert float(found.loss.detach()) == pytest.approx(expected, rel=1e-9)
-    assert found.candidates == 11
+    assert found.metrics["candidates"] == 11
 
 
 def test_small_views_are_keys_too_where_all_views_are() -> None:
-    method = build_method(replace(SIMCLR, norm=NormConfig("layer"))).double().train()
+    method = build_contrastive(replace(SIMCLR, norm=NormConfig("layer"))).double().train()
     images = torch.randn(2, 4, 3, 16, 16, dtype=torch.float64)
     small = torch.randn(4, 3, 8, 8, dtype=torch.float64)
-    found = method(Batch((*images, small), torch.arange(4), 0)).look_up
+    found = method(Batch((*images, small), torch.arange(4), 0))
     encoded = [unit(method.network(view)) for view in (*images, small)]
     vectors = torch.cat(encoded).detach().numpy()
     expected = oracles.supervised_contrastive(vectors, [0, 1, 2, 3] * 3, TEMPERATURE)
     assert float(found.loss.detach()) == pytest.approx(expected, rel=1e-9)
-    assert found.candidates == 11
+    assert found.metrics["candidates"] == 11
 
 
 @pytest.mark.parametrize("name", ["moco", "moco_v3", "end_to_end"])
-def test_small_views_look_for_the_keys_of_the_full_sized_ones(name: str) -> None:
+def test_small_views_are_compared_with_the_keys_of_the_full_sized_ones(name: str) -> None:
     """Each small view is one more query; keys come of views of full size only."""
     given = METHODS[name]
     config = replace(given, norm=NormConfig("layer"), head=replace(given.head, output_norm=False))
-    method = build_method(config, image_count=IMAGES).double().train()
-    method.remember(method(batch(0)))
+    method = build_contrastive(config, image_count=IMAGES).double().train()
+    method.after_step(method(batch(0)))
     small = torch.randn(2, 4, 3, 8, 8, dtype=torch.float64)
     now = batch(1)
     output = method(replace(now, views=(*now.views, *small)))
@@ -432,32 +438,34 @@ def test_small_views_look_for_the_keys_of_the_full_sized_ones(name: str) -> None
                     TEMPERATURE,
                 )
             )
-    assert float(output.look_up.loss.detach()) == pytest.approx(sum(losses) / len(losses), rel=1e-9)
-    assert len(output.keys) == 4 * (2 if config.method.symmetric else 1)
+    assert float(output.loss.detach()) == pytest.approx(sum(losses) / len(losses), rel=1e-9)
+    if config.method.dictionary.kind == "queue":
+        assert output.keys is not None
+        assert len(output.keys) == 4 * (2 if config.method.symmetric else 1)
 
 
-def test_a_bank_remembers_the_full_sized_view_only() -> None:
-    method = build_method(replace(BANK, norm=NormConfig("layer")), image_count=IMAGES).double()
+def test_a_bank_keeps_the_full_sized_view_only() -> None:
+    method = build_contrastive(replace(BANK, norm=NormConfig("layer")), image_count=IMAGES).double()
     now = batch(1)
     small = torch.randn(3, 4, 3, 8, 8, dtype=torch.float64)
     with_small = method(replace(now, views=(*now.views, *small)))
-    torch.testing.assert_close(with_small.keys, method(now).keys)
+    without = method(now).keys
+    assert without is not None
+    torch.testing.assert_close(with_small.keys, without)
 
 
 def test_the_supervised_loss_takes_the_labels() -> None:
     loss = LossConfig("supervised", temperature=TEMPERATURE)
     config = replace(SIMCLR, method=replace(SIMCLR.method, loss=loss))
-    method = build_method(config).double().train()
+    method = build_contrastive(config).double().train()
     labels = torch.tensor([1, 0, 1, 1])
-    found = method(replace(batch(0), labels=labels)).look_up
+    found = method(replace(batch(0), labels=labels))
     vectors = unit(method.network(torch.cat(views(0)))).detach().numpy()
     expected = oracles.supervised_contrastive(vectors, labels.tolist() * 2, TEMPERATURE)
     assert float(found.loss.detach()) == pytest.approx(expected, rel=1e-9)
 
 
 def test_equal_vectors_have_the_loss_of_chance() -> None:
-    from diptych.methods.objective import look_up
-
     same = unit(torch.ones(8, 3, dtype=torch.float64))
     comparison = InBatch().compare(same, same, batch(0))
     apart = comparison._replace(
@@ -469,15 +477,57 @@ def test_equal_vectors_have_the_loss_of_chance() -> None:
         ("triplet", False),
         ("triplet", True),
     ):
-        loss = LossConfig(kind, temperature=0.5, semi_hard=mined)  # type: ignore[arg-type]
-        found = look_up(comparison, loss, temperature=0.5)
-        assert float(found.loss) == pytest.approx(found.chance_loss), (kind, mined)
+        loss = LossConfig(kind, temperature=0.5, semi_hard=mined)
+        found = contrast(comparison, LOSSES[kind], loss, temperature=0.5)
+        chance = float(found.metrics["chance_loss"])
+        assert float(found.loss) == pytest.approx(chance), (kind, mined)
     for mined in (False, True):  # whose chance level is that of scores of zero
         loss = LossConfig("nt_logistic", temperature=0.5, semi_hard=mined)
-        found = look_up(
-            apart._replace(negatives=torch.zeros(8, 8).double(), among=False), loss, temperature=0.5
-        )
-        assert float(found.loss) == pytest.approx(found.chance_loss), mined
+        alike = apart._replace(negatives=torch.zeros(8, 8).double(), in_batch=False)
+        found = contrast(alike, LOSSES["nt_logistic"], loss, temperature=0.5)
+        assert float(found.loss) == pytest.approx(float(found.metrics["chance_loss"])), mined
+
+
+def test_a_new_metric_is_the_mean_over_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([1.0, 4.0])
+
+    def with_one_more(*given: Any, **named: Any) -> StepOutput:
+        output = contrast(*given, **named)
+        metrics = {**output.metrics, "largest_logit": torch.tensor(next(values))}
+        return replace(output, metrics=metrics)
+
+    monkeypatch.setattr(contrastive, "contrast", with_one_more)
+    output = build_contrastive(MOCO_V3).double().train()(batch(0))
+    assert output.metrics["largest_logit"] == 2.5
+
+
+def test_a_loss_of_ones_own_trains() -> None:
+    seen = []
+
+    def hinge(positive: Tensor, negatives: Tensor, settings: LossConfig) -> Tensor:
+        seen.append(negatives.shape)
+        return torch.relu(0.3 + negatives.amax(dim=1) - positive).mean()
+
+    own = Loss(hinge, at_chance=lambda candidates, _: 0.3, needs_all_logits=True)
+    output = build_contrastive(SIMCLR, loss=own).double().train()(batch(0))
+    assert seen == [(8, 8)]
+    assert output.metrics["chance_loss"] == pytest.approx(0.3)
+    assert output.metrics["candidates"] == 7
+    with pytest.raises(ConfigError, match="more than two views"):
+        build_contrastive(replace(SIMCLR, method=replace(SIMCLR.method, views=3)), loss=own)
+
+
+def test_an_unknown_loss_is_refused_with_the_names() -> None:
+    config = replace(SIMCLR, method=replace(SIMCLR.method, loss=LossConfig("tripet")))
+    with pytest.raises(ConfigError, match=r"one of info_nce, .*triplet.*; got 'tripet'"):
+        build_contrastive(config)
+
+
+def test_an_encoder_of_ones_own_is_built_around() -> None:
+    encoder = nn.Sequential(nn.Conv2d(3, 7, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    method = build_contrastive(MOCO, encoder=encoder).double().train()
+    assert method.encoder is encoder
+    assert method(batch(0)).loss.isfinite()
 
 
 @pytest.mark.parametrize("kind", ["info_nce", "decoupled", "nt_logistic", "triplet"])
@@ -485,7 +535,7 @@ def test_equal_vectors_have_the_loss_of_chance() -> None:
 def test_every_loss_goes_with_every_dictionary(name: str, kind: str) -> None:
     config = METHODS[name]
     mined = kind in ("nt_logistic", "triplet")
-    loss = replace(config.method.loss, kind=kind, semi_hard=mined)  # type: ignore[arg-type]
+    loss = replace(config.method.loss, kind=kind, semi_hard=mined)
     losses, _ = train(replace(config, method=replace(config.method, loss=loss)), 5)
     assert np.isfinite(losses).all()
     assert len(set(losses)) > 1
@@ -494,15 +544,15 @@ def test_every_loss_goes_with_every_dictionary(name: str, kind: str) -> None:
 def test_a_learned_temperature_moves_and_is_saved() -> None:
     loss = LossConfig(temperature=0.5, learn_temperature=True)
     _, method = train(replace(SIMCLR, method=replace(SIMCLR.method, loss=loss)), 4)
-    learned = method.figures()["temperature"]
+    learned = method.state_metrics()["temperature"]
     assert learned != pytest.approx(0.5, abs=1e-6)
     assert "log_temperature" in method.state_dict()
     assert method.log_temperature is not None
     with torch.no_grad():
         method.log_temperature.fill_(-100.0)
-    method.follow(0.9)
-    assert method.figures()["temperature"] == pytest.approx(0.01)
-    method(batch(9)).look_up.loss.backward()  # from there it can come back
+    method.update_momentum(0.9)
+    assert method.state_metrics()["temperature"] == pytest.approx(0.01)
+    method(batch(9)).loss.backward()  # from there it can come back
     assert method.log_temperature.grad is not None
     assert float(method.log_temperature.grad) != 0.0
 
@@ -510,8 +560,8 @@ def test_a_learned_temperature_moves_and_is_saved() -> None:
 def test_dot_products_see_lengths() -> None:
     loss = LossConfig(similarity="dot", temperature=1.0)
     config = replace(SIMCLR, method=replace(SIMCLR.method, loss=loss))
-    method = build_method(config).double().train()
-    found = method(batch(0)).look_up
+    method = build_contrastive(config).double().train()
+    found = method(batch(0))
     vectors = method.network(torch.cat(views(0))).detach().numpy()
     assert float(found.loss.detach()) == pytest.approx(
         oracles.nt_xent(vectors[:4], vectors[4:], 1.0), rel=1e-9
@@ -519,7 +569,7 @@ def test_dot_products_see_lengths() -> None:
 
 
 def test_the_dictionary_is_that_of_the_config() -> None:
-    kinds = {name: type(build_method(METHODS[name]).dictionary) for name in METHODS}
+    kinds = {name: type(build_contrastive(METHODS[name]).dictionary) for name in METHODS}
     assert kinds == {
         "simclr": InBatch,
         "moco": KeyQueue,

@@ -2,12 +2,12 @@
 
 import torch
 
-from diptych.errors import PeerError
+from diptych.errors import DistributedError
 from diptych.methods import sharded_bank
 from diptych.methods.dictionaries import ImageBank
 from diptych.methods.sharded_bank import ShardedBank, whole_banks
 from diptych.runtime.distributed import own_slice, process_count
-from diptych.training.synchronize import require_in_step
+from diptych.training.synchronize import require_synchronized
 from diptych.views.batches import Batch
 from processes import Results, run_processes
 
@@ -49,7 +49,7 @@ def in_each(rank: int, count: int) -> Results:
             for one, other in zip(compared(whole, step), compared(shared, step), strict=True):
                 assert torch.equal(one, other), step
             for bank in (whole, shared):
-                bank.remember(*keys_and_indices(step))
+                bank.update(*keys_and_indices(step))
             assert torch.equal(whole.keys[rank::count], shared.keys)
             assert shared.is_intact()
         saved = whole_banks(shared)
@@ -66,12 +66,12 @@ def in_each(rank: int, count: int) -> Results:
 
 def told(bank: ImageBank, rank: int) -> str:
     """What the check says once one process has lost a bit of its share."""
-    require_in_step(bank, 3)
+    require_synchronized(bank, 3)
     if rank == process_count() - 1:
         bank.keys.view(torch.int16)[2, 1] ^= 1
     try:
-        require_in_step(bank, 3)
-    except PeerError as error:
+        require_synchronized(bank, 3)
+    except DistributedError as error:
         return str(error)
     return "nothing"
 
@@ -95,7 +95,7 @@ def test_a_damaged_share_is_noticed() -> None:
         assert isinstance(bank, ShardedBank)
         assert bank.is_intact()
         for step in range(3):
-            bank.remember(*keys_and_indices(step))
+            bank.update(*keys_and_indices(step))
         assert bank.is_intact()
         kept = bank.keys.clone()
         for bit in range(8 * bank.keys.element_size()):

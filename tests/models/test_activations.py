@@ -21,7 +21,7 @@ from diptych.config.sections import (
     TrainingConfig,
 )
 from diptych.errors import ConfigError
-from diptych.methods.contrastive import Method, build_method
+from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.models import activations
 from diptych.models.activations import offload, recompute_stages, stages_of
 from diptych.models.encoders import build_encoder
@@ -192,14 +192,14 @@ def test_a_whole_step_is_the_same(change: str, chunk_size: int | None, kind: str
     views = torch.randn(2, 2, BATCH, 3, 8, 8, dtype=torch.float64)
     states = []
     for apply in ([], CHANGES[change]):
-        method = build_method(config).double().train()
+        method = build_contrastive(config).double().train()
         for one in apply:
             one(method.encoder)
         states.append(trained(method, config, views))
     assert_close(*states)
 
 
-def trained(method: Method, config: RunConfig, views: Tensor) -> dict[str, Tensor]:
+def trained(method: Contrastive, config: RunConfig, views: Tensor) -> dict[str, Tensor]:
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
     for step, pair in enumerate(views):
         small = tuple(pair[..., :6, :6])  # whose passes are frozen the first time as well

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diptych.checkpoints.checkpoint import list_checkpoints, load_checkpoint
+from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
 from diptych.config.sections import (
     DictionaryConfig,
     EncoderConfig,
@@ -28,12 +28,13 @@ from diptych.config.sections import (
     TrainingConfig,
 )
 from diptych.errors import ConfigError, Interrupted, TrainingError
-from diptych.methods.contrastive import Method, build_method
+from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.methods.dictionaries import KeyQueue
+from diptych.methods.method import StepOutput
 from diptych.optimization.loss_scale import UNSCALED, LossScale
 from diptych.optimization.optimizers import build_optimizer
 from diptych.pretraining import pretrain
-from diptych.training.step import StepResult, train_step
+from diptych.training.step import train_step
 from diptych.views.batches import Batch, ViewBatches
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
@@ -82,7 +83,7 @@ def test_the_scale_moves_by_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
             good, wanted = 0, 2 * wanted
         assert scale.value == wanted
     assert skipped == 4
-    assert scale.figures() == {"loss_scale": 128.0, "skipped_steps": 4}
+    assert scale.state_metrics() == {"loss_scale": 128.0, "skipped_steps": 4}
 
 
 def test_a_restored_scale_goes_on_where_it_stood() -> None:
@@ -108,17 +109,17 @@ def test_other_precisions_have_no_scale() -> None:
     loss = torch.tensor(2.0)
     assert UNSCALED.enlarged(loss) is loss
     assert UNSCALED.settle(torch.optim.SGD([nn.Parameter(torch.zeros(1))]))
-    assert UNSCALED.figures() == UNSCALED.scalars() == {}
+    assert UNSCALED.state_metrics() == UNSCALED.scalars() == {}
     assert UNSCALED.value == 1.0
 
 
 def step_with(
     config: RunConfig, scale: LossScale, *, steps: int = 1
-) -> tuple[Method, torch.optim.Optimizer, StepResult]:
-    method = build_method(config).train()
+) -> tuple[Contrastive, torch.optim.Optimizer, StepOutput]:
+    method = build_contrastive(config).train()
     optimizer = build_optimizer(config.optimizer, method)
     with torch.no_grad():
-        method.remember(method(batch_of(99)))  # against an empty queue there are no gradients
+        method.after_step(method(batch_of(99)))  # against an empty queue there are no gradients
     for step in range(steps):
         result = train_step(
             method, optimizer, batch_of(step), rate=0.1, momentum=0.9, config=config, scale=scale
@@ -126,7 +127,7 @@ def step_with(
     return method, optimizer, result
 
 
-def gradients(method: Method) -> dict[str, Tensor]:
+def gradients(method: Contrastive) -> dict[str, Tensor]:
     return {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
 
 
@@ -168,15 +169,15 @@ def test_a_skipped_step_moves_no_weight(kind: str, chunk_size: int | None) -> No
         optimizer=replace(CONFIG.optimizer, kind=kind),  # type: ignore[arg-type]
         training=replace(CONFIG.training, chunk_size=chunk_size),
     )
-    before = dict(build_method(config).named_parameters())
+    before = dict(build_contrastive(config).named_parameters())
     scale = LossScale(enabled=True, initial=2.0**60)
     method, optimizer, result = step_with(config, scale)
     assert all(torch.equal(p, before[name]) for name, p in method.named_parameters())
     assert any(name.startswith("momentum_encoder.") for name in before)
     assert not optimizer.state
-    assert result.gradient_norm is None
-    assert torch.isfinite(result.look_up.loss)
-    assert scale.figures() == {"loss_scale": 2.0**59, "skipped_steps": 1}
+    assert "gradient_norm" not in result.metrics
+    assert torch.isfinite(result.loss)
+    assert scale.state_metrics() == {"loss_scale": 2.0**59, "skipped_steps": 1}
     assert isinstance(method.dictionary, KeyQueue)
     assert len(method.dictionary.negatives) == 2 * BATCH
     # The next step, at a scale that fits, is the first that a fresh optimizer takes.
@@ -286,10 +287,10 @@ def test_fp16_on_a_cpu_is_called_slow_at_the_start(
         if warned:
             assert "--training.precision fp32, or bf16" in said
             assert said.index("fp16 on a CPU") < said.index("step 1/4")
-        # Of the first step, when the queue is empty, no share of keys found is shown.
+        # Of the first step, when the queue is empty, no accuracy is shown.
         first = said[said.index("step 1/4") :].partition("views/s")[0]
-        assert "found" not in first
-        assert "found" in said[said.index("step 4/4") :].partition("views/s")[0]
+        assert "pretext acc" not in first
+        assert "pretext acc" in said[said.index("step 4/4") :].partition("views/s")[0]
 
 
 def test_compile_chooses_by_itself(images: Path, tmp_path: Path) -> None:

@@ -21,19 +21,19 @@ from diptych.config.sections import (
     TrainingConfig,
     ViewsConfig,
 )
-from diptych.logging.metrics import time_figures
-from diptych.methods.contrastive import build_method
+from diptych.logging.times import time_metrics
+from diptych.methods.contrastive import build_contrastive
 from diptych.methods.dictionaries import ImageBank, KeyQueue
 from diptych.models.activations import recompute_stages
 from diptych.optimization.optimizers import build_optimizer
-from diptych.planning.case import Case
-from diptych.planning.counted import build_on_meta
+from diptych.planning.compute import build_on_meta
 from diptych.planning.machine import MACHINES
+from diptych.planning.planned_run import PlannedRun
 from diptych.planning.traffic import Message, largest_share, messages, network_seconds
 from diptych.runtime.distributed import largest_over_processes
 from diptych.runtime.stopwatch import PARTS
 from diptych.training.step import train_step
-from diptych.training.synchronize import require_in_step
+from diptych.training.synchronize import require_synchronized
 from diptych.views.batches import Batch
 from processes import Results, run_processes
 
@@ -104,16 +104,16 @@ def one_step(config: RunConfig, rank: int) -> tuple[int, int]:
     """Bytes handed to all-reduces and all-gathers in a step of a run that is under way."""
     torch.manual_seed(0)
     images = images_of(config)
-    method = build_method(config, image_count=images).train()
+    method = build_contrastive(config, image_count=images).train()
     if config.training.recompute == "stages":
         recompute_stages(method.encoder)
     dictionary = method.dictionary
     if isinstance(dictionary, KeyQueue | ImageBank):
         keys = torch.randn(images, DIM)
         if isinstance(dictionary, KeyQueue):
-            dictionary.remember(keys)
+            dictionary.enqueue(keys)
         else:
-            dictionary.remember(keys, torch.arange(images))
+            dictionary.update(keys, torch.arange(images))
     share = BATCH // PROCESSES
     views = tuple(torch.randn(config.method.views, share, 3, SIDE, SIDE))
     indices = torch.arange(rank * share, (rank + 1) * share)
@@ -135,9 +135,9 @@ def one_step(config: RunConfig, rank: int) -> tuple[int, int]:
         train_step(method, optimizer, batch, rate=0.1, momentum=0.9, config=config)
         largest_over_processes(0, 0, 0)  # as the loop does after each step
         before = sent[1]
-        require_in_step(method, 1, images="")
+        require_synchronized(method, 1, images="")
         checks, before = sent[1] - before, sent[1]
-        time_figures(dict.fromkeys(PARTS, 0.0), steps=1)
+        time_metrics(dict.fromkeys(PARTS, 0.0), steps=1)
         times = sent[1] - before
     often = config.training.check_every_steps, config.probe.log_every_steps
     gathered = before - checks + checks / often[0] + times / often[1]
@@ -158,7 +158,7 @@ def handed_in() -> Results:
 def test_messages_are_those_that_a_step_sends(name: str, handed_in: Results) -> None:
     config = CONFIGS[name]
     images = images_of(config)
-    planned = messages(Case(config, images, PROCESSES), build_on_meta(config, images), DIM)
+    planned = messages(PlannedRun(config, images, PROCESSES), build_on_meta(config, images), DIM)
     reduced = sum(one.bytes for one in planned if one.kind == "reduce")
     gathered = sum(one.bytes for one in planned if one.kind == "gather")
     assert reduced == handed_in[name][0]
@@ -166,7 +166,7 @@ def test_messages_are_those_that_a_step_sends(name: str, handed_in: Results) -> 
 
 
 def test_a_single_process_sends_nothing() -> None:
-    assert not messages(Case(BASE, IMAGES), build_on_meta(BASE, IMAGES), DIM)
+    assert not messages(PlannedRun(BASE, IMAGES), build_on_meta(BASE, IMAGES), DIM)
 
 
 def test_a_ring_sends_nearly_twice_a_sum_and_all_others_what_is_gathered() -> None:
@@ -199,6 +199,6 @@ def test_the_largest_share_is_that_of_random_batches(processes: int, images: int
         wanted = [generator.choice(images, count, replace=False) for count in (batch, drawn)]
         counts = np.bincount(np.concatenate(wanted) % processes, minlength=processes)
         largest.append(int(counts.max()))
-    expected = largest_share(Case(config, images, processes))
+    expected = largest_share(PlannedRun(config, images, processes))
     assert expected == pytest.approx(np.mean(largest), rel=0.04)  # few rows: not quite normal
     assert expected > (batch + drawn) / processes

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from diptych.checkpoints.checkpoint import list_checkpoints
-from diptych.runtime.console import Outlet, outlet
+from diptych.checkpoints.save_and_load import list_checkpoints
+from diptych.runtime.console import SafeStream, safe_stream
 
 Begun = Callable[..., "subprocess.Popen[bytes]"]
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
@@ -37,7 +37,7 @@ class Failing(StringIO):
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.EBADF, errno.ESTALE])
 def test_a_stream_that_is_gone_is_not_asked_again(number: int) -> None:
     stream = Failing()
-    asked = Outlet(stream)
+    asked = SafeStream(stream)
     stream.error = OSError(number, os.strerror(number))
     assert asked.write("lost") == 4
     stream.error = None
@@ -50,7 +50,7 @@ def test_a_stream_that_is_gone_is_not_asked_again(number: int) -> None:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EAGAIN])
 def test_a_disk_that_is_full_for_a_while(number: int) -> None:
     stream = Failing()
-    asked = Outlet(stream)
+    asked = SafeStream(stream)
     stream.error = OSError(number, os.strerror(number))
     print("lost", file=asked)
     stream.error = None
@@ -60,17 +60,17 @@ def test_a_disk_that_is_full_for_a_while(number: int) -> None:
 
 def test_a_stream_that_was_closed_and_none() -> None:
     stream = StringIO()
-    asked = Outlet(stream)
+    asked = SafeStream(stream)
     stream.close()
     print("lost", file=asked)
     asked.flush()
-    assert outlet(None) is None
+    assert safe_stream(None) is None
 
 
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # that of the locale C.UTF-8
 def test_a_name_that_is_no_text_is_escaped(errors: str, tmp_path: Path) -> None:
     with open(tmp_path / "log", "w", encoding="ascii", errors=errors) as file:
-        print("caf\udce9 \u00e9", file=Outlet(file))
+        print("caf\udce9 \u00e9", file=SafeStream(file))
     assert (tmp_path / "log").read_text() == "caf\\xe9 \\xe9\n"
 
 

@@ -21,7 +21,7 @@ from diptych.errors import ConfigError, RunFolderError
 from diptych.models.weights import save_encoder, untrained_encoder
 from diptych.pretraining import pretrain
 from diptych.runtime.launcher import prepare
-from diptych.runtime.world import CURE, TELLS, advice_on_restarts
+from diptych.runtime.world import LAUNCHER_PRINTS_ERRORS, STORE_PER_RESTART, advice_on_restarts
 
 SET = (
     "PET_MAX_RESTARTS",
@@ -29,8 +29,8 @@ SET = (
     "PET_RDZV_BACKEND",
     "PET_SIGNALS_TO_HANDLE",
     "OMP_NUM_THREADS",
-    CURE,
-    TELLS,
+    STORE_PER_RESTART,
+    LAUNCHER_PRINTS_ERRORS,
 )
 
 
@@ -75,7 +75,7 @@ def test_one_machine_gets_what_a_restart_needs(started: list[list[str]]) -> None
         *("--nproc-per-node", "2", "--standalone", "--module", "diptych"),
         *(*command, "--resume"),
     ]
-    assert os.environ[CURE] == "1"
+    assert os.environ[STORE_PER_RESTART] == "1"
     assert in_torchrun([])["max_restarts"] == 3
     assert in_torchrun([])["shutdown_timeout"] == 120
     assert int(os.environ["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
@@ -92,13 +92,13 @@ def test_what_the_user_says_stays(
     started: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PET_SHUTDOWN_TIMEOUT", "7")
-    monkeypatch.setenv(CURE, "0")
+    monkeypatch.setenv(STORE_PER_RESTART, "0")
     command = ["pretrain", "photos/", "--out", "runs/b", "--resume"]
     assert main(["launch", "--max-restarts=9", "--standalone", "--", *command]) == 0
     assert started == [["--max-restarts=9", "--standalone", "--module", "diptych", *command]]
     assert in_torchrun(["--max-restarts=9"])["max_restarts"] == 9
     assert in_torchrun([])["shutdown_timeout"] == 7
-    assert os.environ[CURE] == "0"
+    assert os.environ[STORE_PER_RESTART] == "0"
 
 
 def test_a_hang_up_that_is_ignored_stays_ignored() -> None:
@@ -237,7 +237,7 @@ def test_a_process_hands_its_launcher_what_the_user_must_change(
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
     assert main(["recipes", "nothing"]) == 2
     assert "no recipe 'nothing'" in capsys.readouterr().err
-    monkeypatch.setenv(TELLS, "1")
+    monkeypatch.setenv(LAUNCHER_PRINTS_ERRORS, "1")
     assert main(["recipes", "nothing"]) == 2
     assert capsys.readouterr().err == ""
     failure = ProcessFailure(local_rank=0, pid=11, exitcode=2, error_file=str(file))
@@ -296,20 +296,20 @@ def test_a_run_that_torchrun_may_restart_needs_a_folder(
     ("cure", "resume", "restarts", "named"),
     [
         ("1", True, "3", []),
-        ("0", True, "3", [CURE]),
+        ("0", True, "3", [STORE_PER_RESTART]),
         ("1", False, "3", ["--resume"]),
-        ("0", False, "3", [CURE, "--resume"]),
+        ("0", False, "3", [STORE_PER_RESTART, "--resume"]),
         ("0", False, "0", []),
     ],
 )
 def test_what_would_make_a_restart_fail_is_one_sentence(
     cure: str, resume: bool, restarts: str, named: list[str]
 ) -> None:
-    environment = {CURE: cure, "TORCHELASTIC_MAX_RESTARTS": restarts}
+    environment = {STORE_PER_RESTART: cure, "TORCHELASTIC_MAX_RESTARTS": restarts}
     said = advice_on_restarts(resume=resume, environment=environment)
     if not named:
         assert said is None
         return
     assert said is not None
-    assert [name for name in (CURE, "--resume") if name in said] == named
+    assert [name for name in (STORE_PER_RESTART, "--resume") if name in said] == named
     assert "diptych launch" in said

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from diptych.checkpoints.checkpoint import list_checkpoints, load_checkpoint
-from diptych.errors import ConfigError, Interrupted, LostPeer
+from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
+from diptych.errors import ConfigError, Interrupted, LostProcess
 from diptych.pretraining import pretrain
 from diptych.runtime.world import read_world
 from diptych.views.batches import Batch, ViewBatches
@@ -99,7 +99,7 @@ def left_alone(rank: int, count: int) -> Results:
         patch.setattr("diptych.runtime.rendezvous.CALL_SECONDS", 3.0)
         if rank == 1:
             at_step(patch, 3, go)
-        with pytest.raises(Gone if rank == 1 else LostPeer) as caught:
+        with pytest.raises(Gone if rank == 1 else LostProcess) as caught:
             run("left", batch_size=24)
     return {"said": torch.tensor(list(str(caught.value).encode()), dtype=torch.uint8)}
 

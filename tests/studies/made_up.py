@@ -1,17 +1,17 @@
-"""Results that no run gave, and a study so small that its runs take a second."""
+"""StudyResults that no run gave, and a study so small that its runs take a second."""
 
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from diptych.studies.cell_results import Result, Results
+from diptych.studies.cell_results import CellResult, StudyResults
 from diptych.studies.claims import Claim, better
 from diptych.studies.drawing import bars
 from diptych.studies.study import Budget, Cell, Study
 
 
-def result(cell: str, seed: int, **measures: float) -> Result:
-    return Result(
+def result(cell: str, seed: int, **measures: float) -> CellResult:
+    return CellResult(
         study="made-up",
         cell=cell,
         seed=seed,
@@ -22,9 +22,9 @@ def result(cell: str, seed: int, **measures: float) -> Result:
     )
 
 
-def results(**values: Sequence[float]) -> Results:
+def results(**values: Sequence[float]) -> StudyResults:
     """KNN accuracies of each cell, by seed."""
-    return Results(
+    return StudyResults(
         [result(cell, seed, knn=v) for cell, all_ in values.items() for seed, v in enumerate(all_)]
     )
 
@@ -36,12 +36,12 @@ def _grid(epochs: int) -> tuple[Cell, ...]:
     )
 
 
-def _claims(found: Results) -> tuple[Claim, ...]:
+def _claims(found: StudyResults) -> tuple[Claim, ...]:
     return (better("crop", "still", "Crops beat nothing", "of course"),)
 
 
-def _draw(found: Results) -> Figure:
-    return bars(found, {"kNN": [("crop", "crop", "knn"), ("still", "still", "knn")]})
+def _draw(found: StudyResults) -> Figure:
+    return bars(found, [("crop", "crop"), ("still", "still")], {"kNN": "knn"})
 
 
 TINY = Study(

@@ -6,14 +6,24 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diptych.studies.cell_results import Results
-from diptych.studies.claims import Claim, best_of, better, compare, judge, rises
+from diptych.studies.cell_results import StudyResults
+from diptych.studies.claims import (
+    Claim,
+    best_of,
+    better,
+    difference_in_points,
+    judge_claim,
+    rises,
+    rises_more,
+)
 from studies.made_up import result, results
 
 
 def test_a_difference_has_the_t_interval_of_two_samples_with_one_variance() -> None:
     one, other = [0.42, 0.44, 0.43], [0.40, 0.41, 0.39]
-    found = compare(results(one=one, other=other), better("one", "other", "", "").weights)
+    found = difference_in_points(
+        results(one=one, other=other), better("one", "other", "", "").weights
+    )
     assert found is not None
     oracle = stats.ttest_ind(one, other, equal_var=True).confidence_interval(0.95)
     assert found.value == pytest.approx(100 * (np.mean(one) - np.mean(other)))
@@ -21,11 +31,13 @@ def test_a_difference_has_the_t_interval_of_two_samples_with_one_variance() -> N
 
 
 def test_a_slope_is_that_of_a_straight_line_through_the_means(rng: np.random.Generator) -> None:
-    positions = [7.0, 8.0, 10.0, 11.0]
+    positions = [7.0, 8.0, 10.0, 11.0]  # doublings of 1
     values = rng.uniform(0.3, 0.5, (4, 3))
     cells = ["a", "b", "c", "d"]
-    claim = rises(cells, positions, "It rises", "it does", per="a step")
-    found = compare(results(**dict(zip(cells, values.tolist(), strict=True))), claim.weights)
+    claim = rises(cells, [2**x for x in positions], "It rises", "it does", per="K")
+    found = difference_in_points(
+        results(**dict(zip(cells, values.tolist(), strict=True))), claim.weights
+    )
     assert found is not None
     slope = np.polyfit(positions, 100 * values.mean(axis=1), 1)[0]
     assert found.value == pytest.approx(slope)
@@ -37,15 +49,15 @@ def test_a_slope_is_that_of_a_straight_line_through_the_means(rng: np.random.Gen
 
 def test_two_measures_of_one_cell_are_compared_run_by_run() -> None:
     h, g = [0.90, 0.94, 0.92], [0.50, 0.53, 0.53]
-    found = compare(
-        Results(result("run", s, h=a, g=b) for s, (a, b) in enumerate(zip(h, g, strict=True))),
+    found = difference_in_points(
+        StudyResults(result("run", s, h=a, g=b) for s, (a, b) in enumerate(zip(h, g, strict=True))),
         {("run", "h"): 1.0, ("run", "g"): -1.0},
     )
     assert found is not None
     oracle = stats.ttest_rel(h, g).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((100 * oracle.low, 100 * oracle.high))
-    single = compare(
-        Results([result("run", 0, h=0.9, g=0.5)]), {("run", "h"): 1.0, ("run", "g"): -1.0}
+    single = difference_in_points(
+        StudyResults([result("run", 0, h=0.9, g=0.5)]), {("run", "h"): 1.0, ("run", "g"): -1.0}
     )
     assert single is not None
     assert single.high == math.inf
@@ -53,8 +65,8 @@ def test_two_measures_of_one_cell_are_compared_run_by_run() -> None:
 
 def test_measures_of_two_cells_have_a_standard_deviation_each() -> None:
     h, g = [0.90, 0.94, 0.92], [0.50, 0.52, 0.60]
-    found = compare(
-        Results(
+    found = difference_in_points(
+        StudyResults(
             [result("one", s, h=a) for s, a in enumerate(h)]
             + [result("other", s, g=b) for s, b in enumerate(g)]
         ),
@@ -72,7 +84,7 @@ def test_measures_of_two_cells_have_a_standard_deviation_each() -> None:
 )  # fmt: skip
 def test_what_is_beyond_the_interval_is_decided(one: list[float], outcome: str) -> None:
     claim = better("one", "other", "One beats the other", "by 3 points")
-    found = judge(claim, results(one=one, other=[0.41, 0.40, 0.42]))
+    found = judge_claim(claim, results(one=one, other=[0.41, 0.40, 0.42]))
     assert found.outcome == outcome
     words = {"agree": "agrees", "undecided": "Not decided", "disagree": "contradicts"}[outcome]
     assert words in found.sentence()
@@ -87,24 +99,39 @@ def test_that_nothing_changes_needs_an_interval_within_the_tolerance(
 ) -> None:
     same = [0.400, 0.402, 0.404]
     claim = Claim("They are equal", "equal", {("a", "knn"): 1, ("b", "knn"): -1}, tolerance=2.0)
-    assert judge(claim, results(a=[v + shift for v in same], b=same)).outcome == outcome
+    assert judge_claim(claim, results(a=[v + shift for v in same], b=same)).outcome == outcome
 
 
 def test_one_seed_decides_nothing_and_no_result_is_said() -> None:
     claim = better("one", "other", "One beats the other", "yes")
-    alone = judge(claim, results(one=[0.9], other=[0.1]))
+    alone = judge_claim(claim, results(one=[0.9], other=[0.1]))
     assert alone.outcome == "undecided"
     assert "one seed gives no interval" in alone.sentence()
     assert "interval " not in alone.sentence().replace("no interval", "")
-    missing = judge(claim, results(one=[0.9]))
+    missing = judge_claim(claim, results(one=[0.9]))
     assert missing.outcome == "unmeasured"
     assert "not measured" in missing.sentence()
 
 
 def test_seeds_that_all_agree_leave_an_interval_of_no_width() -> None:
-    found = compare(results(a=[0.5, 0.5], b=[0.4, 0.4]), better("a", "b", "", "").weights)
+    found = difference_in_points(
+        results(a=[0.5, 0.5], b=[0.4, 0.4]), better("a", "b", "", "").weights
+    )
     assert found is not None
     assert found.low == pytest.approx(found.high) == pytest.approx(10.0)
+
+
+def test_a_mean_of_cells_is_compared_and_a_slope_less_another() -> None:
+    found = results(a=[0.5, 0.6], b=[0.3, 0.4], c=[0.1, 0.2], d=[0.1, 0.4])
+    mean = difference_in_points(found, better(["a", "b"], ["c", "d"], "", "").weights)
+    assert mean is not None
+    assert mean.value == pytest.approx(100 * ((0.55 + 0.35) / 2 - (0.15 + 0.25) / 2))
+    one, other = (rises(cells, [4, 8], "", "", per="K") for cells in (("b", "a"), ("c", "d")))
+    claim = rises_more(one, other, "It rises more", "it does")
+    assert claim.per == "per doubling of K"
+    slopes = difference_in_points(found, claim.weights)
+    assert slopes is not None
+    assert slopes.value == pytest.approx(100 * ((0.55 - 0.35) - (0.25 - 0.15)))
 
 
 def test_the_best_is_found_among_those_that_have_results() -> None:

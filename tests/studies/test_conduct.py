@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from diptych.errors import EXIT_USER, ConfigError, Interrupted, RunFolderError
 from diptych.pretraining import run_pretraining
 from diptych.studies import catalog, cell_run
 from diptych.studies.cell_results import RESULT_NAME, from_table
-from diptych.studies.conduct import Plan, gather, make_plan, run_cells, write_commands
-from diptych.studies.measures import final_pretext_accuracy
+from diptych.studies.cell_run import final_pretext_accuracy
+from diptych.studies.conduct import run_cells, write_commands
 from diptych.studies.study_page import write_study
+from diptych.studies.study_run import StudyRun, study_run
 from studies.made_up import TINY
 
 
@@ -36,12 +38,12 @@ class _Links(HTMLParser):
                 self.outside.append(str(value))
 
 
-def planned(data: Path, out: Path, **given: int) -> Plan:
-    return make_plan(TINY, data=str(data), out=out, threads=1, **{"seeds": 2, **given})
+def planned(data: Path, out: Path, **given: int) -> StudyRun:
+    return study_run(TINY, data=str(data), out=out, threads=1, **{"seeds": 2, **given})
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyRun:
     """A tiny study on striped images, run to its end."""
     root = tmp_path_factory.mktemp("study")
     plan = planned(write_class_folder(root / "images"), root / "out")
@@ -53,11 +55,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return plan
 
 
-def test_a_study_leaves_a_table_a_figure_and_pages(finished: Plan) -> None:
+def test_a_study_leaves_a_table_a_figure_and_pages(finished: StudyRun) -> None:
     for name in ("table.csv", "figure.svg", "figure.png", "index.md", "index.html"):
         assert (finished.out / name).stat().st_size > 200, name
     rows = from_table((finished.out / "table.csv").read_text())
-    assert sorted(rows, key=str) == sorted(gather(finished).all, key=str)
+    assert sorted(rows, key=str) == sorted(finished.results().all, key=str)
     assert {(row.cell, row.seed) for row in rows} == {
         (cell, seed) for cell in ("crop", "still") for seed in (0, 1)
     }
@@ -75,12 +77,14 @@ def test_a_study_leaves_a_table_a_figure_and_pages(finished: Plan) -> None:
     assert "figure.svg" in markdown
 
 
-def test_a_result_is_what_the_run_itself_says(finished: Plan) -> None:
-    task = finished.tasks()[0]
+def test_a_result_is_what_the_run_itself_says(finished: StudyRun) -> None:
+    task = finished.cell_runs()[0]
     found = task.result()
     assert found is not None
     lines = [json.loads(line) for line in (task.folder / "metrics.jsonl").read_text().splitlines()]
-    assert found.measures["pretext"] == lines[-1]["accuracy"]  # two steps: a tenth is one line
+    assert (
+        found.measures["pretext"] == lines[-1]["pretext_accuracy"]
+    )  # two steps: a tenth is one line
     evaluated = main(["evaluate", str(task.folder), "--threads", "1"])
     assert evaluated == 0
     evaluation = json.loads((task.folder / "evaluation.json").read_text())
@@ -89,18 +93,20 @@ def test_a_result_is_what_the_run_itself_says(finished: Plan) -> None:
 
 
 def test_the_last_tenth_is_what_counts_of_the_pretext_accuracy() -> None:
-    lines = [{"accuracy": float(step)} for step in range(40)]
+    lines = [{"pretext_accuracy": float(step)} for step in range(40)]
     assert final_pretext_accuracy(lines) == (36 + 37 + 38 + 39) / 4
 
 
-def test_cells_that_are_done_are_skipped(finished: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cells_that_are_done_are_skipped(
+    finished: StudyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cell_run, "run_pretraining", lambda *a, **k: pytest.fail("trained again"))
     said: list[str] = []
     run_cells(finished, say=said.append)
     assert said == []
     assert write_commands(finished, finished.out / "commands.txt") == 0
     # A result alone is missing: the cell is measured again, and not trained.
-    task = finished.tasks()[1]
+    task = finished.cell_runs()[1]
     before = task.result()
     (task.folder / RESULT_NAME).unlink()
     run_cells(finished, say=said.append)
@@ -108,16 +114,16 @@ def test_cells_that_are_done_are_skipped(finished: Plan, monkeypatch: pytest.Mon
     assert task.result() == before
 
 
-def test_other_settings_are_refused_by_name(finished: Plan) -> None:
-    other = finished._replace(study=TINY, budget=type(TINY.budget)(images=None, epochs=3))
+def test_other_settings_are_refused_by_name(finished: StudyRun) -> None:
+    other = replace(finished, budget=type(TINY.budget)(images=None, epochs=3))
     with pytest.raises(RunFolderError, match=r"training\.epochs was 1 and is 3"):
         run_cells(other)
-    threads = finished._replace(threads=2)  # how fast, not what
-    assert len(gather(threads).all) == 4
+    threads = replace(finished, threads=2)  # how fast, not what
+    assert len(threads.results().all) == 4
 
 
 def test_an_interrupted_study_goes_on_to_the_same_result(
-    finished: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: StudyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = planned(Path(finished.data), tmp_path / "out", seeds=1)
     steps = 0
@@ -138,23 +144,25 @@ def test_an_interrupted_study_goes_on_to_the_same_result(
     with pytest.raises(Interrupted, match="same command goes on") as interruption:
         run_cells(plan, say=lambda _: None)
     assert interruption.value.signal_number == signal.SIGTERM
-    assert gather(plan).all == []
+    assert plan.results().all == []
     monkeypatch.undo()
     said: list[str] = []
     run_cells(plan, say=said.append)
     assert len(said) == 2
-    for ours, theirs in zip(plan.tasks(), finished.tasks(), strict=False):
+    for ours, theirs in zip(plan.cell_runs(), finished.cell_runs(), strict=False):
         one, other = ours.result(), theirs.result()
         assert one is not None
         assert other is not None
         assert (one.cell, one.measures) == (other.cell, other.measures)
 
 
-def test_a_cell_that_another_process_works_on_is_left_to_it(finished: Plan, tmp_path: Path) -> None:
+def test_a_cell_that_another_process_works_on_is_left_to_it(
+    finished: StudyRun, tmp_path: Path
+) -> None:
     import fcntl
 
     plan = planned(Path(finished.data), tmp_path / "out", seeds=1)
-    first, second = plan.tasks()
+    first, second = plan.cell_runs()
     first.folder.mkdir(parents=True)
     said: list[str] = []
     with open(first.folder / ".claim", "w") as held:
@@ -166,7 +174,7 @@ def test_a_cell_that_another_process_works_on_is_left_to_it(finished: Plan, tmp_
 
 
 def test_a_run_that_fails_is_a_result_that_says_so(
-    finished: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: StudyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from diptych.errors import TrainingError
 
@@ -179,16 +187,16 @@ def test_a_run_that_fails_is_a_result_that_says_so(
     said: list[str] = []
     run_cells(plan, cell="still/seed-0", say=said.append)
     assert said == ["[1/2] still, seed 0: failed: the loss is nan"]
-    assert gather(plan).values("still") == []
+    assert plan.results().values("still") == []
     write_study(plan)
     text = (plan.out / "index.md").read_text()
     assert "the loss is nan" in text
     assert "1 of 2 runs are done" in text
 
 
-def test_wrong_numbers_and_cells_are_refused(finished: Plan) -> None:
+def test_wrong_numbers_and_cells_are_refused(finished: StudyRun) -> None:
     with pytest.raises(ConfigError, match="--seeds must be 1 or more; got 0"):
-        make_plan(TINY, data="images", seeds=0)
+        study_run(TINY, data="images", seeds=0)
     with pytest.raises(ConfigError, match=r"no cell 'crops'; wanted CELL/seed-K.*crop, still"):
         run_cells(finished, cell="crops")
 
@@ -200,7 +208,7 @@ def in_the_catalog(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("in_the_catalog")
 def test_a_file_of_commands_does_the_same_one_by_one(
-    finished: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: StudyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, out = tmp_path / "commands.txt", tmp_path / "out"
     given = ["study", "tiny", "--data", finished.data, "--out", str(out), "--seeds", "1"]
@@ -216,7 +224,7 @@ def test_a_file_of_commands_does_the_same_one_by_one(
     assert main([*given, "--only-report"]) == 0
     assert (out / "index.md").exists()
     assert (
-        gather(finished).of("still")[0].measures
+        finished.results().of("still")[0].measures
         == from_table((out / "table.csv").read_text())[1].measures
     )
 
@@ -234,7 +242,9 @@ def test_the_command_lists_studies_and_says_what_is_missing(
 
 
 @pytest.mark.slow
-def test_processes_share_the_cells_and_end_by_one_signal(finished: Plan, tmp_path: Path) -> None:
+def test_processes_share_the_cells_and_end_by_one_signal(
+    finished: StudyRun, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "diptych", "study", "momentum", "--data", finished.data]
     command += ["--out", str(out), "--seeds", "1", "--jobs", "2", "--images", "48", "--epochs"]

@@ -6,20 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diptych.cli.flags import PretrainFlags, explicit_settings, parse
-from diptych.cli.training import pretrain
+from diptych.cli.flags import explicit_settings, parse
+from diptych.cli.pretrain import PretrainFlags, pretrain
 from diptych.config.files import nest
 from diptych.config.recipes import recipe_config
 from diptych.config.sections import require_consistent
 from diptych.optimization.schedules import peak_learning_rate
+from diptych.report.figures import svg
 from diptych.resolve import layers_of, overlay_all
 from diptych.studies.catalog import STUDIES, find_study
-from diptych.studies.cell_results import Results
-from diptych.studies.conduct import make_plan
-from diptych.studies.drawing import png, svg
-from diptych.studies.questions.invariance import TASKS
+from diptych.studies.cell_results import StudyResults
+from diptych.studies.drawing import png
+from diptych.studies.network_studies import TRANSFORMATIONS
 from diptych.studies.study import Study
 from diptych.studies.study_page import describe, to_markdown
+from diptych.studies.study_run import study_run
 from studies.made_up import result
 
 ALL = pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES.keys())
@@ -73,9 +74,9 @@ def test_the_composition_has_each_operation_alone_and_in_ordered_pairs() -> None
 
 def test_an_unscaled_rate_is_that_of_the_batch_it_is_taken_from() -> None:
     study = find_study("batch")
-    plan = make_plan(study, data="images", seeds=1)
+    plan = study_run(study, data="images", seeds=1)
     rates: dict[str, dict[int, float]] = {"linear": {}, "none": {}}
-    for task in plan.tasks():
+    for task in plan.cell_runs():
         config = overlay_all(
             recipe_config("simclr", "tiny"), layers_of(nest(dict(task.settings)), None)
         )
@@ -96,8 +97,8 @@ def test_cells_have_names_of_their_own_that_are_folders(study: Study) -> None:
 
 @ALL
 def test_every_command_is_one_that_the_command_line_takes(study: Study) -> None:
-    tasks = make_plan(study, data="my images", seeds=2, threads=1).tasks()
-    for task in [task for task in tasks if task.seed == 0 or task.cell.name == study.reference]:
+    runs = study_run(study, data="my images", seeds=2, threads=1).cell_runs()
+    for task in [run for run in runs if run.seed == 0 or run.cell.name == study.reference]:
         program, verb, *arguments = shlex.split(task.command)
         assert (program, verb) == ("diptych", "pretrain")
         flags = parse(PretrainFlags, pretrain, arguments)
@@ -110,23 +111,23 @@ def test_every_command_is_one_that_the_command_line_takes(study: Study) -> None:
         require_consistent(overlay_all(base, layers_of(given, None)))
 
 
-def made_up(study: Study, *, seeds: int = 3) -> Results:
-    """Results of every cell, with every measure that a study may show."""
+def made_up(study: Study, *, seeds: int = 3) -> StudyResults:
+    """StudyResults of every cell, with every measure that a study may show."""
     rng = np.random.default_rng(0)
     names = {"knn", "pretext", "effective_rank", "linear", "leak", "supervised", *study.shown}
-    names |= {f"{task}_{layer}" for task in TASKS for layer in "hg"}
+    names |= {f"{task}_{layer}" for task in TRANSFORMATIONS for layer in "hg"}
     found = []
     for cell in study.grid(study.budget.epochs):
         for seed in range(seeds):
             one = result(cell.name, seed, **{name: rng.uniform(0.2, 0.6) for name in sorted(names)})
             found.append(type(one)(**{**vars(one), "place": cell.place, "study": study.name}))
-    return Results(found)
+    return StudyResults(found)
 
 
 @ALL
 def test_every_claim_is_about_cells_and_measures_that_there_are(study: Study) -> None:
     found = made_up(study)
-    page = describe(make_plan(study, data="images"), found)
+    page = describe(study_run(study, data="images"), found)
     assert page.judgements
     assert all(one.outcome != "unmeasured" for one in page.judgements)
     for one in page.judgements:

@@ -1,4 +1,4 @@
-"""Results in files and tables come back as they were, and a hostile file is refused."""
+"""StudyResults in files and tables come back as they were, and a hostile file is refused."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from diptych.errors import RunFolderError
 from diptych.studies.cell_results import (
     RESULT_NAME,
-    Results,
+    StudyResults,
     from_table,
     read_result,
     to_table,
@@ -40,9 +40,9 @@ def test_a_file_that_is_no_result_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_means_and_errors_are_over_seeds() -> None:
-    found = Results([result("a", s, knn=v) for s, v in ((1, 0.3), (0, 0.1), (2, 0.2))])
+    found = StudyResults([result("a", s, knn=v) for s, v in ((1, 0.3), (0, 0.1), (2, 0.2))])
     assert found.values("a") == [0.1, 0.3, 0.2]
     assert found.mean("a") == pytest.approx(0.2)
     assert found.error("a") == pytest.approx(0.1 / 3**0.5)
     assert found.mean("b") is None
-    assert Results([result("a", 0, knn=1.0)]).error("a") is None
+    assert StudyResults([result("a", 0, knn=1.0)]).error("a") is None

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from diptych.checkpoints.checkpoint import list_checkpoints, load_checkpoint
+from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
 from diptych.config.files import load_run_config
 from diptych.errors import ConfigError, Interrupted, RunFolderError, TrainingError
 from diptych.pretraining import pretrain

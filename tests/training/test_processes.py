@@ -19,7 +19,7 @@ from diptych.config.sections import (
     TrainingConfig,
 )
 from diptych.evaluation.linear import fit_linear
-from diptych.methods.contrastive import build_method
+from diptych.methods.contrastive import build_contrastive
 from diptych.methods.distillation import Distillation, Teacher
 from diptych.methods.sharded_bank import sharded_banks
 from diptych.models.weights import PretrainedEncoder
@@ -103,20 +103,15 @@ def share_of_batch(name: str, step: int) -> Batch:
 
 def trained(name: str) -> Results:
     config = CONFIGS[name]
-    method = build_method(config, image_count=IMAGES).double().train()
+    method = build_contrastive(config, image_count=IMAGES).double().train()
     optimizer = build_optimizer(config.optimizer, method)
     losses, others = [], []
     for step in range(STEPS if name in RECIPES else FEW_STEPS):
         batch = share_of_batch(name, step)
-        result = train_step(method, optimizer, batch, rate=0.1, momentum=0.9, config=config)
-        losses.append(result.look_up.loss)
-        assert result.gradient_norm is not None
-        found = result.look_up
-        others.append(
-            torch.stack(
-                [found.accuracy, torch.tensor(float(found.candidates)), result.gradient_norm]
-            )
-        )
+        output = train_step(method, optimizer, batch, rate=0.1, momentum=0.9, config=config)
+        losses.append(output.loss)
+        names = ("pretext_accuracy", "candidates", "chance_loss", "gradient_norm")
+        others.append(torch.stack([output.metrics[name].double() for name in names]))
     whole = {key: bank.fetch(torch.arange(IMAGES)) for key, bank in sharded_banks(method)}
     held = {**method.state_dict(), **whole}
     state = {f"state/{key}": value.clone() for key, value in held.items()}

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
-from diptych.checkpoints.checkpoint import list_checkpoints, load_checkpoint
+from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
 from diptych.errors import ImagesError, Interrupted, RunFolderError, TrainingError
 from diptych.logging.metrics import read_metrics
 from diptych.pretraining import pretrain

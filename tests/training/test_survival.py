@@ -18,7 +18,7 @@ from launched import LONGEST_SECONDS, Job, is_alive, last_step
 from safetensors.torch import load_file
 
 from conftest import striped
-from diptych.checkpoints.checkpoint import list_checkpoints, load_checkpoint
+from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
 
 # The time-out is for a machine that does much else: alone it takes a minute.
 pytestmark = [

@@ -5,11 +5,14 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from diptych.errors import PeerError
-from diptych.methods.objective import LookUp
+from diptych.config.sections import RunConfig
+from diptych.errors import DistributedError
+from diptych.methods.method import Method, StepOutput, encoder_and_head
 from diptych.optimization.loss_scale import LossScale
-from diptych.runtime.distributed import average_over_processes
-from diptych.training.synchronize import average_step, require_in_step, seed_draws
+from diptych.runtime.distributed import average_over_processes, process_rank
+from diptych.training.step import train_step
+from diptych.training.synchronize import require_synchronized, seed_generators, synchronize_step
+from diptych.views.batches import Batch
 from processes import Results, run_processes
 
 
@@ -25,8 +28,8 @@ def told(number: int, rank: int) -> str:
         with torch.no_grad():
             method.get_parameter("0.weight")[1, 2] += 1e-7
     try:
-        require_in_step(method, 7)
-    except PeerError as error:
+        require_synchronized(method, 7)
+    except DistributedError as error:
         return str(error)
     return ""
 
@@ -37,8 +40,28 @@ def settled(rank: int, *, overflowing: int) -> tuple[bool, float]:
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     loss = method(torch.ones(2, 3)).square().sum() * (1e38 if rank == overflowing else 1.0)
     torch.autograd.backward(scale.enlarged(loss))
-    average_step(method, LookUp(loss, torch.zeros(()), 1, 0.0, 1.0))
+    synchronize_step(method, StepOutput(loss, {}))
     return scale.settle(optimizer), scale.value
+
+
+class Told(Method):
+    """A method that reports a metric nobody knows of: the rank of its process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = encoder_and_head(nn.Flatten(), nn.Linear(3, 1))
+
+    def forward(self, batch: Batch) -> StepOutput:
+        loss = self.network(batch.views[0]).mean()
+        return StepOutput(loss, {"rank": torch.tensor(float(process_rank()))})
+
+
+def metrics_of_a_step(rank: int) -> dict[str, float]:
+    method = Told()
+    batch = Batch((torch.full((2, 3), float(rank)),), torch.arange(2), 0)
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+    output = train_step(method, optimizer, batch, rate=0.1, momentum=0.9, config=RunConfig())
+    return {name: float(value) for name, value in output.metrics.items()}
 
 
 def in_each(rank: int, count: int) -> Results:
@@ -48,13 +71,16 @@ def in_each(rank: int, count: int) -> Results:
     average_over_processes(tensors)
     said = [told(-1, rank), told(0, rank), told(count - 1, rank)]
     try:
-        require_in_step(network(), 7, images="other" if rank == 1 else "same")
-    except PeerError as error:
+        require_synchronized(network(), 7, images="other" if rank == 1 else "same")
+    except DistributedError as error:
         said.append(str(error))
     moves, value = settled(rank, overflowing=1)
     others_move, _ = settled(rank, overflowing=9)
-    seed_draws(5, 9)
+    torch.manual_seed(0)
+    metrics = metrics_of_a_step(rank)
+    seed_generators(5, 9)
     return {
+        "metric": torch.tensor(metrics["rank"]),
         "settled": torch.tensor([moves, others_move, value == 2.0**15]),
         "means": torch.cat([tensor.double().reshape(-1) for tensor in tensors]),
         "draw": torch.rand(4),
@@ -62,11 +88,12 @@ def in_each(rank: int, count: int) -> Results:
     }
 
 
-def test_processes_are_kept_in_step() -> None:
+def test_processes_are_kept_synchronized() -> None:
     results = run_processes(in_each, 3)
     wanted = torch.tensor([1.0] * 4 + [0, 6, 2, 8, 4, 10], dtype=torch.float64)
     for result in results:
         assert torch.equal(result["means"], wanted)
+        assert result["metric"] == 1.0  # the mean of 0, 1 and 2
         agreed, first, last, images = bytes(result["said"].tolist()).decode().split("\n")
         assert agreed == ""
         assert "after step 7 process 0 of 3 differs from the others in: other parts" in first
@@ -80,7 +107,7 @@ def test_processes_are_kept_in_step() -> None:
 
 def test_draws_follow_from_seed_and_step() -> None:
     def drawn(seed: int, step: int) -> Tensor:
-        seed_draws(seed, step)
+        seed_generators(seed, step)
         return torch.rand(3)
 
     assert torch.equal(drawn(1, 2), drawn(1, 2))
@@ -89,7 +116,7 @@ def test_draws_follow_from_seed_and_step() -> None:
 
 
 def test_one_process_has_nobody_to_differ_from() -> None:
-    require_in_step(network(), 0, images="any")
+    require_synchronized(network(), 0, images="any")
     tensor = torch.ones(2)
     average_over_processes([tensor])
     assert torch.equal(tensor, torch.ones(2))

@@ -10,8 +10,8 @@ from diptych.config.policies import Policy, parse_policy
 from diptych.config.sections import ViewsConfig
 from diptych.images.pixels import PixelBatch
 from diptych.views.cpu import make_views, normalisation, to_pixels
-from diptych.views.parameter_table import Draws
-from diptych.views.parameters import centre_views, draw_views
+from diptych.views.draw import centre_views, draw_views
+from diptych.views.parameters import ViewParameters
 
 CONFIG = ViewsConfig(side_pixels=24)
 EVERYTHING = parse_policy(
@@ -27,7 +27,7 @@ def images_of(rng: np.random.Generator, count: int) -> PixelBatch:
     return PixelBatch.of([rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes])
 
 
-def drawn_for(images: PixelBatch, policy: Policy = EVERYTHING) -> Draws:
+def drawn_for(images: PixelBatch, policy: Policy = EVERYTHING) -> ViewParameters:
     return draw_views(
         (policy, policy),
         side_pixels=24,

@@ -1,4 +1,4 @@
-"""Draws: a pure function with the right distributions."""
+"""ViewParameters: a pure function with the right distributions."""
 
 import math
 from itertools import pairwise
@@ -13,9 +13,17 @@ from torchvision.transforms import ColorJitter, GaussianBlur, RandomResizedCrop
 from diptych.config.operations import OPERATIONS, Blur, Center, Color, Crop
 from diptych.config.policies import PRESETS, Policy, branches, parse_policy
 from diptych.config.sections import ViewsConfig
-from diptych.views import parameter_table as draws
-from diptych.views.parameter_table import AFFINE, BLUR, COLOR, CUTOUT, JITTER_ORDERS, NOISE, Draws
-from diptych.views.parameters import centre_views, draw_views, five_views
+from diptych.views import parameters as codes
+from diptych.views.draw import centre_views, draw_views, five_views
+from diptych.views.parameters import (
+    AFFINE,
+    BLUR,
+    COLOR,
+    CUTOUT,
+    JITTER_ORDERS,
+    NOISE,
+    ViewParameters,
+)
 from diptych.views.philox import philox
 
 PLAIN = parse_policy("crop + flip + color + gray(0.2) + blur(0.5)")
@@ -33,7 +41,7 @@ def draw(
     seed: int = 11,
     strength: float = 1.0,
     first_view: int = 0,
-) -> Draws:
+) -> ViewParameters:
     policy = parse_policy(policy) if isinstance(policy, str) else policy
     indices = np.arange(count) if indices is None else indices
     heights, widths = (np.full(len(indices), n, dtype=np.int64) for n in size)
@@ -50,7 +58,7 @@ def draw(
     )
 
 
-def same(one: Draws, other: Draws) -> bool:
+def same(one: ViewParameters, other: ViewParameters) -> bool:
     return np.array_equal(one.crops, other.crops) and np.array_equal(one.steps, other.steps)
 
 
@@ -141,7 +149,7 @@ def test_presets_are_distributed_as_torchvisions_sampling(preset: str, branch: i
     for slot, operation in enumerate(policy[1:]):
         assert not isinstance(operation, Center)
         steps = drawn.steps[0, :, slot]
-        happened = steps[:, 0] != draws.NOTHING
+        happened = steps[:, 0] != codes.NOTHING
         error = 4 * math.sqrt(
             max(operation.probability * (1 - operation.probability), 1e-9) / count
         )
@@ -190,7 +198,7 @@ def test_a_crop_that_does_not_happen_is_the_centre() -> None:
 def test_factors_are_uniform_and_switches_have_their_probabilities() -> None:
     steps = draw(count=20000).steps[1]
     for name, wanted in (("flip", 0.5), ("color", 0.8), ("gray", 0.2), ("blur", 0.5)):
-        happened = steps[:, SLOTS[name], 0] != draws.NOTHING
+        happened = steps[:, SLOTS[name], 0] != codes.NOTHING
         assert happened.mean() == pytest.approx(wanted, abs=0.015), name
     color = steps[steps[:, 1, 0] == COLOR, 1]
     for column, low, span in ((2, 0.6, 0.8), (3, 0.6, 0.8), (4, 0.6, 0.8), (5, -0.1, 0.2)):
@@ -203,7 +211,7 @@ def test_factors_are_uniform_and_switches_have_their_probabilities() -> None:
 
 
 def test_switches_of_different_operations_are_independent() -> None:
-    happened = draw(count=20000).steps[0, :, :, 0] != draws.NOTHING
+    happened = draw(count=20000).steps[0, :, :, 0] != codes.NOTHING
     for a in range(4):
         for b in range(a):
             both, apart = (happened[:, a] & happened[:, b]).mean(), happened[:, [a, b]].mean(axis=0)
@@ -258,14 +266,14 @@ def test_rand_augment_draws_all_of_its_operations_as_often() -> None:
     for slot in range(2):
         kinds = np.bincount(steps[:, slot, 0].astype(int), minlength=16)
         # Five of fourteen are affine, three change one part of the colour.
-        expected = {AFFINE: 5, COLOR: 3, draws.NOTHING: 1, draws.SHARPEN: 1, draws.POSTERIZE: 1}
-        expected |= {draws.SOLARIZE: 1, draws.EQUALIZE: 1, draws.AUTO_CONTRAST: 1}
+        expected = {AFFINE: 5, COLOR: 3, codes.NOTHING: 1, codes.SHARPEN: 1, codes.POSTERIZE: 1}
+        expected |= {codes.SOLARIZE: 1, codes.EQUALIZE: 1, codes.AUTO_CONTRAST: 1}
         for kind, share in expected.items():
             assert kinds[kind] == pytest.approx(1000 * share, rel=0.12)
         assert kinds.sum() == 14000
     turns = steps[(steps[..., 0] == AFFINE) & (steps[..., 1] != 1.0)]
     np.testing.assert_allclose(np.abs(np.rad2deg(np.arcsin(turns[:, 4]))), 30)
-    together = (steps[:, 0, 0] == draws.EQUALIZE) & (steps[:, 1, 0] == draws.EQUALIZE)
+    together = (steps[:, 0, 0] == codes.EQUALIZE) & (steps[:, 1, 0] == codes.EQUALIZE)
     assert together.mean() == pytest.approx(1 / 196, abs=0.003)
 
 
@@ -287,7 +295,7 @@ def test_policies_of_different_lengths_share_a_table() -> None:
         widths=np.full(5, 40),
     )
     assert views.steps.shape[:3] == (2, 5, 4)
-    assert (views.steps[0, :, 0, 0] == draws.GRAY).all()
+    assert (views.steps[0, :, 0, 0] == codes.GRAY).all()
     assert (views.steps[0, :, 1:] == 0).all()
 
 

@@ -16,22 +16,22 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 from diptych.config.policies import PRESETS, branches, parse_policy
 from diptych.config.sections import ViewsConfig
-from diptych.images.codecs.form import Pixels
+from diptych.images.codecs.channels import Pixels
 from diptych.images.pixels import PixelBatch
 from diptych.views import device_operations
-from diptych.views import parameter_table as draws
+from diptych.views import parameters as codes
 from diptych.views.cpu import make_views
-from diptych.views.device import apply_draws, make_views_on, move_pixels
-from diptych.views.parameter_table import (
+from diptych.views.device import apply_parameters, make_views_on, move_pixels
+from diptych.views.draw import draw_views
+from diptych.views.parameters import (
     BRIGHTNESS,
     CONTRAST,
     CROP,
     HUE,
     JITTER_ORDERS,
     SATURATION,
-    Draws,
+    ViewParameters,
 )
-from diptych.views.parameters import draw_views
 from diptych.views.philox import small_philox
 
 MEAN = (0.485, 0.456, 0.406)
@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 # three at most.
 CLOSE = 3e-5
 
-Applier = Callable[[PixelBatch, Draws, int], Tensor]
+Applier = Callable[[PixelBatch, ViewParameters, int], Tensor]
 """Gives (views, images, channels, side, side) in 0 .. 1."""
 
 
@@ -51,12 +51,12 @@ def _mean_of(channels: int) -> Tensor:
     return torch.tensor(mean)[:, None, None]
 
 
-def on_cpu(images: PixelBatch, drawn: Draws, side: int) -> Tensor:
+def on_cpu(images: PixelBatch, drawn: ViewParameters, side: int) -> Tensor:
     views = torch.from_numpy(make_views(images, drawn, CONFIG, side_pixels=side))
     return views.permute(0, 1, 4, 2, 3) + _mean_of(images.channels)
 
 
-def on_device(images: PixelBatch, drawn: Draws, side: int) -> Tensor:
+def on_device(images: PixelBatch, drawn: ViewParameters, side: int) -> Tensor:
     views = make_views_on(images, drawn, CONFIG, CPU, side_pixels=side)
     assert views.dtype == torch.float32
     return views + _mean_of(images.channels)
@@ -95,14 +95,14 @@ def crops_of(
     return np.array([[(*box, int(cubic))] for box in boxes], dtype=CROP)
 
 
-def one_each(steps: Sequence[Sequence[float]], side: int) -> Draws:
+def one_each(steps: Sequence[Sequence[float]], side: int) -> ViewParameters:
     """Image i of so many squares goes through step i and nothing else."""
-    table = np.zeros((1, len(steps), 1, draws.STEP_WIDTH))
+    table = np.zeros((1, len(steps), 1, codes.STEP_WIDTH))
     for image, step in enumerate(steps):
         table[0, image, 0, : len(step)] = step
     crops = np.zeros((1, len(steps)), dtype=CROP)
     crops["height"] = crops["width"] = side
-    return Draws(crops, table)
+    return ViewParameters(crops, table)
 
 
 def run(apply: Applier, images: Sequence[Pixels], steps: Sequence[Sequence[float]]) -> Tensor:
@@ -150,7 +150,7 @@ def test_crops_equal_torchvisions(
     image, side = picture(rng, *size, channels, kind), 23
     boxes = _boxes(*size, rng)
     crops = crops_of(boxes, cubic=cubic)
-    views = apply(batch_of(image), Draws(crops, np.zeros((len(boxes), 1, 0, 7))), side)
+    views = apply(batch_of(image), ViewParameters(crops, np.zeros((len(boxes), 1, 0, 7))), side)
     how = InterpolationMode.BICUBIC if cubic else InterpolationMode.BILINEAR
     for view, box in zip(views[:, 0], boxes, strict=True):
         wanted = functional.resized_crop(
@@ -194,7 +194,7 @@ def test_fractional_crops_follow_the_formula(
     boxes = [(3.3, 10.7, 40.9, 30.2), (0.0, 0.5, 89.5, 69.5), (41.25, 7.75, 4.5, 2.25)]
     boxes.append((60.2, 40.1, 30.3, 30.2))  # ends behind the image, where its stack is padded
     crops = np.repeat(crops_of(boxes, cubic=cubic), 2, axis=1)
-    views = apply(batch_of(image, larger), Draws(crops, np.zeros((4, 2, 0, 7))), 17)
+    views = apply(batch_of(image, larger), ViewParameters(crops, np.zeros((4, 2, 0, 7))), 17)
     for view, box in zip(views[:, 0], boxes, strict=True):
         assert_close(view, by_formula(exact(image), box, 17, cubic=cubic))
 
@@ -202,7 +202,7 @@ def test_fractional_crops_follow_the_formula(
 def test_a_fractional_crop_inside_equals_pillows(apply: Applier, rng: np.random.Generator) -> None:
     image, (top, left, height, width) = picture(rng, 120, 130, 1), (20.3, 31.6, 60.5, 70.75)
     crops = crops_of([(top, left, height, width)], cubic=True)
-    view = apply(batch_of(image), Draws(crops, np.zeros((1, 1, 0, 7))), 20)[0, 0, 0]
+    view = apply(batch_of(image), ViewParameters(crops, np.zeros((1, 1, 0, 7))), 20)[0, 0, 0]
     gray = Image.fromarray(np.float32(image[..., 0]) / 255)
     box = (left, top, left + width, top + height)
     theirs = torch.from_numpy(np.array(gray.resize((20, 20), Image.Resampling.BICUBIC, box=box)))
@@ -215,7 +215,7 @@ def test_scaled_draws_of_whole_images_equal_an_interpolation(
     apply: Applier, reduced: tuple[int, int], rng: np.random.Generator
 ) -> None:
     image = picture(rng, *reduced, 3)
-    whole = Draws(crops_of([(0, 0, 359, 241)], cubic=False), np.zeros((1, 1, 0, 7)))
+    whole = ViewParameters(crops_of([(0, 0, 359, 241)], cubic=False), np.zeros((1, 1, 0, 7)))
     drawn = whole.scaled(np.array([reduced[0] / 359]), np.array([reduced[1] / 241]))
     wanted = torch.nn.functional.interpolate(
         exact(image)[None], size=(24, 24), mode="bilinear", antialias=True
@@ -238,7 +238,7 @@ def test_flips_and_turns_equal_numpys(
     apply: Applier, side: int, channels: int, kind: type, rng: np.random.Generator
 ) -> None:
     image = picture(rng, side, side, channels, kind)
-    steps = [(draws.FLIP,), (draws.VERTICAL_FLIP,), *((draws.TURN, n) for n in (1, 2, 3))]
+    steps = [(codes.FLIP,), (codes.VERTICAL_FLIP,), *((codes.TURN, n) for n in (1, 2, 3))]
     wanted = [image[:, ::-1], image[::-1], *(np.rot90(image, n) for n in (1, 2, 3))]
     for view, turned in zip(run(apply, [image] * 5, steps), wanted, strict=True):
         assert_close(view, exact(cast(Pixels, np.ascontiguousarray(turned))), atol=1e-6)
@@ -292,7 +292,7 @@ def test_affine_maps_equal_scipys(
     images = [picture(rng, side, side, channels, kind) for _ in maps]
     middle = (side - 1) / 2
     for view, image, m in zip(
-        run(apply, images, [(draws.AFFINE, *m) for m in maps]), images, maps, strict=True
+        run(apply, images, [(codes.AFFINE, *m) for m in maps]), images, maps, strict=True
     ):
         matrix = np.array([[m[4], m[3]], [m[1], m[0]]])  # of (y, x)
         offset = np.array([m[5], m[2]]) + middle - matrix @ [middle, middle]
@@ -333,7 +333,7 @@ def test_color_equals_torchvisions_in_every_order(
     images = [picture(rng, side, side, channels, kind) for _ in range(24)]
     factors = np.column_stack([rng.uniform(0, 1.8, (24, 3)), rng.uniform(-0.5, 0.5, 24)])
     factors[::5, 1], factors[1::5, 2], factors[2::5, 3] = 1.0, 0.0, 0.0
-    steps = [(draws.COLOR, order, *factors[order]) for order in range(24)]
+    steps = [(codes.COLOR, order, *factors[order]) for order in range(24)]
     for order, view in enumerate(run(apply, images, steps)):
         wanted = jittered(exact(images[order]), order, factors[order].tolist())
         assert_close(view, wanted, atol=CLOSE)
@@ -349,7 +349,7 @@ def test_each_change_of_color_alone(apply: Applier, channel: int, rng: np.random
     factors = [[1.0, 1.0, 1.0, 0.0] for _ in amounts]
     for row, amount in zip(factors, amounts, strict=True):
         row[channel] = amount
-    views = run(apply, [image] * 3, [(draws.COLOR, 0, *row) for row in factors])
+    views = run(apply, [image] * 3, [(codes.COLOR, 0, *row) for row in factors])
     for view, row in zip(views, factors, strict=True):
         assert_close(view, jittered(exact(image), 0, row))
 
@@ -362,7 +362,7 @@ def test_gray(
     wanted = exact(image).mean(dim=0, keepdim=True)
     if channels == 3:
         wanted = functional.rgb_to_grayscale(exact(image), 1)
-    view = run(apply, [image], [(draws.GRAY,)])[0]
+    view = run(apply, [image], [(codes.GRAY,)])[0]
     assert_close(view, wanted.expand_as(view), atol=1e-4)
 
 
@@ -372,7 +372,7 @@ def test_blurs_equal_torchvisions(
 ) -> None:
     widths = [(sigma, radius) for radius in range(side // 4 + 1) for sigma in (0.001, 0.6, 9.0)]
     images = [picture(rng, side, side, channels, kind) for _ in widths]
-    views = run(apply, images, [(draws.BLUR, *width) for width in widths])
+    views = run(apply, images, [(codes.BLUR, *width) for width in widths])
     for view, image, (sigma, radius) in zip(views, images, widths, strict=True):
         size = [2 * radius + 1] * 2
         assert_close(view, functional.gaussian_blur(exact(image), size, [sigma] * 2))
@@ -380,7 +380,7 @@ def test_blurs_equal_torchvisions(
 
 def test_large_blurs_equal_torchvisions(apply: Applier, rng: np.random.Generator) -> None:
     image = picture(rng, 96, 96, 3)
-    view = run(apply, [image], [(draws.BLUR, 8.0, 24)])[0]
+    view = run(apply, [image], [(codes.BLUR, 8.0, 24)])[0]
     assert_close(view, functional.gaussian_blur(exact(image), [49, 49], [8.0, 8.0]))
 
 
@@ -391,7 +391,7 @@ def test_solarize_and_posterize_equal_torchvisions(
     thresholds, bits = (0.0, 0.31, 0.5, 1.0), (1, 3, 7, 8)
     image = picture(rng, side, side, channels, kind)
     image[0, 0], image[0, 1] = 0, np.iinfo(kind).max
-    steps = [(draws.SOLARIZE, t) for t in thresholds] + [(draws.POSTERIZE, 2.0**b) for b in bits]
+    steps = [(codes.SOLARIZE, t) for t in thresholds] + [(codes.POSTERIZE, 2.0**b) for b in bits]
     views = run(apply, [image] * 8, steps)
     for view, threshold in zip(views[:4], thresholds, strict=True):
         assert_close(view, functional.solarize(exact(image), threshold), apart=0.01)
@@ -411,8 +411,8 @@ def test_equalize_and_auto_contrast_equal_torchvisions(
     flat[..., 0] = 0
     white = np.full_like(image, np.iinfo(kind).max)
     images = [image, dark, flat, white]
-    equal = run(apply, images, [(draws.EQUALIZE,)] * 4)
-    stretched = run(apply, images, [(draws.AUTO_CONTRAST,)] * 4)
+    equal = run(apply, images, [(codes.EQUALIZE,)] * 4)
+    stretched = run(apply, images, [(codes.AUTO_CONTRAST,)] * 4)
     for view, other, one in zip(equal, stretched, images, strict=True):
         planes = [plane[None] for plane in exact(one)]  # torchvision takes one or three channels
         assert_close(view, torch.cat([functional.equalize(p) for p in planes]), apart=0.01)
@@ -435,7 +435,7 @@ def test_sharpen_equals_torchvisions(
 ) -> None:
     factors = (0.0, 0.4, 1.0, 1.9)
     images = [picture(rng, side, side, channels, kind) for _ in factors]
-    views = run(apply, images, [(draws.SHARPEN, factor) for factor in factors])
+    views = run(apply, images, [(codes.SHARPEN, factor) for factor in factors])
     for view, image, factor in zip(views, images, factors, strict=True):
         # torchvision sharpens one or three channels; each by itself
         wanted = [functional.adjust_sharpness(plane[None], factor) for plane in exact(image)]
@@ -448,7 +448,7 @@ def test_cutout_fills_its_rectangle(
 ) -> None:
     boxes = [(0, 0, 1, 1), (0, 0, side, side), (2, 3, 5, 1), (side - 2, side - 3, 2, 3)]
     images = [picture(rng, side, side, channels, kind) for _ in boxes]
-    views = run(apply, images, [(draws.CUTOUT, *box) for box in boxes])
+    views = run(apply, images, [(codes.CUTOUT, *box) for box in boxes])
     for view, image, (top, left, height, width) in zip(views, images, boxes, strict=True):
         wanted = exact(image)
         for y in range(top, top + height):
@@ -466,13 +466,13 @@ def test_sobel_equals_scipys(
     planes = exact(image).numpy()
     slopes = [[scipy.ndimage.sobel(p, axis, mode="mirror") for axis in (0, 1)] for p in planes]
     wanted = np.stack([np.minimum(np.hypot(*two) / 4, 1) for two in slopes])
-    assert_close(run(apply, [image], [(draws.SOBEL,)])[0], torch.from_numpy(wanted))
+    assert_close(run(apply, [image], [(codes.SOBEL,)])[0], torch.from_numpy(wanted))
 
 
 def test_sobel_of_a_step_from_black_to_white_is_one(apply: Applier) -> None:
     image = np.zeros((9, 9, 1), dtype=np.uint8)
     image[:, 4:] = 255
-    view = run(apply, [image], [(draws.SOBEL,)])[0, 0]
+    view = run(apply, [image], [(codes.SOBEL,)])[0, 0]
     assert view[:, [3, 4]] == pytest.approx(torch.ones(9, 2), abs=1e-6)
     assert view[:, [0, 1, 2, 5, 6, 7, 8]].abs().max() < 1e-6
 
@@ -522,7 +522,7 @@ def test_noise_is_philoxs_made_normal(
 ) -> None:
     images = [picture(rng, side, side, channels) for _ in range(2)]
     keys = [(1, 2), NOISY_KEY]
-    views = run(apply, images, [(draws.NOISE, 0.07, *key) for key in keys])
+    views = run(apply, images, [(codes.NOISE, 0.07, *key) for key in keys])
     for view, image, key in zip(views, images, keys, strict=True):
         wanted = exact(image)
         for channel in range(channels):
@@ -538,7 +538,7 @@ def test_noise_is_philoxs_made_normal(
 
 def test_noise_is_normal_and_its_channels_and_pixels_independent(apply: Applier) -> None:
     images = [np.full((96, 96, 3), 128, dtype=np.uint8)] * 2
-    steps = [(draws.NOISE, 0.05, 77, 88), (draws.NOISE, 0.05, 77, 89)]
+    steps = [(codes.NOISE, 0.05, 77, 88), (codes.NOISE, 0.05, 77, 89)]
     views = run(apply, images, steps)
     noise = ((views - 128 / 255) / 0.05).double().numpy()
     assert kstest(noise.ravel(), "norm").pvalue > 1e-3
@@ -568,7 +568,9 @@ SMOOTH = (
 STEPPED = "crop + color(0.5) + solarize(0.5) + posterize(0.5) + equalize(0.5) + rand_augment"
 
 
-def drawn_from(policies: Sequence[str], images: PixelBatch, side: int, seed: int = 5) -> Draws:
+def drawn_from(
+    policies: Sequence[str], images: PixelBatch, side: int, seed: int = 5
+) -> ViewParameters:
     return draw_views(
         [parse_policy(policy) for policy in policies],
         side_pixels=side,
@@ -608,7 +610,7 @@ def test_the_appliers_agree_on_everything(channels: int, rng: np.random.Generato
     """Policies of several lengths: the shorter one's rows end with steps that are none."""
     images = several_sizes(rng, channels)
     drawn = drawn_from([SMOOTH, "center", "crop + gray(1) + flip(1)", SMOOTH], images, 29)
-    assert (drawn.steps[1] == draws.NOTHING).all()
+    assert (drawn.steps[1] == codes.NOTHING).all()
     assert_close(on_device(images, drawn, 29), on_cpu(images, drawn, 29), atol=CLOSE)
 
 
@@ -629,7 +631,7 @@ def test_device_views_do_not_depend_on_the_batch(rng: np.random.Generator) -> No
     images = several_sizes(rng)
     drawn = drawn_from([SMOOTH], images, 16)
     some = np.array([20, 3, 9])
-    part = Draws(drawn.crops[:, some], drawn.steps[:, some])
+    part = ViewParameters(drawn.crops[:, some], drawn.steps[:, some])
     together = on_device(images, drawn, 16)[:, some]
     # Sums of another length come in another order.
     assert_close(on_device(images.select(some), part, 16), together, atol=CLOSE)
@@ -670,19 +672,19 @@ def test_autocast_does_not_coarsen_views(rng: np.random.Generator) -> None:
 # --- gradients -----------------------------------------------------------------------------------
 
 DIFFERENTIABLE: dict[str, Sequence[float]] = {
-    "flip": (draws.FLIP,),
-    "vertical_flip": (draws.VERTICAL_FLIP,),
-    "turn": (draws.TURN, 3),
-    "affine": (draws.AFFINE, 0.9, 0.2, 1.3, -0.3, 1.1, 0.4),
-    "color": (draws.COLOR, 13, 1.1, 0.9, 1.1, 0.07),
-    "gray": (draws.GRAY,),
-    "blur": (draws.BLUR, 1.2, 2),
-    "solarize": (draws.SOLARIZE, 0.5),
-    "auto_contrast": (draws.AUTO_CONTRAST,),
-    "sharpen": (draws.SHARPEN, 1.4),
-    "noise": (draws.NOISE, 0.02, 3, 4),
-    "cutout": (draws.CUTOUT, 1, 2, 4, 3),
-    "sobel": (draws.SOBEL,),
+    "flip": (codes.FLIP,),
+    "vertical_flip": (codes.VERTICAL_FLIP,),
+    "turn": (codes.TURN, 3),
+    "affine": (codes.AFFINE, 0.9, 0.2, 1.3, -0.3, 1.1, 0.4),
+    "color": (codes.COLOR, 13, 1.1, 0.9, 1.1, 0.07),
+    "gray": (codes.GRAY,),
+    "blur": (codes.BLUR, 1.2, 2),
+    "solarize": (codes.SOLARIZE, 0.5),
+    "auto_contrast": (codes.AUTO_CONTRAST,),
+    "sharpen": (codes.SHARPEN, 1.4),
+    "noise": (codes.NOISE, 0.02, 3, 4),
+    "cutout": (codes.CUTOUT, 1, 2, 4, 3),
+    "sobel": (codes.SOBEL,),
 }
 
 
@@ -693,23 +695,23 @@ def test_gradients_equal_finite_differences(name: str) -> None:
     shape = (2, 3, 13, 11)
     images = 0.3 + 0.4 * torch.rand(shape, generator=generator, dtype=torch.float64)
     crops = np.array([[(1, 2, 10, 8, 0), (0, 0, 13, 11, 1)]], dtype=CROP)
-    table = np.zeros((1, 2, 2, draws.STEP_WIDTH))
+    table = np.zeros((1, 2, 2, codes.STEP_WIDTH))
     table[0, :, 0, : len(step)] = step
-    table[0, 1, 1, 0] = draws.GRAY  # of one row alone: rows that are put back pass gradients too
-    drawn = Draws(crops, table)
+    table[0, 1, 1, 0] = codes.GRAY  # of one row alone: rows that are put back pass gradients too
+    drawn = ViewParameters(crops, table)
 
     def views(images: Tensor) -> Tensor:
-        return apply_draws(images, drawn, CONFIG, side_pixels=8)
+        return apply_parameters(images, drawn, CONFIG, side_pixels=8)
 
     assert views(images).dtype == torch.float64
     assert torch.autograd.gradcheck(views, images.requires_grad_(), fast_mode=True)
 
 
-@pytest.mark.parametrize("kind", [draws.SOBEL, draws.AUTO_CONTRAST, draws.COLOR])
+@pytest.mark.parametrize("kind", [codes.SOBEL, codes.AUTO_CONTRAST, codes.COLOR])
 def test_gradients_of_flat_images_are_finite(kind: int) -> None:
     images = torch.full((1, 3, 8, 8), 0.5, requires_grad=True)
     drawn = one_each([(kind, 0, 1.2, 1.2, 1.2, 0.1)], 8)
-    apply_draws(images, drawn, CONFIG, side_pixels=8).sum().backward()  # type: ignore[no-untyped-call]
+    apply_parameters(images, drawn, CONFIG, side_pixels=8).sum().backward()  # type: ignore[no-untyped-call]
     assert images.grad is not None
     assert images.grad.isfinite().all()
 
@@ -719,10 +721,10 @@ def test_float_images_give_the_views_of_their_pixels(rng: np.random.Generator) -
     images = PixelBatch.of_stack(pixels)
     drawn = drawn_from([SMOOTH, "center"], images, 16)
     floats = torch.stack([exact(image) for image in pixels]).float()
-    views = apply_draws(floats, drawn, CONFIG, side_pixels=16) + _mean_of(3)
+    views = apply_parameters(floats, drawn, CONFIG, side_pixels=16) + _mean_of(3)
     assert_close(views, on_cpu(images, drawn, 16), atol=CLOSE)
 
 
 def test_a_step_of_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="no step of kind 99"):
-        apply_draws(torch.zeros(1, 3, 8, 8), one_each([(99,)], 8), CONFIG, side_pixels=8)
+        apply_parameters(torch.zeros(1, 3, 8, 8), one_each([(99,)], 8), CONFIG, side_pixels=8)

@@ -10,9 +10,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from diptych.checkpoints.checkpoint import own_checkpoints, save_checkpoint, step_of_place
+from diptych.checkpoints.save_and_load import own_checkpoints, save_checkpoint, step_of_checkpoint
 from diptych.checkpoints.state import RunState
-from diptych.checkpoints.stores import Place
+from diptych.checkpoints.stores import CheckpointLocation
 from diptych.config.sections import CheckpointConfig
 from diptych.errors import ForeignCheckpoint, NotSaved, TrainingError, UnreachableFolder
 from diptych.runs.record import Identity
@@ -26,7 +26,7 @@ Whole = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SaveOutcome:
     """What came of writing a checkpoint.
 
     Attributes:
@@ -61,7 +61,7 @@ class Saver:
 
     def __init__(
         self,
-        place: Place,
+        place: CheckpointLocation,
         run: Identity,
         config: CheckpointConfig,
         say: Callable[[str], None],
@@ -74,7 +74,7 @@ class Saver:
         self._passed_over: set[int] | None = None  # known when the place has first been listed
         self._copy = HostCopy()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[Outcome] | None = None
+        self._pending: Future[SaveOutcome] | None = None
         self._trouble: str | None = None
         self._begun = time.monotonic()
         self._step = 0
@@ -146,7 +146,7 @@ class Saver:
         self._begun = time.monotonic()
 
     def finish(self, state: RunState, whole: Whole | None = None, **more: Any) -> None:
-        """Writes the last checkpoint of a sitting, and returns when it is there; see ``begin``.
+        """Writes the last checkpoint and returns when it is there; see ``begin``.
 
         Raises:
             NotSaved: it cannot be written.
@@ -166,7 +166,7 @@ class Saver:
             outcome = self._write(tensors, scalars)
         if outcome.trouble is not None:
             raise NotSaved(
-                f"the run could not be saved after step {outcome.step}, its last in this sitting: "
+                f"the run could not be saved after step {outcome.step}, the last one done: "
                 f"{self._place} cannot be written ({outcome.trouble}). {outcome.kept} Mend that, "
                 "then go on with --resume."
             )
@@ -183,13 +183,13 @@ class Saver:
         gathered = {name: named.pop(name) for name in (f"method/{key}" for key in whole or {})}
         return self._copy.take(named) | gathered
 
-    def _write(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> Outcome:
+    def _write(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> SaveOutcome:
         """Runs in the thread, or in its place."""
         step = int(scalars["step"])
         try:
             self._prepare()
             if self._passed_over is None:
-                there = map(step_of_place, own_checkpoints(self._place, self._run))
+                there = map(step_of_checkpoint, own_checkpoints(self._place, self._run))
                 self._passed_over = {one for one in there if one > self._resumed_step}
             keep, damaged = self._config.keep, self._passed_over
             save_checkpoint(
@@ -197,8 +197,8 @@ class Saver:
             )
             damaged.discard(step)
         except (OSError, ForeignCheckpoint) as error:
-            return Outcome(step, _in_words(error), self._kept())
-        return Outcome(step, None, f"The one after step {step} is there.")
+            return SaveOutcome(step, _reason(error), self._kept())
+        return SaveOutcome(step, None, f"The one after step {step} is there.")
 
     def _kept(self) -> str:
         try:
@@ -209,7 +209,7 @@ class Saver:
             return "What is there already cannot be listed."
         return "No other is there." if newest is None else f"{newest} is kept."
 
-    def _tell(self, outcome: Outcome) -> None:
+    def _tell(self, outcome: SaveOutcome) -> None:
         if outcome.trouble is None:
             if self._trouble is not None:
                 self._say(f"Checkpoints are written again: {outcome.kept}")
@@ -227,7 +227,7 @@ class Saver:
         self._trouble = outcome.trouble
 
 
-def _in_words(error: OSError | ForeignCheckpoint) -> str:
+def _reason(error: OSError | ForeignCheckpoint) -> str:
     if isinstance(error, UnreachableFolder | ForeignCheckpoint):
         return str(error).rstrip(".")
     return error.strerror or str(error) or type(error).__name__

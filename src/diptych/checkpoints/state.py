@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.errors import DamagedCheckpoint
-from diptych.methods.build import Learner
+from diptych.methods.method import Method
 from diptych.optimization.loss_scale import LossScale
 
 
@@ -23,13 +23,14 @@ class RunState:
 
     Attributes:
         method: encoder, head, momentum encoder and dictionary with its pointer; or a student and
-        its teacher. optimizer: of the method's trainable parameters.
+            its teacher.
+        optimizer: of the method's trainable parameters.
         scale: of the loss, in fp16.
         step: steps done.
-        seconds: spent in training, over all sittings.
+        seconds: spent in training, interruptions left out.
     """
 
-    method: Learner
+    method: Method
     optimizer: torch.optim.Optimizer
     scale: LossScale = field(default_factory=LossScale)
     step: int = 0

@@ -1,7 +1,6 @@
 """Where checkpoints lie: one interface, a folder on a disk or one behind a URL."""
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -13,8 +12,9 @@ from typing import Final, Protocol, TypeVar
 
 from diptych.config.sections import CheckpointConfig
 from diptych.errors import ConfigError, ImagesError, UnreachableFolder
-from diptych.images.sources.remote import chunks, connect, in_words, is_url, persist
-from diptych.runs.folder import RunFolder, sync_folder
+from diptych.images.sources.remote import chunks, connect, is_url, one_line, with_retries
+from diptych.runs.atomic import atomic_path, atomic_remove, remove_leftovers
+from diptych.runs.folder import RunFolder
 from diptych.runs.tensor_files import Piece
 
 TENSORS: Final = "tensors.safetensors"
@@ -23,10 +23,10 @@ MANIFEST: Final = "manifest.json"
 _PREFIX: Final = "step-"
 
 
-def name_of(step: int) -> str:
+def checkpoint_name(step: int) -> str:
     """The name of the checkpoint after so many steps.
 
-    >>> name_of(123)
+    >>> checkpoint_name(123)
     'step-000000123'
     """
     return f"{_PREFIX}{step:09d}"
@@ -42,7 +42,7 @@ def step_of(name: str) -> int | None:
     return int(digits) if name.startswith(_PREFIX) and digits.isdecimal() else None
 
 
-Place = Path | str
+CheckpointLocation = Path | str
 """A folder on a disk, or a URL of one."""
 
 
@@ -86,7 +86,7 @@ class Store(Protocol):
         """Removes what a killed run left of checkpoints that it was writing."""
 
 
-def open_store(place: Place) -> Store:
+def open_store(place: CheckpointLocation) -> Store:
     """The store at a place.
 
     Raises:
@@ -97,7 +97,7 @@ def open_store(place: Place) -> Store:
     return LocalStore(Path(place))
 
 
-def checkpoint_place(config: CheckpointConfig, folder: RunFolder) -> Place:
+def checkpoint_location(config: CheckpointConfig, folder: RunFolder) -> CheckpointLocation:
     """Where the checkpoints of a run lie.
 
     Args:
@@ -107,9 +107,6 @@ def checkpoint_place(config: CheckpointConfig, folder: RunFolder) -> Place:
     if config.folder is None:
         return folder.checkpoints
     return config.folder if is_url(config.folder) else Path(config.folder)
-
-
-_ASIDE: Final = ".writing-"
 
 
 @dataclass(frozen=True)
@@ -129,21 +126,12 @@ class LocalStore:
         return [name for name in os.listdir(self.folder) if not name.startswith(".")]
 
     def write(self, name: str, files: Mapping[str, Sequence[Piece]]) -> None:
-        """Writes aside, syncs, and renames."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        aside, final = self.folder / f"{_ASIDE}{name}", self.folder / name
-        try:
-            aside.mkdir()
+        """Writes under another name, syncs, and renames."""
+        with atomic_path(self.folder / name) as temporary:
+            temporary.mkdir()
             for file, pieces in files.items():
-                _write_synced(aside / file, pieces)
-            sync_folder(aside)
-            _delete(final)
-            os.rename(aside, final)
-        except BaseException:
-            with suppress(OSError):
-                _delete(aside)  # what cannot go now is swept later
-            raise
-        sync_folder(self.folder)
+                with open(temporary / file, "xb") as opened:
+                    opened.writelines(pieces)
 
     @contextmanager
     def local_copy(self, name: str, file: str, most_bytes: int) -> Iterator[Path]:
@@ -160,33 +148,15 @@ class LocalStore:
         os.rename(self.folder / name, self.folder / free)
 
     def remove(self, name: str) -> None:
-        """Renames it, so that no half of it is taken for a checkpoint, and deletes it."""
-        aside = self.folder / f"{_ASIDE}{name}"
-        os.rename(self.folder / name, aside)
-        _delete(aside)
+        """Removes the folder as a whole, so that no half of it is taken for a checkpoint."""
+        atomic_remove(self.folder / name)
 
     def sweep(self) -> None:
-        """Deletes what lies aside."""
-        for leftover in self.folder.glob(f"{_ASIDE}*"):
-            _delete(leftover)
+        """Deletes temporary names."""
+        remove_leftovers(self.folder)
 
 
-def _delete(path: Path) -> None:
-    """Deletes a folder if there is one; of a link or a file, the name alone."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)
-
-
-def _write_synced(path: Path, pieces: Sequence[Piece]) -> None:
-    with open(path, "xb") as file:
-        file.writelines(pieces)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-Result = TypeVar("Result")
+Answer = TypeVar("Answer")
 
 
 class RemoteStore:
@@ -290,13 +260,13 @@ class RemoteStore:
     def _path(self, *parts: str) -> str:
         return "/".join((self._root, *parts))
 
-    def _asked(self, question: Callable[[], Result]) -> Result:
+    def _asked(self, question: Callable[[], Answer]) -> Answer:
         try:
-            return persist(question)
+            return with_retries(question)
         except FileNotFoundError:
             raise
         except Exception as error:  # each protocol's client raises errors of its own
             raise UnreachableFolder(
-                f"{self.url} cannot be used: {in_words(error)}. Check the address, the connection "
+                f"{self.url} cannot be used: {one_line(error)}. Check the address, the connection "
                 "and who may write there."
             ) from error

@@ -1,18 +1,15 @@
 """The command line: one verb per stage. Imports nothing heavy before a verb is known."""
 
 import difflib
+import importlib
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from diptych import __version__
-from diptych.cli.embed import embed
-from diptych.cli.measuring import check_leak, detect, evaluate, rank, report
-from diptych.cli.preparing import plan, recipes, views
-from diptych.cli.study import study
-from diptych.cli.training import demo, launch, pretrain
 from diptych.errors import (
     EXIT_USER,
     ConfigError,
@@ -22,9 +19,45 @@ from diptych.errors import (
     sentence_of,
 )
 from diptych.escaping import readable_lines
-from diptych.runtime.console import lasting_output
+from diptych.runtime.console import safe_output
 from diptych.runtime.device import shorten_spinning
 from diptych.runtime.world import read_world, tell_launcher
+
+VERBS: Final = {
+    "demo": (
+        "pretrain",
+        "learn from built-in photographs in a minute or two; nothing is downloaded",
+    ),
+    "pretrain": ("pretrain", "learn from a folder of images, shards, tables or arrays"),
+    "launch": (
+        "launch",
+        "pretrain or embed in many processes of many machines, restarted when one dies",
+    ),
+    "evaluate": (
+        "evaluate",
+        "measure a run's encoder against what it began as, pixels and others: kNN, linear, "
+        "fine-tuning, transfer",
+    ),
+    "rank": ("rank", "rank runs and checkpoints without labels"),
+    "detect": (
+        "detect",
+        "train detectors on a run's ResNet and on an untrained one, and compare them",
+    ),
+    "embed": ("embed", "write the features of any images to Parquet files, in shards"),
+    "report": ("report", "write a run's report, one page that opens offline"),
+    "plan": (
+        "plan",
+        "say before a run what it costs: days, memory, network, disk; and what breaks first",
+    ),
+    "views": ("views", "preview the random views of some images on a sheet or a page, with advice"),
+    "recipes": ("recipes", "list the recipes, or print one's settings"),
+    "study": ("study", "answer one question of the papers by a grid of runs: table, figure, page"),
+    "check-leak": (
+        "check_leak",
+        "measure whether batch norm tells a run's queries which key is theirs",
+    ),
+}
+"""Each verb: the module beside this one that has it as a function, and what it does."""
 
 _USAGE: Final = """\
 usage: diptych VERB [ARGUMENTS]
@@ -32,20 +65,7 @@ usage: diptych VERB [ARGUMENTS]
 Learns visual representations from unlabelled images by contrast, and says how good they are.
 
 verbs:
-  demo       learn from built-in photographs in a minute or two; nothing is downloaded
-  pretrain   learn from a folder of images, shards, tables or arrays
-  launch     pretrain or embed in many processes of many machines, restarted when one dies
-  evaluate   measure a run's encoder against what it began as, pixels and others: kNN, linear,
-             fine-tuning, transfer
-  rank       rank runs and checkpoints without labels
-  detect     train detectors on a run's ResNet and on an untrained one, and compare them
-  embed      write the features of any images to Parquet files, in shards
-  report     write a run's report, one page that opens offline
-  plan       say before a run what it costs: days, memory, network, disk; and what breaks first
-  views      preview the random views of some images on a sheet or a page, with advice
-  recipes    list the recipes, or print one's settings
-  study      answer one question of the papers by a grid of runs: table, figure, page
-  check-leak measure whether batch norm tells a run's queries which key is theirs
+{verbs}
 
 examples:
   diptych demo
@@ -63,14 +83,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training stopped or for a fault of the program, 74 when a run could not be saved, 128 + n when
     signal n stopped a run, which can then be resumed. docs/exit-codes.md says more.
     """
-    with lasting_output():
+    with safe_output():
         return _run(arguments)
 
 
 def _run(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
-        print(_USAGE, end="")
+        print(_usage(), end="")
         return 0
     if given[0] == "--version":
         print(f"diptych {__version__}")
@@ -79,11 +99,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f" Did you mean `diptych {near[0]}`?" if near else ""
-        print(f"diptych: there is no verb {verb!r}.{hint}\n\n{_USAGE}", end="", file=sys.stderr)
+        print(f"diptych: there is no verb {verb!r}.{hint}\n\n{_usage()}", end="", file=sys.stderr)
         return EXIT_USER
     shorten_spinning()
     try:
-        VERBS[verb](given)
+        _function(verb)(given)
     except KeyboardInterrupt:  # outside of training, where there is nothing to save
         print("diptych: interrupted.", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -96,6 +116,21 @@ def _run(arguments: Sequence[str] | None) -> int:
     return 0
 
 
+def _function(verb: str) -> Callable[[Sequence[str]], None]:
+    """The verb itself, of whose module nothing is imported before."""
+    module = importlib.import_module(f"diptych.cli.{VERBS[verb][0]}")
+    return getattr(module, verb.replace("-", "_"))
+
+
+def _usage() -> str:
+    indent = " " * 13
+    lines = [
+        textwrap.fill(f"  {verb:11}{does}", 90, subsequent_indent=indent)
+        for verb, (_, does) in VERBS.items()
+    ]
+    return _USAGE.format(verbs="\n".join(lines))
+
+
 def _say(error: Exception, sentence: str) -> None:
     """Tells the user, or the launcher that then tells the user once for all processes."""
     code = exit_code_of(error)
@@ -103,33 +138,16 @@ def _say(error: Exception, sentence: str) -> None:
         return
     if isinstance(error, FirstStopped):  # the first says why
         return
-    if isinstance(error, Interrupted) and not _speaks():
+    if isinstance(error, Interrupted) and not _is_first():
         return
     # A single process may fail where the first does not: on its own machine, say.
-    who = "diptych" if _speaks() else f"diptych, process {os.environ.get('RANK')}"
+    who = "diptych" if _is_first() else f"diptych, process {os.environ.get('RANK')}"
     print(f"{who}: {readable_lines(sentence)}", file=sys.stderr)
 
 
-def _speaks() -> bool:
+def _is_first() -> bool:
     """Whether this is the only process, or the first of those that torchrun started."""
     try:
-        return read_world().speaks
+        return read_world().is_first
     except ConfigError:  # an environment that is no launcher's
         return True
-
-
-VERBS: Final[dict[str, Callable[[Sequence[str]], None]]] = {
-    "demo": demo,
-    "pretrain": pretrain,
-    "launch": launch,
-    "evaluate": evaluate,
-    "rank": rank,
-    "detect": detect,
-    "embed": embed,
-    "report": report,
-    "plan": plan,
-    "views": views,
-    "recipes": recipes,
-    "study": study,
-    "check-leak": check_leak,
-}

@@ -1,12 +1,48 @@
-"""The verb that makes many runs: `study`."""
+"""The verb `study`: one question of the papers, many runs."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tyro.conf import Positional
+
+from diptych.cli.flags import parse
 from diptych.errors import ConfigError
 
 if TYPE_CHECKING:
-    from diptych.studies.conduct import Plan
+    from diptych.studies.study_run import StudyRun
+
+
+@dataclass(frozen=True)
+class StudyFlags:
+    """What `diptych study` takes."""
+
+    name: Positional[str | None] = None
+    """Which study; all are listed when not given."""
+    data: str | None = None
+    """Labelled images, as for `diptych pretrain`: a folder with train and test, or class
+    folders."""
+    out: Path | None = None
+    """The study's folder, where it goes on if it was cut; `runs/studies/NAME` when not given."""
+    images: int | None = None
+    """Images to learn from; the study's own number when not given."""
+    epochs: int | None = None
+    """Epochs of a cell; the study's own number when not given."""
+    seeds: int = 3
+    """Seeds of each cell, from 0 on."""
+    jobs: int = 1
+    """Cells that run at once, each in a process of its own."""
+    threads: int | None = None
+    """CPU threads of each cell; all cores divided by --jobs when not given."""
+    cell: str | None = None
+    """Run one cell only, CELL/seed-K, and write no page."""
+    write_commands: Path | None = None
+    """Run nothing: write one command a line to this file, each for one cell that is not done."""
+    only_run: bool = False
+    """Run the cells and write no page."""
+    only_report: bool = False
+    """Run nothing: write table, figure and page of the cells that are done."""
 
 
 def study(arguments: Sequence[str]) -> None:
@@ -20,9 +56,9 @@ def study(arguments: Sequence[str]) -> None:
       diptych study head --data cifar10/ --write-commands head.txt
       diptych study head --data cifar10/ --only-report
     """
-    from diptych.cli.flags import StudyFlags, parse
     from diptych.studies.catalog import STUDIES, find_study
-    from diptych.studies.conduct import make_plan, run_cells, run_cells_in_processes, write_commands
+    from diptych.studies.conduct import run_cells, run_cells_in_processes, write_commands
+    from diptych.studies.study_run import study_run
 
     flags = parse(StudyFlags, study, arguments)
     if flags.name is None:
@@ -32,7 +68,7 @@ def study(arguments: Sequence[str]) -> None:
     chosen = find_study(flags.name)
     if flags.data is None:
         raise ConfigError(f"diptych study {flags.name} needs images: give --data PATH.")
-    plan = make_plan(
+    run = study_run(
         chosen,
         data=flags.data,
         out=flags.out,
@@ -43,21 +79,21 @@ def study(arguments: Sequence[str]) -> None:
         jobs=flags.jobs,
     )
     if flags.write_commands is not None:
-        count = write_commands(plan, flags.write_commands)
+        count = write_commands(run, flags.write_commands)
         print(f"{count} commands: {flags.write_commands}")
         return
     if not flags.only_report:
         if flags.jobs > 1 and flags.cell is None:
-            run_cells_in_processes(plan, flags.jobs)
+            run_cells_in_processes(run, flags.jobs)
         else:
-            run_cells(plan, cell=flags.cell)
+            run_cells(run, cell=flags.cell)
     if not (flags.only_run or flags.cell):
-        _write_study(plan)
+        _write_study(run)
 
 
-def _write_study(plan: "Plan") -> None:
+def _write_study(run: "StudyRun") -> None:
     from diptych.studies.study_page import write_study
 
-    for sentence in write_study(plan):
+    for sentence in write_study(run):
         print(sentence)
-    print(f"Study: {plan.out / 'index.html'}")
+    print(f"Study: {run.out / 'index.html'}")

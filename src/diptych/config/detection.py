@@ -15,36 +15,34 @@ USUAL_SIDE: Final = 800
 
 @dataclass(frozen=True)
 class DetectionConfig:
-    """How a Faster R-CNN with a feature pyramid is fine-tuned.
-
-    Attributes:
-        epochs: passes over the training images.
-        batch_size: images in a batch.
-        learning_rate: peak, of SGD with momentum 0.9.
-        weight_decay: of every weight.
-        schedule: after warm-up, a cosine to 0, or a tenth after 2/3 and again after 8/9 (as
-            Detectron's 1x has it).
-        warmup_steps: over which the rate rises linearly; a quarter of all steps at most.
-        norm: of the backbone, see ``diptych.evaluation.detection.detector``.
-        side: shorter side of an image, in pixels; the longer one is at most 5/3 of it.
-        jitter: the shorter side is drawn from side x (1 - jitter) to side x (1 + jitter).
-        pyramid_channels: of the feature pyramid; 256 in the paper.
-        proposals: regions sampled per image to train the box head; 512 in the paper.
-        seeds: detectors of each backbone.
-    """
+    """How a Faster R-CNN with a feature pyramid is fine-tuned."""
 
     epochs: int = 12
+    """Passes over the training images."""
     batch_size: int = 4
+    """Images in a batch."""
     learning_rate: float = 0.01
+    """Peak learning rate of SGD with momentum 0.9."""
     weight_decay: float = 1e-4
+    """Of every weight."""
     schedule: DetectionSchedule = "cosine"
+    """After warm-up: a `cosine` to 0, or `step`, a tenth after 2/3 and again after 8/9 of the steps
+    (as Detectron's 1x has it)."""
     warmup_steps: int = 100
+    """Steps over which the learning rate rises linearly; a quarter of all at most."""
     norm: DetectionNorm = "batch"
+    """Batch norms of the ResNet: `frozen` as constants, `batch` trained over the batch, `sync` over
+    the batches of all processes. Both of the latter also normalise the pyramid."""
     side: int = 320
+    """Shorter side of an image, in pixels; the longer one is 5/3 of it at most."""
     jitter: float = 0.2
+    """In training the shorter side is drawn from (1 - jitter) to (1 + jitter) times `side`."""
     pyramid_channels: int = 256
+    """Channels of the feature pyramid; 256 in the paper."""
     proposals: int = 512
+    """Regions of each image that train the box head; 512 in the paper."""
     seeds: int = 1
+    """Detectors of each backbone; asking for more later adds to those there are."""
 
     def __post_init__(self) -> None:
         for name, lowest in _LOWEST.items():
@@ -75,11 +73,11 @@ _LOWEST: Final[dict[str, float]] = {
 _MOST_JITTER: Final = 0.5
 
 
-def learning_rate(config: DetectionConfig, step: int, steps: int) -> float:
+def detection_learning_rate(config: DetectionConfig, step: int, steps: int) -> float:
     """The learning rate of a step, from 0, of so many.
 
     >>> config = DetectionConfig(learning_rate=1.0, warmup_steps=2, schedule="step")
-    >>> [round(learning_rate(config, step, 18), 3) for step in (0, 1, 2, 11, 12, 16)]
+    >>> [round(detection_learning_rate(config, step, 18), 3) for step in (0, 1, 2, 11, 12, 16)]
     [0.5, 1.0, 1.0, 1.0, 0.1, 0.01]
     """
     warmup = min(config.warmup_steps, steps // 4)

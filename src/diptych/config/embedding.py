@@ -10,25 +10,22 @@ Precision = Literal["float32", "float16"]
 
 @dataclass(frozen=True)
 class EmbedSettings:
-    """How images become vectors.
-
-    Attributes:
-        layer: ``h``, the encoder's features; ``hidden 1`` and so on, or ``g``, of the head.
-        precision: numbers that the vectors are stored in.
-        normalize: to length one, for cosines.
-        crops: what is seen of an image: its centre, or the mean over five views.
-        batch_size: images that the network sees at once.
-        column: of Parquet files: the one with the images; the run's when not given.
-        max_unreadable_share: a shard with more unreadable images is not finished.
-    """
+    """How images become vectors."""
 
     layer: str = "h"
+    """What to store: h, the encoder's features; or of the head `hidden 1`, `hidden 2`, ..., g."""
     precision: Precision = "float32"
+    """Numbers that vectors are stored in."""
     normalize: bool = False
+    """Store vectors of length one."""
     crops: Literal["center", "five"] = "center"
+    """What is seen of an image: its centre, or the mean over five views, corners and centre."""
     batch_size: int = 256
+    """Images that the network sees at once."""
     column: str | None = None
+    """Of Parquet files: the column with the images; the run's when not given."""
     max_unreadable_share: float = 0.1
+    """A shard with more unreadable images than this share is not finished."""
 
     def __post_init__(self) -> None:
         if self.precision not in ("float32", "float16"):

@@ -409,9 +409,9 @@ class KeyEncoderConfig:
 class LossConfig:
     """How a match is scored."""
 
-    kind: Literal["info_nce", "decoupled", "nt_logistic", "triplet", "supervised"] = "info_nce"
-    """`info_nce`: cross-entropy at the own key (over all views of a batch it is NT-Xent).
-    `decoupled`: the same without the own key in the denominator (DCL). `nt_logistic`, `triplet`:
+    kind: str = "info_nce"
+    """`info_nce`: cross-entropy at the positive key (over all views of a batch it is NT-Xent).
+    `decoupled`: the same without the positive in the denominator (DCL). `nt_logistic`, `triplet`:
     SimCLR's table 2. `supervised`: all images of the same class are keys (SupCon)."""
     similarity: Literal["cosine", "dot"] = "cosine"
     """Compare directions only, or lengths too."""
@@ -722,6 +722,16 @@ class RunConfig:
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, "seed must lie between 0 and 2^63 - 1", self.seed)
 
+    @property
+    def method_name(self) -> str:
+        """Which of ``methods.build.METHODS`` trains the network."""
+        return "contrastive" if self.distillation.teacher is None else "distillation"
+
+    @property
+    def has_projection_head(self) -> bool:
+        """Whether the head projects what is contrasted; a student's is a classifier."""
+        return self.method_name == "contrastive"
+
 
 def norm_of_batch(config: RunConfig) -> NormConfig:
     """The norm of a run; a batch that is smaller than a group of images is one group."""
@@ -733,7 +743,7 @@ def require_consistent(config: RunConfig) -> None:
     """Refuses settings that are right by themselves and do not go together.
 
     Not part of the configs themselves: while a file and flags are laid over a recipe one by one,
-    some of them do not fit yet.
+    some of them do not fit yet. What the loss needs, ``methods.losses`` knows.
 
     Raises:
         ConfigError: names the settings, and says which would go together.
@@ -746,7 +756,7 @@ def require_consistent(config: RunConfig) -> None:
     _require_consistent_method(config)
     _require_consistent_batch(config)
     _require_consistent_memory(config.training)
-    if config.distillation.teacher is not None:
+    if config.method_name == "distillation":
         _require(
             config.training.chunk_size is None,
             "distillation has no cached gradients, as it compares no images: leave out "
@@ -802,7 +812,7 @@ def require_divisible(config: RunConfig, processes: int) -> None:
 
 
 def _require_consistent_method(config: RunConfig) -> None:
-    method, dictionary, loss = config.method, config.method.dictionary, config.method.loss
+    method, dictionary = config.method, config.method.dictionary
     end_to_end = dictionary.kind == "batch" and method.key_encoder.kind == "shared"
     queries_are_keys = end_to_end and dictionary.both_views
     grouped = config.images.group_by is not None
@@ -827,29 +837,6 @@ def _require_consistent_method(config: RunConfig) -> None:
         "head.predictor_layers stands on the queries' side only, and here every query is a key; "
         "set it to 0, or method.dictionary.both_views = false",
         config.head.predictor_layers,
-    )
-    _require(
-        loss.kind != "supervised" or queries_are_keys,
-        "method.loss.kind = 'supervised' goes with the dictionary 'batch' and both_views",
-        dictionary.kind,
-    )
-    _require(
-        loss.kind in ("info_nce", "supervised")
-        or (method.views == 2 and (config.views.small_views == 0 or not queries_are_keys)),
-        "more than two views that are keys of each other go with the losses info_nce and "
-        "supervised",
-        loss.kind,
-    )
-    _require(
-        not loss.semi_hard or loss.kind in ("nt_logistic", "triplet"),
-        "method.loss.semi_hard goes with the kinds nt_logistic and triplet",
-        loss.kind,
-    )
-    _require(
-        not grouped or loss.kind != "supervised",
-        "images.group_by and method.loss.kind = 'supervised' both say which images are keys of "
-        "each other; leave one of them out",
-        config.images.group_by,
     )
     _require(
         not grouped or dictionary.kind != "bank" or method.symmetric,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
@@ -83,32 +84,6 @@ def combined_rank(measures: Mapping[str, Sequence[float | None]]) -> list[float 
     return [float(np.nanmean(column)) if not np.isnan(column).all() else None for column in columns]
 
 
-def kendall_tau(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Kendall's tau-b (1945): pairs in the same order less those in the other, ties set apart.
-
-    NaN where one of the two has one value only.
-    """
-    upper = np.triu_indices(len(first), 1)
-    signs = [np.sign(one[:, None] - one[None, :])[upper] for one in (first, second)]
-    length = math.prod(math.sqrt(float((sign**2).sum())) for sign in signs)
-    return float(signs[0] @ signs[1]) / length if length else math.nan
-
-
-def spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Correlation of the ranks; of equal values each has their mean rank. NaN without order."""
-    ranks = [ranked(one) - (len(one) + 1) / 2 for one in (first, second)]
-    length = math.prod(math.sqrt(float((rank**2).sum())) for rank in ranks)
-    return float(ranks[0] @ ranks[1]) / length if length else math.nan
-
-
-def ranked(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1 for the smallest, ...; equal values have the mean of their ranks."""
-    below = (values[None, :] < values[:, None]).sum(axis=1)
-    equal = (values[None, :] == values[:, None]).sum(axis=1)
-    ranks: NDArray[np.float64] = below + (equal + 1) / 2
-    return ranks
-
-
 def neighbour_agreement(
     first: Float[Tensor, "images dim"],
     second: Float[Tensor, "images other"],
@@ -150,41 +125,45 @@ def _neighbours(features: Tensor, count: int, seed: int) -> Tensor | None:
 def _agreement(measure: NDArray[np.float64], accuracy: NDArray[np.float64]) -> Agreement | None:
     known = ~(np.isnan(measure) | np.isnan(accuracy))
     measure, accuracy = measure[known], accuracy[known]
-    if len(measure) < _FEWEST:
-        return None
-    tau = kendall_tau(measure, accuracy)
-    if math.isnan(tau):
+    if len(measure) < _FEWEST or np.ptp(measure) == 0 or np.ptp(accuracy) == 0:
         return None
     chosen = accuracy[measure == measure.max()].mean()
     return Agreement(
-        tau,
-        spearman(measure, accuracy),
-        _chance_of(tau, measure, accuracy),
-        len(measure),
-        float(accuracy.max() - chosen),
+        kendall=float(stats.kendalltau(measure, accuracy).statistic),
+        spearman=float(stats.spearmanr(measure, accuracy).statistic),
+        p_value=_chance_of(measure, accuracy),
+        encoders=len(measure),
+        lost=float(accuracy.max() - chosen),
     )
 
 
-def _chance_of(tau: float, measure: NDArray[np.float64], accuracy: NDArray[np.float64]) -> float:
-    """Share of orders that agree as well or better; those drawn at random count this one too."""
+def _chance_of(measure: NDArray[np.float64], accuracy: NDArray[np.float64]) -> float:
+    """Share of orders with as large a tau or a larger one; random orders include the given one.
+
+    Only the sum over pairs changes with the order: the sums are integers, so none is near another.
+    """
     count = len(measure)
+    signs, others = (np.sign(one[:, None] - one[None, :]) for one in (measure, accuracy))
+
+    def agreeing_pairs(order: NDArray[np.int64]) -> float:
+        return abs(float((signs * others[np.ix_(order, order)]).sum()))
+
+    given = agreeing_pairs(np.arange(count))
     if count <= _ALL_ORDERS:
-        taus = [
-            kendall_tau(measure, accuracy[list(order)])
-            for order in itertools.permutations(range(count))
-        ]
-        return float(np.mean(np.abs(taus) >= abs(tau) - 1e-12))
+        orders = map(np.array, itertools.permutations(range(count)))
+        every = [agreeing_pairs(order) for order in orders]
+        return float(np.mean(np.array(every) >= given))
     generator = np.random.Generator(np.random.Philox(0))
-    drawn = [kendall_tau(measure, generator.permutation(accuracy)) for _ in range(_ORDERS)]
-    return float((1 + np.sum(np.abs(drawn) >= abs(tau) - 1e-12)) / (1 + _ORDERS))
+    drawn = [agreeing_pairs(generator.permutation(count)) for _ in range(_ORDERS)]
+    return float((1 + np.sum(np.array(drawn) >= given)) / (1 + _ORDERS))
 
 
 def _shares(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rank from 0 to 1 among the known values; NaN where it is not known."""
+    """Rank from 0 to 1 among the known values, ties by their mean; NaN where it is not known."""
     shares = np.full(len(values), np.nan)
     known = ~np.isnan(values)
     others = max(1, int(known.sum()) - 1)
-    shares[known] = (ranked(values[known]) - 1) / others if known.sum() > 1 else 0.5
+    shares[known] = (stats.rankdata(values[known]) - 1) / others if known.sum() > 1 else 0.5
     return shares
 
 

@@ -1,16 +1,15 @@
-"""How far a network can tell the right key from batch statistics alone (MoCo, section 3.3).
+"""How far batch statistics alone give the positive key away (MoCo, section 3.3).
 
-Where images of a group share batch-norm statistics, a query and its own key were normalised in the
-same company, and that is a mark by which they may find each other. So we encode the same views
-twice: the keys in the groups that they have in training, and in groups drawn by chance. Images,
-views and weights are the same; whatever more the queries find in the first case, the company told
-them.
+Where images of a group share batch-norm statistics, a query and its positive key are normalised by
+the same images, and that is a mark by which they can be matched. So the same views are encoded
+twice: keys in the groups that they have in training, and keys in groups drawn at random. Images,
+views and weights are the same. The leak accuracy is the pretext accuracy in the first case less
+that in the second: the share of queries that are matched by batch statistics alone.
 """
 
 import json
 import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,20 +19,24 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diptych.checkpoints.checkpoint import load_newest
-from diptych.checkpoints.stores import checkpoint_place
+from diptych.checkpoints.save_and_load import load_newest
+from diptych.checkpoints.stores import checkpoint_location
 from diptych.config.files import load_run_config
 from diptych.config.sections import RunConfig
 from diptych.errors import DamagedCheckpoint, ImagesError, RunFolderError
 from diptych.images.groups import find_groups
+from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images
 from diptych.images.order import Order
-from diptych.methods.contrastive import Method, build_method
-from diptych.methods.scores import finds_own, resolution
+from diptych.methods.build import METHODS
+from diptych.methods.contrastive import Contrastive, build_contrastive
+from diptych.methods.logits import logit_rounding, ranks_first
 from diptych.models.norms import SplitBatchNorm, frozen_statistics
-from diptych.runs.folder import RunFolder, require_writable, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder, require_writable
 from diptych.runs.record import load_record
-from diptych.runtime.device import use_threads
+from diptych.runtime.progress import ProgressReporter
+from diptych.runtime.runtime import Runtime
 from diptych.views.batches import Batch, ViewBatches
 
 CERTAIN_ERRORS = 3.0  # standard errors beyond which a leak is called one
@@ -44,35 +47,36 @@ class Leak(NamedTuple):
     """What batch statistics give away.
 
     Attributes:
-        found: share of queries that find their own key among all keys, encoded as in training.
-        found_in_other_company: the same with every key encoded among other images.
-        error: standard error of the difference, over groups.
+        accuracy: share of queries whose positive logit is the highest, with keys encoded in the
+            groups of training.
+        regrouped_accuracy: the same with keys encoded in groups drawn at random.
+        error: standard error of the leak accuracy, over groups.
         groups: of images that share statistics.
         images_per_group: in each.
     """
 
-    found: float
-    found_in_other_company: float
+    accuracy: float
+    regrouped_accuracy: float
     error: float
     groups: int
     images_per_group: int
 
     @property
-    def advantage(self) -> float:
-        """Share of queries that find their key by its company; 0 where nothing leaks."""
-        return self.found - self.found_in_other_company
+    def leak_accuracy(self) -> float:
+        """Share of queries matched by batch statistics alone; 0 where nothing leaks."""
+        return self.accuracy - self.regrouped_accuracy
 
     @property
     def is_certain(self) -> bool:
         """Whether it is more than chance explains; of few groups nothing is."""
-        return self.groups >= LEAST_GROUPS and self.advantage > CERTAIN_ERRORS * self.error
+        return self.groups >= LEAST_GROUPS and self.leak_accuracy > CERTAIN_ERRORS * self.error
 
     def sentence(self) -> str:
         """What the figures mean."""
         figures = (
-            f"{self.found:.1%} of queries find their key among {self.groups:,} groups of "
-            f"{self.images_per_group} images as in training, {self.found_in_other_company:.1%} "
-            f"when keys are encoded in other company ({100 * self.advantage:+.1f} points"
+            f"pretext accuracy is {self.accuracy:.1%} with keys encoded in {self.groups:,} groups "
+            f"of {self.images_per_group} images as in training, {self.regrouped_accuracy:.1%} with "
+            f"keys in random groups (leak accuracy {100 * self.leak_accuracy:+.1f} points"
         )
         if self.groups < LEAST_GROUPS:
             return (
@@ -88,14 +92,21 @@ class Leak(NamedTuple):
 
 
 def check_leak(
-    run: str | Path, *, image_count: int = 2048, threads: int | None = None
+    run: str | Path,
+    *,
+    image_count: int = 2048,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: ProgressReporter | None = None,
 ) -> Leak | None:
     """Measures the leak of a run on its own images and writes ``leak.json``.
 
     Args:
         run: a run folder with a checkpoint.
         image_count: images to encode, in whole batches; at least enough for eight groups.
+        device: where the networks run, as in ``Runtime``.
         threads: CPU threads; all cores when not given.
+        progress: told how far it is.
 
     Returns:
         What was measured, or None where nothing can leak, see ``cannot_leak``.
@@ -110,9 +121,11 @@ def check_leak(
     if cannot_leak(config) is not None:
         return None
     require_writable(folder.path)
-    method = load_trained_method(folder, config)
-    with ThreadPoolExecutor(use_threads(threads)) as executor:
-        images = open_images(config.images, executor).train
+    runtime = Runtime(device, threads, progress=progress or ProgressReporter())
+    method = load_trained_method(folder, config).to(runtime.torch_device)
+    with runtime:
+        told = runtime.counting("Reading the images")
+        images = open_images(config.images, runtime.executor, told).train
         order = Order(config.seed, len(images), config.training.batch_size)
         chunk = min(config.training.chunk_size or order.batch_size, order.batch_size)
         group = _images_per_group(method, chunk)
@@ -128,12 +141,16 @@ def check_leak(
             images,
             order,
             config.views,
-            executor,
+            runtime.executor,
             view_count=config.method.views,
             groups=None if by is None else find_groups(images.names, by),
         )
-        found = measure_leak(method, batches, batch_count=batch_count, chunk_size=chunk)
-    write_aside(folder.leak, (json.dumps(found._asdict(), indent=1) + "\n").encode())
+        told = runtime.counting("Encoding queries and keys")
+        found = measure_leak(
+            method, batches, batch_count=batch_count, chunk_size=chunk, on_images=told
+        )
+    figures = found._asdict() | {"leak_accuracy": found.leak_accuracy}
+    atomic_write(folder.leak, (json.dumps(figures, indent=1) + "\n").encode())
     return found
 
 
@@ -150,23 +167,23 @@ def cannot_leak(config: RunConfig) -> str | None:
     return None
 
 
-def load_trained_method(folder: RunFolder, config: RunConfig) -> Method:
+def load_trained_method(folder: RunFolder, config: RunConfig) -> Contrastive:
     """The method of a run's newest checkpoint: head, momentum encoder and dictionary too.
 
     Raises:
         RunFolderError: there is no checkpoint, or it is one of a student.
         DamagedCheckpoint: there are some, but none is good.
     """
-    place = checkpoint_place(config.checkpoint, folder)
+    place = checkpoint_location(config.checkpoint, folder)
     found = load_newest(place, load_record(folder).identity, lambda why: None)
     if found is None:
         raise RunFolderError(f"{folder.path} has no checkpoint. Wanted the folder of a run.")
-    if config.distillation.teacher is not None:
+    if not METHODS[config.method_name].has_keys:
         raise RunFolderError(f"{folder.path} holds a student, which has no keys.")
     return method_of(found[0], config)
 
 
-def method_of(tensors: Mapping[str, Tensor], config: RunConfig) -> Method:
+def method_of(tensors: Mapping[str, Tensor], config: RunConfig) -> Contrastive:
     """The whole method of a run from the tensors of one of its checkpoints.
 
     Raises:
@@ -174,7 +191,7 @@ def method_of(tensors: Mapping[str, Tensor], config: RunConfig) -> Method:
     """
     state = {n.removeprefix("method/"): v for n, v in tensors.items() if n.startswith("method/")}
     keys = state.get("dictionary.keys")
-    method = build_method(config, image_count=1 if keys is None else len(keys))
+    method = build_contrastive(config, image_count=1 if keys is None else len(keys))
     try:
         method.load_state_dict(state)
     except RuntimeError as error:
@@ -183,15 +200,21 @@ def method_of(tensors: Mapping[str, Tensor], config: RunConfig) -> Method:
 
 
 def measure_leak(
-    method: Method, batches: ViewBatches, *, batch_count: int, chunk_size: int | None = None
+    method: Contrastive,
+    batches: ViewBatches,
+    *,
+    batch_count: int,
+    chunk_size: int | None = None,
+    on_images: Progress = ignore_progress,
 ) -> Leak:
-    """Compares keys encoded as in training with the same keys encoded in other company.
+    """Compares keys encoded as in training with the same keys encoded in random groups.
 
     Args:
         method: trained; its running statistics and its dictionary stay as they are.
         batches: of the run's images.
         batch_count: whole batches to take, from the first epoch's.
         chunk_size: images encoded at once in training; the whole batch when not given.
+        on_images: told how many images are encoded, once for each case.
 
     Raises:
         ValueError: fewer than two groups.
@@ -205,39 +228,39 @@ def measure_leak(
         raise ValueError("wanted two groups or more to compare")
     shuffled = np.random.Generator(np.random.Philox(0)).permutation(len(indices))
     epoch = taken[0][0]
-    queries, keys = _encode(method, batches, indices, epoch, chunk)
-    _, moved = _encode(method, batches, indices[shuffled], epoch, chunk)
-    elsewhere = moved[torch.from_numpy(np.argsort(shuffled))]
-    apart = resolution(queries, keys, elsewhere, temperature=1.0)
-    return compare_company(queries @ keys.T, queries @ elsewhere.T, groups, apart)
+    queries, keys = _encode(method, batches, indices, epoch, chunk, on_images)
+    _, moved = _encode(method, batches, indices[shuffled], epoch, chunk, on_images)
+    regrouped = moved[torch.from_numpy(np.argsort(shuffled))]
+    apart = logit_rounding(queries, keys, regrouped, temperature=1.0)
+    return compare_groupings(queries @ keys.T, queries @ regrouped.T, groups, apart)
 
 
-def compare_company(
+def compare_groupings(
     scores: Float[Tensor, "images images"],
-    scores_elsewhere: Float[Tensor, "images images"],
+    regrouped: Float[Tensor, "images images"],
     groups: Int[Tensor, " images"],
     apart: Float[Tensor, " images"] | float = 0.0,
 ) -> Leak:
-    """How many more queries find their key where it had their own company.
+    """Pretext accuracy with keys encoded in the groups of training, and in random groups.
 
     Args:
-        scores: of each query with each key, encoded as in training; own keys on the diagonal.
-        scores_elsewhere: the same with keys encoded in other company.
+        scores: of each query with each key, encoded as in training; positives on the diagonal.
+        regrouped: the same with keys encoded in random groups.
         groups: of each image, as many in each but for the last.
-        apart: what a score must be higher by to be higher; see ``scores.resolution``.
+        apart: what a score must be higher by to be higher; see ``logits.logit_rounding``.
     """
-    found, elsewhere = _found(scores, apart), _found(scores_elsewhere, apart)
+    found, elsewhere = _found(scores, apart), _found(regrouped, apart)
     count = int(groups.max()) + 1
     differences = torch.stack(
         [(found - elsewhere)[groups == group].sum() for group in range(count)]
     )
-    # Queries of a group share their company: groups are what is independent.
+    # Queries of a group share their statistics: groups are what is independent.
     error = float(differences.std() * math.sqrt(count) / len(groups))
     images_per_group = int((groups == 0).sum())
     return Leak(float(found.mean()), float(elsewhere.mean()), error, count, images_per_group)
 
 
-def _images_per_group(method: Method, encoded_at_once: int) -> int:
+def _images_per_group(method: Contrastive, encoded_at_once: int) -> int:
     """Images that share statistics: the smallest group of a split norm, or all encoded at once."""
     sizes = [norm.images_per_group for norm in method.modules() if isinstance(norm, SplitBatchNorm)]
     return min([*sizes, encoded_at_once])
@@ -245,24 +268,31 @@ def _images_per_group(method: Method, encoded_at_once: int) -> int:
 
 @torch.no_grad()
 def _encode(
-    method: Method, batches: ViewBatches, indices: NDArray[np.int64], epoch: int, chunk: int
+    method: Contrastive,
+    batches: ViewBatches,
+    indices: NDArray[np.int64],
+    epoch: int,
+    chunk: int,
+    on_images: Progress,
 ) -> tuple[Tensor, Tensor]:
     """Queries and keys of images, (images, dim) each, as many at once as in training."""
     # Shuffling is over a whole batch; without it a chunk by itself is encoded as in its batch.
     size = chunk if method.shuffle_seed is None else batches.order.batch_size
-    found = list[tuple[Tensor, Tensor]]()
+    found, device = list[tuple[Tensor, Tensor]](), next(method.parameters()).device
     method.train()
     with frozen_statistics(method):
         for step, start in enumerate(range(0, len(indices), size)):
             chosen = indices[start : start + size]
             views = batches.of(chosen, epoch)[: method.config.views]
-            found.append(method.encode_pairs(Batch(views, torch.from_numpy(chosen), step)))
+            batch = Batch(views, torch.from_numpy(chosen), step).to(device)
+            found.append(method.encode_pairs(batch))
+            on_images(start + len(chosen), len(indices))
     method.eval()
     queries, keys = zip(*found, strict=True)
-    return torch.cat(queries).float(), torch.cat(keys).float()
+    return torch.cat(queries).float().cpu(), torch.cat(keys).float().cpu()
 
 
 def _found(scores: Float[Tensor, "images images"], apart: Tensor | float) -> Tensor:
-    """1 for each query whose own key scores above all others; (images,)."""
+    """1 for each query whose positive logit is the highest; (images,)."""
     others = scores.clone().fill_diagonal_(-math.inf).amax(dim=1)
-    return finds_own(scores.diagonal(), others, apart).double()
+    return ranks_first(scores.diagonal(), others, apart).double()

@@ -1,23 +1,21 @@
 """Runs and checkpoints ranked without labels, and with labels how far that ranking can be trusted.
 
-Every encoder is measured on the same images: by how many directions its features use (RankMe,
-2210.02885), by how many queries find their key in batches of one size, and by how far an image's
-neighbours stay the same from one view to another. None of these is accuracy.
+Every encoder is measured on the same images: by the effective rank of its features (RankMe,
+2210.02885), by its pretext accuracy in batches of one size, and by the share of an image's nearest
+neighbours that stay the same from one view to another. None of these is accuracy.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diptych.checkpoints.checkpoint import list_checkpoints, load_checkpoint, own_checkpoints
-from diptych.checkpoints.stores import Place, checkpoint_place
+from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint, own_checkpoints
+from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.files import load_run_config
 from diptych.config.sections import ImagesConfig, RunConfig, ViewsConfig
 from diptych.diagnostics.label_free import (
@@ -28,24 +26,26 @@ from diptych.diagnostics.label_free import (
 )
 from diptych.diagnostics.leak import method_of
 from diptych.errors import ConfigError, DamagedCheckpoint, ImagesError
-from diptych.evaluation.features import encode
+from diptych.evaluation.feature_store import FeatureStore
+from diptych.evaluation.features import in_batches
 from diptych.evaluation.geometry import effective_rank
 from diptych.evaluation.knn import accuracy, knn_predict
 from diptych.evaluation.labelled import Labelled, labelled_parts
 from diptych.evaluation.split import Split, unseen_split
 from diptych.images.collection import Collection, ImageSet, spread_indices
-from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images
 from diptych.images.order import Order
-from diptych.images.sources.hugging_face import path_of
+from diptych.images.sources.handed_over import path_of
 from diptych.images.trained_on import TrainedOn, load_trained_on
-from diptych.methods.contrastive import Method, build_method
-from diptych.methods.scores import finds_own_row
+from diptych.methods.build import METHODS
+from diptych.methods.contrastive import Contrastive, build_contrastive
+from diptych.methods.logits import row_ranks_first
 from diptych.models.momentum_encoder import MomentumEncoder
 from diptych.models.weights import load_encoder, load_head, untrained_encoder
 from diptych.runs.folder import RunFolder
 from diptych.runs.record import load_record
-from diptych.runtime.device import choose_device, use_threads
+from diptych.runtime.progress import ProgressReporter
+from diptych.runtime.runtime import BATCH_SIZE, Runtime
 from diptych.views.batches import ViewBatches
 
 
@@ -59,38 +59,40 @@ class Candidate:
         config: of the run.
         encoder: in evaluation mode, on its device.
         method: with head, predictor and momentum encoder; None where that is not known, or where
-        the run has
-            no keys, as a student.
+            the run has no keys, as a student.
     """
 
     run: Path
     step: int | None
     config: RunConfig
     encoder: nn.Module
-    method: Method | None
+    method: Contrastive | None
 
 
-def candidates_of(folder: RunFolder, config: RunConfig, *, every: bool) -> Iterator[Candidate]:
+def candidates_of(
+    folder: RunFolder, config: RunConfig, device: torch.device, *, every: bool
+) -> Iterator[Candidate]:
     """The candidates of a run, oldest first, one at a time in memory.
 
     Args:
         folder: of the run.
         config: of the run.
+        device: where encoders run.
         every: every good checkpoint that was kept, not only the newest.
 
     Raises:
         RunFolderError: there is neither a good checkpoint nor an encoder.
     """
-    good = _good(checkpoint_place(config.checkpoint, folder), folder)
+    good = _good(checkpoint_location(config.checkpoint, folder), folder)
     newest = next(good, None)
     if newest is None:
-        yield _from_files(folder, config)
+        yield _from_files(folder, config, device)
         return
     for path in [*reversed(list(good)), newest] if every else [newest]:
-        yield _from_checkpoint(folder, config, path)
+        yield _from_checkpoint(folder, config, device, path)
 
 
-def _good(place: Place, folder: RunFolder) -> Iterator[Place]:
+def _good(place: CheckpointLocation, folder: RunFolder) -> Iterator[CheckpointLocation]:
     """Checkpoints of a run whose bytes are right, newest first."""
     if not list_checkpoints(place):  # an encoder alone needs no record of the run
         return
@@ -102,10 +104,11 @@ def _good(place: Place, folder: RunFolder) -> Iterator[Place]:
         yield path
 
 
-def _from_checkpoint(folder: RunFolder, config: RunConfig, path: Place) -> Candidate:
+def _from_checkpoint(
+    folder: RunFolder, config: RunConfig, device: torch.device, path: CheckpointLocation
+) -> Candidate:
     tensors, scalars = load_checkpoint(path)
-    device = choose_device("auto")
-    if config.distillation.teacher is None:
+    if METHODS[config.method_name].has_keys:
         method = method_of(tensors, config).to(device).eval()
         return Candidate(folder.path, int(scalars["step"]), config, method.encoder, method)
     encoder = untrained_encoder(config)
@@ -116,17 +119,17 @@ def _from_checkpoint(folder: RunFolder, config: RunConfig, path: Place) -> Candi
     return Candidate(folder.path, int(scalars["step"]), config, encoder.to(device).eval(), None)
 
 
-def _from_files(folder: RunFolder, config: RunConfig) -> Candidate:
+def _from_files(folder: RunFolder, config: RunConfig, device: torch.device) -> Candidate:
     """Encoder and head alone: the momentum encoder is taken to be where the network is."""
-    encoder = load_encoder(folder).network.to(choose_device("auto"))
-    if config.distillation.teacher is not None or config.head.predictor_layers:
+    encoder = load_encoder(folder).network.to(device)
+    if not METHODS[config.method_name].has_keys or config.head.predictor_layers:
         return Candidate(folder.path, None, config, encoder, None)
-    method = build_method(config)
+    method = build_contrastive(config)
     method.encoder.load_state_dict(encoder.state_dict())
     method.network.get_submodule("head").load_state_dict(load_head(folder).state_dict())
     if method.momentum_encoder is not None:
         method.momentum_encoder = MomentumEncoder(method.network)
-    method = method.to(memory_format=torch.channels_last).to(choose_device("auto")).eval()
+    method = method.to(memory_format=torch.channels_last).to(device).eval()
     return Candidate(folder.path, None, config, method.encoder, method)
 
 
@@ -140,21 +143,21 @@ MEASURES: Final = ("effective_rank", "pretext", "stability")
 STABILITY_VIEWS: Final = "crop(area=0.3..1) + flip + color(brightness=0.4, hue=0.1) + gray"
 """The same for every run, so that weak views of its own do not make an encoder look stable."""
 
-_BATCH: Final = 256  # images that a query's key is looked for in
+_PRETEXT_BATCH: Final = 256  # keys among which a query has its positive; the same for every run
 _SEED: Final = 0  # of the views: the same for every encoder
 _KNN_IMAGES: Final = 10_000  # to look for neighbours in, at most
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was found of a candidate.
+class RankedCandidate:
+    """The figures of a candidate.
 
     Attributes:
         run: its folder.
         step: of the checkpoint, or None.
         effective_rank: of h.
-        pretext: share of queries that find their own key in a batch, with the run's own views,
-            key encoder and predictor; None where the run has no keys.
+        pretext: pretext accuracy in batches of one size, with the run's own views, key encoder and
+            predictor; None where the run has no keys.
         stability: share of an image's neighbours, by h, that two views agree on.
         steadiness: share of neighbours that this checkpoint and the one before it agree on; None
             for the first.
@@ -184,7 +187,7 @@ class Ranking:
         agreement: of each measure with kNN, by name; None without labels.
     """
 
-    rows: tuple[Measured, ...]
+    rows: tuple[RankedCandidate, ...]
     splits: Mapping[str, Split]
     labelled: Mapping[str, Split]
     agreement: Mapping[str, Agreement | None] | None
@@ -215,8 +218,10 @@ def rank_runs(
     labels: bool = False,
     checkpoints: bool | None = None,
     image_count: int = 2048,
+    device: str = "auto",
     threads: int | None = None,
-    on_progress: Progress = ignore_progress,
+    batch_size: int = BATCH_SIZE,
+    progress: ProgressReporter | None = None,
 ) -> Ranking:
     """Ranks runs, and the checkpoints that they kept, without labels.
 
@@ -227,8 +232,10 @@ def rank_runs(
         labels: measure kNN too, and how each measure agrees with it. The ranking stays as it is.
         checkpoints: every checkpoint that was kept, not only the newest; by default for one run.
         image_count: images to measure on, at most.
+        device: where encoders run, as in ``Runtime``.
         threads: CPU threads; all cores when not given.
-        on_progress: told how many images are read.
+        batch_size: images that an encoder sees at once; changes features by rounding only.
+        progress: told how far it is.
 
     Raises:
         ConfigError: there are no runs, or they learned from different images.
@@ -239,21 +246,22 @@ def rank_runs(
     configs = [load_run_config(folder.config) for folder in folders]
     _require_comparable(folders, configs, images)
     several = len(folders) == 1 if checkpoints is None else checkpoints
-    with ThreadPoolExecutor(use_threads(threads)) as executor:
-        bench = _Bench(images, image_count, labels, executor, on_progress)
-        rows = list[Measured]()
+    with Runtime(device, threads, batch_size, progress or ProgressReporter()) as runtime:
+        measurer = _Measurer(images, image_count, labels, runtime)
+        rows = list[RankedCandidate]()
         for folder, config in zip(folders, configs, strict=True):
             seen = load_trained_on(folder.trained_on)
-            rows += bench.measure(candidates_of(folder, config, every=several), seen)
+            candidates = candidates_of(folder, config, runtime.torch_device, every=several)
+            rows += measurer.measure(folder, candidates, seen)
     combined = combined_rank(_columns(rows))
     rows = [replace(row, combined=share) for row, share in zip(rows, combined, strict=True)]
     agreement = rank_agreement(_columns(rows), [row.knn for row in rows]) if labels else None
     best_first = sorted(rows, key=lambda row: -1.0 if row.combined is None else -row.combined)
-    return Ranking(tuple(best_first), bench.splits, bench.labelled, agreement)
+    return Ranking(tuple(best_first), measurer.splits, measurer.labelled, agreement)
 
 
-def pretext_accuracy(method: Method, batches: ViewBatches) -> float:
-    """Share of queries whose own key scores above all other keys of their batch.
+def pretext_accuracy(method: Contrastive, batches: ViewBatches) -> float:
+    """Share of queries whose positive logit is the highest among the keys of their batch.
 
     Queries and keys are made as in training, but for batch norms, which use their running
     statistics; the dictionary holds the batch's keys only, so that runs of every mechanism choose
@@ -268,19 +276,18 @@ def pretext_accuracy(method: Method, batches: ViewBatches) -> float:
             query, key = method.encode_queries((first,))[0], method.encode_keys((second,))[0]
         if method.config.loss.similarity == "cosine":
             query, key = (functional.normalize(one, dim=1) for one in (query, key))
-        found.append(finds_own_row(query, key))
+        found.append(row_ranks_first(query, key))
     return float(torch.cat(found).double().mean())
 
 
 @dataclass
-class _Bench:
+class _Measurer:
     """Measures every candidate on the same images in the same way."""
 
     path: str | Path | Any | None
     image_count: int
     labels: bool
-    executor: Executor
-    on_progress: Progress
+    runtime: Runtime
 
     def __post_init__(self) -> None:
         self._opened: dict[ImagesConfig, Collection] = {}
@@ -288,38 +295,44 @@ class _Bench:
         self.labelled: dict[str, Split] = {}
 
     def measure(
-        self, candidates: Iterator[Candidate], seen: TrainedOn | None
-    ) -> Iterator[Measured]:
+        self, folder: RunFolder, candidates: Iterator[Candidate], seen: TrainedOn | None
+    ) -> Iterator[RankedCandidate]:
         """One row for each checkpoint of a run, in the order of their steps."""
-        before: Tensor | None = None
+        store, before = FeatureStore(folder.features, self.runtime), None
         for one in candidates:
             collection = self._collection(one.config.images)
             split = unseen_split(collection, seen, most=self.image_count)
             self.splits[str(one.run)], images = split, split.test
-            features = encode(
-                one.encoder, images, one.config.views, self.executor, of=f"the encoder of {one.run}"
-            )
-            yield Measured(
+            name = f"the encoder of {one.run}"
+            opened, views = self._opened_as(one.config.images), one.config.views
+            features = store.features(one.encoder, images, opened, views, of=name)
+            yield RankedCandidate(
                 run=str(one.run),
                 step=one.step,
                 effective_rank=effective_rank(features),
                 pretext=self._pretext(one, images),
                 stability=self._stability(one, images),
                 steadiness=None if before is None else neighbour_agreement(before, features),
-                knn=self._knn(one, collection, seen) if self.labels else None,
+                knn=self._knn(one, collection, seen, store) if self.labels else None,
             )
             before = features
 
     def _collection(self, config: ImagesConfig) -> Collection:
         """Opened once for all runs that see images alike."""
-        if self.path is not None:
-            config = replace(config, path=path_of(self.path), limit=None)
+        config = self._opened_as(config)
         if config not in self._opened:
-            found = open_images(config, self.executor, self.on_progress)
+            told = self.runtime.counting("Reading the images")
+            found = open_images(config, self.runtime.executor, told)
             if len(unseen_split(found, None, most=2).test) < 2:
                 raise ImagesError(f"{config.path} has one image; wanted two or more to compare.")
             self._opened[config] = found
         return self._opened[config]
+
+    def _opened_as(self, config: ImagesConfig) -> ImagesConfig:
+        """How the images of a run are opened: its own, or those asked for."""
+        if self.path is None:
+            return config
+        return replace(config, path=path_of(self.path), limit=None)
 
     def _pretext(self, one: Candidate, images: ImageSet) -> float | None:
         if one.method is None:
@@ -332,28 +345,36 @@ class _Bench:
         batches, device = self._batches(images, views), next(one.encoder.parameters()).device
         parts: list[tuple[Tensor, Tensor]] = []
         one.encoder.eval()
-        for start in range(0, len(images), _BATCH):
-            made = batches.of(np.arange(start, min(start + _BATCH, len(images))), epoch=0)
+        told = self.runtime.counting("Features of two views of each image")
+        for indices in in_batches(len(images), self.runtime.batch_size):
+            made = batches.of(indices, epoch=0)
             with torch.no_grad():
                 first, second = (one.encoder(view.to(device)).float().cpu() for view in made)
             parts.append((first, second))
+            told(int(indices[-1]) + 1, len(images))
         firsts, seconds = zip(*parts, strict=True)
         return neighbour_agreement(torch.cat(firsts), torch.cat(seconds))
 
-    def _knn(self, one: Candidate, collection: Collection, seen: TrainedOn | None) -> float:
+    def _knn(
+        self,
+        one: Candidate,
+        collection: Collection,
+        seen: TrainedOn | None,
+        store: FeatureStore,
+    ) -> float:
         group_by = one.config.images.group_by
         found = labelled_parts(collection, group_by=group_by, seen=seen)
         labelled = _spread(found, self.image_count)
         self.labelled[str(one.run)] = labelled
         train, test = (
-            encode(one.encoder, part, one.config.views, self.executor)
+            store.features(one.encoder, part, self._opened_as(one.config.images), one.config.views)
             for part in (labelled.train, labelled.test)
         )
         return accuracy(knn_predict(train, labelled.train_labels, test), labelled.test_labels)
 
     def _batches(self, images: ImageSet, views: ViewsConfig) -> ViewBatches:
-        order = Order(_SEED, len(images), min(_BATCH, len(images)))
-        return ViewBatches(images, order, replace(views, small_views=0), self.executor)
+        order = Order(_SEED, len(images), min(_PRETEXT_BATCH, len(images)))
+        return ViewBatches(images, order, replace(views, small_views=0), self.runtime.executor)
 
 
 def _require_comparable(
@@ -372,7 +393,7 @@ def _require_comparable(
         )
 
 
-def _columns(rows: Sequence[Measured]) -> dict[str, list[float | None]]:
+def _columns(rows: Sequence[RankedCandidate]) -> dict[str, list[float | None]]:
     return {name: [getattr(row, name) for row in rows] for name in MEASURES}
 
 

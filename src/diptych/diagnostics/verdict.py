@@ -5,18 +5,13 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Final, NamedTuple
 
-from diptych.logging.symptoms import (
-    LEAST_STEPS,
-    NO_ROOM,
-    chance_accuracy,
-    find_symptoms,
-    has_choice,
-)
+from diptych.diagnostics.symptoms import LEAST_STEPS, NO_ROOM, find_symptoms
+from diptych.logging.metrics import TaskAccuracy, chance_of, has_choice, task_accuracy
 
-LEAST_FOUND: Final = 0.1
-"""Share of its keys that a run finds which has learned to; most find a third and more."""
+LEAST_ACCURACY: Final = 0.1
+"""At its training task, of a run that has learned it; most reach a third and more."""
 TIMES_CHANCE: Final = 10.0
-RISING: Final = 0.02  # share of the keys, from one quarter of a run to the next
+RISING: Final = 0.02  # of the accuracy, from one quarter of a run to the next
 
 _UNKNOWN: Final = "Without labels, how useful the features are is not known."
 
@@ -69,25 +64,25 @@ class Course(NamedTuple):
 
 
 def course_of(metrics: Sequence[Mapping[str, Any]]) -> Course:
-    """Judges a run by the steps that it took and by how its pretext accuracy went.
+    """Judges a run by the steps that it took and by its accuracy at its training task.
 
     - Fewer than ``LEAST_STEPS`` steps: too short to tell.
-    - Over the last quarter of its lines a run finds at least ``LEAST_FOUND`` of its keys and
-      ``TIMES_CHANCE`` times what guessing finds, or comes half of the way from guessing to all:
-      it has learned its task, and looks healthy.
+    - Over the last quarter of its lines the accuracy is at least ``LEAST_ACCURACY`` and
+      ``TIMES_CHANCE`` times chance, or half of the way from chance to 100%: the run has learned its
+      task, and looks healthy.
     - Less, but more than in the quarter before by ``RISING``: too short to tell.
     - Less, and no longer rising: it has not learned its task.
     """
     lines = [line for line in metrics if has_choice(line)]
-    if not lines:
+    task = task_accuracy(lines[-1]) if lines else None
+    if task is None:
         return Course("Of training there is nothing to judge by.")
-    steps, chance = lines[-1]["step"], chance_accuracy(lines[-1])
+    steps, chance = lines[-1]["step"], chance_of(lines[-1], task.name)
     quarter = max(1, len(lines) // 4)
-    late = _found(lines[-quarter:])
-    before = _found(lines[-2 * quarter : -quarter]) if len(lines) > quarter else late
-    task = "names the teacher's class of" if "classes" in lines[-1] else "finds the key of"
+    late = _mean(lines[-quarter:], task)
+    before = _mean(lines[-2 * quarter : -quarter], task) if len(lines) > quarter else late
     words = (
-        f"After {steps:,} step{'s' * (steps > 1)} it {task} {late:.1%} of its views, where "
+        f"After {steps:,} step{'s' * (steps > 1)} it {task.does} {late:.1%} of its views, where "
         f"guessing does {chance:.1%}"
     )
     if steps < LEAST_STEPS:
@@ -95,7 +90,7 @@ def course_of(metrics: Sequence[Mapping[str, Any]]) -> Course:
             "Too short to tell.",
             (f"{words}: of fewer than {LEAST_STEPS:,} steps nothing can be said. Train longer.",),
         )
-    wanted = min(max(LEAST_FOUND, TIMES_CHANCE * chance), 0.5 * (1.0 + chance))
+    wanted = min(max(LEAST_ACCURACY, TIMES_CHANCE * chance), 0.5 * (1.0 + chance))
     if late >= wanted:
         return Course("Training looks healthy.")
     if late > before + RISING:
@@ -110,23 +105,20 @@ def course_of(metrics: Sequence[Mapping[str, Any]]) -> Course:
     )
 
 
-def _found(lines: Sequence[Mapping[str, Any]]) -> float:
-    return fmean(line["accuracy"] for line in lines)
+def _mean(lines: Sequence[Mapping[str, Any]], task: TaskAccuracy) -> float:
+    return fmean(line[task.name] for line in lines)
 
 
 def _about_loss(last: Mapping[str, Any]) -> str:
-    begin = f"The loss ended at {last['loss']:.2f}, where guessing among "
-    if "classes" in last:  # a student's
-        return begin + (
-            f"{last['classes']:.0f} classes gives {last['chance']:.2f}; on {last['accuracy']:.0%} "
-            "of the views student and teacher name the same class."
-        )
+    begin, task = f"The loss ended at {last['loss']:.2f}", task_accuracy(last)
+    if task is None:
+        return f"{begin}."
     if not has_choice(last):
-        return f"The loss ended at {last['loss']:.2f}; no query had a choice of keys."
-    return begin + (
-        f"{last['candidates']:,} candidates gives {last['chance']:.2f}; {last['accuracy']:.0%} of "
-        "the queries found their own key first."
-    )
+        return f"{begin}; no query had a choice of keys."
+    if "chance_loss" in last:
+        among = f" among {last[task.choices]:,.0f} {task.choices}" if task.choices else ""
+        begin += f", where guessing{among} gives {last['chance_loss']:.2f}"
+    return f"{begin}; {task.sentence.format(share=last[task.name])}"
 
 
 def _about_training(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -161,10 +153,10 @@ PROBES: Final = {
 }
 """Any of these decides the headline; the first that was measured."""
 
-_RIVALS: Final = {"pixels": "raw pixels", "untrained": "the untrained encoder"}
+_BASELINES: Final = {"pixels": "raw pixels", "untrained": "the untrained encoder"}
 _WIDE: Final = 0.03  # half an interval: then more test images are worth their trouble
 _LINEAR_LEAD: Final = 0.08  # of the linear classifier over kNN
-_LABELS_LEAD: Final = 0.05  # of the supervised rival
+_LABELS_LEAD: Final = 0.05  # of the supervised baseline
 
 
 class Gain(NamedTuple):
@@ -237,17 +229,17 @@ def conclusions(evaluation: Mapping[str, Any], probe: str) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
-def gain_over(evaluation: Mapping[str, Any], probe: str, rival: str) -> Gain:
+def gain_over(evaluation: Mapping[str, Any], probe: str, baseline: str) -> Gain:
     """The gain over another encoder, in pairs.
 
     Files of before there were intervals have two independent proportions instead, whose error is
     larger.
     """
     metrics = evaluation.get("details", {}).get(probe, {}).get("metrics", {})
-    found = metrics.get("accuracy", {}).get("gains", {}).get(rival)
+    found = metrics.get("accuracy", {}).get("gains", {}).get(baseline)
     if found is not None:
         return Gain(found["value"], found["low"], found["high"])
-    ours, theirs = evaluation[probe]["trained"], evaluation[probe][rival]
+    ours, theirs = evaluation[probe]["trained"], evaluation[probe][baseline]
     count = evaluation["protocol"]["test_images"]
     error = math.sqrt(sum(share * (1 - share) for share in (ours, theirs)) / count)
     gain = ours - theirs
@@ -264,10 +256,10 @@ def _against_baselines(evaluation: Mapping[str, Any], probe: str) -> str:
         f"right class, against {values['untrained']:.1%} with the untrained encoder{pixels} "
         f"({gain.words} over the untrained one)."
     )
-    rivals = {name: values[name] for name in _RIVALS if name in values}
-    best = max(rivals, key=rivals.__getitem__)
-    if rivals[best] > values["trained"]:
-        sentence += f" At present {_RIVALS[best]} would serve better."
+    baselines = {name: values[name] for name in _BASELINES if name in values}
+    best = max(baselines, key=baselines.__getitem__)
+    if baselines[best] > values["trained"]:
+        sentence += f" At present {_BASELINES[best]} would serve better."
     return sentence
 
 
@@ -332,7 +324,7 @@ def _few_labels(evaluation: Mapping[str, Any]) -> str:
     values, gain = shares[fewest], detail["gains"]["untrained"]
     begin = (
         f"Fine-tuned on {detail['images']:,} labelled images it reaches {values['trained']:.1%}, "
-        f"and {values['untrained']:.1%} without pretraining, {_rivals_chance(detail)}"
+        f"and {values['untrained']:.1%} without pretraining, {_baseline_schedule(detail)}"
     )
     if gain["low"] is None:
         return f"{begin}; of one seed only, so how sure that is is not known."
@@ -348,7 +340,7 @@ def _few_labels(evaluation: Mapping[str, Any]) -> str:
     return begin + " That is no difference one can rely on; more --seeds would narrow it."
 
 
-def _rivals_chance(detail: Mapping[str, Any]) -> str:
+def _baseline_schedule(detail: Mapping[str, Any]) -> str:
     """With what schedule the labels alone were learned."""
     schedule = detail.get("untrained_schedule")
     if schedule is None:  # measured by an earlier version

@@ -1,20 +1,19 @@
 """Vectors of very many images: each process makes whole shards, and asks nothing of the others."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from diptych.config.embedding import EmbedSettings
-from diptych.embeddings.sharding import Shard, checked_shard, find_rows
-from diptych.embeddings.vectors import Embedder, Viewer
-from diptych.embeddings.work import Done, Watcher, Work
+from diptych.embeddings.embedder import Embedder, ViewMaker
+from diptych.embeddings.job import EmbeddingJob, FinishedShard, ShardProgress
+from diptych.embeddings.shards import Shard, checked_shard, find_rows
 from diptych.images.open import require_there
-from diptych.images.sources.hugging_face import path_of
+from diptych.images.sources.handed_over import path_of
 from diptych.models.weights import load_encoder
 from diptych.runs.folder import require_writable
-from diptych.runtime.device import use_threads
+from diptych.runtime.runtime import Runtime
 
 
 def embed(
@@ -23,6 +22,7 @@ def embed(
     out: str | Path,
     shard: tuple[int, int] = (0, 1),
     *,
+    device: str = "auto",
     threads: int | None = None,
     **settings: Any,
 ) -> Path:
@@ -33,6 +33,7 @@ def embed(
         path: anything that ``pretrain`` takes; of one with held-out images, those to learn from.
         out: the folder of the embeddings, the same for all shards.
         shard: its number, from 0, and how many there are.
+        device: where the network runs, as in ``Runtime``.
         threads: CPU threads; all cores when not given.
         settings: see ``EmbedSettings``.
 
@@ -47,8 +48,8 @@ def embed(
     """
     chosen = [checked_shard(*shard)]
     how = EmbedSettings(**settings)
-    with ThreadPoolExecutor(use_threads(threads)) as executor:
-        [done] = embed_shards(Path(run), path, Path(out), chosen, how, executor)
+    with Runtime(device, threads, how.batch_size) as runtime:
+        [done] = embed_shards(Path(run), path, Path(out), chosen, how, runtime)
     return done.path
 
 
@@ -58,9 +59,9 @@ def embed_shards(
     out: Path,
     shards: Sequence[Shard],
     settings: EmbedSettings,
-    executor: Executor,
-    watcher: Watcher | None = None,
-) -> Iterator[Done]:
+    runtime: Runtime,
+    progress: ShardProgress | None = None,
+) -> Iterator[FinishedShard]:
     """Makes shards one after the other; see ``embed``.
 
     Args:
@@ -69,10 +70,10 @@ def embed_shards(
         out: the folder.
         shards: of the same set.
         settings: how images become vectors.
-        executor: its threads decode and make views.
-        watcher: told how it goes.
+        runtime: gives device and threads.
+        progress: told how it goes.
     """
-    work = _open(run, path, out, settings, executor, watcher or Watcher())
+    work = _open(run, path, out, settings, runtime, progress or ShardProgress())
     for shard in shards:
         yield work.make(shard)
 
@@ -95,9 +96,14 @@ def check_before_start(run: Path, path: Any, out: Path) -> None:
 
 
 def _open(
-    run: Path, path: Any, out: Path, settings: EmbedSettings, executor: Executor, watcher: Watcher
-) -> Work:
-    embedder = Embedder(run, settings)
+    run: Path,
+    path: Any,
+    out: Path,
+    settings: EmbedSettings,
+    runtime: Runtime,
+    progress: ShardProgress,
+) -> EmbeddingJob:
+    embedder = Embedder(run, settings, runtime.torch_device)
     config = embedder.config
     images = replace(
         config.images,
@@ -105,7 +111,9 @@ def _open(
         limit=None,
         column=settings.column or config.images.column,
     )
-    views = Viewer(settings.crops, config.views, images.channels, settings.batch_size, executor)
+    views = ViewMaker(
+        settings.crops, config.views, images.channels, settings.batch_size, runtime.executor
+    )
     made = {"run": str(run), "path": images.path}
     require_writable(out)  # before any work is done
-    return Work(embedder, find_rows(images), views, settings, out, made, watcher)
+    return EmbeddingJob(embedder, find_rows(images), views, settings, out, made, progress)

@@ -42,7 +42,7 @@ class Interval(NamedTuple):
         return {name: None if math.isnan(one) else one for name, one in self._asdict().items()}
 
 
-class Estimate(NamedTuple):
+class BootstrapEstimate(NamedTuple):
     """A figure, and what it would be with other test images.
 
     Attributes:
@@ -72,9 +72,9 @@ class Estimate(NamedTuple):
         highest = self.value + undrawn * (self.most - self.value)
         return Interval(self.value, min(float(low), lowest), max(float(high), highest))
 
-    def minus(self, other: "Estimate") -> "Estimate":
+    def minus(self, other: "BootstrapEstimate") -> "BootstrapEstimate":
         """The difference from another figure on the same images, in pairs."""
-        return Estimate(
+        return BootstrapEstimate(
             self.value - other.value,
             self.draws - other.draws,
             self.images,
@@ -83,7 +83,9 @@ class Estimate(NamedTuple):
         )
 
 
-def estimate(statistic: Statistic, images: int, *, draws: int = DRAWS, seed: int = 0) -> Estimate:
+def estimate(
+    statistic: Statistic, images: int, *, draws: int = DRAWS, seed: int = 0
+) -> BootstrapEstimate:
     """A figure from 0 to 1 on all images, and on resamples that follow from count and seed alone.
 
     Args:
@@ -94,7 +96,7 @@ def estimate(statistic: Statistic, images: int, *, draws: int = DRAWS, seed: int
     """
     value = float(statistic(np.ones((1, images)))[0])
     parts = [statistic(counts) for counts in resamples(images, draws=draws, seed=seed)]
-    return Estimate(value, np.concatenate(parts), images)
+    return BootstrapEstimate(value, np.concatenate(parts), images)
 
 
 def resamples(images: int, *, draws: int, seed: int) -> Iterator[NDArray[np.float64]]:

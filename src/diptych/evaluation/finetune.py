@@ -6,15 +6,14 @@ so few and so small steps would move nothing: a batch is a tenth of the images, 
 at most, and the rate goes with the root of the batch. It falls by a cosine.
 
 That is a schedule for an encoder that has little left to learn. A random one, which shows what
-labels alone can do, gets longer ones and other rates as well, and of these the one that serves best
-on a part of its labels. So a gain is one over a rival that was given its chance. With three seeds
-that rival takes five times as long as a pretrained encoder, and all of fine-tuning three times as
-long as without.
+labels alone can do, also tries longer ones and other rates, and takes the one that is best on a
+part of its labels. So a gain is one over a baseline with a schedule of its own. With three seeds
+that baseline takes five times as long as a pretrained encoder, and all of fine-tuning three times
+as long as without it.
 """
 
 import copy
 import math
-from concurrent.futures import Executor
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -24,28 +23,34 @@ from torch import nn
 
 from diptych.config.sections import RunConfig, ScheduleConfig
 from diptych.errors import TrainingError
-from diptych.evaluation.classifying import crop_and_flip, on_top_of, predict, train_on_labels
 from diptych.evaluation.confidence import over_seeds
-from diptych.evaluation.frozen_features import common_settings
 from diptych.evaluation.knn import accuracy
+from diptych.evaluation.knn_and_linear import common_settings
 from diptych.evaluation.labelled import Labelled
 from diptych.evaluation.subject import TRAINED, UNTRAINED, Subject
+from diptych.evaluation.supervised import (
+    REFERENCE_BATCH,
+    crop_and_flip,
+    predict,
+    train_on_labels,
+    with_linear_head,
+)
 from diptych.images.collection import balanced_share
 from diptych.models.weights import PretrainedEncoder
 from diptych.optimization.schedules import learning_rate
+from diptych.runtime.runtime import Runtime
 
 FEW_EPOCHS: Final = 60  # of 1% of the labels and less
 EPOCHS: Final = 30
 RATE: Final = 0.05  # of a batch of 256
-SMALLEST_BATCH: Final = 16
-BATCH: Final = 256
+LEAST_BATCH: Final = 16
 LONGER: Final = 3  # times as many epochs, of the encoder that begins from nothing
-RIVAL_RATES: Final = (0.2, 0.05)  # that it is tried with, of a batch of 256
+BASELINE_RATES: Final = (0.2, 0.05)  # that it is tried with, of a batch of 256
 _MOMENTUM: Final = 0.9
 _LEAST_OF_A_CLASS: Final = 5  # labelled images; of fewer, no part can choose a schedule
 
 
-class Schedule(NamedTuple):
+class FineTuningSchedule(NamedTuple):
     """How long fine-tuning goes on, and how fast.
 
     Attributes:
@@ -64,17 +69,17 @@ def measure_finetune(subject: Subject) -> dict[str, Any]:
 
     The seeds choose the labelled images and their order, the same for every encoder, so that
     differences are of pairs. The untrained encoder is plain supervised learning from as many
-    labels, with a schedule of its own; see ``rivals_schedule``.
+    labels, with a schedule of its own; see ``baseline_schedule``.
     """
     options, labelled = subject.options, subject.labelled
     means: dict[str, dict[str, float]] = {}
     details: dict[str, Any] = {}
     for share in options.finetune_shares:
-        usual = Schedule(_epochs(share, options.finetune_epochs), RATE)
-        rivals = rivals_schedule(subject.untrained, labelled, share, subject.executor, usual)
+        usual = FineTuningSchedule(_epochs(share, options.finetune_epochs), RATE)
+        baseline = baseline_schedule(subject.untrained, labelled, share, subject.runtime, usual)
         reached = {
             name: [
-                _accuracy(encoder, share, seed, subject, rivals if name == UNTRAINED else usual)
+                _accuracy(encoder, share, seed, subject, baseline if name == UNTRAINED else usual)
                 for seed in range(options.seeds)
             ]
             for name, encoder in subject.encoders.items()
@@ -84,42 +89,42 @@ def measure_finetune(subject: Subject) -> dict[str, Any]:
         details[key] = _with_intervals(reached) | {
             "images": len(balanced_share(labelled.train_labels.numpy(), share, 0)),
             "untrained_schedule": {
-                "epochs": rivals.epochs,
-                "learning_rate": rivals.rate,
-                "tried": rivals.tried,
+                "epochs": baseline.epochs,
+                "learning_rate": baseline.rate,
+                "tried": baseline.tried,
             },
         }
     settings = common_settings(subject) | {
         "seeds": options.seeds,
         "epochs": options.finetune_epochs,
         "learning_rate": RATE,
-        "batch_size": BATCH,
+        "batch_size": REFERENCE_BATCH,
     }
     table = {"settings": settings, "shares": details, "split": labelled.as_dict()}
     return {"finetune": means, "details": {"finetune": table}}
 
 
-def rivals_schedule(
+def baseline_schedule(
     encoder: PretrainedEncoder,
     labelled: Labelled,
     share: float,
-    executor: Executor,
-    usual: Schedule,
-) -> Schedule:
+    runtime: Runtime,
+    usual: FineTuningSchedule,
+) -> FineTuningSchedule:
     """The schedule with which a random encoder learns most from a share of the labels.
 
-    The usual one, and ``RIVAL_RATES`` in ``LONGER`` times as many epochs, are tried on four fifths
-    of the share and compared on the fifth, of one seed. Where a class has too few images for that
-    it is the longer one with the first of the rates.
+    The usual one, and ``BASELINE_RATES`` in ``LONGER`` times as many epochs, are tried on four
+    fifths of the share and compared on the fifth, of one seed. Where a class has too few images for
+    that it is the longer one with the first of the rates.
 
     Args:
         encoder: as it was before training; is left as it is.
         labelled: its training part is divided; the test part is not looked at.
         share: of that, the same of each class.
-        executor: its threads make views.
+        runtime: to train it on.
         usual: of an encoder that was pretrained.
     """
-    longer = [Schedule(LONGER * usual.epochs, rate) for rate in RIVAL_RATES]
+    longer = [FineTuningSchedule(LONGER * usual.epochs, rate) for rate in BASELINE_RATES]
     rows = balanced_share(labelled.train_labels.numpy(), share, 0)
     labels = labelled.train_labels.numpy()[rows]
     if np.unique(labels, return_counts=True)[1].min() < _LEAST_OF_A_CLASS:
@@ -131,10 +136,10 @@ def rivals_schedule(
     candidates = [usual, *longer]
     for schedule in candidates:
         try:
-            classifier = _fit(encoder, labelled, rows[rest], executor, schedule, seed=0)
+            classifier = fine_tune(encoder, labelled, rows[rest], runtime, schedule, seed=0)
         except TrainingError:  # a rate that it cannot learn at
             continue
-        right = accuracy(predict(classifier, judged, encoder.config.views, executor), truth)
+        right = accuracy(predict(classifier, judged, encoder.config.views, runtime), truth)
         if right > most:
             best, most = schedule, right
     return best._replace(tried=len(candidates))
@@ -143,55 +148,38 @@ def rivals_schedule(
 def fine_tune(
     encoder: PretrainedEncoder,
     labelled: Labelled,
-    share: float,
-    executor: Executor,
+    rows: NDArray[np.int64],
+    runtime: Runtime,
+    schedule: FineTuningSchedule,
     *,
     seed: int,
-    epochs: int | None = None,
-    rate: float = RATE,
 ) -> nn.Module:
     """A copy of an encoder with a linear classifier, trained together.
 
     Args:
         encoder: is left as it is.
         labelled: its training part is learned from.
-        share: of that, the same of each class.
-        executor: its threads make views.
-        seed: chooses the images, their order and their views.
-        epochs: 30, or 60 of 1% of the labels and less, when not given.
-        rate: highest learning rate, of a batch of 256.
+        rows: of that, the images to learn from.
+        runtime: to train it on.
+        schedule: how long, and how fast.
+        seed: of the images' order and their views.
 
     Returns:
         From images to logits, in evaluation mode.
     """
-    rows = balanced_share(labelled.train_labels.numpy(), share, seed)
-    schedule = Schedule(_epochs(share, epochs), rate)
-    return _fit(encoder, labelled, rows, executor, schedule, seed=seed)
-
-
-def _fit(
-    encoder: PretrainedEncoder,
-    labelled: Labelled,
-    rows: NDArray[np.int64],
-    executor: Executor,
-    schedule: Schedule,
-    *,
-    seed: int,
-) -> nn.Module:
-    """A copy of an encoder with a linear classifier, trained on rows of the training part."""
     network = copy.deepcopy(encoder.network).train()
     images = labelled.train.select(rows)
     views = encoder.config.views
     batches = crop_and_flip(
-        images, views, executor, batch_size=_batch_size(encoder.config, len(images)), seed=seed
+        images, views, runtime, batch_size=_batch_size(encoder.config, len(images)), seed=seed
     )
     steps = schedule.epochs * batches.order.steps_per_epoch
     device = next(network.parameters()).device
-    classifier = on_top_of(
+    classifier = with_linear_head(
         network, encoder.config, len(labelled.classes), frozen=False, seed=seed
     ).to(device)
     optimizer = torch.optim.SGD(classifier.parameters(), lr=0.0, momentum=_MOMENTUM, nesterov=True)
-    peak = schedule.rate * math.sqrt(batches.order.batch_size / BATCH)
+    peak = schedule.rate * math.sqrt(batches.order.batch_size / REFERENCE_BATCH)
 
     def rate(step: int) -> float:
         return learning_rate(
@@ -202,7 +190,8 @@ def _fit(
             total_steps=steps,
         )
 
-    train_on_labels(classifier, batches, optimizer, rate, steps=steps)
+    told = runtime.counting("Fine-tuning")
+    train_on_labels(classifier, batches, optimizer, rate, steps=steps, on_images=told)
     return classifier
 
 
@@ -212,18 +201,22 @@ def _epochs(share: float, asked: int | None) -> int:
 
 def _batch_size(config: RunConfig, images: int) -> int:
     """A tenth of the images; in whole groups where the norm takes its statistics from groups."""
-    size = min(images, max(SMALLEST_BATCH, min(BATCH, images // 10)))
+    size = min(images, max(LEAST_BATCH, min(REFERENCE_BATCH, images // 10)))
     group = config.norm.images_per_group
     return size // group * group if config.norm.is_grouped and size > group else size
 
 
 def _accuracy(
-    encoder: PretrainedEncoder, share: float, seed: int, subject: Subject, schedule: Schedule
+    encoder: PretrainedEncoder,
+    share: float,
+    seed: int,
+    subject: Subject,
+    schedule: FineTuningSchedule,
 ) -> float:
     labelled = subject.labelled_for(encoder)
     rows = balanced_share(labelled.train_labels.numpy(), share, seed)
-    classifier = _fit(encoder, labelled, rows, subject.executor, schedule, seed=seed)
-    predicted = predict(classifier, labelled.test, encoder.config.views, subject.executor)
+    classifier = fine_tune(encoder, labelled, rows, subject.runtime, schedule, seed=seed)
+    predicted = predict(classifier, labelled.test, encoder.config.views, subject.runtime)
     return accuracy(predicted, labelled.test_labels)
 
 

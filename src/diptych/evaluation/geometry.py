@@ -11,6 +11,17 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from diptych.evaluation.features import LayeredNetwork, in_batches
+from diptych.evaluation.split import unseen_split
+from diptych.evaluation.subject import Subject
+from diptych.images.order import Order
+from diptych.runtime.runtime import Runtime
+from diptych.views.batches import ViewBatches, evaluation_views
+
+MOST_IMAGES: Final = 2048
+"""Of which the geometry is measured: the effective rank depends on how many there are, so it is
+compared over as many images only."""
+
 COLLAPSED_SPREAD: Final = 0.01
 """A dimension whose spread is below this share of an even one's says nothing any more."""
 
@@ -49,6 +60,47 @@ class Geometry(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """As it stands in ``evaluation.json``."""
         return self._asdict() | {"spectrum": [round(share, 6) for share in self.spectrum]}
+
+
+def measure_geometry(subject: Subject) -> dict[str, Any]:
+    """Geometry of every layer, trained and untrained, of held-out images where the run has any."""
+    split = unseen_split(subject.collection, subject.seen, most=MOST_IMAGES)
+    images = split.test
+    batches = ViewBatches(
+        images, Order(0, len(images), len(images)), subject.config.views, subject.runtime.executor
+    )
+    found = {
+        name: {
+            layer: one.as_dict()
+            for layer, one in layer_geometry(layers, batches, subject.runtime).items()
+        }
+        for name, layers in subject.layers.items()
+    }
+    return {"geometry": found | {"images": len(images), "split": split.as_dict()}}
+
+
+def layer_geometry(
+    layers: LayeredNetwork, batches: ViewBatches, runtime: Runtime
+) -> dict[str, Geometry]:
+    """Geometry of each layer over all images of the batches.
+
+    Features are of the images as they are evaluated; the alignment is of two views of each as in
+    training, of the first epoch.
+    """
+    centred: dict[str, list[Tensor]] = {name: [] for name in layers.names}
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers.names}
+    told = runtime.counting("Features of every layer")
+    for indices in in_batches(len(batches.images), runtime.batch_size):
+        as_evaluated = evaluation_views(
+            batches.images, indices, "center", batches.config, batches.executor
+        )
+        plain = layers.in_evaluation(as_evaluated[0])
+        first, second = map(layers.in_evaluation, batches.of(indices, epoch=0)[:2])
+        for name in layers.names:
+            centred[name].append(plain[name])
+            pairs[name].append((first[name], second[name]))
+        told(int(indices[-1]) + 1, len(batches.images))
+    return {name: geometry(torch.cat(centred[name]), _joined(pairs[name])) for name in layers.names}
 
 
 def geometry(
@@ -134,3 +186,8 @@ def _first_share(values: Tensor) -> float:
 def _shares(values: Tensor) -> Tensor:
     total = values.sum()
     return values / total if total > 0 else torch.zeros_like(values)
+
+
+def _joined(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    first, second = zip(*pairs, strict=True)
+    return torch.cat(first), torch.cat(second)

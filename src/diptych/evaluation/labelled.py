@@ -24,11 +24,11 @@ from diptych.evaluation.split import (
     units_of,
 )
 from diptych.images.collection import Collection, ImageSet
-from diptych.images.cut import cut
+from diptych.images.group_split import stratified_group_split
 from diptych.images.inventory import listed
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images
-from diptych.images.sources.hugging_face import path_of
+from diptych.images.sources.handed_over import path_of
 from diptych.images.trained_on import TrainedOn
 
 _ALIKE: Final = 0.8  # of the letters of two names of classes, to be taken for a slip
@@ -229,7 +229,7 @@ def _cut(
         groups, more = None, (_NOT_FINER,)
     units = units_of(labelled, groups)
     identities = None if labelled.checksums is None else labelled.checksums[:, 0]
-    kept, held_out, alone = cut(labelled.labels, units, identities=identities)
+    kept, held_out, alone = stratified_group_split(labelled.labels, units, identities=identities)
     if not len(held_out):
         raise ImagesError(
             f"none of the {len(images.classes)} classes has two images that differ: one to fit on "

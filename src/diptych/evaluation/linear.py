@@ -18,13 +18,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from diptych.evaluation.knn import accuracy
-from diptych.images.cut import cut
+from diptych.images.group_split import stratified_group_split
 
 L2_STRENGTHS: Final = tuple(10.0**power for power in range(0, -7, -1))
 """Tried from strong to weak, each starting from the last one's weights."""
 
 SIMCLR_STRENGTHS: Final = tuple(10.0 ** (5 - 0.25 * place) for place in range(45))
 """SimCLR's, 45 values from 1e5 down to 1e-6 (appendix B.8)."""
+
+L2_SWEEPS: Final = {"seven": L2_STRENGTHS, "simclr": SIMCLR_STRENGTHS}
+"""By the names that ``--l2-sweep`` takes."""
 
 _MOST_PASSES: Final = 300
 _TOLERANCE: Final = 1e-5  # largest slope of any weight, of the mean loss
@@ -219,7 +222,9 @@ def _fit(
     seed: int,
     groups: NDArray[np.int64] | None,
 ) -> LinearClassifier:
-    rest, held_out, _ = map(torch.from_numpy, cut(targets.cpu().numpy(), groups, seed=seed))
+    rest, held_out, _ = map(
+        torch.from_numpy, stratified_group_split(targets.cpu().numpy(), groups, seed=seed)
+    )
     best, best_score = strengths[0], -math.inf
     start: LinearClassifier | None = None
     if len(held_out) and len(strengths) > 1:
@@ -242,14 +247,14 @@ def _held_out_score(classifier: LinearClassifier, features: Tensor, targets: Ten
     return -float(loss) / targets.numel()
 
 
-_PAIRS: Final = 12  # steps remembered
+_PAIRS: Final = 12  # steps kept
 _SUFFICIENT: Final = 1e-4  # of the decrease that the slope promises (Armijo's condition)
 _FLATTER: Final = 0.9  # than before, along the step
 _ROUNDING: Final = 8  # units in the last place by which two losses may differ and be the same
 _SHORTEST: Final = 1e-6  # step; a shorter one is beyond the precision of the loss
 
 
-class Found(NamedTuple):
+class Minimum(NamedTuple):
     """Where the search ended.
 
     Attributes:
@@ -270,7 +275,7 @@ def minimise(
     *,
     tolerance: float,
     most_passes: int,
-) -> Found:
+) -> Minimum:
     """Minimises a smooth convex function of a matrix.
 
     Args:
@@ -307,7 +312,7 @@ def minimise(
         if along > 0:
             pairs.append((step, bend, along))
         point, value, slope = moved, reached, new_slope
-    return Found(point, passes, float(slope.abs().max()))
+    return Minimum(point, passes, float(slope.abs().max()))
 
 
 def _shorter(length: float, value: float, reached: float, promised: float) -> float:

@@ -3,29 +3,30 @@
 import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from diptych.errors import ConfigError
 from diptych.evaluation.finetune import measure_finetune
-from diptych.evaluation.frozen_features import measure_knn, measure_linear, measure_linear_sgd
+from diptych.evaluation.geometry import measure_geometry
+from diptych.evaluation.knn_and_linear import measure_knn, measure_linear, measure_linear_sgd
 from diptych.evaluation.labelled import open_labelled
-from diptych.evaluation.layer_protocols import measure_geometry, measure_transformations
-from diptych.evaluation.subject import Options, Subject
+from diptych.evaluation.subject import EvaluationOptions, Subject
 from diptych.evaluation.transfer import measure_transfer
-from diptych.images.listing import Progress, ignore_progress
+from diptych.evaluation.transformations import measure_transformations
 from diptych.images.open import open_images
 from diptych.images.trained_on import load_trained_on
 from diptych.models.weights import load_encoder
-from diptych.runs.folder import RunFolder, require_writable, write_aside
-from diptych.runtime.device import choose_device, use_threads
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder, require_writable
+from diptych.runtime.progress import ProgressReporter
+from diptych.runtime.runtime import BATCH_SIZE, Runtime
 
-Protocol = Callable[[Subject], dict[str, Any]]
+ProtocolFunction = Callable[[Subject], dict[str, Any]]
 """Measures a subject; what it returns becomes a part of ``evaluation.json``."""
 
-PROTOCOLS: Final[Mapping[str, Protocol]] = {
+PROTOCOLS: Final[Mapping[str, ProtocolFunction]] = {
     "knn": measure_knn,
     "linear": measure_linear,
     "linear_sgd": measure_linear_sgd,
@@ -49,8 +50,10 @@ def evaluate(
     *,
     train: str | Path | Any | None = None,
     test: str | Path | Any | None = None,
+    device: str = "auto",
     threads: int | None = None,
-    on_progress: Progress = ignore_progress,
+    batch_size: int = BATCH_SIZE,
+    progress: ProgressReporter | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Measures a run's encoder, before the head, by the protocols asked for.
@@ -61,9 +64,11 @@ def evaluate(
         train: labelled images to fit the probes on; by default the run's own.
         test: labelled images to measure them on; by default those held out with ``train``, or a
             fifth of its images.
+        device: where networks run, as in ``Runtime``.
         threads: CPU threads; all cores when not given.
-        on_progress: told how many images are read.
-        **options: fields of ``Options``, as ``head_layers`` or ``neighbours``.
+        batch_size: images that a frozen network sees at once; changes features by rounding only.
+        progress: told how far it is.
+        **options: fields of ``EvaluationOptions``, as ``head_layers`` or ``neighbours``.
 
     Returns:
         What is now in ``evaluation.json``: results of these protocols and those of earlier calls
@@ -74,21 +79,23 @@ def evaluate(
 
     Raises:
         ImagesError: there are no labels.
-        ConfigError: an option or a protocol is not known.
+        ConfigError: an option or a protocol is not known, or there is no such device.
         OSError: the run folder cannot be written.
     """
     folder, chosen = RunFolder(Path(run)), _chosen(protocols)
-    given = Options(**options)
-    encoder = load_encoder(folder, head_layers=given.head_layers).to(choose_device("auto"))
+    given = EvaluationOptions(**options)
+    runtime = Runtime(device, threads, batch_size, progress or ProgressReporter())
+    encoder = load_encoder(folder, head_layers=given.head_layers).to(runtime.torch_device)
     require_writable(folder.path)
     images, seen = encoder.config.images, load_trained_on(folder.trained_on)
-    with ThreadPoolExecutor(use_threads(threads)) as executor:
+    with runtime:
+        told, executor = runtime.counting("Reading the images"), runtime.executor
         subject = Subject(
             folder=folder,
             encoder=encoder,
             config=encoder.config,
-            executor=executor,
-            open_images=partial(open_images, images, executor, on_progress),
+            runtime=runtime,
+            open_images=partial(open_images, images, executor, told),
             open_labelled=partial(
                 open_labelled,
                 images,
@@ -96,7 +103,7 @@ def evaluate(
                 train=train,
                 test=test,
                 seen=seen,
-                on_progress=on_progress,
+                on_progress=told,
             ),
             seen=seen,
             options=given,
@@ -105,7 +112,7 @@ def evaluate(
         for measure in chosen:
             found = merged(found, measure(subject))
     found = merged(read_evaluation(folder) or {}, found)
-    write_aside(folder.evaluation, (json.dumps(found, indent=1) + "\n").encode())
+    atomic_write(folder.evaluation, (json.dumps(found, indent=1) + "\n").encode())
     return found
 
 
@@ -151,7 +158,7 @@ def _on_other_images(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> bo
     return any(earlier[name] != later.get(name) for name in same if name in earlier)
 
 
-def _chosen(names: Sequence[str]) -> list[Protocol]:
+def _chosen(names: Sequence[str]) -> list[ProtocolFunction]:
     for name in names:
         if name not in PROTOCOLS:
             near = difflib.get_close_matches(name, PROTOCOLS, n=1)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from diptych.errors import ConfigError
 from diptych.images.collection import Collection, ImageSet
-from diptych.images.cut import join
+from diptych.images.group_split import join_groups
 from diptych.images.groups import find_groups
 from diptych.images.trained_on import TrainedOn, among, number_contents
 
@@ -18,7 +18,8 @@ NOT_RECORDED: Final = "On images not recorded."
 
 _NAMED: Final = 5  # images or classes, of those that a sentence is about
 
-Seen = NDArray[np.bool_] | None
+ImageMask = NDArray[np.bool_] | None
+"""(images,), a yes or no for each image; None where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,11 @@ class Split:
     train: ImageSet
     test: ImageSet
     classes: tuple[str, ...] = ()
-    test_seen: Seen = None
-    train_seen: Seen = None
+    test_seen: ImageMask = None
+    train_seen: ImageMask = None
     labels_used: bool = False
-    repeated: Seen = None
-    shared: Seen = None
+    repeated: ImageMask = None
+    shared: ImageMask = None
     units: NDArray[np.int64] | None = None
     whole: ImageSet | None = None
     left_out: tuple[LeftOut, ...] = ()
@@ -172,7 +173,7 @@ def units_of(images: ImageSet, groups: NDArray[np.int64] | None) -> NDArray[np.i
     contents = None if images.checksums is None else number_contents(images.checksums)
     if groups is None or contents is None:
         return contents if groups is None else groups
-    return join(groups, contents)
+    return join_groups(groups, contents)
 
 
 def groups_of_parts(
@@ -193,7 +194,7 @@ def groups_of_parts(
     return numbers[: len(train)], None if test is None else numbers[len(train) :], ()
 
 
-def _count(flags: Seen) -> int | None:
+def _count(flags: ImageMask) -> int | None:
     return None if flags is None else int(flags.sum())
 
 

@@ -1,7 +1,6 @@
 """What is evaluated, on what, and how: all that a protocol is given."""
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final, Literal
@@ -10,16 +9,21 @@ from torch import Tensor
 
 from diptych.config.sections import RunConfig
 from diptych.errors import ConfigError
-from diptych.evaluation.features import encode, pixel_features
+from diptych.evaluation.feature_store import FeatureStore
+from diptych.evaluation.features import (
+    LayeredNetwork,
+    pixel_features,
+    trained_layers,
+    untrained_layers,
+)
 from diptych.evaluation.knn import NEIGHBOURS, TEMPERATURE
 from diptych.evaluation.labelled import Labelled
-from diptych.evaluation.linear import L2_STRENGTHS, SIMCLR_STRENGTHS
 from diptych.evaluation.supervised import supervised_encoder
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.trained_on import TrainedOn
 from diptych.models.weights import PretrainedEncoder, load_encoder, untrained_encoder
 from diptych.runs.folder import RunFolder
-from diptych.runtime.device import choose_device
+from diptych.runtime.runtime import Runtime
 from diptych.views.cpu import EvaluationCrops
 
 TRAINED: Final = "trained"
@@ -27,12 +31,9 @@ UNTRAINED: Final = "untrained"
 PIXELS: Final = "pixels"
 SUPERVISED: Final = "supervised"
 
-STRENGTHS: Final = {"seven": L2_STRENGTHS, "simclr": SIMCLR_STRENGTHS}
-"""Of the l2 penalty."""
-
 
 @dataclass(frozen=True)
-class Options:
+class EvaluationOptions:
     """How the protocols measure.
 
     Attributes:
@@ -92,7 +93,7 @@ class Subject:
         folder: of the run.
         encoder: the trained one, frozen, on its device.
         config: of the run.
-        executor: its threads decode and make views.
+        runtime: what all of it runs on.
         options: how to measure.
         open_images: opens the images of the run, labelled or not.
         open_labelled: opens the labelled images; see ``labelled``.
@@ -102,11 +103,11 @@ class Subject:
     folder: RunFolder
     encoder: PretrainedEncoder
     config: RunConfig
-    executor: Executor
+    runtime: Runtime
     open_images: Callable[[], Collection]
     open_labelled: Callable[[], Labelled]
     seen: TrainedOn | None = None
-    options: Options = field(default_factory=Options)
+    options: EvaluationOptions = field(default_factory=EvaluationOptions)
 
     @cached_property
     def collection(self) -> Collection:
@@ -125,7 +126,7 @@ class Subject:
     @cached_property
     def untrained(self) -> PretrainedEncoder:
         """The encoder as the run began with it."""
-        network = untrained_encoder(self.config).to(choose_device("auto"))
+        network = untrained_encoder(self.config).to(self.runtime.torch_device)
         return PretrainedEncoder(network, self.config)
 
     @cached_property
@@ -134,13 +135,19 @@ class Subject:
         found = {TRAINED: self.encoder, UNTRAINED: self.untrained}
         if self.options.supervised:
             found[SUPERVISED] = supervised_encoder(
-                self.folder, self.config, self.labelled, self.executor
-            ).to(choose_device("auto"))
+                self.folder, self.config, self.labelled, self.runtime
+            ).to(self.runtime.torch_device)
         for path in map(str, self.options.against):
-            other = load_encoder(path).to(choose_device("auto"))
+            other = load_encoder(path).to(self.runtime.torch_device)
             _require_same_channels(self.config, other.config, path)
             found[path] = other
         return found
+
+    @cached_property
+    def layers(self) -> Mapping[str, LayeredNetwork]:
+        """The network of the run with all its layers, trained and untrained."""
+        found = {TRAINED: trained_layers(self.folder), UNTRAINED: untrained_layers(self.folder)}
+        return {name: one.to(self.runtime.torch_device) for name, one in found.items()}
 
     @cached_property
     def features(self) -> Mapping[str, tuple[Tensor, Tensor]]:
@@ -164,19 +171,22 @@ class Subject:
 
     def features_of(self, images: ImageSet) -> dict[str, Tensor]:
         """Of every encoder and of raw pixels, (images, dim)."""
-        crops = self.options.crops
         found = {
-            name: encode(
+            name: self._store.features(
                 one,
                 self.seen_by(one, images),
+                replace(self.config.images, jpeg_side=one.config.images.jpeg_side),
                 one.config.views,
-                self.executor,
-                crops=crops,
+                crops=self.options.crops,
                 of=_in_words(name),
             )
             for name, one in self.encoders.items()
         }
-        return found | {PIXELS: pixel_features(images, self.config.views, self.executor)}
+        return found | {PIXELS: pixel_features(images, self.config.views, self.runtime.executor)}
+
+    @cached_property
+    def _store(self) -> FeatureStore:
+        return FeatureStore(self.folder.features, self.runtime)
 
 
 def _in_words(name: str) -> str:

@@ -1,32 +1,156 @@
-"""The rival that is told the labels: the same network, views, optimizer and number of steps."""
+"""Training on labels: the supervised baseline, and what fine-tuning and SGD probes share with it.
+
+The baseline is the same network with the same views, optimizer and steps, trained on the labels.
+"""
 
 import hashlib
 import json
-from concurrent.futures import Executor
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import torch
-from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from diptych.config.files import to_toml
-from diptych.config.sections import RunConfig, norm_of_batch
-from diptych.evaluation.classifying import Classifier, on_top_of, train_on_labels
+from diptych.config.sections import RunConfig, ViewsConfig, norm_of_batch
+from diptych.errors import TrainingError
+from diptych.evaluation.features import encode
 from diptych.evaluation.labelled import Labelled
+from diptych.images.collection import ImageSet
+from diptych.images.listing import Progress, ignore_progress
 from diptych.images.order import Order
-from diptych.models.encoders import build_encoder
+from diptych.models.encoders import build_encoder, count_features
 from diptych.models.norms import use_norm
-from diptych.models.weights import PretrainedEncoder, load_encoder
-from diptych.optimization.optimizers import build_optimizer
+from diptych.models.weights import PretrainedEncoder, load_encoder, save_encoder
+from diptych.optimization.optimizers import build_optimizer, set_learning_rate
 from diptych.optimization.schedules import learning_rate, peak_learning_rate
-from diptych.runs.folder import RunFolder, write_aside
+from diptych.runs.folder import RunFolder
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text
-from diptych.runtime.device import choose_device, views_device
+from diptych.runtime.runtime import Runtime
 from diptych.views.batches import ViewBatches
+
+REFERENCE_BATCH: Final = 256
+"""Images in the batch for which the papers give learning rates; ours are no larger."""
+
+CROP_AND_FLIP: Final = "crop(area=0.08..1) + flip"
+"""What the papers do to images while they learn from labels (SimCLR, appendix B.5 and B.6)."""
+
+
+class Classifier(nn.Module):
+    """An encoder with a linear layer on it.
+
+    Attributes:
+        encoder: from (batch, channels, side, side) to (batch, features).
+        head: from features to logits.
+        frozen: the encoder stays as it is, in evaluation mode.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, features: int, classes: int, *, frozen: bool, seed: int
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder.requires_grad_(not frozen)
+        self.frozen = frozen
+        self.head = nn.Linear(features, classes)
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(self.head.weight, std=0.01, generator=generator)
+        nn.init.zeros_(self.head.bias)
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Batch norms of a frozen encoder keep to their running statistics."""
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(batch, channels, side, side) to logits (batch, classes)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = self.encoder(images)
+        logits: Tensor = self.head(features)
+        return logits
+
+
+def with_linear_head(
+    network: nn.Module, config: RunConfig, classes: int, *, frozen: bool, seed: int
+) -> Classifier:
+    """A linear classifier on an encoder that sees what a run's config says."""
+    features = count_features(
+        network, channels=config.images.channels, side_pixels=config.views.side_pixels
+    )
+    return Classifier(network, features, classes, frozen=frozen, seed=seed)
+
+
+def train_on_labels(
+    classifier: nn.Module,
+    batches: ViewBatches,
+    optimizer: torch.optim.Optimizer,
+    rate: Callable[[int], float],
+    *,
+    steps: int,
+    clip_norm: float | None = None,
+    on_images: Progress = ignore_progress,
+) -> None:
+    """Minimises the mean cross-entropy of all views, step by step; ends in evaluation mode.
+
+    Args:
+        classifier: from images to logits, on its device.
+        batches: of labelled images.
+        optimizer: of what is to move.
+        rate: learning rate of a step.
+        steps: to take.
+        clip_norm: longest gradient; None for no bound.
+        on_images: told how many images of all steps are done.
+
+    Raises:
+        TrainingError: the loss is not a finite number.
+    """
+    device = next(classifier.parameters()).device
+    moved = [p for p in classifier.parameters() if p.requires_grad]
+    classifier.train()
+    for step in range(steps):
+        batch = batches.at(step).to(device)
+        assert batch.labels is not None
+        losses = [functional.cross_entropy(classifier(v), batch.labels) for v in batch.views]
+        loss = torch.stack(losses).mean()
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(moved, clip_norm)
+        set_learning_rate(optimizer, rate(step))
+        optimizer.step()
+        on_images((step + 1) * batches.order.batch_size, steps * batches.order.batch_size)
+    if steps and not bool(torch.isfinite(loss)):
+        raise TrainingError(
+            f"learning from labels went astray: the loss is {float(loss.detach())} after {steps} "
+            "steps. Try a lower learning rate."
+        )
+    classifier.eval()
+
+
+def crop_and_flip(
+    images: ImageSet, views: ViewsConfig, runtime: Runtime, *, batch_size: int, seed: int
+) -> ViewBatches:
+    """Batches of labelled images, one view of each, cropped and flipped and no more."""
+    plain = replace(views, policy=CROP_AND_FLIP, second=CROP_AND_FLIP, small_views=0)
+    order = Order(seed, len(images), min(batch_size, len(images)))
+    device = runtime.views_device(views.applier)
+    return ViewBatches(images, order, plain, runtime.executor, view_count=1, device=device)
+
+
+def predict(
+    classifier: nn.Module, images: ImageSet, views: ViewsConfig, runtime: Runtime
+) -> Tensor:
+    """The most likely class of each image, seen as it is in evaluation; (images,)."""
+    logits = encode(classifier, images, views, runtime.executor, batch_size=runtime.batch_size)
+    return logits.argmax(dim=1)
 
 
 def train_supervised(
-    config: RunConfig, labelled: Labelled, executor: Executor, *, epochs: int | None = None
+    config: RunConfig, labelled: Labelled, runtime: Runtime, *, epochs: int | None = None
 ) -> nn.Module:
     """Trains a run's network on the labels, as the run trained it by contrast.
 
@@ -36,13 +160,13 @@ def train_supervised(
     Args:
         config: of the run.
         labelled: its training part is learned from.
-        executor: its threads make views.
+        runtime: to train it on.
         epochs: passes over the labelled images; those of the run when not given.
 
     Returns:
         The encoder without the classifier, in evaluation mode.
     """
-    device = choose_device(config.training.device)
+    device = runtime.torch_device
     order = Order(config.seed, len(labelled.train), _batch_size(config, labelled))
     steps = (epochs or config.training.epochs) * order.steps_per_epoch
     classifier = _build(config, len(labelled.classes)).to(device)
@@ -61,9 +185,9 @@ def train_supervised(
         labelled.train,
         order,
         config.views,
-        executor,
+        runtime.executor,
         view_count=config.method.views,
-        device=views_device(config.views.applier, device),
+        device=runtime.views_device(config.views.applier),
     )
     train_on_labels(
         classifier,
@@ -72,14 +196,15 @@ def train_supervised(
         rate,
         steps=steps,
         clip_norm=config.optimizer.clip_norm,
+        on_images=runtime.counting("Training the supervised encoder"),
     )
     return classifier.encoder
 
 
 def supervised_encoder(
-    folder: RunFolder, config: RunConfig, labelled: Labelled, executor: Executor
+    folder: RunFolder, config: RunConfig, labelled: Labelled, runtime: Runtime
 ) -> PretrainedEncoder:
-    """The supervised rival of a run: trained once, then kept in the run's folder.
+    """The supervised baseline of a run: trained once, then kept in the run's folder.
 
     It takes as many steps as the run, or the next full epoch: the labelled images may be fewer than
     those that the run learned from.
@@ -88,10 +213,8 @@ def supervised_encoder(
     if _fingerprint_of(folder.supervised) != wanted:
         per_epoch = max(1, len(labelled.train) // _batch_size(config, labelled))
         epochs = max(1, -(-_run_steps(folder, config, per_epoch) // per_epoch))
-        encoder = train_supervised(config, labelled, executor, epochs=epochs)
-        weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
-        header = {"config": to_toml(config), "labels": wanted}
-        write_aside(folder.supervised, save(weights, metadata=header))
+        encoder = train_supervised(config, labelled, runtime, epochs=epochs)
+        save_encoder(folder.supervised, encoder, config, labels=wanted)
     return load_encoder(folder.supervised)
 
 
@@ -99,7 +222,7 @@ def _build(config: RunConfig, classes: int) -> Classifier:
     channels, side = config.images.channels, config.views.side_pixels
     encoder = build_encoder(config.encoder, channels=channels, side_pixels=side, seed=config.seed)
     normed = use_norm(encoder, norm_of_batch(config)).to(memory_format=torch.channels_last)
-    return on_top_of(normed, config, classes, frozen=False, seed=config.seed)
+    return with_linear_head(normed, config, classes, frozen=False, seed=config.seed)
 
 
 def _batch_size(config: RunConfig, labelled: Labelled) -> int:

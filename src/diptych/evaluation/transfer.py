@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diptych.errors import ConfigError, ImagesError
-from diptych.escaping import unescaped
+from diptych.escaping import readable, unescaped
 from diptych.evaluation.confidence import (
     Statistic,
     accuracy_of,
@@ -25,13 +25,13 @@ from diptych.evaluation.confidence import (
     mean_per_class,
     share_of_answers,
 )
-from diptych.evaluation.frozen_features import with_intervals
+from diptych.evaluation.knn_and_linear import with_intervals
 from diptych.evaluation.labelled import labelled_parts
-from diptych.evaluation.linear import fit_linear, fit_multilabel
+from diptych.evaluation.linear import L2_SWEEPS, fit_linear, fit_multilabel
 from diptych.evaluation.split import Split, groups_of_parts, units_of, unlabelled_split
-from diptych.evaluation.subject import STRENGTHS, Subject
+from diptych.evaluation.subject import Subject
 from diptych.images.collection import Collection, ImageSet
-from diptych.images.cut import cut
+from diptych.images.group_split import stratified_group_split
 from diptych.images.open import open_images
 from diptych.images.splits import TEST_NAMES, TRAIN_NAMES
 from diptych.images.trained_on import TrainedOn
@@ -104,10 +104,7 @@ def _read(lines: Any, path: Path) -> Tags:
     return Tags(tuple(head[1:]), rows)
 
 
-METRICS: Final = ("accuracy", "mean_per_class", "auc", "f1")
-
-
-class Task(NamedTuple):
+class TransferTask(NamedTuple):
     """Images with what is to be said of them.
 
     Attributes:
@@ -141,14 +138,16 @@ def measure_transfer(subject: Subject) -> dict[str, Any]:
     return {"transfer": short, "details": {"transfer": {"settings": settings, "tasks": found}}}
 
 
-def open_task(subject: Subject, path: str) -> Task:
+def open_task(subject: Subject, path: str) -> TransferTask:
     """Opens the images of a task with their labels.
 
     Raises:
         ImagesError: there are none, or of one part only.
     """
     source = replace(subject.config.images, path=path, limit=None)
-    collection = open_images(source, subject.executor)
+    collection = open_images(
+        source, subject.runtime.executor, subject.runtime.counting(f"Reading {readable(path)}")
+    )
     group_by = source.group_by
     tags = find_tags(Path(path), part=TRAIN_NAMES)
     if tags is not None:
@@ -160,12 +159,12 @@ def open_task(subject: Subject, path: str) -> Task:
             "own, or add labels.csv with the columns name, LABEL, LABEL, .."
         )
     classes = len(found.classes)
-    return Task(found, found.train_labels, found.test_labels, classes, multilabel=False)
+    return TransferTask(found, found.train_labels, found.test_labels, classes, multilabel=False)
 
 
 def _tagged(
     path: Path, tags: Tags, collection: Collection, group_by: str | None, seen: TrainedOn | None
-) -> Task:
+) -> TransferTask:
     if collection.test is None:
         return _cut(tags, collection.train, path, group_by, seen)
     train, test = collection.train, collection.test
@@ -193,13 +192,13 @@ def _tagged(
 
 def _cut(
     tags: Tags, images: ImageSet, path: Path, group_by: str | None, seen: TrainedOn | None
-) -> Task:
+) -> TransferTask:
     """A fifth of the images to measure on, of each label its share."""
     targets = tags.of(images.names, str(path))
     groups, _, remarks = groups_of_parts(images, None, group_by)
     units = units_of(images, groups)
     identities = None if images.checksums is None else images.checksums[:, 0]
-    kept, held_out, _ = cut(targets, units, identities=identities)
+    kept, held_out, _ = stratified_group_split(targets, units, identities=identities)
     if not len(held_out):
         raise ImagesError(f"--transfer {path}: {len(images)} images are too few for two parts.")
     split = unlabelled_split(
@@ -214,15 +213,15 @@ def _cut(
     return _task(split, targets[kept], targets[held_out])
 
 
-def _task(split: Split, train: NDArray[np.float32], test: NDArray[np.float32]) -> Task:
+def _task(split: Split, train: NDArray[np.float32], test: NDArray[np.float32]) -> TransferTask:
     targets = torch.from_numpy(train), torch.from_numpy(test)
-    return Task(split, *targets, labels=train.shape[1], multilabel=True)
+    return TransferTask(split, *targets, labels=train.shape[1], multilabel=True)
 
 
-def _measured(subject: Subject, task: Task) -> dict[str, Any]:
+def _measured(subject: Subject, task: TransferTask) -> dict[str, Any]:
     split = task.split
     train, test = subject.features_of(split.train), subject.features_of(split.test)
-    sweep = STRENGTHS[subject.options.l2_sweep]
+    sweep = L2_SWEEPS[subject.options.l2_sweep]
     fit = fit_multilabel if task.multilabel else fit_linear
     scores = {
         name: fit(train[name], task.train_targets, strengths=sweep, groups=split.units).scores(
@@ -240,7 +239,7 @@ def _measured(subject: Subject, task: Task) -> dict[str, Any]:
     }
 
 
-def _metrics(scores: Mapping[str, Tensor], task: Task) -> dict[str, Any]:
+def _metrics(scores: Mapping[str, Tensor], task: TransferTask) -> dict[str, Any]:
     judge = _judge_labels if task.multilabel else _judge_classes
     judged = {
         name: judge(one.double().numpy(), task.test_targets.numpy()) for name, one in scores.items()

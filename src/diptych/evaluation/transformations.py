@@ -7,7 +7,7 @@ a linear classifier asks for what lies open, as the linear protocol does.
 """
 
 from collections.abc import Mapping
-from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -18,16 +18,19 @@ from torch import Tensor, nn
 from diptych.config.policies import parse_policy
 from diptych.config.sections import ViewsConfig
 from diptych.errors import ImagesError
-from diptych.evaluation.confidence import Estimate, estimate
-from diptych.evaluation.layers import Layers, layers_of
+from diptych.evaluation.confidence import BootstrapEstimate, estimate
+from diptych.evaluation.features import LayeredNetwork, in_batches
 from diptych.evaluation.linear import fit_linear
+from diptych.evaluation.split import groups_of_parts, units_of, unseen_split
+from diptych.evaluation.subject import PIXELS, TRAINED, UNTRAINED, Subject
 from diptych.images.collection import ImageSet, spread_indices
-from diptych.images.cut import cut
-from diptych.views import parameter_table as draws
+from diptych.images.group_split import stratified_group_split
+from diptych.runtime.runtime import Runtime
+from diptych.views import parameters as codes
 from diptych.views.batches import as_images
-from diptych.views.cpu import Panel, load_views
-from diptych.views.parameter_table import STEP_WIDTH, Draws
-from diptych.views.parameters import centre_views, draw_views
+from diptych.views.cpu import SizedViews, load_views
+from diptych.views.draw import centre_views, draw_views
+from diptych.views.parameters import STEP_WIDTH, ViewParameters
 
 VERSIONS: Final[Mapping[str, str | int]] = {
     "original": "center",
@@ -49,22 +52,45 @@ TASKS: Final[Mapping[str, tuple[str, ...]]] = {
 """Which versions a classifier has to tell apart; all are as frequent, so chance is one in so many.
 """
 
-PIXELS: Final = "pixels"
-PIXEL_SIDE: Final = 16
+PROBED_PIXEL_SIDE: Final = 16
 """Raw pixels are probed at this side at most: the classifier needs their covariance."""
 
 MOST_IMAGES: Final = 3000
 _TESTED: Final = 1 / 3  # of the images, each in all of its versions
 _FEWEST: Final = 30  # images
-_BATCH: Final = 128  # images, each in all versions
 
 
-def transformation_probes(
-    encoder: nn.Module,
-    head: nn.Module | None,
+def measure_transformations(subject: Subject) -> dict[str, Any]:
+    """What each layer tells of how an image was changed, trained and untrained, and pixels.
+
+    Of held-out images where the run has any.
+    """
+    split = unseen_split(subject.collection, subject.seen, most=MOST_IMAGES)
+    images, config = split.test, subject.config
+    groups, _, remarks = groups_of_parts(images, None, config.images.group_by)
+    how = "Classifiers are fitted on two thirds of them and measured on the rest."
+    found = {
+        name: probe_layers(
+            layers,
+            images,
+            config.views,
+            subject.runtime,
+            groups=units_of(images, groups),
+            pixels=name == UNTRAINED,
+        )
+        for name, layers in subject.layers.items()
+    }
+    layers = {name: one.pop("layers") for name, one in found.items()}
+    pixels = layers[UNTRAINED].pop(PIXELS)
+    described = {"split": replace(split, remarks=(how, *remarks)).as_dict()}
+    return {"transformations": layers | {PIXELS: pixels} | found[TRAINED] | described}
+
+
+def probe_layers(
+    network: LayeredNetwork,
     images: ImageSet,
     views: ViewsConfig,
-    executor: Executor,
+    runtime: Runtime,
     *,
     groups: NDArray[np.int64] | None = None,
     pixels: bool = False,
@@ -73,11 +99,10 @@ def transformation_probes(
     """Accuracy of telling the versions of images apart, from every layer of a network.
 
     Args:
-        encoder: on its device; stays as it is.
-        head: of ``build_head``, behind it; None for h alone.
+        network: on its device; stays as it is.
         images: held-out ones; ``MOST_IMAGES`` of them at most are used.
         views: gives side and normalisation.
-        executor: its threads make views.
+        runtime: gives threads and batch size.
         groups: (images,), numbers: no group is fitted and measured on.
         pixels: also probe the pixels themselves.
         seed: of noise, split and intervals.
@@ -90,21 +115,6 @@ def transformation_probes(
     Raises:
         ImagesError: there are too few images.
     """
-    layers = layers_of(encoder, head)
-    return probe_layers(layers, images, views, executor, groups=groups, pixels=pixels, seed=seed)
-
-
-def probe_layers(
-    network: Layers,
-    images: ImageSet,
-    views: ViewsConfig,
-    executor: Executor,
-    *,
-    groups: NDArray[np.int64] | None = None,
-    pixels: bool = False,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """As ``transformation_probes``, for a network that is already cut into layers."""
     rows = spread_indices(len(images), MOST_IMAGES)
     chosen = images.select(rows)
     if len(chosen) < _FEWEST:
@@ -113,7 +123,7 @@ def probe_layers(
         )
     tasks = tasks_of(images.channels)
     wanted = [name for name in VERSIONS if any(name in task for task in tasks.values())]
-    features = version_features(network, chosen, wanted, views, executor, pixels=pixels, seed=seed)
+    features = version_features(network, chosen, wanted, views, runtime, pixels=pixels, seed=seed)
     groups = np.arange(len(chosen)) if groups is None else groups[rows]
     train, test = split_images(len(chosen), seed, groups)
     reached = {
@@ -139,7 +149,7 @@ def probe_layers(
 
 
 def _thrown_away(
-    reached: Mapping[str, Mapping[str, Estimate]], *, first: str, last: str
+    reached: Mapping[str, Mapping[str, BootstrapEstimate]], *, first: str, last: str
 ) -> dict[str, dict[str, float | None]]:
     """By task, how much more the first layer tells than the last; the interval is of pairs."""
     return {
@@ -160,7 +170,7 @@ def probe(
     *,
     groups: NDArray[np.int64] | None = None,
     seed: int = 0,
-) -> Estimate:
+) -> BootstrapEstimate:
     """Fits a linear classifier of versions on some images and measures it on others.
 
     Args:
@@ -190,16 +200,18 @@ def split_images(
     count: int, seed: int, groups: NDArray[np.int64] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Indices to train and to test on: all versions of an image, and a group, are on one side."""
-    kept, held_out, _ = cut(np.zeros(count, dtype=np.int64), groups, share=_TESTED, seed=seed)
+    kept, held_out, _ = stratified_group_split(
+        np.zeros(count, dtype=np.int64), groups, share=_TESTED, seed=seed
+    )
     return torch.from_numpy(kept), torch.from_numpy(held_out)
 
 
 def version_features(
-    network: Layers,
+    network: LayeredNetwork,
     images: ImageSet,
     versions: list[str],
     views: ViewsConfig,
-    executor: Executor,
+    runtime: Runtime,
     *,
     pixels: bool = False,
     seed: int = 0,
@@ -207,9 +219,10 @@ def version_features(
     """Features by layer, then by version: (images, dim) each, on the CPU."""
     names = [*network.names, *([PIXELS] if pixels else [])]
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
-    for start in range(0, len(images), _BATCH):
-        indices = np.arange(start, min(start + _BATCH, len(images)))
-        made = _make(images, indices, versions, views, executor, seed)
+    told = runtime.counting("Features of changed images")
+    # Fewer images at once, as each comes in up to seven versions.
+    for indices in in_batches(len(images), max(1, runtime.batch_size // 2)):
+        made = _make(images, indices, versions, views, runtime, seed)
         count = len(indices)
         batch = as_images(made.reshape(-1, *made.shape[2:]))
         found = network.in_evaluation(batch)
@@ -217,6 +230,7 @@ def version_features(
             found[PIXELS] = _small(batch)
         for name, one in found.items():
             parts[name].append(one.reshape(len(versions), count, -1))
+        told(int(indices[-1]) + 1, len(images))
     joined = {name: torch.cat(several, dim=1) for name, several in parts.items()}
     return {name: dict(zip(versions, one, strict=True)) for name, one in joined.items()}
 
@@ -229,7 +243,7 @@ def draw_versions(
     *,
     side_pixels: int,
     seed: int,
-) -> Draws:
+) -> ViewParameters:
     """What is done to images to make versions of them, (versions, images).
 
     Args:
@@ -246,7 +260,7 @@ def draw_versions(
     for row, name in enumerate(versions):
         version = VERSIONS[name]
         if isinstance(version, int):
-            steps[row, :, 0, :2] = draws.TURN, version
+            steps[row, :, 0, :2] = codes.TURN, version
             continue
         drawn = draw_views(
             [parse_policy(version)],
@@ -258,7 +272,7 @@ def draw_versions(
             widths=widths,
         )
         steps[row, :, : drawn.steps.shape[2]] = drawn.steps[0]
-    return Draws(crops, steps)
+    return ViewParameters(crops, steps)
 
 
 def _make(
@@ -266,20 +280,20 @@ def _make(
     indices: NDArray[np.int64],
     versions: list[str],
     views: ViewsConfig,
-    executor: Executor,
+    runtime: Runtime,
     seed: int,
 ) -> NDArray[np.float32]:
     """(versions, images, side, side, channels)."""
     side = views.side_pixels
     heights, widths = images.heights[indices], images.widths[indices]
     drawn = draw_versions(versions, indices, heights, widths, side_pixels=side, seed=seed)
-    return load_views(images, indices, [Panel(drawn, side)], views, executor)[0]
+    return load_views(images, indices, [SizedViews(drawn, side)], views, runtime.executor)[0]
 
 
 def _small(batch: Tensor) -> Tensor:
-    """The pixels themselves, at ``PIXEL_SIDE`` at most, as rows."""
-    if batch.shape[-1] > PIXEL_SIDE:
+    """The pixels themselves, at ``PROBED_PIXEL_SIDE`` at most, as rows."""
+    if batch.shape[-1] > PROBED_PIXEL_SIDE:
         batch = nn.functional.interpolate(
-            batch, size=(PIXEL_SIDE, PIXEL_SIDE), mode="bilinear", antialias=True
+            batch, size=(PROBED_PIXEL_SIDE, PROBED_PIXEL_SIDE), mode="bilinear", antialias=True
         )
     return batch.flatten(1)

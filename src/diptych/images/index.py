@@ -34,7 +34,7 @@ from diptych.images.cache import cache_folder
 from diptych.images.codecs.decode import decode_bytes, pages
 from diptych.images.codecs.jpeg import is_reducible
 from diptych.images.names import CompactNames
-from diptych.runs.folder import write_aside
+from diptych.runs.atomic import atomic_write
 
 _VERSION: Final = "1"
 _CHUNK: Final = 256  # images looked at between two calls of `on_progress`
@@ -88,7 +88,7 @@ _COLUMNS: Final = ("heights", "widths", "channels", "reducible", "checksums", "p
 
 
 @dataclass(frozen=True)
-class Stored:
+class _StoredIndex:
     """An index as it lies on disk, with what its rows are believed by.
 
     Attributes:
@@ -142,7 +142,7 @@ def find_index(
     Returns:
         The index, and a sentence where it could not be kept.
     """
-    look = Looking(names, read, replace(config, raw_channels=None, jpeg_side=None))
+    look = _FileReader(names, read, replace(config, raw_channels=None, jpeg_side=None))
     if stamp is None:
         everything = np.full(len(names), -1, dtype=np.int64)
         return look.complete(Index.empty(0), everything, executor, on_progress), None
@@ -157,7 +157,7 @@ def find_index(
         rows = stored.rows_of(names, stamps)
         index = look.complete(stored.index, rows, executor, on_progress)
         try:
-            _save(place, Stored(index, names, stamps, begun))
+            _save(place, _StoredIndex(index, names, stamps, begun))
         except OSError as error:
             return index, (
                 f"What is known of the images could not be kept in {place.parent} "
@@ -168,7 +168,7 @@ def find_index(
 
 
 @dataclass(frozen=True)
-class Looking:
+class _FileReader:
     """Reads and decodes files.
 
     Attributes:
@@ -197,7 +197,7 @@ class Looking:
             on_progress(min(start + _CHUNK, len(missing)), len(missing))
         return index
 
-    def _one(self, place: int) -> "_Found":
+    def _one(self, place: int) -> "_FileFacts":
         data = b""
         try:
             data = self.read(place)
@@ -205,12 +205,12 @@ class Looking:
         except UnreadableImage as error:
             # What the machine lacked at the time says nothing of the file.
             told = data and not isinstance(error.__cause__, MemoryError)
-            return _Found((0, 0, 0), checksum(data) if told else (0, 0), reason=str(error))
+            return _FileFacts((0, 0, 0), checksum(data) if told else (0, 0), reason=str(error))
         shape = (height, width, channels)
-        return _Found(shape, checksum(data), is_reducible(data), pages(data))
+        return _FileFacts(shape, checksum(data), is_reducible(data), pages(data))
 
 
-class _Found(NamedTuple):
+class _FileFacts(NamedTuple):
     shape: tuple[int, int, int]
     checksum: tuple[int, int]
     reducible: bool = False
@@ -253,7 +253,7 @@ def set_name(origin: str, part: str, config: ImagesConfig, *more: object) -> str
     return hashlib.sha256(asked.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
-def _put(index: Index, place: int, found: _Found) -> None:
+def _put(index: Index, place: int, found: _FileFacts) -> None:
     index.heights[place], index.widths[place], index.channels[place] = found.shape
     index.reducible[place], index.checksums[place] = found.reducible, found.checksum
     index.pages[place] = found.pages
@@ -287,17 +287,17 @@ def _locked(place: Path) -> Iterator[None]:
         lock.release()
 
 
-def _save(place: Path, stored: Stored) -> None:
+def _save(place: Path, stored: _StoredIndex) -> None:
     text, ends = stored.names.packed()
     tensors = {name: getattr(stored.index, name) for name in _COLUMNS}
     tensors |= {"names": np.frombuffer(text, np.uint8), "ends": ends, "stamps": stored.stamps}
     reasons = json.dumps(list(stored.index.reasons.items())).encode()
     tensors["reasons"] = np.frombuffer(reasons, np.uint8)
     marks = {"version": decoders(), "begun": str(stored.begun), "sum": _sum(tensors)}
-    write_aside(place, save(tensors, marks))
+    atomic_write(place, save(tensors, marks))
 
 
-def _load(place: Path) -> Stored:
+def _load(place: Path) -> _StoredIndex:
     """What is kept; nothing where it is missing, of another version, or damaged."""
     try:
         with openable(place) as name, safe_open(name, framework="np") as file:
@@ -309,7 +309,7 @@ def _load(place: Path) -> Stored:
         ends = tensors["ends"]
         names = CompactNames(tensors["names"].tobytes(), np.concatenate([[0], ends[:-1]]), ends)
         index = Index(**{name: tensors[name] for name in _COLUMNS}, reasons=reasons)
-        return Stored(index, names, tensors["stamps"], int(marks["begun"]))
+        return _StoredIndex(index, names, tensors["stamps"], int(marks["begun"]))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return _NOTHING
 
@@ -322,4 +322,4 @@ def _sum(tensors: Mapping[str, NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
-_NOTHING: Final = Stored(Index.empty(0), CompactNames.of([]), np.zeros((0, 2), np.int64), 0)
+_NOTHING: Final = _StoredIndex(Index.empty(0), CompactNames.of([]), np.zeros((0, 2), np.int64), 0)

@@ -1,44 +1,69 @@
-"""Where images come from: a path, or the name of the built-in set, to a collection."""
+"""Where images come from: a path, or another name of images, to a collection.
+
+``SOURCES`` is the table of all kinds of sources. A new one is a file in ``sources/`` and a line in
+the table.
+"""
 
 import os
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.codecs.form import Pixels
-from diptych.images.collection import (
-    Collection,
-    ImageSet,
-    Skipped,
-    held_out_config,
-    on_classes,
-)
+from diptych.images.codecs.channels import Pixels
+from diptych.images.collection import Collection, ImageSet, Skipped, on_classes
 from diptych.images.listing import Progress, ignore_progress
-from diptych.images.sources.arrays import find_in_npz, image_set, is_idx, open_idx, open_npy
+from diptych.images.sources.arrays import (
+    find_idx,
+    find_idx_folder,
+    find_npy,
+    find_npz,
+    image_set,
+    is_idx,
+    is_idx_folder,
+)
 from diptych.images.sources.arrow import find_saved, is_saved
-from diptych.images.sources.folder import find_in_folder, list_text
-from diptych.images.sources.hugging_face import find_elsewhere, from_any_folder
-from diptych.images.sources.parquet import find_in_parquet, is_parquet_pattern
-from diptych.images.sources.photographs import PHOTOGRAPHS_NAME, open_photographs
+from diptych.images.sources.handed_over import find_handed_over, is_handed_over
+from diptych.images.sources.image_files import find_in_folder, find_list
+from diptych.images.sources.parquet import find_in_parquet, is_parquet_pattern, list_parquet
+from diptych.images.sources.photographs import PHOTOGRAPHS_NAME, find_photographs, is_photographs
+from diptych.images.sources.remote import fetch, is_remote_file, is_url
+from diptych.images.sources.remote_folder import find_in_remote_folder
 from diptych.images.sources.tar_shards import find_in_tar, find_shards, is_shard_pattern
-from diptych.images.sources.torchvision_sets import is_cifar, open_cifar
-from diptych.images.splits import Found, hold_out, open_found, role_of
+from diptych.images.sources.torchvision_sets import (
+    absolute_name,
+    find_cifar,
+    find_torchvision,
+    is_cifar,
+    is_torchvision,
+)
+from diptych.images.splits import LocatedImages, hold_out, open_located, role_of
 from diptych.images.tree import walk
 
-_WANTED: Final = (
-    "a folder of images, a .txt list of their paths, .tar shards (a file, a folder of them, or a "
-    "pattern as 'shards/{000..012}.tar'), .parquet files with a column of images, a folder that "
-    "save_to_disk wrote, the binary version of CIFAR, a .npz, .npy or IDX file, a URL of one of "
-    "these, torchvision:NAME"
-)
-
 _BESIDE: Final = "an image, shard or table beside a data set of a known form"
+
+
+class Source(NamedTuple):
+    """A kind of source of images.
+
+    Attributes:
+        what: a path of this kind names, as errors list it.
+        fits: whether a path is of this kind; opens no image.
+        find: what lies there, before an image is decoded. Raises ImagesError.
+        absolute: for names that are no paths: the same name, so that it means the same from any
+            folder.
+    """
+
+    what: str
+    fits: Callable[[str], bool]
+    find: Callable[[str, ImagesConfig], LocatedImages]
+    absolute: Callable[[str], str] | None = None
 
 
 def open_images(
@@ -54,60 +79,51 @@ def open_images(
     Raises:
         ImagesError: nothing usable is there.
     """
-    opened = (
-        open_photographs(config) if _is_built_in(config) else _open(config, executor, on_progress)
+    located = locate_images(config)
+    held = hold_out(located)
+    chosen = replace(located, held_out=() if held.images is None else (held.images,))
+    train, test = open_located(chosen, config, executor, on_progress)
+    opened = Collection(
+        train,
+        test,
+        located.description or _describe(config.path, train, test, held.part),
+        train_part=located.train_part,
+        test_part=held.part,
+        left_out=(*located.left_out, *held.unused),
+        remarks=(*located.remarks, *on_classes(train, test, held.part)),
     )
-    sentences = [opened.description, *opened.train.remarks, *opened.inventory.sentences()]
+    sentences = [opened.description, *train.remarks, *opened.inventory.sentences()]
     return replace(opened, description=" ".join(sentences))
 
 
-def _open(config: ImagesConfig, executor: Executor, on_progress: Progress) -> Collection:
-    found = locate_images(config)
-    held = hold_out(found)
-    chosen = replace(found, held_out=() if held.images is None else (held.images,))
-    train, test = open_found(chosen, config, executor, on_progress)
-    return Collection(
-        train,
-        test,
-        describe(config.path, train, test, held.part),
-        train_part=found.train_part,
-        test_part=held.part,
-        left_out=(*found.left_out, *held.unused),
-        remarks=(*found.remarks, *on_classes(train, test, held.part)),
-    )
-
-
-def locate_images(config: ImagesConfig) -> Found:
+def locate_images(config: ImagesConfig) -> LocatedImages:
     """What ``config.path`` names, before an image is decoded.
 
     Raises:
         ImagesError: nothing usable is there.
     """
-    if _is_built_in(config):
-        built_in = open_photographs(config)
-        return Found(built_in.train, [] if built_in.test is None else [built_in.test])
-    path = Path(config.path)
-    if config.path != "" and path.exists():
-        return _find_in_folder(path, config) if path.is_dir() else _find_in_file(path, config)
-    if is_shard_pattern(config.path):
-        return find_in_tar(find_shards(config.path), config.path)
-    found = find_elsewhere(config, lambda file: _find_in_file(file, config))
-    if found is None:
-        raise ImagesError(
-            f"{config.path!r} does not exist. Wanted {_WANTED}, or the name {PHOTOGRAPHS_NAME!r}."
-        )
-    return found
+    return _source_of(config.path).find(config.path, config)
 
 
 def require_there(config: ImagesConfig) -> None:
-    """Refuses a path on this disk that is not there; nothing is opened, nothing is fetched.
+    """Refuses a path that is not there; nothing is opened, nothing is fetched.
 
     Raises:
         ImagesError: as ``locate_images`` does.
     """
-    known = _is_built_in(config) or is_shard_pattern(config.path) or is_parquet_pattern(config.path)
-    if not known and from_any_folder(config.path) is None and not Path(config.path).exists():
-        locate_images(config)
+    if not (config.path and os.path.exists(config.path)):
+        _source_of(config.path)
+
+
+def from_any_folder(name: str) -> str | None:
+    """A name that is no path, so that it means the same from any folder; None for a path.
+
+    >>> from_any_folder("s3://bucket/images"), from_any_folder("images")
+    ('s3://bucket/images', None)
+    """
+    named = (source for source in SOURCES if source.absolute is not None and source.fits(name))
+    source = next(named, None)
+    return None if source is None or source.absolute is None else source.absolute(name)
 
 
 def from_array(array: Pixels, labels: NDArray[np.int64] | None, config: ImagesConfig) -> ImageSet:
@@ -115,7 +131,7 @@ def from_array(array: Pixels, labels: NDArray[np.int64] | None, config: ImagesCo
     return image_set(array, labels, config, "the array")
 
 
-def describe(path: str, train: ImageSet, test: ImageSet | None, part: str) -> str:
+def _describe(path: str, train: ImageSet, test: ImageSet | None, part: str) -> str:
     """One sentence on what is used."""
     sentence = f"{len(train):,} images in {path}, median side {train.median_side_pixels} pixels"
     if test is not None:
@@ -123,38 +139,70 @@ def describe(path: str, train: ImageSet, test: ImageSet | None, part: str) -> st
     return sentence + (f"; {len(train.classes)} classes." if train.classes else ".")
 
 
-def _is_built_in(config: ImagesConfig) -> bool:
-    return config.path == PHOTOGRAPHS_NAME and not Path(config.path).exists()
+def _source_of(path: str) -> Source:
+    found = next((source for source in SOURCES if source.fits(path)), None)
+    if found is not None:
+        return found
+    wanted = ", ".join(dict.fromkeys(source.what for source in SOURCES))
+    if path and Path(path).exists():
+        raise ImagesError(
+            f"{path} is a file of another kind. Wanted {wanted}. For image files, give the folder."
+        )
+    raise ImagesError(f"{path!r} does not exist. Wanted {wanted}.")
 
 
-def _find_in_file(path: Path, config: ImagesConfig) -> Found:
-    suffixes = [one.lower() for one in path.suffixes]
-    end = suffixes[-1] if suffixes else ""
-    if end == ".npz":
-        return find_in_npz(path, config)
-    if end == ".npy":
-        return Found(open_npy(path, config))
-    if end == ".parquet":
-        return find_in_parquet(str(path), config)
-    if end == ".txt":
-        return Found(list_text(path))
-    if ".tar" in suffixes or end == ".tgz":
-        return find_in_tar([path], str(path))
-    if is_idx(path):
-        return Found(open_idx(path, config))
+def _named(*ends: str) -> Callable[[str], bool]:
+    """Whether a path is a file with one of these ends."""
+    return lambda path: _is_file(path) and path.lower().endswith(ends)
+
+
+def _is_file(path: str) -> bool:
+    return os.path.exists(path) and not os.path.isdir(path)
+
+
+def _is_tar(path: str) -> bool:
+    suffixes = [one.lower() for one in Path(path).suffixes]
+    return _is_file(path) and (".tar" in suffixes or suffixes[-1:] == [".tgz"])
+
+
+def _find_shards(pattern: str, config: ImagesConfig) -> LocatedImages:
+    del config
+    return find_in_tar(find_shards(pattern), pattern)
+
+
+def _find_remote_file(url: str, config: ImagesConfig) -> LocatedImages:
+    """What is in the local copy of a file, or of several shards or tables."""
+    copies = fetch(url, config)
+    kinds = {copy.suffix for copy in copies}
+    if kinds == {".tar"}:
+        return find_in_tar(copies, url)
+    if len(copies) == 1:
+        return locate_images(replace(config, path=str(copies[0])))
+    if kinds == {".parquet"}:
+        return LocatedImages(list_parquet([str(copy) for copy in copies], config))
     raise ImagesError(
-        f"{path} is a file of another kind. Wanted {_WANTED}. For image files, give the folder."
+        f"{url} stands for {len(copies)} files. Only .tar and .parquet files may be several; give "
+        "the URL of one."
     )
 
 
-def _find_in_folder(path: Path, config: ImagesConfig) -> Found:
-    """A folder: of one known form, or of images or shards, in parts or not."""
-    tree = walk(path)
-    known = _find_known(path, config)
-    if known is not None:
-        others = [*tree.names_in(), *tree.containers]
+def _with_beside(
+    find: Callable[[str, ImagesConfig], LocatedImages],
+) -> Callable[[str, ImagesConfig], LocatedImages]:
+    """For folders of a known form: tells of images and shards that lie beside."""
+
+    def found(path: str, config: ImagesConfig) -> LocatedImages:
+        tree = walk(Path(path))
+        known, others = find(path, config), [*tree.names_in(), *tree.containers]
         beside = [Skipped(others[0], _BESIDE, count=len(others))] if others else []
         return replace(known, left_out=(*known.left_out, *beside))
+
+    return found
+
+
+def _find_in_folder(path: str, config: ImagesConfig) -> LocatedImages:
+    """Images, shards or Parquet files, in parts or not."""
+    tree = walk(Path(path))
     tables = [name for name in tree.containers if name.lower().endswith(".parquet")]
     others = [name for name in tree.containers if name not in tables]
     others += tree.names_in() if tables else []
@@ -165,9 +213,9 @@ def _find_in_folder(path: Path, config: ImagesConfig) -> Found:
             "file only; to take the others, put the .parquet files elsewhere."
         )
     if tables and not others:
-        found = find_in_parquet(str(path), config)
+        found = find_in_parquet(path, config)
         return replace(found, left_out=(*found.left_out, *tree.others.rows(), *tree.odd))
-    return find_in_folder(path, tree)
+    return find_in_folder(Path(path), tree)
 
 
 def _is_usual(table: str) -> bool:
@@ -176,27 +224,23 @@ def _is_usual(table: str) -> bool:
     return folder in ("", "data") or role_of(folder) is not None
 
 
-def _find_known(path: Path, config: ImagesConfig) -> Found | None:
-    """CIFAR, what ``save_to_disk`` wrote, or IDX files."""
-    if is_cifar(path):
-        return _arrays(*open_cifar(path, config))
-    if is_saved(path):
-        return find_saved(path, config)
-    idx = _idx_parts(path)
-    if idx is None:
-        return None
-    train_file, test_file = idx
-    learned = open_idx(train_file, config)
-    everything = held_out_config(config, learned)
-    return _arrays(learned, None if test_file is None else open_idx(test_file, everything))
-
-
-def _arrays(train: ImageSet, test: ImageSet | None) -> Found:
-    return Found(train, [] if test is None else [test], train_part="" if test is None else "train")
-
-
-def _idx_parts(path: Path) -> tuple[Path, Path | None] | None:
-    files = sorted(file for file in path.iterdir() if "idx3" in file.name and is_idx(file))
-    train = [file for file in files if file.name.startswith("train")]
-    test = [file for file in files if file.name.startswith(("t10k", "test"))]
-    return (train[0], test[0] if test else None) if train else None
+SOURCES: Final = [
+    Source(f"{PHOTOGRAPHS_NAME!r}, which are built in", is_photographs, find_photographs),
+    Source("the binary version of CIFAR", is_cifar, _with_beside(find_cifar)),
+    Source("a folder that save_to_disk wrote", is_saved, _with_beside(find_saved)),
+    Source("a folder of IDX files", is_idx_folder, _with_beside(find_idx_folder)),
+    Source("a folder of images, .tar shards or .parquet files", os.path.isdir, _find_in_folder),
+    Source("a .npz file", _named(".npz"), find_npz),
+    Source("a .npy file", _named(".npy"), find_npy),
+    Source("a .parquet file with a column of images", _named(".parquet"), find_in_parquet),
+    Source("a .txt list of paths", _named(".txt"), find_list),
+    Source("a .tar shard", _is_tar, lambda path, _: find_in_tar([Path(path)], path)),
+    Source("an IDX file", lambda path: _is_file(path) and is_idx(path), find_idx),
+    Source("a pattern of shards as 'shards/{000..012}.tar'", is_shard_pattern, _find_shards),
+    Source("a data set handed over in Python", is_handed_over, find_handed_over, str),
+    Source("torchvision:NAME", is_torchvision, find_torchvision, absolute_name),
+    Source("a URL of one of these", is_remote_file, _find_remote_file, str),
+    Source("a URL of one of these", is_url, lambda url, _: find_in_remote_folder(url), str),
+    Source("a pattern of .parquet files", is_parquet_pattern, find_in_parquet),
+]
+"""The first that fits a path opens it: what is there on this disk comes before other names."""

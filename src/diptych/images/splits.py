@@ -39,7 +39,7 @@ _WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
 @dataclass(frozen=True)
-class Found:
+class LocatedImages:
     """What a path holds, before images are decoded.
 
     Attributes:
@@ -49,6 +49,7 @@ class Found:
         test_part: what the held-out part is called where it lies decoded; a listing knows its own.
         left_out: what else was found.
         remarks: sentences on how it was found.
+        description: of what is used, in the place of the usual one.
     """
 
     train: Listing | ImageSet
@@ -57,10 +58,11 @@ class Found:
     test_part: str = "test"
     left_out: tuple[Skipped, ...] = ()
     remarks: tuple[str, ...] = ()
+    description: str = ""
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenSplits:
     """Parts by what they are for.
 
     Attributes:
@@ -120,7 +122,7 @@ def by_split(names: Iterable[str]) -> dict[str, list[str]]:
     return parts
 
 
-def choose_splits(parts: Iterable[str], origin: str) -> Chosen:
+def choose_splits(parts: Iterable[str], origin: str) -> ChosenSplits:
     """Which parts are for what.
 
     A single part is learned from, whatever its name.
@@ -131,7 +133,7 @@ def choose_splits(parts: Iterable[str], origin: str) -> Chosen:
     """
     names = tuple(parts)
     if len(names) == 1:
-        return Chosen(names[0], (), ())
+        return ChosenSplits(names[0], (), ())
     roles = dict[Role | None, list[str]]()
     for name in names:
         roles.setdefault(role_of(name), []).append(name)
@@ -148,7 +150,7 @@ def choose_splits(parts: Iterable[str], origin: str) -> Chosen:
             f"{' or '.join(TRAIN_NAMES)}. Give the path of one part."
         )
     held_out = [name for role in ("test", "val") for name in roles.get(role, ())]
-    return Chosen(roles["train"][0], tuple(held_out), unused)
+    return ChosenSplits(roles["train"][0], tuple(held_out), unused)
 
 
 def refuse_unclear(where: str, parts: Sequence[str], beside: Sequence[str]) -> None:
@@ -217,20 +219,20 @@ class HeldOut:
     unused: tuple[Skipped, ...]
 
 
-def hold_out(found: Found) -> HeldOut:
+def hold_out(located: LocatedImages) -> HeldOut:
     """The first part with labels (those of a test part are often withheld), else the first."""
-    parts = [one for one in found.held_out if _count(one)]
+    parts = [one for one in located.held_out if _count(one)]
     chosen = next(filter(_has_labels, parts), parts[0] if parts else None)
-    name = "" if chosen is None else _name(chosen, found)
+    name = "" if chosen is None else _name(chosen, located)
     why = f"a part that is not used; {readable(name)} is held out"
     unused = [
-        Skipped("", why, _name(one, found), _count(one)) for one in parts if one is not chosen
+        Skipped("", why, _name(one, located), _count(one)) for one in parts if one is not chosen
     ]
     return HeldOut(chosen, name, tuple(unused))
 
 
-def open_found(
-    found: Found,
+def open_located(
+    located: LocatedImages,
     config: ImagesConfig,
     executor: Executor,
     on_progress: Progress = ignore_progress,
@@ -245,8 +247,8 @@ def open_found(
             images, skipped=tuple(replace(one, part=part.part) for one in images.skipped)
         )
 
-    learned = opened(found.train, config)
-    test = hold_out(found).images
+    learned = opened(located.train, config)
+    test = hold_out(located).images
     return learned, None if test is None else opened(test, held_out_config(config, learned))
 
 
@@ -258,5 +260,5 @@ def _count(part: Listing | ImageSet) -> int:
     return len(part.names)
 
 
-def _name(part: Listing | ImageSet, found: Found) -> str:
-    return part.part if isinstance(part, Listing) else found.test_part
+def _name(part: Listing | ImageSet, located: LocatedImages) -> str:
+    return part.part if isinstance(part, Listing) else located.test_part

@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from diptych.errors import RunFolderError
 from diptych.images.collection import ImageSet
-from diptych.runs.folder import write_aside
+from diptych.runs.atomic import atomic_write
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text
 
 
@@ -48,7 +48,7 @@ def save_trained_on(path: Path, seen: TrainedOn | None) -> None:
     if seen is not None:
         tensor = torch.from_numpy(np.ascontiguousarray(seen.checksums).view(np.int64))
         header = {"labels_used": json.dumps(seen.labels_used)}
-        write_aside(path, save({"checksums": tensor}, metadata=header))
+        atomic_write(path, save({"checksums": tensor}, metadata=header))
 
 
 def load_trained_on(path: Path) -> TrainedOn | None:

@@ -1,23 +1,97 @@
-"""Metrics of a run: one JSON object a line, and the same as TensorBoard events."""
+"""Metrics of a run: one JSON object a line, and the same as TensorBoard events.
 
+TensorBoard's own writer has a thread that ends with the first error of the disk, and names its
+files by the clock alone, so the bytes of its event files are made here.
+"""
+
+import io
 import json
 import os
-from collections.abc import Callable, Mapping
+import re
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from io import FileIO
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
-import torch
-from torch import Tensor
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from diptych.errors import NotSaved
-from diptych.logging.events import first_events, line_events, new_events_path
-from diptych.logging.symptoms import NOT_WORK, OWN, SLOWEST, SLOWEST_PROCESS, USUAL
-from diptych.runs.folder import RunFolder, write_aside
-from diptych.runtime.distributed import gather_rows, process_count
-from diptych.runtime.stopwatch import PARTS
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class TaskAccuracy:
+    """How people are told what share of its training task a method solves.
+
+    In a line of metrics ``chance_NAME`` beside it is what guessing reaches.
+
+    Attributes:
+        name: of the metric.
+        short: before a percentage, where there is little room.
+        does: between "it" and "53% of its views".
+        choices: the metric that says how many there are to choose among; empty for none.
+        sentence: of the share at the end of a run.
+    """
+
+    name: str
+    short: str
+    does: str
+    choices: str
+    sentence: str
+
+
+PRETEXT_ACCURACY: Final = TaskAccuracy(
+    "pretext_accuracy",
+    short="pretext acc",
+    does="finds the key of",
+    choices="candidates",
+    sentence="the pretext accuracy is {share:.0%}: so many queries match their key.",
+)
+TEACHER_AGREEMENT: Final = TaskAccuracy(
+    "teacher_agreement",
+    short="teacher agreement",
+    does="names the teacher's class of",
+    choices="classes",
+    sentence="on {share:.0%} of the views student and teacher name the same class.",
+)
+
+
+def task_accuracy(line: Mapping[str, Any]) -> TaskAccuracy | None:
+    """What a line of metrics says of the training task; None where it says nothing.
+
+    Of a method that is not known here, the first metric with a level of chance.
+    """
+    for known in (PRETEXT_ACCURACY, TEACHER_AGREEMENT):
+        if known.name in line:
+            return known
+    names = (key.removeprefix("chance_") for key in line if key.startswith("chance_"))
+    found = next((name for name in names if name != "loss" and name in line), None)
+    if found is None:
+        return None
+    words = found.replace("_", " ")
+    return TaskAccuracy(found, words, "solves its task for", "", f"{words} is {{share:.0%}}.")
+
+
+def chance_of(line: Mapping[str, Any], name: str) -> float:
+    """What guessing reaches in a metric of a line."""
+    return float(line[f"chance_{name}"])
+
+
+def has_choice(line: Mapping[str, Any]) -> bool:
+    """Whether the training task of a line of metrics could be missed.
+
+    At the first step of an empty queue, and in a batch of one class, queries have positive keys
+    only.
+    """
+    task = task_accuracy(line)
+    return task is not None and chance_of(line, task.name) < 1.0
 
 
 class RunLog:
@@ -28,7 +102,7 @@ class RunLog:
 
     Args:
         folder: of the run.
-        resumed_step: steps done when this sitting begins; lines of later steps are removed.
+        resumed_step: steps done when this process begins; lines of later steps are removed.
         say: told when lines cannot be written, and when they can again.
 
     Raises:
@@ -45,7 +119,7 @@ class RunLog:
         self.lines: list[dict[str, Any]] = kept
         self._resumed_step, self._say, self._folder = resumed_step, say, folder
         self._in_trouble = False
-        write_aside(folder.metrics, self._all_lines())
+        atomic_write(folder.metrics, self._all_lines())
         self._metrics = AppendedFile(folder.metrics, self._all_lines)
         self._events = AppendedFile(new_events_path(folder.tensorboard), self._all_events)
         self._events.add(b"")  # begins the file
@@ -104,7 +178,7 @@ class RunLog:
         return b"".join(map(_as_json, self.lines))
 
     def _all_events(self) -> bytes:
-        """Of this sitting; after a vanished folder that is all there is."""
+        """Of this process; after a vanished folder that is all there is."""
         new = (line for line in self.lines if line["step"] > self._resumed_step)
         return first_events(self._resumed_step) + b"".join(map(line_events, new))
 
@@ -136,7 +210,7 @@ class AppendedFile:
 
     def __init__(self, path: Path, whole: Callable[[], bytes]) -> None:
         self._path, self._whole = path, whole
-        self._file: FileIO | None = None
+        self._file: io.FileIO | None = None
         self._waiting = b""
 
     def add(self, data: bytes) -> None:
@@ -166,7 +240,7 @@ class AppendedFile:
                 self._file.close()
             self._file = None
 
-    def _opened(self) -> FileIO:
+    def _opened(self) -> io.FileIO:
         if self._file is not None and not self._is_there(self._file):
             self.close()
             self._waiting = self._whole()
@@ -178,7 +252,7 @@ class AppendedFile:
             self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
         return self._file
 
-    def _is_there(self, file: FileIO) -> bool:
+    def _is_there(self, file: io.FileIO) -> bool:
         """Whether the path still leads to the open file."""
         try:
             return os.path.samestat(os.stat(self._path), os.fstat(file.fileno()))
@@ -186,39 +260,48 @@ class AppendedFile:
             return False
 
 
-def time_figures(seconds: Mapping[str, float], steps: int) -> dict[str, float]:
-    """What a line of metrics says of the time since the line before.
+def new_events_path(folder: Path) -> Path:
+    """A path for a new event file, whose name sorts after those that are there.
 
-    Of several processes every one calls it, and each is told what all of them did.
-
-    Args:
-        seconds: of this process, by part.
-        steps: in which they passed.
-
-    Returns:
-        ``milliseconds/PART``, the mean over the steps. With several processes, where these are of
-        this one, also ``slowest_process``, the one whose own work takes longest, its
-        ``slowest_milliseconds/PART``, and ``usual_milliseconds/PART``, the median of all.
+    TensorBoard reads them in the order of their names, which begin with a time. A clock that went
+    back must not put a later file before an earlier one.
     """
-    own = torch.tensor([seconds[part] for part in PARTS], dtype=torch.float64) * (1000.0 / steps)
-    figures = _named(OWN, own)
-    if process_count() > 1:
-        figures |= _compared(gather_rows(own[None]))
-    return figures
+    found = [re.match(r"events\.out\.tfevents\.(\d+)\.", path.name) for path in folder.glob("*")]
+    newest = max((int(one[1]) for one in found if one is not None), default=0)
+    number = max(int(time.time()), newest + 1)
+    name = f"events.out.tfevents.{number:010d}.{socket.gethostname()}.{os.getpid()}"
+    return folder / name
 
 
-def _compared(everyone: Tensor) -> dict[str, float]:
-    """Of milliseconds (processes, parts): those of the slowest process, and the median."""
-    work = [index for index, part in enumerate(PARTS) if part not in NOT_WORK]
-    slowest = int(everyone[:, work].sum(dim=1).argmax())
-    return {
-        SLOWEST_PROCESS: slowest,
-        **_named(SLOWEST, everyone[slowest]),
-        **_named(USUAL, everyone.median(dim=0).values),
-    }
+def first_events(resumed_step: int) -> bytes:
+    """What an event file begins with: a session, which replaces what was written of its steps."""
+    step = resumed_step + 1
+    start = SessionLog(status=SessionLog.START)
+    return _records(
+        [
+            Event(wall_time=time.time(), file_version="brain.Event:2"),
+            Event(wall_time=time.time(), step=step, session_log=start),
+        ]
+    )
 
 
-def _named(prefix: str, milliseconds: Tensor) -> dict[str, float]:
-    """Parts that took no time at all are left out."""
-    parts = zip(PARTS, milliseconds.tolist(), strict=True)
-    return {f"{prefix}{part}": round(value, 3) for part, value in parts if value > 0}
+def line_events(line: Mapping[str, float | int]) -> bytes:
+    """The figures of a line of metrics, as events of its step."""
+    now = time.time()  # shown as the time of day; nothing is ordered by it
+    return _records(
+        Event(wall_time=now, step=int(line["step"]), summary=_scalar(name, value))
+        for name, value in line.items()
+        if name not in ("step", "seconds")
+    )
+
+
+def _scalar(name: str, value: float) -> Summary:
+    return Summary(value=[Summary.Value(tag=name, simple_value=float(value))])
+
+
+def _records(events: Iterable[Event]) -> bytes:
+    written = io.BytesIO()
+    writer = RecordWriter(written)
+    for event in events:
+        writer.write(event.SerializeToString())
+    return written.getvalue()

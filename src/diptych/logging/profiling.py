@@ -1,6 +1,5 @@
 """A trace of a few steps by torch's profiler, for a timeline viewer (Perfetto, Chrome)."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -9,12 +8,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from diptych.config.sections import ProbeConfig
+from diptych.runs.atomic import atomic_path
 from diptych.runs.folder import RunFolder
 from diptych.runtime.distributed import process_rank
 from diptych.runtime.stopwatch import Stopwatch
 
 WARM_UP_STEPS: Final = 5
-"""Of a sitting, not traced: kernels are compiled and memory is found in them."""
+"""Not traced, when a run begins or is resumed: kernels are compiled, memory is found in them."""
 
 
 @contextmanager
@@ -41,10 +41,8 @@ def profiled(
     def write(profiler: Any) -> None:
         stopwatch.traced = False
         final = folder.traces / f"rank-{process_rank()}.json"
-        final.parent.mkdir(exist_ok=True)
-        aside = final.with_name(f".{final.name}")
-        profiler.export_chrome_trace(str(aside))
-        os.replace(aside, final)
+        with atomic_path(final) as temporary:
+            profiler.export_chrome_trace(str(temporary))
 
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():

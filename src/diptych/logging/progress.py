@@ -1,7 +1,7 @@
 """What people see while a run trains: a progress bar, or plain lines without a terminal."""
 
 import time
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -14,10 +14,24 @@ from rich.progress import (
 )
 
 from diptych.escaping import readable_lines
-from diptych.logging.symptoms import Symptom, chance_accuracy, has_choice
+from diptych.logging.metrics import chance_of, has_choice, task_accuracy
 
 _PLAIN_SECONDS = 10.0  # between two plain lines
 _MANY_FILES = 5000
+
+
+class Symptom(NamedTuple):
+    """Something that is to be seen in the metrics of a run.
+
+    Attributes:
+        name: stable, for programs.
+        alarming: whether something is wrong, or it only looks frightening.
+        sentence: for people.
+    """
+
+    name: str
+    alarming: bool
+    sentence: str
 
 
 class Display:
@@ -96,14 +110,14 @@ class Display:
             self._progress = None
 
     def _figures(self, line: dict[str, Any]) -> str:
-        found = ""
-        if has_choice(line):
-            what = "agrees" if "classes" in line else "found"  # a student, with its teacher
-            found = f"{what} {line['accuracy']:.0%} (chance {chance_accuracy(line):.0%})  "
-        text = (
-            f"loss {line['loss']:.3f} (chance {line['chance']:.2f})  {found}"
-            f"{line['views_per_second']:,.0f} views/s"
-        )
+        text = f"loss {line['loss']:.3f}"
+        if "chance_loss" in line:
+            text += f" (chance {line['chance_loss']:.2f})"
+        task = task_accuracy(line)
+        if task is not None and has_choice(line):
+            chance = chance_of(line, task.name)
+            text += f"  {task.short} {line[task.name]:.0%} (chance {chance:.0%})"
+        text += f"  {line['views_per_second']:,.0f} views/s"
         return text if self._knn is None else f"{text}  kNN {self._knn:.1%}"
 
     def _health(self, line: dict[str, Any]) -> str:

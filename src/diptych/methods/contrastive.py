@@ -1,10 +1,13 @@
-"""A contrastive method: encoders of queries and keys, head, predictor, dictionary, loss."""
+"""Contrastive learning: a query must find its key in a dictionary of encoded images.
+
+Made of encoders of queries and keys, a head, a predictor or none, a dictionary and a loss.
+"""
 
 import math
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import cycle, groupby
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +21,18 @@ from diptych.config.sections import (
     require_consistent,
 )
 from diptych.methods.dictionaries import Dictionary, ImageBank, InBatch, KeyQueue
-from diptych.methods.objective import LookUp, look_up, look_up_many
-from diptych.methods.scores import Temperature
+from diptych.methods.grad_cache import Views, encode_in_chunks
+from diptych.methods.logits import Temperature
+from diptych.methods.losses import find_loss, require_fitting_loss
+from diptych.methods.method import (
+    HALF_TYPES,
+    Method,
+    StepOutput,
+    autocast_to,
+    encoder_and_head,
+    mean_output,
+)
+from diptych.methods.objective import Loss, contrast, contrast_many
 from diptych.methods.sharded_bank import ShardedBank
 from diptych.methods.shuffle import restore_rows, shuffle_rows
 from diptych.models.encoders import build_encoder, count_features
@@ -29,56 +42,35 @@ from diptych.models.norms import frozen_statistics, use_norm
 from diptych.runtime.distributed import gather_rows, gather_views, own_view_rows, process_count
 from diptych.views.batches import Batch
 
-LOWEST_TEMPERATURE = 0.01
-
-HALF_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""For ``training.precision``: the type that autocast computes in; None for no autocast."""
-
-Views = tuple[Tensor, ...]
+LOWEST_TEMPERATURE: Final = 0.01
 
 
-class Panels(NamedTuple):
-    """The views of a batch as they are encoded.
+class Vectors(NamedTuple):
+    """The encoded views of a batch.
 
     Attributes:
-        queries: each (batch, channels, side, side), small views last; row i shows image i of the
-            batch, except in views that are shuffled.
-        keys: the same for the keys, in the order of the queries they belong to; empty where the
+        queries: (views, images, dim), small views last.
+        keys: the same for the keys, in the order of the queries they belong to; None where the
             queries are the keys, or the dictionary has them.
     """
 
-    queries: Views
-    keys: Views
+    queries: Tensor
+    keys: Tensor | None
 
 
-class Output(NamedTuple):
-    """What one batch gave.
-
-    Attributes:
-        look_up: loss, accuracy and number of candidates; of this process's queries.
-        keys: (keys, dim), without gradient; for the dictionary.
-        indices: (batch,), the images that the keys are of.
-    """
-
-    look_up: LookUp
-    keys: Tensor
-    indices: Tensor
-
-
-class Method(nn.Module):
-    """Look-up of queries in a dictionary of encoded keys.
-
-    A call changes nothing but batch-norm statistics. After the optimizer has moved, ``follow``
-    moves the momentum encoder and ``remember`` advances the dictionary, in this order.
+class Contrastive(Method):
+    """Compares queries with a dictionary of encoded keys.
 
     Attributes:
         network: encoder and head, one after the other.
         predictor: behind the head on the queries' side, or None.
-        momentum encoder: encodes the keys; None where the network itself does.
+        momentum_encoder: encodes the keys; None where the network itself does.
         dictionary: what each query is compared with.
-        config: loss, symmetry, number of views.
+        config: symmetry, number of views, settings of the loss.
+        loss: by the config, unless another is given.
         shuffle_seed: shuffles keys across norm groups and processes; None for no shuffling.
         autocast_type: encode under autocast to this type, if any; the loss stays in fp32.
+        chunk_size: images that are encoded at once, by cached gradients; None for the whole batch.
     """
 
     def __init__(
@@ -88,14 +80,14 @@ class Method(nn.Module):
         dictionary: Dictionary,
         config: MethodConfig,
         *,
+        loss: Loss | None = None,
         predictor: nn.Module | None = None,
         shuffle_seed: int | None = None,
         autocast_type: torch.dtype | None = None,
+        chunk_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.network = nn.Sequential()
-        self.network.add_module("encoder", encoder)
-        self.network.add_module("head", head)
+        self.network = encoder_and_head(encoder, head)
         self.predictor = predictor
         # A copy, not a second initialisation: momentum encoder and original start as one network.
         self.momentum_encoder = (
@@ -103,110 +95,78 @@ class Method(nn.Module):
         )
         self.dictionary = dictionary
         self.config = config
+        self.loss = find_loss(config.loss.kind) if loss is None else loss
         self.shuffle_seed = shuffle_seed
         self.autocast_type = autocast_type
-        learned = config.loss.learn_temperature
+        self.chunk_size = chunk_size
+        self.views, self.needs_labels = config.views, self.loss.needs_labels
         start = torch.tensor(math.log(config.loss.temperature))
-        self.log_temperature = nn.Parameter(start) if learned else None
+        self.log_temperature = nn.Parameter(start) if config.loss.learn_temperature else None
 
     @property
-    def encoder(self) -> nn.Module:
-        """The part that is kept."""
-        return self.network.get_submodule("encoder")
+    def networks(self) -> list[nn.Module]:
+        """The network, and that of the momentum encoder."""
+        slow = [] if self.momentum_encoder is None else [self.momentum_encoder.network]
+        return [self.network, *slow]
+
+    @property
+    def dictionary_size(self) -> int | None:
+        """Of a queue or a bank."""
+        return self.dictionary.full_size
 
     @property
     def temperature(self) -> Temperature:
-        """Scores are divided by it."""
+        """Dot products are divided by it."""
         if self.log_temperature is None:
             return self.config.loss.temperature
         return self.log_temperature.exp()
 
-    def forward(self, batch: Batch) -> Output:
-        """Looks up the queries of a batch in the dictionary."""
-        panels = self.arrange(batch)
-        keys = self.encode_keys(panels.keys) if panels.keys else None
-        return self.compare(self.encode_queries(panels.queries), keys, batch)
+    def forward(self, batch: Batch) -> StepOutput:
+        """Encodes the views of a batch, and compares the queries with the dictionary."""
+        queries, keys = self.encode(batch)
+        return self.contrast(queries, keys, batch)
 
-    def arrange(self, batch: Batch) -> Panels:
-        """Chooses the views that are encoded as queries and as keys; shuffles those of keys."""
-        if self._queries_are_keys:
-            first, *others = batch.views
-            return Panels((first, *self._shuffled(others, batch)), ())
+    def encode(self, batch: Batch) -> Vectors:
+        """Chooses which views are queries and which are keys, and encodes them."""
+        if self._views_are_keys:
+            return Vectors(
+                self._encoded(self.encode_queries, batch.views, batch, from_view=1), None
+            )
         first, second, *small = batch.views
-        queries, keys = (
-            ((first, second), (second, first)) if self.config.symmetric else ((first,), (second,))
-        )
-        queries = (*queries, *small)
-        if not self.dictionary.lacks(batch.indices):
-            return Panels(queries, ())
-        return Panels(queries, tuple(self._shuffled(keys, batch)))
+        queries, keys = [first, *small], [second]
+        if self.config.symmetric:
+            queries, keys = [first, second, *small], [second, first]
+        encoded = None
+        if self.dictionary.needs_keys(batch.indices):
+            learns = self._keys_learn
+            encoded = self._encoded(self.encode_keys, keys, batch, from_view=0, learns=learns)
+        return Vectors(self._encoded(self.encode_queries, queries, batch), encoded)
 
-    def encode_queries(self, views: Views) -> Tensor:
-        """(views, images, dim), in one pass for each size, whose views share batch statistics."""
-        full, *smaller = [tuple(same) for _, same in groupby(views, key=lambda one: one.shape[-1])]
-        vectors = self._encode_as_query(full)
-        if smaller:
-            # Images are evaluated at full size, and running statistics are for that.
-            with frozen_statistics(self):
-                small = [self._encode_as_query(same) for same in smaller]
-            vectors = torch.cat([vectors, *small])
-        return vectors.reshape(len(views), -1, vectors.shape[1])
-
-    def encode_keys(self, views: Views) -> Tensor:
-        """(views, images, dim); gradients flow only to the keys of a batch."""
-        network = self.network if self.momentum_encoder is None else self.momentum_encoder
-        with self._precision(views[0]), torch.set_grad_enabled(self.keys_learn):
-            vectors = network(torch.cat(views))
-        return _at_least_fp32(vectors).reshape(len(views), -1, vectors.shape[1])
-
-    def compare(self, queries: Tensor, keys: Tensor | None, batch: Batch) -> Output:
-        """Scores encoded queries against the dictionary.
+    def contrast(self, queries: Tensor, keys: Tensor | None, batch: Batch) -> StepOutput:
+        """Compares encoded queries with the dictionary.
 
         Args:
-            queries: (views, batch, dim), as encoded, in the order of ``arrange``.
-            keys: the same shape, or None where ``arrange`` asks for none.
+            queries: (views, batch, dim), as ``encode`` gives them.
+            keys: the same, or None.
             batch: that they come from.
         """
         with torch.autocast(queries.device.type, enabled=False):
-            if self._queries_are_keys:
-                rest = self._restored(queries[1:], batch)
-                queries = self._scaled(torch.stack([queries[0], *rest]))
-                found = self._look_up_among(queries.flatten(0, 1), batch)
-                return Output(found, queries[0].detach(), batch.indices)
             queries = self._scaled(queries)
-            if keys is None:
-                keys = queries.detach()
-            else:
-                keys = self._scaled(torch.stack(self._restored(keys, batch)))
-            # Small views come after those of full size, and look for the keys in turn.
+            if self._views_are_keys:
+                return self._contrast_views(queries.flatten(0, 1), batch)
+            keys = queries.detach() if keys is None else self._scaled(keys)
+            # Small views come after those of full size, and are compared with the keys in turn.
             pairs = zip(queries, cycle(keys), strict=False)
-            found = _mean([self._look_up(query, key, batch) for query, key in pairs])
-        bank = self.config.dictionary.kind == "bank"
-        full_sized = queries[: 1 + self.config.symmetric]
-        remembered = self._scaled(full_sized.mean(dim=0)) if bank else keys.flatten(0, 1)
-        return Output(found, remembered.detach(), batch.indices)
+            output = mean_output([self._contrast_pair(query, key, batch) for query, key in pairs])
+            return replace(output, keys=self._kept(queries, keys), indices=batch.indices)
 
     def encode_pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Query and key of each image, (batch, dim) each, as in training but without a look-up."""
-        panels = self.arrange(batch)
-        queries = self.encode_queries(panels.queries)
-        if self._queries_are_keys:
-            query, key = queries[0], self._restored(queries[1:], batch)[0]
-        else:
-            query, key = queries[0], self._restored(self.encode_keys(panels.keys), batch)[0]
-        return self._scaled(query), self._scaled(key)
-
-    @property
-    def keys_learn(self) -> bool:
-        """Whether gradients flow to keys that are encoded apart from the queries."""
-        return (
-            self.momentum_encoder is None
-            and self.config.dictionary.kind != "bank"
-            and torch.is_grad_enabled()
-        )
+        """Query and key of each image, (batch, dim) each, as in training, without a comparison."""
+        queries, keys = self.encode(batch)
+        return self._scaled(queries[0]), self._scaled(queries[1] if keys is None else keys[0])
 
     @torch.no_grad()
-    def follow(self, momentum: float) -> None:
+    def update_momentum(self, momentum: float) -> None:
         """Moves the momentum encoder towards the network; it keeps ``momentum`` of itself.
 
         A learned temperature is put back to where it may be: inside of the loss a bound would
@@ -215,74 +175,122 @@ class Method(nn.Module):
         if self.log_temperature is not None:
             self.log_temperature.clamp_(min=math.log(LOWEST_TEMPERATURE))
         if self.momentum_encoder is not None:
-            self.momentum_encoder.follow(self.network, momentum)
+            self.momentum_encoder.update(self.network, momentum)
 
-    def remember(self, output: Output) -> None:
+    def after_step(self, output: StepOutput) -> None:
         """Hands the keys of a batch, those of all processes, to the dictionary."""
-        if isinstance(self.dictionary, InBatch):
-            return
-        keys = gather_views(output.keys, len(output.indices))
-        self.dictionary.remember(keys, gather_rows(output.indices))
+        if output.keys is not None and output.indices is not None:
+            keys = gather_views(output.keys, len(output.indices))
+            self.dictionary.update(keys, gather_rows(output.indices))
 
-    def figures(self) -> dict[str, float]:
-        """What is worth a place in the metrics besides the loss."""
-        learned = self.log_temperature is not None
-        temperature = (
-            {"temperature": float(torch.as_tensor(self.temperature).detach())} if learned else {}
-        )
-        return self.dictionary.figures() | temperature
+    def state_metrics(self) -> dict[str, float]:
+        """Those of the dictionary, and a learned temperature."""
+        found = self.dictionary.state_metrics()
+        if self.log_temperature is not None:
+            found["temperature"] = float(torch.as_tensor(self.temperature).detach())
+        return found
 
     @property
-    def _queries_are_keys(self) -> bool:
+    def _views_are_keys(self) -> bool:
         return isinstance(self.dictionary, InBatch) and self.dictionary.both_views
 
-    def _encode_as_query(self, views: Views) -> Tensor:
-        """(views x images, dim) of views of one size."""
-        with self._precision(views[0]):
+    @property
+    def _keys_learn(self) -> bool:
+        """Whether gradients flow to keys that are encoded apart from the queries."""
+        return self.momentum_encoder is None and not isinstance(self.dictionary, ImageBank)
+
+    def _encoded(
+        self,
+        encode: Callable[[Views], Tensor],
+        views: Sequence[Tensor],
+        batch: Batch,
+        *,
+        from_view: int | None = None,
+        learns: bool = True,
+    ) -> Tensor:
+        """(views, images, dim); of ``norm.kind = 'shuffle'`` some views are shuffled meanwhile.
+
+        Each view from ``from_view`` on has an order of its own, and is put back after encoding.
+        """
+        seed = self.shuffle_seed
+        if seed is None or from_view is None:
+            return self._through(encode, tuple(views), learns=learns)
+        shuffled = [
+            shuffle_rows(view, seed=seed, step=batch.step, view=number)
+            for number, view in enumerate(views[from_view:])
+        ]
+        vectors = self._through(encode, (*views[:from_view], *shuffled), learns=learns)
+        restored = [
+            restore_rows(one, seed=seed, step=batch.step, view=number)
+            for number, one in enumerate(vectors[from_view:])
+        ]
+        return torch.stack([*vectors[:from_view], *restored])
+
+    def _through(self, encode: Callable[[Views], Tensor], views: Views, *, learns: bool) -> Tensor:
+        """The whole batch at once, or in chunks where that is asked for; the same gradients."""
+        if self.chunk_size is None or self.chunk_size >= len(views[0]):
+            return encode(views)
+        return encode_in_chunks(encode, views, self, chunk_size=self.chunk_size, learns=learns)
+
+    def encode_queries(self, views: Views) -> Tensor:
+        """(views, images, dim), in one pass for each size, whose views share batch statistics."""
+        full, *smaller = [tuple(same) for _, same in groupby(views, key=lambda one: one.shape[-1])]
+        vectors = self._predicted(full)
+        if smaller:
+            # Images are evaluated at full size, and running statistics are for that.
+            with frozen_statistics(self):
+                vectors = torch.cat([vectors, *(self._predicted(same) for same in smaller)])
+        return vectors.reshape(len(views), -1, vectors.shape[1])
+
+    def _predicted(self, views: Views) -> Tensor:
+        """(views x images, dim) of views of one size, through network and predictor."""
+        with autocast_to(self.autocast_type, views[0]):
             vectors = self.network(torch.cat(views))
             if self.predictor is not None:
                 vectors = self.predictor(vectors)
         return _at_least_fp32(vectors)
 
-    def _look_up(self, queries: Tensor, keys: Tensor, batch: Batch) -> LookUp:
-        comparison = self.dictionary.compare(queries, keys, batch)
-        return look_up(comparison, self.config.loss, temperature=self.temperature)
+    def encode_keys(self, views: Views) -> Tensor:
+        """(views, images, dim); gradients flow only to the keys of a batch."""
+        network = self.network if self.momentum_encoder is None else self.momentum_encoder
+        learns = self._keys_learn and torch.is_grad_enabled()
+        with autocast_to(self.autocast_type, views[0]), torch.set_grad_enabled(learns):
+            vectors = network(torch.cat(views))
+        return _at_least_fp32(vectors).reshape(len(views), -1, vectors.shape[1])
 
-    def _look_up_among(self, vectors: Tensor, batch: Batch) -> LookUp:
+    def _contrast_pair(self, queries: Tensor, keys: Tensor, batch: Batch) -> StepOutput:
+        comparison = self.dictionary.compare(queries, keys, batch)
+        return contrast(comparison, self.loss, self.config.loss, temperature=self.temperature)
+
+    def _contrast_views(self, vectors: Tensor, batch: Batch) -> StepOutput:
         """Every view against all others of the batch, those of all processes."""
-        supervised = self.config.loss.kind == "supervised"
-        if not supervised and len(batch.views) == 2:
-            return self._look_up(vectors, vectors, batch)
+        count = len(batch.views)
+        if count == 2 and self.loss.one_positive is not None:
+            return self._contrast_pair(vectors, vectors, batch)
         ids = batch.indices if batch.groups is None else batch.groups
-        if supervised:
+        if self.needs_labels:
             assert batch.labels is not None
             ids = batch.labels
         views = gather_views(vectors, len(batch))
-        many = gather_rows(ids).repeat(len(batch.views))
         rows = None
         if process_count() > 1:
-            rows = own_view_rows(torch.arange(len(views), device=views.device), len(batch.views))
-        return look_up_many(
-            views, many, self.config.loss, temperature=self.temperature, queries=rows
+            rows = own_view_rows(torch.arange(len(views), device=views.device), count)
+        return contrast_many(
+            views,
+            gather_rows(ids).repeat(count),
+            self.loss,
+            self.config.loss,
+            temperature=self.temperature,
+            queries=rows,
         )
 
-    def _shuffled(self, views: Iterable[Tensor], batch: Batch) -> list[Tensor]:
-        """Each view in an order of its own."""
-        if (seed := self.shuffle_seed) is None:
-            return list(views)
-        return [
-            shuffle_rows(view, seed=seed, step=batch.step, view=number)
-            for number, view in enumerate(views)
-        ]
-
-    def _restored(self, encoded: Iterable[Tensor], batch: Batch) -> list[Tensor]:
-        """Vectors of views that were shuffled, in the order of the batch."""
-        if (seed := self.shuffle_seed) is None:
-            return list(encoded)
-        return [
-            restore_rows(vectors, seed=seed, step=batch.step, view=number)
-            for number, vectors in enumerate(encoded)
-        ]
+    def _kept(self, queries: Tensor, keys: Tensor) -> Tensor | None:
+        """What the dictionary takes in after the step, without gradient."""
+        if isinstance(self.dictionary, InBatch):
+            return None
+        if isinstance(self.dictionary, ImageBank):  # a key of each image, of its full-sized queries
+            return self._scaled(queries[: 1 + self.config.symmetric].mean(dim=0)).detach()
+        return keys.flatten(0, 1).detach()
 
     def _scaled(self, vectors: Tensor) -> Tensor:
         """Vectors of length one for cosines, as they are for dot products."""
@@ -290,30 +298,39 @@ class Method(nn.Module):
             return vectors
         return functional.normalize(vectors, dim=-1)
 
-    def _precision(self, images: Tensor) -> AbstractContextManager[object]:
-        half = self.autocast_type
-        return torch.autocast(images.device.type, half, enabled=half is not None)
 
-
-def build_method(config: RunConfig, *, image_count: int = 1) -> Method:
-    """Builds a method with random weights that follow from the config's seed.
+def build_contrastive(
+    config: RunConfig,
+    *,
+    image_count: int = 1,
+    encoder: nn.Module | None = None,
+    loss: Loss | None = None,
+) -> Contrastive:
+    """Builds a contrastive method with random weights that follow from the config's seed.
 
     Args:
         config: of the run.
         image_count: images to learn from; a memory bank holds a key for each.
+        encoder: in the place of the one that the config names; from (batch, channels, side, side)
+            to (batch, features).
+        loss: in the place of the one that the config names.
 
     Raises:
-        ConfigError: settings do not go together, or there is no such encoder.
+        ConfigError: settings do not go together, or there is no such encoder or loss.
     """
     require_consistent(config)
+    loss = require_fitting_loss(config, loss)
     channels, side = config.images.channels, config.views.side_pixels
     norm = norm_of_batch(config)
-    encoder = build_encoder(config.encoder, channels=channels, side_pixels=side, seed=config.seed)
+    if encoder is None:
+        encoder = build_encoder(
+            config.encoder, channels=channels, side_pixels=side, seed=config.seed
+        )
     features = count_features(encoder, channels=channels, side_pixels=side)
     dim = output_dim(config.head, features)
     head = build_head(config.head, features=features, seed=config.seed + 1)
     predictor = build_predictor(config.head, dim=dim, seed=config.seed + 2)
-    return Method(
+    return Contrastive(
         use_norm(encoder, norm),
         use_norm(head, norm),
         build_dictionary(
@@ -324,9 +341,11 @@ def build_method(config: RunConfig, *, image_count: int = 1) -> Method:
             seed=config.seed,
         ),
         config.method,
+        loss=loss,
         predictor=None if predictor is None else use_norm(predictor, norm),
         shuffle_seed=config.seed if config.norm.kind == "shuffle" else None,
         autocast_type=HALF_TYPES[config.training.precision],
+        chunk_size=config.training.chunk_size,
     )
 
 
@@ -356,13 +375,6 @@ def build_dictionary(
         unit_length=unit_length,
         seed=seed,
     )
-
-
-def _mean(found: list[LookUp]) -> LookUp:
-    """The mean over the two directions of a symmetric method."""
-    loss = torch.stack([one.loss for one in found]).mean()
-    accuracy = torch.stack([one.accuracy for one in found]).mean()
-    return found[0]._replace(loss=loss, accuracy=accuracy)
 
 
 def _at_least_fp32(vectors: Tensor) -> Tensor:

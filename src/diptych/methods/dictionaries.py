@@ -1,11 +1,11 @@
 """Dictionaries of encoded keys: the batch itself, a queue of past keys, a bank of all images.
 
 A dictionary answers ``compare(queries, keys, batch)`` without changing, and changes only in
-``remember``, which the training step calls after the optimizer has moved. The answer says what
-each query is compared with; how a match is scored is the loss's part.
+``update``, which the training step calls after the optimizer has moved. The answer says what each
+query is compared with; what that comes to is the loss's part.
 
-Where several processes train together, each asks for its own queries, and meets the keys of all;
-each remembers the keys of all in the same order, so that dictionaries are the same everywhere.
+Where several processes train together, each compares its own queries with the keys of all, and each
+takes in the keys of all in the same order, so that dictionaries are the same everywhere.
 """
 
 import math
@@ -17,8 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diptych.config.sections import DictionaryConfig
-from diptych.methods.scores import batch_exclusions
+from diptych.methods.logits import batch_exclusions
 from diptych.runtime.distributed import (
     gather_rows,
     gather_views,
@@ -36,13 +35,13 @@ class Comparison(NamedTuple):
 
     Attributes:
         queries: (queries, dim).
-        positives: (queries, dim), each query's own key.
+        positives: (queries, dim), each query's positive key.
         negatives: (keys, dim), shared by all queries.
         excluded: (queries, few), columns of ``negatives`` that do not count for a query, -1 for
             none; None where all count.
-        candidates: keys each query chooses among, its own included; the mean where they differ.
-        among: the negatives are the queries themselves, each once query and once key.
-        stored: the type that keys were kept in, if not their own.
+        candidates: keys each query chooses among, its positive included; a mean if they differ.
+        in_batch: the negatives are the queries themselves, each once query and once key.
+        stored_dtype: the type that keys were kept in, if not their own.
     """
 
     queries: Float[Tensor, "queries dim"]
@@ -50,14 +49,19 @@ class Comparison(NamedTuple):
     negatives: Float[Tensor, "keys dim"]
     excluded: Int[Tensor, "queries few"] | None
     candidates: int
-    among: bool = False
-    stored: torch.dtype | None = None
+    in_batch: bool = False
+    stored_dtype: torch.dtype | None = None
 
 
 class Dictionary(Protocol):
     """What a method asks of a dictionary."""
 
-    def lacks(self, indices: Tensor) -> bool:
+    @property
+    def full_size(self) -> int | None:
+        """Keys that a query meets beside its own once it is full; None where nothing fills."""
+        ...
+
+    def needs_keys(self, indices: Tensor) -> bool:
         """Whether it needs keys of these images to compare queries of them."""
         ...
 
@@ -71,12 +75,12 @@ class Dictionary(Protocol):
         """
         ...
 
-    def remember(self, keys: Tensor, indices: Tensor) -> None:
+    def update(self, keys: Tensor, indices: Tensor) -> None:
         """Takes in the keys, (batch, dim), of images that all processes have learned from."""
         ...
 
-    def figures(self) -> dict[str, float]:
-        """What is worth a place in the metrics."""
+    def state_metrics(self) -> dict[str, float]:
+        """Metrics of what it holds."""
         ...
 
 
@@ -93,7 +97,11 @@ class InBatch(nn.Module):
         super().__init__()
         self.both_views = both_views
 
-    def lacks(self, indices: Tensor) -> bool:
+    @property
+    def full_size(self) -> None:
+        """A batch is there at once."""
+
+    def needs_keys(self, indices: Tensor) -> bool:
         """It holds no keys of its own."""
         return True
 
@@ -119,14 +127,14 @@ class InBatch(nn.Module):
             excluded = own_view_rows(exclusions, views)
         positives = keys.roll(len(batch), dims=0) if self.both_views else keys
         negatives = gather_views(keys, len(batch))
-        among = self.both_views and process_count() == 1
+        in_batch = self.both_views and process_count() == 1
         candidates = 1 + round(len(negatives) - left_out)
-        return Comparison(queries, positives, negatives, excluded, candidates, among=among)
+        return Comparison(queries, positives, negatives, excluded, candidates, in_batch=in_batch)
 
-    def remember(self, keys: Tensor, indices: Tensor) -> None:
+    def update(self, keys: Tensor, indices: Tensor) -> None:
         """Nothing outlives the batch."""
 
-    def figures(self) -> dict[str, float]:
+    def state_metrics(self) -> dict[str, float]:
         """Nothing to tell."""
         return {}
 
@@ -169,12 +177,17 @@ class KeyQueue(nn.Module):
         return self.keys[: self.filled]
 
     @property
+    def full_size(self) -> int:
+        """Keys that it has room for."""
+        return len(self.keys)
+
+    @property
     def oldest_key_steps(self) -> int:
         """Steps since the oldest key came in; the momentum must keep pace with it."""
         return math.ceil(self.filled / self.last_count) if self.last_count else 0
 
-    def lacks(self, indices: Tensor) -> bool:
-        """A query's own key is always a fresh one."""
+    def needs_keys(self, indices: Tensor) -> bool:
+        """A query's positive key is always a fresh one."""
         return True
 
     def compare(
@@ -183,16 +196,18 @@ class KeyQueue(nn.Module):
         keys: Float[Tensor, "queries dim"],
         batch: Batch,
     ) -> Comparison:
-        """Each query with its own key against all keys in the queue."""
+        """Each query with its fresh key against all keys in the queue."""
         return Comparison(queries, keys, self.negatives, None, 1 + self.filled)
 
-    @torch.no_grad()
-    def remember(
-        self, keys: Float[Tensor, "batch dim"], indices: Int[Tensor, " images"] | None = None
-    ) -> None:
-        """Enqueues keys over the oldest ones.
+    def update(self, keys: Tensor, indices: Tensor) -> None:
+        """Enqueues the keys; of which images they are does not matter."""
+        self.enqueue(keys)
 
-        Keys enter after the loss: a query must not meet its own key as a negative.
+    @torch.no_grad()
+    def enqueue(self, keys: Float[Tensor, "batch dim"]) -> None:
+        """Puts keys over the oldest ones.
+
+        After the loss: a query must not meet its own key as a negative.
         """
         size = len(self.keys)
         start = self.next_row + max(0, len(keys) - size)  # as if the surplus had passed through
@@ -203,7 +218,7 @@ class KeyQueue(nn.Module):
         self.filled = min(self.filled + len(keys), size)
         self.last_count = len(keys)
 
-    def figures(self) -> dict[str, float]:
+    def state_metrics(self) -> dict[str, float]:
         """The age of its oldest key."""
         return {"oldest_key_steps": float(self.oldest_key_steps)}
 
@@ -211,9 +226,9 @@ class KeyQueue(nn.Module):
 class ImageBank(nn.Module):
     """One key for each image, from when it was last seen (InstDisc, section 3; MoCo, section 3.2).
 
-    A query's own key is the bank's; its negatives are keys of other images, drawn anew for each
-    batch, all equally likely. It starts empty: until an image has been seen, its own key is the
-    fresh one, and nobody meets it as a negative.
+    A query's positive key is the bank's; its negatives are keys of other images, drawn anew for
+    each batch, all equally likely. It starts empty: until an image has been seen, its positive key
+    is the fresh one, and it is no query's negative.
 
     Attributes:
         keys: (images, dim), a buffer, fp32 or fp16.
@@ -259,7 +274,12 @@ class ImageBank(nn.Module):
         """Takes back what ``get_extra_state`` gave."""
         self.count = int(state[0])
 
-    def lacks(self, indices: Tensor) -> bool:
+    @property
+    def full_size(self) -> int:
+        """Keys that are drawn for a query once all images have one."""
+        return min(self.negative_count, len(self.known) - 1)
+
+    def needs_keys(self, indices: Tensor) -> bool:
         """Whether one of these images, on any process, has no key yet."""
         return self.count < len(self.known) and not bool(self.known[gather_rows(indices)].all())
 
@@ -285,7 +305,7 @@ class ImageBank(nn.Module):
             negatives.to(queries.dtype),
             excluded,
             1 + counted,
-            stored=self.keys.dtype,
+            stored_dtype=self.keys.dtype,
         )
 
     def draw(self, step: int) -> Int[Tensor, " drawn"]:
@@ -312,7 +332,7 @@ class ImageBank(nn.Module):
         return torch.where(own.any(dim=1), own.int().argmax(dim=1), surplus)[:, None]
 
     @torch.no_grad()
-    def remember(self, keys: Float[Tensor, "batch dim"], indices: Int[Tensor, " batch"]) -> None:
+    def update(self, keys: Float[Tensor, "batch dim"], indices: Int[Tensor, " batch"]) -> None:
         """Moves the images' keys towards the new ones, or stores those of new images."""
         known = self.known[indices]
         self._move(keys, indices, known)
@@ -339,13 +359,6 @@ class ImageBank(nn.Module):
             mixed = functional.normalize(mixed, dim=1)
         self.keys[rows] = mixed.to(self.keys.dtype)
 
-    def figures(self) -> dict[str, float]:
+    def state_metrics(self) -> dict[str, float]:
         """How many images have a key."""
         return {"images_in_bank": float(self.count)}
-
-
-def full_size(config: DictionaryConfig, image_count: int) -> int | None:
-    """Keys that a query meets beside its own once the dictionary is full; None for the batch."""
-    if config.kind == "queue":
-        return config.queue_size
-    return min(config.bank_negatives, image_count - 1) if config.kind == "bank" else None

@@ -21,9 +21,16 @@ from diptych.evaluation.linear import LinearClassifier, fit_linear
 from diptych.evaluation.split import groups_of_parts, units_of
 from diptych.images.collection import Collection, ImageSet, balanced_share
 from diptych.images.open import open_images
-from diptych.methods.contrastive import HALF_TYPES, Output
-from diptych.methods.objective import LookUp
-from diptych.methods.scores import finds_own
+from diptych.methods.logits import ranks_first
+from diptych.methods.method import (
+    HALF_TYPES,
+    Method,
+    StepOutput,
+    autocast_to,
+    encoder_and_head,
+    scalar,
+)
+from diptych.methods.objective import Loss
 from diptych.models.encoders import build_encoder, count_features
 from diptych.models.norms import use_norm
 from diptych.models.weights import PretrainedEncoder, load_encoder
@@ -61,8 +68,8 @@ class Teacher(nn.Module):
         return functional.linear(features, self.weight, self.bias)
 
 
-class Distillation(nn.Module):
-    """What a student learns from its teacher; takes a contrastive method's place in the step.
+class Distillation(Method):
+    """What a student learns from its teacher.
 
     Attributes:
         network: the student's encoder, and a linear classifier as its head.
@@ -78,46 +85,34 @@ class Distillation(nn.Module):
         teacher: Teacher,
         *,
         temperature: float,
+        views: int = 2,
         autocast_type: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.network = nn.Sequential()
-        self.network.add_module("encoder", encoder)
-        self.network.add_module("head", head)
+        self.network = encoder_and_head(encoder, head)
         self.teacher = teacher
         self.temperature = temperature
+        self.views = views
         self.autocast_type = autocast_type
 
-    @property
-    def encoder(self) -> nn.Module:
-        """The part that is kept."""
-        return self.network.get_submodule("encoder")
-
-    def forward(self, batch: Batch) -> Output:
+    def forward(self, batch: Batch) -> StepOutput:
         """The student's cross-entropy with the teacher over all views (SimCLR v2, eq. 2).
 
-        The ``accuracy`` of the result is the share of views on which both name the same class.
+        ``teacher_agreement`` is the share of views on which both name the same class.
         """
         views = torch.cat(batch.views)
-        half = self.autocast_type
-        with torch.autocast(views.device.type, half, enabled=half is not None):
+        with autocast_to(self.autocast_type, views):
             taught, learned = self.teacher(views), self.network(views)
         taught, learned = taught.float(), learned.float()
         loss = distillation_loss(learned, taught, temperature=self.temperature)
-        agree = agreement(learned.detach(), taught)
         classes = taught.shape[1]
-        found = LookUp(loss, agree, classes, math.log(classes), 1.0 / classes)
-        return Output(found, learned.detach(), batch.indices)
-
-    def follow(self, momentum: float) -> None:
-        """The teacher stays as it is."""
-
-    def remember(self, output: Output) -> None:
-        """Nothing outlives the batch."""
-
-    def figures(self) -> dict[str, float]:
-        """How many classes there are: it tells that these are no queries."""
-        return {"classes": float(len(self.teacher.weight))}
+        metrics = {
+            "chance_loss": scalar(math.log(classes)),
+            "teacher_agreement": agreement(learned.detach(), taught),
+            "chance_teacher_agreement": scalar(1.0 / classes),
+            "classes": scalar(classes),
+        }
+        return StepOutput(loss, metrics)
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
@@ -151,13 +146,18 @@ def agreement(student: Tensor, teacher: Tensor) -> Tensor:
         0.5
     """
     named = teacher.argmax(dim=1, keepdim=True)
-    own = student.gather(1, named)[:, 0]
-    others = student.scatter(1, named, -math.inf).amax(dim=1)
-    return finds_own(own, others).to(student.dtype).mean()
+    of_named = student.gather(1, named)[:, 0]
+    largest_other = student.scatter(1, named, -math.inf).amax(dim=1)
+    return ranks_first(of_named, largest_other).to(student.dtype).mean()
 
 
 def build_distillation(
-    config: RunConfig, collection: Collection, executor: Executor
+    config: RunConfig,
+    collection: Collection,
+    executor: Executor,
+    *,
+    encoder: nn.Module | None = None,
+    loss: Loss | None = None,
 ) -> Distillation:
     """Loads the teacher, fits its classifier, and builds a student with random weights.
 
@@ -165,30 +165,37 @@ def build_distillation(
         config: of the student's run; ``config.distillation.teacher`` is set.
         collection: the student's images; labelled ones are taken from it if no others are named.
         executor: its threads make views.
+        encoder: the student, in the place of the one that the config names.
+        loss: there is no other for a student.
 
     Raises:
         ConfigError: there are no labels, or the teacher sees other views than the student.
     """
     require_consistent(config)
+    if loss is not None:
+        raise ConfigError(
+            "a loss was given, and distillation.teacher: a student's loss is the cross-entropy "
+            "with its teacher. Leave one of them out."
+        )
     given = config.distillation
     assert given.teacher is not None
-    encoder = load_encoder(Path(given.teacher)).to(choose_device(config.training.device))
-    ours, theirs = config.views, encoder.config.views
+    teacher = load_encoder(Path(given.teacher)).to(choose_device(config.training.device))
+    ours, theirs = config.views, teacher.config.views
     if (ours.side_pixels, ours.pixel_mean, ours.pixel_std, config.images.channels) != (
         theirs.side_pixels,
         theirs.pixel_mean,
         theirs.pixel_std,
-        encoder.config.images.channels,
+        teacher.config.images.channels,
     ):
         raise ConfigError(
             f"the teacher {given.teacher} was trained on views of {theirs.side_pixels} pixels and "
-            f"{encoder.config.images.channels} channels, normalised its own way; the student's "
+            f"{teacher.config.images.channels} channels, normalised its own way; the student's "
             f"have {ours.side_pixels} and {config.images.channels}. Give both the same "
             "views.side_pixels, views.pixel_mean, views.pixel_std and images.color."
         )
     labelled = _labelled_images(given, config, collection, executor)
     assert labelled.labels is not None
-    features = encode(encoder, labelled, theirs, executor, of=f"the teacher {given.teacher}")
+    features = encode(teacher, labelled, theirs, executor, of=f"the teacher {given.teacher}")
     groups, _, _ = groups_of_parts(labelled, None, config.images.group_by)
     classifier = fit_linear(
         features,
@@ -197,18 +204,20 @@ def build_distillation(
         groups=units_of(labelled, groups),
     )
     channels = config.images.channels
-    student = build_encoder(
-        config.encoder, channels=channels, side_pixels=ours.side_pixels, seed=config.seed
-    )
-    width = count_features(student, channels=channels, side_pixels=ours.side_pixels)
+    if encoder is None:
+        encoder = build_encoder(
+            config.encoder, channels=channels, side_pixels=ours.side_pixels, seed=config.seed
+        )
+    width = count_features(encoder, channels=channels, side_pixels=ours.side_pixels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed + 1)
         head = nn.Linear(width, len(labelled.classes))
     return Distillation(
-        use_norm(student, norm_of_batch(config)),
+        use_norm(encoder, norm_of_batch(config)),
         head,
-        Teacher(encoder, classifier),
+        Teacher(teacher, classifier),
         temperature=given.temperature,
+        views=config.method.views,
         autocast_type=HALF_TYPES[config.training.precision],
     )
 

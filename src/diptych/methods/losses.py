@@ -1,51 +1,57 @@
-"""Losses as pure functions: a mean over queries, in nats.
+"""Losses as pure functions, a mean over queries in nats, and the table of those that train a run.
 
-A query q should score high with its own key k+ and low with all others. Scores are dot products
-divided by the temperature; for cosines the caller hands in vectors of length one. Below, s+ is the
-score with the own key, s- one with a negative.
+A query q should score high with its positive key k+ and low with all others. A logit is a dot
+product divided by the temperature; for cosines the caller hands in vectors of length one. Below, s+
+is the logit with the positive key, s- one with a negative.
 
-The first half takes scores and is a line or two each; the second half takes vectors and is what to
-call from outside. Where no negative counts for a query it adds nothing to the sum over negatives.
+The first part takes logits and is a line or two each; the second takes vectors and is what to call
+from outside. Where no negative counts for a query it adds nothing to the sum over negatives. The
+table ``LOSSES`` at the end says what each loss needs.
 """
 
 import math
+from collections.abc import Mapping
+from typing import Final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from diptych.methods.scores import (
+from diptych.config.sections import LossConfig, RunConfig
+from diptych.errors import ConfigError
+from diptych.methods.logits import (
     Temperature,
-    all_scores,
-    finds_own,
+    in_batch_logsumexp,
     mean_positives,
-    own_scores,
-    sum_up,
-    sum_up_among,
+    negative_logits,
+    negatives_logsumexp,
+    positive_logits,
+    semi_hard,
 )
+from diptych.methods.objective import Loss
 
 # Beyond this exponent log(1 + e^x) is x in float64 too; the default, 20, is good for float32 only.
 SOFTPLUS_LINEAR_FROM = 40.0
 
 
 def cross_entropy(
-    own: Float[Tensor, " queries"], log_sum: Float[Tensor, " queries"]
+    positive: Float[Tensor, " queries"], logsumexp: Float[Tensor, " queries"]
 ) -> Float[Tensor, ""]:
     """Mean of -log( e^s+ / (e^s+ + sum e^s-) ), the negatives given by their log sum exp.
 
-    It is softplus(log_sum - s+), exact also where the loss is close to zero. Equal scores give
+    It is softplus(logsumexp - s+), exact also where the loss is close to zero. Equal logits give
     log(1 + negatives).
 
     Example:
         >>> float(cross_entropy(torch.tensor([2.0]), torch.tensor([2.0])))  # log 2
         0.6931...
     """
-    return functional.softplus(log_sum - own, threshold=SOFTPLUS_LINEAR_FROM).mean()
+    return functional.softplus(logsumexp - positive, threshold=SOFTPLUS_LINEAR_FROM).mean()
 
 
 def cross_entropy_of_many(
-    own: Float[Tensor, "queries positives"], log_sum: Float[Tensor, " queries"]
+    positives: Float[Tensor, "queries positives"], logsumexp: Float[Tensor, " queries"]
 ) -> Float[Tensor, ""]:
     """Mean over queries and their positives of -log( e^s+ / (sum of all e^s+ + sum of e^s-) ).
 
@@ -55,91 +61,55 @@ def cross_entropy_of_many(
         >>> float(cross_entropy_of_many(torch.zeros(1, 2), torch.tensor([0.0])))  # log 3
         1.0986...
     """
-    candidates = torch.cat([own, log_sum[:, None]], dim=1)
+    candidates = torch.cat([positives, logsumexp[:, None]], dim=1)
     return -functional.log_softmax(candidates, dim=1)[:, :-1].mean()
 
 
 def decoupled_cross_entropy(
-    own: Float[Tensor, " queries"], log_sum: Float[Tensor, " queries"]
+    positive: Float[Tensor, " queries"], logsumexp: Float[Tensor, " queries"]
 ) -> Float[Tensor, ""]:
-    """Mean of -log( e^s+ / sum e^s- ): the own key is not in the denominator (DCL, eq. 6).
+    """Mean of -log( e^s+ / sum e^s- ): the positive is not in the denominator (DCL, eq. 6).
 
-    It may be negative. Equal scores give log(negatives). A query without negatives adds nothing.
+    It may be negative. Equal logits give log(negatives). A query without negatives adds nothing.
 
     Example:
         >>> float(decoupled_cross_entropy(torch.tensor([2.0]), torch.tensor([3.0])))
         1.0
     """
-    return torch.where(log_sum == -math.inf, 0.0, log_sum - own).mean()
+    return torch.where(logsumexp == -math.inf, 0.0, logsumexp - positive).mean()
 
 
 def logistic(
-    own: Float[Tensor, " queries"], others: Float[Tensor, "queries keys"]
+    positive: Float[Tensor, " queries"], negatives: Float[Tensor, "queries keys"]
 ) -> Float[Tensor, ""]:
     """Mean of -log sigmoid(s+) - mean of log sigmoid(-s-) (NT-Logistic; SimCLR, table 2).
 
-    The inner mean is over the negatives that count, whose score is not -inf. Scores of zero give
+    The inner mean is over the negatives that count, whose logit is not -inf. Logits of zero give
     2 log 2.
 
     Example:
         >>> float(logistic(torch.zeros(1), torch.tensor([[0.0, -math.inf]])))
         1.3862...
     """
-    attraction = functional.softplus(-own, threshold=SOFTPLUS_LINEAR_FROM)
-    repulsion = functional.softplus(others, threshold=SOFTPLUS_LINEAR_FROM)  # of -inf: 0
-    return (attraction + repulsion.sum(dim=1) / _counted(others)).mean()
+    attraction = functional.softplus(-positive, threshold=SOFTPLUS_LINEAR_FROM)
+    repulsion = functional.softplus(negatives, threshold=SOFTPLUS_LINEAR_FROM)  # of -inf: 0
+    return (attraction + repulsion.sum(dim=1) / _counted(negatives)).mean()
 
 
 def margin_triplet(
-    own: Float[Tensor, " queries"], others: Float[Tensor, "queries keys"], *, margin: float
+    positive: Float[Tensor, " queries"], negatives: Float[Tensor, "queries keys"], *, margin: float
 ) -> Float[Tensor, ""]:
     """Mean of max(0, s- - s+ + margin) (margin triplet; SimCLR, table 2).
 
-    The mean is over the negatives that count, whose score is not -inf, and then over queries. Equal
-    scores give the margin.
+    The mean is over the negatives that count, whose logit is not -inf, and then over queries. Equal
+    logits give the margin.
 
     Example:
         >>> float(margin_triplet(torch.ones(1), torch.tensor([[0.75, -1.0]]), margin=0.5))
         0.125
     """
-    violation = functional.relu(others - own[:, None] + margin)  # of -inf: 0
-    return (violation.sum(dim=1) / _counted(others)).mean()
-
-
-def semi_hard(
-    own: Float[Tensor, " queries"], others: Float[Tensor, "queries keys"]
-) -> Float[Tensor, "queries 1"]:
-    """The largest score below the own one: the closest of the keys farther than the own key.
-
-    FaceNet (1503.03832), eq. 4, used in SimCLR's table 4. Where there is none it is -inf, which
-    counts for nothing. Of those, the ones outside a triplet's margin give zero loss anyway.
-
-    Example:
-        >>> semi_hard(torch.tensor([0.5]), torch.tensor([[0.9, 0.4, 0.1]]))
-        tensor([[0.4000]])
-    """
-    if not others.shape[1]:
-        return others.new_full((len(others), 1), -math.inf)
-    farther = others.masked_fill(others >= own.detach()[:, None], -math.inf)
-    return farther.amax(dim=1, keepdim=True)
-
-
-def pretext_accuracy(
-    own: Float[Tensor, " queries"],
-    best: Float[Tensor, " queries"],
-    apart: Float[Tensor, " queries"] | float = 0.0,
-) -> Float[Tensor, ""]:
-    """Share of queries that score higher with their own key than with the best of the others.
-
-    A tie does not count: where all features have collapsed to one point every score is the same,
-    and the accuracy is 0. As equal scores that are computed in different ways differ by rounding,
-    ``apart`` says what a score must be higher by: see ``scores.resolution``.
-
-    Example:
-        >>> float(pretext_accuracy(torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.4])))
-        0.5
-    """
-    return finds_own(own, best, apart).to(own.dtype).mean()
+    violation = functional.relu(negatives - positive[:, None] + margin)  # of -inf: 0
+    return (violation.sum(dim=1) / _counted(negatives)).mean()
 
 
 def info_nce(
@@ -152,14 +122,14 @@ def info_nce(
 ) -> Float[Tensor, ""]:
     """InfoNCE against a dictionary (CPC, eq. 4; MoCo, eq. 1).
 
-    Mean over queries of -log( exp(q.k+/T) / (exp(q.k+/T) + sum_k exp(q.k/T)) ). Equal scores give
+    Mean over queries of -log( exp(q.k+/T) / (exp(q.k+/T) + sum_k exp(q.k/T)) ). Equal logits give
     log(1 + keys).
 
     Args:
         queries: (queries, dim).
-        positives: (queries, dim), each query's own key.
+        positives: (queries, dim), each query's positive key.
         negatives: (keys, dim), shared by all queries.
-        temperature: scores are divided by it; gradients flow to a tensor.
+        temperature: dot products are divided by it; gradients flow to a tensor.
         excluded: (queries, few), negatives that do not count for a query, -1 for none.
 
     Example:
@@ -167,9 +137,9 @@ def info_nce(
         >>> float(info_nce(q, q, torch.zeros(3, 2), temperature=1.0))  # log(e + 3) - 1
         0.7436...
     """
-    own = own_scores(queries, positives, temperature=temperature)
-    others = sum_up(queries, negatives, temperature=temperature, excluded=excluded)
-    return cross_entropy(own, others.log_sum)
+    positive = positive_logits(queries, positives, temperature=temperature)
+    summed = negatives_logsumexp(queries, negatives, temperature=temperature, excluded=excluded)
+    return cross_entropy(positive, summed.logsumexp)
 
 
 def nt_xent(*views: Float[Tensor, "batch dim"], temperature: Temperature) -> Float[Tensor, ""]:
@@ -178,22 +148,22 @@ def nt_xent(*views: Float[Tensor, "batch dim"], temperature: Temperature) -> Flo
     Every view is a query once; its keys are the other views of its image, its negatives all views
     of the other images. Mean over all views, and over the keys of each, of
     -log( exp(q.k+/T) / sum over all other views of exp(q.k/T) ); for more than two views that is
-    SupCon's eq. 2 with images for classes. Equal scores give log(views x batch - 1). Gradients flow
+    SupCon's eq. 2 with images for classes. Equal logits give log(views x batch - 1). Gradients flow
     to queries and keys.
 
     Args:
         views: two or more of (batch, dim); row i belongs to image i in each.
-        temperature: scores are divided by it; gradients flow to a tensor.
+        temperature: dot products are divided by it; gradients flow to a tensor.
 
     Example:
         >>> same = torch.ones(4, 2)
         >>> float(nt_xent(same, same, temperature=0.5))  # log(7)
         1.9459...
     """
-    own, log_sum = _over_batch(views, temperature)
-    return (
-        cross_entropy_of_many(own, log_sum) if len(views) > 2 else cross_entropy(own[:, 0], log_sum)
-    )
+    positives, logsumexp = _over_batch(views, temperature)
+    if len(views) > 2:
+        return cross_entropy_of_many(positives, logsumexp)
+    return cross_entropy(positives[:, 0], logsumexp)
 
 
 def decoupled_nt_xent(
@@ -202,18 +172,18 @@ def decoupled_nt_xent(
     *,
     temperature: Temperature,
 ) -> Float[Tensor, ""]:
-    """NT-Xent without the own key in the denominator (DCL, eq. 6).
+    """NT-Xent without the positive key in the denominator (DCL, eq. 6).
 
     Mean over the 2 x batch views of log( sum over views of other images of exp(q.k/T) ) - q.k+/T.
-    Equal scores give log(2 x batch - 2).
+    Equal logits give log(2 x batch - 2).
 
     Example:
         >>> same = torch.ones(4, 2)
         >>> float(decoupled_nt_xent(same, same, temperature=0.5))  # log(6)
         1.7917...
     """
-    own, log_sum = _over_batch((first, second), temperature)
-    return decoupled_cross_entropy(own[:, 0], log_sum)
+    positives, logsumexp = _over_batch((first, second), temperature)
+    return decoupled_cross_entropy(positives[:, 0], logsumexp)
 
 
 def nt_logistic(
@@ -229,9 +199,9 @@ def nt_logistic(
 
     Args:
         queries: (queries, dim).
-        positives: (queries, dim), each query's own key.
+        positives: (queries, dim), each query's positive key.
         negatives: (keys, dim), shared by all queries.
-        temperature: scores are divided by it; gradients flow to a tensor.
+        temperature: dot products are divided by it; gradients flow to a tensor.
         excluded: (queries, few), negatives that do not count for a query, -1 for none.
         semi_hard_only: each query learns from one negative only; see ``semi_hard``.
 
@@ -240,9 +210,9 @@ def nt_logistic(
         >>> float(nt_logistic(q, q.flip(0), torch.zeros(3, 2), temperature=0.1))  # 2 log 2
         1.3862...
     """
-    own = own_scores(queries, positives, temperature=temperature)
-    others = all_scores(queries, negatives, temperature=temperature, excluded=excluded)
-    return logistic(own, semi_hard(own, others) if semi_hard_only else others)
+    positive = positive_logits(queries, positives, temperature=temperature)
+    negative = negative_logits(queries, negatives, temperature=temperature, excluded=excluded)
+    return logistic(positive, semi_hard(positive, negative) if semi_hard_only else negative)
 
 
 def triplet(
@@ -259,10 +229,10 @@ def triplet(
 
     Args:
         queries: (queries, dim).
-        positives: (queries, dim), each query's own key.
+        positives: (queries, dim), each query's positive key.
         negatives: (keys, dim), shared by all queries.
-        margin: by how much the own key must score higher than a negative.
-        temperature: scores are divided by it; the paper divides by none.
+        margin: by how much the positive logit must exceed a negative one.
+        temperature: dot products are divided by it; the paper divides by none.
         excluded: (queries, few), negatives that do not count for a query, -1 for none.
         semi_hard_only: each query learns from one negative only; see ``semi_hard``.
 
@@ -271,9 +241,10 @@ def triplet(
         >>> float(triplet(q, q, torch.zeros(3, 2), margin=1.25))
         0.25
     """
-    own = own_scores(queries, positives, temperature=temperature)
-    others = all_scores(queries, negatives, temperature=temperature, excluded=excluded)
-    return margin_triplet(own, semi_hard(own, others) if semi_hard_only else others, margin=margin)
+    positive = positive_logits(queries, positives, temperature=temperature)
+    negative = negative_logits(queries, negatives, temperature=temperature, excluded=excluded)
+    learned = semi_hard(positive, negative) if semi_hard_only else negative
+    return margin_triplet(positive, learned, margin=margin)
 
 
 def supervised_contrastive(
@@ -286,13 +257,13 @@ def supervised_contrastive(
     """Supervised contrastive loss, the sum outside of the logarithm (SupCon, eq. 2).
 
     Mean over the views that share their class with another one, and over all those others, of
-    -log( exp(q.k+/T) / sum over all other views of exp(q.k/T) ). Equal scores give log(views - 1).
+    -log( exp(q.k+/T) / sum over all other views of exp(q.k/T) ). Equal logits give log(views - 1).
     Where no view has a partner the loss is 0.
 
     Args:
         views: (views, dim).
         labels: (views,), the class of each.
-        temperature: scores are divided by it; gradients flow to a tensor.
+        temperature: dot products are divided by it; gradients flow to a tensor.
         queries: rows that are queries; all views when not given. The mean over equal parts of the
             rows is the loss of all.
 
@@ -305,20 +276,20 @@ def supervised_contrastive(
     positives, count = mean_positives(views, labels)
     partnered = (count > 0).sum().clamp(min=1)
     if queries is None:
-        others = sum_up_among(views, temperature=temperature, excluded=itself)
-        own = own_scores(views, positives, temperature=temperature)
+        summed = in_batch_logsumexp(views, temperature=temperature, excluded=itself)
+        positive = positive_logits(views, positives, temperature=temperature)
     else:
         asking, itself, count = views[queries], itself[queries], count[queries]
-        others = sum_up(asking, views, temperature=temperature, excluded=itself)
-        own = own_scores(asking, positives[queries], temperature=temperature)
-    losses = torch.where(count > 0, others.log_sum - own, 0.0)
-    return losses.sum() / partnered * (len(views) / len(own))
+        summed = negatives_logsumexp(asking, views, temperature=temperature, excluded=itself)
+        positive = positive_logits(asking, positives[queries], temperature=temperature)
+    losses = torch.where(count > 0, summed.logsumexp - positive, 0.0)
+    return losses.sum() / partnered * (len(views) / len(positive))
 
 
 def _over_batch(
     views: tuple[Tensor, ...], temperature: Temperature
 ) -> tuple[Float[Tensor, "rows positives"], Float[Tensor, " rows"]]:
-    """Scores of each view with the other views of its image, and the log sum over the rest."""
+    """Logits of each view with the other views of its image, and the log sum exp of the rest."""
     if len(views) < 2:
         raise ValueError(
             f"a batch is contrasted from 2 views of each image or more, not {len(views)}"
@@ -326,15 +297,96 @@ def _over_batch(
     batch, stacked = len(views[0]), torch.cat(views)
     starts = batch * torch.arange(len(views), device=stacked.device)
     rows = torch.arange(len(stacked), device=stacked.device)[:, None]
-    others = sum_up_among(stacked, temperature=temperature, excluded=rows % batch + starts)
-    own = [
-        own_scores(stacked, stacked.roll(turn * batch, dims=0), temperature=temperature)
+    summed = in_batch_logsumexp(stacked, temperature=temperature, excluded=rows % batch + starts)
+    positives = [
+        positive_logits(stacked, stacked.roll(turn * batch, dims=0), temperature=temperature)
         for turn in range(1, len(views))
     ]
-    return torch.stack(own, dim=1), others.log_sum
+    return torch.stack(positives, dim=1), summed.logsumexp
 
 
-def _counted(others: Float[Tensor, "queries keys"]) -> Int[Tensor, " queries"]:
+def _counted(negatives: Float[Tensor, "queries keys"]) -> Int[Tensor, " queries"]:
     """How many negatives count for each query; 1 where none does, as it divides."""
     # Not "finite": NaN must come out as NaN.
-    return (others != -math.inf).sum(dim=1).clamp(min=1)
+    return (negatives != -math.inf).sum(dim=1).clamp(min=1)
+
+
+def _log_of_candidates(candidates: int, settings: LossConfig) -> float:
+    return math.log(max(1, candidates))
+
+
+LOSSES: Final[Mapping[str, Loss]] = {
+    "info_nce": Loss(
+        lambda positive, logsumexp, _: cross_entropy(positive, logsumexp),
+        _log_of_candidates,
+        supervised_contrastive,
+    ),
+    "decoupled": Loss(
+        lambda positive, logsumexp, _: decoupled_cross_entropy(positive, logsumexp),
+        # The positive is not in the denominator.
+        lambda candidates, _: math.log(max(1, candidates - 1)),
+    ),
+    # Semi-hard negatives lie below the positive, so at chance there are none.
+    "nt_logistic": Loss(
+        lambda positive, negatives, _: logistic(positive, negatives),
+        lambda _, settings: (1 if settings.semi_hard else 2) * math.log(2),
+        needs_all_logits=True,
+    ),
+    "triplet": Loss(
+        lambda positive, negatives, settings: margin_triplet(
+            positive, negatives, margin=settings.margin
+        ),
+        lambda _, settings: 0.0 if settings.semi_hard else settings.margin,
+        needs_all_logits=True,
+    ),
+    "supervised": Loss(None, _log_of_candidates, supervised_contrastive, needs_labels=True),
+}
+"""By ``method.loss.kind``."""
+
+
+def find_loss(kind: str) -> Loss:
+    """The loss that ``method.loss.kind`` names.
+
+    Raises:
+        ConfigError: there is none of that name; says which there are.
+    """
+    if kind not in LOSSES:
+        raise ConfigError(f"method.loss.kind must be one of {', '.join(LOSSES)}; got {kind!r}.")
+    return LOSSES[kind]
+
+
+def require_fitting_loss(config: RunConfig, loss: Loss | None = None) -> Loss:
+    """The loss of a config, or one given in its place, if it goes with the other settings.
+
+    Raises:
+        ConfigError: names the settings, and says which would go together.
+    """
+    method, settings = config.method, config.method.loss
+    kind = settings.kind if loss is None else "of your own"
+    loss = find_loss(settings.kind) if loss is None else loss
+    views_are_keys = (
+        method.dictionary.kind == "batch"
+        and method.dictionary.both_views
+        and method.key_encoder.kind == "shared"
+    )
+    several = method.views > 2 or config.views.small_views > 0
+    if (loss.needs_labels or loss.one_positive is None) and not views_are_keys:
+        raise ConfigError(
+            f"method.loss.kind = {kind!r} goes with the dictionary 'batch' and both_views; got "
+            f"{method.dictionary.kind!r}."
+        )
+    if loss.many_positives is None and (loss.needs_labels or (views_are_keys and several)):
+        names = " and ".join(name for name, one in LOSSES.items() if one.many_positives)
+        raise ConfigError(
+            "more than two views that are keys of each other go with the losses "
+            f"{names}; got {kind!r}."
+        )
+    if settings.semi_hard and not loss.needs_all_logits:
+        names = " and ".join(name for name, one in LOSSES.items() if one.needs_all_logits)
+        raise ConfigError(f"method.loss.semi_hard goes with the kinds {names}; got {kind!r}.")
+    if loss.needs_labels and config.images.group_by is not None:
+        raise ConfigError(
+            f"images.group_by and method.loss.kind = {kind!r} both say which images are keys of "
+            f"each other; leave one of them out; got {config.images.group_by!r}."
+        )
+    return loss

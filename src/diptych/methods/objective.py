@@ -1,166 +1,174 @@
-"""A comparison scored: the loss, and how many queries found their own key."""
+"""What a loss is, and what a comparison of queries with keys comes to: loss and metrics."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from diptych.config.sections import LossConfig
-from diptych.methods import losses
 from diptych.methods.dictionaries import Comparison
-from diptych.methods.scores import (
+from diptych.methods.logits import (
+    SummedLogits,
     Temperature,
-    all_scores,
     batch_exclusions,
-    own_scores,
-    resolution,
-    sum_up,
-    sum_up_among,
+    in_batch_logsumexp,
+    logit_rounding,
+    negative_logits,
+    negatives_logsumexp,
+    positive_logits,
+    pretext_accuracy,
+    semi_hard,
 )
+from diptych.methods.method import StepOutput, scalar
 
 
-class LookUp(NamedTuple):
-    """What came of looking up a batch of queries.
+@dataclass(frozen=True)
+class Loss:
+    """What a contrastive method learns by: an entry of ``losses.LOSSES``, or a loss of your own.
 
     Attributes:
-        loss: (), mean over queries in nats.
-        accuracy: (), share of queries that found their own key first; no gradient.
-        candidates: keys that each query chose among, its own included.
-        chance_loss: the loss of an encoder that cannot tell the candidates apart.
-        chance_accuracy: what guessing among the candidates finds. More than one of them where a
-            query has several own keys, as all others of its class.
+        one_positive: (positive_logits, negatives, settings) to (), the mean over queries that have
+            one positive key each. ``negatives`` is (queries,), the log sum exp of the negative
+            logits, or (queries, keys) with ``needs_all_logits``. None where it takes several
+            positives only.
+        at_chance: (candidates, settings) to the loss where all logits are the same, the positive
+            being one of so many candidates.
+        many_positives: the loss where views are keys of each other and more than two belong
+            together, called as ``supervised_contrastive``; None where it cannot be.
+        needs_all_logits: it needs each negative logit by itself, in a matrix, -inf where a key does
+            not count. Else they are summed up in tiles, which takes far less memory.
+        needs_labels: positives are the views of the same class, by ``many_positives``.
     """
 
-    loss: Float[Tensor, ""]
-    accuracy: Float[Tensor, ""]
-    candidates: int
-    chance_loss: float
-    chance_accuracy: float
+    one_positive: Callable[[Tensor, Tensor, LossConfig], Tensor] | None
+    at_chance: Callable[[int, LossConfig], float]
+    many_positives: Callable[..., Tensor] | None = None
+    needs_all_logits: bool = False
+    needs_labels: bool = False
 
 
-def look_up(comparison: Comparison, config: LossConfig, *, temperature: Temperature) -> LookUp:
-    """Scores each query with its own key and with the others.
+def contrast(
+    comparison: Comparison, loss: Loss, settings: LossConfig, *, temperature: Temperature
+) -> StepOutput:
+    """The loss of queries that have one positive key each.
 
     Args:
-        comparison: of one own key for each query.
-        config: the loss.
-        temperature: scores are divided by it.
+        comparison: what each query is compared with.
+        loss: of ``LOSSES``, or another.
+        settings: margin and the like.
+        temperature: dot products are divided by it.
+
+    Returns:
+        The loss and these metrics: ``pretext_accuracy``, the share of queries whose positive key
+        has the highest logit; ``candidates``, keys among which it was, the positive included; and
+        what loss and accuracy are at chance.
     """
-    own = own_scores(comparison.queries, comparison.positives, temperature=temperature)
-    score = _from_sums if config.kind in ("info_nce", "decoupled") else _from_all_scores
-    loss, best = score(own, comparison, config, temperature)
-    chance = chance_loss(config, comparison.candidates)
-    apart = resolution(
-        comparison.queries,
-        comparison.positives,
-        comparison.negatives,
-        temperature=temperature,
-        stored=comparison.stored,
-    )
-    accuracy = losses.pretext_accuracy(own.detach(), best, apart)
-    return LookUp(loss, accuracy, comparison.candidates, chance, 1.0 / comparison.candidates)
-
-
-def _from_sums(
-    own: Tensor, comparison: Comparison, config: LossConfig, temperature: Temperature
-) -> tuple[Tensor, Tensor]:
-    """Loss and best negative scores where the log sum exp of scores is enough: in tiles."""
-    excluded = comparison.excluded
-    if comparison.among and excluded is not None:
-        others = sum_up_among(comparison.queries, temperature=temperature, excluded=excluded)
+    assert loss.one_positive is not None
+    queries, negatives, excluded = comparison.queries, comparison.negatives, comparison.excluded
+    positive = positive_logits(queries, comparison.positives, temperature=temperature)
+    if loss.needs_all_logits:
+        logits = negative_logits(queries, negatives, temperature=temperature, excluded=excluded)
+        learned = semi_hard(positive, logits) if settings.semi_hard else logits
+        value, largest = loss.one_positive(positive, learned, settings), _largest(logits.detach())
     else:
-        others = sum_up(
-            comparison.queries, comparison.negatives, temperature=temperature, excluded=excluded
-        )
-    if config.kind == "decoupled":
-        return losses.decoupled_cross_entropy(own, others.log_sum), others.best
-    return losses.cross_entropy(own, others.log_sum), others.best
-
-
-def _from_all_scores(
-    own: Tensor, comparison: Comparison, config: LossConfig, temperature: Temperature
-) -> tuple[Tensor, Tensor]:
-    """Loss and best negative scores where each score counts by itself: all in one matrix."""
-    scores = all_scores(
-        comparison.queries,
-        comparison.negatives,
+        summed = _summed(comparison, temperature)
+        value, largest = loss.one_positive(positive, summed.logsumexp, settings), summed.largest
+    rounding = logit_rounding(
+        queries,
+        comparison.positives,
+        negatives,
         temperature=temperature,
-        excluded=comparison.excluded,
+        stored_dtype=comparison.stored_dtype,
     )
-    learned = losses.semi_hard(own, scores) if config.semi_hard else scores
-    if config.kind == "nt_logistic":
-        return losses.logistic(own, learned), _largest(scores.detach())
-    return losses.margin_triplet(own, learned, margin=config.margin), _largest(scores.detach())
+    accuracy = pretext_accuracy(positive.detach(), largest, rounding)
+    chance = 1.0 / comparison.candidates
+    return _output(value, accuracy, comparison.candidates, chance, loss, settings)
 
 
-def look_up_many(
+def contrast_many(
     views: Float[Tensor, "views dim"],
     ids: Int[Tensor, " views"],
-    config: LossConfig,
+    loss: Loss,
+    settings: LossConfig,
     *,
     temperature: Temperature,
     queries: Int[Tensor, " own_views"] | None = None,
-) -> LookUp:
-    """Scores views that have several own keys each: all other views with the same id.
+) -> StepOutput:
+    """The loss of views that have several positive keys each: all other views with the same id.
+
+    A query counts for the accuracy if any of its positive keys has the highest logit.
 
     Args:
         views: all views of a batch.
-        ids: the image of each view, or its class for the supervised loss.
-        config: the loss; only its name for chance is read.
-        temperature: scores are divided by it.
+        ids: the image of each view, or its class.
+        loss: of ``LOSSES``, or another; one for many positives.
+        settings: margin and the like.
+        temperature: dot products are divided by it.
         queries: the rows that are queries here, where other processes have the rest.
     """
-    loss = losses.supervised_contrastive(views, ids, temperature=temperature, queries=queries)
+    assert loss.many_positives is not None
+    value = loss.many_positives(views, ids, temperature=temperature, queries=queries)
     with torch.no_grad():
         same = batch_exclusions(ids)
         # Of all rows, not of the queries alone, so that all processes have the same.
-        own_keys = float((same >= 0).sum()) / len(views) - 1.0
-        own = _best_own(views, same) / temperature
+        positive_keys = float((same >= 0).sum()) / len(views) - 1.0
+        positive = _largest_positive(views, same) / temperature
         asking = views
         if queries is None:
-            best = sum_up_among(views, temperature=temperature, excluded=same).best
+            summed = in_batch_logsumexp(views, temperature=temperature, excluded=same)
         else:
-            asking, own, same = views[queries], own[queries], same[queries]
-            best = sum_up(asking, views, temperature=temperature, excluded=same).best
+            asking, positive, same = views[queries], positive[queries], same[queries]
+            summed = negatives_logsumexp(asking, views, temperature=temperature, excluded=same)
     candidates = max(1, len(views) - 1)
-    apart = resolution(asking, views, temperature=temperature)
-    accuracy = losses.pretext_accuracy(own, best, apart)
-    chance = chance_loss(config, candidates)
-    return LookUp(loss, accuracy, candidates, chance, own_keys / candidates)
+    rounding = logit_rounding(asking, views, temperature=temperature)
+    accuracy = pretext_accuracy(positive, summed.largest, rounding)
+    return _output(value, accuracy, candidates, positive_keys / candidates, loss, settings)
 
 
-def _best_own(
+def _output(
+    value: Tensor,
+    accuracy: Tensor,
+    candidates: int,
+    chance_accuracy: float,
+    loss: Loss,
+    settings: LossConfig,
+) -> StepOutput:
+    metrics = {
+        "chance_loss": scalar(loss.at_chance(candidates, settings)),
+        "pretext_accuracy": accuracy,
+        "chance_pretext_accuracy": scalar(chance_accuracy),
+        "candidates": scalar(candidates),
+    }
+    return StepOutput(value, metrics)
+
+
+def _summed(comparison: Comparison, temperature: Temperature) -> SummedLogits:
+    """Negative logits in tiles; in half of the tiles where queries and negatives are the same."""
+    queries, excluded = comparison.queries, comparison.excluded
+    if comparison.in_batch and excluded is not None:
+        return in_batch_logsumexp(queries, temperature=temperature, excluded=excluded)
+    return negatives_logsumexp(
+        queries, comparison.negatives, temperature=temperature, excluded=excluded
+    )
+
+
+def _largest_positive(
     views: Float[Tensor, "views dim"], same: Int[Tensor, "views few"]
 ) -> Float[Tensor, " views"]:
     """Largest product of each view with another of its id; one column at a time saves memory."""
-    best = views.new_full((len(views),), -math.inf)
+    largest = views.new_full((len(views),), -math.inf)
     rows = torch.arange(len(views), device=views.device)
     for column in same.T:
-        fits = (views * views[column.clamp(min=0)]).sum(dim=1)
+        products = (views * views[column.clamp(min=0)]).sum(dim=1)
         counts = (column >= 0) & (column != rows)
-        best = torch.where(counts, torch.maximum(best, fits), best)
-    return best
+        largest = torch.where(counts, torch.maximum(largest, products), largest)
+    return largest
 
 
-def chance_loss(config: LossConfig, candidates: int) -> float:
-    """The loss where every score is the same.
-
-    ``info_nce`` and ``supervised``: log(candidates). ``decoupled``: log(candidates - 1), as the own
-    key is not in its denominator. ``nt_logistic``: 2 log 2, all scores 0. ``triplet``: the margin.
-    Semi-hard negatives score below the own key, so then there are none: log 2, and 0.
-    """
-    if config.kind == "decoupled":
-        return math.log(max(1, candidates - 1))
-    if config.kind == "nt_logistic":
-        return (1 if config.semi_hard else 2) * math.log(2)
-    if config.kind == "triplet":
-        return 0.0 if config.semi_hard else config.margin
-    return math.log(max(1, candidates))
-
-
-def _largest(scores: Float[Tensor, "queries keys"]) -> Float[Tensor, " queries"]:
-    if not scores.shape[1]:
-        return scores.new_full((len(scores),), -math.inf)
-    return scores.amax(dim=1)
+def _largest(logits: Float[Tensor, "queries keys"]) -> Float[Tensor, " queries"]:
+    if not logits.shape[1]:
+        return logits.new_full((len(logits),), -math.inf)
+    return logits.amax(dim=1)

@@ -1,10 +1,10 @@
 """Backbones by name, without their classifier: an image to a feature vector h."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torchvision.models
@@ -14,8 +14,8 @@ from diptych.config.sections import EncoderConfig
 from diptych.errors import ConfigError
 from diptych.models.resnets import BOTTLENECKS, STAGE_BLOCKS, ResNet, SmallResNet, first_convolution
 
-SMALL_RESNET = "small_resnet"
-TIMM = "timm:"
+SMALL_RESNET: Final = "small_resnet"
+TIMM: Final = "timm:"
 _TORCHVISION_RESNETS = ("resnet", "resnext", "wide_resnet")
 _CLASSIFIERS = ("fc", "classifier", "head", "heads")
 
@@ -90,8 +90,8 @@ def count_features(encoder: nn.Module, *, channels: int, side_pixels: int) -> in
 
 
 def _network(config: EncoderConfig, channels: int, side_pixels: int) -> nn.Module:
-    if config.name == SMALL_RESNET:
-        return SmallResNet(channels, config.width, config.stage_blocks, config.stem_stride)
+    if config.name in ENCODERS:
+        return ENCODERS[config.name](config, channels, side_pixels)
     if config.width_multiplier > 1 or config.selective_kernels:
         return ResNet(
             config.name,
@@ -103,6 +103,20 @@ def _network(config: EncoderConfig, channels: int, side_pixels: int) -> nn.Modul
     if config.name in _torchvision_names():
         return _from_torchvision(config, channels, side_pixels)
     return _from_timm(config.name.removeprefix(TIMM), channels, side_pixels)
+
+
+def _small_resnet(config: EncoderConfig, channels: int, side_pixels: int) -> nn.Module:
+    del side_pixels  # of any
+    return SmallResNet(channels, config.width, config.stage_blocks, config.stem_stride)
+
+
+ENCODERS: Final[dict[str, Callable[[EncoderConfig, int, int], nn.Module]]] = {
+    SMALL_RESNET: _small_resnet,
+}
+"""Networks of diptych's own: name -> function of the config, the channels and the side of an image.
+
+Further names are looked up in torchvision and timm.
+"""
 
 
 # --- torchvision and timm -------------------------------------------------------------------
@@ -147,7 +161,7 @@ def _remove_classifier(name: str, network: nn.Module) -> None:
     if not last:
         raise ConfigError(
             f"encoder.name = {name!r}: no classifier was found to leave out. Wanted a part named "
-            f"{', '.join(_CLASSIFIERS)}; use timm:{name}, or give the network to Method yourself."
+            f"{', '.join(_CLASSIFIERS)}; use timm:{name}, or give Contrastive the network yourself."
         )
     parent, _, child = last[0].rpartition(".")
     holder = network.get_submodule(parent)
@@ -238,7 +252,7 @@ def _freeze_patches(name: str, network: nn.Module) -> None:
 
 
 def _require_known(name: str) -> None:
-    if name == SMALL_RESNET or name in _torchvision_names():
+    if name in ENCODERS or name in _torchvision_names():
         return
     import timm
 
@@ -247,11 +261,11 @@ def _require_known(name: str) -> None:
     if name.startswith(TIMM):
         known = [TIMM + other for other in timm.list_models()]
     else:
-        known = [SMALL_RESNET, *_torchvision_names(), *timm.list_models()]
+        known = [*ENCODERS, *_torchvision_names(), *timm.list_models()]
     nearest = difflib.get_close_matches(name, dict.fromkeys(known), n=5, cutoff=0.4)
     raise ConfigError(
-        f"encoder.name = {name!r} is not known. Wanted {SMALL_RESNET!r} or a network of "
-        f"torchvision or timm; the nearest are {', '.join(nearest or ['resnet50'])}."
+        f"encoder.name = {name!r} is not known. Wanted {', '.join(map(repr, ENCODERS))} or a "
+        f"network of torchvision or timm; the nearest are {', '.join(nearest or ['resnet50'])}."
     )
 
 

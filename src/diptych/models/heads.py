@@ -83,7 +83,7 @@ def first_layers(head: nn.Module, count: int) -> nn.Module:
     return head[: ends[count - 1]]
 
 
-def cut(head: nn.Module) -> list[nn.Module]:
+def layers_of_head(head: nn.Module) -> list[nn.Module]:
     """The layers of a head one by one: hidden ones with norm and activation, then the projection.
 
     Args:

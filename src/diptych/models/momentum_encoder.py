@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class MomentumEncoder(nn.Module):
-    """A copy of a network, weights and buffers, that follows it without gradients.
+    """A copy of a network, weights and buffers, that moves after it without gradients.
 
     It runs in training mode like the original, so its batch norms keep statistics of their own.
     """
@@ -23,7 +23,7 @@ class MomentumEncoder(nn.Module):
         return encoded
 
     @torch.no_grad()
-    def follow(self, network: nn.Module, momentum: float) -> None:
+    def update(self, network: nn.Module, momentum: float) -> None:
         """theta_k <- m theta_k + (1 - m) theta_q, over all parameters at once (MoCo, eq. 2).
 
         Args:

@@ -1,8 +1,8 @@
 """Normalisation: over what set of images encoder and head take their statistics.
 
 Batch norm lets the images of one batch see each other. In contrastive learning that leaks which
-key belongs to which query (MoCo, section 3.3), and it makes one
-batch in chunks differ from the batch as a whole. `use_norm` puts any of these in its place:
+key belongs to which query (MoCo, section 3.3), and it makes one batch in chunks differ from the
+batch as a whole. `use_norm` puts any of these in its place:
 
     split, shuffle  SplitBatchNorm: groups of images, as if each had its own device
     sync            GlobalBatchNorm: the batches of all processes together

@@ -21,7 +21,7 @@ class LossScale:
 
     Attributes:
         enabled: whether there is one; without, every function leaves all as it is.
-        skipped_steps: over all sittings.
+        skipped_steps: over the whole run, interruptions included.
     """
 
     def __init__(self, *, enabled: bool = False, device: str = "cpu", initial: float = 2.0**16):
@@ -62,7 +62,7 @@ class LossScale:
         self.skipped_steps += not finite
         return finite
 
-    def figures(self) -> dict[str, float]:
+    def state_metrics(self) -> dict[str, float]:
         """For a line of metrics."""
         if not self.enabled:
             return {}

@@ -1,4 +1,4 @@
-"""The report's pictures: curves as SVG, image sheets and the map as embedded bitmaps."""
+"""The report's figures: curves and bars as SVG, the map of the features as a bitmap."""
 
 import base64
 import io
@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from diptych.logging.symptoms import has_choice, named
+from diptych.logging.metrics import has_choice, task_accuracy
+from diptych.logging.times import named
 from diptych.runtime.stopwatch import PARTS
 
 INK: Final = "#262a33"
@@ -37,7 +38,7 @@ _MAP_PIXELS: Final = 1080
 _THUMBNAIL_PIXELS: Final = 30
 _ONE_POINT: Final = 1e-6  # spread of unit vectors that is no more than rounding
 _LEAST_SHARE: Final = 1e-4  # %, where a logarithmic axis ends
-_STYLE: Final[Any] = {
+STYLE: Final[Any] = {
     "font.size": 10.0,
     "font.family": "sans-serif",
     "axes.edgecolor": FAINT,
@@ -52,19 +53,22 @@ _STYLE: Final[Any] = {
 
 
 def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """Loss against chance over the steps, and the share of queries that found their key; SVG."""
-    with matplotlib.rc_context(_STYLE):
-        figure, (left, right) = _two_panels()
+    """Loss beside its chance level, and the accuracy at the training task, by step; SVG."""
+    with matplotlib.rc_context(STYLE):
+        figure, (left, right) = _two_axes()
         steps = [line["step"] for line in metrics]
-        left.plot(steps, [line["chance"] for line in metrics], color=FAINT, ls="--", label="chance")
+        known = [line for line in metrics if "chance_loss" in line]
+        left.plot(*_series(known, "chance_loss"), color=FAINT, ls="--", label="chance")
         left.plot(steps, [line["loss"] for line in metrics], color=ACCENT, label="loss")
         left.set(xlabel="step", ylabel="loss (nats)", ylim=(0, None))
         left.legend(frameon=False)
         chosen = [line for line in metrics if has_choice(line)]
-        found = [100 * line["accuracy"] for line in chosen]
-        right.plot([line["step"] for line in chosen], found, color=SECOND)
-        right.set(xlabel="step", ylabel="queries that found their key (%)", ylim=(0, 100))
-        return _svg(figure)
+        task = task_accuracy(chosen[-1]) if chosen else None
+        if task is not None:
+            right.plot(*_series(chosen, task.name, 100), color=SECOND)
+            right.set(ylabel=f"{task.name.replace('_', ' ')} (%)")
+        right.set(xlabel="step", ylim=(0, 100))
+        return svg(figure)
 
 
 def health_curve(metrics: Sequence[Mapping[str, Any]]) -> str | None:
@@ -72,8 +76,8 @@ def health_curve(metrics: Sequence[Mapping[str, Any]]) -> str | None:
     measured = [line for line in metrics if "effective_rank" in line]
     if not measured:
         return None
-    with matplotlib.rc_context(_STYLE):
-        figure, (left, right) = _two_panels()
+    with matplotlib.rc_context(STYLE):
+        figure, (left, right) = _two_axes()
         scored = [line for line in measured if "knn" in line]
         if scored:
             left.plot(*_series(scored, "knn", 100), color=ACCENT, marker="o", ms=3)
@@ -83,7 +87,7 @@ def health_curve(metrics: Sequence[Mapping[str, Any]]) -> str | None:
             left.set(xlabel="step", ylabel="uniformity (lower is better spread)")
         right.plot(*_series(measured, "effective_rank"), color=SECOND, marker="o", ms=3)
         right.set(xlabel="step", ylabel="effective rank of the features", ylim=(0, None))
-        return _svg(figure)
+        return svg(figure)
 
 
 def spectrum_curve(geometry: Mapping[str, Any]) -> str:
@@ -93,9 +97,9 @@ def spectrum_curve(geometry: Mapping[str, Any]) -> str:
         geometry: of ``evaluation.json``.
     """
     shown = [name for name in ("h", "g(h)") if name in geometry["trained"]]
-    with matplotlib.rc_context(_STYLE):
-        figure, panels = _two_panels()
-        for axes, name in zip(panels, shown, strict=False):
+    with matplotlib.rc_context(STYLE):
+        figure, both = _two_axes()
+        for axes, name in zip(both, shown, strict=False):
             for when, color in (("untrained", FAINT), ("trained", ACCENT)):
                 found = geometry[when][name]
                 label = f"{when}, effective rank {found['effective_rank']:.1f}"
@@ -107,13 +111,13 @@ def spectrum_curve(geometry: Mapping[str, Any]) -> str:
                 yscale="log",
             )
             axes.legend(frameon=False)
-        for axes in panels[len(shown) :]:
+        for axes in both[len(shown) :]:
             axes.set_axis_off()
-        return _svg(figure)
+        return svg(figure)
 
 
 def transformation_bars(transformations: Mapping[str, Any]) -> str:
-    """What pixels and the layers of the trained network tell of how an image was changed; SVG.
+    """How well pixels and each layer of the trained network tell how an image was changed; SVG.
 
     Args:
         transformations: of ``evaluation.json``.
@@ -121,7 +125,7 @@ def transformation_bars(transformations: Mapping[str, Any]) -> str:
     tasks = transformations["tasks"]
     layers = {"pixels": transformations["pixels"], **transformations["trained"]}
     colors = [FAINT, ACCENT, *[SECOND] * len(layers)]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.4, 0.7 + 0.28 * len(layers) * len(tasks)), layout="constrained")
         axes = figure.subplots()
         thickness = 0.8 / len(layers)
@@ -142,7 +146,7 @@ def transformation_bars(transformations: Mapping[str, Any]) -> str:
         axes.invert_yaxis()
         axes.set(xlim=(0, 104), xlabel="told apart (%), dots: chance")
         axes.legend(frameon=False, bbox_to_anchor=(1.0, 1.0), loc="upper left")
-        return _svg(figure)
+        return svg(figure)
 
 
 def time_bars(rows: Mapping[str, Mapping[str, float]]) -> str:
@@ -152,7 +156,7 @@ def time_bars(rows: Mapping[str, Mapping[str, float]]) -> str:
         rows: milliseconds by part, by whose they are.
     """
     parts = [part for part in PARTS if any(part in row for row in rows.values())]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         height = 1.0 + 0.45 * len(rows) + 0.22 * -(-len(parts) // 3)
         figure = Figure(figsize=(4.4, height), layout="constrained")
         axes = figure.subplots()
@@ -174,7 +178,7 @@ def time_bars(rows: Mapping[str, Mapping[str, float]]) -> str:
         figure.legend(
             handles, map(named, labels), ncols=3, frameon=False, loc="outside lower center"
         )
-        return _svg(figure)
+        return svg(figure)
 
 
 def feature_map(
@@ -206,9 +210,9 @@ def feature_map(
 
 
 def _in_plane(unit: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(images, 2), by t-SNE; one place for features that are all the same but for rounding.
+    """(images, 2), by t-SNE; one place for features that are equal to rounding.
 
-    Of those t-SNE makes NaN, of which its tree of neighbours has no end.
+    From equal features t-SNE computes NaN, and its tree of neighbours then recurses without end.
     """
     from sklearn.manifold import TSNE
 
@@ -245,14 +249,23 @@ def _series(
     return [line["step"] for line in lines], [factor * line[name] for line in lines]
 
 
-def _two_panels(height: float = 2.9) -> tuple[Figure, tuple[Axes, Axes]]:
+def _two_axes(height: float = 2.9) -> tuple[Figure, tuple[Axes, Axes]]:
     figure = Figure(figsize=(9.4, height), layout="constrained")
     axes = figure.subplots(1, 2)
     return figure, (axes[0], axes[1])
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure, **options: Any) -> str:
+    """A figure as text that stands in a page or in a file.
+
+    Args:
+        figure: drawn in ``STYLE``.
+        options: of ``Figure.savefig``; a transparent background when not given.
+    """
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(
+            buffer, format="svg", metadata={"Date": None}, **(options or {"transparent": True})
+        )
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -1,8 +1,8 @@
-"""A run folder to one page that opens offline: the verdict first, then what it rests on."""
+"""The report of a run: one HTML page that opens offline, the verdict first, then its evidence."""
 
 import csv
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -15,10 +15,11 @@ from torch import nn
 
 from diptych.config.files import flatten, load_run_config
 from diptych.config.sections import RunConfig
+from diptych.diagnostics.symptoms import time_symptoms
 from diptych.diagnostics.verdict import Verdict, judge
 from diptych.errors import ImagesError, RunFolderError
 from diptych.escaping import HANDLER
-from diptych.evaluation.features import encode
+from diptych.evaluation.feature_store import FeatureStore
 from diptych.evaluation.knn import nearest
 from diptych.evaluation.protocols import read_evaluation
 from diptych.evaluation.split import NOT_RECORDED
@@ -26,30 +27,35 @@ from diptych.images.collection import ImageSet
 from diptych.images.inventory import Skipped
 from diptych.images.open import open_images
 from diptych.logging.metrics import read_metrics
-from diptych.logging.symptoms import time_in_words, time_symptoms, times_of
+from diptych.logging.times import time_in_words, times_of
 from diptych.models.weights import load_encoder, untrained_encoder
 from diptych.report import figures
-from diptych.report.evaluations import (
+from diptych.report.charts import (
+    chart_groups,
     detection_group,
     geometry_images,
     geometry_rows,
-    groups_of,
     read_detection,
     tested_images,
 )
-from diptych.runs.folder import RunFolder, require_writable, write_aside
-from diptych.runtime.device import use_threads
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder, require_writable
+from diptych.runtime.progress import ProgressReporter
+from diptych.runtime.runtime import BATCH_SIZE, Runtime
 from diptych.views.cpu import load_centred, to_pixels
-from diptych.views.preview.sheet import contact_sheet, to_picture
-from diptych.views.preview.words import branches_in_words
+from diptych.views.preview.contact_sheet import contact_sheet, to_picture
+from diptych.views.preview.policy_in_words import branches_in_words
 
-_BANK_IMAGES: Final = 2000  # among which neighbours are looked for
+_SEARCHED_IMAGES: Final = 2000  # among which the nearest neighbours are looked for
 _MAP_IMAGES: Final = 500
 _SAMPLES: Final = 8
 _SHEET_VIEWS: Final = 6  # as many as the page has room for without making them smaller
 _NEIGHBOURS: Final = 6
 _NEIGHBOUR_PIXELS: Final = 64
 _MOST_IN_LEGEND: Final = 24
+_TRAINED: Final = "the trained encoder"
+_UNTRAINED: Final = "the untrained encoder"
+_LEFT_OUT_ROWS: Final = 50
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,36 @@ class Neighbours:
     after: Sequence[Thumbnail]
 
 
-def write_report(run: str | Path, *, threads: int | None = None) -> Path:
+@dataclass(frozen=True)
+class LeftOutTable:
+    """What ``skipped.csv`` lists, by kinds.
+
+    Attributes:
+        rows: one for each part and reason with one name and the sum of the counts, the largest
+            first.
+        more: kinds that are not among the rows.
+    """
+
+    rows: tuple[Skipped, ...]
+    more: int = 0
+
+
+def write_report(
+    run: str | Path,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    progress: ProgressReporter | None = None,
+) -> Path:
     """Writes ``report.html`` into a run folder and returns its path.
+
+    Args:
+        run: a run folder whose training has ended.
+        device: where the encoder runs, as in ``Runtime``.
+        threads: CPU threads; all cores when not given.
+        batch_size: images that it sees at once; changes features by rounding only.
+        progress: told how far it is.
 
     Raises:
         RunFolderError: the folder holds no run whose training has ended, or a damaged result.
@@ -84,8 +118,8 @@ def write_report(run: str | Path, *, threads: int | None = None) -> Path:
     config = load_run_config(folder.config)
     metrics, evaluation = read_metrics(folder.metrics), read_evaluation(folder)
     detection = read_detection(folder.detection)
-    with ThreadPoolExecutor(use_threads(threads)) as executor:
-        pictures = _pictures(folder, config, executor)
+    with Runtime(device, threads, batch_size, progress or ProgressReporter()) as runtime:
+        pictures = _pictures(folder, config, runtime)
     page = template("page.html.jinja").render(
         name=folder.path.resolve().name,
         verdict=verdict_of(run),
@@ -96,7 +130,7 @@ def write_report(run: str | Path, *, threads: int | None = None) -> Path:
         loss_curve=Markup(figures.loss_curve(metrics)) if metrics else None,
         health_curve=Markup(figures.health_curve(metrics) or ""),
         time=_time(metrics),
-        groups=groups_of(evaluation or {}) + ([detection_group(detection)] if detection else []),
+        groups=chart_groups(evaluation or {}) + ([detection_group(detection)] if detection else []),
         knn_images=tested_images(evaluation or {}, "knn"),
         health_images=_health_images(metrics),
         geometry=geometry_rows(evaluation or {}),
@@ -105,18 +139,52 @@ def write_report(run: str | Path, *, threads: int | None = None) -> Path:
         left_out=left_out_table(folder.skipped),
         **pictures,
     )
-    write_aside(folder.report, page.encode(errors=HANDLER))
+    atomic_write(folder.report, page.encode(errors=HANDLER))
     return folder.report
 
 
 def verdict_of(run: str | Path) -> Verdict:
-    """What the metrics and the evaluation of a run mean, in words."""
+    """What the metrics and the evaluation of a run show, in words."""
     folder = RunFolder(Path(run))
     return judge(read_metrics(folder.metrics), read_evaluation(folder))
 
 
+def left_out_table(skipped: Path) -> LeftOutTable | None:
+    """Reads ``skipped.csv``; None where it is missing."""
+    if not skipped.exists():
+        return None
+    kinds = dict[tuple[str, str], Skipped]()
+    with open(skipped, newline="", encoding="utf-8", errors="replace") as file:
+        for row in csv.DictReader(file):
+            one = Skipped(row["name"], row["reason"], row.get("part") or "", _count(row))
+            same = kinds.get((one.part, one.reason))
+            kinds[one.part, one.reason] = (
+                one if same is None else replace(same, count=same.count + one.count)
+            )
+    rows = sorted(kinds.values(), key=lambda one: -one.count)
+    return LeftOutTable(tuple(rows[:_LEFT_OUT_ROWS]), max(0, len(rows) - _LEFT_OUT_ROWS))
+
+
+def template(name: str, package: str = "diptych.report") -> jinja2.Template:
+    """A template by its file name, which escapes all text and refuses a missing name.
+
+    Args:
+        name: of the file.
+        package: that has the file; what it includes may be in this package.
+    """
+    packages = dict.fromkeys((package, "diptych.report"))
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(one, ".") for one in packages]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
 def _time(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Bars and sentences on where the time went; None for a run that did not say."""
+    """Bars and sentences on where the time went; None where the metrics have no times."""
     times = times_of(metrics)
     if times is None:
         return None
@@ -144,20 +212,22 @@ def _health_images(metrics: Sequence[Mapping[str, Any]]) -> str:
     return f"kNN is measured on {images:,.0f} images, {seen:,.0f} of which the run learns from."
 
 
-def _pictures(folder: RunFolder, config: RunConfig, executor: Executor) -> dict[str, Any]:
+def _pictures(folder: RunFolder, config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     """All that needs the images; without them the page says so."""
-    encoder = load_encoder(folder)
+    executor, told = runtime.executor, runtime.counting("Reading the images")
+    encoder = load_encoder(folder).to(runtime.torch_device)
     try:
-        collection = open_images(config.images, executor)
+        collection = open_images(config.images, executor, told)
     except ImagesError as error:
         nothing: dict[str, Any] = {"sheet": None, "neighbours": [], "map": None, "legend": []}
         return {"missing_images": str(error), **nothing}
-    shown = collection.train.spread(_BANK_IMAGES)
+    shown = collection.train.spread(_SEARCHED_IMAGES)
     samples = (collection.test or collection.train).spread(_SAMPLES)
-    untrained = untrained_encoder(config)
+    untrained = untrained_encoder(config).to(runtime.torch_device)
+    store = FeatureStore(folder.features, runtime)
     few = shown.spread(_MAP_IMAGES)
     thumbnails = _thumbnails(few, config, executor)
-    trained = encode(encoder, few, config.views, executor)
+    trained = store.features(encoder, few, config.images, config.views, of=_TRAINED)
     sheet = contact_sheet(
         collection.train,
         config.views,
@@ -173,8 +243,9 @@ def _pictures(folder: RunFolder, config: RunConfig, executor: Executor) -> dict[
         "neighbours": _neighbours(
             samples,
             shown,
-            (untrained, encoder),
+            {_UNTRAINED: untrained, _TRAINED: encoder},
             config,
+            store,
             executor,
             held_out=collection.test is not None,
         ),
@@ -192,43 +263,49 @@ def _legend(images: ImageSet) -> list[tuple[str, str]]:
 
 def _neighbours(
     samples: ImageSet,
-    bank: ImageSet,
-    encoders: tuple[nn.Module, nn.Module],
+    searched: ImageSet,
+    encoders: Mapping[str, nn.Module],
     config: RunConfig,
+    store: FeatureStore,
     executor: Executor,
     *,
     held_out: bool,
 ) -> list[Neighbours]:
-    """The nearest images of the bank to each sample, by each encoder.
+    """The nearest of the searched images to each sample, by each encoder.
 
-    Samples that are not held out may lie in the bank; an image is no neighbour of itself.
+    Samples that are not held out may be among them; an image is no neighbour of itself.
     """
     found = []
-    for encoder in encoders:
-        queries, keys = (encode(encoder, s, config.views, executor) for s in (samples, bank))
+    for name, encoder in encoders.items():
+        queries, keys = (
+            store.features(encoder, part, config.images, config.views, of=name)
+            for part in (samples, searched)
+        )
         found.append(nearest(queries, keys, _NEIGHBOURS + 1)[1].tolist())
     result = []
     for row, name in enumerate(samples.names):
         sample = samples.select(np.array([row]))
-        own = _class_names(sample)[0]
+        class_name = _class_names(sample)[0]
         sides = []
         for rows in found:
-            others = [i for i in rows[row] if held_out or bank.names[i] != name][:_NEIGHBOURS]
-            sides.append(_strip(bank.select(np.array(others)), config, executor, own=own))
+            others = [i for i in rows[row] if held_out or searched.names[i] != name][:_NEIGHBOURS]
+            sides.append(
+                _strip(searched.select(np.array(others)), config, executor, class_name=class_name)
+            )
         result.append(Neighbours(_strip(sample, config, executor)[0], *sides))
     return result
 
 
 def _strip(
-    images: ImageSet, config: RunConfig, executor: Executor, *, own: str | None = None
+    images: ImageSet, config: RunConfig, executor: Executor, *, class_name: str | None = None
 ) -> list[Thumbnail]:
-    """Pictures for the page; with ``own``, each says whether its class is that one."""
+    """Pictures for the page; with a class, each says whether it has that class."""
     size = (_NEIGHBOUR_PIXELS, _NEIGHBOUR_PIXELS)
     result = []
     pictures = _thumbnails(images, config, executor)
     for picture, name, label in zip(pictures, images.names, _class_names(images), strict=True):
         enlarged = picture.resize(size, Image.Resampling.NEAREST)
-        agrees = None if own is None else label == own
+        agrees = None if class_name is None else label == class_name
         result.append(Thumbnail(figures.data_uri(enlarged), label or name, agrees))
     return result
 
@@ -246,57 +323,6 @@ def _thumbnails(images: ImageSet, config: RunConfig, executor: Executor) -> list
     return [to_picture(view, side) for view in views]
 
 
-_SHOWN: Final = 50
-
-
-@dataclass(frozen=True)
-class LeftOutTable:
-    """The table of ``skipped.csv`` by kinds.
-
-    Attributes:
-        rows: one for each part and reason with one name and the sum of the counts, the largest
-            first.
-        more: kinds that are not among the rows.
-    """
-
-    rows: tuple[Skipped, ...]
-    more: int = 0
-
-
-def left_out_table(skipped: Path) -> LeftOutTable | None:
-    """Reads ``skipped.csv``; None where it is missing."""
-    if not skipped.exists():
-        return None
-    kinds = dict[tuple[str, str], Skipped]()
-    with open(skipped, newline="", encoding="utf-8", errors="replace") as file:
-        for row in csv.DictReader(file):
-            one = Skipped(row["name"], row["reason"], row.get("part") or "", _count(row))
-            same = kinds.get((one.part, one.reason))
-            kinds[one.part, one.reason] = (
-                one if same is None else replace(same, count=same.count + one.count)
-            )
-    rows = sorted(kinds.values(), key=lambda one: -one.count)
-    return LeftOutTable(tuple(rows[:_SHOWN]), max(0, len(rows) - _SHOWN))
-
-
 def _count(row: dict[str, str]) -> int:
-    count = row.get("count") or ""  # files of before had a row for each
+    count = row.get("count") or ""  # older files have a row for each name
     return int(count) if count.isdecimal() else 1
-
-
-def template(name: str, package: str = "diptych.report") -> jinja2.Template:
-    """A template by its file name; it trusts no text and no missing name.
-
-    Args:
-        name: of the file.
-        package: that it lies in; what it includes may lie beside this file.
-    """
-    packages = dict.fromkeys((package, "diptych.report"))
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(one, ".") for one in packages]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(name)

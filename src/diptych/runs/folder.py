@@ -1,14 +1,15 @@
-"""What a run folder holds, and how its files are written: aside, synced, renamed."""
+"""What a run folder holds, who may write in it, and whether that can be done."""
 
 import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Final
+
 from diptych.errors import RunFolderError
 
 PATIENCE_SECONDS: Final = 20.0  # in which a process that was told to stop may save its run
@@ -85,6 +86,11 @@ class RunFolder:
     def supervised(self) -> Path:
         """The same network trained on labels, once an evaluation asked for it."""
         return self.path / "supervised.safetensors"
+
+    @property
+    def features(self) -> Path:
+        """Features that were extracted once and are read again; may be deleted at any time."""
+        return self.path / "features"
 
     @property
     def detection(self) -> Path:
@@ -178,53 +184,3 @@ def _lock(descriptor: int) -> bool:
     except OSError:
         return True
     return True
-
-
-@contextmanager
-def naming(path: Path, *instead: Path) -> Iterator[None]:
-    """Lets errors of the operating system name what a user knows.
-
-    Args:
-        path: named where an error names nothing, as when a disk is full.
-        instead: files beside it, which are written first, and not named.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None or os.fspath(error.filename) in map(str, instead):
-            error.filename = str(path)
-        error.filename2 = None
-        raise
-
-
-def write_aside(path: Path, data: bytes) -> None:
-    """Replaces a file so that a reader sees the old bytes or the new ones, never a part.
-
-    Its folder is made where it is not there.
-
-    Raises:
-        OSError: it could not be written; the old one is there still, and nothing beside it.
-    """
-    aside = path.with_name(f".{path.name}.aside")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with naming(path, aside):
-            with open(aside, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-    except OSError:
-        with suppress(OSError):
-            aside.unlink()
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Makes renames and new names in a folder survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

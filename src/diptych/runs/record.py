@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
+
 from diptych.errors import RunFolderError
-from diptych.runs.folder import RunFolder, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder
 
 _FORMAT: Final = 1
 _MOST_BYTES: Final = 2**20
@@ -84,7 +86,7 @@ def write_record(folder: RunFolder, record: RunRecord) -> None:
         "images": record.images,
         "moved": record.moved,
     }
-    write_aside(folder.record, (json.dumps(content, indent=1) + "\n").encode())
+    atomic_write(folder.record, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def load_record(folder: RunFolder) -> RunRecord:

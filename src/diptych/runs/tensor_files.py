@@ -1,15 +1,17 @@
-"""Files of tensors as they are read: safetensors only, whatever the bytes are."""
+"""Files of tensors, safetensors only: read whatever the bytes are, and written without a copy."""
 
-from pathlib import Path
-import safetensors
-from safetensors import SafetensorError
-from torch import Tensor
-from diptych.escaping import openable
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
+
+import safetensors
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
+
+from diptych.escaping import openable
+
 
 class UnreadableTensors(Exception):
     """A file is no safetensors file, or is cut short; callers say what was wanted of it."""
@@ -32,6 +34,7 @@ def read_tensors_and_text(path: Path) -> tuple[dict[str, Tensor], dict[str, str]
     # The library's own error, and what torch raises for kinds and sizes that it does not know.
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UnreadableTensors(str(error) or type(error).__name__) from error
+
 
 Piece = bytes | memoryview
 

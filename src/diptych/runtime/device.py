@@ -1,4 +1,4 @@
-"""What a run works on: CPU threads, for networks and views alike, and the device.
+"""The device by its name, the number of threads, and how torch and glibc use a machine.
 
 Imports torch only when it is needed: the command line comes here before it may be imported.
 """
@@ -57,17 +57,21 @@ def views_device(applier: str, device: "torch.device") -> "torch.device | None":
     return device if on_device else None
 
 
-def choose_device(wanted: str) -> "torch.device":
-    """The device for ``training.device``: for ``auto`` an accelerator if there is one.
+def choose_device(wanted: str, *, setting: str = "training.device") -> "torch.device":
+    """The device of a name: for ``auto`` an accelerator if there is one.
 
     Of several processes on a machine each has the CUDA device with its own number.
+
+    Args:
+        wanted: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        setting: where the name comes from, for the message.
 
     Raises:
         ConfigError: there is no such device here.
     """
     import torch
 
-    _require_device(wanted)
+    _require_device(wanted, setting)
     if wanted in ("auto", "cuda") and torch.cuda.is_available():
         here = read_world()
         return torch.device("cuda", here.local_rank) if here.count > 1 else torch.device("cuda")
@@ -77,7 +81,7 @@ def choose_device(wanted: str) -> "torch.device":
     return torch.device("mps" if alone and torch.backends.mps.is_available() else "cpu")
 
 
-def _require_device(wanted: str) -> None:
+def _require_device(wanted: str, setting: str) -> None:
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():
@@ -92,8 +96,8 @@ def _require_device(wanted: str) -> None:
     else:
         return
     raise ConfigError(
-        f"training.device = {wanted!r}, but {why}. Use --training.device auto, which takes what "
-        "there is, or cpu."
+        f"{setting} = {wanted!r}, but {why}. Use --{setting.removeprefix('--')} auto, which takes "
+        "what there is, or cpu."
     )
 
 

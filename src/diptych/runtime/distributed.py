@@ -1,11 +1,11 @@
-"""What the processes of one run share: rank, rows gathered with and without gradient, sums.
+"""Collective operations among the processes of a run: gathers, sums and means of tensors.
 
 Without an initialised process group there is one process, and every function gives the answer
 for one. Gradients are those of the sum of all processes' losses: whoever wants the gradient of
 the mean, as `DistributedDataParallel` does, divides by `process_count()`.
 
-The functions that talk are collective: every process calls them, in the same order. Where a
-process does not answer they raise ``LostPeer``.
+Every process calls a collective function, in the same order. Where another process does not answer
+they raise ``LostProcess``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 
-from diptych.errors import LostPeer
+from diptych.errors import LostProcess
 from diptych.runtime.stopwatch import watch
 
 BUCKET_BYTES: Final = 32 * 2**20  # sent at once: large enough to be quick, and a small copy
@@ -48,7 +48,7 @@ def gather_rows(rows: Shaped[Tensor, "rows ..."]) -> Shaped[Tensor, "all_rows ..
         return rows.detach()
     rows = rows.contiguous()
     gathered = [torch.empty_like(rows) for _ in range(process_count())]
-    with talking():
+    with communicating():
         dist.all_gather(gathered, rows)
     return torch.cat(gathered)
 
@@ -134,7 +134,7 @@ def average_over_processes(tensors: Sequence[Tensor]) -> None:
     if process_count() == 1:
         return
     sent = []
-    with talking():
+    with communicating():
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
             sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
@@ -152,7 +152,7 @@ def largest_over_processes(*numbers: int) -> tuple[int, ...]:
     if process_count() == 1:
         return numbers
     largest = torch.tensor(numbers)
-    with talking():
+    with communicating():
         dist.all_reduce(largest, dist.ReduceOp.MAX)
     return tuple(largest.tolist())
 
@@ -170,7 +170,7 @@ def send_to_first(
     rank = process_rank()
     if sender == 0:
         return rows if rank == 0 else None
-    with talking():
+    with communicating():
         if rank == sender:
             dist.send(rows.contiguous(), dst=0)
         elif rank == 0:
@@ -181,14 +181,14 @@ def send_to_first(
 
 
 @contextmanager
-def talking() -> Iterator[None]:
-    """Turns what torch raises when processes cannot talk into ``LostPeer``; takes the time."""
+def communicating() -> Iterator[None]:
+    """Raises torch's errors as ``LostProcess``; counts the time as communication."""
     try:
         with watch("communication"):
             yield
     except RuntimeError as error:
         first_line = str(error).strip().splitlines()[0]
-        raise LostPeer(f"the processes cannot talk to each other: {first_line}") from error
+        raise LostProcess(f"the processes cannot reach each other: {first_line}") from error
 
 
 def own_slice(count: int) -> slice:
@@ -252,7 +252,7 @@ class _Sum(torch.autograd.Function):
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         # The reduction works in place; a gradient that was expanded has no memory of its own.
         summed = tensor.clone(memory_format=torch.contiguous_format)
-        with talking():
+        with communicating():
             dist.all_reduce(summed)
         return summed
 

@@ -1,8 +1,8 @@
-"""Starts a command in several processes by torch's own launcher, so that restarts work.
+"""`diptych launch`: torchrun with the options under which its restarts succeed.
 
-torchrun starts the processes of a run, watches them and starts all of them again when one dies.
-What it needs for that to succeed is set here. One thing is our own: where a process ends with what
-the user must change, nothing is started again, and the launcher says it once.
+torchrun starts the processes of a run, watches them and restarts all of them when one dies. One
+thing is added: where a process ends with an error that the user must mend, nothing is restarted,
+and the launcher prints the error once.
 """
 
 import logging
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from diptych.errors import EXIT_USER, ConfigError
 from diptych.escaping import readable_lines
 from diptych.runtime.device import available_threads, divided
-from diptych.runtime.world import CURE, TELLS
+from diptych.runtime.world import LAUNCHER_PRINTS_ERRORS, STORE_PER_RESTART
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -69,8 +69,8 @@ def start(options: Sequence[str], command: Sequence[str]) -> int:
     Raises:
         ConfigError: several machines, and no place where they meet.
     """
-    os.environ.setdefault(CURE, "1")  # read by torchrun when it makes its store
-    os.environ[TELLS] = "1"
+    os.environ.setdefault(STORE_PER_RESTART, "1")  # read by torchrun when it makes its store
+    os.environ[LAUNCHER_PRINTS_ERRORS] = "1"
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousClosedError
@@ -83,7 +83,7 @@ def start(options: Sequence[str], command: Sequence[str]) -> int:
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except ChildFailedError as failed:
-        return _told(failed)
+        return _print_failure(failed)
     except RendezvousClosedError:
         print("diptych: the job was ended on another machine, which says why.", file=sys.stderr)
         return 1
@@ -130,7 +130,7 @@ def _is_news(record: logging.LogRecord) -> bool:
     return "closing signal" not in str(record.msg) and given[:1] != (EXIT_USER,)
 
 
-def _told(failed: "ChildFailedError") -> int:
+def _print_failure(failed: "ChildFailedError") -> int:
     """Says why processes failed, and returns the exit code."""
     users = [one for one in failed.failures.values() if one.exitcode == EXIT_USER]
     for one in sorted(users, key=lambda failure: failure.timestamp):

@@ -1,7 +1,7 @@
-"""How the processes of a run meet, wait for the first of them, learn who is missing, and part.
+"""The process group of a run: joined, waited in for the first process, and left again.
 
-They meet at a store, a table of small texts that torchrun or the first process keeps. It answers
-also when collective calls do not, so that it can be asked which process is gone.
+Beside the group there is a store, a table of small texts that torchrun or the first process keeps.
+It answers when collective calls do not, so it can be asked which process is missing.
 """
 
 import os
@@ -19,8 +19,13 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from diptych.errors import ConfigError, FirstStopped, LostPeer, exit_code_of
-from diptych.runtime.distributed import largest_over_processes, process_count, process_rank, talking
+from diptych.errors import ConfigError, FirstStopped, LostProcess, exit_code_of
+from diptych.runtime.distributed import (
+    communicating,
+    largest_over_processes,
+    process_count,
+    process_rank,
+)
 from diptych.runtime.stopwatch import watch
 from diptych.runtime.world import World, read_world
 
@@ -31,8 +36,8 @@ LONGEST_POLL_SECONDS: Final = 0.5
 
 
 @dataclass
-class _Meeting:
-    """Where the processes of this run meet.
+class _Group:
+    """The store of a process group, and how long its processes wait.
 
     Attributes:
         store: a table of texts, the same for all.
@@ -45,15 +50,15 @@ class _Meeting:
     turns: Iterator[int] = field(default_factory=count_from)
 
 
-_meetings: list[_Meeting] = []
+_groups: list[_Group] = []
 _numbers = count_from()  # a program may run one run after another, and the store stays the same
 
 
 @contextmanager
-def joined(*, device: str, timeout_seconds: float) -> Iterator[World]:
+def process_group(*, device: str, timeout_seconds: float) -> Iterator[World]:
     """Joins the processes that torchrun started, for as long as the context lasts.
 
-    Talks over gloo for tensors on the CPU and over NCCL for those on CUDA devices. Does nothing
+    Tensors on the CPU go over gloo, those on CUDA devices over NCCL. Does nothing
     where there is one process, or where the program around us has joined them already.
 
     Args:
@@ -61,7 +66,7 @@ def joined(*, device: str, timeout_seconds: float) -> Iterator[World]:
         timeout_seconds: how long a process may keep the others waiting.
 
     Raises:
-        LostPeer: the others did not come.
+        LostProcess: the others did not come.
         ConfigError: the environment is not what torchrun sets, or there is no such device.
     """
     found = read_world()
@@ -71,71 +76,73 @@ def joined(*, device: str, timeout_seconds: float) -> Iterator[World]:
     timeout = timedelta(seconds=timeout_seconds)
     ours = not dist.is_initialized()
     if ours:
-        table = _meet(_backend(device, found), found, timeout)
+        table = _join(_backend(device, found), found, timeout)
         # One that goes on and fails at once would look lost to those that still connect.
         largest_over_processes(0)
     else:
         table = dist.distributed_c10d._get_default_store()
-    _meetings.append(_Meeting(PrefixStore(f"diptych/{next(_numbers)}", table), timeout))
+    _groups.append(_Group(PrefixStore(f"diptych/{next(_numbers)}", table), timeout))
     try:
         yield found
     finally:
-        _meetings.pop()
+        _groups.pop()
         if ours:
             with suppress(RuntimeError):  # a broken group has said so already
                 dist.destroy_process_group()
 
 
-def from_first(make: Callable[[], str]) -> str:
-    """What the first process makes while the others wait; every process gets it.
+def run_on_first(make: Callable[[], str]) -> str:
+    """Runs a function on process 0 while the others wait, and returns its result on all.
 
     Args:
         make: called by the first process only. It calls nothing that is collective.
 
     Raises:
         FirstStopped: in the other processes, when ``make`` fails in the first.
-        LostPeer: in the other processes, when the first is gone or never ends.
+        LostProcess: in the other processes, when the first is gone or never ends.
     """
     if process_count() == 1:
         return make()
-    meeting = _meetings[-1]
-    name = f"first/{next(meeting.turns)}"
+    group = _groups[-1]
+    name = f"first/{next(group.turns)}"
     if process_rank() > 0:
         with watch("communication"):
-            return _wait_for(meeting, name)
+            return _wait_for(group, name)
     try:
         made = make()
     except BaseException as error:
         with suppress(RuntimeError):
-            meeting.store.set(name, f"!{exit_code_of(error)} {type(error).__name__}")
+            group.store.set(name, f"!{exit_code_of(error)} {type(error).__name__}")
             time.sleep(2 * LONGEST_POLL_SECONDS)  # the store may go with this process
         raise
-    with talking():
-        meeting.store.set(name, f"={made}")
+    with communicating():
+        group.store.set(name, f"={made}")
     return made
 
 
-def leave_together() -> None:
-    """Lets no process leave before the others have come this far; the first keeps the store."""
+def wait_for_all() -> None:
+    """Waits until every process is here: process 0 may keep the store, and must leave last."""
     if process_count() > 1:
         largest_over_processes(0)
 
 
-def who_is_missing(error: LostPeer, step: int) -> LostPeer:
-    """The error with the processes named that do not answer a call at the store.
+def name_missing(error: LostProcess, step: int) -> LostProcess:
+    """The error with the names of the processes that do not answer at the store.
 
     Args:
         error: what a collective call raised.
         step: that this process was in, counted from 1.
     """
-    if not _meetings or process_count() == 1:
+    if not _groups or process_count() == 1:
         return error
-    missing = _missing(_meetings[-1], step)
+    missing = _missing(_groups[-1], step)
     if missing == []:
-        return LostPeer(f"at step {step} {error}. All processes still answer: suspect the network.")
-    which = "process 0, where all meet," if missing is None else _listed(missing)
-    seconds = _meetings[-1].timeout.total_seconds()
-    return LostPeer(
+        return LostProcess(
+            f"at step {step} {error}. All processes still answer: suspect the network."
+        )
+    which = "process 0, which keeps the store," if missing is None else _listed(missing)
+    seconds = _groups[-1].timeout.total_seconds()
+    return LostProcess(
         f"{which} of {process_count()} did not take part in step {step}: gone, or silent for the "
         f"{seconds:g} seconds of training.peer_timeout_seconds. Process {process_rank()} stops. "
         "Start all processes again with --resume, as torchrun --max-restarts does by itself; the "
@@ -143,8 +150,8 @@ def who_is_missing(error: LostPeer, step: int) -> LostPeer:
     )
 
 
-def introduction(device: str, threads: int, images: int) -> str:
-    """The line by which a process presents itself when a run starts."""
+def describe_process(device: str, threads: int, images: int) -> str:
+    """The line that each process prints when a run starts."""
     of_threads = f"{threads} thread{'s' if threads > 1 else ''}"
     return (
         f"Process {process_rank()} of {process_count()}: {socket.gethostname()}, {device}, "
@@ -155,7 +162,7 @@ def introduction(device: str, threads: int, images: int) -> str:
 def _backend(device: str, found: World) -> str:
     if device == "mps":
         raise ConfigError(
-            "training.device = 'mps' has one process only: several cannot talk to each other "
+            "training.device = 'mps' has one process only: several cannot exchange tensors "
             "there. Use training.device = 'cpu', or start one process."
         )
     if device == "cpu" or not torch.cuda.is_available():
@@ -170,14 +177,14 @@ def _backend(device: str, found: World) -> str:
     return "cpu:gloo,cuda:nccl"
 
 
-def _meet(backend: str, found: World, timeout: timedelta) -> Any:
+def _join(backend: str, found: World, timeout: timedelta) -> Any:
     try:
         store, rank, count = next(iter(rendezvous("env://", timeout=timeout)))
         group = PrefixStore("diptych/group", store)
         dist.init_process_group(backend, store=group, rank=rank, world_size=count, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
-        raise LostPeer(
+        raise LostProcess(
             f"process {found.rank} of {found.count} on {socket.gethostname()} did not meet the "
             f"others at {where} within {timeout.total_seconds():g} seconds "
             "(training.peer_timeout_seconds). See that all were started, that this address can be "
@@ -187,36 +194,36 @@ def _meet(backend: str, found: World, timeout: timedelta) -> Any:
     return store
 
 
-def _wait_for(meeting: _Meeting, name: str) -> str:
+def _wait_for(group: _Group, name: str) -> str:
     deadline, pause = time.monotonic() + PATIENCE_SECONDS, POLL_SECONDS
     while time.monotonic() < deadline:
-        with talking():
-            if meeting.store.check([name]):
-                text: str = meeting.store.get(name).decode()
+        with communicating():
+            if group.store.check([name]):
+                text: str = group.store.get(name).decode()
                 if text.startswith("!"):
-                    _let_first_speak()
+                    _let_first_print()
                     code, _, kind = text[1:].partition(" ")
                     raise FirstStopped(f"process 0 stopped with {kind}; it says why", int(code))
                 return text[1:]
         time.sleep(pause)
         pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
-    raise LostPeer(f"process 0 kept the others waiting for {PATIENCE_SECONDS:g} seconds")
+    raise LostProcess(f"process 0 kept the others waiting for {PATIENCE_SECONDS:g} seconds")
 
 
-def _let_first_speak() -> None:
+def _let_first_print() -> None:
     """Waits for the first to end first: a launcher that sees one of us end stops all others."""
     time.sleep(4 * LONGEST_POLL_SECONDS)
 
 
-def _missing(meeting: _Meeting, step: int) -> list[int] | None:
+def _missing(group: _Group, step: int) -> list[int] | None:
     """The processes that do not answer; None when the store does not."""
     names = {rank: f"alive/{step}/{rank}" for rank in range(process_count())}
     missing = list(names)
     try:
-        meeting.store.set(names[process_rank()], "")
+        group.store.set(names[process_rank()], "")
         deadline = time.monotonic() + CALL_SECONDS
         while missing and time.monotonic() < deadline:
-            missing = [rank for rank in missing if not meeting.store.check([names[rank]])]
+            missing = [rank for rank in missing if not group.store.check([names[rank]])]
             time.sleep(POLL_SECONDS)
     except RuntimeError:
         return None

@@ -1,4 +1,4 @@
-"""Which of how many processes this is, as torchrun says it in the environment. Imports no torch."""
+"""Rank and number of processes, read from the environment that torchrun sets. Imports no torch."""
 
 import ctypes
 import json
@@ -12,20 +12,20 @@ from typing import Final
 
 from diptych.errors import ConfigError
 
-CURE: Final = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-"""Set to 1 for torchrun itself, each restart gets a store of its own. Without it processes that
-talk over gloo read in the old one where those of before could be reached, and often fail."""
+STORE_PER_RESTART: Final = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Set to 1 for torchrun itself, each restart gets a store of its own. Without it gloo reads the
+addresses of the processes of before in the old store, and often fails to connect."""
 
-TELLS: Final = "DIPTYCH_LAUNCHER_TELLS"
-"""Set to 1 for processes whose launcher says what is wrong, once for all of them."""
+LAUNCHER_PRINTS_ERRORS: Final = "DIPTYCH_LAUNCHER_TELLS"
+"""Set to 1 for processes whose launcher prints their errors, once for all of them."""
 
 _ERROR_FILE: Final = "TORCHELASTIC_ERROR_FILE"  # torchrun's, one for each process it starts
-_TELL_WHEN_PARENT_ENDS: Final = 1  # Linux: PR_SET_PDEATHSIG
+_SIGNAL_WHEN_PARENT_ENDS: Final = 1  # Linux: PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
 class World:
-    """The place of this process among those of a run.
+    """Rank of this process and number of processes of a run.
 
     Attributes:
         rank: its number, from 0.
@@ -40,8 +40,8 @@ class World:
     local_count: int = 1
 
     @property
-    def speaks(self) -> bool:
-        """Whether people are told by this process how the run goes."""
+    def is_first(self) -> bool:
+        """Whether this is process 0, which alone prints and writes files."""
         return self.rank == 0
 
 
@@ -95,8 +95,8 @@ def advice_on_restarts(*, resume: bool, environment: Mapping[str, str] = os.envi
         >>> advice_on_restarts(resume=True, environment={"TORCHELASTIC_MAX_RESTARTS": "0"})
     """
     missing = []
-    if environment.get(CURE) != "1":
-        missing.append(f"{CURE}=1 is not set in torchrun's environment")
+    if environment.get(STORE_PER_RESTART) != "1":
+        missing.append(f"{STORE_PER_RESTART}=1 is not set in torchrun's environment")
     if not resume:
         missing.append("the command has no --resume")
     if not missing or not restarts_allowed(environment):
@@ -122,7 +122,7 @@ def tell_launcher(sentence: str, environment: Mapping[str, str] = os.environ) ->
             json.dump(said, file)
     except OSError:
         return False
-    return environment.get(TELLS) == "1"
+    return environment.get(LAUNCHER_PRINTS_ERRORS) == "1"
 
 
 def stop_with_launcher(environment: Mapping[str, str] = os.environ) -> None:
@@ -131,7 +131,7 @@ def stop_with_launcher(environment: Mapping[str, str] = os.environ) -> None:
     Else it would train on beside the processes of the next start. Only Linux can do this.
     """
     if "TORCHELASTIC_RUN_ID" in environment and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_TELL_WHEN_PARENT_ENDS, int(signal.SIGTERM), 0, 0, 0)
+        ctypes.CDLL(None).prctl(_SIGNAL_WHEN_PARENT_ENDS, int(signal.SIGTERM), 0, 0, 0)
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:

@@ -4,35 +4,26 @@ from collections.abc import Mapping
 from typing import Final
 
 from diptych.errors import ConfigError
-from diptych.studies.questions import (
-    batch,
-    composition,
-    head,
-    invariance,
-    loss,
-    mechanisms,
-    momentum,
-    shuffled_keys,
-    size,
-    strength,
-    temperature,
-)
+from diptych.studies.dictionary_studies import MECHANISMS, MOMENTUM, SHUFFLE
+from diptych.studies.loss_studies import BATCH, LOSS, TEMPERATURE
+from diptych.studies.network_studies import HEAD, INVARIANCE, SIZE
 from diptych.studies.study import Study
+from diptych.studies.view_studies import COMPOSITION, STRENGTH
 
 STUDIES: Final[Mapping[str, Study]] = {
-    one.STUDY.name: one.STUDY
-    for one in (
-        mechanisms,
-        momentum,
-        shuffled_keys,
-        composition,
-        strength,
-        head,
-        invariance,
-        loss,
-        temperature,
-        batch,
-        size,
+    study.name: study
+    for study in (
+        MECHANISMS,
+        MOMENTUM,
+        SHUFFLE,
+        COMPOSITION,
+        STRENGTH,
+        HEAD,
+        INVARIANCE,
+        LOSS,
+        TEMPERATURE,
+        BATCH,
+        SIZE,
     )
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from diptych.errors import RunFolderError
-from diptych.runs.folder import write_aside
+from diptych.runs.atomic import atomic_write
 
 RESULT_NAME: Final = "result.json"
 _FIXED: Final = ("study", "cell", "seed", "failed", "seconds", "command")
@@ -18,7 +18,7 @@ _PLACE: Final = "at "  # before the names of axes in the header of a table
 
 
 @dataclass(frozen=True)
-class Result:
+class CellResult:
     """One run of a cell, measured.
 
     Attributes:
@@ -46,16 +46,16 @@ class Result:
     protocol: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
-class Results:
+class StudyResults:
     """The results of a study, by cell.
 
     Args:
         found: in any order; seeds are put in order.
     """
 
-    def __init__(self, found: Iterable[Result]) -> None:
+    def __init__(self, found: Iterable[CellResult]) -> None:
         self.all = sorted(found, key=lambda one: one.seed)
-        self._by_cell: dict[str, list[Result]] = {}
+        self._by_cell: dict[str, list[CellResult]] = {}
         for one in self.all:
             self._by_cell.setdefault(one.cell, []).append(one)
 
@@ -64,7 +64,7 @@ class Results:
         """Names of the cells that have results."""
         return list(self._by_cell)
 
-    def of(self, cell: str) -> list[Result]:
+    def of(self, cell: str) -> list[CellResult]:
         """The results of a cell, by seed."""
         return self._by_cell.get(cell, [])
 
@@ -90,12 +90,12 @@ class Results:
         return list(dict.fromkeys(name for one in self.all for name in one.measures))
 
 
-def write_result(folder: Path, result: Result) -> None:
+def write_result(folder: Path, result: CellResult) -> None:
     """Writes ``result.json`` so that it is there as a whole or not at all."""
-    write_aside(folder / RESULT_NAME, (json.dumps(asdict(result), indent=1) + "\n").encode())
+    atomic_write(folder / RESULT_NAME, (json.dumps(asdict(result), indent=1) + "\n").encode())
 
 
-def read_result(folder: Path) -> Result | None:
+def read_result(folder: Path) -> CellResult | None:
     """The result in a cell's folder; None if there is none yet.
 
     Raises:
@@ -105,7 +105,7 @@ def read_result(folder: Path) -> Result | None:
     if not path.is_file():
         return None
     try:
-        found = Result(**json.loads(path.read_bytes()))
+        found = CellResult(**json.loads(path.read_bytes()))
         measured = {str(name): float(value) for name, value in found.measures.items()}
         if not isinstance(found.settings, dict) or len(measured) != len(found.measures):
             raise TypeError("a table is missing")
@@ -116,8 +116,8 @@ def read_result(folder: Path) -> Result | None:
     return found
 
 
-def to_table(results: Iterable[Result]) -> str:
-    """Results as CSV: one line for each cell and seed."""
+def to_table(results: Iterable[CellResult]) -> str:
+    """StudyResults as CSV: one line for each cell and seed."""
     rows = list(results)
     places = list(dict.fromkeys(axis for one in rows for axis in one.place))
     measures = list(dict.fromkeys(name for one in rows for name in one.measures))
@@ -136,19 +136,19 @@ def to_table(results: Iterable[Result]) -> str:
     return text.getvalue()
 
 
-def from_table(text: str) -> list[Result]:
+def from_table(text: str) -> list[CellResult]:
     """The results that ``to_table`` wrote; settings and protocol are not in it."""
     return [_from_row(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
 
 
-def _from_row(row: Mapping[str, str]) -> Result:
+def _from_row(row: Mapping[str, str]) -> CellResult:
     places = {n.removeprefix(_PLACE): v for n, v in row.items() if n.startswith(_PLACE) and v}
     measures = {
         name: float(value)
         for name, value in row.items()
         if name not in _FIXED and not name.startswith(_PLACE) and value
     }
-    return Result(
+    return CellResult(
         study=row["study"],
         cell=row["cell"],
         seed=int(row["seed"]),

@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from diptych.studies.cell_results import Results
+from diptych.studies.cell_results import StudyResults
 
 CONFIDENCE: Final = 0.95
 
-Group = tuple[str, str]
+CellMeasure = tuple[str, str]
 """A cell and a measure."""
 
-Outcome = Literal["agree", "undecided", "disagree", "unmeasured"]
+ClaimOutcome = Literal["agree", "undecided", "disagree", "unmeasured"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Claim:
 
     finding: str
     paper: str
-    weights: Mapping[Group, float]
+    weights: Mapping[CellMeasure, float]
     per: str = ""
     tolerance: float | None = None
 
 
-class Estimate(NamedTuple):
+class Difference(NamedTuple):
     """A comparison in points (hundredths), with its interval.
 
     Attributes:
@@ -59,8 +59,8 @@ class Judgement(NamedTuple):
     """A claim beside our numbers."""
 
     claim: Claim
-    outcome: Outcome
-    estimate: Estimate | None
+    outcome: ClaimOutcome
+    estimate: Difference | None
 
     def sentence(self) -> str:
         """What it comes to, in words and figures."""
@@ -89,30 +89,55 @@ class Judgement(NamedTuple):
         return f"Not decided: the interval includes {against}."
 
 
-def better(one: str, other: str, finding: str, paper: str, *, measure: str = "knn") -> Claim:
-    """One cell has more of a measure than another."""
-    return Claim(finding, paper, {(one, measure): 1.0, (other, measure): -1.0})
+def better(
+    one: str | Sequence[str],
+    other: str | Sequence[str],
+    finding: str,
+    paper: str,
+    *,
+    measure: str = "knn",
+    tolerance: float | None = None,
+) -> Claim:
+    """One cell, or the mean of some, has more of a measure than another.
+
+    With a tolerance: it has as much.
+    """
+    ones, others = ((c,) if isinstance(c, str) else c for c in (one, other))
+    weights = {(cell, measure): 1 / len(ones) for cell in ones}
+    weights |= {(cell, measure): -1 / len(others) for cell in others}
+    return Claim(finding, paper, weights, tolerance=tolerance)
 
 
 def rises(
     cells: Sequence[str],
-    positions: Sequence[float],
+    sizes: Sequence[float],
     finding: str,
     paper: str,
     *,
     per: str,
     measure: str = "knn",
+    tolerance: float | None = None,
 ) -> Claim:
-    """The measure rises with a position: the slope of a straight line through the cells."""
-    middle = statistics.fmean(positions)
-    length = sum((x - middle) ** 2 for x in positions)
+    """The measure rises with a size, by the slope of a straight line through the cells.
+
+    With a tolerance: it stays the same.
+    """
+    doublings = [math.log2(size) for size in sizes]
+    middle = statistics.fmean(doublings)
+    length = sum((x - middle) ** 2 for x in doublings)
     weights = {
-        (cell, measure): (x - middle) / length for cell, x in zip(cells, positions, strict=True)
+        (cell, measure): (x - middle) / length for cell, x in zip(cells, doublings, strict=True)
     }
-    return Claim(finding, paper, weights, per)
+    return Claim(finding, paper, weights, f"per doubling of {per}", tolerance)
 
 
-def best_of(results: Results, cells: Sequence[str], measure: str = "knn") -> str:
+def rises_more(steep: Claim, flat: Claim, finding: str, paper: str) -> Claim:
+    """One slope is steeper than another, of other cells or of another measure."""
+    weights = dict(steep.weights) | {group: -weight for group, weight in flat.weights.items()}
+    return Claim(finding, paper, weights, steep.per)
+
+
+def best_of(results: StudyResults, cells: Sequence[str], measure: str = "knn") -> str:
     """The cell with the highest mean; the first where none has results.
 
     A comparison with the best of many is harder on the finding than one with a cell named before.
@@ -120,15 +145,17 @@ def best_of(results: Results, cells: Sequence[str], measure: str = "knn") -> str
     return max(cells, key=lambda cell: _mean_or_least(results, cell, measure))
 
 
-def judge(claim: Claim, results: Results) -> Judgement:
+def judge_claim(claim: Claim, results: StudyResults) -> Judgement:
     """Whether our results agree with a finding, contradict it, or leave it open."""
-    estimate = compare(results, claim.weights)
+    estimate = difference_in_points(results, claim.weights)
     if estimate is None:
         return Judgement(claim, "unmeasured", None)
     return Judgement(claim, _outcome(estimate, claim.tolerance), estimate)
 
 
-def compare(results: Results, weights: Mapping[Group, float]) -> Estimate | None:
+def difference_in_points(
+    results: StudyResults, weights: Mapping[CellMeasure, float]
+) -> Difference | None:
     """A comparison with its interval, in points; None where a group has no values.
 
     Where groups are of different measures each measure has its own standard deviation, and the
@@ -148,12 +175,12 @@ def compare(results: Results, weights: Mapping[Group, float]) -> Estimate | None
         spread, freedoms[measure] = pooled_variance(results, measure)
         variances[measure] *= 1e4 * spread
     if min(freedoms.values()) == 0:
-        return Estimate(value, -math.inf, math.inf)
+        return Difference(value, -math.inf, math.inf)
     half = _half_width(variances, freedoms)
-    return Estimate(value, value - half, value + half)
+    return Difference(value, value - half, value + half)
 
 
-def _within_runs(results: Results, weights: Mapping[Group, float]) -> Estimate | None:
+def _within_runs(results: StudyResults, weights: Mapping[CellMeasure, float]) -> Difference | None:
     from scipy.stats import t
 
     ((cell, _), *_) = weights
@@ -166,13 +193,13 @@ def _within_runs(results: Results, weights: Mapping[Group, float]) -> Estimate |
         return None
     mean = statistics.fmean(values)
     if len(values) == 1:
-        return Estimate(mean, -math.inf, math.inf)
+        return Difference(mean, -math.inf, math.inf)
     error = statistics.stdev(values) / math.sqrt(len(values))
     half = float(t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * error
-    return Estimate(mean, mean - half, mean + half)
+    return Difference(mean, mean - half, mean + half)
 
 
-def pooled_variance(results: Results, measure: str) -> tuple[float, int]:
+def pooled_variance(results: StudyResults, measure: str) -> tuple[float, int]:
     """Variance over seeds, common to all cells of a study, and its degrees of freedom."""
     squares, freedom = 0.0, 0
     for cell in results.cells:
@@ -193,7 +220,7 @@ def _half_width(variances: Mapping[str, float], freedoms: Mapping[str, int]) -> 
     return float(t.ppf(0.5 + CONFIDENCE / 2, freedom)) * math.sqrt(total)
 
 
-def _outcome(estimate: Estimate, tolerance: float | None) -> Outcome:
+def _outcome(estimate: Difference, tolerance: float | None) -> ClaimOutcome:
     if tolerance is None:
         if estimate.low > 0:
             return "agree"
@@ -204,6 +231,6 @@ def _outcome(estimate: Estimate, tolerance: float | None) -> Outcome:
     return "disagree" if outside else "undecided"
 
 
-def _mean_or_least(results: Results, cell: str, measure: str) -> float:
+def _mean_or_least(results: StudyResults, cell: str, measure: str) -> float:
     mean = results.mean(cell, measure)
     return -math.inf if mean is None else mean

@@ -3,100 +3,91 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from diptych.report.figures import ACCENT, FAINT, INK, SECOND
-from diptych.studies.cell_results import Results
+from diptych.report.figures import ACCENT, FAINT, INK, SECOND, STYLE
+from diptych.studies.cell_results import StudyResults
 
 COLORS: Final = (ACCENT, SECOND, "#4d8b3d", "#7b5ea7", "#b8952c", "#555b66")
 KNN_LABEL: Final = "kNN accuracy (%)"
 _MARKERS: Final = "osD^vP"
-_STYLE: Final[Any] = {
-    "font.size": 10.0,
-    "font.family": "sans-serif",
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "svg.hashsalt": "diptych",
-}
-
-Series = Mapping[str, Sequence[tuple[float, str]]]
-"""By name: positions, each with the cell that stands there."""
 
 
 def lines(
-    results: Results,
-    series: Series,
+    results: StudyResults,
+    series: Mapping[str, Sequence[tuple[float, str]]],
     *,
     x_label: str,
     y_label: str = KNN_LABEL,
     measure: str = "knn",
-    base: int | None = None,
-    reference: tuple[str, str] | None = None,
     also: Mapping[str, str] | None = None,
+    untrained: str | None = None,
 ) -> Figure:
-    """A line for each series, with a bar of one standard error at each point.
+    """A line for each series over a logarithmic axis, with one standard error at each point.
 
     Args:
         results: of the study.
-        series: by name.
+        series: by name: positions, each with the cell that stands there.
         x_label: of the axis.
         y_label: of the axis.
         measure: on the vertical axis.
-        base: of a logarithmic axis; None for a linear one.
-        reference: a cell and the measure of it at which a dotted line is drawn.
         also: a measure by its name in the legend: the same series again, dashed.
+        untrained: a cell whose untrained encoder is a dotted line.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure, (axes,) = _panels(1)
+    with matplotlib.rc_context(STYLE):
+        figure, (axes,) = _new_figure(1)
         for index, (name, points) in enumerate(series.items()):
             _line(axes, results, points, measure, name, index)
             for other_name, other in (also or {}).items():
                 _line(axes, results, points, other, f"{name}, {other_name}", index, style="--")
-        if base is not None:
-            axes.set_xscale("log", base=base)
+        axes.set_xscale("log", base=2)
         ticks = sorted({x for points in series.values() for x, _ in points})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.set(xlabel=x_label, ylabel=y_label)
-        _draw_reference(axes, results, reference)
+        if untrained is not None and results.values(untrained, "untrained"):
+            mean, _ = _percent(results, untrained, "untrained")
+            label = f"untrained encoder ({mean:.1f})"
+            axes.axhline(mean, color=FAINT, lw=1.2, ls=":", label=label)
         _legend(axes)
         return figure
 
 
 def bars(
-    results: Results,
-    panels: Mapping[str, Sequence[tuple[str, str, str]]],
+    results: StudyResults,
+    rows: Sequence[tuple[str, str]],
+    measures: Mapping[str, str],
     *,
-    reference: tuple[str, str] | None = None,
+    label_all: bool = False,
+    untrained: str | None = None,
 ) -> Figure:
-    """A panel of horizontal bars for each title, with one standard error at each.
+    """Horizontal bars with one standard error at each, side by side for some measures.
 
     Args:
         results: of the study.
-        panels: by title: label, cell and measure of each bar, from top to bottom.
-        reference: a cell and a measure; a dotted line in the first panel.
+        rows: label and cell of each bar, from top to bottom.
+        measures: by title.
+        label_all: label the bars of every measure, not of the first only.
+        untrained: a cell whose untrained encoder is a dotted line among the first bars.
     """
-    with matplotlib.rc_context(_STYLE):
-        most = max(len(rows) for rows in panels.values())
-        figure, all_axes = _panels(len(panels), height=0.9 + 0.36 * most)
-        for axes, (title, rows) in zip(all_axes, panels.items(), strict=True):
-            _bars(axes, results, rows)
+    with matplotlib.rc_context(STYLE):
+        figure, all_axes = _new_figure(len(measures), height=0.9 + 0.36 * len(rows))
+        for axes, (title, measure) in zip(all_axes, measures.items(), strict=True):
+            labelled = label_all or axes is all_axes[0]
+            _bars(axes, results, rows, measure, [label if labelled else "" for label, _ in rows])
             axes.set(title=title, xlabel="%")
-        _draw_reference(all_axes[0], results, reference, upright=True)
+        if untrained is not None and results.values(untrained, "untrained"):
+            mean, _ = _percent(results, untrained, "untrained")
+            all_axes[0].axvline(mean, color=INK, lw=0.9, ls=":")
         return figure
 
 
 def grouped_bars(
-    results: Results,
+    results: StudyResults,
     groups: Mapping[str, Mapping[str, tuple[str, str]]],
     *,
     y_label: str,
@@ -108,8 +99,8 @@ def grouped_bars(
         groups: by label: by the bar's name its cell and measure.
         y_label: of the axis.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure, (axes,) = _panels(1)
+    with matplotlib.rc_context(STYLE):
+        figure, (axes,) = _new_figure(1)
         names = list(next(iter(groups.values())))
         width = 0.8 / len(names)
         for index, name in enumerate(names):
@@ -129,30 +120,28 @@ def grouped_bars(
 
 
 def heat_map(
-    results: Results,
+    results: StudyResults,
     table: Sequence[Sequence[str | None]],
     *,
-    rows: Sequence[str],
-    columns: Sequence[str],
+    names: Sequence[str],
     row_label: str,
     column_label: str,
-    measure: str = "knn",
 ) -> Figure:
-    """A number and a shade for each cell; the paper's last column, the mean of the row, as well.
+    """KNN accuracy as a number and a shade for each cell; the last column is the mean of the row.
 
     Args:
         results: of the study.
         table: names of cells, rows first; None where there is none.
-        rows: labels.
-        columns: labels.
+        names: of the rows and of the columns.
         row_label: of the axis.
         column_label: of the axis.
-        measure: shown.
     """
-    values = [[_cell_value(results, cell, measure) for cell in row] for row in table]
+    values = [[_knn_or_nan(results, cell) for cell in row] for row in table]
     shown = [[*row, _mean(row)] for row in values]
-    with matplotlib.rc_context({**_STYLE, "axes.spines.left": False, "axes.spines.bottom": False}):
-        figure, (axes,) = _panels(1, height=0.62 * len(rows) + 1.0, width=0.92 * len(columns) + 3.0)
+    with matplotlib.rc_context({**STYLE, "axes.spines.left": False, "axes.spines.bottom": False}):
+        figure, (axes,) = _new_figure(
+            1, height=0.62 * len(names) + 1.0, width=0.92 * len(names) + 3.0
+        )
         image = axes.imshow(shown, cmap="viridis", aspect="auto")
         low, high = (end or 0.0 for end in image.get_clim())
         for y, row in enumerate(shown):
@@ -160,34 +149,25 @@ def heat_map(
                 if math.isfinite(value):
                     color = "white" if value - low < 0.6 * (high - low) else "black"
                     axes.text(x, y, f"{value:.1f}", ha="center", va="center", color=color)
-        axes.set_xticks(range(len(columns) + 1), [*columns, "average"])
-        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_xticks(range(len(names) + 1), [*names, "average"])
+        axes.set_yticks(range(len(names)), list(names))
         axes.tick_params(length=0)
         axes.set(xlabel=column_label, ylabel=row_label)
         figure.colorbar(image, ax=axes, label=KNN_LABEL)
         return figure
 
 
-def svg(figure: Figure) -> str:
-    """A figure as text that stands in a page and in a file."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
 def png(figure: Figure) -> bytes:
-    """A figure as a bitmap, for pages that show no SVG."""
+    """A figure as a bitmap, for where no SVG is shown."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": ""})
     return buffer.getvalue()
 
 
 def _line(
     axes: Axes,
-    results: Results,
+    results: StudyResults,
     points: Sequence[tuple[float, str]],
     measure: str,
     name: str,
@@ -205,8 +185,14 @@ def _line(
     )
 
 
-def _bars(axes: Axes, results: Results, rows: Sequence[tuple[str, str, str]]) -> None:
-    found = [_percent(results, cell, measure) for _, cell, measure in rows]
+def _bars(
+    axes: Axes,
+    results: StudyResults,
+    rows: Sequence[tuple[str, str]],
+    measure: str,
+    labels: Sequence[str],
+) -> None:
+    found = [_percent(results, cell, measure) for _, cell in rows]
     axes.barh(
         range(len(rows)), [mean for mean, _ in found], xerr=[error for _, error in found],
         color=SECOND, ecolor=INK, capsize=2, height=0.65,
@@ -217,7 +203,7 @@ def _bars(axes: Axes, results: Results, rows: Sequence[tuple[str, str, str]]) ->
         axes.annotate(
             f"{mean:.1f}", (end, row), xytext=(5, 0), textcoords="offset points", va="center"
         )
-    axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
+    axes.set_yticks(range(len(rows)), labels)
     axes.invert_yaxis()
     lowest = min([0.0, *(mean - error for mean, error in found)])
     highest = max(ends, default=0.0)
@@ -225,25 +211,13 @@ def _bars(axes: Axes, results: Results, rows: Sequence[tuple[str, str, str]]) ->
     axes.set_xlim(1.1 * lowest, highest + room)
 
 
-def _draw_reference(
-    axes: Axes, results: Results, reference: tuple[str, str] | None, *, upright: bool = False
-) -> None:
-    if reference is None or not results.values(*reference):
-        return
-    mean, _ = _percent(results, *reference)
-    if upright:
-        axes.axvline(mean, color=INK, lw=0.9, ls=":")
-    else:
-        axes.axhline(mean, color=FAINT, lw=1.2, ls=":", label=f"untrained encoder ({mean:.1f})")
-
-
-def _percent(results: Results, cell: str, measure: str) -> tuple[float, float]:
+def _percent(results: StudyResults, cell: str, measure: str) -> tuple[float, float]:
     """Mean and standard error in per cent; zeros where there is none."""
     return 100 * (results.mean(cell, measure) or 0.0), 100 * (results.error(cell, measure) or 0.0)
 
 
-def _cell_value(results: Results, cell: str | None, measure: str) -> float:
-    mean = None if cell is None else results.mean(cell, measure)
+def _knn_or_nan(results: StudyResults, cell: str | None) -> float:
+    mean = None if cell is None else results.mean(cell)
     return math.nan if mean is None else 100 * mean
 
 
@@ -257,7 +231,7 @@ def _legend(axes: Axes) -> None:
         axes.legend(frameon=False)
 
 
-def _panels(
+def _new_figure(
     count: int, height: float = 3.8, width: float | None = None
 ) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(width or (7.0 if count == 1 else 10.0), height), layout="constrained")

@@ -2,27 +2,26 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from diptych.studies.cell_results import Results
+from diptych.studies.cell_results import StudyResults
 from diptych.studies.claims import Claim
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Settings = Mapping[str, Any]
-"""Settings of a run by their dotted names."""
+T = TypeVar("T")
 
-BASE: Final[Settings] = {
+BASE: Final[Mapping[str, Any]] = {
     "recipe": "simclr",
     "scale": "tiny",
     "images.cache": "file",  # decoded once for all cells of all studies
     "encoder.width": 16,
-    # The studies measure by themselves, on all held-out images.
+    # A study measures every run itself, on all held-out images.
     "probe.health_every_epochs": 1000,
     "probe.images": 256,
 }
-"""What all cells of all studies share, unless a study or a cell says otherwise."""
+"""Settings of all cells, by dotted names, unless a study or a cell says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +43,18 @@ class Cell:
 
     Attributes:
         name: readable, unique in the study, and the name of its folder.
-        place: where it stands in the grid, by the names of the axes.
-        settings: over the study's base.
+        place: its coordinates in the grid, by the names of the axes.
+        settings: over the study's base, by dotted names.
     """
 
     name: str
     place: Mapping[str, str | float]
-    settings: Settings = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Study:
-    """A question to many runs.
+    """A question that many runs answer.
 
     Attributes:
         name: as the command line has it.
@@ -65,12 +64,12 @@ class Study:
         grid: the cells for a number of epochs, in the order of the table.
         claims: the paper's findings as comparisons of cells.
         draw: the figure, in the paper's form.
-        base: settings of all cells, over ``BASE``.
-        budget: what a cell learns from where nothing else is asked for.
-        measures: what is measured of a run besides kNN, pretext accuracy and effective rank; names
-            in ``measures.EXTRA``.
-        shown: measures in the page's table.
         reference: the cell whose untrained encoder is measured too.
+        base: settings of all cells, over ``BASE``.
+        budget: what a cell learns from unless the command line says otherwise.
+        measures: what is measured of a run besides kNN, pretext accuracy and effective rank; names
+            in ``cell_run.EXTRA``.
+        shown: measures in the page's table.
         differences: how this differs from the paper's setting, sentences.
         notes: what one should know to read the result, sentences.
         caption: of the figure.
@@ -81,13 +80,18 @@ class Study:
     source: str
     found: tuple[str, ...]
     grid: Callable[[int], tuple[Cell, ...]]
-    claims: Callable[[Results], tuple[Claim, ...]]
-    draw: Callable[[Results], "Figure"]
-    base: Settings
+    claims: Callable[[StudyResults], tuple[Claim, ...]]
+    draw: Callable[[StudyResults], "Figure"]
     reference: str
+    base: Mapping[str, Any] = field(default_factory=dict)
     budget: Budget = field(default_factory=Budget)
     measures: tuple[str, ...] = ()
     shown: tuple[str, ...] = ("knn", "pretext")
     differences: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     caption: str = "Bars are one standard error over seeds. Dotted: the untrained encoder."
+
+
+def fixed(*parts: T) -> Callable[[object], tuple[T, ...]]:
+    """A grid that is the same for all epochs, or claims that are the same for all results."""
+    return lambda _: parts

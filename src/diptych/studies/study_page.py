@@ -1,4 +1,4 @@
-"""A study's results to its table, figure and pages: what the paper found, what we found."""
+"""The pages, the table and the figure of a study: what the paper found, what we found."""
 
 import shlex
 from collections.abc import Sequence
@@ -10,21 +10,23 @@ from diptych.config.files import flatten
 from diptych.config.recipes import recipe_config
 from diptych.escaping import HANDLER
 from diptych.evaluation.split import split_words
+from diptych.report import figures
 from diptych.report.page import template
-from diptych.runs.folder import require_writable, write_aside
-from diptych.studies import drawing
-from diptych.studies.cell_results import Results, to_table
-from diptych.studies.claims import CONFIDENCE, Judgement, judge
-from diptych.studies.conduct import Plan, gather
-from diptych.studies.tasks import Task
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import require_writable
+from diptych.studies.cell_results import StudyResults, to_table
+from diptych.studies.claims import CONFIDENCE, Judgement, judge_claim
+from diptych.studies.drawing import png
+from diptych.studies.study import Cell
+from diptych.studies.study_run import CellRun, StudyRun
 
 NAMES: Final = {
     "knn": "kNN",
-    "pretext": "key found",
+    "pretext": "pretext acc",
     "effective_rank": "effective rank",
     "linear": "linear",
     "untrained": "untrained, kNN",
-    "leak": "leak",
+    "leak": "leak acc",
     "supervised": "supervised",
 }
 """Measures as the pages call them."""
@@ -39,7 +41,7 @@ _HEADLINES: Final = {
 """Of one finding, and of any other number."""
 
 
-class Row(NamedTuple):
+class CellRow(NamedTuple):
     """A cell in the page's table."""
 
     cell: str
@@ -48,63 +50,63 @@ class Row(NamedTuple):
     values: Sequence[str]
 
 
-class Page(NamedTuple):
+class StudyPage(NamedTuple):
     """What both forms of the page say."""
 
-    plan: Plan
+    run: StudyRun
     headline: str
     judgements: Sequence[Judgement]
     axes: Sequence[str]
     measures: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[CellRow]
     setting: Sequence[str]
     commands: Sequence[str]
     settings: Sequence[tuple[str, str]]
     failures: Sequence[str]
 
 
-def write_study(plan: Plan) -> list[str]:
+def write_study(run: StudyRun) -> list[str]:
     """Writes ``table.csv``, ``figure.svg``, ``figure.png``, ``index.md`` and ``index.html``.
 
     Returns:
         The sentences that the pages begin with.
     """
-    require_writable(plan.out)
-    results, out = gather(plan), plan.out
-    page = describe(plan, results)
-    figure = plan.study.draw(results)
-    picture = drawing.svg(figure)
+    require_writable(run.out)
+    results, out = run.results(), run.out
+    page = describe(run, results)
+    figure = run.study.draw(results)
+    picture = figures.svg(figure, facecolor="white")
     html = template("study.html.jinja", "diptych.studies").render(
-        page=page, study=plan.study, figure=Markup(picture), paper=plan.study.found
+        page=page, study=run.study, figure=Markup(picture), paper=run.study.found
     )
     for name, data in (
         ("table.csv", to_table(results.all).encode(errors=HANDLER)),
         ("figure.svg", picture.encode(errors=HANDLER)),
-        ("figure.png", drawing.png(figure)),
+        ("figure.png", png(figure)),
         ("index.md", to_markdown(page).encode(errors=HANDLER)),
         ("index.html", html.encode(errors=HANDLER)),
     ):
-        write_aside(out / name, data)
+        atomic_write(out / name, data)
     return [page.headline, *(one.sentence() for one in page.judgements)]
 
 
-def describe(plan: Plan, results: Results) -> Page:
+def describe(run: StudyRun, results: StudyResults) -> StudyPage:
     """Everything that the pages say."""
-    study, tasks = plan.study, plan.tasks()
-    judgements = [judge(claim, results) for claim in study.claims(results)]
-    cells = list(dict.fromkeys(task.cell.name for task in tasks))
-    axes = list(dict.fromkeys(axis for task in tasks for axis in task.cell.place))
+    study, cell_runs = run.study, run.cell_runs()
+    judgements = [judge_claim(claim, results) for claim in study.claims(results)]
+    cells = study.grid(run.budget.epochs)
+    axes = list(dict.fromkeys(axis for cell in cells for axis in cell.place))
     shown = [name for name in study.shown if name in results.measures]
-    return Page(
-        plan=plan,
-        headline=headline(judgements, done=len(results.all), wanted=len(tasks)),
+    return StudyPage(
+        run=run,
+        headline=headline(judgements, done=len(results.all), wanted=len(cell_runs)),
         judgements=judgements,
         axes=axes,
         measures=[NAMES.get(name, name.replace("_", " ")) for name in shown],
-        rows=[_row(results, cell, axes, shown, tasks) for cell in cells],
-        setting=_setting(plan, results, tasks),
-        commands=[task.command for task in tasks if task.seed == 0],
-        settings=_differing_settings(tasks),
+        rows=[_row(results, cell, axes, shown) for cell in cells],
+        setting=_setting(run, results, cell_runs),
+        commands=[one.command for one in cell_runs if one.seed == 0],
+        settings=_differing_settings(cell_runs),
         failures=[f"{r.cell}, seed {r.seed}: {r.failed}" for r in results.all if r.failed],
     )
 
@@ -121,9 +123,9 @@ def headline(judgements: Sequence[Judgement], *, done: int, wanted: int) -> str:
     return text if done == wanted else f"{text} {done} of {wanted} runs are done."
 
 
-def to_markdown(page: Page) -> str:
+def to_markdown(page: StudyPage) -> str:
     """The page for a repository."""
-    study = page.plan.study
+    study = page.run.study
     header = ["cell", *page.axes, "seeds", *page.measures]
     numbers = [":--"] * (1 + len(page.axes)) + ["--:"] * (1 + len(page.measures))
     table = [header, numbers]
@@ -138,7 +140,7 @@ def to_markdown(page: Page) -> str:
         "## What the paper found",
         _bullets(study.found),
         "## What was run here",
-        f"    {shlex.join(['diptych', *page.plan.arguments()])}",
+        f"    {shlex.join(['diptych', *page.run.arguments()])}",
         _bullets([*page.setting, *study.differences, *study.notes]),
         "## All cells",
         "Mean and standard error over seeds; %, but for the effective rank.",
@@ -157,15 +159,12 @@ def _bullets(sentences: Sequence[str]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
-def _row(
-    results: Results, cell: str, axes: Sequence[str], shown: Sequence[str], tasks: Sequence[Task]
-) -> Row:
-    place = next(task.cell.place for task in tasks if task.cell.name == cell)
-    return Row(
-        cell,
-        [_plain(place.get(axis, "")) for axis in axes],
-        len(results.of(cell)),
-        [_value(results, cell, measure) for measure in shown],
+def _row(results: StudyResults, cell: Cell, axes: Sequence[str], shown: Sequence[str]) -> CellRow:
+    return CellRow(
+        cell.name,
+        [_plain(cell.place.get(axis, "")) for axis in axes],
+        len(results.of(cell.name)),
+        [_value(results, cell.name, measure) for measure in shown],
     )
 
 
@@ -173,7 +172,7 @@ def _plain(value: str | float) -> str:
     return value if isinstance(value, str) else f"{value:,g}" if value < 1e4 else f"{value:,.0f}"
 
 
-def _value(results: Results, cell: str, measure: str) -> str:
+def _value(results: StudyResults, cell: str, measure: str) -> str:
     """Mean and standard error, in per cent where it is a share."""
     mean, error = results.mean(cell, measure), results.error(cell, measure)
     factor = 1.0 if measure in _NOT_SHARES else 100.0
@@ -182,20 +181,20 @@ def _value(results: Results, cell: str, measure: str) -> str:
     return f"{factor * mean:.1f}" + ("" if error is None else f" ± {factor * error:.1f}")
 
 
-def _setting(plan: Plan, results: Results, tasks: Sequence[Task]) -> list[str]:
+def _setting(run: StudyRun, results: StudyResults, cell_runs: Sequence[CellRun]) -> list[str]:
     """Data, network, length, seeds and how intervals are made."""
     protocol: dict[str, Any] = next((dict(r.protocol) for r in results.all if r.protocol), {})
-    found = [f"Seeds 0 to {plan.seeds - 1}; {len(tasks)} runs." if plan.seeds > 1 else "Seed 0."]
+    found = [f"Seeds 0 to {run.seeds - 1}; {len(cell_runs)} runs." if run.seeds > 1 else "Seed 0."]
     if protocol:
         found.append(
             f"The frozen encoder is measured by {protocol['knn_neighbours']} nearest neighbours "
             f"(temperature {protocol['knn_temperature']:g})."
         )
         found += _splits(results)
-    reference = results.mean(plan.study.reference, "untrained")
+    reference = results.mean(run.study.reference, "untrained")
     if reference is not None:
         found.append(f"The untrained encoder reaches {100 * reference:.1f}% (kNN).")
-    found += _length(plan, results)
+    found += _length(run, results)
     found.append(
         f"Intervals are t intervals at {CONFIDENCE:.0%} over seeds, with one standard deviation "
         "for all cells of the study, each comparison by itself. They hold for these images: the "
@@ -208,7 +207,7 @@ def _setting(plan: Plan, results: Results, tasks: Sequence[Task]) -> list[str]:
     return found
 
 
-def _splits(results: Results) -> list[str]:
+def _splits(results: StudyResults) -> list[str]:
     """On which images the cells were measured; cell by cell where they do not have the same."""
     cells: dict[str, list[str]] = {}
     for one in results.all:
@@ -219,22 +218,22 @@ def _splits(results: Results) -> list[str]:
     return [f"{', '.join(dict.fromkeys(names))}: {words}" for words, names in cells.items()]
 
 
-def _length(plan: Plan, results: Results) -> list[str]:
+def _length(run: StudyRun, results: StudyResults) -> list[str]:
     """How long the runs were and what they took; nothing where there is none."""
     if not results.all:
         return []
     minutes = sum(one.seconds for one in results.all) / 60
-    threads = {one.settings.get("training.threads", plan.threads) for one in results.all}
+    threads = {one.settings.get("training.threads", run.threads) for one in results.all}
     each = " or ".join(map(str, sorted(threads)))
     return [
-        f"{plan.budget.epochs} epochs unless the cell says otherwise. Training took {minutes:.0f} "
+        f"{run.budget.epochs} epochs unless the cell says otherwise. Training took {minutes:.0f} "
         f"minutes, all runs added up, with CPU threads for each: {each}."
     ]
 
 
-def _differing_settings(tasks: Sequence[Task]) -> list[tuple[str, str]]:
+def _differing_settings(cell_runs: Sequence[CellRun]) -> list[tuple[str, str]]:
     """The settings of the study's cells that are not the recipe's, where all cells share them."""
-    first = tasks[0].settings
-    shared = [n for n in first if all(task.settings.get(n) == first[n] for task in tasks)]
+    first = cell_runs[0].settings
+    shared = [n for n in first if all(one.settings.get(n) == first[n] for one in cell_runs)]
     recipe = flatten(recipe_config(first["recipe"], first["scale"]))
     return [(name, str(first[name])) for name in shared if recipe.get(name) != first[name]]

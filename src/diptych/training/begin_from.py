@@ -1,4 +1,7 @@
-"""A new run that begins where another one stood, with other settings of what moves the weights."""
+"""``training.begin_from``: a new run that begins where another one stood.
+
+Its settings are that run's; those of what moves the weights may differ.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,24 +9,25 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from diptych.checkpoints.checkpoint import (
+from diptych.checkpoints.identity import MAY_CHANGE_ON_RESUME, require_same_images
+from diptych.checkpoints.save_and_load import (
     load_checkpoint,
     own_checkpoints,
-    step_of_place,
+    step_of_checkpoint,
     steps_in,
 )
-from diptych.checkpoints.same_run import OF_THE_IMAGES, require_same_images
-from diptych.checkpoints.stores import checkpoint_place
+from diptych.checkpoints.stores import checkpoint_location
 from diptych.config.files import differing_keys, flatten, load_run_config, nest, overlay
 from diptych.config.sections import RunConfig, require_consistent
 from diptych.errors import ConfigError, RunFolderError
+from diptych.methods.losses import require_fitting_loss
 from diptych.resolve import Layers, overlay_all
 from diptych.runs.folder import RunFolder
 from diptych.runs.record import load_record
 
 MAY_DIFFER: Final = (
     "checkpoint.",
-    *OF_THE_IMAGES,
+    *MAY_CHANGE_ON_RESUME,
     "method.key_encoder.momentum",
     "optimizer.clip_norm",
     "optimizer.learning_rate",
@@ -51,11 +55,11 @@ ITS_OWN: Final = ("checkpoint.folder", "probe.profile_steps", "training.begin_fr
 its checkpoints lie, what it traced, where it began itself."""
 
 
-def split_beginning(text: str) -> tuple[RunFolder, int | None]:
+def parse_begin_from(text: str) -> tuple[RunFolder, int | None]:
     """The run and the step that ``training.begin_from`` names.
 
     Example:
-        >>> folder, step = split_beginning("runs/a@1200")
+        >>> folder, step = parse_begin_from("runs/a@1200")
         >>> folder.path.name, step
         ('a', 1200)
     """
@@ -71,13 +75,13 @@ def without_its_own(config: RunConfig) -> RunConfig:
     return overlay(config, nest({name: default[name] for name in ITS_OWN}), "the defaults")
 
 
-def config_of_beginning(beginning: str, layers: Layers) -> RunConfig:
+def config_begun_from(begin_from: str, layers: Layers) -> RunConfig:
     """The config of the run that is begun from, with the layers on top.
 
     Raises:
         ConfigError: there is no such run, or a setting differs that may not.
     """
-    folder, _ = split_beginning(beginning)
+    folder, _ = parse_begin_from(begin_from)
     earlier = without_its_own(load_run_config(folder.config))
     asked = overlay_all(earlier, layers)
     fixed = [name for name in differing_keys(earlier, asked) if not name.startswith(MAY_DIFFER)]
@@ -88,35 +92,36 @@ def config_of_beginning(beginning: str, layers: Layers) -> RunConfig:
             "or begin anew."
         )
     require_consistent(asked)
-    return replace(asked, training=replace(asked.training, begin_from=beginning))
+    require_fitting_loss(asked)
+    return replace(asked, training=replace(asked.training, begin_from=begin_from))
 
 
-def load_beginning(beginning: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_begin_from(begin_from: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and scalars of the checkpoint that ``training.begin_from`` names.
 
     Raises:
         RunFolderError: there is no such checkpoint of that run.
         DamagedCheckpoint: it is not as it was written.
     """
-    folder, step = split_beginning(beginning)
-    place = checkpoint_place(load_run_config(folder.config).checkpoint, folder)
+    folder, step = parse_begin_from(begin_from)
+    place = checkpoint_location(load_run_config(folder.config).checkpoint, folder)
     kept = own_checkpoints(place, load_record(folder).identity)
-    wanted = [one for one in kept if step is None or step_of_place(one) == step]
+    wanted = [one for one in kept if step is None or step_of_checkpoint(one) == step]
     if not wanted:
         raise RunFolderError(
-            f"training.begin_from = {beginning!r}: no checkpoint of that step is kept in {place}; "
+            f"training.begin_from = {begin_from!r}: no checkpoint of that step is kept in {place}; "
             f"there are those after steps: {steps_in(kept) or 'none'}."
         )
     return load_checkpoint(wanted[0])
 
 
-def require_beginning(
-    beginning: str, config: RunConfig, *, fingerprint: str, total_steps: int
+def require_can_begin_from(
+    begin_from: str, config: RunConfig, *, fingerprint: str, total_steps: int
 ) -> None:
     """Refuses what a new run cannot begin from, before anything of it is written.
 
     Args:
-        beginning: ``training.begin_from``.
+        begin_from: ``training.begin_from``.
         config: of the new run.
         fingerprint: of its images.
         total_steps: that it has.
@@ -126,12 +131,12 @@ def require_beginning(
         ImagesError: it is of other images.
         ConfigError: no step is left.
     """
-    _, scalars = load_beginning(beginning)
+    _, scalars = load_begin_from(begin_from)
     require_same_images(scalars.get("images"), fingerprint)
     if (done := int(scalars["step"])) >= total_steps:
         epochs = config.training.epochs
         raise ConfigError(
-            f"training.begin_from = {beginning!r} stands after step {done}, and training.epochs = "
+            f"training.begin_from = {begin_from!r} stands after step {done}, and training.epochs = "
             f"{epochs} ends at step {total_steps}: nothing is left to learn. Give more epochs, as "
             f"--epochs {2 * epochs * -(-done // total_steps)}, or begin at an earlier checkpoint, "
             "RUN@STEP."

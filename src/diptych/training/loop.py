@@ -2,32 +2,33 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.checkpoints.same_run import fingerprint_of
+from diptych.checkpoints.identity import fingerprint_of
 from diptych.checkpoints.saver import Saver
 from diptych.checkpoints.state import RunState
-from diptych.checkpoints.stores import Place, checkpoint_place
+from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.files import to_toml
 from diptych.config.sections import RunConfig
-from diptych.errors import ConfigError, FeaturesError, FirstStopped, LostPeer, TrainingError
+from diptych.errors import ConfigError, FeaturesError, FirstStopped, LostProcess, TrainingError
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.groups import find_groups
 from diptych.images.order import Order
-from diptych.logging.metrics import RunLog, time_figures
+from diptych.logging.metrics import RunLog
 from diptych.logging.profiling import profiled
-from diptych.logging.progress import Watcher
-from diptych.logging.symptoms import find_symptoms, time_symptoms
-from diptych.methods.dictionaries import full_size
+from diptych.logging.progress import Symptom, Watcher
+from diptych.logging.times import time_metrics
+from diptych.methods.build import NOTHING_OWN, OwnParts
+from diptych.methods.method import Method, StepOutput
 from diptych.methods.sharded_bank import whole_banks
 from diptych.optimization.loss_scale import LEAST_SCALE
 from diptych.optimization.schedules import encoder_momentum, learning_rate, peak_learning_rate
@@ -35,15 +36,32 @@ from diptych.runs.folder import RunFolder
 from diptych.runs.record import load_record
 from diptych.runtime.device import choose_device, keep_freed_memory, views_device
 from diptych.runtime.distributed import largest_over_processes, process_count, process_rank
-from diptych.runtime.rendezvous import from_first, leave_together, who_is_missing
+from diptych.runtime.rendezvous import name_missing, run_on_first, wait_for_all
 from diptych.runtime.stopwatch import Stopwatch, watch
-from diptych.training.health import HealthProbe, build_probe
-from diptych.training.seen import uses_labels
 from diptych.training.setup import build_state, keep_config, not_finite, open_log, restore
 from diptych.training.signals import collected_signals, interruption
-from diptych.training.step import StepResult, train_step
-from diptych.training.synchronize import require_in_step
+from diptych.training.step import train_step
+from diptych.training.synchronize import require_synchronized
 from diptych.views.batches import Batch, ViewBatches
+
+
+class Health(Protocol):
+    """What the loop is given to look after a run; see ``diagnostics.health``."""
+
+    @property
+    def words(self) -> str:
+        """Said when training begins, if anything."""
+        ...
+
+    def measure(self, method: Method, batches: ViewBatches) -> dict[str, float]:
+        """Metrics of the encoder as it is; changes no state of the run."""
+        ...
+
+    def symptoms(
+        self, metrics: Sequence[Mapping[str, Any]], *, dictionary_size: int | None
+    ) -> list[Symptom]:
+        """What the lines of metrics so far show."""
+        ...
 
 
 def train(
@@ -52,6 +70,8 @@ def train(
     folder: RunFolder,
     executor: Executor,
     watcher: Watcher,
+    health: Health,
+    own: OwnParts = NOTHING_OWN,
 ) -> RunState:
     """Trains until the last epoch ends, from the newest good checkpoint in the folder if any.
 
@@ -63,6 +83,8 @@ def train(
         folder: of the run; checkpoints and metrics go there.
         executor: its threads make views; as many as ``config.training.threads``.
         watcher: told how it goes.
+        health: measures the encoder now and then.
+        own: parts of the method that are given in the place of those that the config names.
 
     Returns:
         The state at the end, which is also the newest checkpoint.
@@ -70,103 +92,93 @@ def train(
     Raises:
         TrainingError: the loss or a weight is not a finite number; the last checkpoint is good.
         Interrupted: a signal came to one of the processes; a checkpoint was written first.
-        PeerError: another process is gone, or holds other weights; the last checkpoint is good.
+        DistributedError: another process is gone, or holds other weights; the last checkpoint
+            is good.
         NotSaved: at the end, or when a signal came, the run could not be saved.
         DamagedCheckpoint: there are checkpoints, but none is good or of these images.
         ConfigError: the settings ask for labels or groups that the images do not have.
     """
     keep_freed_memory()
-    images = collection.train
+    images, device = collection.train, choose_device(config.training.device)
     order = Order(config.seed, len(images), config.training.batch_size)
-    if config.method.loss.kind == "supervised":
-        _require_labels(images)
     group_by = config.images.group_by
     groups = None if group_by is None else find_groups(images.names, group_by)
     fingerprint, record = fingerprint_of(config, images), load_record(folder)
     torch.manual_seed(config.seed)  # for what a network may draw itself, as dropout does
-    state = build_state(config, collection, executor, watcher)
-    place = checkpoint_place(config.checkpoint, folder)
+    state = build_state(config, collection, executor, watcher, own)
+    if state.method.needs_labels:
+        _require_labels(images, config.method.loss.kind)
+    place = checkpoint_location(config.checkpoint, folder)
     restore(state, config, place, record.identity, fingerprint, watcher)
-    run = _Run(
-        config=config,
-        folder=folder,
-        batches=ViewBatches(
-            images,
-            order,
-            config.views,
-            executor,
-            view_count=config.method.views,
-            groups=groups,
-            device=views_device(config.views.applier, choose_device(config.training.device)),
-        ),
-        probe=build_probe(
-            collection,
-            config.views,
-            executor,
-            image_count=config.probe.images,
-            group_by=group_by,
-            labels_used=uses_labels(config),
-        ),
-        state=state,
-        watcher=watcher,
-        checkpoints=place,
-        fingerprint=fingerprint,
-        total_steps=config.training.epochs * order.steps_per_epoch,
+    batches = ViewBatches(
+        images,
+        order,
+        config.views,
+        executor,
+        view_count=state.method.views,
+        groups=groups,
+        device=views_device(config.views.applier, device),
     )
-    if run.probe.words:
-        watcher.say(run.probe.words)
+    run = _Run(config, folder, batches, health, state, watcher, place, fingerprint)
+    if health.words:
+        watcher.say(health.words)
     watcher.begin(step=state.step, total_steps=run.total_steps)
-    stopwatch = Stopwatch(choose_device(config.training.device))
+    stopwatch = Stopwatch(device)
     with ExitStack() as opened:
         received = opened.enter_context(collected_signals(patient=process_count() > 1))
         log = saver = None
         if process_rank() == 0:
             log = opened.enter_context(open_log(folder, state, watcher))
+            prepare = partial(keep_config, folder, config, record)
             saver = opened.enter_context(
                 Saver(
                     place,
                     record.identity,
                     config.checkpoint,
                     watcher.say,
-                    prepare=partial(keep_config, folder, config, record),
+                    prepare=prepare,
                     resumed_step=state.step,
                 )
             )
         try:
             with stopwatch.running(), profiled(stopwatch, config.probe, folder) as step_ended:
                 run.train(log, saver, received, stopwatch, step_ended)
-        except LostPeer as error:
-            raise who_is_missing(error, state.step + 1) from error
+        except LostProcess as error:
+            raise name_missing(error, state.step + 1) from error
     return state
 
 
-def _require_labels(images: ImageSet) -> None:
+def _require_labels(images: ImageSet, kind: str) -> None:
     mend = "put the images of each class into a folder of its own, or choose another loss."
     if images.labels is None:
-        raise ConfigError(f"method.loss.kind = 'supervised' needs labels: {mend}")
+        raise ConfigError(f"method.loss.kind = {kind!r} needs labels: {mend}")
     without = np.flatnonzero(images.labels < 0)
     if len(without):
         raise ConfigError(
-            f"method.loss.kind = 'supervised' needs a label of every image; {len(without)} of "
+            f"method.loss.kind = {kind!r} needs a label of every image; {len(without)} of "
             f"{len(images)} have none, as {images.names[int(without[0])]}: {mend}"
         )
 
 
 @dataclass
 class _Run:
-    """One sitting of a run."""
+    """A run from where it stands until it ends, or is stopped."""
 
     config: RunConfig
     folder: RunFolder
     batches: ViewBatches
-    probe: HealthProbe
+    health: Health
     state: RunState
     watcher: Watcher
-    checkpoints: Place
+    checkpoints: CheckpointLocation
     fingerprint: str
-    total_steps: int
     unchecked: list[tuple[int, Tensor]] = field(default_factory=list)
     symptoms: set[str] = field(default_factory=set)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps from the first epoch to the last."""
+        return self.config.training.epochs * self.batches.order.steps_per_epoch
 
     def train(
         self,
@@ -185,9 +197,9 @@ class _Run:
         begun, earlier = time.monotonic(), state.seconds
         line_time, line_step = begun, state.step
         lines = log.lines if log is not None else []
-        self._require_in_step()
+        self._require_synchronized()
         for batch in self._batches():
-            result = self._step(batch)
+            output = self._step(batch)
             state.step += 1
             now = time.monotonic()
             state.seconds = earlier + now - begun
@@ -195,20 +207,20 @@ class _Run:
             if self._is_due(self.config.probe.log_every_steps) or last or self._health_is_due():
                 self._check_losses()
                 steps = state.step - line_step
-                line = self._line(result, now - line_time, steps)
-                line |= time_figures(stopwatch.read(), steps)
+                line = self._line(output, now - line_time, steps)
+                line |= time_metrics(stopwatch.read(), steps)
                 line_time, line_step = time.monotonic(), state.step
                 if log is not None:
                     log.write(line)
                     self._watch(line, lines)
             if self._is_due(self.config.training.check_every_steps):
                 with watch("measuring"):
-                    self._require_in_step()
+                    self._require_synchronized()
             # The first process alone knows of disks and clocks; here all learn what it found.
             asked = (0, 0) if saver is None else (saver.is_due(), saver.error is not None)
             stop, due, broken = largest_over_processes(sum(received[:1]), *map(int, asked))
             if broken:
-                raise saver.failure() if saver is not None else FirstStopped("process 0 says why")
+                raise (saver.failure() if saver is not None else FirstStopped("process 0 says why"))
             if stop or last:
                 with watch("checkpoint"):
                     self._save_and_wait(log, saver)
@@ -216,7 +228,7 @@ class _Run:
                 with watch("checkpoint"):
                     self._save(saver)
             if stop and not last:
-                leave_together()
+                wait_for_all()
                 raise interruption(stop, state.step, self.folder)
             step_ended()
 
@@ -235,7 +247,7 @@ class _Run:
                 batch = next(ahead).to(device)
             yield batch
 
-    def _step(self, batch: Batch) -> StepResult:
+    def _step(self, batch: Batch) -> StepOutput:
         config, state = self.config, self.state
         rate = learning_rate(
             config.schedule,
@@ -247,7 +259,7 @@ class _Run:
         momentum = encoder_momentum(
             config.method.key_encoder, step=state.step, total_steps=self.total_steps
         )
-        result = train_step(
+        output = train_step(
             state.method,
             state.optimizer,
             batch,
@@ -259,10 +271,10 @@ class _Run:
         if state.scale.enabled and state.scale.value < LEAST_SCALE:
             what = "gradients overflow fp16 however little the loss is enlarged"
             raise self._not_finite(what, state.step + 1)
-        self.unchecked.append((state.step, result.look_up.loss.detach()))
+        self.unchecked.append((state.step, output.loss))
         if batch.indices.device.type == "cpu":  # reading a loss there waits for nothing
             self._check_losses()
-        return result
+        return output
 
     def _check_losses(self) -> None:
         steps, losses = zip(*self.unchecked, strict=True) if self.unchecked else ((), ())
@@ -279,30 +291,25 @@ class _Run:
         interval = self.config.probe.health_every_epochs * self.batches.order.steps_per_epoch
         return self.state.step in (1, self.total_steps) or self._is_due(interval)
 
-    def _line(self, result: StepResult, seconds: float, steps: int) -> dict[str, Any]:
+    def _line(self, output: StepOutput, seconds: float, steps: int) -> dict[str, Any]:
         """One line of metrics: of this very step, so that a resumed run writes the same."""
-        state, found = self.state, result.look_up
-        views = self.config.method.views + self.config.views.small_views
+        state = self.state
+        views = state.method.views + self.config.views.small_views
         line: dict[str, Any] = {
             "step": state.step,
             "epoch": (state.step - 1) // self.batches.order.steps_per_epoch,
             "seconds": round(state.seconds, 3),
-            "loss": float(found.loss.detach()),
-            "chance": found.chance_loss,
-            "accuracy": float(found.accuracy),
-            "chance_accuracy": round(found.chance_accuracy, 6),
-            "candidates": found.candidates,
+            "loss": float(output.loss),
+            **{name: float(value) for name, value in output.metrics.items()},
             "learning_rate": state.optimizer.param_groups[0]["lr"],
             "views_per_second": round(views * self.config.training.batch_size * steps / seconds, 1),
         }
-        line |= state.method.figures() | state.scale.figures()
-        if result.gradient_norm is not None:
-            line["gradient_norm"] = float(result.gradient_norm)
+        line |= state.method.state_metrics() | state.scale.state_metrics()
         if self._health_is_due():
-            measure = self.probe.measure
+            measure = self.health.measure
             try:
                 with watch("measuring"):
-                    measured = from_first(lambda: json.dumps(measure(state.method, self.batches)))
+                    measured = run_on_first(lambda: json.dumps(measure(state.method, self.batches)))
             except FeaturesError as error:  # weights went astray in this step; its loss had not
                 raise self._not_finite(error.what, state.step) from error
             line |= json.loads(measured)
@@ -310,16 +317,11 @@ class _Run:
 
     def _watch(self, line: dict[str, Any], lines: list[dict[str, Any]]) -> None:
         self.watcher.metrics(line)
-        found = find_symptoms(lines, dictionary_size=self._full_dictionary())
-        for symptom in [*found, *time_symptoms(lines)]:
+        size = self.state.method.dictionary_size
+        for symptom in self.health.symptoms(lines, dictionary_size=size):
             if symptom.name not in self.symptoms:
                 self.symptoms.add(symptom.name)
                 self.watcher.symptom(symptom)
-
-    def _full_dictionary(self) -> int | None:
-        if self.config.distillation.teacher is not None:
-            return None
-        return full_size(self.config.method.dictionary, self.batches.order.image_count)
 
     def _save(self, saver: Saver | None) -> None:
         """Begins to write a checkpoint; no process waits for the disk."""
@@ -340,7 +342,7 @@ class _Run:
             log.finish()
             return ""
 
-        from_first(finish)
+        run_on_first(finish)
 
     def _said_in_checkpoints(self) -> dict[str, str]:
         """From which a run whose folder is lost is known again."""
@@ -354,5 +356,5 @@ class _Run:
     def _not_finite(self, what: str, step: int) -> TrainingError:
         return not_finite(what, step, self.config, self.folder, self.checkpoints)
 
-    def _require_in_step(self) -> None:
-        require_in_step(self.state.method, self.state.step, images=self.fingerprint)
+    def _require_synchronized(self) -> None:
+        require_synchronized(self.state.method, self.state.step, images=self.fingerprint)

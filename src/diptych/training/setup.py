@@ -1,36 +1,40 @@
-"""A run's state as it is begun or gone on with, and what keeps its folder whole."""
+"""The state of a run as it begins or goes on, and what keeps its folder whole."""
 
 from concurrent.futures import Executor
 
 import torch
 
-from diptych.checkpoints.checkpoint import list_checkpoints, load_newest, steps_in
-from diptych.checkpoints.same_run import require_same_images
+from diptych.checkpoints.identity import require_same_images
+from diptych.checkpoints.save_and_load import list_checkpoints, load_newest, steps_in
 from diptych.checkpoints.state import RunState
-from diptych.checkpoints.stores import Place
+from diptych.checkpoints.stores import CheckpointLocation
 from diptych.config.files import to_toml
 from diptych.config.sections import RunConfig
 from diptych.errors import DamagedCheckpoint, NotSaved, TrainingError
 from diptych.images.collection import Collection
 from diptych.logging.metrics import RunLog
 from diptych.logging.progress import Watcher
-from diptych.methods.build import build_learner
-from diptych.methods.contrastive import Method
+from diptych.methods.build import OwnParts, build_method
 from diptych.models.activations import offload, recompute_stages
 from diptych.optimization.loss_scale import LossScale
 from diptych.optimization.optimizers import build_optimizer
-from diptych.runs.folder import RunFolder, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder
 from diptych.runs.record import Identity, RunRecord, write_record
 from diptych.runtime.device import choose_device
-from diptych.training.begin_from import load_beginning
+from diptych.training.begin_from import load_begin_from
 
 
 def build_state(
-    config: RunConfig, collection: Collection, executor: Executor, watcher: Watcher
+    config: RunConfig,
+    collection: Collection,
+    executor: Executor,
+    watcher: Watcher,
+    own: OwnParts,
 ) -> RunState:
     """The state that a run begins with, on its device and as its options ask."""
     training, device = config.training, choose_device(config.training.device)
-    method = build_learner(config, collection, executor).train()
+    method = build_method(config, collection, executor, own).train()
     layout = torch.channels_last if training.channels_last else torch.contiguous_format
     method.to(device).to(memory_format=layout)
     if training.recompute == "stages":
@@ -45,9 +49,8 @@ def build_state(
             "use --training.precision fp32, or bf16, which many CPUs do."
         )
     if training.compile:
-        method.network.compile()
-        if isinstance(method, Method) and method.momentum_encoder is not None:
-            method.momentum_encoder.network.compile()
+        for network in method.networks:
+            network.compile()
     scale = LossScale(enabled=training.precision == "fp16", device=device.type)
     return RunState(method, build_optimizer(config.optimizer, method), scale)
 
@@ -75,13 +78,13 @@ def keep_config(folder: RunFolder, config: RunConfig, record: RunRecord) -> None
     if not folder.record.exists():
         write_record(folder, record)
     if not folder.config.exists():
-        write_aside(folder.config, to_toml(config).encode())
+        atomic_write(folder.config, to_toml(config).encode())
 
 
 def restore(
     state: RunState,
     config: RunConfig,
-    place: Place,
+    place: CheckpointLocation,
     run: Identity,
     fingerprint: str,
     watcher: Watcher,
@@ -94,20 +97,20 @@ def restore(
         ForeignCheckpoint: there are checkpoints, but none of this run.
     """
     found = load_newest(place, run, lambda why: watcher.say(f"{why} The one before it is used."))
-    beginning = config.training.begin_from
-    if found is None and beginning is None:
+    begin_from = config.training.begin_from
+    if found is None and begin_from is None:
         return
-    tensors, scalars = found or load_beginning(str(beginning))
+    tensors, scalars = found or load_begin_from(str(begin_from))
     require_same_images(scalars.get("images"), fingerprint)
     if found and state.scale.enabled and "loss_scale" not in scalars:
         raise DamagedCheckpoint(f"a checkpoint of this run in {place} lacks the scale of the loss.")
     state.restore(tensors, scalars)
-    whose = "the checkpoint" if found else f"the state of {beginning}"
+    whose = "the checkpoint" if found else f"the state of {begin_from}"
     watcher.say(f"Going on from {whose} after step {state.step}.")
 
 
 def not_finite(
-    what: str, step: int, config: RunConfig, folder: RunFolder, place: Place
+    what: str, step: int, config: RunConfig, folder: RunFolder, place: CheckpointLocation
 ) -> TrainingError:
     """The error that ends a run whose loss, gradients or weights are no longer numbers."""
     mend = (

@@ -1,4 +1,4 @@
-"""What keeps the processes of a run in step: means over all of them, and a check that they agree.
+"""What keeps the processes of a run synchronized: means over all, and a check that they agree.
 
 Each process computes the loss of its own queries; the loss of the batch is the mean of theirs, and
 so is the gradient. After a step every process holds the same weights, statistics and dictionary, by
@@ -8,6 +8,7 @@ construction. A check at intervals notices where a faulty machine makes them dif
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from diptych.errors import PeerError
-from diptych.methods.objective import LookUp
+from diptych.errors import DistributedError
+from diptych.methods.method import StepOutput
 from diptych.methods.sharded_bank import sharded_banks
 from diptych.models.norms import GlobalBatchNorm
 from diptych.runtime.distributed import (
@@ -31,7 +32,7 @@ DRAW_STREAM: Final = 0x44524157  # "DRAW": keeps these draws apart from any othe
 _SHARE: Final = "the keys that it alone holds, which are not those that it took in"
 
 
-def average_step(method: nn.Module, found: LookUp) -> LookUp:
+def synchronize_step(method: nn.Module, output: StepOutput) -> StepOutput:
     """Averages gradients and running statistics over the processes, after the backward pass.
 
     Running statistics move by the same share on each process, so that their mean is what moves
@@ -39,20 +40,22 @@ def average_step(method: nn.Module, found: LookUp) -> LookUp:
 
     Args:
         method: whose gradients are those of this process's queries.
-        found: of this process's queries.
+        output: of this process's queries.
 
     Returns:
-        Loss and accuracy over the queries of all processes.
+        The loss and every metric over the queries of all processes, without gradient.
     """
     if process_count() == 1:
-        return found
-    loss, accuracy = found.loss.detach().clone(), found.accuracy.clone()
+        return replace(output, loss=output.loss.detach())
+    loss = output.loss.detach().clone()
+    metrics = {name: value.detach().clone() for name, value in output.metrics.items()}
     gradients = [p.grad for p in method.parameters() if p.grad is not None]
-    average_over_processes([*gradients, *own_statistics(method), loss, accuracy])
-    return found._replace(loss=loss, accuracy=accuracy)
+    averaged = [*gradients, *local_statistics(method), loss, *metrics.values()]
+    average_over_processes(averaged)
+    return replace(output, loss=loss, metrics=metrics)
 
 
-def seed_draws(seed: int, step: int) -> None:
+def seed_generators(seed: int, step: int) -> None:
     """Sets torch's generators, as dropout uses them: a function of seed, step and rank.
 
     So no process has to save its own, and a run goes on with any number of processes.
@@ -61,7 +64,7 @@ def seed_draws(seed: int, step: int) -> None:
     torch.manual_seed(int(stream.generate_state(1, np.uint64)[0] >> 1))
 
 
-def require_in_step(method: nn.Module, step: int, **more: str) -> None:
+def require_synchronized(method: nn.Module, step: int, **more: str) -> None:
     """Compares what the processes hold, by checksums.
 
     Args:
@@ -70,7 +73,7 @@ def require_in_step(method: nn.Module, step: int, **more: str) -> None:
         more: texts that must be the same too, by what they are.
 
     Raises:
-        PeerError: names the processes that differ from most of the others, and in what.
+        DistributedError: names the processes that differ from most of the others, and in what.
     """
     if process_count() == 1:
         return
@@ -85,7 +88,7 @@ def require_in_step(method: nn.Module, step: int, **more: str) -> None:
         usual = 0 if part == _SHARE else Counter(sums).most_common(1)[0][0]
         others = [rank for rank, one in enumerate(sums) if one != usual]
         if others:
-            raise PeerError(_difference(others, part, step))
+            raise DistributedError(_difference(others, part, step))
 
 
 def _difference(ranks: list[int], part: str, step: int) -> str:
@@ -121,7 +124,7 @@ def _bytes(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-def own_statistics(method: nn.Module) -> list[Tensor]:
+def local_statistics(method: nn.Module) -> list[Tensor]:
     """Running statistics of norms that see this process's images only.
 
     Those of a norm in evaluation mode, as a teacher's, have not moved and are the same everywhere:

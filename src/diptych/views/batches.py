@@ -16,9 +16,16 @@ from diptych.images.collection import ImageSet
 from diptych.images.groups import Groups
 from diptych.images.order import Order
 from diptych.runtime.distributed import own_slice
-from diptych.views.cpu import EvaluationCrops, Panel, fit, gather_all, load_evaluated, load_views
+from diptych.views.cpu import (
+    EvaluationCrops,
+    SizedViews,
+    fit,
+    gather_all,
+    load_evaluated,
+    load_views,
+)
 from diptych.views.device import make_views_on
-from diptych.views.parameters import draw_views
+from diptych.views.draw import draw_views
 
 
 @dataclass(frozen=True)
@@ -151,36 +158,36 @@ class ViewBatches:
         large = range(which.start, min(which.stop, self.view_count))
         small = range(max(which.start, self.view_count), which.stop)
         sides = (self.config.side_pixels, self.config.small_side)
-        panels = [
-            self._panel(indices, epoch, views, side)
+        sized = [
+            self._sized(indices, epoch, views, side)
             for views, side in zip((large, small), sides, strict=True)
             if len(views)
         ]
-        if not panels:
+        if not sized:
             return ()
         if self.device is None:
-            made = load_views(self.images, indices, panels, self.config, self.executor)
-            return tuple(as_images(view) for panel in made for view in panel)
-        return self._make_on(self.device, indices, panels)
+            made = load_views(self.images, indices, sized, self.config, self.executor)
+            return tuple(as_images(view) for views in made for view in views)
+        return self._make_on(self.device, indices, sized)
 
     def _make_on(
-        self, device: torch.device, indices: NDArray[np.int64], panels: list[Panel]
+        self, device: torch.device, indices: NDArray[np.int64], sized: list[SizedViews]
     ) -> tuple[Tensor, ...]:
         pixels = gather_all(self.images, indices, self.executor)
         heights, widths = self.images.heights[indices], self.images.widths[indices]
         made = [
             make_views_on(
                 pixels,
-                fit(panel.drawn, pixels, heights, widths),
+                fit(one.drawn, pixels, heights, widths),
                 self.config,
                 device,
-                side_pixels=panel.side_pixels,
+                side_pixels=one.side_pixels,
             )
-            for panel in panels
+            for one in sized
         ]
-        return tuple(view for panel in made for view in panel)
+        return tuple(view for views in made for view in views)
 
-    def _panel(self, indices: NDArray[np.int64], epoch: int, views: range, side: int) -> Panel:
+    def _sized(self, indices: NDArray[np.int64], epoch: int, views: range, side: int) -> SizedViews:
         drawn = draw_views(
             self._policies[views.start : views.stop],
             strength=self.config.strength,
@@ -192,7 +199,7 @@ class ViewBatches:
             widths=self.images.widths[indices],
             first_view=views.start,
         )
-        return Panel(drawn, side)
+        return SizedViews(drawn, side)
 
 
 def evaluation_views(

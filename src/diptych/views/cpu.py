@@ -17,14 +17,14 @@ from diptych.config.sections import ViewsConfig
 from diptych.images.collection import ImageSet
 from diptych.images.pixels import PixelBatch
 from diptych.runtime.stopwatch import give
+from diptych.views.draw import centre_views, five_views
 from diptych.views.kernels import make_views_into
-from diptych.views.parameter_table import Draws
-from diptych.views.parameters import centre_views, five_views
+from diptych.views.parameters import ViewParameters
 
 
 def make_views(
     images: PixelBatch,
-    drawn: Draws,
+    drawn: ViewParameters,
     config: ViewsConfig,
     *,
     side_pixels: int | None = None,
@@ -91,13 +91,11 @@ def to_pixels(views: NDArray[np.float32], config: ViewsConfig) -> NDArray[np.uin
 _TASK_BYTES = 1 << 20  # of pixels
 _TASKS = 8  # of a large batch, at least
 _TASK_IMAGES = 32  # of a small one, at most
-
-
 EvaluationCrops = Literal["center", "five"]
 """The largest centred square, or squares at the corners and in the centre."""
 
 
-class Panel(NamedTuple):
+class SizedViews(NamedTuple):
     """Views of the same size.
 
     Attributes:
@@ -105,14 +103,14 @@ class Panel(NamedTuple):
         side_pixels: of these views.
     """
 
-    drawn: Draws
+    drawn: ViewParameters
     side_pixels: int
 
 
 def load_views(
     images: ImageSet,
     indices: NDArray[np.int64],
-    panels: Sequence[Panel],
+    sized: Sequence[SizedViews],
     config: ViewsConfig,
     executor: Executor,
 ) -> list[NDArray[np.float32]]:
@@ -121,19 +119,19 @@ def load_views(
     Args:
         images: the set.
         indices: (images,), which of it.
-        panels: what to make of each image.
+        sized: what to make of each image.
         config: gives the normalisation.
         executor: its threads share the work.
 
     Returns:
-        For each panel (views, images, side, side, channels), float32, normalised.
+        For each size (views, images, side, side, channels), float32, normalised.
     """
     outs = [
         np.empty(
-            (*panel.drawn.crops.shape, panel.side_pixels, panel.side_pixels, images.channels),
+            (*one.drawn.crops.shape, one.side_pixels, one.side_pixels, images.channels),
             dtype=np.float32,
         )
-        for panel in panels
+        for one in sized
     ]
     heights, widths = images.heights[indices], images.widths[indices]
 
@@ -141,9 +139,9 @@ def load_views(
         begun = time.perf_counter()
         pixels = images.pixels.gather(indices[some])
         read = time.perf_counter()
-        for panel, out in zip(panels, outs, strict=True):
-            drawn = fit(panel.drawn.images(some), pixels, heights[some], widths[some])
-            side = panel.side_pixels
+        for one, out in zip(sized, outs, strict=True):
+            drawn = fit(one.drawn.images(some), pixels, heights[some], widths[some])
+            side = one.side_pixels
             make_views(pixels, drawn, config, side_pixels=side, out=out, begin=some.start)
         return read - begun, time.perf_counter() - begun
 
@@ -180,14 +178,16 @@ def load_evaluated(
 ) -> NDArray[np.float32]:
     """The views for evaluation, without chance, (views, images, side, side, channels)."""
     draw = centre_views if crops == "center" else five_views
-    panel = Panel(draw(images.heights[indices], images.widths[indices]), config.side_pixels)
-    return load_views(images, indices, [panel], config, executor)[0]
+    evaluated = SizedViews(
+        draw(images.heights[indices], images.widths[indices]), config.side_pixels
+    )
+    return load_views(images, indices, [evaluated], config, executor)[0]
 
 
 def fit(
-    drawn: Draws, pixels: PixelBatch, heights: NDArray[np.int64], widths: NDArray[np.int64]
-) -> Draws:
-    """Draws in the coordinates of pixels that may have been decoded smaller than full size."""
+    drawn: ViewParameters, pixels: PixelBatch, heights: NDArray[np.int64], widths: NDArray[np.int64]
+) -> ViewParameters:
+    """Parameters in the coordinates of pixels that may have been decoded smaller."""
     if np.array_equal(pixels.heights, heights) and np.array_equal(pixels.widths, widths):
         return drawn
     return drawn.scaled(pixels.heights / heights, pixels.widths / widths)

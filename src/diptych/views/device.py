@@ -1,9 +1,9 @@
-"""Makes views with tensor operations on any device, from the same draws as ``cpu.py``.
+"""Makes views with tensor operations on any device, from the same parameters as ``cpu.py``.
 
 Pixels are packed and moved by ``move_pixels``, which may run in another thread ahead of time;
-``apply_draws`` makes the views. What is to be done is known on the CPU, so nothing waits for the
-device. The pixels are those of ``cpu.py`` to rounding, and given images as floating-point tensors
-the views carry gradients back to them.
+``apply_parameters`` makes the views. What is to be done is known on the CPU, so nothing waits for
+the device. The pixels are those of ``cpu.py`` to rounding, and given images as floating-point
+tensors the views carry gradients back to them.
 """
 
 from collections.abc import Callable
@@ -19,16 +19,16 @@ from torch import Tensor
 from diptych.config.sections import ViewsConfig
 from diptych.images.pixels import PixelBatch
 from diptych.views import device_operations as operations
-from diptych.views import parameter_table as draws
+from diptych.views import parameters as codes
 from diptych.views.cpu import normalisation
 from diptych.views.device_operations import Fill, Views
-from diptych.views.parameter_table import (
+from diptych.views.parameters import (
     BRIGHTNESS,
     CONTRAST,
     HUE,
     JITTER_ORDERS,
     SATURATION,
-    Draws,
+    ViewParameters,
 )
 
 _PADDING: Final = 1.5
@@ -233,7 +233,7 @@ def _cubic(x: Tensor) -> Tensor:
 
 def make_views_on(
     images: PixelBatch,
-    drawn: Draws,
+    drawn: ViewParameters,
     config: ViewsConfig,
     device: torch.device,
     *,
@@ -251,12 +251,12 @@ def make_views_on(
     Returns:
         Views, float32, normalised, on the device.
     """
-    return apply_draws(move_pixels(images, device), drawn, config, side_pixels=side_pixels)
+    return apply_parameters(move_pixels(images, device), drawn, config, side_pixels=side_pixels)
 
 
-def apply_draws(
+def apply_parameters(
     images: DevicePixels | Float[Tensor, "images channels height width"],
-    drawn: Draws,
+    drawn: ViewParameters,
     config: ViewsConfig,
     *,
     side_pixels: int | None = None,
@@ -302,7 +302,7 @@ def _resize_all(
 def _do_slot(views: Views, steps: NDArray[np.float64], mean: Fill) -> Views:
     """Does one step of every row: each kind that is there at once, for the rows that have it."""
     kinds = steps[:, 0].astype(np.int64)
-    for kind in np.unique(kinds[kinds != draws.NOTHING]).tolist():
+    for kind in np.unique(kinds[kinds != codes.NOTHING]).tolist():
         rows = np.flatnonzero(kinds == kind)
         views = _change(views, rows, _step, kind, steps[rows, 1:], mean)
     return views
@@ -322,40 +322,40 @@ def _change(
 
 
 def _step(views: Views, kind: int, numbers: NDArray[np.float64], mean: Fill) -> Views:
-    """Does a step of one kind; numbers is (rows, STEP_WIDTH - 1), as ``Draws.steps`` has them."""
+    """Does a step of one kind; numbers is (rows, STEP_WIDTH - 1), as in ``ViewParameters``."""
     whole = numbers.astype(np.int64)
     table = on_device(numbers, views)
     match kind:
-        case draws.FLIP:
+        case codes.FLIP:
             return views.flip(3)
-        case draws.VERTICAL_FLIP:
+        case codes.VERTICAL_FLIP:
             return views.flip(2)
-        case draws.TURN:
+        case codes.TURN:
             return _turn(views, whole[:, 0])
-        case draws.AFFINE:
+        case codes.AFFINE:
             return _move(views, numbers, mean)
-        case draws.COLOR:
+        case codes.COLOR:
             return _jitter(views, numbers)
-        case draws.GRAY:
+        case codes.GRAY:
             return operations.gray(views)
-        case draws.BLUR:
+        case codes.BLUR:
             return operations.blur(views, table[:, 0], table[:, 1])
-        case draws.SOLARIZE:
+        case codes.SOLARIZE:
             return operations.solarize(views, table[:, 0])
-        case draws.POSTERIZE:
+        case codes.POSTERIZE:
             return operations.posterize(views, table[:, 0])
-        case draws.EQUALIZE:
+        case codes.EQUALIZE:
             return operations.equalize(views)
-        case draws.AUTO_CONTRAST:
+        case codes.AUTO_CONTRAST:
             return operations.auto_contrast(views)
-        case draws.SHARPEN:
+        case codes.SHARPEN:
             return operations.sharpen(views, table[:, 0])
-        case draws.NOISE:
+        case codes.NOISE:
             keys = to_device(torch.from_numpy(whole[:, 1:3]), views.device)
             return operations.add_noise(views, table[:, 0], keys)
-        case draws.CUTOUT:
+        case codes.CUTOUT:
             return operations.cut_out(views, table[:, :4], mean)
-        case draws.SOBEL:
+        case codes.SOBEL:
             return operations.sobel(views)
     raise ValueError(f"there is no step of kind {kind}")
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from diptych.views.parameter_table import FLIP
+from diptych.views.parameters import FLIP
 from diptych.views.pixel_kernels import apply_step, largest_radius
 
 # No reassociation: a loop has a second body, for arrays that might overlap, and the bits must not

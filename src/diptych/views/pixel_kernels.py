@@ -8,8 +8,8 @@ where they have it.
 import numpy as np
 from numba import njit
 
-from diptych.views import parameter_table as draws
-from diptych.views.parameter_table import BRIGHTNESS, CONTRAST, HUE, JITTER_ORDERS, SATURATION
+from diptych.views import parameters as codes
+from diptych.views.parameters import BRIGHTNESS, CONTRAST, HUE, JITTER_ORDERS, SATURATION
 from diptych.views.philox import small_philox
 
 _FAST = {"contract", "nsz", "arcp"}
@@ -27,51 +27,51 @@ def largest_radius(steps):
     for view in range(steps.shape[0]):
         for i in range(steps.shape[1]):
             for step in range(steps.shape[2]):
-                if steps[view, i, step, 0] == draws.BLUR:
+                if steps[view, i, step, 0] == codes.BLUR:
                     radius = max(radius, int(steps[view, i, step, 2]))
     return radius
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def apply_step(planes, step, side, mean, one, two):
-    """Does one step of ``Draws.steps`` to all planes; ``one`` and ``two`` are scratch."""
+    """Does one step of ``ViewParameters.steps`` to all planes; ``one`` and ``two`` are scratch."""
     kind, channels = int(step[0]), len(planes)
-    if kind == draws.COLOR:
+    if kind == codes.COLOR:
         order = int(step[1])
         for position in range(4):
             _jitter(planes, JITTER_ORDERS[order, position], step)
         return
-    if kind == draws.GRAY:
+    if kind == codes.GRAY:
         _to_gray(planes)
         return
     for c in range(channels):
         plane = planes[c]
-        if kind == draws.FLIP:
+        if kind == codes.FLIP:
             _flip(plane, side)
-        elif kind == draws.VERTICAL_FLIP:
+        elif kind == codes.VERTICAL_FLIP:
             _flip_upside_down(plane, side)
-        elif kind == draws.TURN:
+        elif kind == codes.TURN:
             for _ in range(int(step[1])):
                 _quarter_turn(plane, side, one)
-        elif kind == draws.AFFINE:
+        elif kind == codes.AFFINE:
             _move(plane, step, side, mean[c], one)
-        elif kind == draws.BLUR:
+        elif kind == codes.BLUR:
             _blur(plane, one, two, side, int(step[2]), step[1])
-        elif kind == draws.SOLARIZE:
+        elif kind == codes.SOLARIZE:
             _solarize(plane, np.float32(step[1]))
-        elif kind == draws.POSTERIZE:
+        elif kind == codes.POSTERIZE:
             _posterize(plane, np.float32(step[1]))
-        elif kind == draws.EQUALIZE:
+        elif kind == codes.EQUALIZE:
             _equalize(plane)
-        elif kind == draws.AUTO_CONTRAST:
+        elif kind == codes.AUTO_CONTRAST:
             _stretch(plane)
-        elif kind == draws.SHARPEN:
+        elif kind == codes.SHARPEN:
             _sharpen(plane, np.float32(step[1]), side, one)
-        elif kind == draws.NOISE:
+        elif kind == codes.NOISE:
             _add_noise(plane, step, c)
-        elif kind == draws.CUTOUT:
+        elif kind == codes.CUTOUT:
             _cut_out(plane, step, side, mean[c])
-        elif kind == draws.SOBEL:
+        elif kind == codes.SOBEL:
             _sobel(plane, side, one)
 
 

@@ -176,6 +176,19 @@ def test_strips_may_go_on_below_the_picture(options: dict[str, Any], planar: str
     assert np.array_equal(decode_bytes(bytes(data), ImagesConfig()), pixels[:20])
 
 
+def test_a_strip_of_jpeg2000_is_bounded_by_the_picture() -> None:
+    data = bytearray(
+        tiff(noise(24, 7, 3, dtype=np.uint8), photometric="rgb", compression="jpeg2000")
+    )
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        tags = file.pages.first.tags
+        places = [tags[name].valueoffset for name in ("ImageLength", "RowsPerStrip")]
+    for place in places:
+        data[place : place + 2] = (20).to_bytes(2, "little")
+    with pytest.raises(UnreadableImage, match="a strip unpacks to more than the picture"):
+        decode_bytes(bytes(data), ImagesConfig())
+
+
 def bomb() -> bytes:
     """A strip that unpacks to far more than the picture."""
     data = tiff(noise(9, 7, 7), compression="zlib", **BANDS)

@@ -62,6 +62,7 @@ FILES: dict[str, bytes] = {
     "tiff deflate tiles": by_tifffile(compression="zlib", tile=(64, 64)),
     "tiff packbits": by_tifffile(compression="packbits", rowsperstrip=7),
     "tiff zstd": by_tifffile(compression="zstd", bigtiff=True),
+    "tiff jpeg 2000": by_tifffile(compression="jpeg2000"),
     "tiff jpeg": by_pillow("TIFF", "RGB", compression="jpeg"),
     "tiff palette": by_pillow("TIFF", "P"),
     "tiff bits": by_pillow("TIFF", "1", compression="group4"),

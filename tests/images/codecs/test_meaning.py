@@ -86,6 +86,7 @@ LAYOUTS: tuple[dict[str, Any], ...] = (
     {"compression": "zlib", "tile": (64, 64)},
     {"compression": "packbits", "tile": (16, 16), "bigtiff": True},
     {"compression": "zstd"},
+    {"compression": "jpeg2000", "tile": (64, 64)},
     {"tile": (64, 64)},
     {"planarconfig": "separate"},
     {"planarconfig": "separate", "compression": "lzw", "tile": (16, 32)},

@@ -11,7 +11,7 @@ from PIL import Image
 
 from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.sources.box_files import RefusedXml, parse_xml
+from diptych.images.sources.annotations import RefusedXml, parse_xml
 from diptych.images.sources.boxes import BoxedImages, open_boxes
 
 CONFIG = ImagesConfig(max_unreadable_share=0.9)

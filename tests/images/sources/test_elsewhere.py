@@ -18,8 +18,7 @@ from diptych.config.files import load_run_config
 from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import Collection
-from diptych.images.open import open_images
-from diptych.images.sources.hugging_face import from_any_folder
+from diptych.images.open import from_any_folder, open_images
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 

@@ -16,8 +16,9 @@ from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.collection import ImageSet
 from diptych.images.sources.arrow import find_saved, is_saved, list_saved
-from diptych.images.sources.hugging_face import find_handed_over, is_dataset, list_dataset, path_of
-from diptych.images.splits import open_found
+from diptych.images.sources.handed_over import find_handed_over, path_of
+from diptych.images.sources.hugging_face import is_dataset, list_dataset
+from diptych.images.splits import open_located
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -51,7 +52,7 @@ def test_a_saved_data_set_is_read(
     images, labels = stripes(8)
     made(images, labels, paths=True).save_to_disk(tmp_path / "saved", num_shards=3)
     assert is_saved(tmp_path / "saved")
-    train, test = open_found(find_saved(tmp_path / "saved", CONFIG), CONFIG, executor)
+    train, test = open_located(find_saved(tmp_path / "saved", CONFIG), CONFIG, executor)
     assert test is None
     assert np.array_equal(pixels_of(train), images)
     assert train.names == [f"{n}.png" for n in range(8)]
@@ -70,7 +71,7 @@ def test_saved_splits_are_noticed(
         validation=made(images[6:], labels[6:]),
     )
     parts.save_to_disk(tmp_path / "saved")
-    train, test = open_found(
+    train, test = open_located(
         find_saved(tmp_path / "saved", ImagesConfig(limit=3)), ImagesConfig(limit=3), executor
     )
     assert len(train) == 3
@@ -143,7 +144,7 @@ def test_an_object_is_read_in_its_own_order(stripes: Stripes, executor: ThreadPo
     order = [5, 2, 7, 0]
     dataset = made(images, labels, paths=True).select(order)
     dataset.set_transform(lambda rows: pytest.fail("transforms are the caller's"))
-    train, test = open_found(find_handed_over(path_of(dataset), CONFIG), CONFIG, executor)
+    train, test = open_located(find_handed_over(path_of(dataset), CONFIG), CONFIG, executor)
     assert test is None
     assert np.array_equal(pixels_of(train), images[order])
     assert train.names == [f"{n}.png" for n in order]
@@ -157,11 +158,11 @@ def test_an_object_with_splits(stripes: Stripes, executor: ThreadPoolExecutor) -
         train=made(images[:4], labels[:4]), test=made(images[4:], labels[4:])
     )
     name = path_of(both)
-    train, test = open_found(find_handed_over(name, CONFIG), CONFIG, executor)
+    train, test = open_located(find_handed_over(name, CONFIG), CONFIG, executor)
     assert (len(train), test and len(test)) == (4, 2)
     assert name == path_of(datasets.DatasetDict(both))
     with pytest.raises(ImagesError, match="has the parts left, right; wanted one named train"):
-        open_found(
+        open_located(
             find_handed_over(
                 path_of(odd := datasets.DatasetDict(left=both["train"], right=both["test"])), CONFIG
             ),
@@ -176,7 +177,7 @@ def test_an_object_that_is_gone_is_asked_for(
 ) -> None:
     name = path_of(made(*stripes(3)))
     with pytest.raises(ImagesError, match="Load the same one and hand it over again"):
-        open_found(find_handed_over(name, CONFIG), CONFIG, executor)
+        open_located(find_handed_over(name, CONFIG), CONFIG, executor)
 
 
 def test_objects_without_images_or_order_are_refused(stripes: Stripes) -> None:

@@ -19,7 +19,7 @@ from diptych.images.collection import ImageSet
 from diptych.images.sources import parquet
 from diptych.images.sources import parquet as spool
 from diptych.images.sources.parquet import find_in_parquet, list_parquet
-from diptych.images.splits import open_found
+from diptych.images.splits import open_located
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 NOTE = {"info": {"features": {"label": {"names": ["ant", "bee", "cat"], "_type": "ClassLabel"}}}}
@@ -62,7 +62,7 @@ def test_hugging_face_files_are_read(
             NOTE,
             row_group_size=2,
         )
-    train, test = open_found(find_in_parquet(str(tmp_path / "data"), config), config, executor)
+    train, test = open_located(find_in_parquet(str(tmp_path / "data"), config), config, executor)
     assert np.array_equal(pixels_of(train), images[:7])
     assert train.classes == ("ant", "bee", "cat")
     assert train.labels is not None
@@ -78,13 +78,15 @@ def test_plain_columns_and_text_labels(
     images, _ = stripes(4)
     data = [encoded(image, "PNG") for image in images]
     file = write(tmp_path / "a.parquet", {"jpg": data, "mask": data, "cls": ["b", "a", "b", "a"]})
-    train, test = open_found(find_in_parquet(str(tmp_path / "?.parquet"), config), config, executor)
+    train, test = open_located(
+        find_in_parquet(str(tmp_path / "?.parquet"), config), config, executor
+    )
     assert test is None
     assert np.array_equal(pixels_of(train), images)
     assert train.classes == ("a", "b")
     assert train.labels is not None
     assert train.labels.tolist() == [1, 0, 1, 0]
-    assert open_found(find_in_parquet(str(file), config), config, executor)[0].names == [
+    assert open_located(find_in_parquet(str(file), config), config, executor)[0].names == [
         "a:0",
         "a:1",
         "a:2",
@@ -99,7 +101,7 @@ def test_rows_are_named_by_their_paths(
     rows = structs(images, paths=True)
     rows[1]["path"] = "../../etc/passwd"  # a name, and nothing that is opened
     file = write(tmp_path / "a.parquet", {"image": rows})
-    train, _ = open_found(find_in_parquet(str(file), config), config, executor)
+    train, _ = open_located(find_in_parquet(str(file), config), config, executor)
     assert train.names == ["0.png", "../../etc/passwd", "2.png"]
     assert train.labels is None
 
@@ -111,7 +113,7 @@ def test_rows_without_bytes_are_listed(
     rows: list[Any] = structs(images)
     rows[1], rows[2] = None, {"bytes": None, "path": "/etc/hostname"}
     file = write(tmp_path / "a.parquet", {"image": rows})
-    train, _ = open_found(find_in_parquet(str(file), config), config, executor)
+    train, _ = open_located(find_in_parquet(str(file), config), config, executor)
     assert [one.name for one in train.skipped] == ["a:1", "a:2"]
     assert "names a file only, or holds nothing" in train.skipped[0].reason
     assert np.array_equal(pixels_of(train), images[[0, 3]])
@@ -179,4 +181,4 @@ def test_damaged_files_are_named(tmp_path: Path, stripes: Stripes, config: Image
 
 def test_without_files(tmp_path: Path, config: ImagesConfig, executor: ThreadPoolExecutor) -> None:
     with pytest.raises(ImagesError, match=r"no \.parquet files there"):
-        open_found(find_in_parquet(str(tmp_path), config), config, executor)
+        open_located(find_in_parquet(str(tmp_path), config), config, executor)

@@ -22,7 +22,7 @@ from diptych.images.sources import remote, remote_folder
 from diptych.images.sources import remote as fetching
 from diptych.images.sources.remote import connect, fetch, is_remote_file, is_url
 from diptych.images.sources.remote_folder import find_in_remote_folder
-from diptych.images.splits import hold_out, open_found
+from diptych.images.splits import hold_out, open_located
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
@@ -97,7 +97,7 @@ def test_a_folder_on_a_server(
         (class_folder / "class0" / "000.png").read_bytes()
     )
     (class_folder / "notes.txt").write_text("no image")
-    train, test = open_found(find_in_remote_folder(server + "/"), config, executor)
+    train, test = open_located(find_in_remote_folder(server + "/"), config, executor)
     assert test is None
     assert len(train) == 49
     assert train.names[16] == "class0/a b.png"
@@ -113,7 +113,7 @@ def test_a_bucket_with_train_and_test(
     for number, image in enumerate(images):
         part = "train" if number < 4 else "val"
         memory.pipe(f"/bucket/{part}/c{number % 2}/{number}.png", encoded(image, "PNG"))
-    train, test = open_found(find_in_remote_folder("memory://bucket"), config, executor)
+    train, test = open_located(find_in_remote_folder("memory://bucket"), config, executor)
     assert train.names == ["c0/0.png", "c0/2.png", "c1/1.png", "c1/3.png"]
     assert np.array_equal(pixels_of(train), images[[0, 2, 1, 3]])
     assert train.classes == ("c0", "c1")
@@ -151,7 +151,7 @@ def test_images_that_cannot_be_read_are_listed(
 ) -> None:
     Server.gone, Server.short = frozenset({"003.png"}), frozenset({"005.png"})
     lenient = ImagesConfig(max_unreadable_share=0.5, cache_megabytes=0, cache="none")
-    train, _ = open_found(find_in_remote_folder(f"{server}/class1"), lenient, executor)
+    train, _ = open_located(find_in_remote_folder(f"{server}/class1"), lenient, executor)
     reasons = {one.name: one.reason for one in train.skipped}
     assert set(reasons) == {"003.png", "005.png"}
     assert reasons["003.png"] == "the server answers 503"
@@ -172,7 +172,7 @@ def test_an_image_without_end_is_given_up(
     memory.pipe("/b/good.png", encoded(stripes(1)[0][0], "PNG"))
     memory.pipe("/b/huge.png", bytes(30_000))
     lenient = ImagesConfig(max_unreadable_share=0.5)
-    train, _ = open_found(find_in_remote_folder("memory://b"), lenient, executor)
+    train, _ = open_located(find_in_remote_folder("memory://b"), lenient, executor)
     assert [one.reason for one in train.skipped] == ["more than 20,000 bytes"]
 
 
@@ -202,7 +202,7 @@ def test_pages_without_end_are_given_up(
     monkeypatch.setattr(remote_folder, "_MOST_FOLDERS", 20)
     Server.page = b'<a href="a/">a</a> <a href="b/">b</a>'
     with pytest.raises(ImagesError, match="without end"):
-        open_found(find_in_remote_folder(server), config, executor)
+        open_located(find_in_remote_folder(server), config, executor)
 
 
 def test_a_file_is_fetched_once(
@@ -271,4 +271,4 @@ def test_addresses(config: ImagesConfig, executor: ThreadPoolExecutor) -> None:
             connect(wrong)
     assert fetching._plain("../..%2fx y.tar") == "_.._2fx_y.tar"
     with pytest.raises(ImagesError, match=r"no images listed|cannot be listed"):
-        open_found(find_in_remote_folder("memory://empty-bucket"), config, executor)
+        open_located(find_in_remote_folder("memory://empty-bucket"), config, executor)

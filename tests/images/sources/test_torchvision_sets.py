@@ -15,7 +15,7 @@ from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet
 from diptych.images.sources.torchvision_sets import find_torchvision
-from diptych.images.splits import open_found
+from diptych.images.splits import open_located
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 GRAY, CONFIG = ImagesConfig(color="gray"), ImagesConfig()
@@ -49,7 +49,7 @@ def test_arrays_are_taken_as_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     root, images, labels = mnist
-    train, test = open_found(
+    train, test = open_located(
         find_torchvision(f"torchvision:FashionMNIST:{root}", GRAY), GRAY, executor
     )
     assert np.array_equal(pixels_of(train)[..., 0], images[:7])
@@ -60,7 +60,8 @@ def test_arrays_are_taken_as_they_are(
     assert np.array_equal(pixels_of(test)[..., 0], images[7:])
     monkeypatch.setenv("TORCHVISION_ROOT", str(root))
     assert (
-        len(open_found(find_torchvision("torchvision:FashionMNIST", GRAY), GRAY, executor)[0]) == 7
+        len(open_located(find_torchvision("torchvision:FashionMNIST", GRAY), GRAY, executor)[0])
+        == 7
     )
 
 
@@ -81,7 +82,7 @@ def test_channels_that_come_first_are_moved(
         (folder / f"{part}_X.bin").write_bytes(images.transpose(0, 3, 2, 1).tobytes())
         (folder / f"{part}_y.bin").write_bytes((labels + 1).astype(np.uint8).tobytes())
     (folder / "class_names.txt").write_text("airplane\nbird\ncar\n")
-    train, test = open_found(
+    train, test = open_located(
         find_torchvision(f"torchvision:STL10:{tmp_path}", CONFIG), CONFIG, executor
     )
     assert np.array_equal(pixels_of(train), images)
@@ -99,7 +100,7 @@ def test_files_are_decoded_by_diptych(
         Image.fromarray(image).save(folder / f"{number}.png")
     (folder / "5.png").write_bytes(b"torchvision would fail at this one")
     lenient = ImagesConfig(max_unreadable_share=0.5)
-    train, test = open_found(
+    train, test = open_located(
         find_torchvision(f"torchvision:EuroSAT:{tmp_path}", lenient), lenient, executor
     )
     assert test is None
@@ -112,7 +113,7 @@ def test_files_are_decoded_by_diptych(
 @pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100", "LSUN", "ImageNet"])
 def test_pickles_are_refused(name: str, executor: ThreadPoolExecutor) -> None:
     with pytest.raises(ImagesError, match=r"unpickles its files.*Instead, "):
-        open_found(find_torchvision(f"torchvision:{name}", CONFIG), CONFIG, executor)
+        open_located(find_torchvision(f"torchvision:{name}", CONFIG), CONFIG, executor)
 
 
 def test_what_is_missing_or_unknown_is_said(
@@ -122,10 +123,10 @@ def test_what_is_missing_or_unknown_is_said(
     with pytest.raises(
         ImagesError, match=r"import KMNIST; KMNIST\('.*', train=True, download=True"
     ):
-        open_found(find_torchvision(f"torchvision:KMNIST:{root}", CONFIG), CONFIG, executor)
+        open_located(find_torchvision(f"torchvision:KMNIST:{root}", CONFIG), CONFIG, executor)
     with pytest.raises(ImagesError, match=r"wanted one of CLEVRClassification, .*, USPS"):
-        open_found(find_torchvision("torchvision:Nothing", CONFIG), CONFIG, executor)
+        open_located(find_torchvision("torchvision:Nothing", CONFIG), CONFIG, executor)
     (root / "FashionMNIST" / "processed").mkdir()
     (root / "FashionMNIST" / "processed" / "training.pt").write_bytes(b"a pickle")
     with pytest.raises(ImagesError, match=r"processed holds \.pt files of an old torchvision"):
-        open_found(find_torchvision(f"torchvision:FashionMNIST:{root}", CONFIG), CONFIG, executor)
+        open_located(find_torchvision(f"torchvision:FashionMNIST:{root}", CONFIG), CONFIG, executor)

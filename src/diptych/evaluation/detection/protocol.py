@@ -9,7 +9,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -37,21 +36,22 @@ from diptych.evaluation.detection.detector import (
 )
 from diptych.evaluation.detection.training import (
     Detections,
-    detect,
-    fine_tune,
     normalised_batches,
+    run_detector,
+    train_detector,
 )
 from diptych.evaluation.split import unlabelled_split
-from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources.boxes import BoxedImages, open_boxes
 from diptych.images.trained_on import load_trained_on
 from diptych.models.weights import load_encoder, untrained_encoder
-from diptych.runs.folder import RunFolder, require_writable, write_aside
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder, require_writable
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text
-from diptych.runtime.device import choose_device, use_threads
+from diptych.runtime.progress import ProgressReporter
+from diptych.runtime.runtime import Runtime
 
 BACKBONES: Final = ("pretrained", "untrained")
-SAMPLES: Final = 1000
+RESAMPLES: Final = 1000
 """Resamples of the test images for an interval."""
 
 DEFAULTS: Final = DetectionConfig()
@@ -74,6 +74,7 @@ class _Work:
     train: BoxedImages
     test: BoxedImages
     key: str
+    runtime: Runtime
 
 
 def measure_detection(
@@ -83,8 +84,9 @@ def measure_detection(
     *,
     train_part: str = "train",
     test_part: str = "test",
+    device: str = "auto",
     threads: int | None = None,
-    on_progress: Progress = ignore_progress,
+    progress: ProgressReporter | None = None,
     on_cell: CellDone = _ignore_cell,
 ) -> dict[str, Any]:
     """Fine-tunes detectors on a run's encoder and on untrained ones, and measures them.
@@ -98,9 +100,10 @@ def measure_detection(
         config: how detectors are trained, and how many.
         train_part: of the data, to train on.
         test_part: of the data, to measure on.
+        device: where detectors are trained and run, as in ``Runtime``.
         threads: CPU threads; all cores when not given. With another number sums may round
             differently.
-        on_progress: told how many images are read.
+        progress: told how far it is.
         on_cell: told which detectors are done.
 
     Returns:
@@ -120,10 +123,12 @@ def measure_detection(
     encoder = load_encoder(folder)
     require_writable(folder.path)
     images = replace(encoder.config.images, path=str(data), limit=None, bits=8, group_by=None)
-    with ThreadPoolExecutor(use_threads(threads)) as executor:
-        train, test = open_boxes(data, (train_part, test_part), images, executor, on_progress)
+    runtime = Runtime(device, threads, progress=progress or ProgressReporter())
+    with runtime:
+        told = runtime.counting("Reading the images")
+        train, test = open_boxes(data, (train_part, test_part), images, runtime.executor, told)
     key = cell_key(folder, config, train, test)
-    work = _Work(folder, encoder.config, config, train, test, key)
+    work = _Work(folder, encoder.config, config, train, test, key, runtime)
     cells = {
         backbone: [_cell(work, backbone, seed, on_cell) for seed in range(config.seeds)]
         for backbone in BACKBONES
@@ -141,16 +146,16 @@ def measure_detection(
             "train_images": len(train),
             "test_images": len(test),
             "classes": list(test.classes),
-            "resamples": SAMPLES,
+            "resamples": RESAMPLES,
         },
         "remarks": [remark for remark in remarks if remark],
         "skipped": [asdict(one) for one in (*train.images.skipped, *test.images.skipped)],
     }
-    write_aside(folder.detection, (json.dumps(found, indent=1) + "\n").encode())
+    atomic_write(folder.detection, (json.dumps(found, indent=1) + "\n").encode())
     return found
 
 
-# --- cells --------------------------------------------------------------------------------------
+# --- cells: one detector each -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,7 @@ def _cell(work: _Work, backbone: str, seed: int, on_cell: CellDone) -> _Cell:
             work.detection,
             work.train,
             work.test,
+            work.runtime,
             seed=seed,
             set_norms=backbone == "untrained",
         )
@@ -190,11 +196,12 @@ def train_and_detect(
     config: DetectionConfig,
     train: BoxedImages,
     test: BoxedImages,
+    runtime: Runtime,
     *,
     seed: int,
     set_norms: bool = False,
 ) -> tuple[Detections, list[float]]:
-    """Fine-tunes one detector on an encoder and runs it over the test images.
+    """Trains one detector on an encoder and runs it over the test images.
 
     Args:
         encoder: its weights are changed.
@@ -202,20 +209,22 @@ def train_and_detect(
         config: how the detector is trained.
         train: to train on.
         test: to detect in.
+        runtime: gives the device.
         seed: decides every draw; the global generator is left as it was.
         set_norms: let frozen norms of the encoder have the statistics of the training images.
 
     Returns:
         What it found in the test images, and each epoch's mean loss.
     """
-    device = choose_device("auto")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if set_norms and config.norm == "frozen":
             set_statistics(encoder, normalised_batches(train, config, *normalisation(run)))
-        detector = build_detector(encoder, run, config, classes=len(train.classes)).to(device)
-        losses = fine_tune(detector, train, config, seed=seed)
-        return detect(detector, test, config), losses
+        detector = build_detector(encoder, run, config, classes=len(train.classes))
+        detector = detector.to(runtime.torch_device)
+        training, testing = map(runtime.counting, ("Training a detector", "Running the detector"))
+        losses = train_detector(detector, train, config, seed=seed, on_images=training)
+        return run_detector(detector, test, config, on_images=testing), losses
 
 
 def _backbone(work: _Work, backbone: str, seed: int) -> nn.Module:
@@ -264,7 +273,7 @@ def _figures(
     }
     # The same draws of images for every detector, so that differences are paired.
     drawn = {
-        backbone: np.stack([resampled(one, SAMPLES, _generator(0)) for one in row])
+        backbone: np.stack([resampled(one, RESAMPLES, _generator(0)) for one in row])
         for backbone, row in matches.items()
     }
     means = {
@@ -329,6 +338,9 @@ def _generator(number: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(number))
 
 
+# --- files of cells -----------------------------------------------------------------------------
+
+
 _NAMES = ("counts", "corners", "labels", "scores")
 
 
@@ -355,7 +367,7 @@ def write_cell(file: Path, detections: Detections, losses: list[float], seconds:
         name: torch.from_numpy(np.ascontiguousarray(getattr(detections, name))) for name in _NAMES
     }
     header = {"losses": json.dumps(losses), "seconds": json.dumps(seconds)}
-    write_aside(file, save(tensors, metadata=header))
+    atomic_write(file, save(tensors, metadata=header))
 
 
 def read_cell(

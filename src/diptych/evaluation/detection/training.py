@@ -1,4 +1,4 @@
-"""Fine-tunes a detector on images with boxes, and runs it over others."""
+"""A detector trained on images with boxes, and run over others."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diptych.config.detection import DetectionConfig, learning_rate
+from diptych.config.detection import DetectionConfig, detection_learning_rate
 from diptych.errors import TrainingError
 from diptych.evaluation.detection.detector import image_sides
+from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources.boxes import BoxedImages
 from diptych.runtime.distributed import process_count, process_rank, sum_over_processes
 
@@ -36,8 +37,13 @@ class Detections:
     scores: NDArray[np.float32]
 
 
-def fine_tune(
-    detector: nn.Module, data: BoxedImages, config: DetectionConfig, *, seed: int
+def train_detector(
+    detector: nn.Module,
+    data: BoxedImages,
+    config: DetectionConfig,
+    *,
+    seed: int,
+    on_images: Progress = ignore_progress,
 ) -> list[float]:
     """Trains a detector in place by SGD on random flips and scales; returns each epoch's mean loss.
 
@@ -58,20 +64,32 @@ def fine_tune(
     for epoch in range(config.epochs):
         total = 0.0
         for index, chosen in enumerate(_batches(len(data), config.batch_size, seed, epoch)):
-            rate = learning_rate(config, epoch * batches + index, config.epochs * batches)
+            rate = detection_learning_rate(config, epoch * batches + index, config.epochs * batches)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             own = chosen[process_rank() :: process_count()]
             images, targets = _training_batch(data, own, config, device)
             loss = sum(detector(images, targets).values())
             total += _step(detector, optimizer, loss, epoch) * len(chosen)
+            seen = epoch * len(data) + min((index + 1) * config.batch_size, len(data))
+            on_images(seen, config.epochs * len(data))
         losses.append(total / len(data))
     return losses
 
 
 @torch.no_grad()
-def detect(detector: nn.Module, data: BoxedImages, config: DetectionConfig) -> Detections:
-    """Runs a detector over images, one by one, in evaluation mode."""
+def run_detector(
+    detector: nn.Module,
+    data: BoxedImages,
+    config: DetectionConfig,
+    *,
+    on_images: Progress = ignore_progress,
+) -> Detections:
+    """Runs a detector over images in evaluation mode.
+
+    One image after the other: in a batch the smaller ones would be padded, which changes what is
+    found at their edges.
+    """
     device = next(detector.parameters()).device
     detector.eval()
     found = []
@@ -85,6 +103,7 @@ def detect(detector: nn.Module, data: BoxedImages, config: DetectionConfig) -> D
         found.append(
             (one["boxes"] * torch.tensor(scale * 2).float(), one["labels"] - 1, one["scores"])
         )
+        on_images(index + 1, len(data))
     corners, labels, scores = (torch.cat(part).numpy() for part in zip(*found, strict=True))
     counts = np.array([len(one[1]) for one in found], dtype=np.int64)
     return Detections(counts, corners, labels, scores)

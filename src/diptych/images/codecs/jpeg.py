@@ -16,31 +16,19 @@ from numpy.typing import NDArray
 
 from diptych.config.sections import ImagesConfig
 from diptych.errors import UnreadableImage
-from diptych.images.codecs.form import Decoded, check_size
+from diptych.images.codecs.channels import Decoded, check_size
 from diptych.images.codecs.pillow import orientation
 
 _NEXT: Final = re.compile(rb"\xff+([^\x00\xff])")  # what lies before a marker is skipped
-
-
 _END_OF_SCAN: Final = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
-
-
 _ALONE: Final = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without content
-
-
 _TABLES: Final = frozenset((0xC4, 0xCC, 0xDB, 0xDD))
-
-
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-
-
 _PROGRESSIVE: Final = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 
 
 _START_OF_SCAN, _END, _JFIF, _ADOBE, _EXIF = 0xDA, 0xD9, 0xE0, 0xEE, 0xE1
 _KNOWN: Final = _TABLES | _FRAMES | {0xDC, 0xFE, _START_OF_SCAN, *range(0xE0, 0xF0)}
-
-
 _XMP: Final = b"http://ns.adobe.com/xap/1.0/\0"
 
 

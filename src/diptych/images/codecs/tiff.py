@@ -14,9 +14,10 @@ from PIL import Image
 
 from diptych.config.sections import MOST_CHANNELS, ImagesConfig
 from diptych.errors import UnreadableImage
-from diptych.images.codecs.form import UPRIGHT, Decoded, Pixels, check_size
+from diptych.images.codecs.channels import UPRIGHT, Decoded, Pixels, check_size
 from diptych.images.codecs.jpeg import jpeg_segments
 from diptych.images.codecs.pillow import TAG
+from diptych.images.codecs.small_formats import jpeg2000_size
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
@@ -33,6 +34,7 @@ _COLORS: Final[dict[int, tuple[Literal["gray", "rgb", "cmyk"], int]]] = {
 """By the tag of photometric interpretation: what the first channels are when they are decoded."""
 
 _JPEG: Final = 7
+_JPEG2000: Final = 34712
 _COMPRESSIONS: Final = {
     1: "none",
     2: "CCITT",
@@ -43,6 +45,7 @@ _COMPRESSIONS: Final = {
     8: "deflate",
     32773: "PackBits",
     32946: "deflate",
+    _JPEG2000: "JPEG 2000",
     34925: "LZMA",
     50000: "Zstandard",
 }
@@ -216,11 +219,18 @@ def _check_segments(page: "TiffPage", data: bytes) -> None:
         raise UnreadableImage(f"damaged: {len(places)} of {wanted} strips or tiles")
     if any(start + count > len(data) for start, count in places):
         raise UnreadableImage("damaged: a TIFF that ends early; part of the picture is missing")
-    if page.compression == _JPEG:
+    if page.compression in (_JPEG, _JPEG2000):  # whose headers have sizes of their own
         for start, count in places:
-            part = jpeg_segments(data[start : start + count])
-            if part.height > down or part.width > across:
+            height, width = _segment_size(data[start : start + count], int(page.compression))
+            if height > down or width > across:
                 raise UnreadableImage("a strip unpacks to more than the picture")
+
+
+def _segment_size(segment: bytes, compression: int) -> tuple[int, int]:
+    if compression == _JPEG2000:
+        return jpeg2000_size(segment)
+    part = jpeg_segments(segment)
+    return part.height, part.width
 
 
 def tiff_pages(data: bytes) -> int:

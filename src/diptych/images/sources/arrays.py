@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import os
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from diptych.config.sections import MOST_CHANNELS, ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.codecs.form import Pixels, in_depth
+from diptych.images.codecs.channels import Pixels, in_depth
 from diptych.images.collection import (
     ImageSet,
     Skipped,
@@ -24,7 +25,7 @@ from diptych.images.collection import (
 from diptych.images.index import checksum
 from diptych.images.names import CompactNames
 from diptych.images.pixels import HeldPixels, PixelBatch
-from diptych.images.splits import Found, choose_splits, role_of
+from diptych.images.splits import LocatedImages, choose_splits, role_of
 
 _IMAGE_KEYS: Final = ("images", "x")
 _LABEL_KEYS: Final = ("labels", "y")
@@ -33,7 +34,7 @@ _IDX_UINT8: Final = 0x08
 _LARGEST_ARRAY: Final = 64 * 2**30  # bytes; a header that claims more is not believed
 
 
-def open_npy(path: Path, config: ImagesConfig) -> ImageSet:
+def find_npy(path: str, config: ImagesConfig) -> LocatedImages:
     """A .npy file of uint8 or uint16, (images, height, width) or (images, height, width, channels).
 
     The file is memory-mapped, so that it may be larger than memory.
@@ -42,10 +43,10 @@ def open_npy(path: Path, config: ImagesConfig) -> ImageSet:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ImagesError(f"{path} is not a readable .npy file: {error}") from error
-    return image_set(array, None, config, path)
+    return LocatedImages(image_set(array, None, config, path))
 
 
-def find_in_npz(path: Path, config: ImagesConfig) -> Found:
+def find_npz(path: str, config: ImagesConfig) -> LocatedImages:
     """A .npz file with images and, if it has them, labels and other parts.
 
     Names that are looked for, in any case: images or x, labels or y, alone or with the name of a
@@ -63,8 +64,8 @@ def find_in_npz(path: Path, config: ImagesConfig) -> Found:
 
 
 def _find_in_arrays(
-    archive: Mapping[str, NDArray[np.generic]], config: ImagesConfig, path: Path
-) -> Found:
+    archive: Mapping[str, NDArray[np.generic]], config: ImagesConfig, path: str
+) -> LocatedImages:
     images, labels, others = _by_part(archive, path)
     if not images:
         raise ImagesError(
@@ -90,7 +91,7 @@ def _find_in_arrays(
     labelled = [name for name, one in held_out.items() if one.labels is not None]
     best = next(iter([*labelled, *held_out]), "")
     unused = [name for name in (*chosen.held_out, *chosen.unused) if name != best]
-    return Found(
+    return LocatedImages(
         learned,
         [held_out[best]] if best else [],
         train_part=chosen.train if chosen.train in images else "",
@@ -110,7 +111,7 @@ _Keys = dict[str, str]
 """Keys of arrays by the part that they are of."""
 
 
-def _by_part(archive: Iterable[str], path: Path) -> tuple[_Keys, _Keys, list[str]]:
+def _by_part(archive: Iterable[str], path: str) -> tuple[_Keys, _Keys, list[str]]:
     """Keys of images by the names of their parts, of labels by what those are for, and the rest."""
     images, labels, others = dict[str, str](), dict[str, str](), list[str]()
     for key in archive:
@@ -141,11 +142,41 @@ def _meaning(key: str) -> tuple[str, str]:
     return "", ""
 
 
-def open_idx(path: Path, config: ImagesConfig) -> ImageSet:
+def is_idx_folder(path: str) -> bool:
+    """Whether a folder holds an IDX file of images to learn from."""
+    return os.path.isdir(path) and _idx_parts(Path(path)) is not None
+
+
+def find_idx_folder(path: str, config: ImagesConfig) -> LocatedImages:
+    """The IDX files of a folder that are named train and t10k or test."""
+    parts = _idx_parts(Path(path))
+    assert parts is not None
+    learned = _open_idx(parts[0], config)
+    if parts[1] is None:
+        return LocatedImages(learned)
+    held_out = _open_idx(parts[1], held_out_config(config, learned))
+    return LocatedImages(learned, [held_out], train_part="train")
+
+
+def _idx_parts(path: Path) -> tuple[Path, Path | None] | None:
+    try:
+        files = sorted(file for file in path.iterdir() if "idx3" in file.name and is_idx(file))
+    except OSError:  # which is told of when the folder is walked through
+        return None
+    train = [file for file in files if file.name.startswith("train")]
+    test = [file for file in files if file.name.startswith(("t10k", "test"))]
+    return (train[0], test[0] if test else None) if train else None
+
+
+def find_idx(path: str, config: ImagesConfig) -> LocatedImages:
     """An IDX file of images, as MNIST's; labels are taken from the file beside it.
 
     ``train-images-idx3-ubyte.gz`` finds ``train-labels-idx1-ubyte.gz``, compressed or not.
     """
+    return LocatedImages(_open_idx(Path(path), config))
+
+
+def _open_idx(path: Path, config: ImagesConfig) -> ImageSet:
     images, labels = read_idx(path), None
     name = path.name.replace("images", "labels").replace("idx3", "idx1")
     beside = [path.with_name(name), path.with_name(name.removesuffix(".gz"))]
@@ -156,7 +187,7 @@ def open_idx(path: Path, config: ImagesConfig) -> ImageSet:
     return image_set(images, labels, config, path)
 
 
-def is_idx(path: Path) -> bool:
+def is_idx(path: str | Path) -> bool:
     """Whether the first bytes are those of an IDX file of uint8 with three or four dimensions."""
     try:
         with _open_maybe_gzip(path) as file:
@@ -279,14 +310,14 @@ def _to_color(stack: NDArray[Any], config: ImagesConfig) -> Pixels:
     return luma.astype(stack.dtype)[..., None]
 
 
-def _refuse_bomb(path: Path) -> None:
+def _refuse_bomb(path: str) -> None:
     with zipfile.ZipFile(path) as archive:
         size = sum(member.file_size for member in archive.infolist())
     if size > _LARGEST_ARRAY:
         raise ImagesError(f"{path} claims to unpack to {size} bytes; not believed.")
 
 
-def _open_maybe_gzip(path: Path) -> BinaryIO | gzip.GzipFile:
+def _open_maybe_gzip(path: str | Path) -> BinaryIO | gzip.GzipFile:
     with open(path, "rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
     return gzip.open(path, "rb") if compressed else open(path, "rb")

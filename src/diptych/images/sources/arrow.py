@@ -1,4 +1,8 @@
-"""What Parquet files and saved Hugging Face folders share: Arrow tables with encoded images."""
+"""Arrow tables with encoded images: their columns and labels, and folders that hold such tables.
+
+Parquet files and Hugging Face data sets share the columns; a folder that ``save_to_disk`` wrote is
+read here.
+"""
 
 import json
 import os
@@ -21,35 +25,10 @@ from diptych.images.index import file_stamp
 from diptych.images.inventory import listed
 from diptych.images.listing import Listing
 from diptych.images.names import CompactNames
-from diptych.images.splits import Found, choose_splits
-
-
-def import_extra(module: str, extra: str, purpose: str) -> Any:
-    """A module of an optional package.
-
-    Args:
-        module: its dotted name.
-        extra: the extra of diptych that brings it.
-        purpose: what needs it, as the beginning of the error's sentence.
-
-    Raises:
-        ImagesError: it is not installed.
-    """
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ImagesError(
-            f"{purpose} need the package {module.partition('.')[0]}, which cannot be imported "
-            f"({error}). Install it by: pip install 'diptych[{extra}]'"
-        ) from error
-
+from diptych.images.splits import LocatedImages, choose_splits
 
 IMAGE_COLUMNS: Final = ("image", "img", "jpg", "png")
-
-
 LABEL_COLUMNS: Final = ("label", "labels", "class", "cls")
-
-
 Labels = tuple[NDArray[np.int64] | None, tuple[str, ...]]
 """Positions in the classes, -1 where a label is missing, and the names of the classes."""
 
@@ -115,6 +94,18 @@ def number_labels(values: Sequence[Any], names: Sequence[str] | None, origin: st
     position = {value: index for index, value in enumerate(found)}
     numbers = [-1 if value is None else position[value] for value in values]
     return np.array(numbers, dtype=np.int64), tuple(str(value) for value in found)
+
+
+def label_items(values: Sequence[Any], names: object, origin: str) -> Labels:
+    """Labels of a data set in Python, by its own names of classes if it has one for each number."""
+    if not any(value is not None for value in values):
+        return None, ()
+    good = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    classes: list[str] = list(names) if good else []  # type: ignore[call-overload]
+    fits = classes and all(
+        value is None or (type(value) is int and -1 <= value < len(classes)) for value in values
+    )
+    return number_labels(values, classes if fits else None, origin)
 
 
 def class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> list[str] | None:
@@ -284,23 +275,28 @@ _PARTS: Final = ("state.json", "dataset_info.json")
 _LARGEST_NOTE: Final = 64 * 2**20  # bytes
 
 
-def is_saved(path: Path) -> bool:
+def is_saved(path: str | Path) -> bool:
     """Whether a folder was written by ``save_to_disk``."""
-    return (path / _SPLITS).is_file() or all((path / name).is_file() for name in _PARTS)
+
+    def there(name: str) -> bool:
+        return os.path.isfile(os.path.join(path, name))
+
+    return there(_SPLITS) or all(map(there, _PARTS))
 
 
-def find_saved(path: Path, config: ImagesConfig) -> Found:
+def find_saved(path: str | Path, config: ImagesConfig) -> LocatedImages:
     """The images to learn from and, of a folder with splits, the held-out ones.
 
     Raises:
         ImagesError: there is no column of images, or a file is missing or damaged.
     """
+    path = Path(path)
     parts = {"": path}
     if (path / _SPLITS).is_file():
         names = _note(path / _SPLITS).get("splits")
         parts = {name: path / name for name in _plain_names(names, path / _SPLITS)}
     chosen = choose_splits(parts, str(path))
-    return Found(
+    return LocatedImages(
         list_saved(parts[chosen.train], config, chosen.train),
         (list_saved(parts[name], config, name) for name in chosen.held_out),
         train_part=chosen.train,

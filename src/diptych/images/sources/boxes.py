@@ -17,8 +17,8 @@ from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet, Skipped, refuse_if_too_many
 from diptych.images.listing import Progress, ignore_progress, open_listing
 from diptych.images.names import CompactNames
-from diptych.images.sources.box_files import Annotation, Annotations, is_voc, read_coco, read_voc
-from diptych.images.sources.folder import list_files
+from diptych.images.sources.annotations import Annotation, Annotations, is_voc, read_coco, read_voc
+from diptych.images.sources.image_files import list_files
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _opened(
 
 
 @dataclass(frozen=True)
-class Checked:
+class _CheckedBoxes:
     """Boxes that lie in their image, and what was done to them.
 
     Attributes:
@@ -164,7 +164,7 @@ class Checked:
 
 def check_boxes(
     annotation: Annotation, size: tuple[int, int], classes: Sequence[str]
-) -> Checked | Skipped:
+) -> _CheckedBoxes | Skipped:
     """Holds an annotation against its image.
 
     Args:
@@ -197,7 +197,7 @@ def check_boxes(
     labels = np.array([position[name] for name in annotation.classes], dtype=np.int64)
     boxes = Boxes(inside[good], labels[good], annotation.difficult[good], annotation.crowd[good])
     clipped = (np.abs(inside - given) > 1e-3).any(axis=1) & good
-    return Checked(boxes, int(clipped.sum()), int((~good).sum()))
+    return _CheckedBoxes(boxes, int(clipped.sum()), int((~good).sum()))
 
 
 def _remarks(origin: str, clipped: int, empty: int, skipped: int) -> list[str]:

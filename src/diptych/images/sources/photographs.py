@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError
+from diptych.images.codecs.channels import Pixels
 from diptych.images.codecs.decode import decode_file
-from diptych.images.codecs.form import Pixels
-from diptych.images.collection import Collection, ImageSet
+from diptych.images.collection import ImageSet
 from diptych.images.sources.arrays import image_set
+from diptych.images.splits import LocatedImages
 
 PHOTOGRAPHS_NAME: Final = "photographs"
 SIDE_PIXELS: Final = 32
@@ -46,8 +47,14 @@ PHOTOGRAPHS: Final = {
 """Name of each class and the file it is cut from: package, then path inside it."""
 
 
-def open_photographs(config: ImagesConfig) -> Collection:
+def is_photographs(path: str) -> bool:
+    """Whether it is their name, and no file or folder is called so."""
+    return path == PHOTOGRAPHS_NAME and not Path(path).exists()
+
+
+def find_photographs(path: str, config: ImagesConfig) -> LocatedImages:
     """Cuts the patches, always the same ones, and labels each by its photograph."""
+    del path
     train, test = list[Pixels](), list[Pixels]()
     generator = np.random.Generator(np.random.Philox(0))
     # Some are gray: of their own channels they would not agree. None is reduced: a patch is an
@@ -60,9 +67,9 @@ def open_photographs(config: ImagesConfig) -> Collection:
         train.append(_patches(photograph, train_cells, TRAIN_PATCHES, generator))
         test.append(_patches(photograph, test_cells, TEST_PATCHES, generator))
     learned, held_out = _labelled(train, config), _labelled(test, replace(config, limit=None))
-    return Collection(
-        train=learned,
-        test=held_out,
+    return LocatedImages(
+        learned,
+        [held_out],
         description=f"{len(learned):,} patches of {len(PHOTOGRAPHS)} built-in photographs to learn "
         f"from and {len(held_out):,} held out, {SIDE_PIXELS} x {SIDE_PIXELS} pixels.",
         train_part="train",

@@ -1,28 +1,27 @@
-"""What lies behind a URL, read with patience and within bounds."""
+"""What lies behind a URL, read with patience and within bounds; files are fetched whole."""
 
 import hashlib
 import json
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, TypeVar
 
 from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.cache import cache_folder
-from diptych.images.sources.arrow import import_extra
 from diptych.images.sources.tar_shards import expand_braces
-from diptych.runs.folder import write_aside
+from diptych.runs.atomic import atomic_path, atomic_write
 
 SECONDS: Final = 60.0
 """Without a byte, after which a server is given up."""
 
 _PAUSES: Final = (0.5, 2.0)  # seconds before another try
-Result = TypeVar("Result")
+Answer = TypeVar("Answer")
 
 
 def is_url(path: str) -> bool:
@@ -41,11 +40,11 @@ def connect(url: str) -> tuple[Any, str]:
             f"{url}: wanted one plain URL, as https://host/images or s3://bucket/images; for files "
             "on this computer, give their path."
         )
-    fsspec = import_extra("fsspec", "remote", "URLs")
+    fsspec = _import_extra("fsspec", "URLs")
     options: dict[str, Any] = {}
     try:
         if url.startswith(("http://", "https://")):
-            aiohttp = import_extra("aiohttp", "remote", "http URLs")
+            aiohttp = _import_extra("aiohttp", "http URLs")
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=SECONDS, sock_read=SECONDS)
             options = {"client_kwargs": {"timeout": timeout}, "use_listings_cache": False}
         system, place = fsspec.core.url_to_fs(url, **options)
@@ -54,7 +53,22 @@ def connect(url: str) -> tuple[Any, str]:
     return system, str(place)
 
 
-def persist(read: Callable[[], Result]) -> Result:
+def _import_extra(module: str, purpose: str) -> Any:
+    """A module of an optional package.
+
+    Raises:
+        ImagesError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ImagesError(
+            f"{purpose} need the package {module.partition('.')[0]}, which cannot be imported "
+            f"({error}). Install it by: pip install 'diptych[remote]'"
+        ) from error
+
+
+def with_retries(read: Callable[[], Answer]) -> Answer:
     """Tries again when a connection fails; what is not there is not asked for twice."""
     for pause in _PAUSES:
         try:
@@ -75,7 +89,7 @@ def chunks(system: Any, place: str, size: int = 2**20) -> Iterator[bytes]:
             yield data
 
 
-def in_words(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An error of any client, on one line."""
     if isinstance(error, FileNotFoundError):
         return "not found there"
@@ -98,7 +112,7 @@ _ROOM_LEFT: Final = 2**28  # bytes of the disk that a copy leaves free
 def is_remote_file(url: str) -> bool:
     """Whether a URL names a file, or a pattern of files, that is fetched whole."""
     name = _last_part(url)
-    return name.endswith(_SUFFIXES) or "idx3" in name
+    return is_url(url) and (name.endswith(_SUFFIXES) or "idx3" in name)
 
 
 def fetch(url: str, config: ImagesConfig) -> list[Path]:
@@ -144,15 +158,15 @@ def _fetch_into(folder: Path, url: str, budget: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         # Begun anew at every try: half a file and half of its successor are no file.
-        size = persist(lambda: _download(system, place, url, copy, budget, known.get("size")))
+        size = with_retries(lambda: _download(system, place, url, copy, budget, known.get("size")))
     except ImagesError:
         raise
     except Exception as error:  # each protocol's client raises errors of its own
         raise ImagesError(
-            f"{url} could not be fetched into {folder}: {in_words(error)}. Check the connection "
+            f"{url} could not be fetched into {folder}: {one_line(error)}. Check the connection "
             "and try again."
         ) from error
-    write_aside(note, json.dumps({**source, "bytes": size}).encode())
+    atomic_write(note, json.dumps({**source, "bytes": size}).encode())
     return copy
 
 
@@ -160,22 +174,15 @@ def _download(
     system: Any, place: str, url: str, copy: Path, budget: int, expected: int | None
 ) -> int:
     _require_fit(url, expected or 0, budget, copy.parent)
-    descriptor, aside = tempfile.mkstemp(dir=copy.parent, prefix=".")
-    try:
-        size = 0
-        with os.fdopen(descriptor, "wb") as file:
+    size = 0
+    with atomic_path(copy) as temporary:
+        with open(temporary, "wb") as file:
             for some in chunks(system, place):
                 size += len(some)
                 _require_fit(url, size, budget, copy.parent)
                 file.write(some)
-            file.flush()
-            os.fsync(file.fileno())
         if expected is not None and size != expected:
             raise OSError(f"{size} bytes came, {expected} were announced")
-        os.replace(aside, copy)
-    except BaseException:
-        os.unlink(aside)
-        raise
     return size
 
 
@@ -206,19 +213,19 @@ def _fetch_labels(folder: Path, url: str, budget: int) -> None:
     beside = name.replace("images", "labels").replace("idx3", "idx1")
     system, place = connect(f"{head}/{beside}")
     try:
-        there = beside != name and persist(lambda: bool(system.exists(place)))
+        there = beside != name and with_retries(lambda: bool(system.exists(place)))
     except Exception as error:  # each protocol's client raises errors of its own
-        raise ImagesError(f"{head}/{beside} cannot be asked for: {in_words(error)}.") from error
+        raise ImagesError(f"{head}/{beside} cannot be asked for: {one_line(error)}.") from error
     if there:
         _fetch_into(folder, f"{head}/{beside}", budget)
 
 
 def _asked(url: str, question: Any) -> Any:
     try:
-        return persist(question)
+        return with_retries(question)
     except Exception as error:  # each protocol's client raises errors of its own
         raise ImagesError(
-            f"{url} cannot be opened: {in_words(error)}. Check the address and the connection."
+            f"{url} cannot be opened: {one_line(error)}. Check the address and the connection."
         ) from error
 
 

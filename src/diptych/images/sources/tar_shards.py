@@ -1,4 +1,8 @@
-"""Tar shards as WebDataset writes them, to a listing with labels."""
+"""Tar shards as WebDataset writes them: indexed by their headers, read in place, never extracted.
+
+Headers are hostile until checked: a member is read within the bounds of its shard, and its name is
+never used as a path.
+"""
 
 import glob
 import itertools
@@ -25,7 +29,7 @@ from diptych.images.index import file_stamp
 from diptych.images.inventory import HIDDEN, Tally, why_no_image
 from diptych.images.listing import Listing
 from diptych.images.names import CompactNames
-from diptych.images.splits import Found, by_split, choose_splits
+from diptych.images.splits import LocatedImages, by_split, choose_splits
 from diptych.images.tree import part_around
 
 _COMPRESSED: Final = {
@@ -37,8 +41,6 @@ _COMPRESSED: Final = {
 
 
 _LABELS: Final = (".cls", ".json")
-
-
 _BLOCK: Final = 512
 
 
@@ -231,14 +233,8 @@ class _Bounded:
 
 
 _MOST_OPEN: Final = 64  # shards
-
-
 _MOST_NAMES: Final = 100_000  # that braces may stand for
-
-
 _BRACES: Final = re.compile(r"\{([^{}]*)\}")
-
-
 _RANGE: Final = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -362,7 +358,7 @@ _LARGEST_LABEL: Final = 2**20  # bytes
 Label = int | str
 
 
-def find_in_tar(paths: Sequence[Path], origin: str) -> Found:
+def find_in_tar(paths: Sequence[Path], origin: str) -> LocatedImages:
     """The images in shards whose names, or those of their folders, say of which part they are.
 
     Args:
@@ -383,7 +379,7 @@ def find_in_tar(paths: Sequence[Path], origin: str) -> Found:
     for name in chosen.unused:
         for one in parts[name]:
             tally.add(one, "a shard of no part")
-    return Found(
+    return LocatedImages(
         train,
         held_out,
         train_part=train.part,

@@ -1,4 +1,4 @@
-"""Data sets of torchvision by name, from files that are on this disk already.
+"""Data sets of torchvision by name, and CIFAR's binary version, from files that are on this disk.
 
 Only those are opened whose files hold numbers or encoded images: some of torchvision's readers
 unpickle, and a pickle runs whatever its author wrote.
@@ -20,9 +20,9 @@ from diptych.images.collection import ImageSet, held_out_config
 from diptych.images.listing import Listing
 from diptych.images.names import CompactNames
 from diptych.images.sources.arrays import image_set
-from diptych.images.sources.arrow import Labels, number_labels
-from diptych.images.sources.folder import list_files
-from diptych.images.splits import Found
+from diptych.images.sources.arrow import label_items
+from diptych.images.sources.image_files import list_files
+from diptych.images.splits import LocatedImages
 
 PREFIX: Final = "torchvision:"
 """Begins the name of such a data set: ``torchvision:NAME`` or ``torchvision:NAME:ROOT``."""
@@ -72,6 +72,17 @@ _INSTEAD: Final = {
 """What to do where torchvision would unpickle."""
 
 
+def is_torchvision(path: str) -> bool:
+    """Whether it is a name of such a data set."""
+    return path.startswith(PREFIX)
+
+
+def absolute_name(name: str) -> str:
+    """The same with an absolute path, so that it means the same from any folder."""
+    kind, root = split_name(name)
+    return f"{PREFIX}{kind}" + (f":{root.expanduser().absolute()}" if root is not None else "")
+
+
 def split_name(name: str) -> tuple[str, Path | None]:
     """The data set that a name asks for and, where it says so, the folder that it lies in.
 
@@ -82,7 +93,7 @@ def split_name(name: str) -> tuple[str, Path | None]:
     return kind, Path(root) if root else None
 
 
-def find_torchvision(name: str, config: ImagesConfig) -> Found:
+def find_torchvision(name: str, config: ImagesConfig) -> LocatedImages:
     """What ``torchvision:NAME`` or ``torchvision:NAME:ROOT`` holds; nothing is downloaded.
 
     Raises:
@@ -98,14 +109,14 @@ def find_torchvision(name: str, config: ImagesConfig) -> Found:
         )
     if kind in _FILES:
         train, *rest = (_list(kind, where, part) for part in _FILES[kind])
-        return Found(train, rest, train_part=train.part)
+        return LocatedImages(train, rest, train_part=train.part)
     if kind in _ARRAYS:
         learned = _arrays(_construct(kind, where, _ARRAYS[kind][0]), config, name)
         if len(_ARRAYS[kind]) == 1:
-            return Found(learned)
+            return LocatedImages(learned)
         alike = held_out_config(config, learned)
         held_out = _arrays(_construct(kind, where, _ARRAYS[kind][1]), alike, name)
-        return Found(learned, [held_out], train_part="train")
+        return LocatedImages(learned, [held_out], train_part="train")
     raise ImagesError(
         f"{name}: wanted one of {', '.join(sorted({**_ARRAYS, **_FILES}))}. Of any other data set, "
         "give the folder of its images."
@@ -159,7 +170,8 @@ def _list(kind: str, root: Path, part: dict[str, Any]) -> Listing:
     dataset = _construct(kind, root, part, loader=str)
     rows = [dataset[index] for index in range(len(dataset))]
     names = CompactNames.of(os.path.relpath(path, root) for path, _ in rows)
-    labels, classes = _numbered([label for _, label in rows], dataset)
+    values = [label for _, label in rows]
+    labels, classes = label_items(values, getattr(dataset, "classes", ()), "torchvision")
     found = list_files(root, names, labels, classes, origin=f"torchvision:{kind} in {root}")
     return replace(found, part=_part_name(part))
 
@@ -170,13 +182,6 @@ def _part_name(part: dict[str, Any]) -> str:
     if named is not None or not part:
         return str(named or "")
     return "train" if next(iter(part.values())) else "test"
-
-
-def _numbered(values: list[Any], dataset: Any) -> Labels:
-    """Labels with the data set's own names of classes, where it has one for each number."""
-    names = getattr(dataset, "classes", ())
-    fits = values and all(isinstance(one, int) and 0 <= one < len(names) for one in values)
-    return number_labels(values, [str(one) for one in names] if fits else None, "torchvision")
 
 
 _SIDE: Final = 32
@@ -207,12 +212,12 @@ _CIFAR10: Final = _Layout(
 _CIFAR100: Final = _Layout(("train.bin",), "test.bin", "fine_label_names.txt", 2)
 
 
-def is_cifar(path: Path) -> bool:
+def is_cifar(path: str | Path) -> bool:
     """Whether a folder holds the binary version of CIFAR-10 or CIFAR-100."""
-    return _layout(path) is not None
+    return _layout(Path(path)) is not None
 
 
-def open_cifar(path: Path, config: ImagesConfig) -> tuple[ImageSet, ImageSet | None]:
+def find_cifar(path: str | Path, config: ImagesConfig) -> LocatedImages:
     """The images to learn from and, where its file is there, the held-out ones.
 
     Labels are the fine ones of CIFAR-100.
@@ -220,19 +225,21 @@ def open_cifar(path: Path, config: ImagesConfig) -> tuple[ImageSet, ImageSet | N
     Raises:
         ImagesError: a file is missing or damaged.
     """
+    path = Path(path)
     layout = _layout(path)
     if layout is None:
         raise ImagesError(f"{path} does not hold the binary version of CIFAR-10 or CIFAR-100.")
     names = _class_names(path / layout.names)
     train = _read([path / name for name in layout.train], layout, names, config)
     if not (path / layout.test).is_file():
-        return train, None
-    return train, _read([path / layout.test], layout, names, held_out_config(config, train))
+        return LocatedImages(train)
+    test = _read([path / layout.test], layout, names, held_out_config(config, train))
+    return LocatedImages(train, [test], train_part="train")
 
 
 def _layout(path: Path) -> _Layout | None:
     for layout in (_CIFAR10, _CIFAR100):
-        if all((path / name).is_file() for name in (layout.train[0], layout.names)):
+        if all(os.path.isfile(path / name) for name in (layout.train[0], layout.names)):
             return layout
     return None
 

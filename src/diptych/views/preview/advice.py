@@ -13,17 +13,11 @@ from diptych.config.policies import Policy
 from diptych.config.sections import ViewsConfig
 from diptych.images.collection import ImageSet, spread_indices
 from diptych.images.pixels import PixelBatch
-from diptych.views.preview.words import percent
+from diptych.views.preview.policy_in_words import percent
 
 MOST_IMAGES: Final = 2000
-
-
 _FEWEST_IMAGES: Final = 200
-
-
 _MOST_PIXELS: Final = 1_000_000_000  # decoded in full: some ten seconds of a few threads
-
-
 _TASK_IMAGES: Final = 16
 
 

@@ -1,0 +1,95 @@
+"""The verb `evaluate`: how good a run's features are."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from diptych.cli.flags import InferenceOptions, parse
+from diptych.runtime.progress import ProgressBars
+
+
+@dataclass(frozen=True)
+class EvaluateFlags:
+    """What `diptych evaluate` takes."""
+
+    run: Positional[Path]
+    """A run folder whose training has ended."""
+    protocol: tuple[str, ...] = ("knn", "linear")
+    """What to measure, one or several of: knn, linear, linear_sgd, finetune, transfer, geometry,
+    transformations. Results of others stay in evaluation.json. docs/evaluation.md says more."""
+    train: str | None = None
+    """Labelled images, one folder for each class, to fit the probes on. The run's own by
+    default."""
+    test: str | None = None
+    """Labelled images to measure on. By default those held out with the run's own images, or a
+    fifth cut from them; what pretraining saw of them is said."""
+    supervised: bool = False
+    """Compare with the same network trained on the labels, with the run's views, optimizer and
+    steps. It is trained once and kept in the run folder; that takes about as long as the run."""
+    against: tuple[str, ...] = ()
+    """Other encoders to compare with: run folders, or encoder.safetensors files."""
+    head_layers: int = 0
+    """Hidden layers of the projection head to keep behind the encoder."""
+    crops: Literal["center", "five"] = "center"
+    """What is seen of an image: its centre, or the mean over five views, corners and centre."""
+    neighbours: int = 20
+    """Of knn: how many vote."""
+    knn_temperature: float = 0.07
+    """Of knn: a vote weighs exp(cosine / temperature)."""
+    l2_sweep: Literal["seven", "simclr"] = "seven"
+    """Of linear and transfer: penalties to choose from, 7 from 1 to 1e-6, or SimCLR's 45 from 1e5
+    to 1e-6."""
+    sgd: Literal["moco", "simclr"] = "moco"
+    """Of linear_sgd: whose settings."""
+    sgd_epochs: int | None = None
+    """Of linear_sgd: MoCo's 100 or SimCLR's 90 when not given."""
+    finetune_shares: tuple[float, ...] = (1.0, 0.1, 0.01)
+    """Of finetune: shares of the labels, the same of each class."""
+    finetune_epochs: int | None = None
+    """Of finetune: 30, and 60 for 1% of the labels, when not given; labels alone may get three
+    times as many."""
+    seeds: int = 3
+    """Of finetune: how many."""
+    transfer: tuple[str, ...] = ()
+    """Of transfer: labelled images, each path a task."""
+    runtime: Annotated[InferenceOptions, arg(name="")] = field(default_factory=InferenceOptions)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Measure a run's encoder by kNN and by a linear classifier, or by other --protocol.
+
+    The same is done with the untrained encoder, raw pixels and what --against and --supervised
+    name. Results are added to evaluation.json; `diptych report RUN` shows them all.
+
+    Examples:
+      diptych evaluate runs/photos
+      diptych evaluate runs/photos --train labelled/train --test labelled/test
+      diptych evaluate runs/photos --protocol finetune --finetune-shares 0.1 0.01 --seeds 3
+      diptych evaluate runs/photos --protocol transfer --transfer birds/ cars/
+      diptych evaluate runs/photos --supervised --against runs/other
+    """
+    from diptych.evaluation.protocols import evaluate as measure
+    from diptych.report.terminal import print_tables
+
+    flags = parse(EvaluateFlags, evaluate, arguments)
+    options = asdict(flags)
+    run, protocols, runtime = (options.pop(name) for name in ("run", "protocol", "runtime"))
+    console = Console(markup=False)
+    with ProgressBars(console) as bars:
+        found = measure(run, protocols, **runtime, progress=bars, **options)
+    print_tables(console, found)
+    print_verdict(console, run)
+
+
+def print_verdict(console: Console, run: Path) -> None:
+    """Prints what a run's report says first."""
+    from diptych.report.page import verdict_of
+
+    verdict = verdict_of(run)
+    console.print(verdict.headline, style="bold", highlight=False)
+    for sentence in verdict.sentences:
+        console.print(sentence, highlight=False)

@@ -1,0 +1,75 @@
+"""The verb `plan`: what a run will cost."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from diptych.cli.flags import explicit_settings, parse
+from diptych.cli.pretrain import PretrainFlags
+from diptych.planning.machine import MachineConfig, machine_named
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import require_writable
+
+
+@dataclass(frozen=True)
+class PlanFlags(PretrainFlags):
+    """What `diptych plan` takes: all that `pretrain` does, and the machine."""
+
+    on: str = "cpu"
+    """What each process runs on: cpu, t4, l4, a100 or h100, by their data sheets. --machine.NAME
+    overrides what you know better."""
+    processes: int = 1
+    """Processes that share each batch, one device each."""
+    images_count: int | None = None
+    """Images to learn from. Those at the path when not given."""
+    image_side: int | None = None
+    """Sides of an image as it is stored, in pixels. Those at the path, or 430, when not given."""
+    image_kilobytes: float | None = None
+    """An encoded image. 0.6 bytes for each of its pixels when not given, as JPEG files of ImageNet.
+    """
+    measure: bool = False
+    """Measure on this machine what the network's parts, views and messages take, at the run's own
+    shapes, instead of planning by rates."""
+    processes_here: int = 1
+    """Of --measure: processes that will share this machine's cores."""
+    json: Path | None = None
+    """Also write all figures to this file."""
+    machine: MachineConfig = field(default_factory=MachineConfig)
+
+
+def plan(arguments: Sequence[str]) -> None:
+    """Say what a run will cost before it starts, and which part breaks first.
+
+    Takes what `diptych pretrain` takes, trains nothing and writes nothing. docs/scale.md has the
+    formulas.
+
+    Examples:
+      diptych plan photos/ --measure
+      diptych plan --recipe moco_v2 --images-count 1_000_000_000 --on h100 --processes 64
+    """
+    from diptych.planning.plan import plan_run
+    from diptych.planning.plan_tables import print_plan
+    from diptych.planning.planned_run import PlanRequest
+    from diptych.runtime.device import available_threads, divided
+
+    flags = parse(PlanFlags, plan, arguments)
+    if flags.json is not None:
+        require_writable(flags.json.parent)
+    cores = divided(flags.threads or available_threads(), flags.processes_here)
+    request = PlanRequest(
+        machine_named(flags.on, flags.machine, cores=cores),
+        processes=flags.processes,
+        images_count=flags.images_count,
+        image_side=flags.image_side,
+        image_kilobytes=flags.image_kilobytes,
+        measure=flags.measure,
+        processes_here=flags.processes_here,
+    )
+    made = plan_run(request, explicit_settings(flags, arguments), flags.config)
+    if not flags.quiet:
+        print_plan(Console(markup=False), made)
+    if flags.json is not None:
+        atomic_write(flags.json, (json.dumps(made.as_json(), indent=1) + "\n").encode())

@@ -1,0 +1,217 @@
+"""The verbs that make one run: `pretrain`, and `demo` on built-in photographs."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from tyro.conf import Positional
+
+from diptych.cli.evaluate import print_verdict
+from diptych.cli.flags import explicit_settings, parse
+from diptych.config.files import load_run_config
+from diptych.config.sections import (
+    CheckpointConfig,
+    DistillationConfig,
+    EncoderConfig,
+    HeadConfig,
+    ImagesConfig,
+    MethodConfig,
+    NormConfig,
+    OptimizerConfig,
+    ProbeConfig,
+    ScheduleConfig,
+    TrainingConfig,
+    ViewsConfig,
+)
+from diptych.errors import ConfigError, ImagesError, RunFolderError
+from diptych.runs.folder import RunFolder
+from diptych.runtime.progress import ProgressBars
+from diptych.runtime.world import read_world
+
+DEMO_EPOCHS: Final = 16
+DEMO_RUN: Final = Path("runs/demo")
+
+
+@dataclass(frozen=True)
+class PretrainFlags:
+    """What `diptych pretrain` takes. The sections at the end hold every single setting."""
+
+    path: Positional[str | None] = None
+    """A folder of images (nested, any mix of formats), tar shards, a .parquet, .npz, .npy or IDX
+    file, a list of paths (.txt), torchvision:NAME, a URL, or the built-in set named photographs.
+    docs/images.md says more."""
+    recipe: str = "simclr"
+    """The method with its paper's settings; `diptych recipes` lists them."""
+    scale: str | None = None
+    """The size of it all: tiny (small ResNet, 32 pixels), small (ResNet-18, 96), paper
+    (ResNet-50, 224), or cifar10. By default chosen from the images' size and the device."""
+    out: Path | None = None
+    """The run folder. A new one under runs/ by default."""
+    config: Path | None = None
+    """A TOML file with settings; they override the recipe's, and flags override them."""
+    resume: bool = False
+    """Go on from the newest good checkpoint of --out; begin there if it has none."""
+    begin_from: str | None = None
+    """RUN or RUN@STEP: begin a new run where that one stood, with its settings, of which a few may
+    be given anew, as --optimizer.learning-rate. Short for --training.begin-from."""
+    epochs: int | None = None
+    """Passes over the images; short for --training.epochs."""
+    batch_size: int | None = None
+    """Images in a batch; short for --training.batch-size."""
+    seed: int = 0
+    """Decides the initial weights, the order of the images and every view."""
+    threads: int | None = None
+    """CPU threads; all cores by default. Short for --training.threads."""
+    group_by: str | None = None
+    """Take the second view from another image of the same group: folder, folder:LEVEL,
+    name:PATTERN or FILE.csv:COLUMN. Short for --images.group-by."""
+    report: bool = True
+    """Evaluate (where there are labels) and write the report when training ends."""
+    quiet: bool = False
+    """Show nothing but errors."""
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    norm: NormConfig = field(default_factory=NormConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+
+
+def pretrain(arguments: Sequence[str]) -> None:
+    """Learn a representation of unlabelled images; write encoder, metrics, checkpoints and report.
+
+    Settings come from the recipe at a scale, then from --config, then from flags, each overriding
+    the one before. Folders of classes are noticed, and used for evaluation.
+
+    Examples:
+      diptych pretrain photos/ --epochs 50 --out runs/photos
+      diptych pretrain photos/ --out runs/photos --resume
+      diptych pretrain cells.npz --recipe moco_v2 --scale small --optimizer.learning-rate 0.1
+      diptych pretrain photos/ --encoder resnet50 --norm.kind shuffle --training.chunk-size 64
+      diptych pretrain --config runs/photos/config.toml --out runs/again
+    """
+    flags = parse(PretrainFlags, pretrain, arguments)
+    settings = explicit_settings(flags, arguments)
+    _run_to_report(
+        settings,
+        out=flags.out,
+        config_file=flags.config,
+        resume=flags.resume,
+        quiet=flags.quiet,
+        report=flags.report,
+    )
+
+
+@dataclass(frozen=True)
+class DemoFlags:
+    """What `diptych demo` takes."""
+
+    out: Path = DEMO_RUN
+    """The run folder; an earlier demo there is replaced."""
+    threads: int | None = None
+    """CPU threads; all cores by default."""
+    seed: int = 0
+    """Decides the initial weights, the order of the images and every view."""
+
+
+def demo(arguments: Sequence[str]) -> None:
+    """Learn from patches of sixteen built-in photographs, measure, and write runs/demo/report.html.
+
+    Takes a minute or two on two cores. An earlier demo is replaced.
+
+    Examples:
+      diptych demo
+      diptych demo --out runs/mine --seed 1
+    """
+    flags = parse(DemoFlags, demo, arguments)
+    _remove_earlier_demo(flags.out)
+    settings = {
+        "images": {"path": "photographs"},
+        "scale": "tiny",
+        "seed": flags.seed,
+        "encoder": {"width": 16},
+        "training": {"epochs": DEMO_EPOCHS, "threads": flags.threads},
+        "probe": {"health_every_epochs": 4},
+    }
+    _run_to_report(settings, out=flags.out, config_file=None, resume=False, quiet=False)
+
+
+def _run_to_report(
+    settings: dict[str, Any],
+    *,
+    out: Path | None,
+    config_file: Path | None,
+    resume: bool,
+    quiet: bool,
+    report: bool = True,
+) -> None:
+    """Trains, then evaluates where there are labels, then writes the report."""
+    from diptych.evaluation.protocols import evaluate as measure
+    from diptych.logging.progress import Display
+    from diptych.pretraining import run_pretraining
+    from diptych.report.page import write_report
+    from diptych.report.terminal import print_tables
+
+    console = Console(quiet=quiet, markup=False)
+    with Display(console) as display:
+        folder = run_pretraining(
+            settings,
+            out=out,
+            config_file=config_file,
+            resume=resume,
+            watcher=display,
+            on_progress=display.files,
+        )
+    if not read_world().is_first:
+        return
+    console.print(f"Encoder: {folder.encoder}", highlight=False, soft_wrap=True)
+    if not report:
+        return
+    given = settings.get("training", {})
+    runtime = {name: given[name] for name in ("device", "threads") if name in given}
+    with ProgressBars(console) as bars:
+        try:
+            print_tables(console, measure(folder.path, progress=bars, **runtime))
+        except ImagesError as error:
+            console.print(str(error), highlight=False)
+        page = write_report(folder.path, progress=bars, **runtime)
+    print_verdict(console, folder.path)
+    console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+
+
+def _remove_earlier_demo(out: Path) -> None:
+    """Deletes the run of an earlier demo, and nothing else.
+
+    Raises:
+        RunFolderError: there is something else at ``out``; it is left as it was.
+    """
+    from diptych.images.sources.photographs import PHOTOGRAPHS_NAME
+
+    if not os.path.lexists(out):
+        return
+    config = RunFolder(out).config
+    try:
+        if out.is_symlink() or config.is_symlink():  # what it points to may be anyone's
+            problem = f"{out if out.is_symlink() else config} is a link"
+        else:
+            learned_from = load_run_config(config).images.path
+            if learned_from == PHOTOGRAPHS_NAME:
+                shutil.rmtree(out)
+                return
+            problem = f"it holds a run on {learned_from!r}"
+    except ConfigError as error:
+        problem = str(error).rstrip(".")
+    raise RunFolderError(
+        f"{out} is not replaced: wanted an earlier demo, whose config.toml says images.path = "
+        f'"{PHOTOGRAPHS_NAME}"; but {problem}. Choose another --out, or remove it yourself.'
+    )

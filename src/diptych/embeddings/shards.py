@@ -1,0 +1,279 @@
+"""Shards of a set of images: which images each has, which process makes it, how they are read."""
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.config.sections import ImagesConfig
+from diptych.errors import ConfigError, UnreadableImage
+from diptych.images.codecs.channels import Pixels
+from diptych.images.codecs.decode import decode_bytes
+from diptych.images.collection import ImageSet
+from diptych.images.index import checksum
+from diptych.images.listing import Listing
+from diptych.images.open import locate_images
+from diptych.runtime.world import World
+
+MOST: Final = 99_999
+"""Shards of a set; names have five digits."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of so many parts of a set, each of consecutive images.
+
+    Attributes:
+        index: from 0.
+        count: of all shards.
+    """
+
+    index: int
+    count: int
+
+    def rows(self, images: int) -> range:
+        """Which of so many images are its own; shards differ by one image at most.
+
+        >>> [Shard(index, 3).rows(10) for index in range(3)]
+        [range(0, 3), range(3, 6), range(6, 10)]
+        """
+        return range(images * self.index // self.count, images * (self.index + 1) // self.count)
+
+    @property
+    def file_name(self) -> str:
+        """Of its features.
+
+        >>> Shard(3, 16).file_name
+        'features-00003-of-00016.parquet'
+        """
+        return f"features-{self._place}.parquet"
+
+    @property
+    def skipped_name(self) -> str:
+        """Of the list of its images that could not be read."""
+        return f"skipped-{self._place}.csv"
+
+    @property
+    def _place(self) -> str:
+        return f"{self.index:05d}-of-{self.count:05d}"
+
+    def __str__(self) -> str:
+        return f"shard {self.index} of {self.count}"
+
+
+def parse_shard(text: str) -> Shard:
+    """Reads ``i/N``.
+
+    Raises:
+        ConfigError: it is something else, or there is no such shard.
+
+    Example:
+        >>> parse_shard("3/16")
+        Shard(index=3, count=16)
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+    if not found:
+        raise ConfigError(f"--shard {text!r} is not understood; wanted i/N, as 3/16.")
+    return checked_shard(int(found[1]), int(found[2]))
+
+
+def checked_shard(index: int, count: int) -> Shard:
+    """The shard with this number of so many.
+
+    Raises:
+        ConfigError: there is no such shard.
+    """
+    _require_count(count)
+    if not 0 <= index < count:
+        raise ConfigError(
+            f"there is no shard {index} of {count}: they are counted from 0 to {count - 1}."
+        )
+    return Shard(index, count)
+
+
+def own_shards(shard: str | None, shards: int | None, here: World) -> list[Shard]:
+    """The shards that this process is to make.
+
+    Args:
+        shard: ``i/N``, the only one, as for a task of a job array.
+        shards: into how many the whole is split, of which each process takes its share; one for
+            each process when not given.
+        here: which of how many processes this is.
+
+    Raises:
+        ConfigError: both are given, or one shard to several processes.
+    """
+    if shard is None:
+        count = here.count if shards is None else shards
+        _require_count(count)
+        return [Shard(index, count) for index in range(here.rank, count, here.count)]
+    if shards is not None:
+        raise ConfigError(
+            f"--shard {shard} is one shard, --shards {shards} is all of them; give one of the two."
+        )
+    if here.count > 1:
+        raise ConfigError(
+            f"--shard {shard} is one shard, but the environment says that there are {here.count} "
+            "processes (WORLD_SIZE), and each would make it. Leave --shard away, or give --shards."
+        )
+    return [parse_shard(shard)]
+
+
+def _require_count(count: int) -> None:
+    if not 1 <= count <= MOST:
+        raise ConfigError(f"wanted 1 to {MOST:,} shards; got {count}.")
+
+
+CHECKSUM_BYTES: Final = 16
+
+
+@dataclass(frozen=True)
+class ShardReader:
+    """Reads some consecutive images of a set, and keeps a checksum of each that was read.
+
+    Attributes:
+        some: their places in the whole.
+        fetch: the bytes of an image by its place in the whole, and what decodes them. Raises
+            UnreadableImage; is called from several threads.
+        checksums: uint64 (images, 2), of the encoded bytes; 0 where they could not be read.
+    """
+
+    some: range
+    fetch: Callable[[int], tuple[bytes, Callable[[], Pixels]]]
+    checksums: NDArray[np.uint64]
+
+    @classmethod
+    def of(
+        cls, some: range, fetch: Callable[[int], tuple[bytes, Callable[[], Pixels]]]
+    ) -> "ShardReader":
+        """Of images none of which is read yet."""
+        return cls(some, fetch, np.zeros((len(some), 2), "<u8"))
+
+    def pixels(self, index: int) -> Pixels:
+        """Reads and decodes an image.
+
+        Raises:
+            UnreadableImage: that cannot be.
+        """
+        return self._read(index)()
+
+    def checksum(self, index: int) -> bytes:
+        """Of an image that was read."""
+        return self.checksums[index - self.some.start].tobytes()
+
+    def content(self) -> str:
+        """A hash of all checksums."""
+        return hashlib.sha256(self.checksums.tobytes()).hexdigest()
+
+    def read_all(self, executor: Executor) -> None:
+        """Reads every image and decodes none."""
+
+        def read(index: int) -> None:
+            with suppress(UnreadableImage):
+                self._read(index)
+
+        for _ in executor.map(read, self.some):
+            pass
+
+    def _read(self, index: int) -> Callable[[], Pixels]:
+        data, decode = self.fetch(index)
+        self.checksums[index - self.some.start] = checksum(data)
+        return decode
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """The images of a set in their order, none of them decoded yet.
+
+    Attributes:
+        names: one for each image.
+        reader: reads some consecutive images.
+        stamp: two numbers that change when an image's bytes do, found without reading it, by its
+            place in the whole; None where nothing tells.
+        labels: (images,), positions in ``classes``, -1 for none; None where nothing is known.
+        classes: names of the classes.
+    """
+
+    names: Sequence[str]
+    reader: Callable[[range], ShardReader]
+    stamp: Callable[[int], tuple[int, int]] | None
+    labels: NDArray[np.int64] | None
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def fingerprint(self) -> str:
+        """A hash of all names in their order."""
+        digest = hashlib.sha256()
+        for name in self.names:
+            digest.update(name.encode(errors="surrogateescape") + b"\0")
+        return digest.hexdigest()
+
+    def stamps(self, some: range) -> str | None:
+        """A hash of the stamps of some images; None where they have none."""
+        if self.stamp is None:
+            return None
+        found = np.array([_stamp(self.stamp, index) for index in some], dtype="<i8")
+        return hashlib.sha256(found.tobytes()).hexdigest()
+
+    def label(self, index: int) -> str | None:
+        """The name of an image's class."""
+        number = -1 if self.labels is None else int(self.labels[index])
+        return self.classes[number] if number >= 0 else None
+
+
+def find_rows(config: ImagesConfig) -> ImageRows:
+    """The images that a path holds; of one with held-out images those to learn from.
+
+    Raises:
+        ImagesError: nothing usable is there.
+        ConfigError: the images have channels of their own, and nobody said how many.
+    """
+    if config.color == "raw" and config.raw_channels is None:
+        raise ConfigError(
+            "images.color = 'raw' needs images.raw_channels, which a run's own config has."
+        )
+    found = locate_images(config).train
+    if isinstance(found, ImageSet):
+        return _decoded(found)
+    return _encoded(found, config)
+
+
+def _encoded(listing: Listing, config: ImagesConfig) -> ImageRows:
+    def reader(some: range) -> ShardReader:
+        read = listing.read if listing.read_part is None else listing.read_part(some)
+
+        def fetch(index: int) -> tuple[bytes, Callable[[], Pixels]]:
+            data = read(index)
+            return data, lambda: decode_bytes(data, config)
+
+        return ShardReader.of(some, fetch)
+
+    return ImageRows(listing.names, reader, listing.stamp, listing.labels, listing.classes)
+
+
+def _decoded(images: ImageSet) -> ImageRows:
+    """Images whose pixels are at hand, which tell their content."""
+
+    def fetch(index: int) -> tuple[bytes, Callable[[], Pixels]]:
+        pixels = images.pixels.gather(np.array([index])).image(0)
+        return repr(pixels.shape).encode() + pixels.tobytes(), lambda: pixels
+
+    def reader(some: range) -> ShardReader:
+        return ShardReader.of(some, fetch)
+
+    return ImageRows(images.names, reader, None, images.labels, images.classes)
+
+
+def _stamp(stamp: Callable[[int], tuple[int, int]], index: int) -> tuple[int, int]:
+    try:
+        return stamp(index)
+    except OSError:  # missing: it will be listed as unreadable
+        return -1, -1

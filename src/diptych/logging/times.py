@@ -1,0 +1,128 @@
+"""Where the time of a run went: what lines of metrics say of it, and what these lines come to."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diptych.runtime.distributed import gather_rows, process_count
+from diptych.runtime.stopwatch import PARTS
+
+OWN: Final = "milliseconds/"
+SLOWEST: Final = "slowest_milliseconds/"
+USUAL: Final = "usual_milliseconds/"
+SLOWEST_PROCESS: Final = "slowest_process"
+"""Keys, or their beginnings, in a line of metrics; docs/run-folder.md says what they are."""
+
+NOT_WORK: Final = ("communication", "measuring", "checkpoint")
+"""Parts in which a process waits for the others, or that are the first one's alone."""
+
+
+def time_metrics(seconds: Mapping[str, float], steps: int) -> dict[str, float]:
+    """What a line of metrics says of the time since the line before.
+
+    Of several processes every one calls it, and each is told what all of them did.
+
+    Args:
+        seconds: of this process, by part.
+        steps: in which they passed.
+
+    Returns:
+        ``milliseconds/PART``, the mean over the steps. With several processes, where these are of
+        this one, also ``slowest_process``, the one whose own work takes longest, its
+        ``slowest_milliseconds/PART``, and ``usual_milliseconds/PART``, the median of all.
+    """
+    own = torch.tensor([seconds[part] for part in PARTS], dtype=torch.float64) * (1000.0 / steps)
+    found = _by_part(OWN, own)
+    if process_count() > 1:
+        found |= _compared(gather_rows(own[None]))
+    return found
+
+
+def _compared(everyone: Tensor) -> dict[str, float]:
+    """Of milliseconds (processes, parts): those of the slowest process, and the median."""
+    work = [index for index, part in enumerate(PARTS) if part not in NOT_WORK]
+    slowest = int(everyone[:, work].sum(dim=1).argmax())
+    return {
+        SLOWEST_PROCESS: slowest,
+        **_by_part(SLOWEST, everyone[slowest]),
+        **_by_part(USUAL, everyone.median(dim=0).values),
+    }
+
+
+def _by_part(prefix: str, milliseconds: Tensor) -> dict[str, float]:
+    """Parts that took no time at all are left out."""
+    parts = zip(PARTS, milliseconds.tolist(), strict=True)
+    return {f"{prefix}{part}": round(value, 3) for part, value in parts if value > 0}
+
+
+Milliseconds = Mapping[str, float]
+"""Of a step, by part; parts that take no time may be missing."""
+
+
+class Times(NamedTuple):
+    """Where the time of some steps went, on average.
+
+    Attributes:
+        own: of process 0.
+        slowest: of the process whose own work takes longest; None with one process.
+        usual: the median over all processes; None with one process.
+        slowest_process: its number.
+    """
+
+    own: Milliseconds
+    slowest: Milliseconds | None = None
+    usual: Milliseconds | None = None
+    slowest_process: int | None = None
+
+
+def times_of(
+    metrics: Sequence[Mapping[str, Any]], *, last_lines: int | None = None
+) -> Times | None:
+    """The mean over lines of metrics, each weighed by its steps; None where no line has times.
+
+    The first step is left out if there are others: in it kernels are compiled.
+
+    Args:
+        metrics: the lines of ``metrics.jsonl``, oldest first.
+        last_lines: only so many; all when not given.
+    """
+    pairs = pairwise([{"step": 0}, *metrics])
+    timed = [
+        (line, line["step"] - before["step"]) for before, line in pairs if f"{OWN}other" in line
+    ]
+    if len(timed) > 1 and timed[0][0]["step"] == 1:
+        timed = timed[1:]
+    if not timed:
+        return None
+    timed = timed[-(last_lines or len(timed)) :]
+    own, last = _mean(timed, OWN), timed[-1][0]
+    if SLOWEST_PROCESS not in last:
+        return Times(own)
+    slowest_process = int(last[SLOWEST_PROCESS])
+    same = [one for one in timed if one[0].get(SLOWEST_PROCESS) == slowest_process]
+    return Times(own, _mean(same, SLOWEST), _mean(timed, USUAL), slowest_process)
+
+
+def time_in_words(times: Times) -> str:
+    """A sentence: how long a step takes, and what the most of it is."""
+    whole = sum(times.own.values())
+    largest = sorted(times.own.items(), key=lambda item: -item[1])[:3]
+    shares = [f"{value / whole:.0%} {named(part)}" for part, value in largest]
+    return f"A step took {whole:,.3g} ms on average: {', '.join(shares)}."
+
+
+def named(part: str) -> str:
+    """A part as people read it."""
+    return part.replace("_", " ")
+
+
+def _mean(timed: Sequence[tuple[Mapping[str, Any], int]], prefix: str) -> dict[str, float]:
+    steps = sum(count for _, count in timed)
+    sums = {
+        part: sum(line.get(f"{prefix}{part}", 0.0) * count for line, count in timed)
+        for part in PARTS
+    }
+    return {part: total / steps for part, total in sums.items() if total > 0}

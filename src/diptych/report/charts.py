@@ -1,0 +1,340 @@
+"""What `diptych evaluate` and `diptych detect` measured, as bar charts for page and terminal."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from diptych.errors import RunFolderError
+from diptych.evaluation.split import split_words
+
+NAMES: Final[Mapping[str, str]] = {
+    "trained": "trained encoder",
+    "untrained": "untrained encoder",
+    "pixels": "raw pixels",
+    "supervised": "trained on the labels",
+}
+"""What the encoders are called; others go by their path."""
+
+_METRICS: Final[Mapping[str, str]] = {
+    "accuracy": "accuracy",
+    "mean_per_class": "mean per class",
+    "auc": "ROC AUC",
+    "f1": "F1",
+}
+"""Metrics as in ``evaluation.json``."""
+
+_BACKBONES: Final[Mapping[str, tuple[str, str]]] = {
+    "pretrained": ("trained", "on the trained ResNet"),
+    "untrained": ("untrained", "on untrained ResNets"),
+}
+"""Backbones as in ``detection.json``: how they are drawn, and what they are called."""
+
+_AVERAGE_PRECISIONS: Final[Mapping[str, str]] = {
+    "mAP": "mAP, mean over overlaps of 0.5 to 0.95",
+    "AP50": "AP50, overlap of half",
+    "AP75": "AP75, overlap of three quarters",
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One figure of one encoder.
+
+    Attributes:
+        key: of the encoder, as in ``evaluation.json``.
+        words: its name.
+        value: a share.
+        low, high: of its interval; None where none is known.
+    """
+
+    key: str
+    words: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def text(self) -> str:
+        """The figure in percent."""
+        return f"{self.value:.1%}"
+
+    @property
+    def range(self) -> str:
+        """The interval in percent, or nothing."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"{100 * self.low:.1f} to {100 * self.high:.1f}"
+
+
+@dataclass(frozen=True)
+class BarChart:
+    """One figure of several encoders.
+
+    Attributes:
+        title: which figure.
+        bars: of each encoder, the trained one first.
+        chance: chance level; None where there is none.
+        gain: what the trained encoder gains, with its interval; may be empty.
+        images: on which images, in sentences; empty where all charts of the group have the same.
+    """
+
+    title: str
+    bars: tuple[Bar, ...]
+    chance: float | None = None
+    gain: str = ""
+    images: str = ""
+
+
+@dataclass(frozen=True)
+class ChartGroup:
+    """Panels that answer one question.
+
+    Attributes:
+        title: the heading.
+        text: how it was measured.
+        charts: the figures.
+    """
+
+    title: str
+    text: str
+    charts: tuple[BarChart, ...]
+
+
+def chart_groups(evaluation: Mapping[str, Any]) -> list[ChartGroup]:
+    """Everything in ``evaluation.json`` that is a share, in the order of the page."""
+    found = [
+        _frozen(evaluation),
+        _finetune(evaluation),
+        *_transfer(evaluation),
+        *_transformations(evaluation),
+    ]
+    return [group for group in found if group.charts]
+
+
+def tested_images(evaluation: Mapping[str, Any], protocol: str) -> str:
+    """The images that a protocol measured on, as a part of a sentence."""
+    return str(_detail(evaluation, protocol, "split").get("tested", "images not recorded"))
+
+
+def geometry_images(evaluation: Mapping[str, Any]) -> str:
+    """On which images the geometry was measured."""
+    return split_words(evaluation.get("geometry", {}).get("split"))
+
+
+def geometry_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Of each layer: name, alignment, uniformity, effective rank, spread, collapsed dimensions."""
+    rows: list[tuple[str, ...]] = []
+    for encoder in ("trained", "untrained"):
+        for layer, one in evaluation.get("geometry", {}).get(encoder, {}).items():
+            alignment = "" if one["alignment"] is None else f"{one['alignment']:.2f}"
+            rows.append(
+                (
+                    f"{layer}, {encoder}",
+                    alignment,
+                    f"{one['uniformity']:.2f}",
+                    f"{one['effective_rank']:.1f} of {one['dimensions']}",
+                    f"{one['spread']:.2f}",
+                    f"{one['collapsed_share']:.0%}",
+                )
+            )
+    return rows
+
+
+def _frozen(evaluation: Mapping[str, Any]) -> ChartGroup:
+    shared = evaluation.get("protocol", {})
+    titles = {
+        "knn": f"{_neighbours(evaluation, 'knn')} nearest neighbours",
+        "linear": "linear classifier",
+        "linear_sgd": "linear classifier by SGD, crop and flip",
+        "knn_leave_one_out": f"{_neighbours(evaluation, 'knn_leave_one_out')} nearest neighbours, "
+        "each image by all others",
+    }
+    charts = []
+    for name, title in titles.items():
+        if name in evaluation:
+            metric = _detail(evaluation, name, "metrics", "accuracy")
+            settings = _settings(evaluation, name) or shared
+            chart = _chart(title, evaluation[name], metric, settings.get("chance"))
+            charts.append(replace(chart, images=_images(evaluation, name)))
+    return _with_images("How good the frozen features are", "The encoder is frozen.", charts)
+
+
+def _neighbours(evaluation: Mapping[str, Any], protocol: str) -> int:
+    settings = _settings(evaluation, protocol) or evaluation.get("protocol", {})
+    return int(settings.get("knn_neighbours", 20))
+
+
+def _finetune(evaluation: Mapping[str, Any]) -> ChartGroup:
+    charts = []
+    for share, values in evaluation.get("finetune", {}).items():
+        detail = _detail(evaluation, "finetune", "shares", share)
+        chance = _settings(evaluation, "finetune").get("chance")
+        title = f"{_percent(float(share))}: {detail['images']:,} images"
+        chart = _chart(title, values, detail, chance)
+        charts.append(replace(chart, images=_images(evaluation, "finetune")))
+    seeds = _settings(evaluation, "finetune").get("seeds", 1)
+    text = (
+        "Encoder and classifier learn together from a share of the labels, the same of each class. "
+        "The untrained encoder shows what labels alone can do, with the schedule that did best on "
+        "a fifth of its labels. "
+    )
+    text += (
+        f"Means of {seeds} seeds, with the interval over seeds."
+        if seeds > 1
+        else "One seed: how far another seed would differ is not known."
+    )
+    return _with_images("Fine-tuning on few labels", text, charts)
+
+
+def _transfer(evaluation: Mapping[str, Any]) -> list[ChartGroup]:
+    groups = []
+    for path in evaluation.get("transfer", {}):
+        task = _detail(evaluation, "transfer", "tasks", path)
+        charts = [
+            _chart(_METRICS[metric], _values(detail), detail, None)
+            for metric, detail in task.get("metrics", {}).items()
+        ]
+        kind = "labels, several to an image" if task.get("multilabel") else "classes"
+        text = (
+            f"A linear classifier on the frozen features, {task.get('labels', 0)} {kind}. "
+            f"{split_words(task.get('split'))}"
+        )
+        groups.append(ChartGroup(f"Transfer to {path}", text, tuple(charts)))
+    return groups
+
+
+def _transformations(evaluation: Mapping[str, Any]) -> list[ChartGroup]:
+    """How well each layer of the trained network tells how an image was changed."""
+    found = evaluation.get("transformations", {})
+    trained, untrained = found.get("trained", {}), found.get("untrained", {})
+    charts = []
+    for task, about in found.get("tasks", {}).items():
+        bars = [
+            _bar("trained" if layer == "h" else "layer", layer, values[task])
+            for layer, values in trained.items()
+            if task in values
+        ]
+        bars += [
+            _bar("untrained", "h, untrained", values[task])
+            for layer, values in untrained.items()
+            if layer == "h" and task in values
+        ]
+        if task in found.get("pixels", {}):
+            bars.append(_bar("pixels", NAMES["pixels"], found["pixels"][task]))
+        charts.append(BarChart(task, tuple(bars), about.get("chance")))
+    text = (
+        "A linear classifier has to say how an image was changed, from h (the encoder's features) "
+        "and from the layers of the head. What can be told from h but not from g(h), the head "
+        f"threw away. {split_words(found.get('split'))}"
+    )
+    return [ChartGroup("What the head throws away", text, tuple(charts))]
+
+
+def _images(evaluation: Mapping[str, Any], protocol: str) -> str:
+    """On which images a protocol measured."""
+    return split_words(evaluation.get("details", {}).get(protocol, {}).get("split"))
+
+
+def _with_images(title: str, text: str, charts: list[BarChart]) -> ChartGroup:
+    """Panels on the same images have that said once; others each by itself."""
+    if len({chart.images for chart in charts}) != 1:
+        return ChartGroup(title, text, tuple(charts))
+    alike = tuple(replace(chart, images="") for chart in charts)
+    return ChartGroup(title, f"{text} {charts[0].images}", alike)
+
+
+def _chart(
+    title: str, values: Mapping[str, float], detail: Mapping[str, Any], chance: float | None
+) -> BarChart:
+    intervals = detail.get("intervals", {})
+    bars = tuple(
+        _bar(name, NAMES.get(name, name), intervals.get(name, {"value": value}))
+        for name, value in values.items()
+    )
+    gain = _gain(detail.get("gains", {}).get("untrained"), "the untrained encoder")
+    return BarChart(title, bars, chance, gain)
+
+
+def _bar(key: str, words: str, interval: Any) -> Bar:
+    if not isinstance(interval, Mapping):
+        interval = {"value": interval}
+    low, high = interval.get("low"), interval.get("high")
+    return Bar(key, words, interval["value"], low, high)
+
+
+def _gain(gain: Mapping[str, float | None] | None, over: str) -> str:
+    """A difference in points with its interval; nothing where none was measured."""
+    if gain is None or gain["value"] is None:
+        return ""
+    sentence = f"{100 * gain['value']:+.1f} points over {over}"
+    low, high = gain["low"], gain["high"]
+    if low is None or high is None:
+        return sentence
+    return f"{sentence} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _percent(share: float) -> str:
+    return "all labels" if share == 1 else f"{100 * share:.4g}% of the labels"
+
+
+def _values(detail: Mapping[str, Any]) -> dict[str, float]:
+    return {name: one["value"] for name, one in detail.get("intervals", {}).items()}
+
+
+def _settings(evaluation: Mapping[str, Any], protocol: str) -> Mapping[str, Any]:
+    return _detail(evaluation, protocol, "settings")
+
+
+def _detail(evaluation: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+    """A table below ``details``; an empty one in a file of before there were any."""
+    found: Any = evaluation.get("details", {})
+    for name in path:
+        found = found.get(name, {})
+    return dict(found)
+
+
+def read_detection(path: Path) -> dict[str, Any] | None:
+    """What ``diptych detect`` wrote; None where it has not been run.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        detection_group(found)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunFolderError(
+            f"{path} is not what `diptych detect` writes ({error!r}). Delete it, and give the "
+            "command again: detectors that are done are kept."
+        ) from error
+    return found
+
+
+def detection_group(found: Mapping[str, Any]) -> ChartGroup:
+    """Average precision by overlap and by class, of both backbones."""
+    protocol = found["protocol"]
+    seeds = protocol["seeds"]
+    text = (
+        f"A Faster R-CNN with a feature pyramid, fine-tuned for {protocol['epochs']} epochs; only "
+        "the weights that the ResNet begins with differ. "
+        f"{split_words(found.get('split'))} "
+        f"{f'Means of {seeds} seeds.' if seeds > 1 else 'One seed.'} COCO's average precision."
+    )
+    charts = [
+        _detection_chart(_AVERAGE_PRECISIONS.get(name, f"mAP of {name}"), name, found)
+        for name, difference in found["difference"].items()
+        if difference["value"] is not None
+    ]
+    return ChartGroup(f"Object detection: {Path(protocol['data']).name}", text, tuple(charts))
+
+
+def _detection_chart(title: str, name: str, found: Mapping[str, Any]) -> BarChart:
+    bars = tuple(
+        _bar(key, words, found["backbones"][backbone]["figures"][name])
+        for backbone, (key, words) in _BACKBONES.items()
+    )
+    return BarChart(title, bars, gain=_gain(found["difference"][name], "untrained ResNets"))

@@ -1,0 +1,252 @@
+"""Which loss, at which temperature, with how large a batch (SimCLR, section 5)."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+from matplotlib.figure import Figure
+
+from diptych.studies.cell_results import StudyResults
+from diptych.studies.claims import Claim, best_of, better, rises, rises_more
+from diptych.studies.drawing import bars, lines
+from diptych.studies.study import Budget, Cell, Study, fixed
+
+_LOGISTIC: Final = {"method.loss.kind": "nt_logistic", "method.loss.temperature": 0.2}
+# The paper's margin loss divides by no temperature.
+_MARGIN: Final = {
+    "method.loss.kind": "triplet",
+    "method.loss.temperature": 1.0,
+    "method.loss.margin": 0.8,
+}
+_SEMI_HARD: Final = {"method.loss.semi_hard": True}
+LOSSES: Final[Mapping[str, tuple[str, Mapping[str, Any], str]]] = {
+    "nt-xent": (
+        "NT-Xent",
+        {"method.loss.kind": "info_nce", "method.loss.temperature": 0.2},
+        "63.9",
+    ),
+    "nt-logistic": ("NT-Logistic", _LOGISTIC, "51.6"),
+    "margin": ("margin", _MARGIN, "50.9"),
+    "nt-logistic-semi-hard": ("NT-Logistic, semi-hard", {**_LOGISTIC, **_SEMI_HARD}, "57.9"),
+    "margin-semi-hard": ("margin, semi-hard", {**_MARGIN, **_SEMI_HARD}, "57.5"),
+}
+"""Label, settings, and the paper's figure."""
+RATES: Final = (0.24, 0.96)
+
+
+def _best_rate(results: StudyResults, loss: str) -> str:
+    return best_of(results, [f"{loss}-rate-{rate:g}" for rate in RATES])
+
+
+def _loss_claims(results: StudyResults) -> tuple[Claim, ...]:
+    def beats(one: str, other: str, finding: str) -> Claim:
+        paper = f"{LOSSES[one][2]} against {LOSSES[other][2]}"
+        return better(_best_rate(results, one), _best_rate(results, other), finding, paper)
+
+    return (
+        *(
+            beats("nt-xent", loss, f"NT-Xent beats {label}")
+            for loss, (label, _, _) in LOSSES.items()
+            if loss != "nt-xent"
+        ),
+        beats("nt-logistic-semi-hard", "nt-logistic", "Semi-hard negatives help NT-Logistic"),
+        beats("margin-semi-hard", "margin", "Semi-hard negatives help the margin loss"),
+    )
+
+
+def _draw_losses(results: StudyResults) -> Figure:
+    return bars(
+        results,
+        [(label, _best_rate(results, loss)) for loss, (label, _, _) in LOSSES.items()],
+        {"kNN accuracy, better learning rate": "knn"},
+        untrained="nt-xent-rate-0.24",
+    )
+
+
+LOSS: Final = Study(
+    name="loss",
+    question="Which loss learns the best features?",
+    source="SimCLR (2002.05709), section 5.1 and table 4",
+    found=(
+        "Linear top-1 on ImageNet: margin 50.9, NT-Logistic 51.6, margin with semi-hard negatives "
+        "57.5, NT-Logistic with them 57.9, NT-Xent 63.9.",
+    ),
+    grid=fixed(
+        *(
+            Cell(
+                f"{loss}-rate-{rate:g}",
+                {"loss": label, "learning rate": rate},
+                {**settings, "optimizer.learning_rate": rate},
+            )
+            for loss, (label, settings, _) in LOSSES.items()
+            for rate in RATES
+        )
+    ),
+    claims=_loss_claims,
+    draw=_draw_losses,
+    reference="nt-xent-rate-0.24",
+    differences=(
+        "Temperature 0.2 of both NT losses, margin 0.8 of cosines; of the learning rate the better "
+        "of two by kNN on the test images, the same choice for each loss. The paper tunes more.",
+    ),
+)
+
+_COSINE: Final = {f"l2-{t:g}": t for t in (0.05, 0.1, 0.2, 0.5, 1.0)}
+_DOT: Final = {f"no-l2-{t:g}": t for t in (1.0, 10.0, 100.0)}
+
+
+def _temperature_claims(results: StudyResults) -> tuple[Claim, ...]:
+    cosine, dot = list(_COSINE), list(_DOT)
+    best, best_dot = best_of(results, cosine), best_of(results, dot)
+    middle = best_of(results, cosine[1:-1])
+    surest = best_of(results, dot, "pretext")
+    return (
+        better(best, best_dot, f"With l2 norm ({best}) beats without ({best_dot})",
+               "64.4 against 57.2"),
+        better(middle, cosine[0], f"A middle temperature ({middle}) beats the lowest",
+               "64.4 at 0.1 against 59.7 at 0.05"),
+        better(middle, cosine[-1], f"A middle temperature ({middle}) beats the highest",
+               "64.4 at 0.1 against 58.0 at 1"),
+        better(surest, best, "Without l2 norm the pretext accuracy is higher",
+               "contrastive accuracy 92.1 without", measure="pretext"),
+    )  # fmt: skip
+
+
+TEMPERATURE: Final = Study(
+    name="temperature",
+    question="Compare directions only, and how sharply?",
+    source="SimCLR (2002.05709), section 5.1 and table 5",
+    found=(
+        "With l2 norm: T = 0.05 59.7, 0.1 64.4, 0.5 60.7, 1 58.0; without: 57.2 (T = 10) and 57.0 "
+        "(T = 100), though there the contrastive accuracy is higher (91.7 and 92.1; linear top-1, "
+        "ImageNet).",
+    ),
+    grid=fixed(
+        *(
+            Cell(
+                name,
+                {"l2 norm": "yes" if similarity == "cosine" else "no", "temperature": t},
+                {"method.loss.similarity": similarity, "method.loss.temperature": t},
+            )
+            for similarity, cells in (("cosine", _COSINE), ("dot", _DOT))
+            for name, t in cells.items()
+        )
+    ),
+    claims=_temperature_claims,
+    draw=partial(
+        bars,
+        rows=[
+            *((f"l2 norm, T = {t:g}", cell) for cell, t in _COSINE.items()),
+            *((f"no l2 norm, T = {t:g}", cell) for cell, t in _DOT.items()),
+        ],
+        measures={"kNN accuracy": "knn", "pretext accuracy": "pretext"},
+        untrained="l2-0.2",
+    ),
+    reference="l2-0.2",
+    shown=("knn", "pretext", "effective_rank"),
+)
+
+BATCHES: Final = (64, 128, 256, 512)
+LENGTHS: Final = (0.5, 1.0, 2.0)
+"""Of training, as multiples of the study's epochs."""
+_RATE: Final = 0.24
+_UNSCALED: Final = 128
+"""The batch whose rate the runs keep that do not scale it."""
+
+
+def _lengths(epochs: int) -> list[int]:
+    return list(dict.fromkeys(max(1, round(epochs * length)) for length in LENGTHS))
+
+
+def _middle(lengths: Sequence[int]) -> int:
+    return lengths[len(lengths) // 2]
+
+
+def _batch(size: int, epochs: int, scaling: str = "linear") -> str:
+    return f"batch-{size}-epochs-{epochs}" + ("" if scaling == "linear" else "-unscaled")
+
+
+def _batch_cell(size: int, epochs: int, scaling: str) -> Cell:
+    rate = _RATE if scaling == "linear" else _RATE * _UNSCALED / 256
+    return Cell(
+        _batch(size, epochs, scaling),
+        {"batch": size, "epochs": epochs, "learning rate": scaling},
+        {
+            "training.batch_size": size,
+            "training.epochs": epochs,
+            "optimizer.learning_rate": rate,
+            "optimizer.scaling": scaling,
+        },
+    )
+
+
+def _batch_grid(epochs: int) -> tuple[Cell, ...]:
+    """Every batch for every length; with the rate not scaled, for the middle length only."""
+    lengths = _lengths(epochs)
+    return (
+        *(_batch_cell(size, length, "linear") for length in lengths for size in BATCHES),
+        *(_batch_cell(size, _middle(lengths), "none") for size in BATCHES if size != _UNSCALED),
+    )
+
+
+def _lengths_of(results: StudyResults) -> list[int]:
+    """The epochs that results are there for, the shortest first."""
+    found = {int(one.place["epochs"]) for one in results.all if "epochs" in one.place}
+    return sorted(found) or _lengths(Budget().epochs)
+
+
+def _batch_claims(results: StudyResults) -> tuple[Claim, ...]:
+    lengths = _lengths_of(results)
+    short, long, middle = lengths[0], lengths[-1], _middle(lengths)
+    in_short, in_long = (
+        rises([_batch(size, epochs) for size in BATCHES], BATCHES,
+              f"Larger batches are better in {epochs} epochs", "clearly so in 100 epochs",
+              per="the batch")
+        for epochs in (short, long)
+    )  # fmt: skip
+    return (
+        in_short,
+        rises_more(in_short, in_long, f"They help more in {short} epochs than in {long}",
+                   "the gap closes with length"),
+        better(_batch(BATCHES[-1], middle), _batch(BATCHES[-1], middle, "none"),
+               f"A batch of {BATCHES[-1]} needs its learning rate scaled",
+               "about 2 points lost without (MoCo, end-to-end, batch 1,024)"),
+        better(_batch(_UNSCALED, long), _batch(_UNSCALED, short), "Longer training is better",
+               "at every batch"),
+    )  # fmt: skip
+
+
+def _draw_batches(results: StudyResults) -> Figure:
+    lengths = _lengths_of(results)
+    middle = _middle(lengths)
+    series = {
+        f"{epochs} epochs": [(size, _batch(size, epochs)) for size in BATCHES] for epochs in lengths
+    }
+    series[f"{middle} epochs, rate not scaled"] = [
+        (size, _batch(size, middle, "linear" if size == _UNSCALED else "none")) for size in BATCHES
+    ]
+    return lines(results, series, x_label="batch size", untrained=_batch(_UNSCALED, middle))
+
+
+BATCH: Final = Study(
+    name="batch",
+    question="How large should a batch be, and does its learning rate have to grow with it?",
+    source="SimCLR (2002.05709), section 5.2 and figure 9; MoCo (1911.05722), section 4.1",
+    found=(
+        "Larger batches help most in short training; with length the gap closes.",
+        "Without linear scaling of the learning rate a large batch loses about 2 points (MoCo, "
+        "end-to-end).",
+    ),
+    grid=_batch_grid,
+    claims=_batch_claims,
+    draw=_draw_batches,
+    reference=_batch(_UNSCALED, Budget().epochs),
+    differences=(
+        "Batches of 64 to 512 instead of 256 to 8,192, SGD instead of LARS; the unscaled learning "
+        f"rate is that of a batch of {_UNSCALED}.",
+    ),
+    notes=(
+        "With 10,000 images a batch of 512 takes 19 steps in an epoch: in so few steps a larger "
+        "batch means less learning, which the papers' 300 steps an epoch hide.",
+    ),
+)

@@ -1,0 +1,175 @@
+"""Head and encoder: which head, what it discards, how large an encoder (SimCLR, section 4)."""
+
+from functools import partial
+from typing import Final
+
+from diptych.studies.claims import Claim, better, rises, rises_more
+from diptych.studies.drawing import grouped_bars, lines
+from diptych.studies.study import Budget, Cell, Study, fixed
+
+HEADS: Final = {"linear": 1, "mlp": 2}
+"""Layers of each kind."""
+HEAD_WIDTHS: Final = (16, 64, 256)
+_MLPS: Final = [f"mlp-{width}" for width in HEAD_WIDTHS]
+_LINEARS: Final = [f"linear-{width}" for width in HEAD_WIDTHS]
+
+HEAD: Final = Study(
+    name="head",
+    question="What should stand between the features and the loss?",
+    source="SimCLR (2002.05709), section 4.2 and figure 8",
+    found=(
+        "An MLP head beats a linear one by about 3 points, and none by more than 10 (linear top-1 "
+        "of the features before the head, ImageNet).",
+        "The width of its output hardly matters.",
+    ),
+    grid=fixed(
+        Cell("none", {"head": "none", "width": 64}, {"head.layers": 0}),
+        *(
+            Cell(
+                f"{kind}-{width}",
+                {"head": kind, "width": width},
+                {"head.layers": layers, "head.output_features": width},
+            )
+            for kind, layers in HEADS.items()
+            for width in HEAD_WIDTHS
+        ),
+    ),
+    claims=fixed(
+        better("mlp-64", "none", "An MLP head beats none", "more than 10 points"),
+        better("linear-64", "none", "A linear head beats none",
+               "some 7 points, by the other two figures"),
+        better(_MLPS, _LINEARS, "An MLP head beats a linear one, over all widths",
+               "about 3 points"),
+        rises(_MLPS, HEAD_WIDTHS, "The MLP's output width hardly matters",
+              "hardly any difference", per="the width", tolerance=0.5),
+    ),
+    draw=partial(
+        lines,
+        series={
+            "MLP": list(zip(HEAD_WIDTHS, _MLPS, strict=True)),
+            "linear": list(zip(HEAD_WIDTHS, _LINEARS, strict=True)),
+            "none (the features, 64 wide)": [(64, "none")],
+        },
+        x_label="width of the projection",
+        untrained="mlp-64",
+    ),
+    reference="mlp-64",
+    shown=("knn", "linear", "pretext", "effective_rank"),
+    measures=("linear",),
+    differences=("Widths 16 to 256 instead of 32 to 2048; the features are 64 wide, not 2048.",),
+)  # fmt: skip
+
+TRANSFORMATIONS: Final = {
+    "color": ("colour or gray", "99.3 against 97.4"),
+    "rotation": ("rotation", "67.6 against 25.6"),
+    "noise": ("original or corrupted", "99.5 against 59.6"),
+    "sobel": ("original or Sobel", "96.6 against 56.3"),
+}
+"""By the first part of a measure's name: in words, and what the paper found of h and g(h)."""
+_LAYERS: Final = {"h": "h", "g": "g(h)"}
+
+INVARIANCE: Final = Study(
+    name="invariance",
+    question="What do the features keep that the head discards?",
+    source="SimCLR (2002.05709), section 4.2 and table 3",
+    found=(
+        "A linear classifier tells the applied transformation from h and from g(h): colour or gray "
+        "99.3 / 97.4, rotation 67.6 / 25.6, original or corrupted 99.5 / 59.6, original or Sobel "
+        "96.6 / 56.3 (%, ImageNet).",
+    ),
+    grid=fixed(Cell("simclr", {"views": "crop, flip, colour, gray"})),
+    claims=fixed(
+        *(
+            Claim(
+                f"h knows more than g(h): {words}",
+                paper,
+                {("simclr", f"{task}_h"): 1.0, ("simclr", f"{task}_g"): -1.0},
+            )
+            for task, (words, paper) in TRANSFORMATIONS.items()
+        )
+    ),
+    draw=partial(
+        grouped_bars,
+        groups={
+            words: {layer: ("simclr", f"{task}_{short}") for short, layer in _LAYERS.items()}
+            for task, (words, _) in TRANSFORMATIONS.items()
+        },
+        y_label="transformation predicted (%)",
+    ),
+    # h and g(h) are equally wide, as in the paper.
+    base={"head.hidden_features": 64, "head.output_features": 64},
+    reference="simclr",
+    budget=Budget(epochs=20),
+    measures=("transformations",),
+    shown=("knn", "pretext", *(f"{task}_{short}" for task in TRANSFORMATIONS for short in _LAYERS)),
+    differences=("h and g(h) have 64 dimensions instead of 2,048. Twenty epochs.",),
+    caption="Bars are one standard error over seeds.",
+)
+
+ENCODER_WIDTHS: Final = (8, 16, 32)
+DEPTHS: Final = (1, 2)
+"""Residual blocks in each of three stages."""
+
+
+def _of_depth(depth: int) -> list[str]:
+    return [f"blocks-{depth}-width-{width}" for width in ENCODER_WIDTHS]
+
+
+_WIDER: Final = partial(
+    rises,
+    [cell for depth in DEPTHS for cell in _of_depth(depth)],
+    ENCODER_WIDTHS * len(DEPTHS),
+    per="the width",
+)
+"""Over both depths together."""
+_UNLABELLED: Final = _WIDER("Wider is better without labels", "at every size", measure="linear")
+
+SIZE: Final = Study(
+    name="size",
+    question="Does learning without labels gain more from a larger encoder?",
+    source="SimCLR (2002.05709), section 4.1 and figure 7",
+    found=("Unsupervised learning gains more from depth and width than supervised learning does.",),
+    grid=fixed(
+        *(
+            Cell(
+                f"blocks-{depth}-width-{width}",
+                {"blocks": depth, "width": width},
+                {"encoder.width": width, "encoder.stage_blocks": (depth,) * 3},
+            )
+            for depth in DEPTHS
+            for width in ENCODER_WIDTHS
+        )
+    ),
+    claims=fixed(
+        _UNLABELLED,
+        better(_of_depth(DEPTHS[-1]), _of_depth(DEPTHS[0]),
+               "Deeper is better without labels, over all widths", "at every size",
+               measure="linear"),
+        rises_more(_UNLABELLED, _WIDER("", "", measure="supervised"),
+                   "Learning without labels gains more from width than learning with them",
+                   "the gap to supervised learning shrinks with size"),
+    ),
+    draw=partial(
+        lines,
+        series={
+            f"{depth} block{'s' * (depth > 1)} a stage": list(
+                zip(ENCODER_WIDTHS, _of_depth(depth), strict=True)
+            )
+            for depth in DEPTHS
+        },
+        x_label="channels of the first stage",
+        y_label="accuracy (%)",
+        measure="linear",
+        also={"supervised": "supervised"},
+    ),
+    reference="blocks-1-width-16",
+    measures=("linear", "supervised"),
+    shown=("knn", "linear", "supervised", "pretext"),
+    differences=(
+        "Small ResNets of 1 or 2 blocks in each of three stages, 8 to 32 channels in the first, "
+        "instead of ResNet-18 to ResNet-152 with 1x to 4x the width. The supervised runs have the "
+        "same network, images and epochs.",
+    ),
+    caption="Linear classifiers on frozen features; dashed, supervised runs. Bars are one standard "
+    "error over seeds.",
+)  # fmt: skip

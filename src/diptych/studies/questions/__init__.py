@@ -1,1 +1,0 @@
-"""The studies, a file for each question of the papers."""

@@ -1,0 +1,198 @@
+"""A study as it was asked for: its cells times seeds, with settings, folders and commands."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from diptych.errors import ConfigError, RunFolderError
+from diptych.runtime.device import available_threads
+from diptych.studies.cell_results import CellResult, StudyResults, read_result
+from diptych.studies.study import BASE, Budget, Cell, Study
+
+_SHORT = {"training.epochs": "epochs", "training.batch_size": "batch-size"}
+_NOT_COMPARED = frozenset({"training.threads"})  # how fast, not what
+
+
+@dataclass(frozen=True)
+class CellRun:
+    """One cell with one seed.
+
+    Attributes:
+        study: that it belongs to.
+        cell: of its grid.
+        seed: of the run.
+        folder: of the run and its result.
+        settings: of the run, by dotted names.
+    """
+
+    study: Study
+    cell: Cell
+    seed: int
+    folder: Path
+    settings: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """As ``--cell`` takes it."""
+        return f"{self.cell.name}/seed-{self.seed}"
+
+    @property
+    def command(self) -> str:
+        """The command that repeats the training."""
+        arguments = ["diptych", "pretrain", str(self.settings["images.path"])]
+        arguments += ["--out", str(self.folder)]
+        for name, value in self.settings.items():
+            if name != "images.path":
+                arguments += _flag(_SHORT.get(name, name), value)
+        return shlex.join([*arguments, "--no-report", "--resume"])
+
+    def result(self) -> CellResult | None:
+        """The result, if the cell is done.
+
+        Raises:
+            RunFolderError: it is one of other settings.
+        """
+        found = read_result(self.folder)
+        if found is None:
+            return None
+        different = _differing(found.settings, self.settings)
+        if different:
+            raise RunFolderError(
+                f"{self.folder} holds a result of other settings: {', '.join(different)}. Give the "
+                "settings that the study began with, or choose another --out."
+            )
+        missing = [m for m in self.study.measures if m not in found.protocol.get("measures", ())]
+        return found if found.failed or not missing else None
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A study with everything that the command line leaves open.
+
+    Attributes:
+        study: the question.
+        data: path of the images, as the user gave it.
+        out: folder of the study.
+        budget: what a cell learns from.
+        seeds: of each cell, from 0 on.
+        threads: of each cell.
+    """
+
+    study: Study
+    data: str
+    out: Path
+    budget: Budget
+    seeds: int
+    threads: int
+
+    def cell_runs(self) -> list[CellRun]:
+        """Cells times seeds; a seed of every cell before the next, so that a part says most."""
+        limit = {} if self.budget.images is None else {"images.limit": self.budget.images}
+        shared = {"images.path": self.data, **BASE, **limit, "training.epochs": self.budget.epochs}
+        return [
+            CellRun(
+                self.study,
+                cell,
+                seed,
+                self.out / "cells" / cell.name / f"seed-{seed}",
+                {
+                    **shared,
+                    **self.study.base,
+                    **cell.settings,
+                    "seed": seed,
+                    "training.threads": self.threads,
+                },
+            )
+            for seed in range(self.seeds)
+            for cell in self.study.grid(self.budget.epochs)
+        ]
+
+    def cell_run(self, label: str) -> CellRun:
+        """The cell and seed with this label.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        runs = self.cell_runs()
+        for run in runs:
+            if run.label == label:
+                return run
+        raise ConfigError(
+            f"there is no cell {label!r}; wanted CELL/seed-K, as {runs[0].label!r}, of the cells "
+            f"{', '.join(dict.fromkeys(run.cell.name for run in runs))}."
+        )
+
+    def results(self) -> StudyResults:
+        """The results that there are."""
+        return StudyResults(
+            found for run in self.cell_runs() if (found := run.result()) is not None
+        )
+
+    def arguments(self, threads: int | None = None) -> list[str]:
+        """The arguments of `diptych` that give this study again."""
+        images = [] if self.budget.images is None else ["--images", str(self.budget.images)]
+        return [
+            *("study", self.study.name, "--data", self.data, "--out", str(self.out), *images),
+            *("--epochs", str(self.budget.epochs), "--seeds", str(self.seeds)),
+            *([] if threads is None else ["--threads", str(threads)]),
+        ]
+
+
+def study_run(
+    study: Study,
+    *,
+    data: str,
+    out: Path | None = None,
+    images: int | None = None,
+    epochs: int | None = None,
+    seeds: int = 3,
+    threads: int | None = None,
+    jobs: int = 1,
+) -> StudyRun:
+    """What was given, and the study's own values for the rest.
+
+    Args:
+        study: to run.
+        data: images with labels, anything that ``pretrain`` takes.
+        out: folder; ``runs/studies/NAME`` when not given.
+        images: to learn from.
+        epochs: of a cell; cells of some studies have a multiple or a part of it.
+        seeds: of each cell, from 0 on.
+        threads: of each cell; all cores divided by ``jobs`` when not given.
+        jobs: cells that run at once.
+
+    Raises:
+        ConfigError: a number is not positive.
+    """
+    for name, number in (("seeds", seeds), ("jobs", jobs), ("images", images), ("epochs", epochs)):
+        if number is not None and number < 1:
+            raise ConfigError(f"--{name} must be 1 or more; got {number}.")
+    given = {"images": images, "epochs": epochs}
+    budget = replace(study.budget, **{n: v for n, v in given.items() if v is not None})
+    each = threads or max(1, available_threads() // jobs)
+    return StudyRun(study, data, out or Path("runs") / "studies" / study.name, budget, seeds, each)
+
+
+def _flag(name: str, value: object) -> list[str]:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        section, dot, last = flag.rpartition(".")
+        return [f"--{flag}" if value else f"--{section}{dot}no-{last}"]
+    values = value if isinstance(value, tuple) else (value,)
+    return [f"--{flag}", *map(str, values)]
+
+
+def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    names = sorted((found.keys() | wanted.keys()) - _NOT_COMPARED)
+    return [
+        f"{name} was {found.get(name)!r} and is {wanted.get(name)!r}"
+        for name in names
+        if _plain(found.get(name)) != _plain(wanted.get(name))
+    ]
+
+
+def _plain(value: object) -> object:
+    """As JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,338 @@
+"""A run before it trains: its folder found or made, settings settled, its identity written down.
+
+Of several processes the first alone looks and writes, and tells the others.
+"""
+
+import csv
+import io
+import json
+from concurrent.futures import Executor
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import datetime
+from itertools import chain, count
+from pathlib import Path
+
+import numpy as np
+
+from diptych.checkpoints.identity import (
+    MAY_CHANGE_ON_RESUME,
+    fingerprint_of,
+    recover_run,
+    require_same_images,
+)
+from diptych.checkpoints.save_and_load import list_checkpoints, refuse_foreign_checkpoints
+from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
+from diptych.config.files import differing_keys, flatten, load_run_config, to_toml
+from diptych.config.sections import RunConfig, require_divisible
+from diptych.errors import NotSaved, RunFolderError
+from diptych.escaping import HANDLER, escaped
+from diptych.images.collection import Collection
+from diptych.images.open import open_images
+from diptych.images.order import Order
+from diptych.images.trained_on import TrainedOn, load_trained_on, save_trained_on, trained_on
+from diptych.logging.progress import Watcher
+from diptych.resolve import Layers, asked_beginning, asked_recipe, overlay_all, resolve
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder, alone_in, require_writable
+from diptych.runs.record import (
+    Identity,
+    RunRecord,
+    is_at,
+    load_record,
+    new_identity,
+    write_record,
+)
+from diptych.runtime.world import World, restarts_allowed
+from diptych.training.begin_from import MAY_DIFFER, config_begun_from, require_can_begin_from
+
+
+def overlay_on_run(earlier: RunConfig | None, layers: Layers) -> RunConfig:
+    """What is asked for, on top of what the run, or the one it begins from, was begun with."""
+    begin_from = asked_beginning(layers)
+    if earlier is None and begin_from is not None:
+        return config_begun_from(begin_from, layers)
+    return overlay_all(earlier or RunConfig(), layers)
+
+
+def locate(out: Path | None, resume: bool, layers: Layers) -> str:
+    """Where the run lies and whether it had begun, as JSON."""
+    try:
+        folder = _folder_at(out, resume, asked_recipe(layers))
+        begun = folder.config.exists()
+    except OSError as error:
+        raise RunFolderError(
+            f"the run folder {out} cannot be looked into: {error.strerror or error}. Mend that, or "
+            "choose another --out."
+        ) from error
+    if begun:
+        _refuse_other_config(load_run_config(folder.config), layers, folder)
+        load_record(folder)
+    try:
+        require_writable(folder.path)
+    except OSError as error:
+        raise RunFolderError(
+            f"the run folder {folder.path} cannot be written: {error.strerror or error}. Mend "
+            "that, or choose another --out."
+        ) from error
+    return json.dumps({"folder": str(folder.path), "begun": begun})
+
+
+def settle(
+    folder: RunFolder,
+    earlier: RunConfig | None,
+    layers: Layers,
+    collection: Collection,
+    resume: bool,
+    here: World,
+    watcher: Watcher,
+    held: ExitStack,
+) -> str:
+    """Writes config and record of a new run, and which images were skipped.
+
+    Nobody else trains in the folder until ``held`` is closed.
+    """
+    if earlier is None:
+        config, record = _new_run(folder, layers, collection, resume, watcher)
+    else:
+        config, record = _known_run(folder, earlier, layers, collection, watcher)
+    if here.count > 1:
+        require_divisible(config, here.count)
+        watcher.say(_sharing(config, here.count))
+    try:
+        held.enter_context(alone_in(folder.path))
+        if earlier is None and folder.config.exists():
+            raise RunFolderError(
+                f"another process began a run in {folder.path} meanwhile. Choose another --out."
+            )
+        if config != earlier:
+            _begin(folder, config, record)
+        write_skipped(folder, collection)
+    except OSError as error:
+        raise NotSaved(
+            f"the run folder {folder.path} cannot be written: {error.strerror or error}. Mend "
+            "that, then start again."
+        ) from error
+    return ""
+
+
+def _new_run(
+    folder: RunFolder, layers: Layers, collection: Collection, resume: bool, watcher: Watcher
+) -> tuple[RunConfig, RunRecord]:
+    """Settings and identity of a run that begins, or of one whose folder was lost."""
+    images, begin_from = collection.train, asked_beginning(layers)
+    if begin_from is not None:
+        config = config_begun_from(begin_from, layers)
+    else:
+        config, sentence = resolve(
+            layers,
+            image_count=len(images),
+            median_side_pixels=images.median_side_pixels,
+            channels=images.channels,
+        )
+        watcher.say(sentence)
+    fingerprint = fingerprint_of(config, images)
+    place = checkpoint_location(config.checkpoint, folder)
+    if list_checkpoints(place):
+        found = recover_run(config, place, folder, fingerprint, resume=resume, say=watcher.say)
+        run = found[1].identity
+        _require_alone(folder, run, place)
+        watcher.say(f"{place} holds the checkpoints of run {run}, whose folder is lost.")
+        return found
+    if begin_from is not None:
+        order = Order(config.seed, len(images), config.training.batch_size)
+        total_steps = config.training.epochs * order.steps_per_epoch
+        require_can_begin_from(begin_from, config, fingerprint=fingerprint, total_steps=total_steps)
+    return config, RunRecord(new_identity(folder), fingerprint)
+
+
+def _known_run(
+    folder: RunFolder,
+    earlier: RunConfig,
+    layers: Layers,
+    collection: Collection,
+    watcher: Watcher,
+) -> tuple[RunConfig, RunRecord]:
+    """Settings and identity of a run that goes on, maybe with its images under another path."""
+    config, record = overlay_all(earlier, layers), load_record(folder)
+    require_same_images(record.images, fingerprint_of(config, collection.train))
+    place = checkpoint_location(config.checkpoint, folder)
+    refuse_foreign_checkpoints(place, record.identity)
+    _require_alone(folder, record.identity, place)
+    if not list_checkpoints(place):
+        _begin_anew(folder, place, watcher)
+    for name in differing_keys(earlier, config):
+        sentence = f"{name} is now {flatten(config)[name]!r}, before {flatten(earlier)[name]!r}."
+        watcher.say(f"The images are the same; {sentence}")
+        record = record.with_moved(sentence)
+    return config, record
+
+
+def _begin_anew(folder: RunFolder, place: CheckpointLocation, watcher: Watcher) -> None:
+    """Says that a run begins anew, as it left no checkpoint; refuses that where it has ended."""
+    if folder.encoder.exists():
+        raise RunFolderError(
+            f"the run in {folder.path} has ended, and none of its checkpoints is in {place}: it "
+            "would be trained anew, and its encoder replaced. Put the checkpoints back, or begin "
+            "a new run in another --out."
+        )
+    watcher.say(f"No checkpoint of this run is in {place}, so it begins anew.")
+
+
+def _require_alone(folder: RunFolder, run: Identity, place: CheckpointLocation) -> None:
+    """Refuses to go on in two folders with one run whose checkpoints lie in neither."""
+    other = RunFolder(Path(run.begun_as))
+    if place == folder.checkpoints or other.path == folder.path.absolute():
+        return
+    if is_at(other, run) and not _same(other.path, folder.path):
+        raise RunFolderError(
+            f"{place} holds the checkpoints of run {run}, whose folder is still there. Go on with "
+            f"it by --resume --out {run.begun_as}, or begin another with a checkpoint.folder of "
+            "its own."
+        )
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def _sharing(config: RunConfig, processes: int) -> str:
+    """How processes divide a batch, in a sentence or two."""
+    share = config.training.batch_size // processes
+    sentence = f"{processes} processes share each batch, {share} images each."
+    if config.norm.kind == "batch":
+        sentence += (
+            f" norm.kind = 'batch' takes the statistics of each {share} by themselves, 'sync' "
+            "those of the whole batch, as one process does."
+        )
+    return sentence
+
+
+def _refuse_other_config(earlier: RunConfig, layers: Layers, folder: RunFolder) -> None:
+    """A run goes on with its own settings only; those that were not given again are its own."""
+    asked = overlay_all(earlier, layers)
+    different = [
+        name for name in differing_keys(earlier, asked) if name not in MAY_CHANGE_ON_RESUME
+    ]
+    if not different:
+        return
+    mend = "begin a new run in another --out"
+    if all(name.startswith(MAY_DIFFER) for name in different):
+        mend = f"begin a new run that goes on from it: --begin-from {folder.path} --out NEW"
+    raise RunFolderError(
+        f"{folder.path} holds a run with other settings: {', '.join(different)} differ. Resume it "
+        f"without them, or {mend}."
+    )
+
+
+def _folder_at(out: Path | None, resume: bool, recipe: str) -> RunFolder:
+    """The run folder: a new one, or an earlier run's if it may go on."""
+    if out is None:
+        if resume:
+            raise RunFolderError("--resume needs --out RUN, to know which run to go on with.")
+        if restarts_allowed():
+            raise RunFolderError(
+                "torchrun may restart this run, and without --out RUN a restart would begin "
+                "another. Give --out and --resume, or start it by `diptych launch`, which adds "
+                "--resume."
+            )
+        out = _unused(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{recipe}")
+    folder = RunFolder(out)
+    if out.exists() and not out.is_dir():
+        raise RunFolderError(f"{out} is a file; --out needs a folder.")
+    if folder.config.exists():
+        if not resume:
+            raise RunFolderError(
+                f"{out} holds a run already, which is never overwritten. Go on with it by "
+                "--resume, or choose another --out."
+            )
+    elif list_checkpoints(folder.checkpoints):
+        raise RunFolderError(f"{out} has checkpoints but no config.toml; choose another --out.")
+    elif out.is_dir() and any(_is_foreign(path, folder) for path in out.iterdir()):
+        raise RunFolderError(f"{out} is not empty and holds no run; choose another --out.")
+    return folder
+
+
+def _unused(path: Path) -> Path:
+    """The path, or one like it: a clock that went back gives the same name again."""
+    numbers = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(one for one in chain([path], numbers) if not one.exists())
+
+
+def _is_foreign(path: Path, folder: RunFolder) -> bool:
+    """Whether something in a run folder was not left there by a run that was about to begin."""
+    return not path.name.startswith(".") and path != folder.record
+
+
+def _begin(folder: RunFolder, config: RunConfig, record: RunRecord) -> None:
+    """Writes what a run is known by, the config last: a folder that has one has begun."""
+    write_record(folder, record)
+    atomic_write(folder.config, to_toml(config).encode())
+
+
+def take_back(folder: RunFolder, checkpoints: CheckpointLocation) -> None:
+    """Removes what was written of a run whose settings turned out not to work.
+
+    So the mended command can be given with the same --out.
+    """
+    if not list_checkpoints(checkpoints):
+        folder.config.unlink(missing_ok=True)
+        folder.record.unlink(missing_ok=True)
+        folder.skipped.unlink(missing_ok=True)
+        folder.trained_on.unlink(missing_ok=True)
+
+
+def write_skipped(folder: RunFolder, collection: Collection) -> None:
+    """Writes which images are not used, and why."""
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(["part", "name", "reason", "count"])
+    rows = collection.inventory.rows()
+    writer.writerows([one.part, escaped(one.name), one.reason, one.count] for one in rows)
+    atomic_write(folder.skipped, table.getvalue().encode(errors=HANDLER))
+
+
+def _learned_from(
+    config: RunConfig, collection: Collection, executor: Executor, labels_used: bool
+) -> TrainedOn | None:
+    """All images that a run learns from; of a student, those that its teacher learned from too."""
+    given, sets = config.distillation, [collection.train]
+    if given.teacher is not None and given.labelled is not None:
+        images = replace(config.images, path=given.labelled, limit=None)
+        sets.append(open_images(images, executor).train)
+    found = trained_on(sets, labels_used=labels_used)
+    if given.teacher is None or found is None:
+        return found
+    teachers = load_trained_on(RunFolder(Path(given.teacher)).trained_on)
+    if teachers is None:
+        return None
+    return replace(found, checksums=np.concatenate([found.checksums, teachers.checksums]))
+
+
+def keep_trained_on(
+    folder: RunFolder,
+    config: RunConfig,
+    collection: Collection,
+    executor: Executor,
+    *,
+    labels_used: bool,
+) -> str:
+    """Writes what a run learns from, unless it is there: no figure may call it held out.
+
+    Raises:
+        NotSaved: it cannot be written.
+    """
+    if folder.trained_on.exists():
+        return ""
+    seen = _learned_from(config, collection, executor, labels_used)
+    try:
+        save_trained_on(folder.trained_on, seen)
+    except OSError as error:
+        raise NotSaved(
+            f"{folder.trained_on} cannot be written: {error.strerror or error}. Mend that, then "
+            "give the same command again, with --resume if training had begun."
+        ) from error
+    return ""

@@ -1,0 +1,292 @@
+"""A contact sheet: images with their random views, and each operation alone."""
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from diptych.config.policies import Policy
+from diptych.config.sections import ViewsConfig
+from diptych.images.collection import ImageSet, spread_indices
+from diptych.views.cpu import SizedViews, load_views, to_pixels
+from diptych.views.draw import centre_views, draw_views
+from diptych.views.preview.single_operations import (
+    STEPS,
+    SingleOperation,
+    example_image,
+    show_single_operations,
+)
+
+
+@dataclass(frozen=True)
+class ShownViews:
+    """Some images and views of each.
+
+    Attributes:
+        indices: (images,), which of the set they are.
+        names: of the images.
+        centred: (images, side, side, channels), uint8, as they are evaluated.
+        views: (views, images, side, side, channels), uint8.
+        small: (small views, images, small side, small side, channels), uint8.
+        labels: one for each view, small ones last.
+    """
+
+    indices: NDArray[np.int64]
+    names: Sequence[str]
+    centred: NDArray[np.uint8]
+    views: NDArray[np.uint8]
+    small: NDArray[np.uint8]
+    labels: tuple[str, ...]
+
+    def of(self, row: int) -> list[NDArray[np.uint8]]:
+        """All views of one of the images, in the order of the labels."""
+        return [*self.views[:, row], *self.small[:, row]]
+
+
+def show_views(
+    images: ImageSet,
+    config: ViewsConfig,
+    executor: Executor,
+    *,
+    seed: int,
+    image_count: int,
+    view_count: int,
+    run_views: int = 2,
+) -> ShownViews:
+    """Makes views as a run sees them in its first epoch.
+
+    Args:
+        images: some of them, evenly spread, are shown.
+        config: what may be done to an image; its two branches take turns.
+        executor: its threads make the views.
+        seed: of the run.
+        image_count: images at most.
+        view_count: full-sized views of each; more than the run makes show what else might come.
+        run_views: full-sized views that the run makes, behind which it counts its small ones.
+    """
+    chosen = spread_indices(len(images), image_count)
+    heights, widths = images.heights[chosen], images.widths[chosen]
+
+    def drawn_at(policies: Sequence[Policy], side_pixels: int, first_view: int) -> SizedViews:
+        drawn = draw_views(
+            policies,
+            strength=config.strength,
+            side_pixels=side_pixels,
+            seed=seed,
+            epoch=0,
+            indices=chosen,
+            heights=heights,
+            widths=widths,
+            first_view=first_view,
+        )
+        return SizedViews(drawn, side_pixels)
+
+    two = config.branches
+    large = [two[view % 2] for view in range(view_count)]
+    sized = [SizedViews(centre_views(heights, widths), config.side_pixels)]
+    sized.append(drawn_at(large, config.side_pixels, 0))
+    if config.small_views:
+        sized.append(
+            drawn_at([config.small_branch] * config.small_views, config.small_side, run_views)
+        )
+    made = [to_pixels(v, config) for v in load_views(images, chosen, sized, config, executor)]
+    return ShownViews(
+        indices=chosen,
+        names=[images.names[index] for index in chosen.tolist()],
+        centred=made[0][0],
+        views=made[1],
+        small=made[2] if config.small_views else made[1][:0],
+        labels=_labels(view_count, config),
+    )
+
+
+def _labels(view_count: int, config: ViewsConfig) -> tuple[str, ...]:
+    alike = config.branches[0] == config.branches[1]
+    branch = ("", "") if alike else (" first", " second")
+    large = [f"view {view + 1}{branch[view % 2]}" for view in range(view_count)]
+    return (*large, *(f"small {view + 1}" for view in range(config.small_views)))
+
+
+def to_picture(pixels: NDArray[np.uint8], most_pixels: int) -> Image.Image:
+    """A square of any channels, enlarged in whole pixels or reduced smoothly.
+
+    Args:
+        pixels: (side, side, channels): of two the first is shown, of four and more three.
+        most_pixels: largest side of the picture; an enlarged one may be smaller.
+    """
+    channels = pixels.shape[2]
+    picture = Image.fromarray(pixels[..., 0] if channels < 3 else pixels[..., :3]).convert("RGB")
+    factor = most_pixels // pixels.shape[0]
+    if factor >= 1:
+        side = factor * pixels.shape[0]
+        return picture.resize((side, side), Image.Resampling.NEAREST)
+    return picture.resize((most_pixels, most_pixels), Image.Resampling.LANCZOS)
+
+
+TILE_PIXELS: Final = 96
+GAP_PIXELS: Final = 8
+_MARGIN: Final = 16
+_TITLE, _TEXT, _LABEL = 18, 14, 13  # heights of the three kinds of text, in pixels
+Ink = tuple[int, int, int]
+_INK, _SOFT, _LINE, _PAPER = (38, 42, 51), (107, 114, 128), (216, 219, 224), (255, 255, 255)
+_CELL: Final = TILE_PIXELS + GAP_PIXELS
+
+Row = tuple[Sequence[str], Sequence[NDArray[np.uint8]]]
+"""Labels and pictures, side by side; a label stands above its picture."""
+
+
+def contact_sheet(
+    images: ImageSet,
+    config: ViewsConfig,
+    executor: Executor,
+    *,
+    seed: int,
+    image_count: int = 8,
+    view_count: int = 8,
+    run_views: int = 2,
+) -> Image.Image:
+    """A sheet with one row for each image: its centred square, then views of it.
+
+    Args:
+        images: some of them, evenly spread, are shown.
+        config: what may be done to an image.
+        executor: its threads make the views.
+        seed: of the run; the views are those of its first epoch.
+        image_count: rows.
+        view_count: full-sized views in a row.
+        run_views: full-sized views that the run makes of an image.
+    """
+    shown = show_views(
+        images,
+        config,
+        executor,
+        seed=seed,
+        image_count=image_count,
+        view_count=view_count,
+        run_views=run_views,
+    )
+    return draw_sheet(shown, config)
+
+
+def draw_sheet(
+    shown: ShownViews, config: ViewsConfig, alone: Sequence[SingleOperation] | None = None
+) -> Image.Image:
+    """Lays views out on a white sheet; each operation alone below them, unless None."""
+    columns = 1 + len(shown.labels)
+    if alone is not None:
+        columns = max(columns, 1 + STEPS)
+    pen = _Pen(2 * _MARGIN + columns * _CELL - GAP_PIXELS)
+    side = config.side_pixels
+    pen.title(f"Images and their views, {side} x {side} pixels")
+    if config.small_views:
+        pen.words(f"Small views: {config.small_side} x {config.small_side} pixels.")
+    for row in range(len(shown.names)):
+        labels = ("image", *shown.labels) if row == 0 else ()
+        pen.row(labels, [shown.centred[row], *shown.of(row)])
+    if alone is not None:
+        pen.space(_TITLE)
+        pen.title("Each operation alone, from weak to strong")
+        if not alone:
+            pen.words("There is none: a view is the centred square.")
+    for one in alone or ():
+        pen.space(GAP_PIXELS)
+        pen.words(one.words, _INK)
+        pen.row(one.labels, list(one.pictures))
+    return pen.sheet()
+
+
+def preview_sheet(
+    images: ImageSet,
+    config: ViewsConfig,
+    executor: Executor,
+    *,
+    seed: int,
+    image_count: int = 8,
+    view_count: int = 8,
+    run_views: int = 2,
+) -> Image.Image:
+    """The contact sheet with, below it, each operation alone on the image that shows most.
+
+    Args: as of ``contact_sheet``.
+    """
+    shown = show_views(
+        images,
+        config,
+        executor,
+        seed=seed,
+        image_count=image_count,
+        view_count=view_count,
+        run_views=run_views,
+    )
+    example = example_image(images, config, executor)
+    alone = show_single_operations(images, example, config, executor, seed=seed)
+    return draw_sheet(shown, config, alone)
+
+
+class _Pen:
+    """Puts rows and lines below each other; the sheet is made when its height is known."""
+
+    def __init__(self, width: int) -> None:
+        self._width, self._bottom = width, _MARGIN
+        self._texts: list[tuple[int, int, str, int, Ink]] = []
+        self._pictures: list[tuple[int, int, Image.Image]] = []
+
+    def space(self, pixels: int) -> None:
+        self._bottom += pixels
+
+    def title(self, text: str) -> None:
+        self._line(_MARGIN, text, _TITLE, _INK)
+        self._bottom += _TITLE + GAP_PIXELS
+
+    def words(self, text: str, ink: Ink = _SOFT) -> None:
+        for line in _broken(text, self._width - 2 * _MARGIN):
+            self._line(_MARGIN, line, _TEXT, ink)
+            self._bottom += _TEXT + 4
+        self._bottom += 2
+
+    def row(self, labels: Sequence[str], pictures: Sequence[NDArray[np.uint8]]) -> None:
+        for column, label in enumerate(labels):
+            self._line(_MARGIN + column * _CELL, label, _LABEL, _SOFT)
+        self._bottom += _LABEL + 5 if labels else 0
+        tallest = 0
+        for column, pixels in enumerate(pictures):
+            picture = to_picture(pixels, TILE_PIXELS)
+            self._pictures.append((_MARGIN + column * _CELL, self._bottom, picture))
+            tallest = max(tallest, picture.height)
+        self._bottom += tallest + GAP_PIXELS
+
+    def sheet(self) -> Image.Image:
+        sheet = Image.new("RGB", (self._width, self._bottom + _MARGIN - GAP_PIXELS), _PAPER)
+        pen = ImageDraw.Draw(sheet)
+        for left, top, picture in self._pictures:
+            sheet.paste(picture, (left, top))
+            # A line around it: a view may be as white as the paper.
+            pen.rectangle(
+                (left - 1, top - 1, left + picture.width, top + picture.height), None, _LINE
+            )
+        for left, top, text, size, ink in self._texts:
+            pen.text((left, top), text, fill=ink, font=ImageFont.load_default(size))
+        return sheet
+
+    def _line(self, left: int, text: str, size: int, ink: Ink) -> None:
+        self._texts.append((left, self._bottom, text, size, ink))
+
+
+def _length(text: str, size: int) -> float:
+    return ImageFont.load_default(size).getlength(text)
+
+
+def _broken(text: str, width: int) -> list[str]:
+    """Text in lines of at most so many pixels, broken between words."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _length(longer, _TEXT) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
