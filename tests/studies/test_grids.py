@@ -97,8 +97,8 @@ def test_cells_have_names_of_their_own_that_are_folders(study: Study) -> None:
 
 @ALL
 def test_every_command_is_one_that_the_command_line_takes(study: Study) -> None:
-    plan = study_run(study, data="my images", seeds=2, threads=1)
-    for task in plan.cell_runs():
+    runs = study_run(study, data="my images", seeds=2, threads=1).cell_runs()
+    for task in [run for run in runs if run.seed == 0 or run.cell.name == study.reference]:
         program, verb, *arguments = shlex.split(task.command)
         assert (program, verb) == ("diptych", "pretrain")
         flags = parse(PretrainFlags, pretrain, arguments)
