@@ -116,7 +116,7 @@ def test_operations_are_those_of_a_real_comparison(
 def test_bytes_are_close_to_those_of_a_real_comparison(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At sizes where matrices of scores, or tiles and keys, are nearly all there is."""
+    """At sizes where matrices of logits, or tiles and keys, are nearly all there is."""
     monkeypatch.setattr(logits, "CPU_TILE", 64)
     run = run_of(METHODS[name])
     kind = run.config.method.dictionary.kind

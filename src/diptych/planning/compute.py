@@ -202,6 +202,14 @@ def random_batch(config: RunConfig, images: int) -> Batch:
     return Batch(ordered, indices, step=1, labels=indices % 10)
 
 
+def vector_dim(config: RunConfig, method: Contrastive) -> int:
+    """Length of the vectors that are compared; of a method in training mode, on any device."""
+    with torch.no_grad(), torch.device(next(method.parameters()).device):
+        vectors = method.network.eval()(random_batch(config, 1).views[0])
+    method.network.train()
+    return int(vectors.shape[1])
+
+
 def memory_format(config: RunConfig) -> torch.memory_format:
     """The layout of weights and views."""
     return torch.channels_last if config.training.channels_last else torch.contiguous_format
