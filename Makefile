@@ -4,6 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Set-up is repeated when the declared dependencies or the interpreter change, and not otherwise.
 WANTED := $(shell { $(PYTHON) --version; cat pyproject.toml; } | cksum | cut -d' ' -f1)
+# Tests run side by side; a worker takes over what another has not come to yet, from the end of
+# its list, so that most tests of one file share what they set up.
+WORKERS ?= logical
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 .PHONY: help setup demo test lint check slow bench fix clean
 
@@ -34,7 +38,7 @@ demo: $(VENV)/runtime-$(WANTED)
 	$(BIN)/diptych demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: setup
 	$(BIN)/ruff format --check
@@ -43,10 +47,10 @@ lint: setup
 	$(BIN)/lint-imports
 
 check: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 bench: setup
 	@for script in benchmarks/*.py; do $(BIN)/python $$script --quick || exit 1; done

@@ -37,7 +37,7 @@ from diptych.config.sections import ImagesConfig, ViewsConfig
 from diptych.images.codecs.jpeg import reduced
 from diptych.images.collection import ImageSet
 from diptych.images.codecs.decode import decode_bytes
-from diptych.images.codecs.form import Pixels
+from diptych.images.codecs.channels import Pixels
 from diptych.images.order import Order
 from diptych.images.sources.photographs import find_photographs
 from diptych.images.pixels import DecodedPixels, PixelBatch

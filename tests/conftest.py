@@ -2,6 +2,12 @@
 
 import io
 import os
+
+# Tests work on tiny arrays, where a second thread only waits for the first, as do two workers that
+# have the machine's cores each. Set before a library that counts them is imported; processes that
+# tests start take it over.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,8 +32,6 @@ install_import_hook(
         "diptych.evaluation.geometry",
         "diptych.evaluation.knn",
         "diptych.evaluation.linear",
-        "diptych.evaluation.knn",
-        "diptych.evaluation.linear",
         "diptych.diagnostics.label_free",
     ],
     "beartype.beartype",
@@ -37,7 +41,6 @@ install_import_hook(
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
-# Tests work on tiny tensors, where a second thread only waits for the first.
 torch.set_num_threads(1)
 
 

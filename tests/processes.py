@@ -1,16 +1,17 @@
 """Runs a function of a test file in several processes that talk by gloo on the loopback device.
 
-As a script it is one of these processes: `processes.py FILE FUNCTION RANK COUNT FOLDER`.
+They are forked from one process that has imported what is slow to import and nothing else, and has
+no threads: torch takes seconds to load, in each of several processes and for each of many tests.
 """
 
 import importlib.util
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import get_context
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -21,6 +22,10 @@ Results = dict[str, Tensor]
 
 LONGEST_SECONDS = 280
 
+_FORKED = get_context("forkserver")
+# What pytest itself is: multiprocessing imports the main module of this process in each.
+_FORKED.set_forkserver_preload(["pytest", "torch._dynamo", "torchvision", "diptych.methods.build"])
+
 
 def run_processes(function: Callable[[int, int], Results], count: int) -> list[Results]:
     """The results of `function(rank, count)` of each process, in the order of ranks.
@@ -28,39 +33,52 @@ def run_processes(function: Callable[[int, int], Results], count: int) -> list[R
     The function stands at the top of its file, which is imported anew: pytest's own names of
     modules mean nothing to another process.
     """
+    file, name = function.__code__.co_filename, function.__name__
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    environment["WORLD_SIZE"] = str(count)  # as torchrun does
     with tempfile.TemporaryDirectory() as folder:
         workers = [
-            subprocess.Popen(
-                [
-                    *(sys.executable, __file__, function.__code__.co_filename, function.__name__),
-                    *(str(rank), str(count), folder),
-                ],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
+            _FORKED.Process(
+                target=_run, args=(file, name, rank, count, folder, environment), daemon=True
             )
             for rank in range(count)
         ]
-        deadline = time.monotonic() + LONGEST_SECONDS
+        for worker in workers:
+            worker.start()
         try:
-            said = [
-                worker.communicate(timeout=deadline - time.monotonic())[0] for worker in workers
-            ]
+            _wait_for([worker.sentinel for worker in workers])
         finally:
             for worker in workers:
-                if worker.poll() is None:
+                if worker.is_alive():
                     worker.kill()
-                    worker.communicate()
-        for rank, (worker, text) in enumerate(zip(workers, said, strict=True)):
-            assert worker.returncode == 0, f"process {rank} of {count} failed:\n{text}"
+                worker.join()
+        for rank, worker in enumerate(workers):
+            text = (Path(folder) / f"{rank}.txt").read_text(errors="replace")
+            assert worker.exitcode == 0, f"process {rank} of {count} failed:\n{text}"
         return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(count)]
 
 
-def _main(file: str, name: str, rank: int, count: int, folder: str) -> None:
+def _wait_for(ends: list[int]) -> None:
+    deadline = time.monotonic() + LONGEST_SECONDS
+    while ends:
+        ended = wait(ends, timeout=deadline - time.monotonic())
+        assert ended, f"{len(ends)} processes have not ended after {LONGEST_SECONDS} seconds"
+        ends = [end for end in ends if end not in ended]
+
+
+def _run(
+    file: str, name: str, rank: int, count: int, folder: str, environment: dict[str, str]
+) -> None:
+    said = os.open(f"{folder}/{rank}.txt", os.O_WRONLY | os.O_CREAT)
+    for standard in (1, 2):
+        os.dup2(said, standard)
+    os.environ.clear()
+    os.environ |= {**environment, "RANK": str(rank)}
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count)}  # as torchrun does
+    torch.save(_call(file, name, rank, count, folder), Path(folder) / f"{rank}.pt")
+
+
+def _call(file: str, name: str, rank: int, count: int, folder: str) -> Results:
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     assert spec is not None
     assert spec.loader is not None
@@ -73,10 +91,7 @@ def _main(file: str, name: str, rank: int, count: int, folder: str) -> None:
         world_size=count,
         timeout=timedelta(seconds=LONGEST_SECONDS),
     )
-    torch.save(getattr(module, name)(rank, count), Path(folder) / f"{rank}.pt")
+    results: Results = getattr(module, name)(rank, count)
     if dist.is_initialized():  # a test may have left it
         dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    return results

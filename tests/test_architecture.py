@@ -1,13 +1,18 @@
-"""The rooms: imports make no circle, and no folder is a drawer."""
+"""The rooms and their names: no circle of imports, no drawer, no name or word that misleads."""
 
 import ast
+import importlib
+import re
+from collections import defaultdict
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Final
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src"
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src"
 MODULES = {
     ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in SOURCE.rglob("*.py")
@@ -43,3 +48,79 @@ def test_no_folder_has_more_than_fifteen_files() -> None:
         if (count := sum(path.parent == folder for path in MODULES.values())) > 16
     }
     assert not crowded, crowded
+
+
+def test_every_module_imports() -> None:
+    """Also one that names what stands further down or nowhere, which ruff is told not to mind."""
+    for name in MODULES:
+        if not name.endswith("__main__"):  # which runs
+            importlib.import_module(name)
+
+
+def test_every_folder_is_a_package() -> None:
+    """What an ignored file leaves out is found where the package is built, and not before."""
+    for folder in {path.parent for path in MODULES.values()}:
+        while folder != SOURCE:
+            assert (folder / "__init__.py").is_file(), folder
+            folder = folder.parent
+
+
+# Of one name and one meaning: the verb and what it does, settings and what is set.
+SAME_NAME: Final = {
+    "detection": {"config.detection", "evaluation.detection"},
+    "embed": {"cli.embed", "embeddings.embed"},
+    "study": {"cli.study", "studies.study"},
+    "training": {"cli.training", "training", "evaluation.detection.training"},
+    "loss": {"planning.loss", "studies.questions.loss"},  # its memory; the question which to take
+}
+
+
+@pytest.mark.xfail(strict=False, reason="switched on once every room has its names")
+def test_files_of_one_name_mean_one_thing() -> None:
+    places = defaultdict[str, set[str]](set)
+    for module in MODULES:
+        name = module.rpartition(".")[2]
+        places[name].add(module.removeprefix("diptych."))
+    twice = {name: found for name, found in places.items() if len(found) > 1}
+    assert {name: found for name, found in twice.items() if found != SAME_NAME.get(name)} == {}
+    assert twice.keys() == SAME_NAME.keys(), "no longer there twice"
+
+
+# Patterns for text in small letters in which LookUp stands as look_up; a letter neither before nor
+# after. What was decided in its time is left in the words of its time.
+RETIRED: Final = {
+    r"twins?": "momentum encoder",
+    r"look[-_]ups?|lookups?": "contrastive output, objective; a search",
+    r"remember(s|ed|ing)?": "enqueue for the queue, update for the bank, keep",
+    r"in[-_]step|in step(?! ?[0-9{])": "synchronized",
+    r"large_batch": "grad_cache",
+    r"(found|finds?) (by|in) (other )?compan(y|ies)|compan(y|ies)": "leak accuracy, group",
+    r"found \d+ ?%": "pretext acc 53%",
+    r"gallery|galleries": "embeddings",
+    r"peers?": "other process; library compared with",
+    r"panels?": "plot, figure",
+    r"outlets?": "console, stream",
+    r"sittings?": "session, start",
+}
+
+
+def words_of(path: Path) -> list[str]:
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", path.read_text(encoding="utf-8"))
+    return apart.lower().splitlines()
+
+
+@pytest.mark.xfail(strict=False, reason="switched on once every room has its names")
+@pytest.mark.parametrize(("pattern", "instead"), RETIRED.items())
+def test_retired_words_are_gone(pattern: str, instead: str) -> None:
+    """From code, messages, the help that is made of docstrings, and the documents."""
+    word = re.compile(rf"(?<![a-z])({pattern})(?![a-z])")
+    files = [*SOURCE.rglob("*.py"), *SOURCE.rglob("*.jinja*"), *SOURCE.rglob("*.html")]
+    files += [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in files
+        if "decisions" not in path.parts
+        for number, line in enumerate([path.stem, *words_of(path)])
+        if word.search(line)
+    ]
+    assert not found, f"say {instead!r}:\n" + "\n".join(found)

@@ -366,7 +366,7 @@ def test_a_url_reaches_the_one_who_opens_it(
         opened.append(name)
         raise errors.ImagesError("not today")
 
-    monkeypatch.setattr("diptych.images.sources.hugging_face.fetch", fetch)
+    monkeypatch.setattr("diptych.images.open.fetch", fetch)
     assert main(["evaluate", str(run), "--train", URL]) == 2
     assert main(["evaluate", str(run), "--protocol", "transfer", "--transfer", URL]) == 2
     assert opened == [URL, URL]

@@ -24,7 +24,7 @@ from diptych.methods.build import NOTHING_OWN, OwnParts, uses_labels
 from diptych.models.weights import save_encoder, save_head
 from diptych.resolve import Layers, layers_of
 from diptych.runs.folder import RunFolder
-from diptych.runtime.console import outlet
+from diptych.runtime.console import safe_stream
 from diptych.runtime.device import choose_device, divided, use_threads
 from diptych.runtime.rendezvous import describe_process, process_group, run_on_first, wait_for_all
 from diptych.runtime.world import World, advice_on_restarts, stop_with_launcher
@@ -53,7 +53,7 @@ def pretrain(
 
     Args:
         path: a folder of images, a .txt list of their paths, .tar shards, a .npz, .npy or IDX
-            file, or ``photographs``.
+            file, ``photographs``, a Hugging Face data set, or a ``torch.utils.data.Dataset``.
         recipe: name in ``diptych.RECIPES``; ``simclr`` when not given.
         scale: ``tiny``, ``small`` or ``paper``; chosen from images and device when not given.
         out: the run folder; a new one under ``runs/`` when not given.
@@ -76,7 +76,7 @@ def pretrain(
         "scale": scale,
     }
     flat |= {name: value for name, value in wanted.items() if value is not None}
-    with Display(Console(file=outlet(sys.stdout), quiet=quiet, markup=False)) as display:
+    with Display(Console(file=safe_stream(sys.stdout), quiet=quiet, markup=False)) as display:
         folder = run_pretraining(
             nest(flat),
             out=None if out is None else Path(out),

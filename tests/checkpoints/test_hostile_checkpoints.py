@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from diptych.checkpoints.format import make_manifest
+from diptych.checkpoints.manifest import make_manifest
 from diptych.checkpoints.save_and_load import load_newest, save_checkpoint
 from diptych.checkpoints.state import RunState
 from diptych.errors import DiptychError, ForeignCheckpoint

@@ -522,7 +522,7 @@ FLAGS = [
 def test_a_run_is_measured_and_resumed(
     run: Path, squares: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(detection, "SAMPLES", 20)
+    monkeypatch.setattr(detection, "RESAMPLES", 20)
     command = ["detect", str(run), "--data", str(squares), *FLAGS]
     assert main(command) == 0
     said = capsys.readouterr().out

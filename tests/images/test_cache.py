@@ -20,7 +20,7 @@ from diptych.images.codecs.decode import decode_bytes
 from diptych.images.collection import ImageSet
 from diptych.images.open import open_images
 from diptych.images.pixels import DecodedPixels
-from diptych.images.sources.folder import open_folder
+from diptych.images.sources.image_files import open_folder
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from PIL import Image
 
 from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
+from diptych.images.codecs.channels import Pixels
 from diptych.images.codecs.decode import decode_bytes, decode_file
-from diptych.images.codecs.form import Pixels
-from diptych.images.sources.folder import open_folder
+from diptych.images.sources.image_files import open_folder
 
 CONFIG = ImagesConfig()
 EXIF_ORIENTATION = 0x0112

@@ -19,7 +19,7 @@ from diptych.images import index
 from diptych.images.codecs.decode import decode_bytes, read_bytes
 from diptych.images.collection import ImageSet
 from diptych.images.names import CompactNames
-from diptych.images.sources.folder import open_folder
+from diptych.images.sources.image_files import open_folder
 
 
 @pytest.fixture
@@ -271,7 +271,7 @@ def test_what_the_machine_lacked_is_not_held_against_a_file(
         return decode_bytes(data, config)
 
     with monkeypatch.context() as patch:
-        patch.setattr("diptych.images.sources.folder.read_bytes", failing)
+        patch.setattr("diptych.images.sources.image_files.read_bytes", failing)
         patch.setattr(index, "decode_bytes", full)
         assert len(open_folder(folder, config, executor).skipped) == 3
     assert known(open_folder(folder, config, executor)) == wanted

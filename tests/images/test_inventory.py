@@ -23,7 +23,7 @@ from diptych.images.inventory import Inventory, Tally
 from diptych.images.open import locate_images, open_images
 from diptych.images.sources.annotations import read_coco
 from diptych.images.sources.arrow import number_labels
-from diptych.images.sources.folder import list_folder
+from diptych.images.sources.image_files import list_folder
 from diptych.images.sources.tar_shards import read_samples
 from diptych.images.splits import by_split, hold_out
 from diptych.images.tree import walk

@@ -15,7 +15,7 @@ from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.listing import Listing, open_listing
 from diptych.images.names import CompactNames
 from diptych.images.open import open_images
-from diptych.images.sources.folder import find_list, labels_from_folders, open_folder
+from diptych.images.sources.image_files import find_list, labels_from_folders, open_folder
 
 
 def png(color: int) -> bytes:

@@ -15,11 +15,13 @@ from PIL import Image
 
 from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError
+from diptych.images import open as open_module
 from diptych.images.cache import KeptPixels
 from diptych.images.collection import Collection, spread_indices
-from diptych.images.open import open_images
+from diptych.images.open import SOURCES, Source, from_any_folder, from_array, open_images
 from diptych.images.pixels import DecodedPixels
 from diptych.images.sources.photographs import CELL_PIXELS, PHOTOGRAPHS
+from diptych.images.splits import LocatedImages
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
@@ -219,6 +221,22 @@ def test_missing_and_empty_paths(tmp_path: Path, executor: ThreadPoolExecutor) -
         opened(tmp_path / "nothing", executor)
     with pytest.raises(ImagesError, match="no images in"):
         opened(tmp_path, executor)
+
+
+def test_a_new_kind_of_source_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, executor: ThreadPoolExecutor
+) -> None:
+    def find_noise(path: str, config: ImagesConfig) -> LocatedImages:
+        count = int(path.partition(":")[2])
+        pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+        return LocatedImages(from_array(pixels, None, config))
+
+    noise = Source("noise:COUNT", lambda path: path.startswith("noise:"), find_noise, str)
+    monkeypatch.setattr(open_module, "SOURCES", [noise, *SOURCES])
+    assert len(opened("noise:7", executor).train) == 7
+    assert from_any_folder("noise:7") == "noise:7"
+    with pytest.raises(ImagesError, match=r"'nowhere' does not exist. Wanted noise:COUNT, .*IDX"):
+        opened("nowhere", executor)
 
 
 def test_photographs_are_whole_and_disjoint(executor: ThreadPoolExecutor) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import pytest
 from numpy.typing import NDArray
 
 from diptych.checkpoints.save_and_load import list_checkpoints
-from diptych.runtime.console import Outlet, outlet
+from diptych.runtime.console import SafeStream, safe_stream
 
+Begun = Callable[..., "subprocess.Popen[bytes]"]
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
 
@@ -36,7 +37,7 @@ class Failing(StringIO):
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.EBADF, errno.ESTALE])
 def test_a_stream_that_is_gone_is_not_asked_again(number: int) -> None:
     stream = Failing()
-    asked = Outlet(stream)
+    asked = SafeStream(stream)
     stream.error = OSError(number, os.strerror(number))
     assert asked.write("lost") == 4
     stream.error = None
@@ -49,7 +50,7 @@ def test_a_stream_that_is_gone_is_not_asked_again(number: int) -> None:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EAGAIN])
 def test_a_disk_that_is_full_for_a_while(number: int) -> None:
     stream = Failing()
-    asked = Outlet(stream)
+    asked = SafeStream(stream)
     stream.error = OSError(number, os.strerror(number))
     print("lost", file=asked)
     stream.error = None
@@ -59,17 +60,17 @@ def test_a_disk_that_is_full_for_a_while(number: int) -> None:
 
 def test_a_stream_that_was_closed_and_none() -> None:
     stream = StringIO()
-    asked = Outlet(stream)
+    asked = SafeStream(stream)
     stream.close()
     print("lost", file=asked)
     asked.flush()
-    assert outlet(None) is None
+    assert safe_stream(None) is None
 
 
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # that of the locale C.UTF-8
 def test_a_name_that_is_no_text_is_escaped(errors: str, tmp_path: Path) -> None:
     with open(tmp_path / "log", "w", encoding="ascii", errors=errors) as file:
-        print("caf\udce9 \u00e9", file=Outlet(file))
+        print("caf\udce9 \u00e9", file=SafeStream(file))
     assert (tmp_path / "log").read_text() == "caf\\xe9 \\xe9\n"
 
 
@@ -99,8 +100,35 @@ def wait_for_lines(run: Path, process: subprocess.Popen[bytes], count: int = 2) 
     raise AssertionError("no lines of metrics came")
 
 
-def begun(command: list[str], **more: Any) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, **more)
+# That a hang-up is ignored is inherited: of nohup, where it started the tests.
+ENDED_BY_HANG_UP = """
+import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+# One of its own, which sends it SIGHUP when it goes away.
+ON_ITS_TERMINAL = f"""
+import fcntl, os, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+{ENDED_BY_HANG_UP}"""
+
+
+@pytest.fixture
+def begun() -> Iterator[Begun]:
+    """Starts a command, by a program that runs it in its own place; none outlives the test."""
+    processes = list[subprocess.Popen[bytes]]()
+
+    def begin(
+        command: list[str], by: str = ENDED_BY_HANG_UP, **more: Any
+    ) -> subprocess.Popen[bytes]:
+        processes.append(subprocess.Popen([sys.executable, "-c", by, *command], **more))
+        return processes[-1]
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.parametrize(
@@ -112,7 +140,7 @@ def begun(command: list[str], **more: Any) -> subprocess.Popen[bytes]:
     ],
 )
 def test_a_pipe_that_is_closed_does_not_end_a_run(
-    which: str, command: list[str], tmp_path: Path
+    which: str, command: list[str], begun: Begun, tmp_path: Path
 ) -> None:
     """As `| head -1` closes it; what a pipe was is seen at the first line that comes later."""
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -146,19 +174,11 @@ def test_a_log_on_a_full_disk_does_not_end_a_run(command: list[str], tmp_path: P
     assert (tmp_path / "run" / "encoder.safetensors").exists()
 
 
-def on_a_terminal(command: list[str], *, controlling: bool) -> tuple[subprocess.Popen[bytes], int]:
-    """A process on a terminal of its own, which sends it SIGHUP when it goes if it controls it."""
+def on_a_terminal(
+    begun: Begun, command: list[str], by: str = ENDED_BY_HANG_UP
+) -> tuple[subprocess.Popen[bytes], int]:
     ours, theirs = pty.openpty()
-
-    def control() -> None:
-        if controlling:
-            import fcntl
-            import termios
-
-            os.setsid()
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-    process = begun(command, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=control)
+    process = begun(command, by, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     os.set_blocking(ours, False)
     return process, ours
@@ -179,9 +199,11 @@ def read_until_lines(run: Path, process: subprocess.Popen[bytes], terminal: int)
     raise AssertionError("no lines of metrics came")
 
 
-def test_a_terminal_that_goes_away_leaves_a_saved_run(command: list[str], tmp_path: Path) -> None:
+def test_a_terminal_that_goes_away_leaves_a_saved_run(
+    command: list[str], begun: Begun, tmp_path: Path
+) -> None:
     """In the middle of the bar that is drawn there; the run is told by SIGHUP."""
-    process, terminal = on_a_terminal([*command, *MANY], controlling=True)
+    process, terminal = on_a_terminal(begun, [*command, *MANY], ON_ITS_TERMINAL)
     read_until_lines(tmp_path / "run", process, terminal)
     os.close(terminal)
     assert process.wait(60) == 128 + signal.SIGHUP
@@ -189,8 +211,10 @@ def test_a_terminal_that_goes_away_leaves_a_saved_run(command: list[str], tmp_pa
 
 
 @pytest.mark.slow
-def test_a_terminal_that_fails_and_says_nothing(command: list[str], tmp_path: Path) -> None:
-    process, terminal = on_a_terminal([*command, "--epochs", "30"], controlling=False)
+def test_a_terminal_that_fails_and_says_nothing(
+    command: list[str], begun: Begun, tmp_path: Path
+) -> None:
+    process, terminal = on_a_terminal(begun, [*command, "--epochs", "30"])
     read_until_lines(tmp_path / "run", process, terminal)
     os.close(terminal)
     assert process.wait(120) == 0
@@ -198,7 +222,9 @@ def test_a_terminal_that_fails_and_says_nothing(command: list[str], tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_hang_up_saves_and_no_hang_up_is_left(command: list[str], tmp_path: Path) -> None:
+def test_hang_up_saves_and_no_hang_up_is_left(
+    command: list[str], begun: Begun, tmp_path: Path
+) -> None:
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     process = begun([*command, *MANY], **quiet)
     wait_for_lines(tmp_path / "run", process)
@@ -218,7 +244,9 @@ def test_hang_up_saves_and_no_hang_up_is_left(command: list[str], tmp_path: Path
 
 
 @pytest.mark.slow
-def test_several_processes_save_at_a_hang_up(command: list[str], tmp_path: Path) -> None:
+def test_several_processes_save_at_a_hang_up(
+    command: list[str], begun: Begun, tmp_path: Path
+) -> None:
     interpreter, verb = command[:3], command[3:]
     launched = [*interpreter, "launch", "--nproc-per-node", "2", "--", *verb, *MANY]
     process = begun(launched, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -232,7 +260,7 @@ def test_several_processes_save_at_a_hang_up(command: list[str], tmp_path: Path)
 
 @pytest.mark.slow
 def test_several_processes_ignore_a_hang_up_that_is_ignored(
-    command: list[str], tmp_path: Path
+    command: list[str], begun: Begun, tmp_path: Path
 ) -> None:
     interpreter, verb = command[:3], command[3:]
     launched = ["nohup", *interpreter, "launch", "--nproc-per-node", "2", "--", *verb, *MANY]

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 from diptych.config.policies import PRESETS, branches, parse_policy
 from diptych.config.sections import ViewsConfig
-from diptych.images.codecs.form import Pixels
+from diptych.images.codecs.channels import Pixels
 from diptych.images.pixels import PixelBatch
 from diptych.views import device_operations
 from diptych.views import parameters as codes

@@ -1,4 +1,7 @@
-"""A run whose folder was lost, known again by its checkpoints, which lay elsewhere."""
+"""Whether run and images are those that checkpoints were written with.
+
+A run whose folder was lost is recovered by its checkpoints where these lay elsewhere.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar, cast
 
 from torch import Tensor
 
-from diptych.checkpoints.format import (
+from diptych.checkpoints.manifest import (
     MOST_SCALARS_BYTES,
     Description,
     Manifest,
@@ -35,7 +35,7 @@ from diptych.checkpoints.stores import (
     TENSORS,
     CheckpointLocation,
     Store,
-    name_of,
+    checkpoint_name,
     open_store,
     step_of,
 )
@@ -77,7 +77,7 @@ def save_checkpoint(
         ForeignCheckpoint: another run's is there, and stays as it is.
         OSError: it could not be written. Nothing of it is left, and a good older one stays.
     """
-    store, name = open_store(place), name_of(scalars["step"])
+    store, name = open_store(place), checkpoint_name(scalars["step"])
     files: dict[str, Sequence[Piece]] = {
         TENSORS: tensor_pieces(tensors),
         SCALARS: [json.dumps({**scalars, "run": run.as_json()}).encode()],
@@ -202,7 +202,7 @@ def load_checkpoint(checkpoint: CheckpointLocation) -> tuple[dict[str, Tensor], 
         UnreachableFolder: a server does not answer.
     """
     store, name = _store_of(checkpoint)
-    with _damage_in_words(checkpoint):
+    with _errors_are_damage(checkpoint):
         manifest = read_manifest(store, name)
         with _good_copy(store, name, TENSORS, manifest) as path:
             tensors = read_tensors(path)
@@ -226,7 +226,7 @@ def _scalars(text: bytes, name: str, manifest: Manifest) -> dict[str, Any]:
 def _is_good(store: Store, name: str) -> bool:
     """Whether a checkpoint's bytes are those that were written."""
     try:
-        with _damage_in_words(name):
+        with _errors_are_damage(name):
             manifest = read_manifest(store, name)
             for file in (TENSORS, SCALARS):
                 with _good_copy(store, name, file, manifest):
@@ -247,7 +247,7 @@ def _good_copy(store: Store, name: str, file: str, manifest: Manifest) -> Iterat
 
 
 @contextmanager
-def _damage_in_words(checkpoint: CheckpointLocation) -> Iterator[None]:
+def _errors_are_damage(checkpoint: CheckpointLocation) -> Iterator[None]:
     try:
         yield
     except (UnreachableFolder, ForeignCheckpoint):

@@ -197,7 +197,7 @@ class Saver:
             )
             damaged.discard(step)
         except (OSError, ForeignCheckpoint) as error:
-            return SaveOutcome(step, _in_words(error), self._kept())
+            return SaveOutcome(step, _reason(error), self._kept())
         return SaveOutcome(step, None, f"The one after step {step} is there.")
 
     def _kept(self) -> str:
@@ -227,7 +227,7 @@ class Saver:
         self._trouble = outcome.trouble
 
 
-def _in_words(error: OSError | ForeignCheckpoint) -> str:
+def _reason(error: OSError | ForeignCheckpoint) -> str:
     if isinstance(error, UnreachableFolder | ForeignCheckpoint):
         return str(error).rstrip(".")
     return error.strerror or str(error) or type(error).__name__

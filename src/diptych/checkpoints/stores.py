@@ -12,7 +12,7 @@ from typing import Final, Protocol, TypeVar
 
 from diptych.config.sections import CheckpointConfig
 from diptych.errors import ConfigError, ImagesError, UnreachableFolder
-from diptych.images.sources.remote import chunks, connect, in_words, is_url, persist
+from diptych.images.sources.remote import chunks, connect, is_url, one_line, with_retries
 from diptych.runs.atomic import atomic_path, atomic_remove, remove_leftovers
 from diptych.runs.folder import RunFolder
 from diptych.runs.tensor_files import Piece
@@ -23,10 +23,10 @@ MANIFEST: Final = "manifest.json"
 _PREFIX: Final = "step-"
 
 
-def name_of(step: int) -> str:
+def checkpoint_name(step: int) -> str:
     """The name of the checkpoint after so many steps.
 
-    >>> name_of(123)
+    >>> checkpoint_name(123)
     'step-000000123'
     """
     return f"{_PREFIX}{step:09d}"
@@ -262,11 +262,11 @@ class RemoteStore:
 
     def _asked(self, question: Callable[[], Answer]) -> Answer:
         try:
-            return persist(question)
+            return with_retries(question)
         except FileNotFoundError:
             raise
         except Exception as error:  # each protocol's client raises errors of its own
             raise UnreachableFolder(
-                f"{self.url} cannot be used: {in_words(error)}. Check the address, the connection "
+                f"{self.url} cannot be used: {one_line(error)}. Check the address, the connection "
                 "and who may write there."
             ) from error

@@ -19,7 +19,7 @@ from diptych.errors import (
     sentence_of,
 )
 from diptych.escaping import readable_lines
-from diptych.runtime.console import lasting_output
+from diptych.runtime.console import safe_output
 from diptych.runtime.device import shorten_spinning
 from diptych.runtime.world import read_world, tell_launcher
 
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training stopped or for a fault of the program, 74 when a run could not be saved, 128 + n when
     signal n stopped a run, which can then be resumed. docs/exit-codes.md says more.
     """
-    with lasting_output():
+    with safe_output():
         return _run(arguments)
 
 

@@ -54,7 +54,7 @@ def views(arguments: Sequence[str]) -> None:
     from diptych.resolve import layers_of, overlay_all, resolve
     from diptych.runtime.device import use_threads
     from diptych.views.preview.advice import advise
-    from diptych.views.preview.words import policy_in_words
+    from diptych.views.preview.policy_in_words import policy_in_words
 
     flags = parse(ViewsFlags, views, arguments)
     _require_picture(flags.out, flags.rows, flags.columns)

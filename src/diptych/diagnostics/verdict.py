@@ -153,10 +153,10 @@ PROBES: Final = {
 }
 """Any of these decides the headline; the first that was measured."""
 
-_RIVALS: Final = {"pixels": "raw pixels", "untrained": "the untrained encoder"}
+_BASELINES: Final = {"pixels": "raw pixels", "untrained": "the untrained encoder"}
 _WIDE: Final = 0.03  # half an interval: then more test images are worth their trouble
 _LINEAR_LEAD: Final = 0.08  # of the linear classifier over kNN
-_LABELS_LEAD: Final = 0.05  # of the supervised rival
+_LABELS_LEAD: Final = 0.05  # of the supervised baseline
 
 
 class Gain(NamedTuple):
@@ -229,17 +229,17 @@ def conclusions(evaluation: Mapping[str, Any], probe: str) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
-def gain_over(evaluation: Mapping[str, Any], probe: str, rival: str) -> Gain:
+def gain_over(evaluation: Mapping[str, Any], probe: str, baseline: str) -> Gain:
     """The gain over another encoder, in pairs.
 
     Files of before there were intervals have two independent proportions instead, whose error is
     larger.
     """
     metrics = evaluation.get("details", {}).get(probe, {}).get("metrics", {})
-    found = metrics.get("accuracy", {}).get("gains", {}).get(rival)
+    found = metrics.get("accuracy", {}).get("gains", {}).get(baseline)
     if found is not None:
         return Gain(found["value"], found["low"], found["high"])
-    ours, theirs = evaluation[probe]["trained"], evaluation[probe][rival]
+    ours, theirs = evaluation[probe]["trained"], evaluation[probe][baseline]
     count = evaluation["protocol"]["test_images"]
     error = math.sqrt(sum(share * (1 - share) for share in (ours, theirs)) / count)
     gain = ours - theirs
@@ -256,10 +256,10 @@ def _against_baselines(evaluation: Mapping[str, Any], probe: str) -> str:
         f"right class, against {values['untrained']:.1%} with the untrained encoder{pixels} "
         f"({gain.words} over the untrained one)."
     )
-    rivals = {name: values[name] for name in _RIVALS if name in values}
-    best = max(rivals, key=rivals.__getitem__)
-    if rivals[best] > values["trained"]:
-        sentence += f" At present {_RIVALS[best]} would serve better."
+    baselines = {name: values[name] for name in _BASELINES if name in values}
+    best = max(baselines, key=baselines.__getitem__)
+    if baselines[best] > values["trained"]:
+        sentence += f" At present {_BASELINES[best]} would serve better."
     return sentence
 
 
@@ -324,7 +324,7 @@ def _few_labels(evaluation: Mapping[str, Any]) -> str:
     values, gain = shares[fewest], detail["gains"]["untrained"]
     begin = (
         f"Fine-tuned on {detail['images']:,} labelled images it reaches {values['trained']:.1%}, "
-        f"and {values['untrained']:.1%} without pretraining, {_rivals_chance(detail)}"
+        f"and {values['untrained']:.1%} without pretraining, {_baseline_schedule(detail)}"
     )
     if gain["low"] is None:
         return f"{begin}; of one seed only, so how sure that is is not known."
@@ -340,7 +340,7 @@ def _few_labels(evaluation: Mapping[str, Any]) -> str:
     return begin + " That is no difference one can rely on; more --seeds would narrow it."
 
 
-def _rivals_chance(detail: Mapping[str, Any]) -> str:
+def _baseline_schedule(detail: Mapping[str, Any]) -> str:
     """With what schedule the labels alone were learned."""
     schedule = detail.get("untrained_schedule")
     if schedule is None:  # measured by an earlier version

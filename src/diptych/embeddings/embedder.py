@@ -1,4 +1,4 @@
-"""A run's network, from views to the vectors that are stored."""
+"""From images to the vectors that are stored: the views of a batch, and a run's network."""
 
 import hashlib
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from diptych.config.embedding import EmbedSettings
 from diptych.config.sections import RunConfig, ViewsConfig
 from diptych.errors import ConfigError, UnreadableImage
 from diptych.evaluation.features import FEATURES, PROJECTION, layered_network, require_finite
-from diptych.images.codecs.form import Pixels
+from diptych.images.codecs.channels import Pixels
 from diptych.images.pixels import PixelBatch
 from diptych.models.weights import load_encoder, load_head
 from diptych.runs.folder import RunFolder

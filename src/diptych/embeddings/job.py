@@ -1,4 +1,4 @@
-"""One shard after the other: images to views to vectors to a file."""
+"""Makes one shard after the other: images to views to vectors to a file; and says how far it is."""
 
 import csv
 import io
@@ -22,8 +22,8 @@ from diptych.embeddings.shard_files import (
     differences,
     new_shard,
     read_note,
-    require_same,
-    require_same_set,
+    refuse_differences,
+    write_or_compare_manifest,
 )
 from diptych.embeddings.shards import ImageRows, Shard, ShardReader
 from diptych.errors import ImagesError
@@ -85,7 +85,7 @@ class EmbeddingJob:
     def make(self, shard: Shard) -> FinishedShard:
         """One shard, unless it is there."""
         note = self._note(shard)
-        require_same_set(self.out, replace(note, shard={}))
+        write_or_compare_manifest(self.out, replace(note, shard={}))
         found = self._find(shard, note)
         if found is not None:
             return found
@@ -152,7 +152,7 @@ class EmbeddingJob:
         except (OSError, ValueError) as error:
             self.progress.say(f"{path} is damaged and made anew: {error}")
             return None
-        require_same(differences(there.settings, note.settings), path)
+        refuse_differences(differences(there.settings, note.settings), path)
         if not self._is_of_same_content(there.shard, note.shard, rows):
             self.progress.say(f"{path} is made anew: its images have changed since.")
             return None

@@ -10,7 +10,7 @@ import numpy as np
 from pyarrow import parquet
 
 from diptych.embeddings.embedder import Vectors
-from diptych.embeddings.shard_files import MANIFEST, Note, differences, read_manifest, read_note
+from diptych.embeddings.shard_files import MANIFEST, Note, differences, read_note, read_set_manifest
 from diptych.embeddings.shards import Shard
 from diptych.errors import EmbeddingsError
 from diptych.escaping import unescaped
@@ -133,7 +133,7 @@ def read_embeddings(folder: str | Path) -> Embeddings:
         EmbeddingsError: shards are missing, are damaged, or are not all of the same set.
     """
     path = Path(folder)
-    manifest = read_manifest(path)
+    manifest = read_set_manifest(path)
     count = int(manifest.settings["shards"])
     names = [Shard(index, count).file_name for index in range(count)]
     _require_no_others(path, names)

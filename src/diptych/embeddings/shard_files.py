@@ -1,4 +1,4 @@
-"""One shard on disk: a Parquet file of names, labels and vectors, written as they are computed."""
+"""Embeddings on disk: Parquet files of names, labels and vectors, one a shard, and a manifest."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,7 +86,7 @@ MANIFEST: Final = "embeddings.json"
 """Its name."""
 
 
-def require_same_set(folder: Path, note: Note) -> None:
+def write_or_compare_manifest(folder: Path, note: Note) -> None:
     """Writes the manifest, or compares with the one that is there.
 
     Raises:
@@ -95,10 +95,10 @@ def require_same_set(folder: Path, note: Note) -> None:
     file = folder / MANIFEST
     if not file.exists():
         atomic_write(file, note.encode() + b"\n")
-    require_same(differences(read_manifest(folder).settings, note.settings), file)
+    refuse_differences(differences(read_set_manifest(folder).settings, note.settings), file)
 
 
-def read_manifest(folder: Path) -> Note:
+def read_set_manifest(folder: Path) -> Note:
     """What all shards of a folder share.
 
     Raises:
@@ -118,7 +118,7 @@ def read_manifest(folder: Path) -> Note:
         ) from error
 
 
-def require_same(found: list[str], file: Path) -> None:
+def refuse_differences(found: list[str], file: Path) -> None:
     """Refuses a file that differs from what is to be made.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which images are a shard's, and which shards a process's."""
+"""Shards of a set of images: which images each has, which process makes it, how they are read."""
 
 import hashlib
 import re
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from diptych.config.sections import ImagesConfig
 from diptych.errors import ConfigError, UnreadableImage
+from diptych.images.codecs.channels import Pixels
 from diptych.images.codecs.decode import decode_bytes
-from diptych.images.codecs.form import Pixels
 from diptych.images.collection import ImageSet
 from diptych.images.index import checksum
 from diptych.images.listing import Listing

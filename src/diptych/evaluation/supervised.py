@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -25,10 +24,9 @@ from diptych.images.listing import Progress, ignore_progress
 from diptych.images.order import Order
 from diptych.models.encoders import build_encoder, count_features
 from diptych.models.norms import use_norm
-from diptych.models.weights import PretrainedEncoder, load_encoder
+from diptych.models.weights import PretrainedEncoder, load_encoder, save_encoder
 from diptych.optimization.optimizers import build_optimizer, set_learning_rate
 from diptych.optimization.schedules import learning_rate, peak_learning_rate
-from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text
 from diptych.runtime.runtime import Runtime
@@ -216,9 +214,7 @@ def supervised_encoder(
         per_epoch = max(1, len(labelled.train) // _batch_size(config, labelled))
         epochs = max(1, -(-_run_steps(folder, config, per_epoch) // per_epoch))
         encoder = train_supervised(config, labelled, runtime, epochs=epochs)
-        weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
-        header = {"config": to_toml(config), "labels": wanted}
-        atomic_write(folder.supervised, save(weights, metadata=header))
+        save_encoder(folder.supervised, encoder, config, labels=wanted)
     return load_encoder(folder.supervised)
 
 

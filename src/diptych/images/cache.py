@@ -20,7 +20,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from diptych.config.sections import ImagesConfig
-from diptych.images.codecs.form import Pixels
+from diptych.images.codecs.channels import Pixels
 from diptych.images.pixels import DecodedPixels, PixelBatch, PixelSource
 from diptych.runs.atomic import atomic_path
 
@@ -87,14 +87,14 @@ class CacheFile:
 
 
 def keep_pixels(
-    decoded: DecodedPixels, config: ImagesConfig, place: CacheFile | None
+    decoded: DecodedPixels, config: ImagesConfig, cache_file: CacheFile | None
 ) -> tuple[PixelSource, str | None]:
     """The same images, kept as the config asks where there is room.
 
     Args:
         decoded: the images.
         config: says where to keep them, and how much room they may take.
-        place: of a file; None where nothing tells when the images change.
+        cache_file: of the set; None where nothing tells when the images change.
 
     Returns:
         The images, and a sentence where something else was asked for.
@@ -109,8 +109,8 @@ def keep_pixels(
                 f"{config.cache_megabytes}; they are decoded at every use."
             )
     small = np.median(decoded.sizes) * np.dtype(decoded.dtype).itemsize <= SMALL_BYTES
-    if config.cache == "file" or (config.cache == "auto" and small and place is not None):
-        return _in_file(decoded, config, place, needed)
+    if config.cache == "file" or (config.cache == "auto" and small and cache_file is not None):
+        return _in_file(decoded, config, cache_file, needed)
     return decoded, None
 
 
@@ -129,20 +129,20 @@ def _in_memory(decoded: DecodedPixels) -> KeptPixels:
 
 
 def _in_file(
-    decoded: DecodedPixels, config: ImagesConfig, place: CacheFile | None, needed: int
+    decoded: DecodedPixels, config: ImagesConfig, cache_file: CacheFile | None, needed: int
 ) -> tuple[PixelSource, str | None]:
-    if place is None:
+    if cache_file is None:
         return decoded, (
             "These images can be kept in no file, as nothing tells when they change; they are "
             "decoded at every use."
         )
     try:
-        place.path.parent.mkdir(parents=True, exist_ok=True)
+        cache_file.path.parent.mkdir(parents=True, exist_ok=True)
         # One process makes the file; the others find it.
-        with FileLock(f"{place.path}.lock"):
+        with FileLock(f"{cache_file.path}.lock"):
             size = _PAGE + 8 * len(decoded) + needed
-            if not _is_that(place, size):
-                free = shutil.disk_usage(place.path.parent).free
+            if not _is_that(cache_file, size):
+                free = shutil.disk_usage(cache_file.path.parent).free
                 most = min(config.cache_file_megabytes * 2**20, free // 2)
                 if needed > most:
                     return decoded, (
@@ -150,11 +150,11 @@ def _in_file(
                         "(images.cache_file_megabytes, or half of what is free); they are decoded "
                         "at every use."
                     )
-                _make(place, size)
-            whole = np.memmap(place.path, dtype=np.uint8, mode="r+", shape=size)
+                _make(cache_file, size)
+            whole = np.memmap(cache_file.path, dtype=np.uint8, mode="r+", shape=size)
     except OSError as error:
         return decoded, (
-            f"The decoded images could not be written to {place.path} "
+            f"The decoded images could not be written to {cache_file.path} "
             f"({error.strerror or error}); they are decoded at every use. "
             "images.cache_folder names another place."
         )
@@ -169,18 +169,18 @@ def _laid_out(decoded: DecodedPixels, room: Pixels) -> PixelBatch:
     return PixelBatch(room, offsets, decoded.heights, decoded.widths, decoded.channels)
 
 
-def _is_that(place: CacheFile, size: int) -> bool:
+def _is_that(cache_file: CacheFile, size: int) -> bool:
     try:
-        with open(place.path, "rb") as file:
-            return os.fstat(file.fileno()).st_size == size and file.read(32) == place.content
+        with open(cache_file.path, "rb") as file:
+            return os.fstat(file.fileno()).st_size == size and file.read(32) == cache_file.content
     except FileNotFoundError:
         return False
 
 
-def _make(place: CacheFile, size: int) -> None:
+def _make(cache_file: CacheFile, size: int) -> None:
     """An empty file under its name, with all of its room: a full disk is noticed here."""
-    with atomic_path(place.path) as temporary, open(temporary, "wb") as file:
-        file.write(place.content)
+    with atomic_path(cache_file.path) as temporary, open(temporary, "wb") as file:
+        file.write(cache_file.content)
         file.flush()
         # Without it, a page written to a full disk would end the process.
         if hasattr(os, "posix_fallocate"):

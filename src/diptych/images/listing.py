@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError, LostImage, UnreadableImage
 from diptych.images.cache import CacheFile, cache_folder, keep_pixels
+from diptych.images.codecs.channels import Pixels, other_channels, pixel_type
 from diptych.images.codecs.decode import decode_bytes
-from diptych.images.codecs.form import Pixels, other_channels, pixel_type
 from diptych.images.codecs.jpeg import reduction
 from diptych.images.collection import (
     ImageSet,
@@ -186,13 +186,13 @@ def _pixels(listing: Listing, index: Index, config: ImagesConfig) -> tuple[Pixel
         return _pixels(listing, index, replace(other, raw_channels=config.raw_channels))[0]
 
     decoded = DecodedPixels(heights, widths, config.channels, pixel_type(config), read, remake)
-    place = None
+    cache_file = None
     if listing.stamp is not None:
         name = set_name(listing.origin, listing.part, config, config.raw_channels, config.jpeg_side)
         follows_from = f"{name} {decoders()}".encode() + index.checksums.tobytes()
         content = hashlib.sha256(follows_from).digest()
-        place = CacheFile(cache_folder(config) / f"{name}.pixels", content)
-    return keep_pixels(decoded, config, place)
+        cache_file = CacheFile(cache_folder(config) / f"{name}.pixels", content)
+    return keep_pixels(decoded, config, cache_file)
 
 
 def _reductions(index: Index, side: int | None) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.codecs.form import Pixels
+from diptych.images.codecs.channels import Pixels
 from diptych.images.collection import Collection, ImageSet, Skipped, on_classes
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources.arrays import (
@@ -29,10 +29,10 @@ from diptych.images.sources.arrays import (
     is_idx_folder,
 )
 from diptych.images.sources.arrow import find_saved, is_saved
-from diptych.images.sources.folder import find_in_folder, find_list
 from diptych.images.sources.handed_over import find_handed_over, is_handed_over
+from diptych.images.sources.image_files import find_in_folder, find_list
 from diptych.images.sources.parquet import find_in_parquet, is_parquet_pattern, list_parquet
-from diptych.images.sources.photographs import find_photographs, is_photographs
+from diptych.images.sources.photographs import PHOTOGRAPHS_NAME, find_photographs, is_photographs
 from diptych.images.sources.remote import fetch, is_remote_file, is_url
 from diptych.images.sources.remote_folder import find_in_remote_folder
 from diptych.images.sources.tar_shards import find_in_tar, find_shards, is_shard_pattern
@@ -56,11 +56,14 @@ class Source(NamedTuple):
         what: a path of this kind names, as errors list it.
         fits: whether a path is of this kind; opens no image.
         find: what lies there, before an image is decoded. Raises ImagesError.
+        absolute: for names that are no paths: the same name, so that it means the same from any
+            folder.
     """
 
     what: str
     fits: Callable[[str], bool]
     find: Callable[[str, ImagesConfig], LocatedImages]
+    absolute: Callable[[str], str] | None = None
 
 
 def open_images(
@@ -83,7 +86,7 @@ def open_images(
     opened = Collection(
         train,
         test,
-        located.description or describe(config.path, train, test, held.part),
+        located.description or _describe(config.path, train, test, held.part),
         train_part=located.train_part,
         test_part=held.part,
         left_out=(*located.left_out, *held.unused),
@@ -103,12 +106,13 @@ def locate_images(config: ImagesConfig) -> LocatedImages:
 
 
 def require_there(config: ImagesConfig) -> None:
-    """Refuses a path of no kind of source; nothing is opened, nothing is fetched.
+    """Refuses a path that is not there; nothing is opened, nothing is fetched.
 
     Raises:
         ImagesError: as ``locate_images`` does.
     """
-    _source_of(config.path)
+    if not (config.path and os.path.exists(config.path)):
+        _source_of(config.path)
 
 
 def from_any_folder(name: str) -> str | None:
@@ -117,9 +121,9 @@ def from_any_folder(name: str) -> str | None:
     >>> from_any_folder("s3://bucket/images"), from_any_folder("images")
     ('s3://bucket/images', None)
     """
-    if is_torchvision(name):
-        return absolute_name(name)
-    return name if is_handed_over(name) or is_url(name) else None
+    named = (source for source in SOURCES if source.absolute is not None and source.fits(name))
+    source = next(named, None)
+    return None if source is None or source.absolute is None else source.absolute(name)
 
 
 def from_array(array: Pixels, labels: NDArray[np.int64] | None, config: ImagesConfig) -> ImageSet:
@@ -127,7 +131,7 @@ def from_array(array: Pixels, labels: NDArray[np.int64] | None, config: ImagesCo
     return image_set(array, labels, config, "the array")
 
 
-def describe(path: str, train: ImageSet, test: ImageSet | None, part: str) -> str:
+def _describe(path: str, train: ImageSet, test: ImageSet | None, part: str) -> str:
     """One sentence on what is used."""
     sentence = f"{len(train):,} images in {path}, median side {train.median_side_pixels} pixels"
     if test is not None:
@@ -220,18 +224,12 @@ def _is_usual(table: str) -> bool:
     return folder in ("", "data") or role_of(folder) is not None
 
 
-SOURCES: Final = (
-    Source("'photographs' (built in)", is_photographs, find_photographs),
-    Source(
-        "the binary version of CIFAR",
-        is_cifar,
-        _with_beside(find_cifar),
-    ),
+SOURCES: Final = [
+    Source(f"{PHOTOGRAPHS_NAME!r}, which are built in", is_photographs, find_photographs),
+    Source("the binary version of CIFAR", is_cifar, _with_beside(find_cifar)),
     Source("a folder that save_to_disk wrote", is_saved, _with_beside(find_saved)),
     Source("a folder of IDX files", is_idx_folder, _with_beside(find_idx_folder)),
-    Source(
-        "a folder of images, of .tar shards or of .parquet files", os.path.isdir, _find_in_folder
-    ),
+    Source("a folder of images, .tar shards or .parquet files", os.path.isdir, _find_in_folder),
     Source("a .npz file", _named(".npz"), find_npz),
     Source("a .npy file", _named(".npy"), find_npy),
     Source("a .parquet file with a column of images", _named(".parquet"), find_in_parquet),
@@ -239,14 +237,10 @@ SOURCES: Final = (
     Source("a .tar shard", _is_tar, lambda path, _: find_in_tar([Path(path)], path)),
     Source("an IDX file", lambda path: _is_file(path) and is_idx(path), find_idx),
     Source("a pattern of shards as 'shards/{000..012}.tar'", is_shard_pattern, _find_shards),
-    Source("a data set handed over in Python", is_handed_over, find_handed_over),
-    Source("torchvision:NAME", is_torchvision, find_torchvision),
-    Source(
-        "a URL of a file or folder of these",
-        is_remote_file,
-        _find_remote_file,
-    ),
-    Source("a URL of a file or folder of these", is_url, lambda url, _: find_in_remote_folder(url)),
+    Source("a data set handed over in Python", is_handed_over, find_handed_over, str),
+    Source("torchvision:NAME", is_torchvision, find_torchvision, absolute_name),
+    Source("a URL of one of these", is_remote_file, _find_remote_file, str),
+    Source("a URL of one of these", is_url, lambda url, _: find_in_remote_folder(url), str),
     Source("a pattern of .parquet files", is_parquet_pattern, find_in_parquet),
-)
+]
 """The first that fits a path opens it: what is there on this disk comes before other names."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.config.sections import ImagesConfig
-from diptych.images.codecs.form import Pixels
+from diptych.images.codecs.channels import Pixels
 
 
 @dataclass(frozen=True)

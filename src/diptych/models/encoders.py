@@ -1,7 +1,7 @@
 """Backbones by name, without their classifier: an image to a feature vector h."""
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, Final
@@ -110,7 +110,7 @@ def _small_resnet(config: EncoderConfig, channels: int, side_pixels: int) -> nn.
     return SmallResNet(channels, config.width, config.stage_blocks, config.stem_stride)
 
 
-ENCODERS: Final[Mapping[str, Callable[[EncoderConfig, int, int], nn.Module]]] = {
+ENCODERS: Final[dict[str, Callable[[EncoderConfig, int, int], nn.Module]]] = {
     SMALL_RESNET: _small_resnet,
 }
 """Networks of diptych's own: name -> function of the config, the channels and the side of an image.

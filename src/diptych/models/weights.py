@@ -40,16 +40,21 @@ class PretrainedEncoder(nn.Module):
         return features
 
 
-def save_encoder(path: Path, encoder: nn.Module, config: RunConfig) -> None:
-    """Writes an encoder's weights, under torchvision's names for torchvision's networks."""
-    weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
-    atomic_write(path, save(weights, metadata={"config": to_toml(config)}))
+def save_encoder(path: Path, encoder: nn.Module, config: RunConfig, **more: str) -> None:
+    """Writes an encoder's weights, under torchvision's names for torchvision's networks.
+
+    Args:
+        path: of the file.
+        encoder: on any device.
+        config: of the run, kept in the header.
+        **more: texts for the header.
+    """
+    atomic_write(path, _serialized(encoder, {"config": to_toml(config), **more}))
 
 
 def save_head(path: Path, head: nn.Module) -> None:
     """Writes a head's weights; nothing for one that has none."""
-    weights = {name: value.cpu().contiguous() for name, value in head.state_dict().items()}
-    atomic_write(path, save(weights))
+    atomic_write(path, _serialized(head))
 
 
 def load_encoder(run: str | Path | RunFolder, *, head_layers: int = 0) -> PretrainedEncoder:
@@ -131,6 +136,11 @@ def untrained_encoder(config: RunConfig) -> nn.Module:
         seed=config.seed,
     )
     return use_norm(encoder, config.norm).to(memory_format=torch.channels_last)
+
+
+def _serialized(network: nn.Module, header: dict[str, str] | None = None) -> bytes:
+    weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+    return save(weights, metadata=header)
 
 
 def _load_head(file: Path, encoder: nn.Module, config: RunConfig) -> nn.Module:

@@ -43,8 +43,8 @@ from diptych.runs.folder import RunFolder, require_writable
 from diptych.runtime.progress import ProgressReporter
 from diptych.runtime.runtime import BATCH_SIZE, Runtime
 from diptych.views.cpu import load_centred, to_pixels
-from diptych.views.preview.sheet import contact_sheet, to_picture
-from diptych.views.preview.words import branches_in_words
+from diptych.views.preview.contact_sheet import contact_sheet, to_picture
+from diptych.views.preview.policy_in_words import branches_in_words
 
 _SEARCHED_IMAGES: Final = 2000  # among which the nearest neighbours are looked for
 _MAP_IMAGES: Final = 500

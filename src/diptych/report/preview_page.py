@@ -16,9 +16,13 @@ from diptych.images.collection import Collection
 from diptych.report.figures import data_uri
 from diptych.report.page import template
 from diptych.runs.atomic import atomic_write
-from diptych.views.preview.alone import Alone, example_image, operations_alone
-from diptych.views.preview.sheet import ShownViews, preview_sheet, show_views, to_picture
-from diptych.views.preview.words import branches_in_words, policy_as_toml
+from diptych.views.preview.contact_sheet import ShownViews, preview_sheet, show_views, to_picture
+from diptych.views.preview.policy_in_words import branches_in_words, policy_as_toml
+from diptych.views.preview.single_operations import (
+    SingleOperation,
+    example_image,
+    show_single_operations,
+)
 
 _CELL_PIXELS: Final = 96  # three of them side by side fit a phone
 _LOSSLESS_PIXELS: Final = 64  # enlarged from no more than this, JPEG's blocks would show
@@ -101,7 +105,7 @@ def _page(
         run_views=config.method.views,
     )
     example = example_image(images, views, executor)
-    alone = operations_alone(images, example, views, executor, seed=config.seed)
+    alone = show_single_operations(images, example, views, executor, seed=config.seed)
     return template("views.html.jinja").render(
         name=Path(config.images.path).name or config.images.path,
         found=collection.description,
@@ -137,7 +141,7 @@ def _image_rows(shown: ShownViews) -> list[PictureRow]:
     return rows
 
 
-def _operation_row(alone: Alone) -> PictureRow:
+def _operation_row(alone: SingleOperation) -> PictureRow:
     pictures = [
         _picture(pixels, label, f"{alone.text} alone, {label}")
         for pixels, label in zip(alone.pictures, alone.labels, strict=True)

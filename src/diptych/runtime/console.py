@@ -1,4 +1,4 @@
-"""Where sentences go: a stream whose reader may leave, while the work goes on. Imports no torch.
+"""Output that cannot end a run: errors of stdout and stderr are swallowed. Imports no torch.
 
 A pipe is closed, as by `head`; a terminal hangs up; the disk of a log is full. None of that may end
 a run that has trained for days.
@@ -16,8 +16,8 @@ from diptych.escaping import HANDLER, as_unicode
 _MAY_PASS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.EINTR)
 
 
-class Outlet:
-    """A text stream that writes to another, and to nowhere once nobody reads that any more.
+class SafeStream:
+    """A text stream that writes to another, and to nowhere once that one is gone.
 
     Args:
         stream: where to write; what else is asked of a stream is asked of it.
@@ -70,25 +70,25 @@ class Outlet:
             self._is_gone = True
 
 
-def outlet(stream: TextIO | None) -> TextIO | None:
-    """The stream as one whose reader may leave; None where there is none."""
-    if stream is None or isinstance(stream, Outlet):
+def safe_stream(stream: TextIO | None) -> TextIO | None:
+    """The stream as one that raises no errors; None where there is none."""
+    if stream is None or isinstance(stream, SafeStream):
         return stream
-    return cast(TextIO, Outlet(stream))
+    return cast(TextIO, SafeStream(stream))
 
 
 @contextmanager
-def lasting_output() -> Iterator[None]:
-    """Lets all that is printed meanwhile go through outlets."""
+def safe_output() -> Iterator[None]:
+    """Makes stdout and stderr safe streams for as long as the context lasts."""
     _fill_standard_files()
     before = sys.stdout, sys.stderr
-    outlets = sys.stdout, sys.stderr = outlet(sys.stdout), outlet(sys.stderr)
+    streams = sys.stdout, sys.stderr = safe_stream(sys.stdout), safe_stream(sys.stderr)
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
-        for one in outlets:
-            if isinstance(one, Outlet):
+        for one in streams:
+            if isinstance(one, SafeStream):
                 one.finish()
 
 

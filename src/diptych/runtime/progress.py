@@ -3,6 +3,8 @@
 import warnings
 from typing import TYPE_CHECKING
 
+from diptych.escaping import readable, readable_lines
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
@@ -56,14 +58,14 @@ class ProgressBars(ProgressReporter):
         if self._bars.disable:
             return
         if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what)
+            self._tasks[what] = self._bars.add_task(readable(what))
         self._bars.update(self._tasks[what], completed=done, total=total)
         if done >= total:
             self._bars.remove_task(self._tasks.pop(what))
 
     def say(self, sentence: str) -> None:
         """Prints the sentence above the bars."""
-        self._console.print(sentence, highlight=False, soft_wrap=True)
+        self._console.print(readable_lines(sentence), highlight=False, soft_wrap=True)
 
     def __enter__(self) -> "ProgressBars":
         self._bars.start()

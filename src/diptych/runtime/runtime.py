@@ -7,12 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final
 
 from diptych.errors import ConfigError
 from diptych.runtime.device import choose_device, use_threads, views_device
 from diptych.runtime.progress import ProgressReporter
-from diptych.runtime.world import read_world
 
 if TYPE_CHECKING:
     import torch
@@ -23,15 +22,6 @@ BATCH_SIZE: Final = 256
 DEVICES: Final = ("auto", "cpu", "cuda", "mps")
 
 
-class RuntimeArguments(TypedDict, total=False):
-    """Keywords by which functions take what ``Runtime`` is made of; see there."""
-
-    device: str
-    threads: int | None
-    batch_size: int
-    progress: ProgressReporter
-
-
 @dataclass(frozen=True)
 class Runtime:
     """Device, threads, batch size of inference, and progress of one command.
@@ -40,10 +30,11 @@ class Runtime:
 
     Attributes:
         device: ``auto`` takes an accelerator if there is one; ``cpu``, ``cuda`` or ``mps``.
-        threads: CPU threads of all processes of this machine together; all cores for None.
+        threads: CPU threads of all ``processes`` together; all cores for None.
         batch_size: images that a frozen network sees at once. In evaluation mode an image's
             features do not depend on the rest of its batch, but for rounding.
         progress: told what is being done, and how many of how many images are.
+        processes: of this machine that do the same at once, and share the threads.
 
     Raises:
         ConfigError: one of them is out of range, or there is no such device here.
@@ -58,6 +49,7 @@ class Runtime:
     threads: int | None = None
     batch_size: int = BATCH_SIZE
     progress: ProgressReporter = field(default_factory=ProgressReporter)
+    processes: int = 1
 
     def __post_init__(self) -> None:
         _require(self.device in DEVICES, f"--device is one of {', '.join(DEVICES)}", self.device)
@@ -74,7 +66,7 @@ class Runtime:
     @cached_property
     def executor(self) -> ThreadPoolExecutor:
         """Threads that decode and make views; the networks' own are set to as many."""
-        return ThreadPoolExecutor(use_threads(self.threads, processes=read_world().local_count))
+        return ThreadPoolExecutor(use_threads(self.threads, processes=self.processes))
 
     def views_device(self, applier: str) -> "torch.device | None":
         """Where tensor operations make random views, for ``views.applier``; None for loops."""

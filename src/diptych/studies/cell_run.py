@@ -206,13 +206,14 @@ def _linear(run: TrainedRun) -> dict[str, float]:
 
 
 def _leak(run: TrainedRun) -> dict[str, float]:
-    found = check_leak(run.folder.path, threads=run.images.runtime.threads)
+    runtime = run.images.runtime
+    found = check_leak(run.folder.path, device=runtime.device, threads=runtime.threads)
     return {"leak": 0.0 if found is None else found.leak_accuracy}
 
 
 def _supervised(run: TrainedRun) -> dict[str, float]:
-    rival = supervised_encoder(run.folder, run.config, run.labelled, run.images.runtime)
-    return {"supervised": _knn(run, run.encode(rival))}
+    supervised = supervised_encoder(run.folder, run.config, run.labelled, run.images.runtime)
+    return {"supervised": _knn(run, run.encode(supervised))}
 
 
 def _transformations(run: TrainedRun) -> dict[str, float]:
@@ -224,12 +225,12 @@ def _transformations(run: TrainedRun) -> dict[str, float]:
     )["layers"]
     return {
         f"{name}_{short}": found[layer][task]["value"]
-        for name, task in TRANSFORMATIONS.items()
+        for name, task in _TRANSFORMATION_TASKS.items()
         for short, layer in (("h", "h"), ("g", "g(h)"))
     }
 
 
-TRANSFORMATIONS: Final[Mapping[str, str]] = {
+_TRANSFORMATION_TASKS: Final[Mapping[str, str]] = {
     "color": "color or gray",
     "rotation": "rotation",
     "noise": "original or noise-corrupted",

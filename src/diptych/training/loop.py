@@ -220,7 +220,7 @@ class _Run:
             asked = (0, 0) if saver is None else (saver.is_due(), saver.error is not None)
             stop, due, broken = largest_over_processes(sum(received[:1]), *map(int, asked))
             if broken:
-                raise saver.failure() if saver is not None else FirstStopped("process 0 says why")
+                raise (saver.failure() if saver is not None else FirstStopped("process 0 says why"))
             if stop or last:
                 with watch("checkpoint"):
                     self._save_and_wait(log, saver)

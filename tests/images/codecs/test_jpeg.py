@@ -13,10 +13,10 @@ from PIL import Image
 
 from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError
+from diptych.images.codecs.channels import Pixels
 from diptych.images.codecs.decode import decode_bytes, decode_file
-from diptych.images.codecs.form import Pixels
 from diptych.images.pixels import DecodedPixels
-from diptych.images.sources.folder import open_folder
+from diptych.images.sources.image_files import open_folder
 from diptych.images.sources.photographs import PHOTOGRAPHS, _file
 
 CONFIG = ImagesConfig()

@@ -1,6 +1,7 @@
 """A user's own data set: every form of image, its labels, and that a run knows it again."""
 
 import gc
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,11 +17,12 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 import diptych
 from diptych.config.files import load_run_config
 from diptych.config.sections import ImagesConfig
-from diptych.errors import ImagesError
+from diptych.errors import ImagesError, Interrupted
 from diptych.images.collection import Collection
 from diptych.images.open import open_images
 from diptych.images.sources.handed_over import path_of
 from diptych.images.sources.torch_dataset import as_file
+from diptych.views.batches import Batch, ViewBatches
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 SMALL: dict[str, Any] = {"batch_size": 8, "threads": 1, "scale": "tiny", "quiet": True}
@@ -253,17 +255,30 @@ def test_it_is_known_again_without_another_look_at_the_pixels(
     assert opened(Own(images)).train.fingerprint() == before
 
 
+def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
+    original = ViewBatches.at
+
+    def at(self: ViewBatches, wanted: int) -> Batch:
+        if wanted == step:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, wanted)
+
+    patch.setattr(ViewBatches, "at", at)
+
+
 def test_a_run_on_an_own_data_set_resumes_to_the_same_bits(
-    tmp_path: Path, stripes: Stripes
+    tmp_path: Path, stripes: Stripes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, labels = stripes(24)
     items = list(zip(images, labels.tolist(), strict=True))
     dataset = Own(items)
     whole = diptych.pretrain(dataset, out=tmp_path / "whole", epochs=2, **SMALL)
     assert load_run_config(whole / "config.toml").images.path == path_of(dataset)
-    cut = diptych.pretrain(dataset, out=tmp_path / "cut", epochs=2, **SMALL)
-    for part in ("encoder.safetensors", "checkpoints/step-000000006/manifest.json"):
-        (cut / part).unlink()
+    cut = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Interrupted):
+            diptych.pretrain(dataset, out=cut, epochs=2, **SMALL)
     again = Own(items)
     diptych.pretrain(again, out=cut, resume=True, quiet=True)
     assert (cut / "encoder.safetensors").read_bytes() == (

@@ -2,8 +2,8 @@
 
 Files are hostile until checked: the format is read from the bytes, not from the name, and only
 those of ``codecs.formats`` are opened; the pixel count is checked in the header before anything is
-decoded. A codec gives what the file stores and what it means; ``form.in_form`` makes what the run
-asks for.
+decoded. A codec gives what the file stores and what it means; ``channels.in_form`` makes what the
+run asks for.
 """
 
 import os
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from diptych.config.sections import ImagesConfig
 from diptych.errors import UnreadableImage
-from diptych.images.codecs.form import Decoded, Pixels, in_form
+from diptych.images.codecs.channels import Decoded, Pixels, in_form
 from diptych.images.codecs.formats import EXTENSIONS, FORMATS, HOW_TO_READ, format_of, pages
 from diptych.images.codecs.jpeg import decode_plain_jpeg, plain_jpeg_header
 

@@ -8,11 +8,11 @@ from typing import Final
 from PIL import BmpImagePlugin, GifImagePlugin
 
 from diptych.config.sections import ImagesConfig
-from diptych.images.codecs.form import Decoded
+from diptych.images.codecs.channels import Decoded
 from diptych.images.codecs.jpeg import decode_any_jpeg
 from diptych.images.codecs.pillow import Plugin, decode_opened
 from diptych.images.codecs.png import decode_png, png_pages
-from diptych.images.codecs.small import (
+from diptych.images.codecs.small_formats import (
     decode_avif,
     decode_jpeg2000,
     decode_netpbm,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from diptych.config.sections import ImagesConfig
 from diptych.errors import UnreadableImage
-from diptych.images.codecs.form import Decoded, check_size
+from diptych.images.codecs.channels import Decoded, check_size
 from diptych.images.codecs.pillow import orientation
 
 _NEXT: Final = re.compile(rb"\xff+([^\x00\xff])")  # what lies before a marker is skipped

@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 
 from diptych.config.sections import ImagesConfig
 from diptych.errors import UnreadableImage
-from diptych.images.codecs.form import UPRIGHT, Decoded, check_size
+from diptych.images.codecs.channels import UPRIGHT, Decoded, check_size
 
 Plugin = Callable[[io.BytesIO], ImageFile.ImageFile]
 

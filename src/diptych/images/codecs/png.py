@@ -14,7 +14,7 @@ from PIL import PngImagePlugin
 
 from diptych.config.sections import ImagesConfig
 from diptych.errors import UnreadableImage
-from diptych.images.codecs.form import Decoded, Pixels, check_size
+from diptych.images.codecs.channels import Decoded, Pixels, check_size
 from diptych.images.codecs.pillow import decode_opened, orientation
 
 _START: Final = b"\x89PNG\r\n\x1a\n"

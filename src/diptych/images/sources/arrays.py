@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from diptych.config.sections import MOST_CHANNELS, ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.codecs.form import Pixels, in_depth
+from diptych.images.codecs.channels import Pixels, in_depth
 from diptych.images.collection import (
     ImageSet,
     Skipped,

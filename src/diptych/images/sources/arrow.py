@@ -96,6 +96,18 @@ def number_labels(values: Sequence[Any], names: Sequence[str] | None, origin: st
     return np.array(numbers, dtype=np.int64), tuple(str(value) for value in found)
 
 
+def label_items(values: Sequence[Any], names: object, origin: str) -> Labels:
+    """Labels of a data set in Python, by its own names of classes if it has one for each number."""
+    if not any(value is not None for value in values):
+        return None, ()
+    good = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    classes: list[str] = list(names) if good else []  # type: ignore[call-overload]
+    fits = classes and all(
+        value is None or (type(value) is int and -1 <= value < len(classes)) for value in values
+    )
+    return number_labels(values, classes if fits else None, origin)
+
+
 def class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> list[str] | None:
     """Names of the classes from the note that Hugging Face's writers leave in a schema."""
     try:

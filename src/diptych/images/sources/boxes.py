@@ -18,7 +18,7 @@ from diptych.images.collection import ImageSet, Skipped, refuse_if_too_many
 from diptych.images.listing import Progress, ignore_progress, open_listing
 from diptych.images.names import CompactNames
 from diptych.images.sources.annotations import Annotation, Annotations, is_voc, read_coco, read_voc
-from diptych.images.sources.folder import list_files
+from diptych.images.sources.image_files import list_files
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError
+from diptych.images.codecs.channels import Pixels
 from diptych.images.codecs.decode import decode_file
-from diptych.images.codecs.form import Pixels
 from diptych.images.collection import ImageSet
 from diptych.images.sources.arrays import image_set
 from diptych.images.splits import LocatedImages

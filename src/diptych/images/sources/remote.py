@@ -68,7 +68,7 @@ def _import_extra(module: str, purpose: str) -> Any:
         ) from error
 
 
-def persist(read: Callable[[], Answer]) -> Answer:
+def with_retries(read: Callable[[], Answer]) -> Answer:
     """Tries again when a connection fails; what is not there is not asked for twice."""
     for pause in _PAUSES:
         try:
@@ -89,7 +89,7 @@ def chunks(system: Any, place: str, size: int = 2**20) -> Iterator[bytes]:
             yield data
 
 
-def in_words(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An error of any client, on one line."""
     if isinstance(error, FileNotFoundError):
         return "not found there"
@@ -158,12 +158,12 @@ def _fetch_into(folder: Path, url: str, budget: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         # Begun anew at every try: half a file and half of its successor are no file.
-        size = persist(lambda: _download(system, place, url, copy, budget, known.get("size")))
+        size = with_retries(lambda: _download(system, place, url, copy, budget, known.get("size")))
     except ImagesError:
         raise
     except Exception as error:  # each protocol's client raises errors of its own
         raise ImagesError(
-            f"{url} could not be fetched into {folder}: {in_words(error)}. Check the connection "
+            f"{url} could not be fetched into {folder}: {one_line(error)}. Check the connection "
             "and try again."
         ) from error
     atomic_write(note, json.dumps({**source, "bytes": size}).encode())
@@ -213,19 +213,19 @@ def _fetch_labels(folder: Path, url: str, budget: int) -> None:
     beside = name.replace("images", "labels").replace("idx3", "idx1")
     system, place = connect(f"{head}/{beside}")
     try:
-        there = beside != name and persist(lambda: bool(system.exists(place)))
+        there = beside != name and with_retries(lambda: bool(system.exists(place)))
     except Exception as error:  # each protocol's client raises errors of its own
-        raise ImagesError(f"{head}/{beside} cannot be asked for: {in_words(error)}.") from error
+        raise ImagesError(f"{head}/{beside} cannot be asked for: {one_line(error)}.") from error
     if there:
         _fetch_into(folder, f"{head}/{beside}", budget)
 
 
 def _asked(url: str, question: Any) -> Any:
     try:
-        return persist(question)
+        return with_retries(question)
     except Exception as error:  # each protocol's client raises errors of its own
         raise ImagesError(
-            f"{url} cannot be opened: {in_words(error)}. Check the address and the connection."
+            f"{url} cannot be opened: {one_line(error)}. Check the address and the connection."
         ) from error
 
 

@@ -14,8 +14,8 @@ from diptych.images.codecs.decode import EXTENSIONS
 from diptych.images.inventory import HIDDEN, Tally, why_no_image
 from diptych.images.listing import Listing
 from diptych.images.names import CompactNames
-from diptych.images.sources.folder import find_in_tree, labels_from_folders
-from diptych.images.sources.remote import chunks, connect, in_words, is_http, persist
+from diptych.images.sources.image_files import find_in_tree, labels_from_folders
+from diptych.images.sources.remote import chunks, connect, is_http, one_line, with_retries
 from diptych.images.splits import LocatedImages
 from diptych.images.tree import Tree
 
@@ -34,12 +34,12 @@ def find_in_remote_folder(url: str) -> LocatedImages:
     """
     system, root = connect(url)
     try:
-        entries, others = persist(lambda: _find(system, root.rstrip("/"), url))
+        entries, others = with_retries(lambda: _find(system, root.rstrip("/"), url))
     except ImagesError:
         raise
     except Exception as error:  # each protocol's client raises errors of its own
         raise ImagesError(
-            f"{url} cannot be listed: {in_words(error)}. Check the address and the connection."
+            f"{url} cannot be listed: {one_line(error)}. Check the address and the connection."
         ) from error
     if not entries:
         raise ImagesError(
@@ -109,11 +109,11 @@ def _listing(url: str, system: Any, entries: dict[str, Entry], part: str) -> Lis
 def _reader(system: Any, entries: Sequence[Entry]) -> Callable[[int], bytes]:
     def read(index: int) -> bytes:
         try:
-            return persist(lambda: _read_bounded(system, entries[index]["name"]))
+            return with_retries(lambda: _read_bounded(system, entries[index]["name"]))
         except UnreadableImage:
             raise
         except Exception as error:  # each protocol's client raises errors of its own
-            raise UnreadableImage(in_words(error)) from error
+            raise UnreadableImage(one_line(error)) from error
 
     return read
 

@@ -1,4 +1,8 @@
-"""Tar shards as WebDataset writes them, to a listing with labels."""
+"""Tar shards as WebDataset writes them: indexed by their headers, read in place, never extracted.
+
+Headers are hostile until checked: a member is read within the bounds of its shard, and its name is
+never used as a path.
+"""
 
 import glob
 import itertools

@@ -9,7 +9,6 @@ import hashlib
 import io
 import threading
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -25,7 +24,7 @@ from diptych.images.collection import spread_indices
 from diptych.images.index import checksum
 from diptych.images.listing import Listing
 from diptych.images.names import CompactNames
-from diptych.images.sources.arrow import Labels, number_labels
+from diptych.images.sources.arrow import label_items
 from diptych.images.splits import LocatedImages
 
 _WANTED: Final = (
@@ -75,7 +74,7 @@ def find_dataset(dataset: Any, name: str, config: ImagesConfig) -> LocatedImages
     Labels are taken from its tuples, names of classes from its attribute ``classes`` if it has one.
     """
     contents = _contents_of(dataset)
-    labels, classes = _number(contents.labels, getattr(dataset, "classes", None), name)
+    labels, classes = label_items(contents.labels, getattr(dataset, "classes", None), name)
 
     def read(index: int) -> bytes:
         with contents.lock:
@@ -174,18 +173,6 @@ def _item(dataset: Any, index: int) -> tuple[Any, Any]:
     if isinstance(label, Tensor | np.ndarray | np.generic) and label.ndim == 0:
         label = label.item()
     return (item[0] if item else None), label
-
-
-def _number(values: Sequence[Any], names: object, origin: str) -> Labels:
-    """Labels with the data set's own names of classes, where it has one for each number."""
-    good = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-    classes: list[str] = list(names) if good else []  # type: ignore[call-overload]
-    fits = classes and all(
-        value is None or (type(value) is int and -1 <= value < len(classes)) for value in values
-    )
-    if not any(value is not None for value in values):
-        return None, ()
-    return number_labels(values, classes if fits else None, origin)
 
 
 def _pil_file(image: Image.Image, bits: int) -> bytes:

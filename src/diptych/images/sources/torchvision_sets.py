@@ -20,8 +20,8 @@ from diptych.images.collection import ImageSet, held_out_config
 from diptych.images.listing import Listing
 from diptych.images.names import CompactNames
 from diptych.images.sources.arrays import image_set
-from diptych.images.sources.arrow import Labels, number_labels
-from diptych.images.sources.folder import list_files
+from diptych.images.sources.arrow import label_items
+from diptych.images.sources.image_files import list_files
 from diptych.images.splits import LocatedImages
 
 PREFIX: Final = "torchvision:"
@@ -170,7 +170,8 @@ def _list(kind: str, root: Path, part: dict[str, Any]) -> Listing:
     dataset = _construct(kind, root, part, loader=str)
     rows = [dataset[index] for index in range(len(dataset))]
     names = CompactNames.of(os.path.relpath(path, root) for path, _ in rows)
-    labels, classes = _numbered([label for _, label in rows], dataset)
+    values = [label for _, label in rows]
+    labels, classes = label_items(values, getattr(dataset, "classes", ()), "torchvision")
     found = list_files(root, names, labels, classes, origin=f"torchvision:{kind} in {root}")
     return replace(found, part=_part_name(part))
 
@@ -181,13 +182,6 @@ def _part_name(part: dict[str, Any]) -> str:
     if named is not None or not part:
         return str(named or "")
     return "train" if next(iter(part.values())) else "test"
-
-
-def _numbered(values: list[Any], dataset: Any) -> Labels:
-    """Labels with the data set's own names of classes, where it has one for each number."""
-    names = getattr(dataset, "classes", ())
-    fits = values and all(isinstance(one, int) and 0 <= one < len(names) for one in values)
-    return number_labels(values, [str(one) for one in names] if fits else None, "torchvision")
 
 
 _SIDE: Final = 32

@@ -13,7 +13,7 @@ from diptych.config.policies import Policy
 from diptych.config.sections import ViewsConfig
 from diptych.images.collection import ImageSet, spread_indices
 from diptych.images.pixels import PixelBatch
-from diptych.views.preview.words import percent
+from diptych.views.preview.policy_in_words import percent
 
 MOST_IMAGES: Final = 2000
 _FEWEST_IMAGES: Final = 200

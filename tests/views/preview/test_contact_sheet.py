@@ -14,13 +14,17 @@ from diptych.images.order import Order
 from diptych.images.pixels import HeldPixels, PixelBatch
 from diptych.views.batches import ViewBatches
 from diptych.views.cpu import to_pixels
-from diptych.views.preview.alone import Alone, example_image, operations_alone
-from diptych.views.preview.sheet import (
+from diptych.views.preview.contact_sheet import (
     TILE_PIXELS,
     contact_sheet,
     preview_sheet,
     show_views,
     to_picture,
+)
+from diptych.views.preview.single_operations import (
+    SingleOperation,
+    example_image,
+    show_single_operations,
 )
 
 
@@ -37,9 +41,9 @@ def images(rng: np.random.Generator) -> ImageSet:
 
 def alone_of(
     policy: str, images: ImageSet, executor: ThreadPoolExecutor, **options: float
-) -> list[Alone]:
+) -> list[SingleOperation]:
     config = ViewsConfig(side_pixels=32, policy=policy, **options)  # type: ignore[arg-type]
-    return operations_alone(images, 3, config, executor, seed=2)
+    return show_single_operations(images, 3, config, executor, seed=2)
 
 
 def test_the_views_shown_are_those_of_the_run(

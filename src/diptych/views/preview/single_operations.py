@@ -28,7 +28,7 @@ from diptych.images.collection import ImageSet, spread_indices
 from diptych.views.cpu import SizedViews, load_views, to_pixels
 from diptych.views.draw import centre_views, draw_views
 from diptych.views.parameters import ViewParameters
-from diptych.views.preview.words import operation_in_words, percent
+from diptych.views.preview.policy_in_words import operation_in_words, percent
 
 STEPS: Final = 5
 """Strengths shown of an operation, besides none."""
@@ -59,7 +59,7 @@ class _Variant(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Alone:
+class SingleOperation:
     """One operation in several strengths.
 
     Attributes:
@@ -75,9 +75,9 @@ class Alone:
     pictures: NDArray[np.uint8]
 
 
-def operations_alone(
+def show_single_operations(
     images: ImageSet, index: int, config: ViewsConfig, executor: Executor, *, seed: int
-) -> list[Alone]:
+) -> list[SingleOperation]:
     """Every operation of the views, once, behind the centred square and certain to happen.
 
     Args:
@@ -102,7 +102,9 @@ def operations_alone(
         (made,) = load_views(images, np.array([index]), [SizedViews(both, side)], config, executor)
         labels = tuple(one.label for one in variants)
         found.append(
-            Alone(as_text([operation]), small + words, labels, to_pixels(made[:, 0], config))
+            SingleOperation(
+                as_text([operation]), small + words, labels, to_pixels(made[:, 0], config)
+            )
         )
     return found
 

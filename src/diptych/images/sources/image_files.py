@@ -1,4 +1,4 @@
-"""A folder of image files: found, parted, labelled by class folders."""
+"""Image files: those of a folder, in its parts and labelled by class folders, or of a .txt list."""
 
 import os
 from array import array

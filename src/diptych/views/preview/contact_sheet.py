@@ -14,7 +14,12 @@ from diptych.config.sections import ViewsConfig
 from diptych.images.collection import ImageSet, spread_indices
 from diptych.views.cpu import SizedViews, load_views, to_pixels
 from diptych.views.draw import centre_views, draw_views
-from diptych.views.preview.alone import STEPS, Alone, example_image, operations_alone
+from diptych.views.preview.single_operations import (
+    STEPS,
+    SingleOperation,
+    example_image,
+    show_single_operations,
+)
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,7 @@ def contact_sheet(
 
 
 def draw_sheet(
-    shown: ShownViews, config: ViewsConfig, alone: Sequence[Alone] | None = None
+    shown: ShownViews, config: ViewsConfig, alone: Sequence[SingleOperation] | None = None
 ) -> Image.Image:
     """Lays views out on a white sheet; each operation alone below them, unless None."""
     columns = 1 + len(shown.labels)
@@ -218,7 +223,7 @@ def preview_sheet(
         run_views=run_views,
     )
     example = example_image(images, config, executor)
-    alone = operations_alone(images, example, config, executor, seed=seed)
+    alone = show_single_operations(images, example, config, executor, seed=seed)
     return draw_sheet(shown, config, alone)
 
 

@@ -1,4 +1,4 @@
-"""WebP: stills by libwebp itself, the first picture of an animation by Pillow."""
+"""Formats that take few lines: WebP, AVIF, JPEG 2000, PBM, PGM and PPM, and the pages of GIF."""
 
 import re
 import struct
@@ -10,7 +10,7 @@ from PIL import AvifImagePlugin, Jpeg2KImagePlugin, PpmImagePlugin, WebPImagePlu
 
 from diptych.config.sections import ImagesConfig
 from diptych.errors import UnreadableImage
-from diptych.images.codecs.form import UPRIGHT, Decoded, Pixels, check_size
+from diptych.images.codecs.channels import UPRIGHT, Decoded, Pixels, check_size
 from diptych.images.codecs.pillow import decode_opened, orientation
 
 
