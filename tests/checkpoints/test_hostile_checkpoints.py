@@ -318,7 +318,7 @@ def test_cut_at_every_byte(name: str, tmp_path: Path) -> None:
         assert take_up(place) == "step 1"
 
 
-@pytest.mark.parametrize(("number", "age"), [(1, "an older"), (3, "a newer")])
+@pytest.mark.parametrize(("number", "age"), [(2, "an older"), (4, "a newer")])
 def test_another_format_is_named_and_left(number: int, age: str, tmp_path: Path) -> None:
     place = CheckpointLocation(tmp_path / "ours", kind=1)
     for step in (1, 2):
@@ -326,7 +326,7 @@ def test_another_format_is_named_and_left(number: int, age: str, tmp_path: Path)
         content = json.loads(file.read_bytes())
         file.write_text(json.dumps({**content, "format": number}))
     before = contents(place.folder)
-    words = rf"not of this run, .*of {age} version of diptych \(format {number}; this one reads 2\)"
+    words = rf"not of this run, .*of {age} version of diptych \(format {number}; this one reads 3\)"
     with pytest.raises(ForeignCheckpoint, match=words):
         load_newest(place.folder, OURS, print)
     with pytest.raises(ForeignCheckpoint, match=words):

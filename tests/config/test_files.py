@@ -188,7 +188,6 @@ def test_wrong_settings_are_refused(given_settings: dict[str, object], words: st
             {"method": {"dictionary": {"kind": "bank"}, "key_encoder": {"kind": "momentum"}}},
             "a bank stores keys",
         ),
-        ({"method": {"loss": {"semi_hard": True}}}, "goes with the kinds nt_logistic and triplet"),
         (
             {"norm": {"kind": "split", "images_per_group": 48}},
             "training.batch_size to be a multiple of norm.images_per_group = 48; got 256",
@@ -199,10 +198,6 @@ def test_wrong_settings_are_refused(given_settings: dict[str, object], words: st
         (
             {"images": {"group_by": "folder"}, "method": {"dictionary": {"kind": "bank"}}},
             "set method.symmetric = true",
-        ),
-        (
-            {"images": {"group_by": "folder"}, "method": {"loss": {"kind": "supervised"}}},
-            "leave one of them out",
         ),
         (
             {"norm": {"kind": "split"}, "training": {"batch_size": 96, "chunk_size": 24}},
