@@ -75,7 +75,7 @@ SAME_NAME: Final = {
     "plan": {"cli.plan", "planning.plan"},
     "recipes": {"cli.recipes", "config.recipes"},
     "report": {"cli.report", "report"},
-    "training": {"config.training", "training", "evaluation.detection.training"},
+    "training": {"config.training", "training"},
     "views": {"cli.views", "views"},
     "loss": {"planning.loss", "studies.questions.loss"},  # its memory; the question which to take
 }

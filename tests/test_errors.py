@@ -27,7 +27,7 @@ from diptych.images.order import Order
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, require_writable
-from diptych.runtime.device import choose_device
+from diptych.runtime.runtime import choose_device
 
 
 def all_errors() -> list[type[DiptychError]]:

@@ -14,7 +14,7 @@ from diptych.errors import ConfigError
 from diptych.images.open import from_any_folder
 from diptych.images.sources.photographs import PHOTOGRAPHS_NAME
 from diptych.methods.losses import find_loss, require_fitting_loss
-from diptych.runtime.device import available_threads, choose_device
+from diptych.runtime.runtime import available_threads, choose_device
 
 DEFAULT_RECIPE = "simclr"
 _PATHS = (

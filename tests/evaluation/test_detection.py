@@ -31,16 +31,18 @@ from diptych.evaluation.detection.average_precision import (
     summary,
 )
 from diptych.evaluation.detection.detector import (
+    Detections,
     anchor_sides,
     build_backbone,
     build_detector,
     frozen_norm,
     image_sides,
+    run_detector,
     set_statistics,
     stem_remark,
+    train_detector,
 )
 from diptych.evaluation.detection.protocol import measure_detection, train_and_detect
-from diptych.evaluation.detection.training import Detections, run_detector, train_detector
 from diptych.images.sources.boxes import BoxedImages, Boxes, open_boxes
 from diptych.models.norms import GlobalBatchNorm
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder

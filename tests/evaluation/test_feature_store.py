@@ -25,7 +25,7 @@ from diptych.images.collection import ImageSet
 from diptych.images.open import from_array
 from diptych.models import weights
 from diptych.report.page import write_report
-from diptych.runtime.progress import ProgressReporter
+from diptych.runtime.console import ProgressReporter
 from diptych.runtime.runtime import Runtime
 
 VIEWS = ViewsConfig(side_pixels=8)

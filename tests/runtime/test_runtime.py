@@ -10,7 +10,7 @@ from rich.console import Console
 
 from diptych.cli.main import main
 from diptych.errors import ConfigError
-from diptych.runtime.progress import ProgressBars, ProgressReporter
+from diptych.runtime.console import ProgressBars, ProgressReporter
 from diptych.runtime.runtime import Runtime
 
 

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from diptych.cli.flags import DeviceOptions, parse
 from diptych.config.detection import DetectionConfig
-from diptych.runtime.progress import ProgressBars
+from diptych.runtime.console import ProgressBars
 
 
 @dataclass(frozen=True)

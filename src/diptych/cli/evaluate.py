@@ -9,7 +9,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from diptych.cli.flags import InferenceOptions, parse
-from diptych.runtime.progress import ProgressBars
+from diptych.runtime.console import ProgressBars
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def evaluate(arguments: Sequence[str]) -> None:
       diptych evaluate runs/photos --supervised --against runs/other
     """
     from diptych.evaluation.protocols import evaluate as measure
-    from diptych.report.terminal import print_tables
+    from diptych.report.charts import print_tables
 
     flags = parse(EvaluateFlags, evaluate, arguments, common=COMMON)
     options = asdict(flags)

@@ -20,7 +20,7 @@ from diptych.config.optimization import OptimizerConfig, ScheduleConfig
 from diptych.config.training import CheckpointConfig, ProbeConfig, TrainingConfig
 from diptych.errors import ConfigError, ImagesError, RunFolderError
 from diptych.runs.folder import RunFolder
-from diptych.runtime.progress import ProgressBars
+from diptych.runtime.console import ProgressBars
 from diptych.runtime.world import read_world
 
 DEMO_EPOCHS: Final = 16
@@ -165,8 +165,8 @@ def _run_to_report(
     from diptych.evaluation.protocols import evaluate as measure
     from diptych.logging.progress import Display
     from diptych.pretraining import run_pretraining
+    from diptych.report.charts import print_tables
     from diptych.report.page import write_report
-    from diptych.report.terminal import print_tables
 
     console = Console(quiet=quiet, markup=False)
     with Display(console) as display:

@@ -1,18 +1,32 @@
 """The verb `rank`: runs and checkpoints, the best first, without labels."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 from rich.console import Console
+from rich.table import Table
 from tyro.conf import Positional, arg
 
 from diptych.cli.flags import InferenceOptions, parse
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import require_writable
-from diptych.runtime.progress import ProgressBars
+from diptych.runtime.console import ProgressBars
+
+if TYPE_CHECKING:
+    from diptych.diagnostics.label_free import Agreement
+    from diptych.diagnostics.ranking import RankedCandidate, Ranking
+    from diptych.evaluation.split import Split
+
+_MEASURES: Final = {
+    "effective_rank": "effective rank",
+    "pretext": "pretext accuracy",
+    "stability": "stability",
+    "combined": "combined",
+}
+"""What candidates are ranked by, as the tables call it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,6 @@ def rank(arguments: Sequence[str]) -> None:
       diptych rank runs/* --labels
     """
     from diptych.diagnostics.ranking import rank_runs
-    from diptych.report.terminal import print_ranking
 
     flags = parse(RankFlags, rank, arguments)
     if flags.json is not None:
@@ -68,3 +81,67 @@ def rank(arguments: Sequence[str]) -> None:
     print_ranking(console, found)
     if flags.json is not None:
         atomic_write(flags.json, (json.dumps(found.as_dict(), indent=1) + "\n").encode())
+
+
+def print_ranking(console: Console, ranking: "Ranking") -> None:
+    """Prints the candidates, the best first; with labels also each measure's agreement with kNN."""
+    console.print(_candidates(ranking))
+    if ranking.agreement is not None:
+        console.print(_agreements(ranking.agreement))
+    _print_splits(console, ranking.splits, "")
+    _print_splits(console, ranking.labelled, "kNN: ")
+
+
+def _candidates(ranking: "Ranking") -> Table:
+    rows = ranking.rows
+    table = Table(
+        title=f"Ranked without labels, on {ranking.images:,} images; more is better in each",
+        title_justify="left",
+    )
+    table.add_column("run", overflow="fold")
+    table.add_column("step", justify="right")
+    columns = {**_MEASURES, "steadiness": "neighbour agreement", "knn": "kNN"}
+    shown = [name for name in columns if any(getattr(row, name) is not None for row in rows)]
+    for name in shown:
+        table.add_column(columns[name], justify="right")
+    for row in rows:
+        step = "end" if row.step is None else f"{row.step:,}"
+        table.add_row(row.run, step, *(_figure(row, name) for name in shown))
+    return table
+
+
+def _figure(row: "RankedCandidate", name: str) -> str:
+    value = getattr(row, name)
+    if value is None:
+        return "-"
+    if name == "combined":
+        return f"{value:.2f}"
+    return f"{value:.1f}" if name == "effective_rank" else f"{value:.1%}"
+
+
+def _agreements(agreement: "Mapping[str, Agreement | None]") -> Table:
+    table = Table(title="How well each agrees with kNN", title_justify="left")
+    table.add_column("measure")
+    for heading in ("Kendall's tau", "Spearman", "p-value", "accuracy lost"):
+        table.add_column(heading, justify="right")
+    for name, one in agreement.items():
+        if one is None:
+            table.add_row(_MEASURES[name], "not known", "", "", "")
+            continue
+        table.add_row(
+            _MEASURES[name],
+            f"{one.kendall:+.2f}",
+            f"{one.spearman:+.2f}",
+            f"{one.p_value:.1%}",
+            f"{100 * one.lost:.1f} points",
+        )
+    return table
+
+
+def _print_splits(console: Console, splits: "Mapping[str, Split]", what: str) -> None:
+    """On which images; once for each run where they differ."""
+    words = {run: split.words for run, split in splits.items()}
+    if len(set(words.values())) == 1:
+        words = {"": next(iter(words.values()))}
+    for run, sentences in words.items():
+        console.print(f"{run + ': ' if run else ''}{what}{sentences}", highlight=False)

@@ -9,7 +9,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from diptych.cli.flags import InferenceOptions, parse
-from diptych.runtime.progress import ProgressBars
+from diptych.runtime.console import ProgressBars
 
 
 @dataclass(frozen=True)

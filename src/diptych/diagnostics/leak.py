@@ -35,7 +35,7 @@ from diptych.models.norms import SplitBatchNorm, frozen_statistics
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, require_writable
 from diptych.runs.record import load_record
-from diptych.runtime.progress import ProgressReporter
+from diptych.runtime.console import ProgressReporter
 from diptych.runtime.runtime import Runtime
 from diptych.views.batches import Batch, ViewBatches
 

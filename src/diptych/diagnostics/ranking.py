@@ -45,7 +45,7 @@ from diptych.models.momentum_encoder import MomentumEncoder
 from diptych.models.weights import load_encoder, load_head, untrained_encoder
 from diptych.runs.folder import RunFolder
 from diptych.runs.record import load_record
-from diptych.runtime.progress import ProgressReporter
+from diptych.runtime.console import ProgressReporter
 from diptych.runtime.runtime import BATCH_SIZE, Runtime
 from diptych.views.batches import ViewBatches
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Final, NamedTuple
 
-from diptych.diagnostics.symptoms import LEAST_STEPS, NO_ROOM, find_symptoms
+from diptych.diagnostics.health import LEAST_STEPS, NO_ROOM, find_symptoms
 from diptych.logging.metrics import TaskAccuracy, chance_of, has_choice, task_accuracy
 
 LEAST_ACCURACY: Final = 0.1

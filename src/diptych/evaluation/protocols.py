@@ -20,7 +20,7 @@ from diptych.images.trained_on import load_trained_on
 from diptych.models.weights import load_encoder
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, require_writable
-from diptych.runtime.progress import ProgressReporter
+from diptych.runtime.console import ProgressReporter
 from diptych.runtime.runtime import BATCH_SIZE, Runtime
 
 ProtocolFunction = Callable[[Subject], dict[str, Any]]

@@ -44,7 +44,7 @@ from diptych.planning.machine import Machine
 from diptych.planning.measure_images import measure_views
 from diptych.planning.planned_run import PlannedRun
 from diptych.planning.traffic import messages
-from diptych.runtime.device import keep_freed_memory, use_threads
+from diptych.runtime.runtime import keep_freed_memory, use_threads
 from diptych.runtime.stopwatch import Stopwatch, watch
 from diptych.training.step import train_step
 

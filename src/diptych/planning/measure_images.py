@@ -23,7 +23,7 @@ from diptych.images.sources.photographs import whole_photographs
 from diptych.planning.machine import Machine
 from diptych.planning.planned_run import PlannedRun
 from diptych.planning.storage import ImageOpening, opening_by_rates
-from diptych.runtime.device import use_threads, views_device
+from diptych.runtime.runtime import use_threads, views_device
 from diptych.views.batches import ViewBatches
 
 _OPENED: Final = 256  # images that are opened as if nothing were known of them

@@ -14,7 +14,7 @@ from diptych.images.open import open_images
 from diptych.methods.losses import find_loss
 from diptych.planning.machine import Machine
 from diptych.resolve import Overrides, overlay_all, overrides_of, resolve
-from diptych.runtime.device import available_threads
+from diptych.runtime.runtime import available_threads
 
 _SAMPLED: Final = 256  # images that tell of the sizes of all
 _SIDE: Final = 430  # ImageNet's images have some 500 x 375 pixels

@@ -1,10 +1,13 @@
-"""What `diptych evaluate` and `diptych detect` measured, as bar charts for page and terminal."""
+"""What `diptych evaluate` and `diptych detect` measured: bar charts for the report, and tables."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
 
 from diptych.errors import RunFolderError
 from diptych.evaluation.split import split_words
@@ -89,7 +92,7 @@ class BarChart:
 
 @dataclass(frozen=True)
 class ChartGroup:
-    """Panels that answer one question.
+    """Charts that answer one question.
 
     Attributes:
         title: the heading.
@@ -140,6 +143,37 @@ def geometry_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 )
             )
     return rows
+
+
+def print_tables(console: Console, evaluation: Mapping[str, Any]) -> None:
+    """Prints one table for each group of results: encoders by figures, with 95% intervals."""
+    for group in chart_groups(evaluation):
+        console.print(_table(group))
+        console.print(group.text, highlight=False)
+        for chart in group.charts:
+            if chart.gain:
+                console.print(f"  {chart.title}: {chart.gain}", highlight=False)
+        for images in dict.fromkeys(chart.images for chart in group.charts if chart.images):
+            titles = [chart.title for chart in group.charts if chart.images == images]
+            console.print(f"  {'; '.join(titles)}: {images}", highlight=False)
+
+
+def _table(group: ChartGroup) -> Table:
+    chances = {chart.chance for chart in group.charts if chart.chance is not None}
+    chance = f" (largest class: {min(chances):.1%})" if len(chances) == 1 else ""
+    table = Table(title=group.title + chance, title_justify="left", caption_justify="left")
+    table.add_column("")
+    for chart in group.charts:
+        table.add_column(chart.title, justify="right")
+    rows = dict.fromkeys(bar.words for chart in group.charts for bar in chart.bars)
+    for words in rows:
+        cells = []
+        for chart in group.charts:
+            bar = next((bar for bar in chart.bars if bar.words == words), None)
+            interval = f" ({bar.range})" if bar is not None and bar.range else ""
+            cells.append("" if bar is None else bar.text + interval)
+        table.add_row(words, *cells)
+    return table
 
 
 def _frozen(evaluation: Mapping[str, Any]) -> ChartGroup:
@@ -238,7 +272,7 @@ def _images(evaluation: Mapping[str, Any], protocol: str) -> str:
 
 
 def _with_images(title: str, text: str, charts: list[BarChart]) -> ChartGroup:
-    """Panels on the same images have that said once; others each by itself."""
+    """Charts on the same images name them once, in the text of the group; others each by itself."""
     if len({chart.images for chart in charts}) != 1:
         return ChartGroup(title, text, tuple(charts))
     alike = tuple(replace(chart, images="") for chart in charts)

@@ -15,7 +15,7 @@ from torch import nn
 
 from diptych.config.files import flatten, load_run_config
 from diptych.config.run import RunConfig
-from diptych.diagnostics.symptoms import time_symptoms
+from diptych.diagnostics.health import time_symptoms
 from diptych.diagnostics.verdict import Verdict, judge
 from diptych.errors import ImagesError, RunFolderError
 from diptych.escaping import HANDLER
@@ -40,7 +40,7 @@ from diptych.report.charts import (
 )
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, require_writable
-from diptych.runtime.progress import ProgressReporter
+from diptych.runtime.console import ProgressReporter
 from diptych.runtime.runtime import BATCH_SIZE, Runtime
 from diptych.views.cpu import load_centred, to_pixels
 from diptych.views.preview.contact_sheet import contact_sheet, to_picture

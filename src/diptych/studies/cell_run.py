@@ -33,8 +33,7 @@ from diptych.logging.progress import Silent
 from diptych.models.weights import load_encoder, untrained_encoder
 from diptych.pretraining import run_pretraining
 from diptych.runs.folder import RunFolder
-from diptych.runtime.device import use_threads
-from diptych.runtime.runtime import Runtime
+from diptych.runtime.runtime import Runtime, use_threads
 from diptych.studies.cell_results import CellResult, write_result
 from diptych.studies.study_run import CellRun
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.errors import ConfigError, RunFolderError
-from diptych.runtime.device import available_threads
+from diptych.runtime.runtime import available_threads
 from diptych.studies.cell_results import CellResult, StudyResults, read_result
 from diptych.studies.study import BASE, Budget, Cell, Study
 

@@ -34,9 +34,9 @@ from diptych.optimization.loss_scale import LEAST_SCALE
 from diptych.optimization.schedules import encoder_momentum, learning_rate, peak_learning_rate
 from diptych.runs.folder import RunFolder
 from diptych.runs.record import load_record
-from diptych.runtime.device import choose_device, keep_freed_memory, views_device
 from diptych.runtime.distributed import largest_over_processes, process_count, process_rank
 from diptych.runtime.rendezvous import name_missing, run_on_first, wait_for_all
+from diptych.runtime.runtime import choose_device, keep_freed_memory, views_device
 from diptych.runtime.stopwatch import Stopwatch, watch
 from diptych.training.setup import build_state, keep_config, not_finite, open_log, restore
 from diptych.training.signals import collected_signals, interruption

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.errors import ConfigError
-from diptych.evaluation.detection.training import Detections
+from diptych.evaluation.detection.detector import Detections
 from diptych.images.sources.boxes import Boxes
 
 THRESHOLDS: Final = np.linspace(0.5, 0.95, 10)

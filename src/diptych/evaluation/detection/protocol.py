@@ -29,15 +29,13 @@ from diptych.evaluation.detection.average_precision import (
     summary,
 )
 from diptych.evaluation.detection.detector import (
+    Detections,
     build_detector,
     normalisation,
-    set_statistics,
-    stem_remark,
-)
-from diptych.evaluation.detection.training import (
-    Detections,
     normalised_batches,
     run_detector,
+    set_statistics,
+    stem_remark,
     train_detector,
 )
 from diptych.evaluation.split import unlabelled_split
@@ -47,7 +45,7 @@ from diptych.models.weights import load_encoder, untrained_encoder
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, require_writable
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text
-from diptych.runtime.progress import ProgressReporter
+from diptych.runtime.console import ProgressReporter
 from diptych.runtime.runtime import Runtime
 
 BACKBONES: Final = ("pretrained", "untrained")
