@@ -20,12 +20,17 @@ import diptych
 from conftest import striped
 from diptych.errors import ConfigError, FeaturesError, ImagesError, RunFolderError, TrainingError
 from diptych.evaluation import finetune, supervised
-from diptych.evaluation.finetune import FineTuningSchedule, baseline_schedule, fine_tune
-from diptych.evaluation.knn_and_linear import SGD_PROBES, fit_linear_sgd
+from diptych.evaluation.finetune import (
+    SGD_PROBES,
+    FineTuningSchedule,
+    baseline_schedule,
+    fine_tune,
+    fit_linear_sgd,
+)
+from diptych.evaluation.knn_and_linear import _judge_classes, _judge_labels, find_tags
 from diptych.evaluation.labelled import open_labelled
 from diptych.evaluation.protocols import evaluate, merged
 from diptych.evaluation.supervised import Classifier, predict
-from diptych.evaluation.transfer import _judge_classes, _judge_labels, find_tags
 from diptych.models.weights import load_encoder
 from diptych.report.charts import chart_groups
 from diptych.report.page import write_report

@@ -1,5 +1,6 @@
-"""Fine-tuning: encoder and classifier learn together from all, a tenth or a hundredth of labels.
+"""Classifiers trained by SGD: fine-tuning with the encoder, and a linear one on the frozen encoder.
 
+Fine-tuning is of encoder and classifier together, on all, a tenth or a hundredth of the labels.
 SimCLR, section 4 and appendix B.5: Nesterov's momentum 0.9, rate 0.05 x batch / 256, no weight
 decay, crop and flip, 60 epochs of 1% of the labels and 30 of 10%. Ours differ for small sets, where
 so few and so small steps would move nothing: a batch is a tenth of the images, 16 at least and 256
@@ -14,6 +15,7 @@ as long as without it.
 
 import copy
 import math
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -21,12 +23,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from diptych.config.optimization import ScheduleConfig
+from diptych.config.optimization import ScheduleConfig, StepConfig
 from diptych.config.run import RunConfig
 from diptych.errors import TrainingError
 from diptych.evaluation.confidence import over_seeds
 from diptych.evaluation.knn import accuracy
-from diptych.evaluation.knn_and_linear import common_settings
+from diptych.evaluation.knn_and_linear import common_settings, compared
 from diptych.evaluation.labelled import Labelled
 from diptych.evaluation.subject import TRAINED, UNTRAINED, Subject
 from diptych.evaluation.supervised import (
@@ -36,7 +38,7 @@ from diptych.evaluation.supervised import (
     train_on_labels,
     with_linear_head,
 )
-from diptych.images.collection import balanced_share
+from diptych.images.collection import ImageSet, balanced_share
 from diptych.models.weights import PretrainedEncoder
 from diptych.optimization.schedules import learning_rate
 from diptych.runtime.runtime import Runtime
@@ -63,6 +65,23 @@ class FineTuningSchedule(NamedTuple):
     epochs: int
     rate: float
     tried: int = 1
+
+
+@dataclass(frozen=True)
+class SgdSettings:
+    """How a classifier is trained by SGD; no weight decay.
+
+    Attributes:
+        rate: highest learning rate; in ``SGD_PROBES`` of a batch of 256.
+        nesterov: Nesterov's momentum instead of the plain one.
+        schedule: of the rate.
+        epochs: passes over the training images.
+    """
+
+    rate: float
+    nesterov: bool
+    schedule: ScheduleConfig
+    epochs: int
 
 
 def measure_finetune(subject: Subject) -> dict[str, Any]:
@@ -168,32 +187,11 @@ def fine_tune(
     Returns:
         From images to logits, in evaluation mode.
     """
-    network = copy.deepcopy(encoder.network).train()
     images = labelled.train.select(rows)
-    views = encoder.config.views
-    batches = crop_and_flip(
-        images, views, runtime, batch_size=_batch_size(encoder.config, len(images)), seed=seed
-    )
-    steps = schedule.epochs * batches.order.steps_per_epoch
-    device = next(network.parameters()).device
-    classifier = with_linear_head(
-        network, encoder.config, len(labelled.classes), frozen=False, seed=seed
-    ).to(device)
-    optimizer = torch.optim.SGD(classifier.parameters(), lr=0.0, momentum=_MOMENTUM, nesterov=True)
-    peak = schedule.rate * math.sqrt(batches.order.batch_size / REFERENCE_BATCH)
-
-    def rate(step: int) -> float:
-        return learning_rate(
-            ScheduleConfig(kind="cosine"),
-            peak=peak,
-            step=step,
-            steps_per_epoch=1,
-            total_steps=steps,
-        )
-
-    told = runtime.counting("Fine-tuning")
-    train_on_labels(classifier, batches, optimizer, rate, steps=steps, on_images=told)
-    return classifier
+    batch_size = _batch_size(encoder.config, len(images))
+    peak = schedule.rate * math.sqrt(batch_size / REFERENCE_BATCH)
+    settings = SgdSettings(peak, True, ScheduleConfig(kind="cosine"), schedule.epochs)
+    return _train_by_sgd(encoder, labelled, images, batch_size, runtime, settings, seed=seed)
 
 
 def _epochs(share: float, asked: int | None) -> int:
@@ -234,3 +232,101 @@ def _with_intervals(reached: dict[str, list[float]]) -> dict[str, Any]:
         "intervals": {name: over_seeds(values).as_dict() for name, values in reached.items()},
         "gains": gains,
     }
+
+
+# --- a linear classifier by SGD, the encoder frozen -----------------------------------------------
+
+
+SGD_PROBES: Final = {
+    # MoCo, section 4.1: rate 30, drops at epochs 60 and 80 of 100.
+    "moco": SgdSettings(
+        30.0, False, ScheduleConfig(kind="step", step=StepConfig(drops=(0.6, 0.8))), 100
+    ),
+    # SimCLR, appendix B.6: rate 0.1 x batch / 256, 90 epochs.
+    "simclr": SgdSettings(0.1, True, ScheduleConfig(kind="cosine"), 90),
+}
+
+
+def measure_linear_sgd(subject: Subject) -> dict[str, Any]:
+    """A linear classifier by SGD on every encoder; pixels have none, as they are no network."""
+    options, labelled = subject.options, subject.labelled
+    probe, epochs = SGD_PROBES[options.sgd], options.sgd_epochs
+    predicted = {}
+    for name, encoder in subject.encoders.items():
+        own = subject.labelled_for(encoder)
+        classifier = fit_linear_sgd(encoder, own, probe, subject.runtime, epochs=epochs)
+        predicted[name] = predict(classifier, own.test, encoder.config.views, subject.runtime)
+    found, details = compared(predicted, labelled.test_labels)
+    settings = common_settings(subject) | {
+        "setting": options.sgd,
+        "epochs": epochs or probe.epochs,
+        "learning_rate": probe.rate,
+        "batch_size": REFERENCE_BATCH,
+    }
+    return {
+        "linear_sgd": found,
+        "details": {
+            "linear_sgd": {"settings": settings, "metrics": details, "split": labelled.as_dict()}
+        },
+    }
+
+
+def fit_linear_sgd(
+    encoder: PretrainedEncoder,
+    labelled: Labelled,
+    probe: SgdSettings,
+    runtime: Runtime,
+    *,
+    epochs: int | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """The frozen encoder with a classifier, from images to logits.
+
+    Args:
+        encoder: stays as it is, in evaluation mode.
+        labelled: its training part is learned from.
+        probe: its rate is scaled in proportion to the batch.
+        runtime: to train it on.
+        epochs: instead of the probe's own.
+        seed: of initial weights, order and views.
+    """
+    batch_size = min(REFERENCE_BATCH, len(labelled.train))
+    peak = probe.rate * batch_size / REFERENCE_BATCH
+    settings = replace(probe, rate=peak, epochs=epochs or probe.epochs)
+    return _train_by_sgd(
+        encoder, labelled, labelled.train, batch_size, runtime, settings, frozen=True, seed=seed
+    )
+
+
+def _train_by_sgd(
+    encoder: PretrainedEncoder,
+    labelled: Labelled,
+    images: ImageSet,
+    batch_size: int,
+    runtime: Runtime,
+    settings: SgdSettings,
+    *,
+    frozen: bool = False,
+    seed: int,
+) -> nn.Module:
+    """A linear classifier on a copy of an encoder, which is frozen or learns too."""
+    views = encoder.config.views
+    batches = crop_and_flip(images, views, runtime, batch_size=batch_size, seed=seed)
+    steps = settings.epochs * batches.order.steps_per_epoch
+    # A copy: freezing sets requires_grad, and learning moves the weights and batch-norm statistics.
+    network = copy.deepcopy(encoder.network)
+    classifier = with_linear_head(
+        network, encoder.config, len(labelled.classes), frozen=frozen, seed=seed
+    ).to(next(network.parameters()).device)
+    learning = [one for one in classifier.parameters() if one.requires_grad]
+    optimizer = torch.optim.SGD(learning, lr=0.0, momentum=_MOMENTUM, nesterov=settings.nesterov)
+
+    def rate(step: int) -> float:
+        return learning_rate(
+            settings.schedule, peak=settings.rate, step=step, steps_per_epoch=1, total_steps=steps
+        )
+
+    what = "Training a linear classifier by SGD" if frozen else "Fine-tuning"
+    told = runtime.counting(what)
+    train_on_labels(classifier, batches, optimizer, rate, steps=steps, on_images=told)
+    return classifier

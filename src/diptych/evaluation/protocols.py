@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from diptych.errors import ConfigError
-from diptych.evaluation.finetune import measure_finetune
+from diptych.evaluation.finetune import measure_finetune, measure_linear_sgd
 from diptych.evaluation.geometry import measure_geometry
-from diptych.evaluation.knn_and_linear import measure_knn, measure_linear, measure_linear_sgd
+from diptych.evaluation.knn_and_linear import measure_knn, measure_linear, measure_transfer
 from diptych.evaluation.labelled import open_labelled
 from diptych.evaluation.subject import EvaluationOptions, Subject
-from diptych.evaluation.transfer import measure_transfer
 from diptych.evaluation.transformations import measure_transformations
 from diptych.images.open import open_images
 from diptych.images.trained_on import load_trained_on

@@ -47,7 +47,7 @@ class EvaluationOptions:
         finetune_shares: of the labels to fine-tune on.
         finetune_epochs: instead of 30, and of 60 for 1% of the labels.
         seeds: of fine-tuning.
-        transfer: paths of labelled images; see ``transfer.py``.
+        transfer: paths of labelled images; see ``knn_and_linear.py``.
         supervised: compare with the same network trained on the labels.
         against: encoders to compare with, each a run folder or an ``encoder.safetensors``.
     """
