@@ -1,6 +1,7 @@
-"""What is measured of the encoder while it trains, and what is said of its metrics meanwhile.
+"""Health of an encoder while it trains: geometry, kNN where labels exist, and symptoms in words.
 
-Geometry always, kNN where labels exist. The loop is given it, and knows nothing of what it does.
+Symptoms are plain sentences on what the metrics of a run show: what is wrong, and what is normal
+although it looks wrong.
 """
 
 import math
@@ -106,7 +107,7 @@ def build_health(
         executor: its threads make views.
         image_count: at most, for each purpose.
         group_by: ``images.group_by``.
-        labels_used: whether the run is told their labels.
+        labels_used: whether the run learns from their labels.
     """
     labelled, words = _labelled(collection, group_by, labels_used, image_count)
     chosen = spread_indices(len(collection.train), image_count)
@@ -123,7 +124,7 @@ def build_health(
 def _labelled(
     collection: Collection, group_by: str | None, labels_used: bool, image_count: int
 ) -> tuple[Labelled | None, str]:
-    """Images for kNN, and what is to be said of them."""
+    """Images for kNN, and a sentence on which they are or why there are none."""
     seen = trained_on([collection.train], labels_used=labels_used)
     try:
         found = labelled_parts(collection, group_by=group_by, seen=seen)
@@ -148,7 +149,7 @@ def _projections(
 ) -> tuple[Tensor, Tensor]:
     """The heads' unit vectors for two views of each image, (images, dim), in evaluation mode."""
     device = next(method.parameters()).device
-    method.network.eval()
+    method.network.eval()  # in training mode this would move the run's batch-norm statistics
     views = batches.of(indices, epoch=0)[:2]
     first, second = (
         functional.normalize(method.network(view.to(device)).float(), dim=1).cpu() for view in views
@@ -158,18 +159,17 @@ def _projections(
 
 
 LEAST_STEPS: Final = 500
-"""Warm-up, the filling of a queue and the way of a momentum encoder take some hundred steps by
-themselves."""
+"""Before, a loss at chance proves nothing: warm-up and the filling of a queue take their time."""
 COLLAPSED_RANK: Final = 2.0
 AT_CHANCE: Final = 0.02  # of the chance level
 SHORTCUT_ACCURACY: Final = 0.98
 NO_ROOM: Final = 0.98
-"""Of the classes right before training: what is left to gain is no more than a slip."""
+"""kNN accuracy before training above which hardly anything is left to gain."""
 
 MUCH_WAITING: Final = 0.3  # of a step
 MOSTLY_VIEWS: Final = 0.5
 LATE: Final = 0.2  # of the usual work of a step, by which a process is behind the others
-_NOW_LINES: Final = 5  # that tell how it goes now
+_LATEST_LINES: Final = 5  # of the metrics, whose times are judged
 
 
 def find_symptoms(
@@ -230,19 +230,19 @@ def find_symptoms(
 
 
 def _is_collapsed(line: Mapping[str, Any]) -> bool:
-    """Of few images, which less their mean have one direction less, the rank is low anyway."""
+    """Of few images the rank is low anyway: without their mean they span one direction less."""
     most = line.get("rank_images", math.inf) - 1
     return bool(line["effective_rank"] < min(COLLAPSED_RANK, most / 2))
 
 
 def _is_at_chance(last: Mapping[str, Any]) -> bool:
-    """Near the loss of equal scores; a loss that is 0 there says nothing."""
+    """Whether the loss is near that of equal scores; where that is 0, nothing can be concluded."""
     chance = last.get("chance_loss", 0.0)
     return bool(chance > 0 and last["loss"] > (1 - AT_CHANCE) * chance)
 
 
 def _is_shortcut(last: Mapping[str, Any], health: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether views are matched and classes are not; of a kNN accuracy that could have risen."""
+    """Whether views are matched while kNN accuracy, which could have risen, has not."""
     scores = [line["knn"] for line in health if "knn" in line]
     name = PRETEXT_ACCURACY.name
     if name not in last or chance_of(last, name) >= 1 / 64:
@@ -253,12 +253,12 @@ def _is_shortcut(last: Mapping[str, Any], health: Sequence[Mapping[str, Any]]) -
 
 
 def time_symptoms(metrics: Sequence[Mapping[str, Any]]) -> list[Symptom]:
-    """What is to be said of the time of the last steps: one process waits, or all do.
+    """Symptoms in the times of the last steps: a slow process, or much waiting.
 
     Args:
         metrics: the lines of ``metrics.jsonl``, oldest first.
     """
-    times = times_of(metrics, last_lines=_NOW_LINES)
+    times = times_of(metrics, last_lines=_LATEST_LINES)
     if times is None or len(metrics) < 2:  # the first line is of a step that compiles
         return []
     found = [_late(times), _waits_for_data(times.own), _makes_views(times.own)]

@@ -1,7 +1,7 @@
 """Choosing among encoders without labels, and how far to trust such a choice.
 
-A measure without labels is worth as much as its order agrees with the order by accuracy. That is
-asked by rank correlation, over runs whose labels are known.
+A measure without labels is useful as far as it orders encoders as accuracy does. Rank correlation
+measures that, over runs on images with labels.
 """
 
 import itertools
@@ -71,10 +71,11 @@ def combined_rank(measures: Mapping[str, Sequence[float | None]]) -> list[float 
     """For each encoder the mean over measures of the share of the others that it is better than.
 
     Args:
-        measures: as for ``rank_agreement``. One that does not know an encoder has no say on it.
+        measures: as for ``rank_agreement``. The mean of an
+            encoder leaves out measures that have no value for it.
 
     Returns:
-        0 for the worst by all measures, 1 for the best, None where no measure says anything.
+        0 for the worst by all measures, 1 for the best, None where no measure has a value.
 
     >>> combined_rank({"rank": [5.0, 9.0, 7.0], "pretext": [0.1, 0.3, 0.9]})
     [0.0, 0.75, 0.75]
@@ -98,8 +99,8 @@ def neighbour_agreement(
 
     Returns:
         1 where all agree; neighbours / (images - 1) by chance; 0 for features that are one point.
-        Among images that are equally near each set chooses by a chance of its own: features of
-        few points would else agree by the order of the images.
+        Ties among equally near images are broken at random, differently in the two sets: otherwise
+        features that are few points would agree by the order of the images.
     """
     count = min(neighbours, len(first) - 1)
     found = [_neighbours(one, count, seed) for seed, one in enumerate((first, second))]

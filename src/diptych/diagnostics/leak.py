@@ -1,7 +1,7 @@
 """How far batch statistics alone give the positive key away (MoCo, section 3.3).
 
 Where images of a group share batch-norm statistics, a query and its positive key are normalised by
-the same images, and that is a mark by which they can be matched. So the same views are encoded
+the same images, and can be matched by that. So the same views are encoded
 twice: keys in the groups that they have in training, and keys in groups drawn at random. Images,
 views and weights are the same. The leak accuracy is the pretext accuracy in the first case less
 that in the second: the share of queries that are matched by batch statistics alone.
@@ -40,7 +40,7 @@ from diptych.runtime.runtime import Runtime
 from diptych.views.batches import Batch, ViewBatches
 
 CERTAIN_ERRORS = 3.0  # standard errors beyond which a leak is called one
-LEAST_GROUPS = 8  # of fewer the error says little
+LEAST_GROUPS = 8  # with fewer the standard error is not reliable
 
 
 class Leak(NamedTuple):
@@ -155,7 +155,7 @@ def check_leak(
 
 
 def cannot_leak(config: RunConfig) -> str | None:
-    """Why batch statistics tell the queries of a run nothing, whatever it learned; None if not."""
+    """Why batch statistics cannot leak in a run, whatever it learned; None where they can."""
     batch, chunk = config.training.batch_size, config.training.chunk_size
     if config.norm.is_per_image:
         return f"norm.kind = {config.norm.kind!r} has no batch statistics"

@@ -113,8 +113,11 @@ def _from_checkpoint(
         method = method_of(tensors, config).to(device).eval()
         return Candidate(folder.path, int(scalars["step"]), config, method.encoder, method)
     encoder = untrained_encoder(config)
+    prefix = "method/network.encoder."
     try:
-        encoder.load_state_dict(_below("method/network.encoder.", tensors))
+        encoder.load_state_dict(
+            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        )
     except RuntimeError as error:
         raise DamagedCheckpoint(f"{path} is of another network: {error}") from error
     return Candidate(folder.path, int(scalars["step"]), config, encoder.to(device).eval(), None)
@@ -134,15 +137,11 @@ def _from_files(folder: RunFolder, config: RunConfig, device: torch.device) -> C
     return Candidate(folder.path, None, config, method.encoder, method)
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
 MEASURES: Final = ("effective_rank", "pretext", "stability")
-"""More is better in each; they have equal say in the combined rank."""
+"""More is better in each; they have equal weights in the combined rank."""
 
 STABILITY_VIEWS: Final = "crop(area=0.3..1) + flip + color(brightness=0.4, hue=0.1) + gray"
-"""The same for every run, so that weak views of its own do not make an encoder look stable."""
+"""The same for every run: with a run's own weak views any encoder would look stable."""
 
 _PRETEXT_BATCH: Final = 256  # keys among which a query has its positive; the same for every run
 _SEED: Final = 0  # of the views: the same for every encoder

@@ -57,7 +57,7 @@ def judge(
 
 
 class Course(NamedTuple):
-    """How training went by itself: what it says of the run, and why."""
+    """A judgement of a run by its training alone, and the reasons for it."""
 
     headline: str
     reasons: tuple[str, ...] = ()
@@ -154,7 +154,7 @@ PROBES: Final = {
 """Any of these decides the headline; the first that was measured."""
 
 _BASELINES: Final = {"pixels": "raw pixels", "untrained": "the untrained encoder"}
-_WIDE: Final = 0.03  # half an interval: then more test images are worth their trouble
+_WIDE: Final = 0.03  # half an interval, above which more test images are advised
 _LINEAR_LEAD: Final = 0.08  # of the linear classifier over kNN
 _LABELS_LEAD: Final = 0.05  # of the supervised baseline
 
@@ -232,8 +232,8 @@ def conclusions(evaluation: Mapping[str, Any], probe: str) -> list[str]:
 def gain_over(evaluation: Mapping[str, Any], probe: str, baseline: str) -> Gain:
     """The gain over another encoder, in pairs.
 
-    Files of before there were intervals have two independent proportions instead, whose error is
-    larger.
+    Older files have no intervals: there the two accuracies count as independent proportions, which
+    gives a larger error.
     """
     metrics = evaluation.get("details", {}).get(probe, {}).get("metrics", {})
     found = metrics.get("accuracy", {}).get("gains", {}).get(baseline)
@@ -389,5 +389,5 @@ def _tested(evaluation: Mapping[str, Any], probe: str) -> str:
 
 
 def _split(evaluation: Mapping[str, Any], probe: str) -> Mapping[str, Any]:
-    """On which images a probe was measured; empty in a file of before that was written."""
+    """On which images a probe was measured; empty in an older file, which does not record it."""
     return dict(evaluation.get("details", {}).get(probe, {}).get("split") or {})

@@ -1,18 +1,17 @@
 """How sure a figure is: the bootstrap over test images, and the t-interval over seeds.
 
-The bootstrap asks how the figure would differ had other images been drawn for testing (Efron and
-Tibshirani, *An Introduction to the Bootstrap*, 1993, sections 13.3 and 15). It says nothing of
-another seed in training; that needs runs with several seeds.
+The bootstrap estimates how the figure varies with the images drawn for testing (Efron and
+Tibshirani, *An Introduction to the Bootstrap*, 1993, sections 13.3 and 15). How it varies with the
+seed of training needs runs with several seeds.
 
-All figures on the same images are drawn with the same resamples, so the interval of a difference is
-that of pairs: an image that is hard for both encoders does not widen it.
+All figures on the same images have the same resamples, so the interval of a difference is paired:
+an image that is hard for both encoders does not widen it.
 
-Resamples hold no image that was not drawn for testing: where all images agree, so do all resamples,
-and three images that are right would make an accuracy of 100 to 100%. Of the images that there are,
-a share of 1 - 0.025^(1/n) may be of a kind that n images show none of. So an interval reaches at
-least to where the figure would be if that share were as bad, or as good, as can be. Where all n
-agree, that is the exact interval of a share (Clopper and Pearson 1934); of a difference it says the
-same as the sign test.
+Where all test images agree, so do all resamples: three images that are right would give an accuracy
+of 100 to 100%. But a share of up to 1 - 0.025^(1/n) of all images may be of a kind that is not
+among n test images. So an interval reaches at least to the figure with that share as bad, or as
+good, as possible. Where all n agree, that is the exact interval of a share (Clopper and Pearson
+1934); of a difference it gives the same answer as the sign test.
 """
 
 import math
@@ -38,7 +37,7 @@ class Interval(NamedTuple):
     high: float
 
     def as_dict(self) -> dict[str, float | None]:
-        """For JSON, which has no NaN: what is not known is None."""
+        """For JSON, which has no NaN: None instead."""
         return {name: None if math.isnan(one) else one for name, one in self._asdict().items()}
 
 
@@ -59,7 +58,7 @@ class BootstrapEstimate(NamedTuple):
     most: float = 1.0
 
     def interval(self, level: float = LEVEL) -> Interval:
-        """The percentile interval, or what images of a kind that was not drawn would make of it.
+        """The percentile interval, widened for images of kinds that are not among the test images.
 
         The draws in which the figure is not defined are left out.
         """
@@ -106,7 +105,7 @@ def resamples(images: int, *, draws: int, seed: int) -> Iterator[NDArray[np.floa
     for begin in range(0, draws, at_once):
         count = min(at_once, draws - begin)
         taken = generator.integers(0, images, (count, images))
-        taken += images * np.arange(count)[:, None]
+        taken += images * np.arange(count)[:, None]  # so that one bincount counts all resamples
         counts = np.bincount(taken.reshape(-1), minlength=count * images)
         yield counts.reshape(count, images).astype(np.float64)
 
@@ -152,8 +151,8 @@ def macro_f1(predicted: Flags, truth: Flags) -> Statistic:
     """Mean over classes of F1 = 2 TP / (2 TP + FP + FN).
 
     Args:
-        predicted: (images, classes), what was said; several of a row may be true.
-        truth: (images, classes), what is. A class that neither has is left out.
+        predicted: (images, classes), answers; several of a row may be true.
+        truth: (images, classes). A class that is in neither is left out.
     """
     both = (predicted & truth).astype(float)
     either = predicted.astype(float) + truth
@@ -182,15 +181,14 @@ def macro_auc(scores: NDArray[np.float64], truth: Flags) -> Statistic:
         areas = np.stack([column(counts) for column in columns])
         defined = ~np.isnan(areas)
         known = np.maximum(defined.sum(axis=0), 1)
-        return np.where(
-            defined.any(axis=0), np.where(defined, areas, 0).sum(axis=0) / known, np.nan
-        )
+        mean = np.where(defined, areas, 0).sum(axis=0) / known
+        return np.where(defined.any(axis=0), mean, np.nan)
 
     return figure
 
 
 def share_of_answers(predicted: Flags, truth: Flags) -> Statistic:
-    """Share of all yes-or-no answers, of every label for every image, that are right."""
+    """Share of yes-or-no answers, one for each label of each image, that are right."""
     right = (predicted == truth).mean(axis=1)
     return lambda counts: counts @ right / counts.sum(axis=1)
 

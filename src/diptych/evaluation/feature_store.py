@@ -1,10 +1,10 @@
 """Features kept in a run folder, so that no command extracts what another one has extracted.
 
 A file holds the features of one set of images by one network: float32, as the network gave them,
-with the checksum of each image's content. What decides a feature beside the image stands in the
-file's header as one hash: the network's weights and structure, the views, how images were decoded,
-and the versions that do so. A file that is damaged, or of anything else, is as one that is not
-there. Nothing in it is ever unpickled.
+with the checksum of each image's content. The file's header has a hash of all else that a feature
+depends on: the network's weights and structure, the views, how images were decoded, and the
+versions of the decoders. Files that are damaged or foreign are ignored. Nothing in them is ever
+unpickled.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from diptych.runtime.runtime import Runtime
 from diptych.views.cpu import EvaluationCrops
 
 MOST_BYTES: Final = 512 * 2**20
-"""Of all files in a folder together; those that were not used for longest go first."""
+"""Of all files in a folder together; the least recently used are deleted first."""
 
 _FORMAT: Final = "1"
 
@@ -122,7 +122,7 @@ class FeatureStore:
             features[torch.from_numpy(new)] = kept.features[torch.from_numpy(rows[new])]
             missing &= ~new
             with suppress(OSError):  # a folder that cannot be written can still be read
-                os.utime(file)
+                os.utime(file)  # marks it as used: the least recently used files are deleted
             if not missing.any():
                 return features
         return None
@@ -174,9 +174,10 @@ def _key(
     views: ViewsConfig,
     crops: EvaluationCrops,
 ) -> str:
-    """A hash of all that a feature follows from, beside its image: 64 hexadecimal digits."""
+    """A hash of all that a feature depends on but its image: 64 hexadecimal digits."""
     if isinstance(network, PretrainedEncoder):
         network = network.network
+    # The structure too: strides and activations, for instance, are in no tensor of the state.
     digest = hashlib.sha256(repr(network).encode())
     for name, value in network.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -6,11 +6,11 @@ decay, crop and flip, 60 epochs of 1% of the labels and 30 of 10%. Ours differ f
 so few and so small steps would move nothing: a batch is a tenth of the images, 16 at least and 256
 at most, and the rate goes with the root of the batch. It falls by a cosine.
 
-That is a schedule for an encoder that has little left to learn. A random one, which shows what
-labels alone can do, also tries longer ones and other rates, and takes the one that is best on a
-part of its labels. So a gain is one over a baseline with a schedule of its own. With three seeds
-that baseline takes five times as long as a pretrained encoder, and all of fine-tuning three times
-as long as without it.
+That schedule suits a pretrained encoder. For a random one, the baseline with labels alone, longer
+schedules and other rates are tried too, and the one that is best on a part of its labels is taken,
+so that a gain is not due to a schedule that is too short for the baseline. With three seeds that
+baseline takes five times as long as a pretrained encoder, and all of fine-tuning three times as
+long as without it.
 """
 
 import copy
@@ -88,8 +88,8 @@ def measure_finetune(subject: Subject) -> dict[str, Any]:
     """Accuracy after fine-tuning each encoder on shares of the labels, with several seeds.
 
     The seeds choose the labelled images and their order, the same for every encoder, so that
-    differences are of pairs. The untrained encoder is plain supervised learning from as many
-    labels, with a schedule of its own; see ``baseline_schedule``.
+    differences are paired. The untrained encoder is plain supervised learning from as many labels,
+    with the schedule that ``baseline_schedule`` finds.
     """
     options, labelled = subject.options, subject.labelled
     means: dict[str, dict[str, float]] = {}

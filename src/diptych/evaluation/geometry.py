@@ -1,7 +1,7 @@
-"""Health of a representation without labels: how features lie, in how many directions, how wide.
+"""Label-free measures of a representation: alignment, uniformity, effective rank, spread.
 
-Lengths count in the effective rank and the spectrum, which are of the features as they are.
-Alignment, uniformity and spread are of unit vectors, as the loss and kNN compare them.
+The effective rank and the spectrum are of the features as they are, with their lengths. Alignment,
+uniformity and spread are of unit vectors, as the loss and kNN compare them.
 """
 
 from typing import Any, Final, NamedTuple
@@ -19,11 +19,11 @@ from diptych.runtime.runtime import Runtime
 from diptych.views.batches import ViewBatches, evaluation_views
 
 MOST_IMAGES: Final = 2048
-"""Of which the geometry is measured: the effective rank depends on how many there are, so it is
-compared over as many images only."""
+"""To measure on: the effective rank depends on the number of images, so it can be compared only
+between sets of the same size."""
 
 COLLAPSED_SPREAD: Final = 0.01
-"""A dimension whose spread is below this share of an even one's says nothing any more."""
+"""A dimension with less than this share of an even one's spread has collapsed."""
 
 SPECTRUM_LENGTH: Final = 64
 """Singular values that are kept, at most: more cannot be told apart in a picture."""
@@ -167,6 +167,7 @@ def effective_rank_of(values: Float[Tensor, " rank"]) -> float:
 
 def singular_values(features: Float[Tensor, "images dim"]) -> Float[Tensor, " rank"]:
     """Singular values of the features less their mean, falling, in float64."""
+    # In float32 rounding would fill the directions that features do not use, and raise the rank.
     values: Tensor = torch.linalg.svdvals(features.double() - features.double().mean(dim=0))
     return values
 
@@ -177,7 +178,7 @@ def _alignment_of(first: Tensor, second: Tensor) -> float:
 
 
 def _first_share(values: Tensor) -> float:
-    """Variances are squares of singular values; nothing varies in one point, as along a line."""
+    """Share of the largest variance, a squared singular value; 1 where nothing varies."""
     variances = values.square()
     total = float(variances.sum())
     return float(variances[0]) / total if total > 0 else 1.0

@@ -95,12 +95,12 @@ def _pays(bank: Tensor) -> bool:
 
 
 def _room(bank: Tensor) -> Tensor:
-    """Memory for a tile of similarities; to get it anew for each tile takes as long as to fill."""
+    """Memory for a tile of similarities: allocating it for each would take as long as filling it."""
     return bank.new_empty(_TILE_QUERIES * min(len(bank), _TILE_IMAGES))
 
 
 def _plain(queries: Tensor, bank: Tensor, k: int, room: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest, as the vectors' precision has them."""
+    """The nearest, in the precision of the vectors."""
     values, places = [], []
     for start in range(0, len(bank), _TILE_IMAGES):
         some = bank[start : start + _TILE_IMAGES]
@@ -135,6 +135,7 @@ class _FirstLook(NamedTuple):
         rounded = bank.bfloat16()
         parts = zip(torch.split(bank, _ROUGH_FROM), torch.split(rounded, _ROUGH_FROM), strict=True)
         farthest = max(float((some - near.float()).norm(dim=1).max()) for some, near in parts)
+        # A little more, as the distances are rounded too: ``nearest`` needs an upper bound.
         return cls(bank, rounded, 1.01 * farthest, _room(rounded))
 
     def nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -239,7 +239,7 @@ def _read(lines: Any, path: Path) -> Tags:
 
 
 class TransferTask(NamedTuple):
-    """Images with what is to be said of them.
+    """A transfer task: images with their classes or labels.
 
     Attributes:
         split: the two parts.
@@ -388,25 +388,25 @@ def _metrics(scores: Mapping[str, Tensor], task: TransferTask) -> dict[str, Any]
 
 
 def _judge_classes(scores: NDArray[np.float64], truth: NDArray[np.int64]) -> dict[str, Statistic]:
-    """Of the classes that an image can be in, one is said."""
+    """Each image is in one class, and the classifier predicts one."""
     places = np.arange(scores.shape[1])
     predicted = scores.argmax(axis=1)
-    said, wanted = predicted[:, None] == places, truth[:, None] == places
+    one_hot, wanted = predicted[:, None] == places, truth[:, None] == places
     chances = np.exp(scores - scores.max(axis=1, keepdims=True))
     chances /= chances.sum(axis=1, keepdims=True)  # comparable from image to image
     return {
         "accuracy": accuracy_of(predicted == truth),
         "mean_per_class": mean_per_class(predicted, truth),
         "auc": macro_auc(chances, wanted),
-        "f1": macro_f1(said, wanted),
+        "f1": macro_f1(one_hot, wanted),
     }
 
 
 def _judge_labels(scores: NDArray[np.float64], truth: NDArray[np.float32]) -> dict[str, Statistic]:
-    """Of each label it is said whether the image has it; accuracy is over all these answers."""
-    said, wanted = scores > 0, truth > 0.5
+    """For each label the classifier predicts whether the image has it; all these are answers."""
+    predicted, wanted = scores > 0, truth > 0.5
     return {
-        "accuracy": share_of_answers(said, wanted),
+        "accuracy": share_of_answers(predicted, wanted),
         "auc": macro_auc(scores, wanted),
-        "f1": macro_f1(said, wanted),
+        "f1": macro_f1(predicted, wanted),
     }

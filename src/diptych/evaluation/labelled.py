@@ -31,7 +31,7 @@ from diptych.images.open import open_images
 from diptych.images.sources.handed_over import path_of
 from diptych.images.trained_on import TrainedOn
 
-_ALIKE: Final = 0.8  # of the letters of two names of classes, to be taken for a slip
+_ALIKE: Final = 0.8  # similarity of two names of classes that may be one name with a typing error
 _NAMED: Final = 5  # images without a label
 
 
@@ -161,7 +161,7 @@ def open_labelled(
 
 
 def _of_what_is_given(path: str | Path | Any, collection: Collection) -> list[str]:
-    """What lies there and is no part of the split; images that cannot be read are."""
+    """What is in the folder and not in the split; unreadable images are listed elsewhere."""
     sentences = replace(collection.inventory, unreadable=()).sentences()
     return [f"In {readable(path_of(path))}: {' '.join(sentences)}"] if sentences else []
 

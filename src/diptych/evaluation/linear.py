@@ -32,7 +32,7 @@ L2_SWEEPS: Final = {"seven": L2_STRENGTHS, "simclr": SIMCLR_STRENGTHS}
 _MOST_PASSES: Final = 300
 _TOLERANCE: Final = 1e-5  # largest slope of any weight, of the mean loss
 _ROUGH_TOLERANCE: Final = 1e-4  # enough to compare strengths
-_ROWS: Final = 8192  # whose scores are held at once
+_ROWS: Final = 8192  # images that are scored at once
 _FLOOR: Final = 1e-6  # of the largest curvature: directions that the features do not have
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -99,9 +99,8 @@ def fit_multilabel(
     Args:
         features: of the training images.
         targets: 1 where an image has a label, else 0.
-        seed: decides which fifth of the images chooses the strength, by the mean loss of its
-            answers. Their share that is right would choose to say no always: of labels that few
-            images have, that is right most of the time.
+        seed: decides which fifth of the images chooses the strength, by mean loss. By the share of
+            right answers, a classifier that always says no would win where labels are rare.
         strengths: one for all labels, tried in this order.
         groups: as for ``fit_linear``.
     """
@@ -123,6 +122,7 @@ def softmax_loss(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of cross-entropies, and its gradient, which takes the place of the scores."""
     rows = torch.arange(len(scores))
     normaliser = scores.logsumexp(dim=1, keepdim=True)
+    # Before the gradient: it overwrites the scores, as another tensor of their size costs time.
     loss = (normaliser[:, 0] - scores[rows, labels]).double().sum()
     gradient = scores.sub_(normaliser).exp_()
     gradient[rows, labels] -= 1.0
@@ -137,10 +137,10 @@ def sigmoid_loss(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Problem(NamedTuple):
-    """Standardised features with what the classifier is to say of them.
+    """Standardised features with their targets.
 
-    Of fewer images than dimensions the best weights lie among the directions of the images, as any
-    other part of them costs and says nothing: the search goes there, with as many dimensions.
+    With fewer images than dimensions the best weights lie in the span of the images, as any other
+    part of them raises the penalty and changes no score: the search is in that span.
     """
 
     standard: Tensor  # (images, dim), or (images, images) in the basis

@@ -1,4 +1,4 @@
-"""On which images a figure was measured: what pretraining saw of them, and what was left out."""
+"""On which images a figure was measured, which of them pretraining saw, and which were left out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from diptych.images.groups import find_groups
 from diptych.images.trained_on import TrainedOn, among, number_contents
 
 NOT_RECORDED: Final = "On images not recorded."
-"""What is said of figures of before there were splits."""
+"""For figures of older files, which record no split."""
 
 _NAMED: Final = 5  # images or classes, of those that a sentence is about
 
@@ -55,7 +55,7 @@ class Split:
         test_seen: (images,), whether pretraining learned from each test image, by its content; None
             where that is not known.
         train_seen: the same of the training images.
-        labels_used: whether pretraining was told the labels of what it saw.
+        labels_used: whether pretraining learned from the labels of the images it saw.
         repeated: (images,), whether a test image is among the training images too; None where that
             is not known.
         shared: (images,), whether its group is; None where there are no groups.
@@ -127,14 +127,14 @@ class Split:
 
 
 def split_words(split: Mapping[str, Any] | None) -> str:
-    """The sentences of a split as it was written; for one that was not, that it was not."""
+    """The sentences of a split as recorded, or that none was recorded."""
     return NOT_RECORDED if split is None else str(split["words"])
 
 
 def unlabelled_split(
     train: ImageSet | None, test: ImageSet, seen: TrainedOn | None, **more: Any
 ) -> Split:
-    """A split of images whose classes are of no interest.
+    """A split without classes.
 
     Args:
         train: to fit on, if any.
@@ -147,7 +147,7 @@ def unlabelled_split(
 
 
 def compared_parts(train: ImageSet, test: ImageSet, seen: TrainedOn | None) -> dict[str, Any]:
-    """What the contents of two parts say: what pretraining saw of them, and what is in both."""
+    """By the contents of two parts: what pretraining saw of them, and what is in both."""
     return {
         "test_seen": None if seen is None else seen.saw(test),
         "train_seen": None if seen is None else seen.saw(train),

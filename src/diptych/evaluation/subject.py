@@ -1,4 +1,4 @@
-"""What is evaluated, on what, and how: all that a protocol is given."""
+"""The subject of an evaluation: encoders, images and options, which every protocol is given."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -87,7 +87,7 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class Subject:
-    """A run to evaluate. What is costly is made when a protocol first asks for it, and kept.
+    """A run to evaluate. Costly parts are computed when a protocol first needs them, then kept.
 
     Attributes:
         folder: of the run.

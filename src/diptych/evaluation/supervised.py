@@ -125,6 +125,7 @@ def train_on_labels(
         set_learning_rate(optimizer, rate(step))
         optimizer.step()
         on_images((step + 1) * batches.order.batch_size, steps * batches.order.batch_size)
+    # Only at the end: reading the loss at each step would make the host wait for the device.
     if steps and not bool(torch.isfinite(loss)):
         raise TrainingError(
             f"learning from labels went astray: the loss is {float(loss.detach())} after {steps} "

@@ -1,9 +1,9 @@
-"""What features still tell of how an image was changed (SimCLR, section 4.2, table 3).
+"""Which transformations of an image can be predicted from features (SimCLR, section 4.2, table 3).
 
 Each held-out image is shown in several versions: as it is, gray, turned, noisy, and as its edges.
-From the features of a version, a linear classifier says which of some versions it is. What it can
-say from h and not from g(h), the head has thrown away. The paper trains small networks for this;
-a linear classifier asks for what lies open, as the linear protocol does.
+From the features of a version, a linear classifier predicts which version it is. What it predicts
+from h and not from g(h), the head has thrown away. The paper trains small networks for this; a
+linear classifier finds what is linearly separable, as the linear protocol does.
 """
 
 from collections.abc import Mapping
@@ -49,8 +49,7 @@ TASKS: Final[Mapping[str, tuple[str, ...]]] = {
     "original or noise-corrupted": ("original", "noisy"),
     "original or Sobel": ("original", "edges"),
 }
-"""Which versions a classifier has to tell apart; all are as frequent, so chance is one in so many.
-"""
+"""Which versions a classifier has to tell apart; all are equally frequent."""
 
 PROBED_PIXEL_SIDE: Final = 16
 """Raw pixels are probed at this side at most: the classifier needs their covariance."""
@@ -61,7 +60,7 @@ _FEWEST: Final = 30  # images
 
 
 def measure_transformations(subject: Subject) -> dict[str, Any]:
-    """What each layer tells of how an image was changed, trained and untrained, and pixels.
+    """How well transformations are predicted from each layer, trained and untrained, and pixels.
 
     Of held-out images where the run has any.
     """
@@ -110,7 +109,7 @@ def probe_layers(
     Returns:
         ``tasks`` with ``classes`` and ``chance`` of each; under ``layers`` for each layer and task
         the accuracy as ``value``, ``low`` and ``high`` (95%); under ``thrown_away`` for each task
-        how much more h tells than g(h), the same three; ``train_images`` and ``test_images``.
+        the same of the accuracy from h less that from g(h); ``train_images`` and ``test_images``.
 
     Raises:
         ImagesError: there are too few images.
@@ -151,7 +150,7 @@ def probe_layers(
 def _thrown_away(
     reached: Mapping[str, Mapping[str, BootstrapEstimate]], *, first: str, last: str
 ) -> dict[str, dict[str, float | None]]:
-    """By task, how much more the first layer tells than the last; the interval is of pairs."""
+    """By task, the accuracy from the first layer less that from the last; paired intervals."""
     return {
         task: one.minus(reached[last][task]).interval().as_dict()
         for task, one in reached[first].items()

@@ -205,7 +205,8 @@ def _finetune(evaluation: Mapping[str, Any]) -> ChartGroup:
     for share, values in evaluation.get("finetune", {}).items():
         detail = _detail(evaluation, "finetune", "shares", share)
         chance = _settings(evaluation, "finetune").get("chance")
-        title = f"{_percent(float(share))}: {detail['images']:,} images"
+        labels = "all labels" if float(share) == 1 else f"{100 * float(share):.4g}% of the labels"
+        title = f"{labels}: {detail['images']:,} images"
         chart = _chart(title, values, detail, chance)
         charts.append(replace(chart, images=_images(evaluation, "finetune")))
     seeds = _settings(evaluation, "finetune").get("seeds", 1)
@@ -309,10 +310,6 @@ def _gain(gain: Mapping[str, float | None] | None, over: str) -> str:
     return f"{sentence} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
-def _percent(share: float) -> str:
-    return "all labels" if share == 1 else f"{100 * share:.4g}% of the labels"
-
-
 def _values(detail: Mapping[str, Any]) -> dict[str, float]:
     return {name: one["value"] for name, one in detail.get("intervals", {}).items()}
 
@@ -322,7 +319,7 @@ def _settings(evaluation: Mapping[str, Any], protocol: str) -> Mapping[str, Any]
 
 
 def _detail(evaluation: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
-    """A table below ``details``; an empty one in a file of before there were any."""
+    """A table below ``details``; an empty one where an older file has none."""
     found: Any = evaluation.get("details", {})
     for name in path:
         found = found.get(name, {})

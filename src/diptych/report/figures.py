@@ -48,7 +48,7 @@ STYLE: Final[Any] = {
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
-    "svg.hashsalt": "diptych",
+    "svg.hashsalt": "diptych",  # without one, ids are random and no two files are the same
 }
 
 
@@ -153,7 +153,7 @@ def time_bars(rows: Mapping[str, Mapping[str, float]]) -> str:
     """Where the time of a step went, a bar for each row; SVG.
 
     Args:
-        rows: milliseconds by part, by whose they are.
+        rows: milliseconds by part, by the process that they are of.
     """
     parts = [part for part in PARTS if any(part in row for row in rows.values())]
     with matplotlib.rc_context(STYLE):

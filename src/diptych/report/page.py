@@ -213,7 +213,7 @@ def _health_images(metrics: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _pictures(folder: RunFolder, config: RunConfig, runtime: Runtime) -> dict[str, Any]:
-    """All that needs the images; without them the page says so."""
+    """Everything on the page that needs the images; where they are missing, the reason."""
     executor, told = runtime.executor, runtime.counting("Reading the images")
     encoder = load_encoder(folder).to(runtime.torch_device)
     try:
@@ -299,7 +299,7 @@ def _neighbours(
 def _strip(
     images: ImageSet, config: RunConfig, executor: Executor, *, class_name: str | None = None
 ) -> list[Thumbnail]:
-    """Pictures for the page; with a class, each says whether it has that class."""
+    """Pictures for the page; with a class, whether each picture has it too."""
     size = (_NEIGHBOUR_PIXELS, _NEIGHBOUR_PIXELS)
     result = []
     pictures = _thumbnails(images, config, executor)

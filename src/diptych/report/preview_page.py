@@ -1,4 +1,4 @@
-"""The preview of views: one page that opens offline, with advice and pictures, or a sheet."""
+"""The preview of views: an HTML page that opens offline, with advice and pictures, or a PNG."""
 
 import io
 from collections.abc import Sequence
@@ -156,5 +156,5 @@ def _picture(pixels: NDArray[np.uint8], label: str, alt: str) -> Picture:
 
 
 def _called(name: str) -> str:
-    """An image's name; those from arrays are but numbers."""
+    """An image's name; images of arrays have only numbers."""
     return f"image {name}" if name.isdigit() else name

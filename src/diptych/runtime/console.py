@@ -23,10 +23,10 @@ _MAY_PASS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.EINTR)
 
 
 class SafeStream:
-    """A text stream that writes to another, and to nowhere once that one is gone.
+    """A text stream that writes to another, and drops its text once that one is gone.
 
     Args:
-        stream: where to write; what else is asked of a stream is asked of it.
+        stream: where to write; all other attributes are those of this stream.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -34,7 +34,7 @@ class SafeStream:
         self._is_gone = False
 
     def write(self, text: str) -> int:
-        """Writes text; names that are no UTF-8, and what the encoding lacks, as escapes."""
+        """Writes text, with escapes for file names that are no UTF-8 and for unknown characters."""
         shown = as_unicode(text)  # a stream may let their bytes through, which no reader expects
         try:
             self._try(self._stream.write, shown)
@@ -53,10 +53,11 @@ class SafeStream:
         self._try(self._stream.flush)
 
     def finish(self) -> None:
-        """Passes on what was written, or drops it: the interpreter must not fail at it later."""
+        """Passes on what was written, or drops it."""
         try:
             self._stream.flush()
         except (OSError, ValueError):
+            # The interpreter flushes once more at its end; if that fails, it exits with 120.
             with suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
@@ -99,9 +100,9 @@ def safe_output() -> Iterator[None]:
 
 
 def _fill_standard_files() -> None:
-    """Opens what was closed of the three standard files, lest a checkpoint gets such a number.
+    """Opens those of the three standard files that are closed.
 
-    What a library in C prints would be written into it.
+    Otherwise a checkpoint may get number 1 or 2, and what a library in C prints is written into it.
     """
     for number in range(3):
         try:
@@ -111,10 +112,10 @@ def _fill_standard_files() -> None:
 
 
 class ProgressReporter:
-    """Is told how far a command is. This one shows nothing, and warns of what went wrong."""
+    """Shows how far a command is. This one shows nothing, and warns of what went wrong."""
 
     def images(self, what: str, done: int, total: int) -> None:
-        """So many of so many images are done.
+        """Reports how many images are done.
 
         Args:
             what: is being done, as ``Features of the trained encoder``.
@@ -123,12 +124,12 @@ class ProgressReporter:
         """
 
     def say(self, sentence: str) -> None:
-        """Something happened that a user should know; the command goes on."""
+        """Reports something that the user should know; the command goes on."""
         warnings.warn(sentence, stacklevel=3)
 
 
 class ProgressBars(ProgressReporter):
-    """A bar for each thing that is being done, which goes when it ends; a context.
+    """A progress bar for each task, which is removed when the task ends; a context.
 
     Where the console is no terminal, or is quiet, there are none.
 

@@ -1,8 +1,8 @@
 """Collective operations among the processes of a run: gathers, sums and means of tensors.
 
 Without an initialised process group there is one process, and every function gives the answer
-for one. Gradients are those of the sum of all processes' losses: whoever wants the gradient of
-the mean, as `DistributedDataParallel` does, divides by `process_count()`.
+for one. Gradients are those of the sum of all processes' losses: for the gradient of the mean, as
+`DistributedDataParallel` gives, divide by `process_count()`.
 
 Every process calls a collective function, in the same order. Where another process does not answer
 they raise ``LostProcess``.
@@ -46,7 +46,7 @@ def gather_rows(rows: Shaped[Tensor, "rows ..."]) -> Shaped[Tensor, "all_rows ..
     """
     if process_count() == 1:
         return rows.detach()
-    rows = rows.contiguous()
+    rows = rows.contiguous()  # all_gather takes no other layout
     gathered = [torch.empty_like(rows) for _ in range(process_count())]
     with communicating():
         dist.all_gather(gathered, rows)
@@ -138,6 +138,7 @@ def average_over_processes(tensors: Sequence[Tensor]) -> None:
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
             sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+        # Only now: waiting within the loop above would send the buckets one after another.
         for bucket, flat, work in sent:
             assert work is not None
             work.wait()
@@ -148,10 +149,12 @@ def average_over_processes(tensors: Sequence[Tensor]) -> None:
 
 
 def largest_over_processes(*numbers: int) -> tuple[int, ...]:
-    """For each number the largest that any process has; it keeps no accelerator waiting."""
+    """For each number the largest that any process has."""
     if process_count() == 1:
         return numbers
-    largest = torch.tensor(numbers)
+    largest = torch.tensor(
+        numbers
+    )  # on the CPU, so over gloo: NCCL would wait for the device's work
     with communicating():
         dist.all_reduce(largest, dist.ReduceOp.MAX)
     return tuple(largest.tolist())
@@ -160,12 +163,12 @@ def largest_over_processes(*numbers: int) -> tuple[int, ...]:
 def send_to_first(
     rows: Shaped[Tensor, "rows dim"], sender: int, count: int
 ) -> Shaped[Tensor, "sent dim"] | None:
-    """The rows of one process, on the first one; None elsewhere. All others just pass.
+    """The rows of one process, on the first one; None elsewhere. Other processes do nothing.
 
     Args:
         rows: of this process; of the same type and length on each.
-        sender: whose rows are wanted.
-        count: how many these are.
+        sender: rank of the process that sends its rows.
+        count: how many rows it has.
     """
     rank = process_rank()
     if sender == 0:
@@ -222,6 +225,7 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     def kind(tensor: Tensor) -> tuple[str, str]:
         return str(tensor.dtype), str(tensor.device)
 
+    # A stable sort: every process must send the same tensors in the same order.
     for _, alike in groupby(sorted(tensors, key=kind), key=kind):
         bucket, size = list[Tensor](), 0
         for tensor in alike:

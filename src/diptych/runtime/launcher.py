@@ -1,8 +1,8 @@
 """`diptych launch`: torchrun with the options under which its restarts succeed.
 
-torchrun starts the processes of a run, watches them and restarts all of them when one dies. One
-thing is added: where a process ends with an error that the user must mend, nothing is restarted,
-and the launcher prints the error once.
+torchrun starts the processes of a run, watches them and restarts all of them when one dies. In
+addition, where a process ends with an error that the user must fix, nothing is restarted, and the
+launcher prints the error once.
 """
 
 import logging
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 RESTARTS: Final = 3
-SHUTDOWN_SECONDS: Final = 120  # in which processes that were told to stop may write a checkpoint
+SHUTDOWN_SECONDS: Final = 120  # in which processes may write a checkpoint before they are killed
 _LOGGERS: Final = tuple(
     f"torch.distributed.elastic.multiprocessing.{name}"
     for name in ("api", "errors.error_handler", "subprocess_handler.subprocess_handler")
@@ -103,6 +103,7 @@ def _user_errors_end_the_job() -> Iterator[None]:
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.launcher import api
 
+    # torchrun has no hook for this; it looks up the class by its name when it starts.
     class Agent(LocalElasticAgent):
         def _monitor_workers(self, worker_group: Any) -> Any:
             found = super()._monitor_workers(worker_group)
@@ -123,7 +124,7 @@ def _user_errors_end_the_job() -> Iterator[None]:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of torchrun's log says what the launcher does not say itself."""
+    """Whether a line of torchrun's log is of something that the launcher does not print itself."""
     if record.name.endswith("error_handler"):  # on a file for a launcher above this one
         return False
     given = record.args if isinstance(record.args, tuple) else ()
@@ -131,11 +132,11 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def _print_failure(failed: "ChildFailedError") -> int:
-    """Says why processes failed, and returns the exit code."""
+    """Prints why processes failed, and returns the exit code."""
     users = [one for one in failed.failures.values() if one.exitcode == EXIT_USER]
     for one in sorted(users, key=lambda failure: failure.timestamp):
         message: Any = one.message
-        if isinstance(message, dict):  # else the process has said it: wrong usage
+        if isinstance(message, dict):  # else the process has printed it: wrong usage
             print(f"diptych: {readable_lines(message['message'])}", file=sys.stderr)
             break
     if users:
@@ -146,7 +147,7 @@ def _print_failure(failed: "ChildFailedError") -> int:
 
 
 def prepare(options: Sequence[str]) -> list[str]:
-    """Sets what is safe, in the environment, where the user has said nothing.
+    """Sets safe values in the environment, where the user has set none.
 
     torchrun reads an option that is not given from a variable, ``PET_`` and its name. So what is
     set there gives way to options, and to such variables that are set already, as the operators of

@@ -1,4 +1,4 @@
-"""The process group of a run: joined, waited in for the first process, and left again.
+"""The process group of a run: how processes join it, wait for the first one, and leave.
 
 Beside the group there is a store, a table of small texts that torchrun or the first process keeps.
 It answers when collective calls do not, so it can be asked which process is missing.
@@ -30,7 +30,7 @@ from diptych.runtime.stopwatch import watch
 from diptych.runtime.world import World, read_world
 
 PATIENCE_SECONDS: Final = 6 * 3600.0  # for what the first process does alone
-CALL_SECONDS: Final = 10.0  # in which the living answer when one is missing
+CALL_SECONDS: Final = 10.0  # in which processes that still run answer when one is missing
 POLL_SECONDS: Final = 0.01
 LONGEST_POLL_SECONDS: Final = 0.5
 
@@ -77,7 +77,7 @@ def process_group(*, device: str, timeout_seconds: float) -> Iterator[World]:
     ours = not dist.is_initialized()
     if ours:
         table = _join(_backend(device, found), found, timeout)
-        # One that goes on and fails at once would look lost to those that still connect.
+        # Wait for all: a process that fails while others still connect would look lost to them.
         largest_over_processes(0)
     else:
         table = dist.distributed_c10d._get_default_store()
@@ -87,7 +87,7 @@ def process_group(*, device: str, timeout_seconds: float) -> Iterator[World]:
     finally:
         _groups.pop()
         if ours:
-            with suppress(RuntimeError):  # a broken group has said so already
+            with suppress(RuntimeError):  # that the group is broken was raised before
                 dist.destroy_process_group()
 
 
@@ -113,7 +113,8 @@ def run_on_first(make: Callable[[], str]) -> str:
     except BaseException as error:
         with suppress(RuntimeError):
             group.store.set(name, f"!{exit_code_of(error)} {type(error).__name__}")
-            time.sleep(2 * LONGEST_POLL_SECONDS)  # the store may go with this process
+            # The store may end with this process: give the others time to read why.
+            time.sleep(2 * LONGEST_POLL_SECONDS)
         raise
     with communicating():
         group.store.set(name, f"={made}")
@@ -198,6 +199,7 @@ def _wait_for(group: _Group, name: str) -> str:
     deadline, pause = time.monotonic() + PATIENCE_SECONDS, POLL_SECONDS
     while time.monotonic() < deadline:
         with communicating():
+            # `get` alone would block until the timeout of the store, which may be shorter.
             if group.store.check([name]):
                 text: str = group.store.get(name).decode()
                 if text.startswith("!"):
@@ -211,7 +213,7 @@ def _wait_for(group: _Group, name: str) -> str:
 
 
 def _let_first_print() -> None:
-    """Waits for the first to end first: a launcher that sees one of us end stops all others."""
+    """Lets process 0 print its error: a launcher stops all processes as soon as one has ended."""
     time.sleep(4 * LONGEST_POLL_SECONDS)
 
 

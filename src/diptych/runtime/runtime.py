@@ -37,8 +37,8 @@ class Runtime:
         threads: CPU threads of all ``processes`` together; all cores for None.
         batch_size: images that a frozen network sees at once. In evaluation mode an image's
             features do not depend on the rest of its batch, but for rounding.
-        progress: told what is being done, and how many of how many images are.
-        processes: of this machine that do the same at once, and share the threads.
+        progress: shows what is being done, and how many of how many images are done.
+        processes: of this machine that run at once, and share the threads.
 
     Raises:
         ConfigError: one of them is out of range, or there is no such device here.
@@ -105,7 +105,7 @@ def available_threads() -> int:
 
 
 def shorten_spinning() -> None:
-    """Keeps torch's idle threads from turning in circles while other threads make views.
+    """Makes torch's idle threads sleep sooner, so that other threads can make views.
 
     GNU OpenMP lets a thread spin for milliseconds after each operation; on few cores that is time
     taken from the views. It reads the variable once, so this comes before torch is imported; a

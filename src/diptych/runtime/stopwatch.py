@@ -1,8 +1,8 @@
-"""Where time goes: named parts of a stretch of work, which add up to the whole of it.
+"""Where time goes: named parts of a training step, which add up to the whole of it.
 
-A part within another is taken out of it, so communication in the middle of the backward pass is
-communication and not backward. ``watch`` costs about a microsecond while a stopwatch runs and next
-to nothing while none does, so it may stand wherever time is spent.
+A part within another is subtracted from it: communication in the middle of the backward pass counts
+as communication and not as backward. ``watch`` costs about a microsecond while a stopwatch runs and
+next to nothing while none does, so it may be used anywhere.
 """
 
 import time
@@ -35,13 +35,13 @@ _running: "list[Stopwatch]" = []
 class Stopwatch:
     """Adds up the seconds of each part while it runs.
 
-    On the CPU it reads the clock. On CUDA the host only hands out work; there each turn from one
-    part to another is an event in the device's own queue, which is read later, when its results
-    are, so that nothing waits. A part then holds what the device was at or waited for, and work of
-    the host that the device's work hides takes no time.
+    On the CPU it reads the clock. On CUDA the host only queues work; there each change from one
+    part to another is an event in the device's queue, which is read later, together with results,
+    so that nothing waits. A part is then the time in which the device did its work or waited for
+    it, and work of the host that runs while the device is busy takes no time.
 
     Attributes:
-        traced: name the parts in the trace of torch's profiler as well.
+        traced: mark the parts in the trace of torch's profiler as well.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -69,7 +69,7 @@ class Stopwatch:
     def give(self, part: str, share: float, *, of: str) -> None:
         """Gives another part a share of the time since the last turn, if ``of`` is what runs.
 
-        For work that threads do in turns with another: its time cannot be seen from here.
+        For work that threads do in turns with other work, which this thread cannot time.
         """
         if self._part != of or not self._on_host:
             return

@@ -13,8 +13,8 @@ from typing import Final
 from diptych.errors import ConfigError
 
 STORE_PER_RESTART: Final = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-"""Set to 1 for torchrun itself, each restart gets a store of its own. Without it gloo reads the
-addresses of the processes of before in the old store, and often fails to connect."""
+"""Set to 1 for torchrun itself, each restart gets a new store. Without it gloo reads the addresses
+of the ended processes in the old store, and often fails to connect."""
 
 LAUNCHER_PRINTS_ERRORS: Final = "DIPTYCH_LAUNCHER_TELLS"
 """Set to 1 for processes whose launcher prints their errors, once for all of them."""
@@ -108,18 +108,18 @@ def advice_on_restarts(*, resume: bool, environment: Mapping[str, str] = os.envi
 
 
 def tell_launcher(sentence: str, environment: Mapping[str, str] = os.environ) -> bool:
-    """Hands torchrun what the user must change, in the file that it reads when a process fails.
+    """Writes what the user must change into the file that torchrun reads when a process fails.
 
     Returns:
-        Whether the launcher says it: `diptych launch` does, torchrun alone shows it in a frame.
+        Whether the launcher prints it: `diptych launch` does, torchrun alone shows it in a frame.
     """
     if not environment.get(_ERROR_FILE):
         return False
     more = {"py_callstack": sentence, "timestamp": str(int(time.time()))}
-    said = {"message": {"message": sentence, "extraInfo": more}}
+    report = {"message": {"message": sentence, "extraInfo": more}}
     try:
         with open(environment[_ERROR_FILE], "w") as file:
-            json.dump(said, file)
+            json.dump(report, file)
     except OSError:
         return False
     return environment.get(LAUNCHER_PRINTS_ERRORS) == "1"
@@ -128,7 +128,7 @@ def tell_launcher(sentence: str, environment: Mapping[str, str] = os.environ) ->
 def stop_with_launcher(environment: Mapping[str, str] = os.environ) -> None:
     """Lets SIGTERM come to this process when torchrun, which started it, is killed.
 
-    Else it would train on beside the processes of the next start. Only Linux can do this.
+    Otherwise it would go on training while the processes of the next start train too. Linux only.
     """
     if "TORCHELASTIC_RUN_ID" in environment and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SIGNAL_WHEN_PARENT_ENDS, int(signal.SIGTERM), 0, 0, 0)

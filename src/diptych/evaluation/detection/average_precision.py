@@ -1,7 +1,7 @@
 """Average precision of detections, as COCO defines it, and intervals over images.
 
-pycocotools decides which detection finds which box; what follows from it is computed here, fast
-enough for a thousand resamples: in place of an image's matches stand as many as it is drawn.
+pycocotools matches detections to boxes; the average precision is computed from these matches here,
+fast enough for a thousand resamples: a match counts as often as its image is drawn.
 """
 
 import contextlib
@@ -146,7 +146,7 @@ def _evaluated(detections: Detections, truth: tuple[Boxes, ...], class_count: in
     wanted, found = COCO(), COCO()
     wanted.dataset = listed | {"annotations": _wanted(truth)}
     found.dataset = listed | {"annotations": _found(detections)}
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells how long it takes
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints how long it takes
         wanted.createIndex()
         found.createIndex()
         evaluation = COCOeval(wanted, found, "bbox")

@@ -94,7 +94,7 @@ def build_detector(
 
     Args:
         encoder: a ResNet; its modules become the detector's ``backbone.body``, all of them trained.
-        run: whose encoder it is: gives the network's name, colours and normalisation.
+        run: of the encoder: gives the network's name, colours and normalisation.
         config: gives the norm, the side and the pyramid's width.
         classes: of objects, the background not counted.
 
@@ -229,7 +229,7 @@ def _set_norms(network: nn.Module, norm: DetectionNorm) -> None:
                 setattr(parent, name, make(child))
 
 
-# --- what the run gives -------------------------------------------------------------------------
+# --- from the run's config ------------------------------------------------------------------------
 
 
 def _widths(body: ResNetStages) -> list[int]:
@@ -384,6 +384,7 @@ def _average_gradients(detector: nn.Module) -> None:
         return
     for parameter in detector.parameters():
         if parameter.requires_grad:
+            # Zeros instead of skipping it: every process must take part in every sum.
             own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = sum_over_processes(own) / process_count()
 

@@ -1,7 +1,7 @@
 """Detection transfer: the same detector on a run's ResNet and on an untrained one, side by side.
 
-MoCo (1911.05722, section 4.2) holds representations up to objects in this way. Every detector is a
-cell with a file of its own, so that what was interrupted goes on where it was.
+MoCo (1911.05722, section 4.2) evaluates representations in this way. Every detector is a cell with
+a file, so that an interrupted command goes on with the next one.
 """
 
 import hashlib
@@ -59,7 +59,7 @@ CellDone = Callable[[str, int, bool], None]
 
 
 def _ignore_cell(backbone: str, seed: int, was_there: bool) -> None:
-    """The default: nobody watches."""
+    """The default: does nothing."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def train_and_detect(
 
     Args:
         encoder: its weights are changed.
-        run: whose encoder it is.
+        run: of the encoder.
         config: how the detector is trained.
         train: to train on.
         test: to detect in.
