@@ -173,7 +173,8 @@ def macro_auc(scores: NDArray[np.float64], truth: Flags) -> Statistic:
         scores: (images, classes).
         truth: (images, classes). Classes that none or all have are left out.
     """
-    columns = [_auc(scores[:, c], truth[:, c]) for c in np.flatnonzero(_mixed(truth))]
+    mixed = truth.any(axis=0) & ~truth.all(axis=0)
+    columns = [_auc(scores[:, c], truth[:, c]) for c in np.flatnonzero(mixed)]
     if not columns:
         return lambda counts: np.full(len(counts), np.nan)
 
@@ -191,10 +192,6 @@ def share_of_answers(predicted: Flags, truth: Flags) -> Statistic:
     """Share of yes-or-no answers, one for each label of each image, that are right."""
     right = (predicted == truth).mean(axis=1)
     return lambda counts: counts @ right / counts.sum(axis=1)
-
-
-def _mixed(truth: Flags) -> Flags:
-    return np.asarray(truth.any(axis=0) & ~truth.all(axis=0), dtype=np.bool_)
 
 
 def _auc(scores: NDArray[np.float64], truth: Flags) -> Statistic:

@@ -95,7 +95,8 @@ def measure_finetune(subject: Subject) -> dict[str, Any]:
     means: dict[str, dict[str, float]] = {}
     details: dict[str, Any] = {}
     for share in options.finetune_shares:
-        usual = FineTuningSchedule(_epochs(share, options.finetune_epochs), RATE)
+        epochs = options.finetune_epochs or (FEW_EPOCHS if share <= 0.01 else EPOCHS)
+        usual = FineTuningSchedule(epochs, RATE)
         baseline = baseline_schedule(subject.untrained, labelled, share, subject.runtime, usual)
         reached = {
             name: [
@@ -192,10 +193,6 @@ def fine_tune(
     peak = schedule.rate * math.sqrt(batch_size / REFERENCE_BATCH)
     settings = SgdSettings(peak, True, ScheduleConfig(kind="cosine"), schedule.epochs)
     return _train_by_sgd(encoder, labelled, images, batch_size, runtime, settings, seed=seed)
-
-
-def _epochs(share: float, asked: int | None) -> int:
-    return asked or (FEW_EPOCHS if share <= 0.01 else EPOCHS)
 
 
 def _batch_size(config: RunConfig, images: int) -> int:

@@ -100,7 +100,11 @@ def layer_geometry(
             centred[name].append(plain[name])
             pairs[name].append((first[name], second[name]))
         told(int(indices[-1]) + 1, len(batches.images))
-    return {name: geometry(torch.cat(centred[name]), _joined(pairs[name])) for name in layers.names}
+    found = {}
+    for name in layers.names:
+        views = tuple(map(torch.cat, zip(*pairs[name], strict=True)))
+        found[name] = geometry(torch.cat(centred[name]), (views[0], views[1]))
+    return found
 
 
 def geometry(
@@ -187,8 +191,3 @@ def _first_share(values: Tensor) -> float:
 def _shares(values: Tensor) -> Tensor:
     total = values.sum()
     return values / total if total > 0 else torch.zeros_like(values)
-
-
-def _joined(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    first, second = zip(*pairs, strict=True)
-    return torch.cat(first), torch.cat(second)

@@ -95,7 +95,7 @@ def _pays(bank: Tensor) -> bool:
 
 
 def _room(bank: Tensor) -> Tensor:
-    """Memory for a tile of similarities: allocating it for each would take as long as filling it."""
+    """Memory for a tile of similarities: to allocate it for each takes as long as to fill it."""
     return bank.new_empty(_TILE_QUERIES * min(len(bank), _TILE_IMAGES))
 
 

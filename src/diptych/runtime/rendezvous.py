@@ -203,18 +203,14 @@ def _wait_for(group: _Group, name: str) -> str:
             if group.store.check([name]):
                 text: str = group.store.get(name).decode()
                 if text.startswith("!"):
-                    _let_first_print()
+                    # Let process 0 print why: a launcher stops all as soon as one of us ends.
+                    time.sleep(4 * LONGEST_POLL_SECONDS)
                     code, _, kind = text[1:].partition(" ")
                     raise FirstStopped(f"process 0 stopped with {kind}; it says why", int(code))
                 return text[1:]
         time.sleep(pause)
         pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
     raise LostProcess(f"process 0 kept the others waiting for {PATIENCE_SECONDS:g} seconds")
-
-
-def _let_first_print() -> None:
-    """Lets process 0 print its error: a launcher stops all processes as soon as one has ended."""
-    time.sleep(4 * LONGEST_POLL_SECONDS)
 
 
 def _missing(group: _Group, step: int) -> list[int] | None:

@@ -166,8 +166,9 @@ class _Cell:
 def _cell(work: _Work, backbone: str, seed: int, on_cell: CellDone) -> _Cell:
     """A detector's findings on the test images: from its file, or by training it."""
     file = work.run.detection_cells / f"{backbone}-seed{seed}-{work.key}.safetensors"
-    kept = read_cell(file, images=len(work.test), classes=len(work.test.classes))
-    if kept is None:
+    kept = _read_cell(file, images=len(work.test), classes=len(work.test.classes))
+    cell = kept
+    if cell is None:
         begun = time.monotonic()
         detections, losses = train_and_detect(
             _backbone(work, backbone, seed),
@@ -179,13 +180,11 @@ def _cell(work: _Work, backbone: str, seed: int, on_cell: CellDone) -> _Cell:
             seed=seed,
             set_norms=backbone == "untrained",
         )
-        kept = detections, losses, time.monotonic() - begun
+        cell = _Cell(detections, losses, time.monotonic() - begun)
         os.makedirs(file.parent, exist_ok=True)
-        write_cell(file, *kept)
-        on_cell(backbone, seed, False)
-    else:
-        on_cell(backbone, seed, True)
-    return _Cell(*kept)
+        _write_cell(file, cell)
+    on_cell(backbone, seed, kept is not None)
+    return cell
 
 
 def train_and_detect(
@@ -359,31 +358,31 @@ def cell_key(run: RunFolder, config: DetectionConfig, train: BoxedImages, test: 
     return digest.hexdigest()[:16]
 
 
-def write_cell(file: Path, detections: Detections, losses: list[float], seconds: float) -> None:
+def _write_cell(file: Path, cell: _Cell) -> None:
     """Writes a cell; a reader sees all of it or nothing."""
     tensors = {
-        name: torch.from_numpy(np.ascontiguousarray(getattr(detections, name))) for name in _NAMES
+        name: torch.from_numpy(np.ascontiguousarray(getattr(cell.detections, name)))
+        for name in _NAMES
     }
-    header = {"losses": json.dumps(losses), "seconds": json.dumps(seconds)}
+    header = {"losses": json.dumps(cell.losses), "seconds": json.dumps(cell.seconds)}
     atomic_write(file, save(tensors, metadata=header))
 
 
-def read_cell(
-    file: Path, *, images: int, classes: int
-) -> tuple[Detections, list[float], float] | None:
-    """Reads a cell; None where there is none, or none that holds together: it is made anew."""
+def _read_cell(file: Path, *, images: int, classes: int) -> _Cell | None:
+    """Reads a cell; None where there is none, or a damaged one, which is then computed again."""
     try:
         tensors, header = read_tensors_and_text(file)
         losses = [float(loss) for loss in json.loads(header["losses"])]
         seconds = float(json.loads(header["seconds"]))
     except (UnreadableTensors, KeyError, ValueError, TypeError):
         return None
-    if set(tensors) != set(_NAMES) or not _hold_together(tensors, images, classes):
+    if set(tensors) != set(_NAMES) or not _is_consistent(tensors, images, classes):
         return None
-    return Detections(**{name: tensors[name].numpy() for name in _NAMES}), losses, seconds
+    detections = Detections(**{name: tensors[name].numpy() for name in _NAMES})
+    return _Cell(detections, losses, seconds)
 
 
-def _hold_together(tensors: dict[str, Tensor], images: int, classes: int) -> bool:
+def _is_consistent(tensors: dict[str, Tensor], images: int, classes: int) -> bool:
     counts, corners, labels, scores = (tensors[name] for name in _NAMES)
     whole = counts.dtype == labels.dtype == torch.int64
     if not whole or counts.shape != (images,) or (counts < 0).any():
