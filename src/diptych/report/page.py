@@ -213,7 +213,7 @@ def _health_images(metrics: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _pictures(folder: RunFolder, config: RunConfig, runtime: Runtime) -> dict[str, Any]:
-    """Everything on the page that needs the images; where they are missing, the reason."""
+    """All that needs the images; without them the page says so."""
     executor, told = runtime.executor, runtime.counting("Reading the images")
     encoder = load_encoder(folder).to(runtime.torch_device)
     try:
