@@ -20,6 +20,9 @@ MOST_CHANNELS: Final = 64
 MOST_SIDE_PIXELS: Final = 4096
 """Of a view."""
 
+OWN: Final = "own"
+"""Stands for what was given in Python: as encoder.name, method.kind or method.loss.kind."""
+
 _NO_STORES: Final = ("http:", "https:", "file:", "local:")  # of URLs that checkpoints may have
 
 
@@ -249,7 +252,8 @@ class EncoderConfig:
 
     name: str = "small_resnet"
     """`small_resnet` (diptych's own, for tiny images), or any network of torchvision or timm by its
-    name there, as `resnet50` or `vit_small_patch16_224`; `timm:NAME` asks for timm's."""
+    name there, as `resnet50` or `vit_small_patch16_224`; `timm:NAME` asks for timm's. `own` is a
+    module that was given in Python."""
     width: int = 32
     """Channels of the first stage of `small_resnet`; each later stage doubles them."""
     stem_stride: int = 2
@@ -412,7 +416,8 @@ class LossConfig:
     kind: str = "info_nce"
     """`info_nce`: cross-entropy at the positive key (over all views of a batch it is NT-Xent).
     `decoupled`: the same without the positive in the denominator (DCL). `nt_logistic`, `triplet`:
-    SimCLR's table 2. `supervised`: all images of the same class are keys (SupCon)."""
+    SimCLR's table 2. `supervised`: all images of the same class are keys (SupCon).
+    `own`: a loss that was given in Python."""
     similarity: Literal["cosine", "dot"] = "cosine"
     """Compare directions only, or lengths too."""
     temperature: float = 0.2
@@ -443,6 +448,9 @@ class LossConfig:
 class MethodConfig:
     """Which dictionary, which key encoder, which loss: all that tells the methods apart."""
 
+    kind: str = "contrastive"
+    """`contrastive`, whose settings are the others of this section. `distillation` is chosen by
+    `distillation.teacher`. `own` is a method that was given in Python."""
     views: int = 2
     """Views of each image. More than 2 go with the `batch` dictionary's both_views only."""
     symmetric: bool = False
@@ -725,11 +733,11 @@ class RunConfig:
     @property
     def method_name(self) -> str:
         """Which of ``methods.build.METHODS`` trains the network."""
-        return "contrastive" if self.distillation.teacher is None else "distillation"
+        return self.method.kind if self.distillation.teacher is None else "distillation"
 
     @property
     def has_projection_head(self) -> bool:
-        """Whether the head projects what is contrasted; a student's is a classifier."""
+        """Whether the head projects what is contrasted; other methods have heads of their own."""
         return self.method_name == "contrastive"
 
 
@@ -757,6 +765,16 @@ def require_consistent(config: RunConfig) -> None:
     _require_consistent_batch(config)
     _require_consistent_memory(config.training)
     if config.method_name == "distillation":
+        _require(
+            config.method.kind in ("contrastive", "distillation"),
+            "distillation.teacher makes the method 'distillation': leave out method.kind",
+            config.method.kind,
+        )
+        _require(
+            config.distillation.teacher is not None,
+            "method.kind = 'distillation' needs distillation.teacher, a run folder",
+            config.distillation.teacher,
+        )
         _require(
             config.training.chunk_size is None,
             "distillation has no cached gradients, as it compares no images: leave out "

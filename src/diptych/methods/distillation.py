@@ -27,7 +27,6 @@ from diptych.methods.method import (
     Method,
     StepOutput,
     autocast_to,
-    encoder_and_head,
     scalar,
 )
 from diptych.methods.objective import Loss
@@ -88,8 +87,7 @@ class Distillation(Method):
         views: int = 2,
         autocast_type: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.network = encoder_and_head(encoder, head)
+        super().__init__(encoder, head)
         self.teacher = teacher
         self.temperature = temperature
         self.views = views

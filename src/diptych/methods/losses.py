@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from diptych.config.sections import LossConfig, RunConfig
+from diptych.config.sections import OWN, LossConfig, RunConfig
 from diptych.errors import ConfigError
 from diptych.methods.logits import (
     Temperature,
@@ -350,6 +350,11 @@ def find_loss(kind: str) -> Loss:
     Raises:
         ConfigError: there is none of that name; says which there are.
     """
+    if kind == OWN:
+        raise ConfigError(
+            "method.loss.kind = 'own' is a loss that was given in Python; give it again: "
+            "diptych.pretrain(..., loss=LOSS)."
+        )
     if kind not in LOSSES:
         raise ConfigError(f"method.loss.kind must be one of {', '.join(LOSSES)}; got {kind!r}.")
     return LOSSES[kind]

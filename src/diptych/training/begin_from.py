@@ -20,6 +20,7 @@ from diptych.checkpoints.stores import checkpoint_location
 from diptych.config.files import differing_keys, flatten, load_run_config, nest, overlay
 from diptych.config.sections import RunConfig, require_consistent
 from diptych.errors import ConfigError, RunFolderError
+from diptych.methods.build import OwnParts, require_own_parts
 from diptych.methods.losses import require_fitting_loss
 from diptych.resolve import Layers, overlay_all
 from diptych.runs.folder import RunFolder
@@ -75,7 +76,7 @@ def without_its_own(config: RunConfig) -> RunConfig:
     return overlay(config, nest({name: default[name] for name in ITS_OWN}), "the defaults")
 
 
-def config_begun_from(begin_from: str, layers: Layers) -> RunConfig:
+def config_begun_from(begin_from: str, layers: Layers, own: OwnParts) -> RunConfig:
     """The config of the run that is begun from, with the layers on top.
 
     Raises:
@@ -91,8 +92,9 @@ def config_begun_from(begin_from: str, layers: Layers) -> RunConfig:
             "run begins from it: what was saved there would mean something else. Leave that out, "
             "or begin anew."
         )
+    require_own_parts(asked, own)
     require_consistent(asked)
-    require_fitting_loss(asked)
+    require_fitting_loss(asked, own.loss)
     return replace(asked, training=replace(asked.training, begin_from=begin_from))
 
 

@@ -3,6 +3,7 @@
 from concurrent.futures import Executor
 
 import torch
+from torch import nn
 
 from diptych.checkpoints.identity import require_same_images
 from diptych.checkpoints.save_and_load import list_checkpoints, load_newest, steps_in
@@ -16,6 +17,7 @@ from diptych.logging.metrics import RunLog
 from diptych.logging.progress import Watcher
 from diptych.methods.build import OwnParts, build_method
 from diptych.models.activations import offload, recompute_stages
+from diptych.models.weights import save_encoder
 from diptych.optimization.loss_scale import LossScale
 from diptych.optimization.optimizers import build_optimizer
 from diptych.runs.atomic import atomic_write
@@ -79,6 +81,25 @@ def keep_config(folder: RunFolder, config: RunConfig, record: RunRecord) -> None
         write_record(folder, record)
     if not folder.config.exists():
         atomic_write(folder.config, to_toml(config).encode())
+
+
+def keep_untrained(folder: RunFolder, encoder: nn.Module, config: RunConfig) -> str:
+    """Writes an encoder of one's own as it is before the run, unless that is there.
+
+    Evaluation compares with it, and it does not follow from the seed.
+
+    Raises:
+        NotSaved: it cannot be written.
+    """
+    if not folder.untrained.exists():
+        try:
+            save_encoder(folder.untrained, encoder, config)
+        except OSError as error:
+            raise NotSaved(
+                f"{folder.untrained} cannot be written: {error.strerror or error}. Mend that, then "
+                "begin again."
+            ) from error
+    return ""
 
 
 def restore(
