@@ -2,8 +2,8 @@
 
 Each run is planned by `diptych plan --measure`, in a process of its own, and made by `diptych
 pretrain`, in one or two processes of their own; compared are the median step of its second half and
-the highest resident memory of its first process, with what was planned. A run's own parts are
-measured one by one, but no step of it is: the plan is made first.
+the highest resident memory of its first process, with what was planned. The plan is made first, of
+some steps on noise without views and logits, and of those by themselves: it sees no step of a run.
 
     python benchmarks/cost_model.py               # about ten minutes on two idle cores
     python benchmarks/cost_model.py --quick       # three runs, under two minutes
@@ -31,8 +31,8 @@ from measuring import Figure, add_arguments, publish, resident_bytes
 from rich.console import Console
 from rich.table import Table
 
-from diptych.planning.memory import HEAP
 from diptych.logging.metrics import read_metrics
+from diptych.planning.memory import HEAP
 
 GOAL = 0.20
 STEPS = 24
@@ -40,7 +40,7 @@ PIXELS = 48
 
 
 @dataclass(frozen=True)
-class Made:
+class BenchmarkRun:
     """A run to plan and to make.
 
     Attributes:
@@ -73,26 +73,30 @@ class Cost:
     heap_bytes: float = 0.0
 
 
-def made(name: str, flags: str, batch: int, processes: int = 1) -> Made:
-    return Made(name, tuple(flags.split()), batch, processes)
+def benchmark_run(name: str, flags: str, batch: int, processes: int = 1) -> BenchmarkRun:
+    return BenchmarkRun(name, tuple(flags.split()), batch, processes)
 
 
 CALIBRATIONS = (
-    made("calibration, small", "--recipe moco_v1 --encoder.width 24 --views.side-pixels 40", 192),
-    made("calibration, large", "--recipe simclr --encoder resnet34 --views.side-pixels 40", 32),
+    benchmark_run(
+        "calibration, small", "--recipe moco_v1 --encoder.width 24 --views.side-pixels 40", 192
+    ),
+    benchmark_run(
+        "calibration, large", "--recipe simclr --encoder resnet34 --views.side-pixels 40", 32
+    ),
 )
 QUEUE = "--method.dictionary.queue-size 2048"
 RUNS = (
-    made("simclr, small ResNet", "--recipe simclr", 256),
-    made("moco_v2, small ResNet", f"--recipe moco_v2 {QUEUE}", 128),
-    made("memory_bank, wider", "--recipe memory_bank --encoder.width 48", 160),
-    made("simclr, ResNet-18", "--recipe simclr --encoder resnet18", 64),
-    made("moco_v3, ResNet-18", "--recipe moco_v3 --encoder resnet18", 48),
-    made("end_to_end, group norm", "--recipe end_to_end --norm.kind group", 128),
-    made("simclr, chunks", "--recipe simclr --training.chunk-size 64", 512),
-    made("moco_v2, ResNet-50", f"--recipe moco_v2 --encoder resnet50 {QUEUE}", 32),
-    made("simclr, two processes", "--recipe simclr", 256, processes=2),
-    made(
+    benchmark_run("simclr, small ResNet", "--recipe simclr", 256),
+    benchmark_run("moco_v2, small ResNet", f"--recipe moco_v2 {QUEUE}", 128),
+    benchmark_run("memory_bank, wider", "--recipe memory_bank --encoder.width 48", 160),
+    benchmark_run("simclr, ResNet-18", "--recipe simclr --encoder resnet18", 64),
+    benchmark_run("moco_v3, ResNet-18", "--recipe moco_v3 --encoder resnet18", 48),
+    benchmark_run("end_to_end, group norm", "--recipe end_to_end --norm.kind group", 128),
+    benchmark_run("simclr, chunks", "--recipe simclr --training.chunk-size 64", 512),
+    benchmark_run("moco_v2, ResNet-50", f"--recipe moco_v2 --encoder resnet50 {QUEUE}", 32),
+    benchmark_run("simclr, two processes", "--recipe simclr", 256, processes=2),
+    benchmark_run(
         "moco_v2, ResNet-18, two processes",
         f"--recipe moco_v2 --encoder resnet18 --norm.kind split {QUEUE}",
         64,
@@ -102,7 +106,7 @@ RUNS = (
 QUICK = (RUNS[1], RUNS[2], RUNS[8])
 
 
-def settings(run: Made, images: Path, *, steps: int) -> list[str]:
+def settings(run: BenchmarkRun, images: Path, *, steps: int) -> list[str]:
     """What both verbs are given."""
     return [
         str(images),
@@ -113,7 +117,7 @@ def settings(run: Made, images: Path, *, steps: int) -> list[str]:
     ]
 
 
-def planned(run: Made, images: Path, folder: Path, *, steps: int) -> Cost:
+def planned(run: BenchmarkRun, images: Path, folder: Path, *, steps: int) -> Cost:
     """What the plan says."""
     file = folder / "plan.json"
     count = str(run.processes)
@@ -132,7 +136,7 @@ def planned(run: Made, images: Path, folder: Path, *, steps: int) -> Cost:
     )
 
 
-def measured(run: Made, images: Path, folder: Path, *, steps: int) -> Cost:
+def measured(run: BenchmarkRun, images: Path, folder: Path, *, steps: int) -> Cost:
     """What the run takes."""
     out = folder / "run"
     given = [
@@ -189,7 +193,7 @@ def one_run(peak: Path, arguments: Sequence[str]) -> None:
     sys.exit(code)
 
 
-def compare(runs: Sequence[Made], *, steps: int) -> list[Figure]:
+def compare(runs: Sequence[BenchmarkRun], *, steps: int) -> list[Figure]:
     """Plans and makes each run, and prints what was planned and found."""
     table = Table(title="Planned and measured", title_justify="left")
     for column in ("run", "step, ms", "planned", "over", "peak, MB", "planned", "over"):
@@ -214,7 +218,7 @@ def calibrate(*, steps: int) -> None:
     print(f"heap_share {share:.2f}, and {(beside[0] - share * needed[0]) / 1e6:.0f} MB beside it")
 
 
-def _each(runs: Sequence[Made], *, steps: int) -> Iterator[tuple[Made, Cost, Cost]]:
+def _each(runs: Sequence[BenchmarkRun], *, steps: int) -> Iterator[tuple[BenchmarkRun, Cost, Cost]]:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         images = _images(root, max(run.batch for run in runs) * steps)
@@ -232,7 +236,7 @@ def _images(folder: Path, count: int) -> Path:
     return path
 
 
-def _figures(run: Made, plan: Cost, found: Cost) -> list[Figure]:
+def _figures(run: BenchmarkRun, plan: Cost, found: Cost) -> list[Figure]:
     errors = {
         "step time": plan.step_seconds / found.step_seconds - 1,
         "peak memory": plan.peak_bytes / found.peak_bytes - 1,
@@ -264,7 +268,7 @@ def main() -> None:
     if arguments.calibrate:
         calibrate(steps=STEPS)
         return
-    chosen: tuple[Made, ...] = QUICK if arguments.quick else RUNS
+    chosen: tuple[BenchmarkRun, ...] = QUICK if arguments.quick else RUNS
     if arguments.only is not None:
         chosen = tuple(RUNS[number] for number in arguments.only)
     figures = compare(chosen, steps=12 if arguments.quick else STEPS)

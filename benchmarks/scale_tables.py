@@ -10,14 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from diptych.config.recipes import recipe_config
 from diptych.config.sections import RunConfig
 from diptych.errors import ConfigError
-from diptych.planning.case import Case
+from diptych.planning.bottlenecks import bytes_text, limits, time_text
 from diptych.planning.machine import machine_named
 from diptych.planning.plan import Plan, make_plan
-from diptych.planning.tables import bytes_text, time_text
-from diptych.planning.verdict import limits
-from diptych.config.recipes import recipe_config
+from diptych.planning.planned_run import PlannedRun
 
 DEVICES = (8, 64, 1024)
 IMAGES = (1_281_167, 1_000_000_000)  # ImageNet, and a billion
@@ -74,24 +73,25 @@ def plans(variants: Sequence[Variant], images: int) -> Iterator[tuple[Variant, i
     for variant in variants:
         for devices in DEVICES:
             try:
-                case = Case(config_of(variant, devices, images), images, devices)
-                yield variant, devices, make_plan(case, machine_named(MACHINE))
+                run = PlannedRun(config_of(variant, devices, images), images, devices)
+                yield variant, devices, make_plan(run, machine_named(MACHINE))
             except ConfigError:
                 continue
 
 
 def row(variant: Variant, devices: int, plan: Plan) -> str:
     broken = [one.part for one in limits(plan) if one.breaks]
-    rate = plan.case.config.training.batch_size / plan.step_seconds
+    rate = plan.run.config.training.batch_size / plan.step_seconds
     reads = plan.storage.read_per_step * devices / plan.step_seconds
     cells = (
         variant.name,
         f"{devices:,}",
-        f"{plan.case.config.training.batch_size:,}",
+        f"{plan.run.config.training.batch_size:,}",
         time_text(plan.step_seconds),
         f"{plan.seconds['network'] / plan.step_seconds:.0%}",
         f"{rate:,.0f}",
         time_text(plan.days * 86400),
+        time_text(plan.opening.first_seconds),
         bytes_text(plan.memory.device),
         bytes_text(plan.memory.main),
         bytes_text(plan.sent_bytes),
@@ -103,8 +103,8 @@ def row(variant: Variant, devices: int, plan: Plan) -> str:
 
 def table(variants: Sequence[Variant], images: int) -> Iterator[str]:
     names = (
-        *("recipe", "devices", "batch", "step", "network", "images/s", "run", "device memory"),
-        *("main memory", "sent a step", "reads, all", "what breaks, first first"),
+        *("recipe", "devices", "batch", "step", "network", "images/s", "run", "opening"),
+        *("device memory", "main memory", "sent a step", "reads, all", "what breaks, first first"),
     )
     yield f"| {' | '.join(names)} |"
     yield "|" + "---|" * len(names)

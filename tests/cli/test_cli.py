@@ -436,9 +436,10 @@ def test_a_runs_leak_is_checked(
     capsys.readouterr()
     assert ran("check-leak", str(out), "--threads", "1") == 0
     said = capsys.readouterr().out
-    assert "of queries find their key among 12 groups of 4 images as in training" in said
+    assert "with keys encoded in 12 groups of 4 images as in training" in said
     found = json.loads((out / "leak.json").read_text())
-    assert f"{found['found']:.1%} of queries" in said
+    assert f"pretext accuracy is {found['accuracy']:.1%}" in said
+    assert found["leak_accuracy"] == found["accuracy"] - found["regrouped_accuracy"]
 
 
 def test_the_heads_first_layer_can_be_kept(

@@ -136,7 +136,7 @@ def test_a_folder_that_comes_back_is_written_on(folder: RunFolder) -> None:
     assert steps(folder) == [1, 2, 3]
 
 
-def test_a_clock_that_went_back_does_not_mix_up_sittings(
+def test_a_clock_that_went_back_does_not_mix_up_the_files(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for resumed, clock in ((0, 2e9), (2, 1e9), (4, 3e9), (5, 0.0)):

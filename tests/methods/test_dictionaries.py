@@ -1,5 +1,7 @@
-"""The queue is first in, first out; the bank never shows a query its own key; nothing changes by
-being asked."""
+"""The queue is first in, first out; a bank's negatives never hold the query's image.
+
+Nothing changes by being asked.
+"""
 
 import math
 

@@ -266,22 +266,22 @@ def test_end_to_end_with_shuffled_groups_equals_the_plain_loop() -> None:
 def test_the_memory_bank_equals_the_plain_loop() -> None:
     network, _ = plain_start(BANK)
     velocities: dict[str, Tensor] = {}
-    remembered: dict[int, Tensor] = {}
+    kept: dict[int, Tensor] = {}
     draws = build_contrastive(BANK, image_count=IMAGES).dictionary
     assert isinstance(draws, ImageBank)
     expected = []
     for step in range(STEPS):
         now = batch(step)
         images = now.indices.tolist()
-        if any(image not in remembered for image in images):
+        if any(image not in kept for image in images):
             with torch.no_grad():
                 fresh = unit(network(now.views[1]))
         queries = unit(network(now.views[0]))
         drawn = draws.draw(step).tolist()
         losses = []
         for row, image in enumerate(images):
-            own = remembered.get(image, fresh[row])
-            others = [remembered[i] for i in drawn if i != image]
+            own = kept.get(image, fresh[row])
+            others = [kept[i] for i in drawn if i != image]
             others = others[:5]
             negatives = torch.stack(others) if others else torch.zeros(0, 6, dtype=torch.float64)
             scores = torch.cat([own[None], negatives]) @ queries[row] / TEMPERATURE
@@ -292,14 +292,14 @@ def test_the_memory_bank_equals_the_plain_loop() -> None:
         sgd(network, velocities)
         for row, image in enumerate(images):
             vector = queries[row].detach()
-            if image in remembered:
-                vector = 0.6 * remembered[image] + 0.4 * vector
-            remembered[image] = vector / vector.norm()
+            if image in kept:
+                vector = 0.6 * kept[image] + 0.4 * vector
+            kept[image] = vector / vector.norm()
         draws.update(queries.detach().float(), now.indices)  # only for who has a key
     losses_found, method = train(BANK, STEPS)
     np.testing.assert_allclose(losses_found, expected, rtol=1e-9, atol=1e-12)
     assert isinstance(method.dictionary, ImageBank)
-    for image, vector in remembered.items():
+    for image, vector in kept.items():
         torch.testing.assert_close(method.dictionary.keys[image], vector, rtol=1e-8, atol=1e-10)
 
 

@@ -10,15 +10,13 @@ import pytest
 
 from diptych.cli.main import main
 from diptych.config.recipes import RECIPES, recipe_config
-from diptych.config.sections import ImagesConfig, RunConfig
+from diptych.config.sections import RunConfig
 from diptych.errors import ConfigError
-from diptych.images.collection import ImageSet
-from diptych.images.pixels import DecodedPixels
-from diptych.planning.case import Case
+from diptych.planning import measure
+from diptych.planning.bottlenecks import advice, limits
 from diptych.planning.machine import MACHINES, MachineConfig, machine_named
-from diptych.planning.measure import measure_opening
 from diptych.planning.plan import Plan, make_plan
-from diptych.planning.verdict import limits, verdict
+from diptych.planning.planned_run import PlannedRun
 
 SMALL = ("--scale", "tiny", "--encoder.width", "4", "--encoder.stage-blocks", "1")
 
@@ -37,77 +35,65 @@ def small(recipe: str, *, batch: int = 64, norm: str | None = None) -> RunConfig
 
 def planned(recipe: str, *, on: str = "cpu", images: int = 10_000, **more: Any) -> Plan:
     processes = more.pop("processes", 1)
-    return make_plan(Case(small(recipe, **more), images, processes), MACHINES[on])
+    return make_plan(PlannedRun(small(recipe, **more), images, processes), MACHINES[on])
 
 
 def test_days_are_steps_times_their_seconds() -> None:
     plan = planned("simclr")
-    assert plan.case.steps == 30 * (10_000 // 64)
+    assert plan.run.steps == 30 * (10_000 // 64)
     seconds = plan.step_seconds + plan.checkpoint_seconds
-    assert plan.days == pytest.approx(plan.case.steps * seconds / 86400)
+    assert plan.days == pytest.approx(plan.run.steps * seconds / 86400)
     assert plan.step_seconds == pytest.approx(sum(plan.seconds.values()))
 
 
 def test_a_faster_machine_shortens_the_networks_by_as_much() -> None:
-    case = Case(small("moco_v2"), 10_000)
+    run = PlannedRun(small("moco_v2"), 10_000)
     quick = machine_named("cpu", MachineConfig(teraflops_per_second=1.0))
-    seconds = make_plan(case, quick).seconds["networks"]
-    assert seconds == pytest.approx(make_plan(case, quick).passes.flops / 1e12)
+    seconds = make_plan(run, quick).seconds["networks"]
+    assert seconds == pytest.approx(make_plan(run, quick).networks.flops / 1e12)
 
 
 def test_measured_seconds_take_the_place_of_rates() -> None:
-    case = Case(small("simclr"), 10_000)
-    plan = make_plan(case, MACHINES["cpu"], measured={"networks": 5.0})
+    run = PlannedRun(small("simclr"), 10_000)
+    plan = make_plan(run, MACHINES["cpu"], measured={"networks": 5.0})
     assert plan.seconds["networks"] == 5.0
     assert plan.measured
     assert plan.step_seconds > 5.0
 
 
-def test_every_image_is_looked_at_once_before_the_first_step() -> None:
-    """By the pixels of all images, or their bytes where reading takes longer."""
-    case, cpu = Case(small("simclr"), 1000, image_pixels=2e6, image_bytes=1e3), MACHINES["cpu"]
-    plan = make_plan(case, cpu)
-    assert plan.opening_seconds * cpu.views_per_second == pytest.approx(1000 * 2.1e6 / (500 * 375))
-    slow = replace(cpu, read_bytes_per_second=1e4)
-    assert make_plan(case, slow).opening_seconds == pytest.approx(100.0)
-    assert make_plan(case, slow, opening=7.0).opening_seconds == 7.0
-
-
-def test_opening_is_measured_on_whole_images() -> None:
-    """At the size of the files, whatever the views need of them."""
-    decoded: list[int] = []
-
-    def read(index: int, room: object) -> Any:
-        decoded.append(index)
-        return np.zeros((40, 50, 3), np.uint8)
-
-    def remake(config: ImagesConfig) -> DecodedPixels:
-        asked.append(config)
-        return pixels
-
-    asked: list[ImagesConfig] = []
-    heights, widths = np.full(6, 40), np.full(6, 50)
-    pixels = DecodedPixels(heights, widths, 3, np.uint8, read, remake)
-    images = ImageSet(pixels, list("abcdef"), heights, widths, 3)
-    assert measure_opening(Case(small("simclr"), 100), images) > 0.0
-    assert set(decoded) == set(range(6))
-    assert (asked[-1].jpeg_side, asked[-1].cache) == (None, "none")
+def test_a_long_opening_is_named_among_what_breaks() -> None:
+    many = planned("simclr", images=10**6)
+    short = replace(many, opening=replace(many.opening, first_seconds=1.0))
+    assert many.opening.first_seconds > 10 * many.opening.again_seconds > 0
+    parts = {one.part: one for one in limits(many)}
+    assert "the first time on a machine" in parts["opening the images"].found
+    assert parts["opening the images"].load == pytest.approx(
+        4 * many.opening.first_seconds / (many.days * 86400)
+    )
+    quick = machine_named("cpu", MachineConfig(teraflops_per_second=100.0))
+    said = advice(
+        make_plan(PlannedRun(small("moco_v2"), 10**6), replace(quick, views_per_second=10.0))
+    )
+    assert any(
+        "--images.limit" in sentence and "opening the images" in sentence for sentence in said
+    )
+    assert not any("opening the images" in sentence for sentence in advice(short))
 
 
 def test_an_accelerator_waits_only_for_views_that_take_longer_than_the_rest() -> None:
     slow = replace(MACHINES["h100"], views_per_second=1.0)
-    case = Case(small("simclr"), 10_000, image_pixels=32 * 32)
-    plan = make_plan(case, slow)
+    run = PlannedRun(small("simclr"), 10_000, image_pixels=32 * 32)
+    plan = make_plan(run, slow)
     values = 64 * 2 * 32 * 32 / 224**2  # views of 224 pixels
     assert plan.step_seconds == pytest.approx(values)
-    assert make_plan(case, MACHINES["h100"]).seconds["waiting for views"] == 0.0
+    assert make_plan(run, MACHINES["h100"]).seconds["waiting for views"] == 0.0
 
 
 def test_a_bank_breaks_with_the_images_and_a_queue_does_not() -> None:
     bank = planned("memory_bank", on="h100", images=10**9, processes=8)
     keys = 10**9 * (128 * 4 + 8 + 1)  # and where each image stands in the list, and whether it does
     assert bank.memory.lasting["bank"] == keys
-    said = verdict(bank)
+    said = advice(bank)
     assert said[0].startswith("Breaks first: memory of the bank (521.0 GB of 80.0 GB)")
     shares, fp16 = "bank-placement sharded", "bank-precision fp16"
     assert 0 < said[0].index(shares) < said[0].index(fp16) < said[0].index("A queue")
@@ -115,7 +101,7 @@ def test_a_bank_breaks_with_the_images_and_a_queue_does_not() -> None:
     assert "copy for checkpoints 521.0 GB" in said[1]
     queue = planned("moco_v2", on="h100", images=10**9, processes=2, norm="layer")
     assert queue.memory.lasting["queue"] == 2048 * 128 * 4 + 0
-    assert not any("memory of the queue" in sentence for sentence in verdict(queue))
+    assert not any("memory of the queue" in sentence for sentence in advice(queue))
 
 
 def test_a_bank_in_shares_fits_where_a_whole_one_does_not() -> None:
@@ -123,7 +109,7 @@ def test_a_bank_in_shares_fits_where_a_whole_one_does_not() -> None:
     dictionary = replace(config.method.dictionary, bank_placement="sharded")
     config = replace(config, method=replace(config.method, dictionary=dictionary))
     images, processes = 10**9, 8
-    plan = make_plan(Case(config, images, processes), MACHINES["h100"])
+    plan = make_plan(PlannedRun(config, images, processes), MACHINES["h100"])
     assert plan.memory.lasting["bank"] == images * (128 * 4 / processes + 8 + 1)
     parts = {one.part: one for one in limits(plan)}
     assert not parts["memory of the bank"].breaks
@@ -141,8 +127,8 @@ def test_fp16_runs_at_its_own_rate_and_reads_gradients_once_more() -> None:
     half, single = small("simclr"), small("simclr")
     half = replace(half, training=replace(half.training, precision="fp16"))
     t4 = MACHINES["t4"]
-    plan, plain = (make_plan(Case(one, 10_000), t4) for one in (half, single))
-    assert plan.seconds["networks"] == pytest.approx(plan.passes.flops / (0.15 * 65e12))
+    plan, plain = (make_plan(PlannedRun(one, 10_000), t4) for one in (half, single))
+    assert plan.seconds["networks"] == pytest.approx(plan.networks.flops / (0.15 * 65e12))
     more = (
         plan.seconds["optimizer and momentum encoder"]
         - plain.seconds["optimizer and momentum encoder"]
@@ -155,32 +141,36 @@ def test_the_first_epoch_of_a_bank_encodes_keys_as_well() -> None:
     long = replace(config, training=replace(config.training, epochs=100))
     short = replace(config, training=replace(config.training, epochs=1))
     t4 = MACHINES["t4"]
-    first, mean = (make_plan(Case(one, 10_000), t4).seconds["networks"] for one in (short, long))
-    forward = make_plan(Case(config, 10_000), t4).passes.forward_flops / t4.flops_per_second
+    first, mean = (
+        make_plan(PlannedRun(one, 10_000), t4).seconds["networks"] for one in (short, long)
+    )
+    forward = make_plan(PlannedRun(config, 10_000), t4).networks.forward_flops / t4.flops_per_second
     assert first - mean == pytest.approx(0.99 * forward)
 
 
 def test_offloaded_activations_lie_in_main_memory_of_accelerators_only() -> None:
     config = small("simclr")
     away = replace(config, training=replace(config.training, offload_activations=True))
-    plan, plain = (make_plan(Case(one, 10_000), MACHINES["a100"]) for one in (away, config))
+    plan, plain = (make_plan(PlannedRun(one, 10_000), MACHINES["a100"]) for one in (away, config))
     size = plan.memory.host["saved activations"]
     saved = [one.memory.moments["networks"]["saved for backward"] for one in (plan, plain)]
     assert saved[0] < 0.1 * saved[1]
     assert plan.memory.main - plain.memory.main == size
     assert plan.seconds["offloading"] == pytest.approx(2 * size / 32e9)
-    on_cpu, plain_on_cpu = (make_plan(Case(one, 10_000), MACHINES["cpu"]) for one in (away, config))
+    on_cpu, plain_on_cpu = (
+        make_plan(PlannedRun(one, 10_000), MACHINES["cpu"]) for one in (away, config)
+    )
     assert on_cpu.memory == plain_on_cpu.memory
     assert on_cpu.seconds == plain_on_cpu.seconds
     little = replace(MACHINES["a100"], host_bytes=size, base_bytes=0.0)
-    said = verdict(make_plan(Case(away, 10_000), little))
+    said = advice(make_plan(PlannedRun(away, 10_000), little))
     assert any("--training.offload-activations" in sentence for sentence in said)
 
 
 def test_shuffling_breaks_with_the_processes() -> None:
     slow = replace(MACHINES["a100"], network_bytes_per_second=1e8)
-    case = Case(small("moco_v1", batch=1024), 10**6, 8)
-    said = verdict(make_plan(case, slow))
+    run = PlannedRun(small("moco_v1", batch=1024), 10**6, 8)
+    said = advice(make_plan(run, slow))
     assert "shuffled views" in said[0]
     assert "layer" in said[0]
 
@@ -188,14 +178,14 @@ def test_shuffling_breaks_with_the_processes() -> None:
 def test_too_large_a_batch_is_to_be_encoded_in_chunks_that_fit() -> None:
     config = small("simclr", batch=4096)
     machine = replace(MACHINES["cpu"], memory_bytes=1.4e9)
-    said = " ".join(verdict(make_plan(Case(config, 10_000), machine)))
+    said = " ".join(advice(make_plan(PlannedRun(config, 10_000), machine)))
     chunk = int(said.split("--training.chunk-size ")[1].split()[0])
     chunked = replace(config, training=replace(config.training, chunk_size=chunk))
-    after = make_plan(Case(chunked, 10_000), machine)
+    after = make_plan(PlannedRun(chunked, 10_000), machine)
     assert not any(one.stops and one.breaks for one in limits(after))
     assert (
         after.seconds["networks"]
-        > 1.2 * make_plan(Case(config, 10_000), machine).seconds["networks"]
+        > 1.2 * make_plan(PlannedRun(config, 10_000), machine).seconds["networks"]
     )
 
 
@@ -225,6 +215,8 @@ def test_the_verb_takes_what_pretrain_takes(
     said = " ".join(capsys.readouterr().out.split())
     assert "4 processes of 32 images each" in said
     assert "gradients, reduced" in said
+    assert "opening the images, the first time" in said
+    assert "opening the images again" in said
     found = json.loads(file.read_text())
     assert found["steps"] == 3 * (5000 // 128)
     assert found["machine"]["network_bytes_per_second"] == 2e9
@@ -256,17 +248,24 @@ def test_every_recipe_is_planned_with_every_setting(recipe: str, tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_parts_are_measured_at_the_runs_own_shapes(
-    processes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    processes: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    file = tmp_path / "plan.json"
-    asked = ["plan", "photographs", *SMALL, "--recipe", "moco_v3", "--batch-size", "16"]
+    monkeypatch.setattr(measure, "_WORK_SECONDS", 0.0)
+    images, file = tmp_path / "images.npy", tmp_path / "plan.json"
+    np.save(images, np.zeros((100, 32, 32, 3), dtype=np.uint8))
+    asked = ["plan", str(images), *SMALL, "--recipe", "moco_v3", "--batch-size", "16"]
     asked += ["--processes", str(processes), "--processes-here", str(processes)]
     assert main([*asked, "--measure", "--threads", "1", "--quiet", "--json", str(file)]) == 0
     assert capsys.readouterr().out == ""
     found = json.loads(file.read_text())
     assert found["measured"]
-    assert found["images"] == 5120
-    names = ("reads and views", "networks", "look-up", "optimizer and momentum encoder")
+    assert found["opening"]["measured"]
+    assert found["opening_seconds"] == found["opening"]["first_seconds"] > 0
+    assert found["images"] == 100
+    names = ("reads and views", "networks", "logits", "optimizer and momentum encoder")
     assert all(found["seconds"][name] > 0 for name in names)
     assert (found["seconds"]["network"] > 0) == (processes > 1)
     assert found["memory"]["host"]["libraries"] > 1e8

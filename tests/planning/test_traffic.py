@@ -26,9 +26,9 @@ from diptych.methods.contrastive import build_contrastive
 from diptych.methods.dictionaries import ImageBank, KeyQueue
 from diptych.models.activations import recompute_stages
 from diptych.optimization.optimizers import build_optimizer
-from diptych.planning.case import Case
-from diptych.planning.counted import build_on_meta
+from diptych.planning.compute import build_on_meta
 from diptych.planning.machine import MACHINES
+from diptych.planning.planned_run import PlannedRun
 from diptych.planning.traffic import Message, largest_share, messages, network_seconds
 from diptych.runtime.distributed import largest_over_processes
 from diptych.runtime.stopwatch import PARTS
@@ -158,7 +158,7 @@ def handed_in() -> Results:
 def test_messages_are_those_that_a_step_sends(name: str, handed_in: Results) -> None:
     config = CONFIGS[name]
     images = images_of(config)
-    planned = messages(Case(config, images, PROCESSES), build_on_meta(config, images), DIM)
+    planned = messages(PlannedRun(config, images, PROCESSES), build_on_meta(config, images), DIM)
     reduced = sum(one.bytes for one in planned if one.kind == "reduce")
     gathered = sum(one.bytes for one in planned if one.kind == "gather")
     assert reduced == handed_in[name][0]
@@ -166,7 +166,7 @@ def test_messages_are_those_that_a_step_sends(name: str, handed_in: Results) -> 
 
 
 def test_a_single_process_sends_nothing() -> None:
-    assert not messages(Case(BASE, IMAGES), build_on_meta(BASE, IMAGES), DIM)
+    assert not messages(PlannedRun(BASE, IMAGES), build_on_meta(BASE, IMAGES), DIM)
 
 
 def test_a_ring_sends_nearly_twice_a_sum_and_all_others_what_is_gathered() -> None:
@@ -199,6 +199,6 @@ def test_the_largest_share_is_that_of_random_batches(processes: int, images: int
         wanted = [generator.choice(images, count, replace=False) for count in (batch, drawn)]
         counts = np.bincount(np.concatenate(wanted) % processes, minlength=processes)
         largest.append(int(counts.max()))
-    expected = largest_share(Case(config, images, processes))
+    expected = largest_share(PlannedRun(config, images, processes))
     assert expected == pytest.approx(np.mean(largest), rel=0.04)  # few rows: not quite normal
     assert expected > (batch + drawn) / processes

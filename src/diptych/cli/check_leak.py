@@ -8,7 +8,7 @@ from typing import Annotated
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from diptych.cli.flags import DeviceFlags, parse
+from diptych.cli.flags import DeviceOptions, parse
 from diptych.runtime.progress import ProgressBars
 
 
@@ -20,7 +20,7 @@ class CheckLeakFlags:
     """A run folder with a checkpoint."""
     images: int = 2048
     """Images to encode, in whole batches."""
-    runtime: Annotated[DeviceFlags, arg(name="")] = field(default_factory=DeviceFlags)
+    runtime: Annotated[DeviceOptions, arg(name="")] = field(default_factory=DeviceOptions)
 
 
 def check_leak(arguments: Sequence[str]) -> None:

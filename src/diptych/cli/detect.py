@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from diptych.cli.flags import DeviceFlags, parse
+from diptych.cli.flags import DeviceOptions, parse
 from diptych.config.detection import DetectionConfig
 from diptych.runtime.progress import ProgressBars
 
@@ -28,7 +28,7 @@ class DetectFlags:
     test_part: str = "test"
     """The part to measure on."""
     settings: Annotated[DetectionConfig, arg(name="")] = field(default_factory=DetectionConfig)
-    runtime: Annotated[DeviceFlags, arg(name="")] = field(default_factory=DeviceFlags)
+    runtime: Annotated[DeviceOptions, arg(name="")] = field(default_factory=DeviceOptions)
 
 
 def detect(arguments: Sequence[str]) -> None:

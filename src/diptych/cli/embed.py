@@ -8,7 +8,7 @@ from typing import Annotated
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from diptych.cli.flags import DeviceFlags, parse
+from diptych.cli.flags import DeviceOptions, parse
 from diptych.config.embedding import EmbedSettings
 from diptych.runtime.world import read_world
 
@@ -29,7 +29,7 @@ class EmbedFlags:
     """Split the whole into this many, of which each process takes its share. One for each process
     of torchrun when not given."""
     settings: Annotated[EmbedSettings, arg(name="")] = field(default_factory=EmbedSettings)
-    runtime: Annotated[DeviceFlags, arg(name="")] = field(default_factory=DeviceFlags)
+    runtime: Annotated[DeviceOptions, arg(name="")] = field(default_factory=DeviceOptions)
     quiet: bool = False
     """Show nothing but errors."""
 

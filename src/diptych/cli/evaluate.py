@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from diptych.cli.flags import InferenceFlags, parse
+from diptych.cli.flags import InferenceOptions, parse
 from diptych.runtime.progress import ProgressBars
 
 
@@ -56,7 +56,7 @@ class EvaluateFlags:
     """Of finetune: how many."""
     transfer: tuple[str, ...] = ()
     """Of transfer: labelled images, each path a task."""
-    runtime: Annotated[InferenceFlags, arg(name="")] = field(default_factory=InferenceFlags)
+    runtime: Annotated[InferenceOptions, arg(name="")] = field(default_factory=InferenceOptions)
 
 
 def evaluate(arguments: Sequence[str]) -> None:

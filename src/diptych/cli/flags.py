@@ -25,7 +25,7 @@ _SETTINGS: Final = {*flatten(RunConfig()), *SHORT_NAMES}
 
 
 @dataclass(frozen=True)
-class DeviceFlags:
+class DeviceOptions:
     """What a verb runs on."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -35,7 +35,7 @@ class DeviceFlags:
 
 
 @dataclass(frozen=True)
-class InferenceFlags(DeviceFlags):
+class InferenceOptions(DeviceOptions):
     """What a verb runs on that extracts features."""
 
     batch_size: int = 256

@@ -50,15 +50,16 @@ def plan(arguments: Sequence[str]) -> None:
       diptych plan photos/ --measure
       diptych plan --recipe moco_v2 --images-count 1_000_000_000 --on h100 --processes 64
     """
-    from diptych.planning.asked import Asked, plan_of
-    from diptych.planning.tables import print_plan
+    from diptych.planning.plan import plan_run
+    from diptych.planning.plan_tables import print_plan
+    from diptych.planning.planned_run import PlanRequest
     from diptych.runtime.device import available_threads, divided
 
     flags = parse(PlanFlags, plan, arguments)
     if flags.json is not None:
         require_writable(flags.json.parent)
     cores = divided(flags.threads or available_threads(), flags.processes_here)
-    asked = Asked(
+    request = PlanRequest(
         machine_named(flags.on, flags.machine, cores=cores),
         processes=flags.processes,
         images_count=flags.images_count,
@@ -67,7 +68,7 @@ def plan(arguments: Sequence[str]) -> None:
         measure=flags.measure,
         processes_here=flags.processes_here,
     )
-    made = plan_of(asked, explicit_settings(flags, arguments), flags.config)
+    made = plan_run(request, explicit_settings(flags, arguments), flags.config)
     if not flags.quiet:
         print_plan(Console(markup=False), made)
     if flags.json is not None:

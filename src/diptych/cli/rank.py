@@ -9,7 +9,7 @@ from typing import Annotated
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from diptych.cli.flags import InferenceFlags, parse
+from diptych.cli.flags import InferenceOptions, parse
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import require_writable
 from diptych.runtime.progress import ProgressBars
@@ -33,7 +33,7 @@ class RankFlags:
     """Images to measure on, at most."""
     json: Path | None = None
     """Also write all figures to this file."""
-    runtime: Annotated[InferenceFlags, arg(name="")] = field(default_factory=InferenceFlags)
+    runtime: Annotated[InferenceOptions, arg(name="")] = field(default_factory=InferenceOptions)
 
 
 def rank(arguments: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from diptych.cli.flags import InferenceFlags, parse
+from diptych.cli.flags import InferenceOptions, parse
 from diptych.runtime.progress import ProgressBars
 
 
@@ -18,7 +18,7 @@ class ReportFlags:
 
     run: Positional[Path]
     """A run folder whose training has ended."""
-    runtime: Annotated[InferenceFlags, arg(name="")] = field(default_factory=InferenceFlags)
+    runtime: Annotated[InferenceOptions, arg(name="")] = field(default_factory=InferenceOptions)
 
 
 def report(arguments: Sequence[str]) -> None:

@@ -247,7 +247,7 @@ def _held_out_score(classifier: LinearClassifier, features: Tensor, targets: Ten
     return -float(loss) / targets.numel()
 
 
-_PAIRS: Final = 12  # steps remembered
+_PAIRS: Final = 12  # steps kept
 _SUFFICIENT: Final = 1e-4  # of the decrease that the slope promises (Armijo's condition)
 _FLATTER: Final = 0.9  # than before, along the step
 _ROUNDING: Final = 8  # units in the last place by which two losses may differ and be the same

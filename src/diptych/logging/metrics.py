@@ -52,7 +52,7 @@ PRETEXT_ACCURACY: Final = TaskAccuracy(
     short="pretext acc",
     does="finds the key of",
     choices="candidates",
-    sentence="the pretext accuracy is {share:.0%}: so many queries found their key first.",
+    sentence="the pretext accuracy is {share:.0%}: so many queries match their key.",
 )
 TEACHER_AGREEMENT: Final = TaskAccuracy(
     "teacher_agreement",
@@ -102,7 +102,7 @@ class RunLog:
 
     Args:
         folder: of the run.
-        resumed_step: steps done when this sitting begins; lines of later steps are removed.
+        resumed_step: steps done when this process begins; lines of later steps are removed.
         say: told when lines cannot be written, and when they can again.
 
     Raises:
@@ -178,7 +178,7 @@ class RunLog:
         return b"".join(map(_as_json, self.lines))
 
     def _all_events(self) -> bytes:
-        """Of this sitting; after a vanished folder that is all there is."""
+        """Of this process; after a vanished folder that is all there is."""
         new = (line for line in self.lines if line["step"] > self._resumed_step)
         return first_events(self._resumed_step) + b"".join(map(line_events, new))
 
@@ -264,7 +264,7 @@ def new_events_path(folder: Path) -> Path:
     """A path for a new event file, whose name sorts after those that are there.
 
     TensorBoard reads them in the order of their names, which begin with a time. A clock that went
-    back must not put this sitting before the last one.
+    back must not put a later file before an earlier one.
     """
     found = [re.match(r"events\.out\.tfevents\.(\d+)\.", path.name) for path in folder.glob("*")]
     newest = max((int(one[1]) for one in found if one is not None), default=0)
@@ -274,7 +274,7 @@ def new_events_path(folder: Path) -> Path:
 
 
 def first_events(resumed_step: int) -> bytes:
-    """What an event file begins with: a sitting, which drops what comes after its first step."""
+    """What an event file begins with: a session, which replaces what was written of its steps."""
     step = resumed_step + 1
     start = SessionLog(status=SessionLog.START)
     return _records(

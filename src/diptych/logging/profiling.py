@@ -14,7 +14,7 @@ from diptych.runtime.distributed import process_rank
 from diptych.runtime.stopwatch import Stopwatch
 
 WARM_UP_STEPS: Final = 5
-"""Of a sitting, not traced: kernels are compiled and memory is found in them."""
+"""Not traced, when a run begins or is resumed: kernels are compiled, memory is found in them."""
 
 
 @contextmanager

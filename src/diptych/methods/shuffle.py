@@ -1,4 +1,4 @@
-"""Keys encoded in other company than their queries, and put back (MoCo, section 3.3).
+"""Keys encoded in other norm groups than their queries, and put back (MoCo, section 3.3).
 
 Where groups of images share batch-norm statistics, an image's statistics are a mark by which its
 query and its key find each other without looking at the image. In another order, across groups
@@ -38,7 +38,7 @@ def shuffle_rows(rows: Tensor, *, seed: int, step: int, view: int = 0) -> Tensor
         rows: (rows, ...), as many on each process.
         seed: of the run.
         step: counted from 0.
-        view: each has an order of its own, or keys would keep each other's company.
+        view: each has an order of its own, or their keys would stay in one group.
     """
     order = shuffled_order(seed, step, len(rows) * process_count(), view).to(rows.device)
     return own_rows(gather_rows(rows)[order]) if process_count() > 1 else rows[order]

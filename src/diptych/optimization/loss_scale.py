@@ -21,7 +21,7 @@ class LossScale:
 
     Attributes:
         enabled: whether there is one; without, every function leaves all as it is.
-        skipped_steps: over all sittings.
+        skipped_steps: over the whole run, interruptions included.
     """
 
     def __init__(self, *, enabled: bool = False, device: str = "cpu", initial: float = 2.0**16):

@@ -8,7 +8,7 @@ precision, 7,365 in tf32; times 24.5 Gflop an image that is 0.16 and 0.14 of the
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Final
+from typing import Any, Final
 
 from diptych.errors import ConfigError
 
@@ -165,19 +165,6 @@ class MachineConfig:
                 raise ConfigError(f"machine.{one.name} must be positive; got {value!r}.")
 
 
-_UNITS: Final = {
-    "memory_gigabytes": ("memory_bytes", GIGA),
-    "host_gigabytes": ("host_bytes", GIGA),
-    "memory_gigabytes_per_second": ("memory_bytes_per_second", GIGA),
-    "network_gigabytes_per_second": ("network_bytes_per_second", GIGA),
-    "network_microseconds": ("network_seconds", 1e-6),
-    "read_gigabytes_per_second": ("read_bytes_per_second", GIGA),
-    "link_gigabytes_per_second": ("link_bytes_per_second", GIGA),
-    "disk_gigabytes_per_second": ("disk_bytes_per_second", GIGA),
-    "views_per_second": ("views_per_second", 1.0),
-}
-
-
 def machine_named(name: str, given: MachineConfig | None = None, *, cores: int = 1) -> Machine:
     """A machine by its name, with what is known better in its place.
 
@@ -191,12 +178,15 @@ def machine_named(name: str, given: MachineConfig | None = None, *, cores: int =
     """
     if name not in MACHINES:
         raise ConfigError(f"there is no machine {name!r}; wanted one of {', '.join(MACHINES)}.")
-    known = {k: v for k, v in asdict(given or MachineConfig()).items() if v is not None}
-    flops = known.pop("teraflops_per_second", None)
-    values = {_UNITS[key][0]: value * _UNITS[key][1] for key, value in known.items()}
-    if flops is not None:
-        values |= dict.fromkeys(_FLOPS, flops * 1e12)
-    return replace(_of_cores(MACHINES[name], cores), **values)
+    machine, values = _of_cores(MACHINES[name], cores), dict[str, Any]()
+    for key, value in asdict(given or MachineConfig()).items():
+        scale = GIGA if "gigabytes" in key else 1e-6 if "microseconds" in key else 1.0
+        attribute = key.replace("gigabytes", "bytes").replace("microseconds", "seconds")
+        if value is not None and key == "teraflops_per_second":
+            values |= dict.fromkeys(_FLOPS, value * 1e12)
+        elif value is not None:
+            values[attribute] = value * scale
+    return replace(machine, **values)
 
 
 def _of_cores(machine: Machine, cores: int) -> Machine:

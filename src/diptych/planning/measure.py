@@ -1,107 +1,233 @@
-"""What the parts of a step take on this machine, each at the run's own shape."""
+"""What the parts of a step take on this machine: a few real steps, at the run's own shapes.
 
+The networks, the optimizer and the momentum encoder are those of real steps without the logits. The
+logits are measured by themselves, as they grow otherwise with the batch; and messages between
+stretches of work. Those of idle processes would say little of a run: there each message ends a
+stretch of work, which one process finishes a little later than the other, and who receives it has
+to be woken while all cores are busy.
+"""
+
+import multiprocessing
+import os
+import statistics
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-import numpy as np
 import torch
+import torch.distributed as dist
+from torch.nn import functional
 
-from diptych.checkpoints.state import trainable
-from diptych.config.sections import RunConfig
-from diptych.images.collection import ImageSet, spread_indices
-from diptych.images.order import Order
+from diptych.errors import ConfigError
+from diptych.images.collection import ImageSet
 from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.methods.dictionaries import ImageBank, KeyQueue
+from diptych.models.activations import offload, recompute_stages
 from diptych.models.norms import GlobalBatchNorm
 from diptych.optimization.optimizers import build_optimizer
-from diptych.planning.blocks import blocks_of, median_seconds, seconds_of
-from diptych.planning.busy import companions
-from diptych.planning.case import Case
-from diptych.planning.exchange import measure_exchange
-from diptych.planning.loss import look_up_cost, tile_of
+from diptych.planning.compute import (
+    count_networks,
+    logits_cost,
+    memory_format,
+    random_batch,
+    tile_of,
+    without_logits,
+)
 from diptych.planning.machine import Machine
-from diptych.planning.samples import sample_images
+from diptych.planning.measure_images import measure_views
+from diptych.planning.planned_run import PlannedRun
 from diptych.planning.traffic import messages
 from diptych.runtime.device import keep_freed_memory, use_threads
-from diptych.views.batches import Batch, ViewBatches
+from diptych.runtime.stopwatch import Stopwatch, watch
+from diptych.training.step import train_step
 
+_LEAST_REPEATS: Final = 3
+_REPEAT_SECONDS: Final = 0.25
+_STEP_SECONDS: Final = 4.0  # a step that would take longer is made with a part of its images
 _MOST_BANK: Final = 200_000  # images of a bank; a larger one takes as long
 # That a run comes to hold besides, whatever its network: code made for its shapes, threads, lines
 # of metrics; found by `benchmarks/cost_model.py --calibrate`.
 _HELD_LATER: Final = 47_000_000
-_MOST_VIEWED: Final = 1024  # images of which views are made
+
+_SMALL: Final = 4  # numbers: a message that is all latency
+_LARGE: Final = 4 * 2**20  # numbers, 16 MB
+_MESSAGES: Final = 9
+_WORK_SECONDS: Final = 1.0  # of all stretches between messages, and once more without messages
+_LEAST_STRETCHES: Final = 20
+_SHORTEST, _LONGEST = 2e-4, 2e-2  # seconds of a stretch
+_PATIENCE_SECONDS: Final = 60
 
 
-def measure(
-    case: Case, machine: Machine, images: ImageSet | None = None, *, local: int = 1
+def measure_step(
+    run: PlannedRun, machine: Machine, images: ImageSet | None = None, *, local: int = 1
 ) -> tuple[Machine, dict[str, float]]:
     """Measures a process's own work, and messages if there are several processes.
 
     Args:
-        case: the run.
+        run: that is planned.
         machine: what is known; its network's figures are replaced by those measured.
         images: some of the run's; made up when not given.
         local: processes that share this machine.
 
     Returns:
         The machine, and seconds of the parts of a step, by the names of ``make_plan``.
+
+    Raises:
+        ConfigError: the machine has an accelerator, and this one has none.
     """
+    if not machine.is_one_memory and not torch.cuda.is_available():
+        raise ConfigError(
+            f"--measure measures this machine, which has no CUDA device as {machine.name!r} has. "
+            "Leave it out to plan by rates, or plan --on cpu."
+        )
     keep_freed_memory()
-    threads = use_threads(case.config.training.threads, processes=local)
+    threads = use_threads(run.config.training.threads, processes=local)
     with ThreadPoolExecutor(threads) as executor:
-        view_seconds(case, images, executor, most=2)  # loads the compiled kernels
-    idle = idle_bytes()
+        measure_views(run, images, executor, most=2)  # loads the compiled kernels
+    idle = _idle_bytes()
     if idle is not None:
         machine = replace(machine, base_bytes=idle + _HELD_LATER)
-    with companions(case, local - 1, threads), ThreadPoolExecutor(threads) as executor:
-        method = build_small(case)
-        half = method.autocast_type
-        with torch.autocast("cpu", half, enabled=half is not None):
-            networks = network_seconds(case, method)
+    with (
+        _other_processes(run, machine, local, threads) as exchange,
+        ThreadPoolExecutor(threads) as executor,
+    ):
+        method = _build(run)
         seconds = {
-            "reads and views": view_seconds(case, images, executor),
-            "networks": networks,
-            "look-up": look_up_seconds(case, method),
-            "optimizer and momentum encoder": moving_seconds(case, method),
+            "reads and views": measure_views(run, images, executor),
+            **measure_networks(run, method, machine),
+            "logits": measure_logits(run, method),
         }
-    if case.processes == 1:
-        return machine, seconds
-    told = sum(one.count for one in messages(case, method, _dim(method, case)))
-    latency, rate = measure_exchange(
-        min(2, case.processes), threads=threads, work_seconds=sum(seconds.values()) / told
-    )
+        if run.processes == 1:
+            return machine, seconds
+        sent = sum(one.count for one in messages(run, method, _vector_dim(run, method)))
+        latency, rate = exchange(sum(seconds.values()) / sent)
     better = replace(machine, network_seconds=latency, network_bytes_per_second=rate)
     return better, seconds
 
 
-def measure_opening(case: Case, images: ImageSet | None = None) -> float:
-    """Seconds to read and decode all images once, as a set is opened for the first time.
+def measure_networks(run: PlannedRun, method: Contrastive, machine: Machine) -> dict[str, float]:
+    """Seconds of networks, optimizer and momentum encoder, in real steps without the logits."""
+    images, step = _affordable_step(run, method, machine)
+    full, first = _median_parts(step, run), dict[str, float]()
+    if run.first_key_views:  # in the first epoch each image's key is encoded as well
+        first = _median_parts(lambda: step(bank_is_full=False), run)
+    epochs = run.config.training.epochs
 
-    Args:
-        case: the run.
-        images: some of the run's; made up when not given.
+    def seconds(*parts: str) -> float:
+        found = sum(full[part] for part in parts)
+        return found + (sum(first[part] for part in parts) - found) / epochs if first else found
+
+    return {
+        "networks": seconds("forward", "backward") * run.images / images,
+        "optimizer and momentum encoder": seconds("optimizer", "momentum_encoder", "dictionary"),
+    }
+
+
+def measure_logits(run: PlannedRun, method: Contrastive) -> float:
+    """Seconds of logits and loss, forward and backward, of ready vectors.
+
+    Those of the process's own batch are measured, and multiplied for the keys of other processes.
     """
-    in_full = replace(case.config.images, jpeg_side=None, cache="none")
-    threads = use_threads(case.config.training.threads)
-    with ThreadPoolExecutor(threads) as executor, sample_images(case, images, executor) as found:
-        pixels = found.decoded_for(in_full).pixels
-        taken = spread_indices(len(found), _MOST_VIEWED)
+    alone, device = run.of_one_process(), _device(run)
+    batch = random_batch(run.config, run.images).to(device)
+    dim = _vector_dim(run, method)
+    _fill(method, dim)
+    queries = torch.randn(run.query_views, run.images, dim, device=device)
+    keys = torch.randn(run.key_views, run.images, dim, device=device) if run.key_views else None
 
-        def once() -> float:
-            begun = time.perf_counter()
-            list(executor.map(pixels.gather, np.split(taken, len(taken))))
-            return time.perf_counter() - begun
+    def compare() -> None:
+        learned = queries.clone().requires_grad_()
+        others = None if keys is None else keys.clone().requires_grad_(run.keys_learn)
+        with watch("forward"):
+            loss = method.contrast(learned, others, batch).loss
+            torch.autograd.backward(loss)
 
-        return median_seconds(once) * case.image_count / len(taken)
+    tile = tile_of(device.type)
+    flops = (logits_cost(one, dim, tile=tile).flops for one in (run, alone))
+    more = next(flops) / next(flops)
+    return _median_parts(compare, run)["forward"] * more
 
 
-def idle_bytes() -> int | None:
+def _affordable_step(
+    run: PlannedRun, method: Contrastive, machine: Machine
+) -> tuple[int, Callable[..., None]]:
+    """How many images a step is made with, all if it does not take too long, and the step."""
+    config, device = run.config, _device(run)
+    cost = count_networks(replace(config, training=replace(config.training, chunk_size=None)), 2)
+    seconds = cost.flops / 2 / machine.sustained(config.training.precision)
+    most = min(_STEP_SECONDS / seconds, machine.memory_bytes / 2 / (cost.peak_bytes / 2))
+    if run.chunks == 1:
+        images, chunk = max(2, min(run.images, int(most))), None
+    else:
+        chunk = max(2, min(config.training.chunk_size or run.images, int(most) // 2))
+        images = 2 * chunk
+    method.chunk_size = chunk
+    batch = random_batch(config, images).to(device)
+    optimizer = build_optimizer(config.optimizer, method)
+
+    def step(*, bank_is_full: bool = True) -> None:
+        with without_logits(method, bank_is_full=bank_is_full):
+            train_step(method, optimizer, batch, rate=1e-6, momentum=0.99, config=config)
+
+    return images, step
+
+
+def _median_parts(work: Callable[[], None], run: PlannedRun) -> dict[str, float]:
+    """Medians of the parts of some repeats, the first of which does not count."""
+    found, begun = list[dict[str, float]](), 0.0
+    with Stopwatch(_device(run)).running() as stopwatch:
+        while len(found) <= _LEAST_REPEATS or time.perf_counter() - begun < _REPEAT_SECONDS:
+            stopwatch.read()
+            work()
+            found.append(stopwatch.read())
+            begun = begun or time.perf_counter()
+    return {part: statistics.median(one[part] for one in found[1:]) for part in found[0]}
+
+
+def _build(run: PlannedRun) -> Contrastive:
+    """The run's method with random weights, its norms as they are among several processes."""
+    config, device = run.config, _device(run)
+    method = build_contrastive(config, image_count=min(run.image_count, _MOST_BANK)).train()
+    method = method.to(device).to(memory_format=memory_format(config))
+    if run.processes > 1:  # the same arithmetic as with others, whose numbers are missing
+        for norm in method.modules():
+            if isinstance(norm, GlobalBatchNorm):
+                norm.normalise_batch = norm.normalise_over_processes  # type: ignore[method-assign]
+    if config.training.recompute == "stages":
+        recompute_stages(method.encoder)
+    if config.training.offload_activations:
+        offload(method.encoder, device)
+    return method
+
+
+def _vector_dim(run: PlannedRun, method: Contrastive) -> int:
+    with torch.no_grad():
+        return int(method.network(random_batch(run.config, 2).views[0].to(_device(run))).shape[1])
+
+
+def _device(run: PlannedRun) -> torch.device:
+    return torch.device(run.config.training.device)
+
+
+def _fill(method: Contrastive, dim: int) -> None:
+    """Fills a queue or a bank, which start empty."""
+    dictionary = method.dictionary
+    if isinstance(dictionary, KeyQueue | ImageBank):
+        keys = functional.normalize(torch.randn_like(dictionary.keys[:, :dim], dtype=torch.float32))
+        indices = torch.arange(len(keys), device=keys.device)
+        dictionary.update(keys, indices)
+
+
+def _idle_bytes() -> int | None:
     """What this process holds with all libraries loaded and no network yet; None if untold."""
     import diptych.pretraining  # noqa: F401  with all that a run imports
-    from diptych.logging import metrics as run_log  # noqa: F401
+    from diptych.logging import metrics  # noqa: F401
 
     torch.autograd.backward(torch.nn.Conv2d(3, 4, 3)(torch.randn(2, 3, 8, 8)).sum())
     try:
@@ -111,157 +237,115 @@ def idle_bytes() -> int | None:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
-def build_small(case: Case) -> Contrastive:
-    """The run's method with random weights, its norms as they are among several processes."""
-    method = build_contrastive(case.config, image_count=min(case.image_count, _MOST_BANK)).train()
-    if case.config.training.channels_last:
-        method = method.to(memory_format=torch.channels_last)
-    if case.processes > 1:  # the same arithmetic as with others, whose numbers are missing
-        for norm in method.modules():
-            if isinstance(norm, GlobalBatchNorm):
-                norm.normalise_batch = norm.normalise_over_processes  # type: ignore[method-assign]
-    return method
+@contextmanager
+def _other_processes(
+    run: PlannedRun, machine: Machine, local: int, threads: int
+) -> Iterator[Callable[[float], tuple[float, float]]]:
+    """Those that share this machine: at the run's own steps, for its memory and caches are shared.
 
-
-def network_seconds(case: Case, method: Contrastive) -> float:
-    """Of all passes of a step, from the times of the network's distinct blocks.
-
-    What is computed again in the backward pass is taken for a forward pass.
+    Yields:
+        A function that ends their steps, and measures messages with one of them. It takes the
+        seconds of work between two messages, and gives seconds of a turn without bytes, and bytes
+        per second that a process sends.
     """
-    config, chunk = case.config, case.images // case.chunks
-    full = case.query_views - config.views.small_views
-    sizes = [(full * chunk, config.views.side_pixels)]
-    if config.views.small_views:
-        sizes.append((config.views.small_views * chunk, config.views.small_side))
-    total = 0.0
-    for count, side in sizes:
-        learning = _pass_seconds(config, method, count, side, learns=True)
-        total += learning
-        again = (case.chunks > 1) + (config.training.recompute == "stages")
-        if again:
-            total += again * _pass_seconds(config, method, count, side, learns=False)
-    if case.key_views:
-        count, side = case.key_views * chunk, config.views.side_pixels
-        learns = case.keys_learn
-        total += _pass_seconds(config, method, count, side, learns=learns, keys=True)
-        again = learns * ((case.chunks > 1) + (config.training.recompute == "stages"))
-        if again:
-            total += again * _pass_seconds(config, method, count, side, learns=False, keys=True)
-    if case.first_key_views:
-        side = config.views.side_pixels
-        passed = _pass_seconds(config, method, chunk, side, learns=False, keys=True)
-        total += case.first_key_views * passed
-    return total * case.chunks
+    context = multiprocessing.get_context("spawn")
+    count = max(local - 1, min(1, run.processes - 1))
+    ready, stop = [context.Event() for _ in range(count)], context.Event()
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"file://{Path(folder) / 'meeting_point'}"
+        workers = [
+            context.Process(
+                target=_step_and_exchange,
+                args=(run, machine, threads, event, stop, local > 1, None if number else meeting),
+                daemon=True,
+            )
+            for number, event in enumerate(ready)
+        ]
+        for worker in workers:
+            worker.start()
+
+        def exchange(work_seconds: float) -> tuple[float, float]:
+            stop.set()
+            return _exchange(0, meeting, work_seconds)
+
+        try:
+            for event in ready:
+                event.wait(timeout=_PATIENCE_SECONDS)
+            yield exchange
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.join()
 
 
-def _pass_seconds(
-    config: RunConfig,
-    method: Contrastive,
-    count: int,
-    side: int,
-    *,
-    learns: bool,
-    keys: bool = False,
-) -> float:
-    # Which blocks there are does not depend on how many images come.
-    views = torch.empty(2, config.images.channels, side, side)
-    found = sum(
-        seconds_of(block, learns=learns) for block in blocks_of(method.network, views, count)
-    )
-    if method.predictor is not None and not keys:
-        dim = config.head.output_features
-        parts = blocks_of(method.predictor, torch.empty(2, dim), count)
-        found += sum(seconds_of(block, learns=learns) for block in parts)
-    return found
+def _step_and_exchange(
+    run: PlannedRun,
+    machine: Machine,
+    threads: int,
+    ready: Any,
+    stop: Any,
+    steps: bool,
+    meeting: str | None,
+) -> None:
+    """Another process: makes steps, if asked to, until it is told to stop; then sends messages."""
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    if steps:
+        _, step = _affordable_step(run, _build(run), machine)
+        while not stop.is_set():
+            step()
+            ready.set()
+    ready.set()
+    stop.wait()
+    if meeting is not None:
+        _exchange(1, meeting, 0.0)
 
 
-def look_up_seconds(case: Case, method: Contrastive) -> float:
-    """Of comparing, forward and backward, on ready vectors; more keys of others take more."""
-    alone = replace(
-        case,
-        processes=1,
-        config=replace(case.config, training=replace(case.config.training, batch_size=case.images)),
-    )
-    dim = _dim(method, case)
-    _fill(method, dim)
-    batch = _batch(alone)
-    queries = torch.randn(case.query_views, case.images, dim)
-    keys = torch.randn(case.key_views, case.images, dim) if case.key_views else None
+def _exchange(rank: int, meeting: str, work_seconds: float) -> tuple[float, float]:
+    """Measures messages of two processes by gloo; the first knows the work between two of them."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    patience = timedelta(seconds=_PATIENCE_SECONDS)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
+    idle, large = (_message_seconds(torch.zeros(size)) for size in (_SMALL, _LARGE))
+    small = max(idle, _added_to_work(work_seconds))
+    dist.barrier()
+    dist.destroy_process_group()
+    # A sum over two processes is two turns, and each sends as many bytes as there are.
+    return small / 2, _LARGE * 4 / max(large - small, 1e-9)
 
-    def once() -> float:
-        learned = queries.clone().requires_grad_()
-        others = None if keys is None else keys.clone().requires_grad_(case.keys_learn)
+
+def _message_seconds(numbers: torch.Tensor) -> float:
+    times = []
+    for _ in range(_MESSAGES):
         begun = time.perf_counter()
-        output = method.contrast(learned, others, batch)
-        torch.autograd.backward(output.loss)
-        ended = time.perf_counter()
-        return ended - begun
-
-    tile = tile_of("cpu")
-    here, whole = look_up_cost(alone, dim, tile=tile), look_up_cost(case, dim, tile=tile)
-    return median_seconds(once) * whole.flops / here.flops
+        dist.all_reduce(numbers)
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times[1:])
 
 
-def _batch(case: Case) -> Batch:
-    views = (torch.empty(0),) * (case.config.method.views + case.config.views.small_views)
-    indices = torch.arange(case.images)
-    return Batch(views, indices, step=1, labels=indices % 10)
+def _added_to_work(seconds: float) -> float:
+    """What a small message adds to a stretch of work, in which both processes are."""
+    values, numbers = torch.randn(256, 256), torch.zeros(_SMALL)
+    begun = time.perf_counter()
+    for _ in range(_MESSAGES):
+        torch.mm(values, values)
+    one = (time.perf_counter() - begun) / _MESSAGES
+    stretch = min(max(seconds, _SHORTEST), _LONGEST)
+    # Both take the same number of products, as the processes of a run have the same work.
+    agreed = torch.tensor([max(1.0, stretch / one), max(_LEAST_STRETCHES, _WORK_SECONDS / stretch)])
+    dist.broadcast(agreed, src=0)
+    products, stretches = map(int, agreed)
 
-
-def _dim(method: Contrastive, case: Case) -> int:
-    side, channels = case.config.views.side_pixels, case.config.images.channels
-    with torch.no_grad():
-        return method.network(torch.zeros(2, channels, side, side)).shape[1]
-
-
-def _fill(method: Contrastive, dim: int) -> None:
-    dictionary = method.dictionary
-    if isinstance(dictionary, KeyQueue):
-        dictionary.enqueue(torch.nn.functional.normalize(torch.randn(len(dictionary.keys), dim)))
-    if isinstance(dictionary, ImageBank):
-        count = len(dictionary.keys)
-        dictionary.update(torch.randn(count, dim), torch.arange(count))
-
-
-def moving_seconds(case: Case, method: Contrastive) -> float:
-    """Of the optimizer's step, and of the momentum encoder's."""
-    optimizer = build_optimizer(case.config.optimizer, method)
-    for _, parameter in trainable(method):
-        parameter.grad = torch.randn_like(parameter)
-
-    def once() -> float:
+    def work(*, send: bool) -> float:
+        dist.barrier()
         begun = time.perf_counter()
-        optimizer.step()
-        method.update_momentum(0.99)
+        for _ in range(stretches):
+            for _ in range(products):
+                torch.mm(values, values)
+            if send:
+                dist.all_reduce(numbers)
+        dist.barrier()
         return time.perf_counter() - begun
 
-    found = median_seconds(once)
-    method.zero_grad(set_to_none=True)
-    return found
-
-
-def view_seconds(
-    case: Case,
-    images: ImageSet | None,
-    executor: ThreadPoolExecutor,
-    *,
-    most: int = _MOST_VIEWED,
-) -> float:
-    """Of all views of a process's images, decoding included where it is done in every step."""
-    config, count = case.config, min(case.images, most)
-    with sample_images(case, images, executor) as found:
-        taken = np.arange(count, dtype=np.int64) % len(found)
-        batches = ViewBatches(
-            found,
-            Order(config.seed, len(found), 1),
-            config.views,
-            executor,
-            view_count=config.method.views,
-        )
-
-        def once() -> float:
-            begun = time.perf_counter()
-            batches.of(taken, epoch=0)
-            return time.perf_counter() - begun
-
-        return median_seconds(once) * case.images / count
+    alone = work(send=False)
+    return max(0.0, work(send=True) - alone) / stretches

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from diptych.checkpoints.state import trainable
+from torch import nn
+
+from diptych.checkpoints.state import RunState, trainable
 from diptych.methods.contrastive import Contrastive
 from diptych.methods.sharded_bank import ShardedBank
-from diptych.planning.case import Case
-from diptych.planning.counted import Passes
-from diptych.planning.loss import LookUpCost
+from diptych.planning.compute import LogitsCost, NetworkCost
 from diptych.planning.machine import Machine
-from diptych.planning.saving import rearranged_bytes, state_bytes
-from diptych.planning.storage import optimizer_tensors
+from diptych.planning.planned_run import PlannedRun
+from diptych.planning.storage import copied_bytes
 
 COPY: Final = "copy for checkpoints"
 HEAP: Final = "free in the heap"
@@ -21,11 +21,11 @@ _FLOAT_BYTES = 4
 _PROBE_VIEWS = 512  # pairs of views that a measurement of health makes at once, at most
 # Of each image: height, width; start, end and bytes of its name; where its bytes lie, and how many;
 # the order of this epoch, of the last, and the shuffling's own copy.
-_INDEX_BYTES = 8 + 8 + 8 + 8 + 30 + 8 + 8 + 3 * 8
+_LISTED_BYTES = 8 + 8 + 8 + 8 + 30 + 8 + 8 + 3 * 8
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryPlan:
     """Bytes of one process.
 
     Attributes:
@@ -59,154 +59,120 @@ class Memory:
         return sum(self.host.values())
 
 
-def memory(
-    case: Case,
-    method: Contrastive,
-    passes: Passes,
-    looking: int,
-    cost: LookUpCost,
+def plan_memory(
+    run: PlannedRun,
+    state: RunState,
+    networks: NetworkCost,
+    logits: LogitsCost,
+    evaluation: int,
     machine: Machine,
     *,
     saves_between: bool = True,
-) -> Memory:
+) -> MemoryPlan:
     """Of one process, the first: it writes.
 
     Args:
-        case: the run.
-        method: on the meta device.
-        passes: of its networks.
-        looking: bytes of a pass over ``probed_images``.
-        cost: of its looks-up.
+        run: that is planned.
+        state: once all weights have moved.
+        networks: of a step.
+        logits: of a step.
+        evaluation: bytes of a pass over ``probed_images`` in evaluation mode.
         machine: says what the libraries take.
         saves_between: the run is long enough for checkpoints before the last.
     """
+    method, kept = state.method, state.optimizer.state.values()
+    assert isinstance(method, Contrastive)
     lasting = {
-        "weights": _weights(method),
+        "weights": _bytes_of(method.network, method.predictor),
         "momentum_encoder": _bytes_of(method.momentum_encoder),
-        "optimizer": _optimizer(case, method),
-        case.config.method.dictionary.kind: _dictionary(case, method),
+        "optimizer": float(sum(tensor.nbytes for one in kept for tensor in one.values())),
+        run.dictionary: _dictionary(run, method),
     }
-    moments = _moments(case, method, passes, looking, cost, machine)
+    moments = _moments(run, method, networks, logits, evaluation, machine)
     host = {
         "libraries": machine.base_bytes,
-        "list of images": float(_INDEX_BYTES * case.image_count),
-        "decoded images": kept_bytes(case),
+        "list of images": float(_LISTED_BYTES * run.image_count),
+        "decoded images": run.kept_bytes,
     }
+    copy = copied_bytes(state, at_once=True)
     if not machine.is_one_memory:
-        host |= _aside(case, method, passes)
-    elif case.config.checkpoint.asynchronous and saves_between:
-        host[COPY] = state_bytes(case, method)
-    else:
-        moments["checkpoint"]["copy"] = _copied_on_cpu(case, method)
+        host |= {"views made ahead": 2 * _views(run), COPY: copy}
+        host |= {AWAY: float(networks.away_bytes)} if networks.away_bytes else {}
+    elif run.config.checkpoint.asynchronous and saves_between:
+        host[COPY] = copy
+    else:  # training waits for the only copy, at the end
+        copy = copied_bytes(state, at_once=run.config.checkpoint.asynchronous)
+        moments["checkpoint"]["copy"] = copy
     if machine.heap_share:
         for parts in moments.values():
             parts[HEAP] = machine.heap_share * sum(parts.values())
-    return Memory({name: size for name, size in lasting.items() if size}, moments, host)
+    return MemoryPlan({name: size for name, size in lasting.items() if size}, moments, host)
 
 
-def _aside(case: Case, method: Contrastive, passes: Passes) -> dict[str, float]:
-    """What lies in main memory where the device has its own."""
-    views = float(case.images * case.view_values * _FLOAT_BYTES)
-    found = {"views made ahead": 2 * views, COPY: state_bytes(case, method)}
-    return found | ({AWAY: float(passes.away_bytes)} if passes.away_bytes else {})
-
-
-def _copied_on_cpu(case: Case, method: Contrastive) -> float:
-    """At a checkpoint that training waits for."""
-    if case.config.checkpoint.asynchronous:
-        return state_bytes(case, method)
-    return rearranged_bytes(case, method)
-
-
-def _dictionary(case: Case, method: Contrastive) -> float:
-    """Of its largest part that a process holds; the method is built as for a single one."""
-    bank = method.dictionary
-    if not isinstance(bank, ShardedBank):
-        return _bytes_of(bank)
-    own = -(-case.image_count // case.processes) * bank.keys[0].nbytes
-    return float(_bytes_of(bank) - bank.keys.nbytes + own)
-
-
-def kept_bytes(case: Case) -> float:
-    """Of decoded images that stay in memory; 0 where they need more than is allowed."""
-    config = case.config.images
-    needed = case.image_count * case.image_pixels * config.channels * (config.bits // 8)
-    fits = needed <= config.cache_megabytes * 2**20 and config.cache in ("auto", "memory")
-    return needed if fits else 0.0
+def probed_images(run: PlannedRun) -> int:
+    """Images of which a measurement of health encodes two views each, all at once."""
+    most = min(run.config.probe.images, run.image_count)
+    return -(-most // max(1, most // _PROBE_VIEWS))
 
 
 def _moments(
-    case: Case,
+    run: PlannedRun,
     method: Contrastive,
-    passes: Passes,
-    looking: int,
-    cost: LookUpCost,
+    networks: NetworkCost,
+    logits: LogitsCost,
+    evaluation: int,
     machine: Machine,
 ) -> dict[str, dict[str, float]]:
     """What is held beside what lasts, moment by moment."""
-    gradients = float(sum(parameter.nbytes for _, parameter in trainable(method)))
-    views = float(case.images * case.view_values * _FLOAT_BYTES)
-    whole = {"views": views, "gradients": gradients}
-    saved = float(passes.saved_bytes)
-    # Of a batch at once, the graph waits while the loss is computed; of chunks there is none yet.
-    graph = saved if case.chunks == 1 else 0.0
-    at_work = passes.peak_bytes - saved
-    if case.config.training.precision != "fp32":  # autocast keeps a copy of each weight
-        at_work += gradients / 2
+    gradients, views = float(sum(one.nbytes for _, one in trainable(method))), _views(run)
+    whole, saved = {"views": views, "gradients": gradients}, float(networks.saved_bytes)
+    # Copies of gradients: on their way to the others in buckets, all at once; or scaled by LARS.
+    copied = gradients * (run.processes > 1 or run.config.optimizer.kind == "lars")
     moments = {
-        "loss": {"views": views, "saved for backward": graph, "loss": float(cost.bytes)},
-        "networks": {**whole, "saved for backward": saved, "at work": at_work},
-        "optimizer": {**whole, "at work": _at_work(case, gradients)},
+        # Of a batch at once, the graph waits while the loss is computed; of chunks there is none.
+        "loss": {
+            "views": views,
+            "saved for backward": saved * (run.chunks == 1),
+            "loss": float(logits.bytes),
+        },
+        "networks": {**whole, "saved for backward": saved, "at work": networks.peak_bytes - saved},
+        "optimizer": {**whole, "at work": copied},
         "measuring health": {
             **whole,
-            "other views": float(probed_images(case) * case.view_values * _FLOAT_BYTES),
-            "at work": float(looking),
+            "other views": float(probed_images(run) * run.view_values * _FLOAT_BYTES),
+            "at work": float(evaluation),
         },
     }
     if machine.is_one_memory:
         moments["making views"] = {"views, old and new": 2 * views, "gradients": gradients}
         moments["checkpoint"] = dict(whole)
-    shuffled = _shuffled_views(case)
-    if shuffled:
-        moments["shuffling"] = {"views": views, "views of all processes": shuffled}
+    if run.shuffled_views:
+        moments["shuffling"] = {"views": views, "views of all processes": _shuffling(run)}
     return moments
 
 
-def probed_images(case: Case) -> int:
-    """Images of which a measurement of health encodes two views each, all at once."""
-    most = min(case.config.probe.images, case.image_count)
-    return -(-most // max(1, most // _PROBE_VIEWS))
+def _views(run: PlannedRun) -> float:
+    return float(run.images * run.view_values * _FLOAT_BYTES)
 
 
-def _at_work(case: Case, gradients: float) -> float:
-    """Copies of gradients: sent to the others in buckets, all at once; or scaled by LARS."""
-    sent = gradients if case.processes > 1 else 0.0
-    return max(sent, gradients if case.config.optimizer.kind == "lars" else 0.0)
+def _dictionary(run: PlannedRun, method: Contrastive) -> float:
+    """Of its largest part that a process holds; the method is built as for a single one."""
+    bank = method.dictionary
+    if not isinstance(bank, ShardedBank):
+        return _bytes_of(bank)  # type: ignore[arg-type]
+    share = -(-run.image_count // run.processes) * bank.keys[0].nbytes
+    return _bytes_of(bank) - bank.keys.nbytes + share
 
 
-def _shuffled_views(case: Case) -> float:
+def _shuffling(run: PlannedRun) -> float:
     """Views of the whole batch, as they come in, put together, and in their new order."""
-    if case.config.norm.kind != "shuffle":
-        return 0.0
-    number = case.query_views - 1 if case.queries_are_keys else case.key_views
-    view = case.config.images.channels * case.config.views.side_pixels**2 * _FLOAT_BYTES
-    one = float(case.config.training.batch_size * view)
-    kept = number * case.images * view
-    return kept + (3 * one if case.processes > 1 else 0.0)
+    view = run.config.images.channels * run.config.views.side_pixels**2 * _FLOAT_BYTES
+    kept = run.shuffled_views * run.images * view
+    return float(kept + (3 * run.config.training.batch_size * view if run.processes > 1 else 0))
 
 
-def _weights(method: Contrastive) -> float:
-    parts = [method.network] + ([] if method.predictor is None else [method.predictor])
-    return float(sum(map(_bytes_of, parts)))
-
-
-def _bytes_of(module: object) -> float:
-    if module is None:
-        return 0.0
-    tensors = [*module.parameters(), *module.buffers()]  # type: ignore[attr-defined]
+def _bytes_of(*modules: nn.Module | None) -> float:
+    """Of weights and buffers."""
+    there = [module for module in modules if module is not None]
+    tensors = [tensor for one in there for tensor in (*one.parameters(), *one.buffers())]
     return float(sum(tensor.nbytes for tensor in tensors))
-
-
-def _optimizer(case: Case, method: Contrastive) -> float:
-    kept = (optimizer_tensors(case.config, parameter) for _, parameter in trainable(method))
-    return float(sum(tensor.nbytes for one in kept for tensor in one.values()))

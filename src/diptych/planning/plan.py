@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 
@@ -12,21 +13,33 @@ from diptych.config.sections import RunConfig, require_divisible
 from diptych.methods.contrastive import Contrastive
 from diptych.models.encoders import count_features
 from diptych.models.heads import output_dim
-from diptych.planning.case import Case
-from diptych.planning.counted import Passes, build_on_meta, count_looking, count_passes
-from diptych.planning.loss import LookUpCost, look_up_cost, tile_of
+from diptych.planning.compute import (
+    LogitsCost,
+    NetworkCost,
+    build_on_meta,
+    count_networks,
+    evaluation_peak,
+    logits_cost,
+    tile_of,
+)
 from diptych.planning.machine import Machine
-from diptych.planning.memory import Memory, kept_bytes, memory, probed_images
-from diptych.planning.saving import pause_seconds, writing_seconds
-from diptych.planning.storage import Storage, storage
+from diptych.planning.memory import MemoryPlan, plan_memory, probed_images
+from diptych.planning.planned_run import PlannedRun, PlanRequest, resolve_run
+from diptych.planning.storage import (
+    ImageOpening,
+    Storage,
+    opening_by_rates,
+    pause_seconds,
+    state_after_a_step,
+    storage,
+    writing_seconds,
+)
 from diptych.planning.traffic import Message, messages, network_seconds
 
-_PIXELS = 224 * 224  # of the views that a machine's views per second are given in
-_OPTIMIZER_MOVES = {"sgd": 5, "lars": 12, "adamw": 7}  # reads and writes of a weight's size
-_TWIN_MOVES = 3
-_PIXELS_OF_A_VIEW = 500 * 375  # are decoded in the time that a view of them takes in all
-_PIXELS_OF_A_FILE = 100_000  # are decoded while a file is found, opened and summed
-_UNSCALE_MOVES = 2  # gradients of fp16 are read and written once more
+_PIXELS: Final = 224 * 224  # of the views that a machine's views per second are given in
+_OPTIMIZER_MOVES: Final = {"sgd": 5, "lars": 12, "adamw": 7}  # times a weight is read or written
+_MOMENTUM_MOVES: Final = 3
+_UNSCALE_MOVES: Final = 2  # gradients of fp16 are read and written once more
 
 
 @dataclass(frozen=True)
@@ -34,34 +47,33 @@ class Plan:
     """What a run will cost.
 
     Attributes:
-        case: the run.
+        run: that is planned.
         machine: that it is planned for.
         dim: of a vector.
         weights: numbers that are trained.
-        passes: of the networks of one process in a step.
-        look_up: of one process in a step.
+        networks: of one process in a step.
+        logits: of one process in a step.
         memory: of one process.
         messages: of a step.
         storage: of the run.
         seconds: of a step, part by part; they follow each other.
+        opening: of the images, before the first step.
         pause_seconds: that training stands still for a checkpoint.
-        opening_seconds: until every image was read and decoded once, which is done the first time
-            that a set is opened on a machine.
         measured: whether the seconds of a process's own work were measured here.
     """
 
-    case: Case
+    run: PlannedRun
     machine: Machine
     dim: int
     weights: int
-    passes: Passes
-    look_up: LookUpCost
-    memory: Memory
+    networks: NetworkCost
+    logits: LogitsCost
+    memory: MemoryPlan
     messages: tuple[Message, ...]
     storage: Storage
     seconds: Mapping[str, float]
+    opening: ImageOpening
     pause_seconds: float = 0.0
-    opening_seconds: float = 0.0
     measured: bool = False
 
     @property
@@ -72,7 +84,7 @@ class Plan:
     @property
     def checkpoint_seconds(self) -> float:
         """That a step takes on average for checkpoints, of which one waits for the other."""
-        every = max(self.case.config.checkpoint.every_seconds, self.writing_seconds)
+        every = max(self.run.config.checkpoint.every_seconds, self.writing_seconds)
         return self.pause_seconds * self.step_seconds / max(every, self.step_seconds)
 
     @property
@@ -82,30 +94,31 @@ class Plan:
 
     @property
     def days(self) -> float:
-        """Of the whole run."""
-        return self.case.steps * (self.step_seconds + self.checkpoint_seconds) / 86400
+        """Of all steps; the images are open."""
+        return self.run.steps * (self.step_seconds + self.checkpoint_seconds) / 86400
 
     @property
     def sent_bytes(self) -> float:
         """That a process sends in a step."""
-        return sum(one.sent(self.case.processes) for one in self.messages)
+        return sum(one.sent(self.run.processes) for one in self.messages)
 
     def as_json(self) -> dict[str, Any]:
         """All figures, in bytes, seconds and operations."""
         return {
-            "processes": self.case.processes,
-            "images": self.case.image_count,
-            "steps": self.case.steps,
+            "processes": self.run.processes,
+            "images": self.run.image_count,
+            "steps": self.run.steps,
             "machine": asdict(self.machine),
             "measured": self.measured,
             "weights": self.weights,
-            "flops": {**asdict(self.passes), "look_up": self.look_up.flops},
+            "flops": {**asdict(self.networks), "logits": self.logits.flops},
             "seconds": dict(self.seconds),
             "step_seconds": self.step_seconds,
             "checkpoint_seconds": self.checkpoint_seconds,
             "pause_seconds": self.pause_seconds,
             "writing_seconds": self.writing_seconds,
-            "opening_seconds": self.opening_seconds,
+            "opening_seconds": self.opening.first_seconds,
+            "opening": asdict(self.opening),
             "days": self.days,
             "memory": {
                 "lasting": dict(self.memory.lasting),
@@ -115,138 +128,141 @@ class Plan:
                 "host_bytes": self.memory.main,
             },
             "messages": [
-                {**asdict(one), "sent": one.sent(self.case.processes)} for one in self.messages
+                {**asdict(one), "sent": one.sent(self.run.processes)} for one in self.messages
             ],
             "storage": asdict(self.storage),
         }
 
 
+def plan_run(
+    request: PlanRequest, settings: Mapping[str, Any], config_file: Path | None = None
+) -> Plan:
+    """Plans what is asked for; arguments and errors as of ``resolve_run``."""
+    run, images = resolve_run(request, settings, config_file)
+    if images is None and not request.measure:
+        return make_plan(run, request.machine)
+    # Only now: these modules load the kernels that make views.
+    from diptych.planning.measure import measure_step
+    from diptych.planning.measure_images import measure_opening
+
+    opening = None if images is None else measure_opening(run, request.machine)
+    if not request.measure:
+        return make_plan(run, request.machine, opening=opening)
+    machine, seconds = measure_step(run, request.machine, images, local=request.processes_here)
+    return make_plan(run, machine, measured=seconds, opening=opening)
+
+
 def make_plan(
-    case: Case,
+    run: PlannedRun,
     machine: Machine,
     *,
     measured: Mapping[str, float] | None = None,
-    opening: float | None = None,
+    opening: ImageOpening | None = None,
 ) -> Plan:
     """Plans a run.
 
     Args:
-        case: the run.
+        run: to plan.
         machine: what it runs on.
         measured: seconds of parts that were measured, in place of those by the machine's rates.
-        opening: seconds to open the images for the first time, where that was measured.
+        opening: of the images, where that was measured.
 
     Raises:
         ConfigError: the processes cannot share the batch, or settings do not go together.
     """
-    if case.processes > 1:
-        require_divisible(case.config, case.processes)
-    method = build_on_meta(case.config, case.image_count)
-    dim = _dim(case, method)
-    device = "cpu" if machine.is_one_memory else "cuda"
-    config = _of_one_process(case, machine)
-    passes, looking = _counted(config, case.images, probed_images(case))
-    cost = look_up_cost(case, dim, tile=tile_of(device))
-    told = messages(case, method, dim)
+    if run.processes > 1:
+        require_divisible(run.config, run.processes)
+    method = build_on_meta(run.config, run.image_count)
+    dim = vector_dim(run, method)
+    networks, evaluation = _counted(_counted_config(run, machine), run.images, probed_images(run))
+    logits = logits_cost(run, dim, tile=tile_of("cpu" if machine.is_one_memory else "cuda"))
+    sent = messages(run, method, dim)
     seconds = {
-        **_own_seconds(case, method, passes, cost, machine),
+        **_rated_seconds(run, method, networks, logits, machine),
         **(measured or {}),
-        "network": network_seconds(told, case.processes, machine),
+        "network": network_seconds(sent, run.processes, machine),
     }
-    between = case.steps * sum(seconds.values()) >= case.config.checkpoint.every_seconds
-    files = storage(case, method, kept=bool(kept_bytes(case)))
-    plan = Plan(
-        case=case,
+    if not machine.is_one_memory:  # the next views are made meanwhile: only what is longer counts
+        views = seconds.pop("reads and views")
+        seconds = {"waiting for views": max(0.0, views - sum(seconds.values())), **seconds}
+    between = run.steps * sum(seconds.values()) >= run.config.checkpoint.every_seconds
+    state = state_after_a_step(run.config, method)
+    files = storage(run, state)
+    return Plan(
+        run=run,
         machine=machine,
         dim=dim,
         weights=sum(parameter.numel() for _, parameter in trainable(method)),
-        passes=passes,
-        look_up=cost,
-        memory=memory(case, method, passes, looking, cost, machine, saves_between=between),
-        messages=tuple(told),
+        networks=networks,
+        logits=logits,
+        memory=plan_memory(
+            run, state, networks, logits, evaluation, machine, saves_between=between
+        ),
+        messages=tuple(sent),
         storage=files,
         seconds=seconds,
-        pause_seconds=pause_seconds(case, method, files.checkpoint, machine),
-        opening_seconds=opening_seconds(case, machine) if opening is None else opening,
+        opening=opening_by_rates(run, machine) if opening is None else opening,
+        pause_seconds=pause_seconds(run, state, files.checkpoint, machine),
         measured=measured is not None,
     )
-    return plan if machine.is_one_memory else _with_views_ahead(plan)
 
 
-def opening_seconds(case: Case, machine: Machine) -> float:
-    """Of reading and decoding all images once, by one process, by the machine's rates."""
-    pixels_per_second = machine.views_per_second * _PIXELS_OF_A_VIEW
-    return case.image_count * max(
-        (case.image_pixels + _PIXELS_OF_A_FILE) / pixels_per_second,
-        case.image_bytes / machine.read_bytes_per_second,
-    )
+def vector_dim(run: PlannedRun, method: Contrastive) -> int:
+    """Length of the vectors that are compared; the method is on the meta device."""
+    head, views = run.config.head, run.config.views
+    if head.layers:
+        return head.output_features
+    with torch.device("meta"):
+        channels, side = run.config.images.channels, views.side_pixels
+        features = count_features(method.encoder, channels=channels, side_pixels=side)
+    return output_dim(head, features)
 
 
 @lru_cache(maxsize=64)
-def _counted(config: RunConfig, images: int, looked: int) -> tuple[Passes, int]:
-    """Passes of a step, and bytes of a pass that looks: the same however many processes there are.
+def _counted(config: RunConfig, images: int, probed: int) -> tuple[NetworkCost, int]:
+    """A step, and bytes of an evaluation: the same however many processes there are.
 
     Counted once, as plans for many machines and processes are often asked for together.
     """
-    method = build_on_meta(config, 1)
-    return count_passes(config, method, images), count_looking(config, method, looked)
+    return count_networks(config, images), evaluation_peak(config, probed)
 
 
-def _of_one_process(case: Case, machine: Machine) -> RunConfig:
-    """The config of a run whose batch is one process's share, with what a count does not read."""
-    plain, given = RunConfig(), case.config.training
-    away = given.offload_activations and not machine.is_one_memory
-    training = replace(given, batch_size=case.images, epochs=1, offload_activations=away)
+def _counted_config(run: PlannedRun, machine: Machine) -> RunConfig:
+    """The config with a process's share as its batch, and without what a count does not read."""
+    plain, config = RunConfig(), run.of_one_process().config
+    away = config.training.offload_activations and not machine.is_one_memory
+    training = replace(config.training, epochs=1, offload_activations=away)
     return replace(
-        case.config, training=training, checkpoint=plain.checkpoint, optimizer=plain.optimizer
+        config, training=training, checkpoint=plain.checkpoint, optimizer=plain.optimizer
     )
 
 
-def _own_seconds(
-    case: Case, method: Contrastive, passes: Passes, cost: LookUpCost, machine: Machine
+def _rated_seconds(
+    run: PlannedRun,
+    method: Contrastive,
+    networks: NetworkCost,
+    logits: LogitsCost,
+    machine: Machine,
 ) -> dict[str, float]:
     """Seconds of what one process does by itself, by the machine's rates."""
-    precision = case.config.training.precision
+    precision = run.config.training.precision
     weights = float(sum(parameter.nbytes for _, parameter in trainable(method)))
-    moves = _OPTIMIZER_MOVES[case.config.optimizer.kind] * weights
-    if method.momentum_encoder is not None:
-        moves += _TWIN_MOVES * weights
-    if precision == "fp16":
-        moves += _UNSCALE_MOVES * weights
-    values = case.images * case.view_values / case.config.images.channels
-    first_keys = case.first_key_views * passes.forward_flops / case.query_views
-    return {
+    moves = _OPTIMIZER_MOVES[run.config.optimizer.kind]
+    moves += _MOMENTUM_MOVES * (method.momentum_encoder is not None)
+    moves += _UNSCALE_MOVES * (precision == "fp16")
+    values = run.images * run.view_values / run.config.images.channels
+    read = 0.0 if run.kept_bytes else run.image_bytes * run.images
+    first_keys = run.first_key_views * networks.forward_flops / run.query_views
+    seconds = {
         "reads and views": max(
-            values / _PIXELS / machine.views_per_second,
-            (0.0 if kept_bytes(case) else case.image_bytes * case.images)
-            / machine.read_bytes_per_second,
+            values / _PIXELS / machine.views_per_second, read / machine.read_bytes_per_second
         ),
-        "networks": (passes.flops + first_keys) / machine.sustained(precision),
-        "look-up": cost.flops / machine.flops_per_second,
-        "optimizer and momentum encoder": moves / machine.memory_bytes_per_second,
+        "networks": (networks.flops + first_keys) / machine.sustained(precision),
+        "logits": logits.flops / machine.flops_per_second,
+        "optimizer and momentum encoder": moves * weights / machine.memory_bytes_per_second,
         "the rest": machine.spent_seconds,
-        **_away_seconds(case, passes, machine),
     }
-
-
-def _away_seconds(case: Case, passes: Passes, machine: Machine) -> dict[str, float]:
-    """Of saved activations on their way to main memory and back; nothing is computed meanwhile."""
-    travelled = 2 * passes.away_bytes * case.chunks
-    return {"offloading": travelled / machine.link_bytes_per_second} if travelled else {}
-
-
-def _with_views_ahead(plan: Plan) -> Plan:
-    """On an accelerator the next views are made meanwhile: only what is longer counts."""
-    seconds = dict(plan.seconds)
-    views = seconds.pop("reads and views")
-    waited = max(0.0, views - sum(seconds.values()))
-    return replace(plan, seconds={"waiting for views": waited, **seconds})
-
-
-def _dim(case: Case, method: Contrastive) -> int:
-    side, channels = case.config.views.side_pixels, case.config.images.channels
-    if case.config.head.layers:
-        return case.config.head.output_features
-    with torch.device("meta"):
-        features = count_features(method.encoder, channels=channels, side_pixels=side)
-    return output_dim(case.config.head, features)
+    if networks.away_bytes:  # there and back; nothing is computed meanwhile
+        travelled = 2 * networks.away_bytes * run.chunks
+        seconds["offloading"] = travelled / machine.link_bytes_per_second
+    return seconds

@@ -2,7 +2,7 @@
 
 A message is counted by the bytes that a process hands in. Of an all-reduce over n processes each
 sends 2 (n - 1) / n of these, in 2 (n - 1) turns (ring; Patarasuk and Yuan 2009); small ones go up
-and down a tree instead, 2 log2 n turns with all bytes each way. Of an all-gather a process sends
+and done a tree instead, 2 log2 n turns with all bytes each way. Of an all-gather a process sends
 (n - 1) times what it hands in, in n - 1 turns.
 """
 
@@ -19,9 +19,8 @@ from diptych.methods.contrastive import Contrastive
 from diptych.methods.sharded_bank import ShardedBank
 from diptych.models.activations import stages_of
 from diptych.models.norms import GlobalBatchNorm
-from diptych.planning.case import Case
-from diptych.planning.loss import drawn_images
 from diptych.planning.machine import Machine
+from diptych.planning.planned_run import PlannedRun
 from diptych.runtime.distributed import BUCKET_BYTES
 from diptych.runtime.stopwatch import PARTS
 from diptych.training.synchronize import local_statistics
@@ -30,9 +29,9 @@ Kind = Literal["reduce", "gather"]
 
 _FLOAT_BYTES = 4
 _INDEX_BYTES = 8
-_CHECKSUMS = (
-    7  # step, images, network, momentum encoder, dictionary, other parts, own share of a bank
-)
+_DOUBLE_BYTES = 8
+# Of step, images, network, momentum encoder, dictionary, other parts, and a share of a bank.
+_CHECKSUMS = 7
 _SIGNALS = 3  # a signal came, a checkpoint is due, one failed
 
 
@@ -67,26 +66,27 @@ class Message:
         return min(ring, tree)
 
 
-def messages(case: Case, method: Contrastive, dim: int) -> list[Message]:
+def messages(run: PlannedRun, method: Contrastive, dim: int) -> list[Message]:
     """All messages of a step; none of a single process.
 
     Args:
-        case: the run.
+        run: that is planned.
         method: as it is built, on any device.
         dim: of a vector.
     """
-    if case.processes == 1:
+    if run.processes == 1:
         return []
+    checked, logged = run.config.training.check_every_steps, run.config.probe.log_every_steps
     found = [
-        *_averages(method),
-        *_keys(case, dim),
-        *_fetched(case, method, dim),
-        *_remembered(case, dim),
-        *_shuffled(case, dim),
-        *_norms(case, method),
+        _averages(method),
+        *_keys(run, dim),
+        *_fetched(run, method, dim),
+        *_entering(run, dim),
+        *_shuffled(run, dim),
+        *_norms(run, method),
         Message("signals", "reduce", _SIGNALS * _INDEX_BYTES),
-        _check(case),
-        _times(case),
+        Message("checksums", "gather", _CHECKSUMS * _INDEX_BYTES / checked, 1 / checked),
+        Message("times", "gather", len(PARTS) * _INDEX_BYTES / logged, 1 / logged),
     ]
     return [one for one in found if one.bytes]
 
@@ -96,103 +96,100 @@ def network_seconds(found: Sequence[Message], processes: int, machine: Machine) 
     return sum(one.seconds(processes, machine) for one in found)
 
 
-def _averages(method: Contrastive) -> list[Message]:
+def _averages(method: Contrastive) -> Message:
     gradients = sum(parameter.nbytes for _, parameter in trainable(method))
     statistics = sum(tensor.nbytes for tensor in local_statistics(method))
-    results = 2 * _FLOAT_BYTES  # loss and accuracy
-    total = gradients + statistics + results
-    return [Message("gradients", "reduce", total, -(-total // BUCKET_BYTES))]
+    # Loss and accuracy; and in double precision what they are at chance, and the candidates.
+    total = gradients + statistics + 2 * _FLOAT_BYTES + 3 * _DOUBLE_BYTES
+    return Message("gradients", "reduce", total, -(-total // BUCKET_BYTES))
 
 
-def _keys(case: Case, dim: int) -> list[Message]:
+def _keys(run: PlannedRun, dim: int) -> list[Message]:
     """Vectors that the queries of all meet, and the way back of their gradients."""
-    if case.config.method.dictionary.kind != "batch":
+    if run.dictionary != "batch":
         return []
-    calls = 1 if case.queries_are_keys else case.query_views
-    rows = (case.query_views if case.queries_are_keys else 1) * case.images
-    own = calls * rows * dim * _FLOAT_BYTES
-    ids = case.looks_up_many or case.config.images.group_by is not None
-    found = [Message("keys", "gather", own, calls)]
-    if ids:
-        found.append(Message("groups of images", "gather", case.images * _INDEX_BYTES * calls))
-    if case.keys_learn:  # the sum over processes of the gradient to the keys of all
-        found.append(Message("gradients of keys", "reduce", own * case.processes, calls))
+    calls = 1 if run.queries_are_keys else run.query_views
+    rows = (run.query_views if run.queries_are_keys else 1) * run.images
+    handed = calls * rows * dim * _FLOAT_BYTES
+    found = [Message("keys", "gather", handed, calls)]
+    if run.many_positives or run.config.images.group_by is not None:
+        found.append(Message("groups of images", "gather", run.images * _INDEX_BYTES * calls))
+    if run.keys_learn:  # the sum over processes of the gradient to the keys of all
+        found.append(Message("gradients of keys", "reduce", handed * run.processes, calls))
     return found
 
 
-def _fetched(case: Case, method: Contrastive, dim: int) -> list[Message]:
+def _fetched(run: PlannedRun, method: Contrastive, dim: int) -> list[Message]:
     """Of a bank in shares, for each comparison: whose keys are wanted, and these, padded."""
     bank = method.dictionary
     if not isinstance(bank, ShardedBank):
         return []
-    calls = case.query_views
-    rows = largest_share(case)
+    calls = run.query_views
+    indices = calls * run.images * _INDEX_BYTES
+    keys = calls * largest_share(run) * dim * bank.keys.element_size()
     return [
-        Message(
-            "images whose keys are wanted", "gather", calls * case.images * _INDEX_BYTES, calls
-        ),
-        Message("fetched keys", "gather", calls * rows * dim * bank.keys.element_size(), calls),
+        Message("images whose keys are wanted", "gather", indices, calls),
+        Message("fetched keys", "gather", keys, calls),
     ]
 
 
-def largest_share(case: Case) -> float:
+def largest_share(run: PlannedRun) -> float:
     """Rows that a process hands in for a comparison: as many as the one that has most of them.
 
     The batch's images and the drawn ones are random samples of all images without repetition. The
     mean of the largest of n shares, by Blom's normal scores (1958), half a row for rounding not
     counted.
     """
-    n, images = case.processes, case.image_count
-    wanted = (case.config.training.batch_size, drawn_images(case))
+    n, images = run.processes, run.image_count
+    wanted = (run.config.training.batch_size, run.drawn_images)
     mean = sum(wanted) / n
     variance = sum(one / n * max(0.0, 1 - one / images) for one in wanted)
     return mean + NormalDist().inv_cdf((n - 0.375) / (n + 0.25)) * math.sqrt(variance)
 
 
-def _remembered(case: Case, dim: int) -> list[Message]:
+def _entering(run: PlannedRun, dim: int) -> list[Message]:
     """Keys that enter the dictionary, and the images they are of."""
-    kind = case.config.method.dictionary.kind
-    if kind == "batch":
+    if run.dictionary == "batch":
         return []
-    rows = case.images * (1 if kind == "bank" else case.key_views)
+    rows = run.images * (run.key_views or 1)
     return [
-        Message("remembered keys", "gather", rows * dim * _FLOAT_BYTES),
-        Message("remembered images", "gather", case.images * _INDEX_BYTES),
+        Message("entering keys", "gather", rows * dim * _FLOAT_BYTES),
+        Message("entering images", "gather", run.images * _INDEX_BYTES),
     ]
 
 
-def _shuffled(case: Case, dim: int) -> list[Message]:
+def _shuffled(run: PlannedRun, dim: int) -> list[Message]:
     """Whole views that are encoded elsewhere, and the vectors that come back."""
-    if case.config.norm.kind != "shuffle":
+    number = run.shuffled_views
+    if not number:
         return []
-    number = case.query_views - 1 if case.queries_are_keys else case.key_views
-    config = case.config
+    config = run.config
     view = config.images.channels * config.views.side_pixels**2
-    vectors = number * case.images * dim * _FLOAT_BYTES
+    vectors = number * run.images * dim * _FLOAT_BYTES
     found = [
-        Message("shuffled views", "gather", number * case.images * view * _FLOAT_BYTES, number),
+        Message("shuffled views", "gather", number * run.images * view * _FLOAT_BYTES, number),
         Message("shuffled keys", "gather", vectors, number),
     ]
-    if case.queries_are_keys or case.keys_learn:
-        back = vectors * case.processes
+    if run.queries_are_keys or run.keys_learn:
+        back = vectors * run.processes
         found.append(Message("gradients of shuffled keys", "reduce", back, number))
     return found
 
 
-def _norms(case: Case, method: Contrastive) -> list[Message]:
+def _norms(run: PlannedRun, method: Contrastive) -> list[Message]:
     """Statistics of each global norm in each pass: 2 x channels and a count; back 2 x channels.
 
     Stages that are computed again exchange theirs again.
     """
-    sizes = 1 + (case.config.views.small_views > 0)
-    learning, again = sizes * case.chunks, sizes * case.chunks if case.chunks > 1 else 0
-    of_keys = case.chunks if case.key_views else 0
+    sizes = 1 + (run.config.views.small_views > 0)
+    learning, again = sizes * run.chunks, sizes * run.chunks if run.chunks > 1 else 0
+    of_keys = run.chunks if run.key_views else 0
     query, predictor = _channels(method.network), _channels(method.predictor)
     key = _channels(method.network if method.momentum_encoder is None else method.momentum_encoder)
     passes = [(query, learning + again, learning), (predictor, learning + again, learning)]
-    backward = of_keys if case.keys_learn else 0
-    passes.append((key, of_keys * (2 if case.chunks > 1 and case.keys_learn else 1), backward))
-    if case.config.training.recompute == "stages":
+    backward = of_keys if run.keys_learn else 0
+    passes.append((key, of_keys * (2 if run.chunks > 1 and run.keys_learn else 1), backward))
+    if run.config.training.recompute == "stages":
         passes.append((_channels(*stages_of(method.encoder)), learning + backward, 0))
     forward = sum(count * sum(2 * c + 1 for c in channels) for channels, count, _ in passes)
     back = sum(count * 2 * sum(channels) for channels, _, count in passes)
@@ -207,14 +204,3 @@ def _norms(case: Case, method: Contrastive) -> list[Message]:
 def _channels(*networks: nn.Module | None) -> list[int]:
     norms = [norm for network in networks if network is not None for norm in network.modules()]
     return [norm.num_features for norm in norms if isinstance(norm, GlobalBatchNorm)]
-
-
-def _check(case: Case) -> Message:
-    every = case.config.training.check_every_steps
-    return Message("checksums", "gather", _CHECKSUMS * _INDEX_BYTES / every, 1 / every)
-
-
-def _times(case: Case) -> Message:
-    """Of the parts of a step, for a line of metrics."""
-    every = case.config.probe.log_every_steps
-    return Message("times", "gather", len(PARTS) * _INDEX_BYTES / every, 1 / every)

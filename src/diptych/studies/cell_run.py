@@ -206,7 +206,8 @@ def _linear(run: TrainedRun) -> dict[str, float]:
 
 
 def _leak(run: TrainedRun) -> dict[str, float]:
-    found = check_leak(run.folder.path, threads=run.images.runtime.threads)
+    runtime = run.images.runtime
+    found = check_leak(run.folder.path, device=runtime.device, threads=runtime.threads)
     return {"leak": 0.0 if found is None else found.leak_accuracy}
 
 

@@ -124,8 +124,8 @@ def build_detector(
 def build_backbone(encoder: nn.Module, config: DetectionConfig) -> PyramidBackbone:
     """The encoder with a feature pyramid and the norm that the config asks for.
 
-    With trained norms the pyramid's convolutions are normalised too, which keeps new layers in
-    step with pretrained ones (MoCo, section 4.2); with frozen ones they have a bias instead.
+    With trained norms the pyramid's convolutions are normalised too, which keeps new layers at
+    the scale of pretrained ones (MoCo, section 4.2); with frozen ones they have a bias instead.
     """
     body = ResNetStages(encoder.requires_grad_(True))
     widths = _widths(body)

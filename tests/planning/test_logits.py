@@ -1,4 +1,4 @@
-"""Operations and bytes of looking keys up against those that a real look-up makes."""
+"""Operations and bytes of the logits against those that a real comparison makes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,9 +21,8 @@ from diptych.config.sections import (
 from diptych.methods import logits
 from diptych.methods.contrastive import build_contrastive
 from diptych.methods.dictionaries import ImageBank, KeyQueue
-from diptych.planning.case import Case
-from diptych.planning.counted import LiveBytes
-from diptych.planning.loss import look_up_cost
+from diptych.planning.compute import Counter, logits_cost
+from diptych.planning.planned_run import PlannedRun
 from diptych.views.batches import Batch
 
 IMAGES, DIM, TILE = 24, 8, 10
@@ -51,7 +50,7 @@ METHODS = {
 
 
 class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts 2 m n k for every product of matrices, in place or not."""
+    """Counts 2 m n k for every product of matrices, in place or not; torch's formulae miss some."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -71,64 +70,66 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def case_of(method: MethodConfig) -> Case:
+def run_of(method: MethodConfig) -> PlannedRun:
     config = RunConfig(
         encoder=EncoderConfig(width=4, stage_blocks=(1,)),
         head=HeadConfig(hidden_features=4, output_features=DIM),
         method=method,
         training=TrainingConfig(batch_size=IMAGES),
     )
-    return Case(config, image_count=200)
+    return PlannedRun(config, image_count=200)
 
 
-def compared(case: Case, counter: Any) -> None:
+def compared(run: PlannedRun, counter: Any) -> None:
     """A real comparison, forward and backward, under a counter."""
-    method = build_contrastive(case.config, image_count=case.image_count)
+    method = build_contrastive(run.config, image_count=run.image_count)
     dictionary = method.dictionary
     if isinstance(dictionary, KeyQueue):
         dictionary.enqueue(torch.randn(len(dictionary.keys), DIM))
     if isinstance(dictionary, ImageBank):
         dictionary.update(torch.randn(200, DIM), torch.arange(200))
     indices = torch.arange(IMAGES)
-    views = (torch.empty(0),) * case.config.method.views
+    views = (torch.empty(0),) * run.config.method.views
     batch = Batch(views, indices, step=0, labels=indices % 3)
-    queries = torch.randn(case.query_views, IMAGES, DIM, requires_grad=True)
+    queries = torch.randn(run.query_views, IMAGES, DIM, requires_grad=True)
     keys = None
-    if case.key_views:
-        keys = torch.randn(case.key_views, IMAGES, DIM, requires_grad=case.keys_learn)
+    if run.key_views:
+        keys = torch.randn(run.key_views, IMAGES, DIM, requires_grad=run.keys_learn)
     with counter:
         torch.autograd.backward(method.contrast(queries, keys, batch).loss)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_operations_are_those_of_a_real_look_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_are_those_of_a_real_comparison(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(logits, "CPU_TILE", TILE)
-    case, counter = case_of(METHODS[name]), Products()
-    compared(case, counter)
-    assert look_up_cost(case, DIM, tile=TILE).flops == counter.flops
+    run, counter = run_of(METHODS[name]), Products()
+    compared(run, counter)
+    assert logits_cost(run, DIM, tile=TILE).flops == counter.flops
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_bytes_are_close_to_those_of_a_real_look_up(
+def test_bytes_are_close_to_those_of_a_real_comparison(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At sizes where matrices of scores, or tiles and keys, are nearly all there is."""
     monkeypatch.setattr(logits, "CPU_TILE", 64)
-    case = case_of(METHODS[name])
-    kind = case.config.method.dictionary.kind
+    run = run_of(METHODS[name])
+    kind = run.config.method.dictionary.kind
     if kind != "batch":
-        dictionary = replace(case.config.method.dictionary, queue_size=150, bank_negatives=150)
-        method = replace(case.config.method, dictionary=dictionary)
-        case = replace(case, config=replace(case.config, method=method))
-    live = LiveBytes()
-    compared(case, live)
-    planned = look_up_cost(case, DIM, tile=64).bytes
+        dictionary = replace(run.config.method.dictionary, queue_size=150, bank_negatives=150)
+        method = replace(run.config.method, dictionary=dictionary)
+        run = replace(run, config=replace(run.config, method=method))
+    live = Counter()
+    compared(run, live)
+    planned = logits_cost(run, DIM, tile=64).bytes
     assert 0.5 < planned / live.peak < 2.0, (planned, live.peak)
 
 
 def test_more_processes_ask_less_and_meet_as_many() -> None:
-    case = case_of(METHODS["simclr"])
-    one, four = (look_up_cost(replace(case, processes=n), DIM, tile=TILE) for n in (1, 4))
+    run = run_of(METHODS["simclr"])
+    one, four = (logits_cost(replace(run, processes=n), DIM, tile=TILE) for n in (1, 4))
     assert (one.queries, one.keys) == (2 * IMAGES, 2 * IMAGES)
     assert (four.queries, four.keys) == (2 * IMAGES // 4, 2 * IMAGES)
     assert four.flops == 4 * 2 * DIM * four.queries * four.keys
@@ -136,9 +137,9 @@ def test_more_processes_ask_less_and_meet_as_many() -> None:
 
 def test_tiles_bound_the_memory_of_a_large_batch() -> None:
     def bytes_of(batch: int) -> int:
-        case = case_of(METHODS["simclr"])
-        training = replace(case.config.training, batch_size=batch)
-        large = replace(case, config=replace(case.config, training=training))
-        return look_up_cost(large, 128, tile=2048).bytes
+        run = run_of(METHODS["simclr"])
+        training = replace(run.config.training, batch_size=batch)
+        large = replace(run, config=replace(run.config, training=training))
+        return logits_cost(large, 128, tile=2048).bytes
 
     assert bytes_of(2**20) / bytes_of(2**17) == pytest.approx(8, rel=0.1)  # rows, not pairs

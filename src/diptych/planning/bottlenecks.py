@@ -1,0 +1,249 @@
+"""Which part of a run breaks first on a machine, and what the settings should be there."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from diptych.planning.memory import AWAY, COPY
+from diptych.planning.plan import Plan
+
+_UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
+_WASTEFUL: Final = 0.25  # of a step
+_LIGHTER: Final = {
+    "libraries": "Run on a machine with more of it.",
+    "list of images": (
+        "Each process knows name, size and place of every image. Train on a part of them "
+        "(--images.limit), on fewer processes a machine, or in turns on several parts."
+    ),
+    "decoded images": "Keep fewer of them: --images.cache-megabytes, or --images.cache file.",
+    "views made ahead": "Use a smaller --batch-size, or more processes.",
+    COPY: (
+        "The first process holds a copy of the whole state, the keys of a bank among it. "
+        "Give it more memory; a queue (--recipe moco_v2) does not grow with the images."
+    ),
+    AWAY: "Leave out --training.offload-activations; --training.recompute stages saves memory too.",
+}
+_FEWER_KEYS: Final = (
+    "Use a queue, whose keys travel once and without gradients, or fewer processes."
+)
+_QUIETER: Final = {  # by how the longest message begins
+    "shuffled": (
+        "Shuffling hands every view to every process. Use a norm that needs none: "
+        "--norm.kind layer or group, or sync where messages are quick."
+    ),
+    "norms": (
+        "Each norm waits for all processes twice in a step. Use --norm.kind split (groups "
+        "within a process), layer or group."
+    ),
+    "fetched": (
+        "Each comparison fetches keys from the others: draw fewer "
+        "(--method.dictionary.bank-negatives), or hold the bank whole if it fits "
+        "(--method.dictionary.bank-placement replicated)."
+    ),
+    "keys": _FEWER_KEYS,
+    "gradients of": _FEWER_KEYS,
+    "images whose keys": _FEWER_KEYS,
+    "": "Give each process more images (a larger --batch-size), or use fewer processes.",
+}
+_FEW_IMAGES: Final = 16  # on an accelerator: kernels are then shorter than their launch
+_PAUSED: Final = 0.05  # of the time, for checkpoints
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A part of a run against what there is of it.
+
+    Attributes:
+        part: in words.
+        load: what it needs over what there is, or over what is tolerable; above 1 it breaks.
+        found: figures, in words.
+        cure: what to change where it breaks.
+        stops: whether a run that is above it ends, instead of becoming slow.
+    """
+
+    part: str
+    load: float
+    found: str
+    cure: str
+    stops: bool = False
+
+    @property
+    def breaks(self) -> bool:
+        """Whether it is above what there is."""
+        return self.load > 1
+
+
+def limits(plan: Plan) -> list[Limit]:
+    """Every limit of a plan: first those that end a run, then by their load."""
+    found = [
+        _device_memory(plan),
+        _main_memory(plan),
+        _logits(plan),
+        _views(plan),
+        _reads(plan),
+        _opening(plan),
+        _checkpoints(plan),
+    ]
+    if plan.run.processes > 1:
+        found.append(_network(plan))
+        if not plan.machine.is_one_memory:
+            words = f"{plan.run.images} images for each process in a step"
+            cure = "Use fewer processes or a larger --batch-size, with its learning rate."
+            found.append(Limit("images to share", _FEW_IMAGES / plan.run.images, words, cure))
+    return sorted(found, key=lambda one: (not (one.stops and one.breaks), -one.load))
+
+
+def advice(plan: Plan) -> list[str]:
+    """What breaks, first things first, with what to do; or what is closest to it."""
+    every = limits(plan)
+    broken = [one for one in every if one.breaks]
+    if not broken:
+        return [f"Nothing breaks. Closest to its limit: {every[0].part} ({every[0].found})."]
+    starts = ["Breaks first", *["Then"] * (len(broken) - 1)]
+    return [
+        f"{start}: {one.part} ({one.found}). {one.cure}"
+        for start, one in zip(starts, broken, strict=True)
+    ]
+
+
+def _device_memory(plan: Plan) -> Limit:
+    """Of a queue or a bank where that is most of it."""
+    memory, there, kind = plan.memory, plan.machine.memory_bytes, plan.run.dictionary
+    shared = memory.main if plan.machine.is_one_memory else 0.0
+    held = memory.device + shared
+    keys = memory.lasting.get(kind, 0.0)
+    if keys > held / 2:
+        cure = "Use a shorter queue." if kind == "queue" else _smaller_bank(plan)
+        words = f"{bytes_text(keys)} of {bytes_text(there)}"
+        return Limit(f"memory of the {kind}", held / there, words, cure, stops=True)
+    cure = "Use a smaller network, or a device with more memory."
+    activations = plan.networks.peak_bytes * (1 + plan.machine.heap_share)
+    libraries = plan.machine.base_bytes if shared else 0.0
+    if activations > (held - libraries) / 2:
+        encoded = plan.run.images // plan.run.chunks
+        fitting = int((there - (held - activations)) / (activations / encoded))
+        cure = "Not even two images fit: use a smaller network or smaller views."
+        if fitting >= 2:
+            chunk = 2 ** (fitting.bit_length() - 1)
+            cure = (
+                f"Most of it is activations: --training.chunk-size {chunk} encodes in parts with "
+                "the same loss."
+            )
+        if plan.run.config.training.recompute != "stages":
+            cure += " --training.recompute stages keeps fewer, for a forward pass more."
+    words = f"{bytes_text(held)} of {bytes_text(there)} in '{memory.fullest}'"
+    return Limit("memory of the device", held / there, words, cure, stops=True)
+
+
+def _smaller_bank(plan: Plan) -> str:
+    """What makes the share of a process smaller, the largest gain first."""
+    dictionary, processes = plan.run.config.method.dictionary, plan.run.processes
+    share = "equal shares on several processes"
+    if processes > 1:
+        share = f"an equal share on each of {processes} processes"
+    cures = [f"--method.dictionary.bank-placement sharded keeps {share}."]
+    if plan.run.bank_is_sharded:
+        cures = ["More processes hold smaller shares."]
+    if dictionary.bank_precision == "fp32":
+        cures.append("--method.dictionary.bank-precision fp16 halves the keys.")
+    cures.append("A queue (--recipe moco_v2) does not grow with the images.")
+    return " ".join(cures)
+
+
+def _main_memory(plan: Plan) -> Limit:
+    there, host = plan.machine.host_bytes or plan.machine.memory_bytes, plan.memory.host
+    largest = max(host, key=lambda name: host[name])
+    words = (
+        f"{bytes_text(plan.memory.main)} of {bytes_text(there)}, "
+        f"of which {largest} {bytes_text(host[largest])}"
+    )
+    return Limit("main memory", plan.memory.main / there, words, _LIGHTER[largest], stops=True)
+
+
+def _network(plan: Plan) -> Limit:
+    share = plan.seconds["network"] / plan.step_seconds
+    longest = max(plan.messages, key=lambda one: one.seconds(plan.run.processes, plan.machine)).what
+    cures = (cure for start, cure in _QUIETER.items() if longest.startswith(start))
+    words = f"{share:.0%} of a step, most of it {longest}"
+    return Limit("network", share / _WASTEFUL, words, next(cures))
+
+
+def _logits(plan: Plan) -> Limit:
+    cost = plan.logits
+    share = plan.seconds["logits"] / plan.step_seconds
+    words = f"{cost.queries:,} queries x {cost.keys:,} keys, {share:.0%} of a step"
+    cure = "Each query meets every key: take fewer (a queue of a fixed size, a smaller batch)."
+    if plan.run.full_logits:
+        cure = "This loss holds all logits at once; info_nce and decoupled need only tiles."
+    load = max(share / _WASTEFUL, cost.bytes / plan.machine.memory_bytes)
+    return Limit("logits of queries with keys", load, words, cure)
+
+
+def _views(plan: Plan) -> Limit:
+    waited = plan.seconds.get("waiting for views", plan.seconds.get("reads and views", 0.0))
+    share = waited / plan.step_seconds
+    cure = (
+        "Give each process more cores, store images at the size that is trained on, or make views "
+        "on the device (--views.applier device)."
+    )
+    return Limit("making views", share / _WASTEFUL, f"{share:.0%} of a step", cure)
+
+
+def _reads(plan: Plan) -> Limit:
+    rate = plan.storage.read_per_step / plan.step_seconds
+    whole = rate * plan.run.processes
+    words = f"{rate / 1e6:,.0f} MB/s a process, {whole / 1e9:,.1f} GB/s together"
+    cure = "Store smaller images, in tar shards on local disks or on more servers."
+    return Limit("reads", rate / plan.machine.read_bytes_per_second, words, cure)
+
+
+def _opening(plan: Plan) -> Limit:
+    opening, training = plan.opening, max(plan.days * 86400, plan.step_seconds)
+    words = (
+        f"{time_text(opening.first_seconds)} the first time on a machine, "
+        f"{time_text(opening.again_seconds)} later, to {time_text(training)} of training"
+    )
+    cure = (
+        "One process of a machine decodes every image once, and the others wait: store smaller "
+        "images, give it more cores, or train on a part of them (--images.limit). What it finds is "
+        "kept in --images.cache-folder; `diptych views` makes it beforehand."
+    )
+    return Limit("opening the images", opening.first_seconds / training / _WASTEFUL, words, cure)
+
+
+def _checkpoints(plan: Plan) -> Limit:
+    share, config = plan.checkpoint_seconds / plan.step_seconds, plan.run.config.checkpoint
+    words = (
+        f"{bytes_text(plan.storage.checkpoint)} every {config.every_seconds:.0f} s, "
+        f"{plan.writing_seconds:.0f} s to write, {share:.1%} of the time"
+    )
+    cure = "Save less often (--checkpoint.every-seconds)."
+    late = plan.writing_seconds / config.every_seconds if config.every_seconds else 0.0
+    if not config.asynchronous:
+        late, cure = 0.0, f"Write beside training (--checkpoint.asynchronous). {cure}"
+    return Limit("checkpoints", max(share / _PAUSED, late), words, cure)
+
+
+def bytes_text(size: float) -> str:
+    """Bytes in the unit that suits them.
+
+    Example:
+        >>> bytes_text(2_500_000)
+        '2.5 MB'
+    """
+    power = 0
+    while size >= 1000 and power < len(_UNITS) - 1:
+        size, power = size / 1000, power + 1
+    return f"{size:,.0f} B" if not power else f"{size:,.1f} {_UNITS[power]}"
+
+
+def time_text(seconds: float) -> str:
+    """Seconds in the unit that suits them.
+
+    Example:
+        >>> time_text(0.0123), time_text(200), time_text(1e6)
+        ('12.3 ms', '3.3 minutes', '11.6 days')
+    """
+    for size, unit in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "s")):
+        if seconds >= size * (1.0 if unit == "s" else 2.0):
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds * 1e3:,.1f} ms"

@@ -1,0 +1,236 @@
+"""What is planned: a run's settings, how many images of what size, on how many processes."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from diptych.config.sections import ImagesConfig, RunConfig
+from diptych.errors import ConfigError
+from diptych.images.collection import ImageSet
+from diptych.images.open import open_images
+from diptych.methods.losses import find_loss
+from diptych.planning.machine import Machine
+from diptych.resolve import Layers, layers_of, overlay_all, resolve
+from diptych.runtime.device import available_threads
+
+_SAMPLED: Final = 256  # images that tell of the sizes of all
+_SIDE: Final = 430  # ImageNet's images have some 500 x 375 pixels
+_BYTES_PER_PIXEL: Final = 0.6  # 110 kB of 500 x 375 pixels
+_NO_PATH: Final = "images"  # stands for a path where none is given
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run before it starts.
+
+    Attributes:
+        config: of the run, resolved.
+        image_count: images to learn from.
+        processes: that share each batch, one device each.
+        image_pixels: height times width of an image as it is stored.
+        image_bytes: of an encoded image.
+    """
+
+    config: RunConfig
+    image_count: int
+    processes: int = 1
+    image_pixels: float = 500.0 * 375.0
+    image_bytes: float = 110e3
+
+    @property
+    def images(self) -> int:
+        """Of one process in a step."""
+        return self.config.training.batch_size // self.processes
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return self.config.training.epochs * (self.image_count // self.config.training.batch_size)
+
+    @property
+    def chunks(self) -> int:
+        """Parts that a process encodes one after the other."""
+        chunk = self.config.training.chunk_size
+        return 1 if chunk is None or chunk >= self.images else self.images // chunk
+
+    @property
+    def dictionary(self) -> str:
+        """Its kind: batch, queue or bank."""
+        return self.config.method.dictionary.kind
+
+    @property
+    def queries_are_keys(self) -> bool:
+        """Whether every view of a batch is once the query and else a key."""
+        both, kind = self.config.method.dictionary.both_views, self.config.method.key_encoder.kind
+        return self.dictionary == "batch" and both and kind == "shared"
+
+    @property
+    def many_positives(self) -> bool:
+        """Whether a query may have several positive keys in the batch."""
+        more = self.config.method.views + self.config.views.small_views > 2
+        return self.queries_are_keys and (
+            more or find_loss(self.config.method.loss.kind).needs_labels
+        )
+
+    @property
+    def full_logits(self) -> bool:
+        """Whether the loss holds all logits at once; other losses sum them up in tiles."""
+        return find_loss(self.config.method.loss.kind).needs_all_logits
+
+    @property
+    def query_views(self) -> int:
+        """Views of an image that are queries."""
+        method, small = self.config.method, self.config.views.small_views
+        return (method.views if self.queries_are_keys else 1 + method.symmetric) + small
+
+    @property
+    def key_views(self) -> int:
+        """Views of an image that are encoded as keys apart from the queries."""
+        if self.queries_are_keys or self.dictionary == "bank":
+            return 0
+        return 1 + self.config.method.symmetric
+
+    @property
+    def first_key_views(self) -> float:
+        """Views of an image that are encoded, on the mean of all steps, as a bank's first keys.
+
+        In the first epoch it holds none of the batch's own, and each image needs a fresh one.
+        """
+        if self.dictionary != "bank":
+            return 0.0
+        return (1 + self.config.method.symmetric) / self.config.training.epochs
+
+    @property
+    def keys_learn(self) -> bool:
+        """Whether gradients flow to keys."""
+        return self.dictionary == "batch" and self.config.method.key_encoder.kind == "shared"
+
+    @property
+    def shuffled_views(self) -> int:
+        """Views of an image that are encoded in another order than they come in."""
+        if self.config.norm.kind != "shuffle":
+            return 0
+        return self.query_views - 1 if self.queries_are_keys else self.key_views
+
+    @property
+    def drawn_images(self) -> int:
+        """Images whose keys are drawn from a full bank: one more than the negatives, if it can."""
+        return min(self.config.method.dictionary.bank_negatives + 1, self.image_count)
+
+    @property
+    def bank_is_sharded(self) -> bool:
+        """Whether each process holds a share of a bank only."""
+        sharded = self.config.method.dictionary.bank_placement == "sharded"
+        return self.dictionary == "bank" and sharded
+
+    @property
+    def view_values(self) -> int:
+        """Numbers in all views of one image."""
+        views = self.config.views
+        full = self.config.method.views * views.side_pixels**2
+        return self.config.images.channels * (full + views.small_views * views.small_side**2)
+
+    @property
+    def kept_bytes(self) -> float:
+        """Of decoded images that stay in memory; 0 where they need more than is allowed."""
+        images = self.config.images
+        needed = self.image_count * self.image_pixels * images.channels * (images.bits // 8)
+        fits = needed <= images.cache_megabytes * 2**20 and images.cache in ("auto", "memory")
+        return needed if fits else 0.0
+
+    def of_one_process(self) -> "PlannedRun":
+        """A run of a single process whose batch is the share of one of this run's."""
+        training = replace(self.config.training, batch_size=self.images)
+        return replace(self, processes=1, config=replace(self.config, training=training))
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What is asked for beside the settings of the run.
+
+    Attributes:
+        machine: what each process runs on.
+        processes: that share each batch.
+        images_count: None for those at the path.
+        image_side: of an image as it is stored, in pixels; None for what is found or usual.
+        image_kilobytes: of an encoded image; None for what is usual.
+        measure: parts of a step on this machine.
+        processes_here: that will share this machine.
+    """
+
+    machine: Machine
+    processes: int = 1
+    images_count: int | None = None
+    image_side: int | None = None
+    image_kilobytes: float | None = None
+    measure: bool = False
+    processes_here: int = 1
+
+
+def resolve_run(
+    request: PlanRequest, settings: Mapping[str, Any], config_file: Path | None = None
+) -> tuple[PlannedRun, ImageSet | None]:
+    """The run that is asked for, and its images, or some of them, where a path is given.
+
+    Args:
+        request: the machine, and the images.
+        settings: of the run, as nested tables.
+        config_file: TOML whose settings the former override.
+
+    Raises:
+        ConfigError: neither a path nor a number of images is given, or settings do not fit.
+    """
+    if request.processes < 1:
+        raise ConfigError(f"--processes must be 1 or more; got {request.processes}.")
+    layers = layers_of(settings, config_file)
+    given = overlay_all(RunConfig(images=ImagesConfig(path=_NO_PATH)), layers).images
+    images, on_cpu = None, request.machine.is_one_memory
+    if given.path != _NO_PATH:
+        images = _open(given, request.images_count)
+        count = len(images) if request.images_count is None else request.images_count
+        pixels = float((images.heights * images.widths).mean())
+        side, channels = images.median_side_pixels, images.channels
+    elif request.images_count is not None:
+        count, side = request.images_count, request.image_side or _SIDE
+        pixels = float(side**2)
+        channels = given.raw_channels or (1 if given.color == "gray" else 3)
+    else:
+        raise ConfigError(
+            "no images: give a path, or their number by --images-count, and their size by "
+            "--image-side and --image-kilobytes."
+        )
+    count, kilobytes = min(count, given.limit or count), request.image_kilobytes
+    config, _ = resolve(
+        _without_device(layers, on_cpu),
+        image_count=count,
+        median_side_pixels=side,
+        channels=channels,
+    )
+    run = PlannedRun(
+        replace(config, training=replace(config.training, device="cpu" if on_cpu else "cuda")),
+        count,
+        request.processes,
+        image_pixels=pixels,
+        image_bytes=pixels * _BYTES_PER_PIXEL if kilobytes is None else 1000 * kilobytes,
+    )
+    return run, images
+
+
+def _without_device(layers: Layers, on_cpu: bool) -> Layers:
+    """The layers without a device that this machine may lack; a scale where one is chosen by it."""
+    plain: Layers = [({"images": {"path": _NO_PATH}}, "the plan")]
+    for given, origin in layers:
+        training = {k: v for k, v in given.get("training", {}).items() if k != "device"}
+        plain.append(({**given, "training": training}, origin))
+    scaled = any("scale" in given for given, _ in layers)
+    return plain if scaled or on_cpu else [*plain, ({"scale": "paper"}, "the plan")]
+
+
+def _open(config: ImagesConfig, count: int | None) -> ImageSet:
+    """Opens all images, or some where their number is known."""
+    if count is not None:
+        config = replace(config, limit=min(count, config.limit or count, _SAMPLED))
+    with ThreadPoolExecutor(available_threads()) as executor:
+        return open_images(config, executor).train
