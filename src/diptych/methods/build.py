@@ -1,6 +1,6 @@
 """The methods by name, and what is known of each from a config alone, before it is built.
 
-In the place of an entry of a table, parts may be given in Python. Then ``own`` stands in the config.
+In the place of an entry of a table, parts may be given in Python; the config then says ``own``.
 """
 
 import inspect
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diptych.config.files import flatten
 from diptych.config.sections import OWN, EncoderConfig, RunConfig
@@ -163,6 +163,7 @@ def build_method(
         given["encoder"] = own_encoder(
             own.encoder, channels=config.images.channels, side_pixels=config.views.side_pixels
         )
+    state = given["encoder"].state_dict() if own.encoder is not None else None
     try:
         inspect.signature(kind.build).bind(config, collection, executor, **given)
     except TypeError as error:
@@ -178,8 +179,8 @@ def build_method(
             "the method needs labels and its MethodKind does not say so: give "
             "method=MethodKind(build, uses_labels=lambda config: True)."
         )
-    if kind is own.method:
-        _require_known_encoder(method, config, own)
+    if config.method_name != "contrastive":
+        _require_known_encoder(method, config, state)
     return method
 
 
@@ -190,15 +191,22 @@ def uses_labels(config: RunConfig, own: OwnParts = NOTHING_OWN) -> bool:
     return find_method(config, own).uses_labels(config)
 
 
-def _require_known_encoder(method: Method, config: RunConfig, own: OwnParts) -> None:
-    """Refuses an encoder that could not be loaded again by what the config says of it."""
-    if own.encoder is not None:
-        wanted, what = own.encoder, "the module given as encoder="
-    else:
+def _require_known_encoder(
+    method: Method, config: RunConfig, state: Mapping[str, Tensor] | None
+) -> None:
+    """Refuses an encoder that could not be loaded again by what the config says of it.
+
+    Args:
+        method: as it was built.
+        config: of the run.
+        state: of the encoder that was given in Python, before a method was built of it.
+    """
+    what = "the module given as encoder="
+    if state is None:
         with torch.device("meta"):
-            wanted = untrained_encoder(config)
+            state = untrained_encoder(config).state_dict()
         what = f"the network that encoder.name = {config.encoder.name!r} means"
-    found = difference(wanted.state_dict(), method.encoder.state_dict())
+    found = difference(state, method.encoder.state_dict())
     if found is not None:
         raise ConfigError(
             f"the method's encoder is not {what}, so the run could not be loaded again: {found}. "

@@ -71,14 +71,15 @@ def own_encoder(encoder: nn.Module, *, channels: int, side_pixels: int) -> nn.Mo
     """
     if not isinstance(encoder, nn.Module):
         raise ConfigError(f"encoder= must be a torch.nn.Module; got a {type(encoder).__name__}.")
+    encoder = copy.deepcopy(encoder)
+    with _blamed_on(OWN, channels, side_pixels):
+        count_features(encoder, channels=channels, side_pixels=side_pixels)  # fills lazy modules
     odd = [name for name, one in encoder.state_dict().items() if not isinstance(one, Tensor)]
     if odd:
         raise ConfigError(
             f"encoder= must have a state of tensors, as others are not saved; {odd[0]} is none."
         )
-    with _blamed_on(OWN, channels, side_pixels):
-        count_features(encoder, channels=channels, side_pixels=side_pixels)
-    return copy.deepcopy(encoder)
+    return encoder
 
 
 def count_features(encoder: nn.Module, *, channels: int, side_pixels: int) -> int:

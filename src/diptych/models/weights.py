@@ -248,14 +248,14 @@ def _own_network(
             f"{file} is of the network {config.encoder.name!r}, which diptych builds by itself; "
             "leave out encoder=."
         )
-    if (found := difference(encoder.state_dict(), weights)) is not None:
+    network = own_encoder(
+        encoder, channels=config.images.channels, side_pixels=config.views.side_pixels
+    )
+    if (found := difference(network.state_dict(), weights)) is not None:
         raise ConfigError(
             f"{file} does not fit the module given as encoder=: {found}. Give one that is built as "
             "that which was trained."
         )
-    network = own_encoder(
-        encoder, channels=config.images.channels, side_pixels=config.views.side_pixels
-    )
     return use_norm(network, config.norm).to(memory_format=torch.channels_last)
 
 

@@ -167,7 +167,8 @@ def _require_labels(images: ImageSet, config: RunConfig) -> None:
     without = np.flatnonzero(images.labels < 0)
     if len(without):
         raise ConfigError(
-            f"{what} needs a label of every image; {len(without)} of {len(images)} have none, as {images.names[int(without[0])]}: {mend}"
+            f"{what} needs a label of every image; {len(without)} of {len(images)} have none, as "
+            f"{images.names[int(without[0])]}: {mend}"
         )
 
 
