@@ -21,7 +21,14 @@ from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images, require_there
 from diptych.images.sources.handed_over import path_of
 from diptych.logging.progress import Display, Silent, Watcher
-from diptych.methods.build import NOTHING_OWN, MethodKind, OwnParts, own_settings, uses_labels
+from diptych.methods.build import (
+    NOTHING_OWN,
+    MethodKind,
+    OwnParts,
+    own_parts,
+    own_settings,
+    uses_labels,
+)
 from diptych.methods.method import Method
 from diptych.methods.objective import Loss
 from diptych.models.weights import save_encoder, save_head
@@ -92,11 +99,7 @@ def pretrain(
         "scale": scale,
     }
     flat |= {name: value for name, value in wanted.items() if value is not None}
-    own = OwnParts(
-        encoder,
-        loss if loss is None or isinstance(loss, Loss) else Loss(loss),
-        method if method is None or isinstance(method, MethodKind) else MethodKind(method),
-    )
+    own = own_parts(encoder, loss, method)
     flat |= own_settings(own, flat)
     with Display(Console(file=safe_stream(sys.stdout), quiet=quiet, markup=False)) as display:
         folder = run_pretraining(

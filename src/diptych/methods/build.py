@@ -22,6 +22,7 @@ from diptych.methods.losses import find_loss
 from diptych.methods.method import Method
 from diptych.methods.objective import Loss
 from diptych.models.encoders import own_encoder
+from diptych.models.norms import use_norm
 from diptych.models.weights import difference, untrained_encoder
 
 
@@ -75,6 +76,9 @@ METHODS: Final[Mapping[str, MethodKind]] = {
 
 NOTHING_OWN: Final = OwnParts()
 
+_ARGUMENTS: Final = {"encoder.name": "encoder", "method.loss.kind": "loss", "method.kind": "method"}
+"""What a setting that is ``own`` stands for, by its name among ``OwnParts``."""
+
 
 def find_method(config: RunConfig, own: OwnParts = NOTHING_OWN) -> MethodKind:
     """The method of a run: given in Python, or of the table.
@@ -87,8 +91,8 @@ def find_method(config: RunConfig, own: OwnParts = NOTHING_OWN) -> MethodKind:
         return own.method
     if name == OWN:
         raise ConfigError(
-            "method.kind = 'own' is a method that was given in Python; give it again: "
-            "diptych.pretrain(..., method=METHOD)."
+            "method.kind = 'own' is a method that was given in Python and is not at hand here; "
+            "diptych.pretrain takes it as method=METHOD."
         )
     if name not in METHODS:
         raise ConfigError(f"method.kind must be one of {', '.join(METHODS)}; got {name!r}.")
@@ -100,14 +104,35 @@ def has_keys(config: RunConfig) -> bool:
     return config.method_name in METHODS and METHODS[config.method_name].has_keys
 
 
+def own_parts(
+    encoder: nn.Module | None,
+    loss: Loss | Callable[..., Tensor] | None,
+    method: MethodKind | Callable[..., Method] | None,
+) -> OwnParts:
+    """Parts as a caller gives them; a function becomes a loss or a method by itself.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    for name, part, kind in (("loss", loss, Loss), ("method", method, MethodKind)):
+        if part is not None and not isinstance(part, kind) and not callable(part):
+            raise ConfigError(
+                f"{name}= must be a diptych.{kind.__name__} or a function; got {part!r}."
+            )
+    return OwnParts(
+        encoder,
+        loss if loss is None or isinstance(loss, Loss) else Loss(loss),
+        method if method is None or isinstance(method, MethodKind) else MethodKind(method),
+    )
+
+
 def own_settings(own: OwnParts, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a config says of the parts that are given in Python, by dotted names.
 
     Raises:
         ConfigError: ``settings`` name another in the place of one of them.
     """
-    given = {"encoder.name": own.encoder, "method.loss.kind": own.loss, "method.kind": own.method}
-    found = {name: OWN for name, part in given.items() if part is not None}
+    found = {name: OWN for name, part in _ARGUMENTS.items() if getattr(own, part) is not None}
     for name in found:
         if settings.get(name, OWN) != OWN:
             raise ConfigError(
@@ -123,24 +148,19 @@ def require_own_parts(config: RunConfig, own: OwnParts) -> None:
     Raises:
         ConfigError: names what was own, and says how to give it again.
     """
-    named = {
-        "encoder": (config.encoder.name, own.encoder),
-        "loss": (config.method.loss.kind, own.loss),
-        "method": (config.method.kind, own.method),
+    named = flatten(config)
+    missing = {
+        name: argument
+        for name, argument in _ARGUMENTS.items()
+        if named[name] == OWN and getattr(own, argument) is None
     }
-    missing = [part for part, (name, given) in named.items() if name == OWN and given is None]
     if missing:
-        arguments = ", ".join(f"{part}={part.upper()}" for part in missing)
+        arguments = ", ".join(f"{one}={one.upper()}" for one in missing.values())
         raise ConfigError(
-            f"the {' and the '.join(missing)} of this run {'was' if len(missing) == 1 else 'were'} "
-            "given in Python ('own' in its config), so the command line cannot go on with it. Give "
-            f"the same again: diptych.pretrain(..., {arguments}), with resume=True to go on."
+            f"{' and '.join(f'{name} = {OWN!r}' for name in missing)}: given in Python, so that "
+            f"the command line cannot build it. Use diptych.pretrain(..., {arguments}); to go on "
+            "with a run, the same as before and resume=True."
         )
-    plain = flatten(EncoderConfig(OWN, stem=config.encoder.stem))
-    useless = [name for name, value in flatten(config.encoder).items() if plain[name] != value]
-    if own.encoder is not None and useless:
-        listed = ", ".join(f"encoder.{name}" for name in useless)
-        raise ConfigError(f"{listed}: not of an encoder that is given in Python. Leave that out.")
 
 
 def build_method(
@@ -160,10 +180,8 @@ def build_method(
     kind = find_method(config, own)
     given: dict[str, Any] = {} if own.loss is None else {"loss": own.loss}
     if own.encoder is not None:
-        given["encoder"] = own_encoder(
-            own.encoder, channels=config.images.channels, side_pixels=config.views.side_pixels
-        )
-    state = given["encoder"].state_dict() if own.encoder is not None else None
+        _require_no_settings_of(config.encoder)
+        given["encoder"] = _copy_of(own.encoder, config)
     try:
         inspect.signature(kind.build).bind(config, collection, executor, **given)
     except TypeError as error:
@@ -180,7 +198,7 @@ def build_method(
             "method=MethodKind(build, uses_labels=lambda config: True)."
         )
     if config.method_name != "contrastive":
-        _require_known_encoder(method, config, state)
+        _require_known_encoder(method, config, own)
     return method
 
 
@@ -191,24 +209,34 @@ def uses_labels(config: RunConfig, own: OwnParts = NOTHING_OWN) -> bool:
     return find_method(config, own).uses_labels(config)
 
 
-def _require_known_encoder(
-    method: Method, config: RunConfig, state: Mapping[str, Tensor] | None
-) -> None:
-    """Refuses an encoder that could not be loaded again by what the config says of it.
+def _require_no_settings_of(encoder: EncoderConfig) -> None:
+    """Refuses settings that a module which was given in Python does not have."""
+    plain = flatten(EncoderConfig(OWN, stem=encoder.stem))
+    useless = [f"encoder.{name}" for name, one in flatten(encoder).items() if plain[name] != one]
+    if useless:
+        raise ConfigError(
+            f"{', '.join(useless)}: not of an encoder that is given in Python. Leave that out."
+        )
 
-    Args:
-        method: as it was built.
-        config: of the run.
-        state: of the encoder that was given in Python, before a method was built of it.
-    """
-    what = "the module given as encoder="
-    if state is None:
+
+def _copy_of(encoder: nn.Module, config: RunConfig) -> nn.Module:
+    channels, side = config.images.channels, config.views.side_pixels
+    return own_encoder(encoder, channels=channels, side_pixels=side)
+
+
+def _require_known_encoder(method: Method, config: RunConfig, own: OwnParts) -> None:
+    """Refuses an encoder that could not be loaded again by what the config says of it."""
+    if own.encoder is not None:
+        wanted = use_norm(_copy_of(own.encoder, config), config.norm)
+        what = "the module given as encoder="
+    else:
         with torch.device("meta"):
-            state = untrained_encoder(config).state_dict()
+            wanted = untrained_encoder(config)
         what = f"the network that encoder.name = {config.encoder.name!r} means"
-    found = difference(state, method.encoder.state_dict())
+    found = difference(wanted.state_dict(), method.encoder.state_dict())
     if found is not None:
         raise ConfigError(
             f"the method's encoder is not {what}, so the run could not be loaded again: {found}. "
-            "Take that one, or give the method's encoder as encoder= too."
+            "Take that one with diptych.use_norm(encoder, config.norm), or give the method's "
+            "encoder as encoder= too."
         )

@@ -352,8 +352,8 @@ def find_loss(kind: str) -> Loss:
     """
     if kind == OWN:
         raise ConfigError(
-            "method.loss.kind = 'own' is a loss that was given in Python; give it again: "
-            "diptych.pretrain(..., loss=LOSS)."
+            "method.loss.kind = 'own' is a loss that was given in Python and is not at hand here; "
+            "diptych.pretrain takes it as loss=LOSS."
         )
     if kind not in LOSSES:
         raise ConfigError(f"method.loss.kind must be one of {', '.join(LOSSES)}; got {kind!r}.")

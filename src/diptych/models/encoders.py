@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 import torchvision.models
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from diptych.config.sections import OWN, EncoderConfig
 from diptych.errors import ConfigError
@@ -95,7 +96,7 @@ def count_features(encoder: nn.Module, *, channels: int, side_pixels: int) -> in
         ConfigError: the module gives something else.
     """
     modes = [(module, module.training) for module in encoder.modules()]
-    reference = next(encoder.parameters(), torch.zeros(()))
+    reference = next((p for p in encoder.parameters() if not is_lazy(p)), torch.zeros(()))
     image = reference.detach().new_zeros(1, channels, side_pixels, side_pixels)
     encoder.eval()
     try:

@@ -251,12 +251,18 @@ def _own_network(
     network = own_encoder(
         encoder, channels=config.images.channels, side_pixels=config.views.side_pixels
     )
-    if (found := difference(network.state_dict(), weights)) is not None:
+    network = use_norm(network, config.norm)
+    require_built_alike(network, weights, file)
+    return network.to(memory_format=torch.channels_last)
+
+
+def require_built_alike(encoder: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
+    """Refuses a module that was given in Python and is not built as that which a file is of."""
+    if (found := difference(encoder.state_dict(), weights)) is not None:
         raise ConfigError(
             f"{file} does not fit the module given as encoder=: {found}. Give one that is built as "
             "that which was trained."
         )
-    return use_norm(network, config.norm).to(memory_format=torch.channels_last)
 
 
 def _fill(network: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
