@@ -9,7 +9,7 @@ WANTED := $(shell { $(PYTHON) --version; cat pyproject.toml; } | cksum | cut -d'
 WORKERS ?= logical
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
-.PHONY: help setup demo test lint check slow bench fix clean
+.PHONY: help setup demo test lint check slow bench docs fix clean
 
 help:
 	@echo "make demo    learn from built-in photographs and write runs/demo/report.html"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint    the same without tests"
 	@echo "make slow    only the slow tests"
 	@echo "make bench   every benchmark, quickly; tables on the screen"
+	@echo "make docs    write docs/settings.md anew"
 	@echo "make fix     mend format and lint where that can be done by itself"
 	@echo "make setup   the virtual environment for all of these"
 
@@ -54,6 +55,9 @@ slow: setup
 
 bench: setup
 	@for script in benchmarks/*.py; do $(BIN)/python $$script --quick || exit 1; done
+
+docs: setup
+	$(BIN)/python -m diptych.config.reference > docs/settings.md
 
 fix: setup
 	$(BIN)/ruff check --fix

@@ -19,6 +19,7 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from diptych.config.method import QueueConfig
 from diptych.runtime.device import shorten_spinning, use_threads
 
 shorten_spinning()  # as the command line does, before torch is imported
@@ -26,7 +27,10 @@ shorten_spinning()  # as the command line does, before torch is imported
 import torch
 from measuring import Figure, parse_arguments, publish
 
-from diptych.config.sections import CheckpointConfig, DictionaryConfig, EncoderConfig, RunConfig
+from diptych.config.method import DictionaryConfig
+from diptych.config.model import EncoderConfig
+from diptych.config.run import RunConfig
+from diptych.config.training import CheckpointConfig
 from diptych.methods.contrastive import build_contrastive
 from diptych.optimization.optimizers import build_optimizer
 from diptych.config.recipes import recipe_config
@@ -76,7 +80,9 @@ def build(encoder: str) -> tuple[RunState, RunConfig]:
     config = replace(
         config,
         encoder=EncoderConfig(name=encoder),
-        method=replace(config.method, dictionary=DictionaryConfig("queue", queue_size=KEYS)),
+        method=replace(
+            config.method, dictionary=DictionaryConfig("queue", queue=QueueConfig(size=KEYS))
+        ),
         training=replace(config.training, batch_size=BATCH),
     )
     method = build_contrastive(config).train().to(memory_format=torch.channels_last)

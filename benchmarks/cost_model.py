@@ -85,7 +85,7 @@ CALIBRATIONS = (
         "calibration, large", "--recipe simclr --encoder resnet34 --views.side-pixels 40", 32
     ),
 )
-QUEUE = "--method.dictionary.queue-size 2048"
+QUEUE = "--method.dictionary.queue.size 2048"
 RUNS = (
     benchmark_run("simclr, small ResNet", "--recipe simclr", 256),
     benchmark_run("moco_v2, small ResNet", f"--recipe moco_v2 {QUEUE}", 128),

@@ -27,7 +27,9 @@ import torch
 from measuring import Figure, parse_arguments, publish, resident_bytes
 from PIL import Image
 
-from diptych.config.sections import EncoderConfig, RunConfig, ViewsConfig
+from diptych.config.data import ViewsConfig
+from diptych.config.model import EncoderConfig
+from diptych.config.run import RunConfig
 from diptych.embeddings.embed import embed_shards
 from diptych.config.embedding import EmbedSettings
 from diptych.embeddings.shards import Shard

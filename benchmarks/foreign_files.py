@@ -28,7 +28,7 @@ from measuring import Figure, add_arguments, publish
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import UnreadableImage
 from diptych.images.codecs.decode import EXTENSIONS, HOW_TO_READ, decode_bytes, read_bytes
 

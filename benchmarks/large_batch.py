@@ -22,7 +22,8 @@ shorten_spinning()  # as the command line does, before torch is imported
 import torch
 from measuring import Figure, add_arguments, publish, resident_bytes
 
-from diptych.config.sections import EncoderConfig, NormConfig, RunConfig
+from diptych.config.model import EncoderConfig, NormConfig
+from diptych.config.run import RunConfig
 from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.config.recipes import recipe_config
 from diptych.runtime.device import keep_freed_memory

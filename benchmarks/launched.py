@@ -17,7 +17,7 @@ LONGEST_SECONDS = 900.0
 FLAGS = (
     *("--recipe", "moco_v1", "--scale", "tiny", "--encoder.width", "4"),
     *("--encoder.stage-blocks", "1", "--head.output-features", "8", "--views.side-pixels", "16"),
-    *("--norm.images-per-group", "4", "--method.dictionary.queue-size", "50"),
+    *("--norm.images-per-group", "4", "--method.dictionary.queue.size", "50"),
     *("--batch-size", "16", "--threads", "2", "--no-report", "--probe.images", "32"),
     *("--probe.health-every-epochs", "1000", "--probe.log-every-steps", "1"),
     *("--checkpoint.every-seconds", "0"),  # and so in each step, which also keeps them slow

@@ -30,7 +30,7 @@ import numpy as np
 from measuring import Figure, add_arguments, publish, resident_bytes
 from PIL import Image
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.images.collection import ImageSet
 from diptych.images.open import open_images
 from diptych.images.tree import walk

@@ -22,7 +22,8 @@ shorten_spinning()  # as the command line does, before torch is imported
 import torch
 from measuring import Figure, parse_arguments, publish
 
-from diptych.config.sections import EncoderConfig, RunConfig
+from diptych.config.model import EncoderConfig
+from diptych.config.run import RunConfig
 from diptych.methods.dictionaries import KeyQueue
 from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.config.recipes import recipe_config
@@ -37,7 +38,9 @@ GOAL = 1.03
 def config(batch_size: int, queue_size: int) -> RunConfig:
     """MoCo v2 with a ResNet-18 at 32 pixels."""
     given = recipe_config("moco_v2", "tiny")
-    dictionary = replace(given.method.dictionary, queue_size=queue_size)
+    dictionary = replace(
+        given.method.dictionary, queue=replace(given.method.dictionary.queue, size=queue_size)
+    )
     return replace(
         given,
         encoder=EncoderConfig(name="resnet18", stem="small"),

@@ -34,7 +34,7 @@ SETTLED_SECONDS = 2.5  # a file that changed just now is looked at twice
 OPEN = """
 import sys, time
 from concurrent.futures import ThreadPoolExecutor
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.images.open import open_images
 config = ImagesConfig(path=sys.argv[1], cache_folder=sys.argv[2])
 with ThreadPoolExecutor(int(sys.argv[3])) as executor:

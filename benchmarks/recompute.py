@@ -22,7 +22,7 @@ shorten_spinning()  # as the command line does, before torch is imported
 import torch
 from measuring import Figure, add_arguments, publish, resident_bytes
 
-from diptych.config.sections import EncoderConfig, NormConfig
+from diptych.config.model import EncoderConfig, NormConfig
 from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.models.activations import recompute_stages
 from diptych.config.recipes import recipe_config

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from diptych.config.recipes import recipe_config
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.planning.bottlenecks import bytes_text, limits, time_text
 from diptych.planning.machine import machine_named
@@ -53,7 +53,9 @@ def config_of(variant: Variant, devices: int, images: int) -> RunConfig:
     kind: Any = variant.norm or config.norm.kind
     dictionary = config.method.dictionary
     if variant.smaller_bank:
-        dictionary = replace(dictionary, bank_precision="fp16", bank_placement="sharded")
+        dictionary = replace(
+            dictionary, bank=replace(dictionary.bank, precision="fp16", placement="sharded")
+        )
     return replace(
         config,
         norm=replace(config.norm, kind=kind),

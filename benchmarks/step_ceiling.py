@@ -30,7 +30,8 @@ import numpy as np
 import torch
 from measuring import Figure, parse_arguments, publish
 
-from diptych.config.sections import EncoderConfig, RunConfig
+from diptych.config.model import EncoderConfig
+from diptych.config.run import RunConfig
 from diptych.methods.contrastive import build_contrastive
 from diptych.images.collection import Collection
 from diptych.images.open import from_array

@@ -33,7 +33,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from diptych.config.sections import ImagesConfig, ViewsConfig
+from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.images.codecs.jpeg import reduced
 from diptych.images.collection import ImageSet
 from diptych.images.codecs.decode import decode_bytes

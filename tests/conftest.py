@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 
 # Tests work on tiny arrays, where a second thread only waits for the first, as do two workers that
 # have the machine's cores each. Set before a library that counts them is imported; processes that
@@ -77,17 +78,26 @@ def stripes() -> Callable[[int, int], tuple[NDArray[np.uint8], NDArray[np.int64]
     return make
 
 
-@pytest.fixture
-def class_folder(tmp_path: Path) -> Path:
+def write_class_folder(root: Path) -> Path:
     """A folder of 48 PNG files in three class folders."""
     rng = np.random.default_rng(7)
-    root = tmp_path / "images"
     for label in range(3):
         folder = root / f"class{label}"
         folder.mkdir(parents=True)
         for number in range(16):
             Image.fromarray(striped(label, rng)).save(folder / f"{number:03d}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def _shared_class_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_class_folder(tmp_path_factory.mktemp("class-folder") / "images")
+
+
+@pytest.fixture
+def class_folder(_shared_class_folder: Path, tmp_path: Path) -> Path:
+    """A folder of 48 PNG files in three class folders, for this test alone."""
+    return Path(shutil.copytree(_shared_class_folder, tmp_path / "images"))
 
 
 def encoded(pixels: NDArray[np.uint8], kind: str, **options: object) -> bytes:

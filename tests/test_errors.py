@@ -17,8 +17,10 @@ from diptych.cli.evaluate import EvaluateFlags, evaluate
 from diptych.cli.flags import parse
 from diptych.cli.main import VERBS, main
 from diptych.cli.rank import RankFlags, rank
+from diptych.config.consistency import require_equal_parts
 from diptych.config.files import to_toml
-from diptych.config.sections import EncoderConfig, RunConfig, require_equal_parts
+from diptych.config.model import EncoderConfig
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError, DiptychError, exit_code_of, sentence_of
 from diptych.evaluation.protocols import evaluate as evaluate_run
 from diptych.images.order import Order

@@ -18,7 +18,7 @@ from conftest import striped
 from diptych import read_embeddings
 from diptych.cli.main import main
 from diptych.config.files import load_run_config, overlay, to_toml
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.escaping import HANDLER, escaped, readable, unescaped
 from diptych.images.groups import find_groups
 
@@ -109,7 +109,7 @@ def test_embeddings(kind: str, place: Path, tmp_path: Path) -> None:
         assert r"K\xf6ln/\xff<b>.png" in skipped
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("utf-8", marks=pytest.mark.slow)])
 def test_a_terminal(encoding: str, tmp_path: Path) -> None:
     """Of any encoding: what it cannot show is written out."""
     missing = tmp_path / os.fsdecode(b"n\xf6")

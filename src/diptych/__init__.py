@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from diptych.config.data import ViewsConfig as ViewsConfig
     from diptych.config.files import load_run_config as load_run_config
+    from diptych.config.method import MethodConfig as MethodConfig
     from diptych.config.recipes import RECIPES as RECIPES
     from diptych.config.recipes import recipe_config as recipe_config
-    from diptych.config.sections import MethodConfig as MethodConfig
-    from diptych.config.sections import RunConfig as RunConfig
-    from diptych.config.sections import ViewsConfig as ViewsConfig
+    from diptych.config.run import RunConfig as RunConfig
     from diptych.diagnostics.leak import check_leak as check_leak
     from diptych.embeddings.embed import embed as embed
     from diptych.embeddings.read import read_embeddings as read_embeddings
@@ -66,14 +66,14 @@ _HOMES = {
     "LocatedImages": "images.splits",
     "Loss": "methods.objective",
     "Method": "methods.method",
-    "MethodConfig": "config.sections",
+    "MethodConfig": "config.method",
     "MethodKind": "methods.build",
     "MomentumEncoder": "models.momentum_encoder",
     "RECIPES": "config.recipes",
-    "RunConfig": "config.sections",
+    "RunConfig": "config.run",
     "Source": "images.open",
     "StepOutput": "methods.method",
-    "ViewsConfig": "config.sections",
+    "ViewsConfig": "config.data",
     "build_contrastive": "methods.contrastive",
     "build_encoder": "models.encoders",
     "build_head": "models.heads",

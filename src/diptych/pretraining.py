@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from diptych.checkpoints.state import RunState
 from diptych.checkpoints.stores import checkpoint_location
+from diptych.config.consistency import require_equal_parts
 from diptych.config.files import SHORT_NAMES, load_run_config, nest
-from diptych.config.sections import RunConfig, require_equal_parts
+from diptych.config.run import RunConfig
 from diptych.diagnostics.health import build_health
 from diptych.errors import ConfigError, NotSaved
 from diptych.images.listing import Progress, ignore_progress
@@ -32,7 +33,7 @@ from diptych.methods.build import (
 from diptych.methods.method import Method
 from diptych.methods.objective import Loss
 from diptych.models.weights import save_encoder, save_head
-from diptych.resolve import Layers, layers_of
+from diptych.resolve import Overrides, overrides_of
 from diptych.runs.folder import RunFolder
 from diptych.runtime.console import safe_stream
 from diptych.runtime.device import choose_device, divided, use_threads
@@ -137,13 +138,13 @@ def run_pretraining(
         own: parts of the method that are given in the place of those that the settings name.
     """
     stop_with_launcher()
-    layers = layers_of(settings, config_file)
+    layers = overrides_of(settings, config_file)
     begun = RunFolder(out).config if resume and out is not None else None
     earlier = load_run_config(begun) if begun is not None and begun.exists() else None
     training = overlay_on_run(earlier, layers, own).training
     choose_device(training.device)  # before any work is done
     with process_group(
-        device=training.device, timeout_seconds=training.peer_timeout_seconds
+        device=training.device, timeout_seconds=training.process_timeout_seconds
     ) as here:
         return _pretrain_together(layers, out, resume, here, watcher, on_progress, own)
 
@@ -164,7 +165,7 @@ def check_before_start(
     Raises:
         DiptychError: as ``pretrain`` would.
     """
-    layers = layers_of(settings, config_file)
+    layers = overrides_of(settings, config_file)
     located = json.loads(locate(out, True, layers))
     earlier = load_run_config(RunFolder(out).config) if located["begun"] else None
     asked = overlay_on_run(earlier, layers)
@@ -176,7 +177,7 @@ def check_before_start(
 
 
 def _pretrain_together(
-    layers: Layers,
+    layers: Overrides,
     out: Path | None,
     resume: bool,
     here: World,

@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from diptych.config.consistency import require_consistent
 from diptych.config.files import overlay, read_config_file
+from diptych.config.model import EncoderConfig
 from diptych.config.recipes import choose_scale, fitted_batch, fitting_stem, recipe_config
-from diptych.config.sections import EncoderConfig, RunConfig, require_consistent
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.images.open import from_any_folder
 from diptych.images.sources.photographs import PHOTOGRAPHS_NAME
@@ -25,58 +27,51 @@ _PATHS = (
     ("training", "begin_from"),
 )
 
-Layers = list[tuple[Mapping[str, Any], str]]
-"""Settings as nested tables, in rising order of rank, each with its origin for errors."""
+Overrides = list[tuple[Mapping[str, Any], str]]
+"""Settings that override a recipe's: nested tables, the weakest first, with origins for errors."""
 
 
-def layers_of(settings: Mapping[str, Any], config_file: Path | None) -> Layers:
-    """The user's layers: the file's settings if there is one, then those of the command.
+def overrides_of(settings: Mapping[str, Any], config_file: Path | None) -> Overrides:
+    """What overrides the recipe: the file's settings if there is one, then those of the command.
 
     Raises:
         ConfigError: the file cannot be read, or there is no such recipe or scale.
     """
-    layers: Layers = (
-        [] if config_file is None else [(read_config_file(config_file), str(config_file))]
-    )
-    layers.append((settings, "the command"))
-    recipe_config(asked_recipe(layers), asked_scale(layers) or "tiny")  # both are known
-    return [(_with_absolute_paths(given), origin) for given, origin in layers]
+    given: Overrides = [(settings, "the command")]
+    if config_file is not None:
+        given.insert(0, (read_config_file(config_file), str(config_file)))
+    recipe_config(asked_recipe(given), asked_setting(given, "scale") or "tiny")  # both are known
+    return [(_with_absolute_paths(table), origin) for table, origin in given]
 
 
-def overlay_all(config: RunConfig, layers: Layers) -> RunConfig:
-    """A config with every layer on top of it."""
-    for settings, origin in layers:
+def overlay_all(config: RunConfig, overrides: Overrides) -> RunConfig:
+    """A config with all that overrides it on top."""
+    for settings, origin in overrides:
         config = overlay(config, settings, origin)
     if not config.images.path:
         raise ConfigError(
             "no images: give a path (a folder, a .txt list, .tar shards, a .npz, .npy or IDX file) "
-            "or the name "
-            f"{PHOTOGRAPHS_NAME!r}."
+            f"or the name {PHOTOGRAPHS_NAME!r}."
         )
     return config
 
 
-def asked_recipe(layers: Layers) -> str:
-    """The recipe that the layers name, or the default."""
-    named = [str(settings["recipe"]) for settings, _ in layers if "recipe" in settings]
-    return named[-1] if named else DEFAULT_RECIPE
-
-
-def asked_scale(layers: Layers) -> str | None:
-    """The scale that the layers name."""
-    named = [str(settings["scale"]) for settings, _ in layers if "scale" in settings]
-    return named[-1] if named else None
-
-
-def asked_beginning(layers: Layers) -> str | None:
-    """What the layers say of ``training.begin_from``."""
-    sections = [settings.get("training", {}) for settings, _ in layers]
-    named = [section["begin_from"] for section in sections if "begin_from" in section]
+def asked_setting(overrides: Overrides, name: str) -> str | None:
+    """What is asked for as the setting of a dotted name, if anything."""
+    section, _, last = name.rpartition(".")
+    tables = [settings.get(section, {}) if section else settings for settings, _ in overrides]
+    named = [table[last] for table in tables if isinstance(table, Mapping) and last in table]
     return str(named[-1]) if named else None
 
 
+def asked_recipe(overrides: Overrides) -> str:
+    """The recipe that is asked for, or the default."""
+    named = asked_setting(overrides, "recipe")
+    return DEFAULT_RECIPE if named is None else named
+
+
 def resolve(
-    layers: Layers,
+    overrides: Overrides,
     *,
     image_count: int,
     median_side_pixels: int,
@@ -86,21 +81,21 @@ def resolve(
     """The whole config of a new run, and a sentence that says what was chosen and why.
 
     Args:
-        layers: see ``layers_of``.
+        overrides: see ``overrides_of``.
         image_count: images to learn from; a recipe's batch is made to fit them.
         median_side_pixels: of the images; with the device it decides the scale where none is
             asked for.
         channels: of the images as they were opened; kept where the config takes the files' own.
         own: parts given in Python in the place of those that the layers name.
     """
-    device = choose_device(overlay_all(RunConfig(), layers).training.device).type
-    scale, reason = asked_scale(layers), "as asked"
+    device = choose_device(overlay_all(RunConfig(), overrides).training.device).type
+    scale, reason = asked_setting(overrides, "scale"), "as asked"
     if scale is None:
         scale, reason = choose_scale(
             median_side_pixels=median_side_pixels, accelerator=device != "cpu"
         )
-    base = fitted_batch(recipe_config(asked_recipe(layers), scale), image_count)
-    config = overlay_all(_with_asked_encoder(base, layers), layers)
+    base = fitted_batch(recipe_config(asked_recipe(overrides), scale), image_count)
+    config = overlay_all(_with_asked_encoder(base, overrides), overrides)
     if config.images.color == "raw":
         config = replace(config, images=replace(config.images, raw_channels=channels))
     if config.images.jpeg_side is None:
@@ -142,35 +137,31 @@ def in_effect(config: RunConfig, image_count: int, *, uses_labels: bool) -> str:
         )
     if dictionary.kind == "batch":
         views = config.method.views + config.views.small_views
-        keys = views * (batch - 1) if dictionary.both_views else batch - 1
+        keys = views * (batch - 1) if dictionary.batch.both_views else batch - 1
         return f"Each query meets {keys:,} negatives, all of its own batch{parts}."
     if dictionary.kind == "queue":
-        return f"Each query meets up to {dictionary.queue_size:,} negatives from the queue{parts}."
-    negatives = min(dictionary.bank_negatives, image_count - 1)
+        return f"Each query meets up to {dictionary.queue.size:,} negatives from the queue{parts}."
+    negatives = min(dictionary.bank.negatives, image_count - 1)
     size = f"{image_count:,} keys"
     if config.head.layers:
-        bytes_each = config.head.output_features * (2 if dictionary.bank_precision == "fp16" else 4)
-        size += f" in {image_count * bytes_each / 1e6:,.1f} MB ({dictionary.bank_precision})"
-        if dictionary.bank_placement == "sharded":
+        bytes_each = config.head.output_features * (2 if dictionary.bank.precision == "fp16" else 4)
+        size += f" in {image_count * bytes_each / 1e6:,.1f} MB ({dictionary.bank.precision})"
+        if dictionary.bank.placement == "sharded":
             size += " over all processes"
     return f"Each query meets {negatives:,} negatives drawn from a bank of {size}{parts}."
 
 
-def _with_asked_encoder(base: RunConfig, layers: Layers) -> RunConfig:
-    """The base with the encoder that the layers name, and the first layers that go with it.
+def _with_asked_encoder(base: RunConfig, overrides: Overrides) -> RunConfig:
+    """The base with the encoder that is asked for, and the stem that goes with it.
 
     What else the base says of its encoder was meant for that one.
     """
-    names = [
-        settings["encoder"]["name"]
-        for settings, _ in layers
-        if "name" in settings.get("encoder", {})
-    ]
-    if not names:
+    name = asked_setting(overrides, "encoder.name")
+    if name is None:
         return base
-    side = overlay_all(base, layers).views.side_pixels
-    stem = fitting_stem(names[-1], side)
-    return replace(base, encoder=EncoderConfig(name=names[-1], stem=stem))
+    side = overlay_all(base, overrides).views.side_pixels
+    stem = fitting_stem(name, side)
+    return replace(base, encoder=EncoderConfig(name=name, stem=stem))
 
 
 def _with_absolute_paths(settings: Mapping[str, Any]) -> Mapping[str, Any]:

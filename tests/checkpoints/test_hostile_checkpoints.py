@@ -298,14 +298,14 @@ def try_many(folder: Path, seeds: range) -> dict[str, int]:
 
 
 def test_a_few_hundred(tmp_path: Path) -> None:
-    outcomes = try_many(tmp_path, range(300))
+    outcomes = try_many(tmp_path, range(150))
     assert outcomes.keys() == {"step 1", "step 2", "DamagedCheckpoint"}
     assert min(outcomes.values()) > 5
 
 
 @pytest.mark.slow
 def test_thousands(tmp_path: Path) -> None:
-    assert sum(try_many(tmp_path, range(300, 3300)).values()) == 3000
+    assert sum(try_many(tmp_path, range(150, 3300)).values()) == 3150
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -318,7 +318,7 @@ def test_cut_at_every_byte(name: str, tmp_path: Path) -> None:
         assert take_up(place) == "step 1"
 
 
-@pytest.mark.parametrize(("number", "age"), [(1, "an older"), (3, "a newer")])
+@pytest.mark.parametrize(("number", "age"), [(2, "an older"), (4, "a newer")])
 def test_another_format_is_named_and_left(number: int, age: str, tmp_path: Path) -> None:
     place = CheckpointLocation(tmp_path / "ours", kind=1)
     for step in (1, 2):
@@ -326,7 +326,7 @@ def test_another_format_is_named_and_left(number: int, age: str, tmp_path: Path)
         content = json.loads(file.read_bytes())
         file.write_text(json.dumps({**content, "format": number}))
     before = contents(place.folder)
-    words = rf"not of this run, .*of {age} version of diptych \(format {number}; this one reads 2\)"
+    words = rf"not of this run, .*of {age} version of diptych \(format {number}; this one reads 3\)"
     with pytest.raises(ForeignCheckpoint, match=words):
         load_newest(place.folder, OURS, print)
     with pytest.raises(ForeignCheckpoint, match=words):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
 from diptych.config.files import flatten, load_run_config, overlay
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.diagnostics.leak import load_trained_method
 from diptych.diagnostics.ranking import candidates_of
 from diptych.errors import (
@@ -47,7 +47,7 @@ SMALL: dict[str, Any] = {
     "encoder.stage_blocks": (1,),
     "head.output_features": 8,
     "views.side_pixels": 8,
-    "method.dictionary.queue_size": 20,
+    "method.dictionary.queue.size": 20,
     "batch_size": 16,
     "training.threads": 1,
     "probe.images": 16,
@@ -393,7 +393,7 @@ def test_what_one_run_keeps_and_the_other_does_not(
     [
         {"optimizer.kind": "adamw"},
         {"method.key_encoder.kind": "shared"},
-        {"method.dictionary.queue_size": 40},
+        {"method.dictionary.queue.size": 40},
         {"distillation.teacher": "a"},
         {"head.output_features": 16},
     ],

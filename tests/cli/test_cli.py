@@ -1,5 +1,6 @@
 """The command line from end to end, and what it says when it is used wrongly."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -17,8 +18,10 @@ from PIL import Image
 
 import diptych
 from diptych.cli import pretrain as pretrain_verb
+from diptych.cli.help import is_positional
 from diptych.cli.main import VERBS, main
 from diptych.config.files import load_run_config
+from diptych.config.reference import settings_of
 from diptych.report.page import write_report
 from report.test_charts import FOUND as FOUND_BOXES
 
@@ -262,7 +265,7 @@ def test_unlabelled_images_are_reported_without_accuracies(
         (["views", "nowhere", "--rows", "0"], 2, "--rows and --columns must be 1 or more"),
         (["demo", "--out", "src"], 2, "is not replaced"),
         (["pretrain", "a", "--images.path", "b"], 2, "two paths of images: a and --images.path b"),
-        (["pretrain", "photographs", "--method.dictionary.queue-size", "0"], 2, "; got 0."),
+        (["pretrain", "photographs", "--method.dictionary.queue.size", "0"], 2, "; got 0."),
     ],
 )
 def test_wrong_use_gets_one_helpful_error(
@@ -393,16 +396,45 @@ def test_help_has_examples(verb: str | None, capsys: pytest.CaptureFixture[str])
     printed = capsys.readouterr().out
     assert re.search(r"(?i)examples:", printed)
     assert f"diptych {verb or 'demo'}" in printed
+    assert len(printed.splitlines()) <= 45
+    assert max(map(len, printed.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_flags_of_the_verb_and_help_all_every_one(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module(f"diptych.cli.{VERBS[verb][0]}")
+    named = f"{verb.title().replace('-', '')}Flags"
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    short = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([verb, "--help-all"])
+    long = capsys.readouterr().out
+    if verb == "launch":  # torchrun says what it takes
+        assert long == short
+        return
+    assert f"`diptych {verb} --help-all` shows every flag" in short
+    settings = list(settings_of(getattr(module, named)))
+    flags = {one.name.replace("_", "-") for one in settings if not is_positional(one)}
+    for flag in flags:
+        assert re.search(rf"--{re.escape(flag)}\b", long), flag
+    shown = re.findall(r"^  --(?:\[no-\])?([\w.\[\]-]+)", short, flags=re.M)
+    assert shown
+    assert {flag.replace("[no-]", "") for flag in shown} <= flags
 
 
 def test_help_and_version_load_nothing_heavy() -> None:
     code = (
         "import sys; from diptych.cli.main import main; main(['--help']); main(['--version'])\n"
+        "try: main(['pretrain', '--help'])\nexcept SystemExit: pass\n"
         "print(sorted({'torch', 'numba', 'numpy', 'matplotlib'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == "[]"
     assert f"diptych {diptych.__version__}" in found.stdout
+    assert "usage: diptych pretrain" in found.stdout
 
 
 def test_every_public_name_is_there() -> None:
@@ -485,7 +517,7 @@ def test_a_run_says_what_its_queries_meet(
     assert "meets 30 negatives, all of its own batch." in said("--recipe", "simclr")
     assert "meets 15 negatives, all of its own batch." in said("--recipe", "end_to_end")
     assert "up to 2,048 negatives from the queue" in said("--recipe", "moco_v1")
-    bank = said("--recipe", "memory_bank", "--method.dictionary.bank-precision", "fp16")
+    bank = said("--recipe", "memory_bank", "--method.dictionary.bank.precision", "fp16")
     assert "47 negatives drawn from a bank of 48 keys in 0.0 MB (fp16)" in bank
     chunked = said("--seed", "1", "--training.chunk-size", "8")
     assert "meets 30 negatives, all of its own batch, encoded 8 images at a time; norm" in chunked
@@ -515,10 +547,10 @@ def test_the_supervised_loss_needs_labels(
 
 
 def test_an_encoder_is_asked_for_by_name(class_folder: Path, tmp_path: Path) -> None:
-    def encoder_of(*flags: str) -> tuple[str, str]:
+    def encoder_of(*flags: str, side: int = 32) -> tuple[str, str]:
         out = tmp_path / flags[1].replace(":", "")
         given = [*flags, "--out", str(out), "--quiet", *ONE_EPOCH[:3], "--batch-size", "16"]
-        given += ["--views.side-pixels", "32", "--probe.images", "16", "--threads", "1"]
+        given += ["--views.side-pixels", str(side), "--probe.images", "16", "--threads", "1"]
         assert ran("pretrain", str(class_folder), *given) == 0
         assert diptych.load_encoder(out)(torch.zeros(1, 3, 32, 32)).ndim == 2
         config = load_run_config(out / "config.toml").encoder
@@ -529,7 +561,7 @@ def test_an_encoder_is_asked_for_by_name(class_folder: Path, tmp_path: Path) -> 
     vit = ("--encoder", "vit_tiny_patch16_224", "--encoder.freeze-patches", "--head.layers", "3")
     assert encoder_of(*vit, "--recipe", "moco_v3") == ("vit_tiny_patch16_224", "imagenet")
     none = ("--encoder=resnet18", "--scale", "small", "--head.layers", "0")
-    assert encoder_of(*none) == ("resnet18", "small")
+    assert encoder_of(*none, side=16) == ("resnet18", "small")
 
 
 def test_flags_are_checked_on_top_of_their_recipe(class_folder: Path, tmp_path: Path) -> None:
@@ -539,7 +571,7 @@ def test_flags_are_checked_on_top_of_their_recipe(class_folder: Path, tmp_path: 
     assert ran("pretrain", str(class_folder), *flags, "--quiet", *ONE_EPOCH) == 0
     config = load_run_config(out / "config.toml")
     assert config.method.key_encoder.kind == "momentum"
-    assert not config.method.dictionary.both_views
+    assert not config.method.dictionary.batch.both_views
 
 
 def test_settings_that_fail_leave_the_folder_free(
@@ -554,10 +586,12 @@ def test_settings_that_fail_leave_the_folder_free(
 
 
 def test_the_stem_follows_the_side_of_the_views() -> None:
-    from diptych.resolve import layers_of, resolve
+    from diptych.resolve import overrides_of, resolve
 
     def stem_of(**settings: dict[str, object]) -> str:
-        layers = layers_of({"images": {"path": "photographs"}, "scale": "tiny", **settings}, None)
+        layers = overrides_of(
+            {"images": {"path": "photographs"}, "scale": "tiny", **settings}, None
+        )
         return resolve(layers, image_count=500, median_side_pixels=32, channels=3)[0].encoder.stem
 
     assert stem_of(encoder={"name": "resnet18"}) == "small"

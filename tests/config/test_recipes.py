@@ -8,13 +8,13 @@ import torch
 from diptych.config.files import overlay, parse_toml, to_toml
 from diptych.config.policies import branches
 from diptych.config.recipes import HAVE_CIFAR10, RECIPES, SCALES, fitted_batch, recipe_config
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.methods.contrastive import build_contrastive
 from diptych.models.heads import build_head
 from diptych.optimization.optimizers import build_optimizer
 from diptych.optimization.schedules import peak_learning_rate
-from diptych.resolve import Layers, in_effect, resolve
+from diptych.resolve import Overrides, in_effect, resolve
 from diptych.training.step import train_step
 from diptych.views.batches import Batch
 
@@ -55,10 +55,13 @@ def test_the_papers_settings() -> None:
     v1, v2, v3 = (recipe_config(f"moco_v{n}", "paper") for n in (1, 2, 3))
     assert v1.method.loss.temperature == 0.07
     assert v2.method.loss.temperature == 0.2
-    assert v1.method.dictionary.queue_size == v2.method.dictionary.queue_size == 65536
+    assert v1.method.dictionary.queue.size == v2.method.dictionary.queue.size == 65536
     assert v1.method.key_encoder.momentum == v2.method.key_encoder.momentum == 0.999
     assert (v1.head.layers, v2.head.layers, v2.head.hidden_features) == (1, 2, None)  # of 2048
-    assert (v1.schedule.kind, v1.schedule.drops) == ("step", (0.6, 0.8))  # 120, 160 of 200 epochs
+    assert (v1.schedule.kind, v1.schedule.step.drops) == (
+        "step",
+        (0.6, 0.8),
+    )  # 120, 160 of 200 epochs
     assert v2.schedule.kind == "cosine"
     assert v1.norm.kind == v2.norm.kind == "shuffle"
     for preset, config in (("moco_v1", v1), ("moco_v2", v2), ("moco_v3", v3)):
@@ -89,9 +92,9 @@ def test_the_papers_settings() -> None:
 
     bank, batch = recipe_config("memory_bank", "paper"), recipe_config("end_to_end", "paper")
     assert bank.method.dictionary.kind == "bank"
-    assert bank.method.dictionary.bank_momentum == 0.5
+    assert bank.method.dictionary.bank.momentum == 0.5
     assert (batch.method.dictionary.kind, batch.method.key_encoder.kind) == ("batch", "shared")
-    assert not batch.method.dictionary.both_views
+    assert not batch.method.dictionary.batch.both_views
 
 
 def test_only_simclr_has_settings_for_cifar10() -> None:
@@ -120,7 +123,7 @@ def test_the_head_is_as_wide_as_the_features_of_the_encoder_asked_for(
     if scale == "cifar10" and recipe not in HAVE_CIFAR10:
         return
     asked = {} if encoder is None else {"encoder": {"name": encoder}}
-    layers: Layers = [({"recipe": recipe, "scale": scale, "images": {"path": "x"}, **asked}, "")]
+    layers: Overrides = [({"recipe": recipe, "scale": scale, "images": {"path": "x"}, **asked}, "")]
     config, _ = resolve(layers, image_count=9000, median_side_pixels=224, channels=3)
     with torch.device("meta"):
         head = build_head(config.head, features=640, seed=0)

@@ -13,8 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from diptych.config.data import ViewsConfig
+from diptych.config.method import MethodConfig
+from diptych.config.model import NormConfig
 from diptych.config.recipes import recipe_config
-from diptych.config.sections import MethodConfig, NormConfig, RunConfig, ViewsConfig
+from diptych.config.run import RunConfig
 from diptych.diagnostics.leak import Leak, cannot_leak, check_leak, compare_groupings, measure_leak
 from diptych.errors import ImagesError
 from diptych.images.open import from_array

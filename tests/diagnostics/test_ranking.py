@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint, save_checkpoint
 from diptych.cli.main import main
+from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.config.files import load_run_config
 from diptych.config.recipes import recipe_config
-from diptych.config.sections import ImagesConfig, ViewsConfig
 from diptych.diagnostics.ranking import MEASURES, candidates_of, pretext_accuracy, rank_runs
 from diptych.errors import ConfigError, ImagesError, RunFolderError
 from diptych.images.open import from_array

@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import diptych
+from diptych.config.data import ViewsConfig
 from diptych.config.embedding import EmbedSettings
 from diptych.config.files import to_toml
-from diptych.config.sections import EncoderConfig, HeadConfig, RunConfig, ViewsConfig
+from diptych.config.model import EncoderConfig, HeadConfig
+from diptych.config.run import RunConfig
 from diptych.embeddings.embed import embed_shards
 from diptych.embeddings.embedder import ViewMaker
 from diptych.embeddings.read import read_embeddings

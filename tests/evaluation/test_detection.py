@@ -15,9 +15,11 @@ from PIL import Image
 from torch import nn
 
 from diptych.cli.main import main
+from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.config.detection import DetectionConfig, DetectionNorm, detection_learning_rate
 from diptych.config.files import to_toml
-from diptych.config.sections import EncoderConfig, ImagesConfig, NormConfig, RunConfig, ViewsConfig
+from diptych.config.model import EncoderConfig, NormConfig
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.evaluation.detection import protocol as detection
 from diptych.evaluation.detection.average_precision import (
@@ -368,6 +370,12 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_squares(tmp_path_factory.mktemp("squares") / "data", {"train": 24, "test": 8})
 
 
+@pytest.fixture(scope="module")
+def few_squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For what does not need to be learned well."""
+    return write_squares(tmp_path_factory.mktemp("squares") / "data", {"train": 8, "test": 4})
+
+
 def opened(squares: Path) -> list[BoxedImages]:
     with ThreadPoolExecutor(1) as executor:
         return open_boxes(squares, ("train", "test"), ImagesConfig(), executor)
@@ -379,7 +387,7 @@ def ap50(found: Detections, test: BoxedImages) -> float:
 
 def test_squares_are_learned(squares: Path) -> None:
     train, test = opened(squares)
-    config = replace(SMALL, epochs=8, learning_rate=0.02)
+    config = replace(SMALL, epochs=5, side=48, learning_rate=0.02)
     start = build_detector(untrained_encoder(RUN), RUN, config, classes=2)
     before = ap50(run_detector(start, test, config), test)
     found, losses = train_and_detect(untrained_encoder(RUN), RUN, config, train, test, CPU, seed=0)
@@ -413,8 +421,8 @@ def test_boxes_come_back_in_pixels_of_the_full_image(squares: Path) -> None:
     assert found.labels[0] == 1
 
 
-def test_what_moves_when_it_is_fine_tuned(squares: Path) -> None:
-    train, _ = opened(squares)
+def test_what_moves_when_it_is_fine_tuned(few_squares: Path) -> None:
+    train, _ = opened(few_squares)
     for norm in NORMS[:2]:
         torch.manual_seed(0)
         config = replace(SMALL, norm=norm)
@@ -428,8 +436,8 @@ def test_what_moves_when_it_is_fine_tuned(squares: Path) -> None:
             assert torch.equal(before[name], after[name]) == (norm == "frozen"), (norm, name)
 
 
-def test_a_seed_decides_every_bit(squares: Path) -> None:
-    train, test = opened(squares)
+def test_a_seed_decides_every_bit(few_squares: Path) -> None:
+    train, test = opened(few_squares)
     config = replace(SMALL, jitter=0.2)
 
     def once(seed: int) -> tuple[Detections, list[float]]:
@@ -520,10 +528,13 @@ FLAGS = [
 
 
 def test_a_run_is_measured_and_resumed(
-    run: Path, squares: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    few_squares: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(detection, "RESAMPLES", 20)
-    command = ["detect", str(run), "--data", str(squares), *FLAGS]
+    command = ["detect", str(run), "--data", str(few_squares), *FLAGS]
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "pretrained ResNet, seed 0: done" in said
@@ -531,9 +542,9 @@ def test_a_run_is_measured_and_resumed(
     found = json.loads((run / "detection.json").read_text())
     assert set(found["backbones"]) == {"pretrained", "untrained"}
     assert list(found["difference"]) == ["mAP", "AP50", "AP75", "blue", "red"]
-    assert found["protocol"]["train_images"] == 24
+    assert found["protocol"]["train_images"] == 8
     assert found["split"]["test_images_in_train"] == 0
-    assert "Fitted on 24 images and measured on" in said.replace("\n", " ")
+    assert "Fitted on 8 images and measured on" in said.replace("\n", " ")
     cells = {file.name: file.stat().st_mtime_ns for file in (run / "detection").iterdir()}
     assert len(cells) == 2
 

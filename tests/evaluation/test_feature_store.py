@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import diptych
-from diptych.config.sections import ImagesConfig, ViewsConfig
+from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.diagnostics.ranking import rank_runs
 from diptych.evaluation import feature_store
 from diptych.evaluation.feature_store import FeatureStore

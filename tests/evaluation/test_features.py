@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from diptych.config.sections import ImagesConfig, RunConfig, ViewsConfig
+from diptych.config.data import ImagesConfig, ViewsConfig
+from diptych.config.run import RunConfig
 from diptych.errors import FeaturesError, ImagesError
 from diptych.evaluation.features import (
     encode,

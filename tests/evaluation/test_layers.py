@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import write_class_folder
 from diptych.evaluation.features import layered_network, trained_layers, untrained_layers
 from diptych.evaluation.protocols import evaluate
 from diptych.models.heads import layers_of_head
@@ -17,8 +18,9 @@ from diptych.report.figures import spectrum_curve, transformation_bars
 from diptych.runs.folder import RunFolder
 
 
-@pytest.fixture
-def run(class_folder: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("layers")
     settings: dict[str, Any] = {
         "encoder.width": 4,
         "views.side_pixels": 16,
@@ -27,7 +29,12 @@ def run(class_folder: Path, tmp_path: Path) -> Path:
         "threads": 1,
     }
     return pretrain(
-        class_folder, out=tmp_path / "run", epochs=1, scale="tiny", quiet=True, **settings
+        write_class_folder(root / "images"),
+        out=root / "run",
+        epochs=1,
+        scale="tiny",
+        quiet=True,
+        **settings,
     )
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 import diptych
 from conftest import striped
 from diptych.cli.main import main
-from diptych.config.sections import ImagesConfig, ViewsConfig
+from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.diagnostics.health import build_health
 from diptych.diagnostics.ranking import rank_runs
 from diptych.errors import ImagesError

@@ -173,7 +173,7 @@ def test_sgd_moves_the_classifier_alone(run: Path, runtime: Runtime) -> None:
         assert torch.equal(value, before[f"network.{name}"]), name  # statistics of norms too
     assert float(classifier.head.bias.detach().abs().max()) > 0
     assert SGD_PROBES["moco"].rate == 30.0
-    assert SGD_PROBES["moco"].schedule.drops == (0.6, 0.8)
+    assert SGD_PROBES["moco"].schedule.step.drops == (0.6, 0.8)
 
 
 def test_fine_tuning_moves_a_copy_and_learns(run: Path, runtime: Runtime) -> None:

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from diptych.config.sections import ImagesConfig, RunConfig
+from diptych.config.data import ImagesConfig
+from diptych.config.run import RunConfig
 from diptych.evaluation.labelled import labelled_parts
 from diptych.evaluation.subject import Subject
 from diptych.images.open import open_images

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diptych.config.sections import ImagesConfig, ViewsConfig
+from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.errors import ImagesError
 from diptych.evaluation.features import layered_network
 from diptych.evaluation.transformations import (

@@ -54,7 +54,7 @@ def test_it_resumes_bitwise_and_is_evaluated(images: Path, train: Callable[..., 
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
     features = diptych.extract_features(diptych.load_encoder(cut, encoder=network()), images)
     assert features.shape == (24, 6 * 6 * 6)
-    given = {"train": pictures, "encoder": network(), "threads": 1}
+    given: dict[str, Any] = {"train": pictures, "encoder": network(), "threads": 1}
     found = diptych.evaluate(cut, ["knn", "geometry"], **given)
     assert {"trained", "untrained", "pixels"} == set(found["knn"])
     assert diptych.write_report(cut, encoder=network(), threads=1).exists()

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.codecs.channels import Pixels
 from diptych.images.codecs.decode import decode_bytes, decode_file

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.listing import Listing, open_listing
 from diptych.images.names import CompactNames

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet, Skipped
 from diptych.images.listing import Listing

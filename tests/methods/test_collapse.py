@@ -5,7 +5,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diptych.config.sections import DictionaryConfig, LossConfig, MethodConfig
+from diptych.config.method import (
+    BankConfig,
+    DictionaryConfig,
+    InBatchConfig,
+    LossConfig,
+    MethodConfig,
+    QueueConfig,
+)
 from diptych.diagnostics.label_free import neighbour_agreement
 from diptych.diagnostics.leak import compare_groupings
 from diptych.evaluation.knn import knn_predict, leave_one_out
@@ -28,10 +35,10 @@ from processes import Results, run_processes
 BATCH, DIM, STEPS, IMAGES = 24, 128, 4, 72
 DICTIONARIES = {
     "both views": DictionaryConfig("batch"),
-    "keys of the batch": DictionaryConfig("batch", both_views=False),
-    "queue": DictionaryConfig("queue", queue_size=40),
-    "bank": DictionaryConfig("bank", bank_negatives=30),
-    "bank in fp16": DictionaryConfig("bank", bank_negatives=30, bank_precision="fp16"),
+    "keys of the batch": DictionaryConfig("batch", batch=InBatchConfig(both_views=False)),
+    "queue": DictionaryConfig("queue", queue=QueueConfig(size=40)),
+    "bank": DictionaryConfig("bank", bank=BankConfig(negatives=30)),
+    "bank in fp16": DictionaryConfig("bank", bank=BankConfig(negatives=30, precision="fp16")),
 }
 LOSSES = ("info_nce", "decoupled", "nt_logistic", "triplet", "supervised")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

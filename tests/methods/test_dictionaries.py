@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.config.sections import DictionaryConfig, LossConfig
+from diptych.config.method import BankConfig, DictionaryConfig, LossConfig, QueueConfig
 from diptych.methods.contrastive import build_dictionary
 from diptych.methods.dictionaries import (
     ImageBank,
@@ -242,7 +242,7 @@ def test_a_saved_bank_goes_on_where_it_was() -> None:
 def test_half_precision_halves_the_banks_memory() -> None:
     whole, half = (
         build_dictionary(
-            DictionaryConfig("bank", bank_precision=precision),
+            DictionaryConfig("bank", bank=BankConfig(precision=precision)),
             dim=8,
             image_count=100,
             unit_length=True,
@@ -263,7 +263,7 @@ def test_the_config_decides_the_kind() -> None:
         return build_dictionary(config, dim=3, image_count=20, unit_length=True, seed=0)
 
     assert isinstance(built(DictionaryConfig("batch")), InBatch)
-    queue = built(DictionaryConfig("queue", queue_size=10))
+    queue = built(DictionaryConfig("queue", queue=QueueConfig(size=10)))
     assert isinstance(queue, KeyQueue)
     assert queue.keys.shape == (10, 3)
     bank = built(DictionaryConfig("bank"))
@@ -276,7 +276,7 @@ def test_the_full_size_is_what_a_query_can_meet() -> None:
         return build_dictionary(config, dim=3, image_count=100, unit_length=True, seed=0).full_size
 
     assert size(DictionaryConfig("batch")) is None
-    assert size(DictionaryConfig("queue", queue_size=64)) == 64
-    assert size(DictionaryConfig("bank", bank_negatives=64)) == 64
-    assert size(DictionaryConfig("bank", bank_negatives=4096)) == 99
-    assert size(DictionaryConfig("bank", bank_negatives=64, bank_placement="sharded")) == 64
+    assert size(DictionaryConfig("queue", queue=QueueConfig(size=64))) == 64
+    assert size(DictionaryConfig("bank", bank=BankConfig(negatives=64))) == 64
+    assert size(DictionaryConfig("bank", bank=BankConfig(negatives=4096))) == 99
+    assert size(DictionaryConfig("bank", bank=BankConfig(negatives=64, placement="sharded"))) == 64

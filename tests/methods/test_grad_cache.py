@@ -6,17 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from diptych.config.sections import (
+from diptych.config.method import (
+    BankConfig,
     DictionaryConfig,
-    EncoderConfig,
-    HeadConfig,
+    InBatchConfig,
     KeyEncoderConfig,
     LossConfig,
     MethodConfig,
-    NormConfig,
-    RunConfig,
-    TrainingConfig,
+    QueueConfig,
 )
+from diptych.config.model import EncoderConfig, GroupNormConfig, HeadConfig, NormConfig
+from diptych.config.run import RunConfig
+from diptych.config.training import TrainingConfig
 from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.methods.dictionaries import InBatch
 from diptych.views.batches import Batch
@@ -29,19 +30,19 @@ SIMCLR = RunConfig(
     method=MethodConfig(loss=LossConfig(temperature=0.2)),
     training=TrainingConfig(batch_size=BATCH),
 )
-IN_BATCH = DictionaryConfig("batch", both_views=False)
+IN_BATCH = DictionaryConfig("batch", batch=InBatchConfig(both_views=False))
 METHODS = {
     "simclr": SIMCLR.method,
     "three views": replace(SIMCLR.method, views=3),
     "end_to_end": MethodConfig(dictionary=IN_BATCH),
     "moco": MethodConfig(
-        dictionary=DictionaryConfig("queue", queue_size=20),
+        dictionary=DictionaryConfig("queue", queue=QueueConfig(size=20)),
         key_encoder=KeyEncoderConfig("momentum"),
     ),
     "moco_v3": MethodConfig(
         symmetric=True, dictionary=IN_BATCH, key_encoder=KeyEncoderConfig("momentum")
     ),
-    "bank": MethodConfig(dictionary=DictionaryConfig("bank", bank_negatives=6)),
+    "bank": MethodConfig(dictionary=DictionaryConfig("bank", bank=BankConfig(negatives=6))),
 }
 
 
@@ -74,7 +75,7 @@ def learned(config: RunConfig, chunk_size: int | None) -> tuple[float, Contrasti
 @pytest.mark.parametrize("kind", ["split", "shuffle", "layer", "group"])
 @pytest.mark.parametrize("name", METHODS)
 def test_whole_equals_chunks(name: str, kind: str) -> None:
-    norm = NormConfig(kind, images_per_group=3, channel_groups=2)  # type: ignore[arg-type]
+    norm = NormConfig(kind, images_per_group=3, group=GroupNormConfig(channel_groups=2))  # type: ignore[arg-type]
     assert_whole_equals_chunks(config_of(name, norm))
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 
 import oracles
-from diptych.config.sections import LossConfig
+from diptych.config.data import ImagesConfig, ViewsConfig
+from diptych.config.method import DictionaryConfig, LossConfig, MethodConfig
+from diptych.config.run import RunConfig
+from diptych.errors import ConfigError
 from diptych.methods.logits import (
     in_batch_logsumexp,
     negative_logits,
@@ -31,10 +35,36 @@ from diptych.methods.losses import (
     margin_triplet,
     nt_logistic,
     nt_xent,
+    require_fitting_loss,
     supervised_contrastive,
     triplet,
 )
 from diptych.methods.objective import contrast_many
+
+SUPERVISED = MethodConfig(loss=LossConfig("supervised"))
+QUEUE = replace(SUPERVISED, dictionary=DictionaryConfig("queue"))
+MISFITS = [
+    (RunConfig(method=MethodConfig(loss=LossConfig("triplett"))), "one of info_nce, .*triplet"),
+    (RunConfig(method=QUEUE), r"goes with the dictionary 'batch' and both_views; got 'queue'"),
+    (
+        RunConfig(method=MethodConfig(views=3, loss=LossConfig("triplet"))),
+        "with the losses info_nce and supervised; got 'triplet'",
+    ),
+    (
+        RunConfig(
+            method=MethodConfig(loss=LossConfig("decoupled")), views=ViewsConfig(small_views=1)
+        ),
+        "with the losses info_nce and supervised; got 'decoupled'",
+    ),
+    (
+        RunConfig(method=MethodConfig(loss=LossConfig(semi_hard=True))),
+        "goes with the kinds nt_logistic and triplet; got 'info_nce'",
+    ),
+    (
+        RunConfig(method=SUPERVISED, images=ImagesConfig(group_by="folder")),
+        "leave one of them out",
+    ),
+]
 
 EXCLUDED = torch.tensor([[0, 1], [-1, -1], [2, 2], [-1, 5], [6, 3]])
 
@@ -423,3 +453,18 @@ def assert_same_loss(
     for vectors, mine, peers in gradients:
         along = [g - (g * vectors).sum(dim=1, keepdim=True) * vectors for g in (mine, peers)]
         torch.testing.assert_close(*along, rtol=10 * rtol, atol=10 * rtol)
+
+
+@pytest.mark.parametrize(("config", "words"), MISFITS)
+def test_a_loss_that_does_not_fit_is_refused(config: RunConfig, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        require_fitting_loss(config)
+
+
+def test_every_loss_fits_somewhere() -> None:
+    for kind in LOSSES:
+        config = RunConfig(method=MethodConfig(loss=LossConfig(kind)))
+        assert require_fitting_loss(config) is LOSSES[kind]
+    groups = ImagesConfig(group_by="folder")
+    three = MethodConfig(views=3)
+    assert require_fitting_loss(RunConfig(method=three, images=groups)) is LOSSES["info_nce"]

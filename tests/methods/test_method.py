@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 
 import oracles
-from diptych.config.sections import (
+from diptych.config.method import (
+    BankConfig,
     DictionaryConfig,
-    EncoderConfig,
-    HeadConfig,
+    InBatchConfig,
     KeyEncoderConfig,
     LossConfig,
     MethodConfig,
-    NormConfig,
-    OptimizerConfig,
-    RunConfig,
+    QueueConfig,
 )
+from diptych.config.model import EncoderConfig, HeadConfig, NormConfig
+from diptych.config.optimization import OptimizerConfig
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.methods import contrastive
 from diptych.methods.contrastive import Contrastive, build_contrastive
@@ -45,7 +46,7 @@ SIMCLR = RunConfig(
 MOCO = replace(
     SIMCLR,
     method=MethodConfig(
-        dictionary=DictionaryConfig("queue", queue_size=QUEUE),
+        dictionary=DictionaryConfig("queue", queue=QueueConfig(size=QUEUE)),
         key_encoder=KeyEncoderConfig("momentum", KEEP),
         loss=LossConfig(temperature=TEMPERATURE),
     ),
@@ -55,7 +56,7 @@ MOCO_V3 = replace(
     head=replace(SIMCLR.head, output_norm=True, predictor_layers=2),
     method=MethodConfig(
         symmetric=True,
-        dictionary=DictionaryConfig("batch", both_views=False),
+        dictionary=DictionaryConfig("batch", batch=InBatchConfig(both_views=False)),
         key_encoder=KeyEncoderConfig("momentum", KEEP, "cosine"),
         loss=LossConfig(temperature=TEMPERATURE, weight=4 * TEMPERATURE),
     ),
@@ -64,7 +65,7 @@ END_TO_END = replace(
     SIMCLR,
     norm=NormConfig("shuffle", images_per_group=2),
     method=MethodConfig(
-        dictionary=DictionaryConfig("batch", both_views=False),
+        dictionary=DictionaryConfig("batch", batch=InBatchConfig(both_views=False)),
         loss=LossConfig(temperature=TEMPERATURE),
     ),
 )
@@ -72,7 +73,7 @@ BANK = replace(
     SIMCLR,
     head=HeadConfig(layers=1, output_features=6),
     method=MethodConfig(
-        dictionary=DictionaryConfig("bank", bank_negatives=5, bank_momentum=0.6),
+        dictionary=DictionaryConfig("bank", bank=BankConfig(negatives=5, momentum=0.6)),
         loss=LossConfig(temperature=TEMPERATURE),
     ),
 )

@@ -9,17 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from diptych.config.sections import (
+from diptych.config.method import (
     DictionaryConfig,
-    EncoderConfig,
-    HeadConfig,
     KeyEncoderConfig,
     LossConfig,
     MethodConfig,
-    NormConfig,
-    RunConfig,
-    TrainingConfig,
+    QueueConfig,
 )
+from diptych.config.model import EncoderConfig, HeadConfig, NormConfig
+from diptych.config.run import RunConfig
+from diptych.config.training import TrainingConfig
 from diptych.errors import ConfigError
 from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.models import activations
@@ -34,7 +33,7 @@ MOCO = RunConfig(
     head=HeadConfig(hidden_features=8, output_features=6, batch_norm=True),
     method=MethodConfig(
         loss=LossConfig(temperature=0.2),
-        dictionary=DictionaryConfig("queue", queue_size=20),
+        dictionary=DictionaryConfig("queue", queue=QueueConfig(size=20)),
         key_encoder=KeyEncoderConfig("momentum", momentum=0.9),
     ),
     norm=NormConfig(images_per_group=4),

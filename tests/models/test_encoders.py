@@ -8,7 +8,7 @@ import torch
 import torchvision.models
 from torch import nn
 
-from diptych.config.sections import EncoderConfig
+from diptych.config.model import EncoderConfig
 from diptych.errors import ConfigError
 from diptych.models.encoders import build_encoder, count_features
 

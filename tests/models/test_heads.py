@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diptych.config.sections import HeadConfig
+from diptych.config.model import HeadConfig
 from diptych.errors import ConfigError
 from diptych.models.heads import build_head, build_predictor, first_layers, output_dim
 

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from diptych.config.files import nest, overlay, to_toml
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError, DiptychError, RunFolderError
 from diptych.models.weights import (
     load_encoder,
@@ -128,7 +128,7 @@ SETTINGS: Final[list[dict[str, Any]]] = [
     {"images.color": "gray"},
     {"images.color": "raw"},
     {"images.color": "raw", "images.raw_channels": 64},
-    {"norm.kind": "group", "norm.channel_groups": 10**9},
+    {"norm.kind": "group", "norm.group.channel_groups": 10**9},
     {"views.side_pixels": 4096},
 ]
 
@@ -173,14 +173,14 @@ def loaded(run: RunFolder, weights: dict[str, Tensor]) -> str:
 
 
 def test_a_few_hundred(run: RunFolder) -> None:
-    outcomes = try_many(run, range(400))
+    outcomes = try_many(run, range(200))
     assert outcomes.keys() == {"loaded", "refused"}
-    assert outcomes["refused"] > 200
+    assert outcomes["refused"] > 100
 
 
 @pytest.mark.slow
 def test_thousands(run: RunFolder) -> None:
-    assert try_many(run, range(400, 3400)).keys() == {"loaded", "refused"}
+    assert try_many(run, range(200, 3400)).keys() == {"loaded", "refused"}
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)

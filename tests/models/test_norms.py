@@ -9,7 +9,7 @@ import torchvision.models
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from diptych.config.sections import HeadConfig, NormConfig
+from diptych.config.model import GroupNormConfig, HeadConfig, NormConfig
 from diptych.errors import ConfigError
 from diptych.models.heads import build_head
 from diptych.models.norms import (
@@ -208,7 +208,7 @@ def test_sync_alone_is_batch_norm() -> None:
 
 @pytest.mark.parametrize("kind", ["layer", "group"])
 def test_an_image_does_not_see_its_batch(kind: str) -> None:
-    config = NormConfig(kind=kind, channel_groups=4)  # type: ignore[arg-type]
+    config = NormConfig(kind=kind, group=GroupNormConfig(channel_groups=4))  # type: ignore[arg-type]
     encoder = use_norm(SmallResNet(3, 8, (1, 1, 1), 1), config)
     head = use_norm(build_head(HeadConfig(batch_norm=True), features=32, seed=0), config)
     network = nn.Sequential(encoder, head).double()
@@ -224,7 +224,7 @@ def test_channels_are_normalised_in_groups(
     kind: str, most: int, groups: int, shape: tuple[int, ...]
 ) -> None:
     plain = batch_norm(12, 1 + len(shape))
-    config = NormConfig(kind=kind, channel_groups=most)  # type: ignore[arg-type]
+    config = NormConfig(kind=kind, group=GroupNormConfig(channel_groups=most))  # type: ignore[arg-type]
     norm = use_norm(copy.deepcopy(plain), config)
     values = torch.randn(3, *shape, dtype=torch.float64) + 2
     parts = values.reshape(3, groups, -1)
@@ -237,7 +237,7 @@ def test_channels_are_normalised_in_groups(
 
 
 def test_one_feature_in_a_group_is_refused() -> None:
-    config = NormConfig(kind="group", channel_groups=32)
+    config = NormConfig(kind="group", group=GroupNormConfig(channel_groups=32))
     with pytest.raises(ConfigError, match=r"channel_groups = 32 .* Use at most 8"):
         use_norm(nn.Sequential(nn.BatchNorm1d(16)), config)
     use_norm(nn.Sequential(nn.BatchNorm2d(16)), config)  # maps have more values than one
@@ -264,7 +264,7 @@ def test_names_and_initial_weights_stay(name: str, kind: str) -> None:
     before = copy.deepcopy(network.state_dict())
     parameters = dict(network.named_parameters())
     network.eval()
-    config = NormConfig(kind=kind, channel_groups=2)  # type: ignore[arg-type]
+    config = NormConfig(kind=kind, group=GroupNormConfig(channel_groups=2))  # type: ignore[arg-type]
     new = use_norm(network, config)
     after = new.state_dict()
     kept = before
@@ -350,7 +350,7 @@ def test_timms_fused_activation_is_kept(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["split", "sync", "layer", "group"])
 def test_half_precision_in_autocast(kind: str) -> None:
-    config = NormConfig(kind=kind, images_per_group=4, channel_groups=2)  # type: ignore[arg-type]
+    config = NormConfig(kind=kind, images_per_group=4, group=GroupNormConfig(channel_groups=2))  # type: ignore[arg-type]
     network = use_norm(SmallResNet(3, 4, (1,), 1), config)
     images = torch.randn(8, 3, 8, 8)
     whole = network(images)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.functional import conv2d
 
-from diptych.config.sections import EncoderConfig
+from diptych.config.model import EncoderConfig
 from diptych.models.encoders import build_encoder
 from diptych.models.resnets import ResNet, SelectiveKernels
 

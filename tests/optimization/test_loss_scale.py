@@ -15,18 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
-from diptych.config.sections import (
+from diptych.config.method import (
     DictionaryConfig,
-    EncoderConfig,
-    HeadConfig,
     KeyEncoderConfig,
     LossConfig,
     MethodConfig,
-    NormConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainingConfig,
+    QueueConfig,
 )
+from diptych.config.model import EncoderConfig, HeadConfig, NormConfig
+from diptych.config.optimization import OptimizerConfig
+from diptych.config.run import RunConfig
+from diptych.config.training import TrainingConfig
 from diptych.errors import ConfigError, Interrupted, TrainingError
 from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.methods.dictionaries import KeyQueue
@@ -46,7 +45,7 @@ CONFIG = RunConfig(
     head=HeadConfig(hidden_features=16, output_features=8, batch_norm=True),
     method=MethodConfig(
         loss=LossConfig(temperature=0.2, learn_temperature=True),
-        dictionary=DictionaryConfig("queue", queue_size=20),
+        dictionary=DictionaryConfig("queue", queue=QueueConfig(size=20)),
         key_encoder=KeyEncoderConfig("momentum", momentum=0.9),
     ),
     optimizer=OptimizerConfig(clip_norm=1.0),
@@ -201,7 +200,7 @@ SMALL: dict[str, Any] = {
     "head.hidden_features": 16,
     "head.output_features": 8,
     "norm.images_per_group": 8,
-    "method.dictionary.queue_size": 50,
+    "method.dictionary.queue.size": 50,
     "views.side_pixels": 16,
     "training.batch_size": 16,
     "training.chunk_size": 8,

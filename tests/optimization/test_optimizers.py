@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import oracles
-from diptych.config.sections import EncoderConfig, OptimizerConfig, ScheduleConfig
+from diptych.config.model import EncoderConfig
+from diptych.config.optimization import AdamWConfig, OptimizerConfig, ScheduleConfig, StepConfig
 from diptych.models.encoders import build_encoder
 from diptych.optimization.optimizers import (
     Lars,
@@ -128,7 +129,9 @@ def test_warm_up_takes_half_the_run_at_most() -> None:
 
 
 def test_steps_drop_where_they_should() -> None:
-    config = ScheduleConfig(kind="step", drops=(0.6, 0.8), drop_factor=0.1, warmup_epochs=1)
+    config = ScheduleConfig(
+        kind="step", warmup_epochs=1, step=StepConfig(drops=(0.6, 0.8), factor=0.1)
+    )
     rates = [
         learning_rate(config, peak=2.0, step=step, steps_per_epoch=10, total_steps=200)
         for step in range(200)
@@ -151,7 +154,9 @@ def test_a_constant_rate_stays() -> None:
 def test_adamw_equals_the_formula() -> None:
     """Loshchilov and Hutter 2019, algorithm 2; no decay on vectors."""
     net = network()
-    config = OptimizerConfig(kind="adamw", weight_decay=0.05, momentum=0.9, adamw_beta=0.99)
+    config = OptimizerConfig(
+        kind="adamw", weight_decay=0.05, momentum=0.9, adamw=AdamWConfig(beta2=0.99)
+    )
     optimizer = build_optimizer(config, net)
     mirror = {
         n: [p.detach().numpy().copy(), np.zeros(p.shape), np.zeros(p.shape)]

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diptych.config.sections import (
+from diptych.config.data import ViewsConfig
+from diptych.config.method import (
     DictionaryConfig,
-    EncoderConfig,
-    HeadConfig,
+    InBatchConfig,
     KeyEncoderConfig,
     MethodConfig,
-    NormConfig,
-    RunConfig,
-    TrainingConfig,
-    ViewsConfig,
+    QueueConfig,
 )
+from diptych.config.model import EncoderConfig, HeadConfig, NormConfig
+from diptych.config.run import RunConfig
+from diptych.config.training import TrainingConfig
 from diptych.methods.contrastive import build_contrastive
 from diptych.models import activations
 from diptych.models.activations import offload, recompute_stages
@@ -40,7 +40,8 @@ SIMCLR = RunConfig(
 MOCO = replace(
     SIMCLR,
     method=MethodConfig(
-        dictionary=DictionaryConfig("queue", queue_size=8), key_encoder=KeyEncoderConfig("momentum")
+        dictionary=DictionaryConfig("queue", queue=QueueConfig(size=8)),
+        key_encoder=KeyEncoderConfig("momentum"),
     ),
 )
 AGAIN = replace(SIMCLR, training=replace(SIMCLR.training, recompute="stages"))
@@ -51,7 +52,7 @@ CONFIGS = {
         head=replace(SIMCLR.head, predictor_layers=2, batch_norm=True),
         method=MethodConfig(
             symmetric=True,
-            dictionary=DictionaryConfig("batch", both_views=False),
+            dictionary=DictionaryConfig("batch", batch=InBatchConfig(both_views=False)),
             key_encoder=KeyEncoderConfig("momentum"),
         ),
     ),

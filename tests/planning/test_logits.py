@@ -8,16 +8,18 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diptych.config.sections import (
+from diptych.config.method import (
+    BankConfig,
     DictionaryConfig,
-    EncoderConfig,
-    HeadConfig,
+    InBatchConfig,
     KeyEncoderConfig,
     LossConfig,
     MethodConfig,
-    RunConfig,
-    TrainingConfig,
+    QueueConfig,
 )
+from diptych.config.model import EncoderConfig, HeadConfig
+from diptych.config.run import RunConfig
+from diptych.config.training import TrainingConfig
 from diptych.methods import logits
 from diptych.methods.contrastive import build_contrastive
 from diptych.methods.dictionaries import ImageBank, KeyQueue
@@ -28,7 +30,7 @@ from diptych.views.batches import Batch
 IMAGES, DIM, TILE = 24, 8, 10
 MOMENTUM_ENCODER, BATCH_KEYS = (
     KeyEncoderConfig("momentum"),
-    DictionaryConfig("batch", both_views=False),
+    DictionaryConfig("batch", batch=InBatchConfig(both_views=False)),
 )
 METHODS = {
     "simclr": MethodConfig(),
@@ -37,11 +39,12 @@ METHODS = {
     "end_to_end": MethodConfig(dictionary=BATCH_KEYS),
     "moco_v3": MethodConfig(symmetric=True, dictionary=BATCH_KEYS, key_encoder=MOMENTUM_ENCODER),
     "moco": MethodConfig(
-        dictionary=DictionaryConfig("queue", queue_size=70), key_encoder=MOMENTUM_ENCODER
+        dictionary=DictionaryConfig("queue", queue=QueueConfig(size=70)),
+        key_encoder=MOMENTUM_ENCODER,
     ),
-    "bank": MethodConfig(dictionary=DictionaryConfig("bank", bank_negatives=50)),
+    "bank": MethodConfig(dictionary=DictionaryConfig("bank", bank=BankConfig(negatives=50))),
     "nt_logistic": MethodConfig(
-        dictionary=DictionaryConfig("queue", queue_size=70),
+        dictionary=DictionaryConfig("queue", queue=QueueConfig(size=70)),
         key_encoder=MOMENTUM_ENCODER,
         loss=LossConfig("nt_logistic"),
     ),
@@ -113,12 +116,16 @@ def test_operations_are_those_of_a_real_comparison(
 def test_bytes_are_close_to_those_of_a_real_comparison(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At sizes where matrices of scores, or tiles and keys, are nearly all there is."""
+    """At sizes where matrices of logits, or tiles and keys, are nearly all there is."""
     monkeypatch.setattr(logits, "CPU_TILE", 64)
     run = run_of(METHODS[name])
     kind = run.config.method.dictionary.kind
     if kind != "batch":
-        dictionary = replace(run.config.method.dictionary, queue_size=150, bank_negatives=150)
+        dictionary = replace(
+            run.config.method.dictionary,
+            queue=replace(run.config.method.dictionary.queue, size=150),
+            bank=replace(run.config.method.dictionary.bank, negatives=150),
+        )
         method = replace(run.config.method, dictionary=dictionary)
         run = replace(run, config=replace(run.config, method=method))
     live = Counter()

@@ -12,17 +12,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-from diptych.config.sections import (
+from diptych.config.data import ImagesConfig, ViewsConfig
+from diptych.config.method import (
+    BankConfig,
     DictionaryConfig,
-    EncoderConfig,
-    HeadConfig,
-    ImagesConfig,
     KeyEncoderConfig,
     MethodConfig,
-    RunConfig,
-    TrainingConfig,
-    ViewsConfig,
+    QueueConfig,
 )
+from diptych.config.model import EncoderConfig, HeadConfig
+from diptych.config.run import RunConfig
+from diptych.config.training import TrainingConfig
 from diptych.errors import ConfigError
 from diptych.images import index
 from diptych.images.open import open_images
@@ -43,9 +43,10 @@ BASE = RunConfig(
     training=TrainingConfig(batch_size=8, threads=1, device="cpu"),
 )
 QUEUE = MethodConfig(
-    dictionary=DictionaryConfig("queue", queue_size=50), key_encoder=KeyEncoderConfig("momentum")
+    dictionary=DictionaryConfig("queue", queue=QueueConfig(size=50)),
+    key_encoder=KeyEncoderConfig("momentum"),
 )
-BANK = MethodConfig(dictionary=DictionaryConfig("bank", bank_negatives=12))
+BANK = MethodConfig(dictionary=DictionaryConfig("bank", bank=BankConfig(negatives=12)))
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 
 from diptych.cli.main import main
 from diptych.config.recipes import RECIPES, recipe_config
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.planning import measure
 from diptych.planning.bottlenecks import advice, limits
@@ -95,7 +95,7 @@ def test_a_bank_breaks_with_the_images_and_a_queue_does_not() -> None:
     assert bank.memory.lasting["bank"] == keys
     said = advice(bank)
     assert said[0].startswith("Breaks first: memory of the bank (521.0 GB of 80.0 GB)")
-    shares, fp16 = "bank-placement sharded", "bank-precision fp16"
+    shares, fp16 = "bank.placement sharded", "bank.precision fp16"
     assert 0 < said[0].index(shares) < said[0].index(fp16) < said[0].index("A queue")
     assert said[1].startswith("Then: main memory")
     assert "copy for checkpoints 521.0 GB" in said[1]
@@ -106,7 +106,9 @@ def test_a_bank_breaks_with_the_images_and_a_queue_does_not() -> None:
 
 def test_a_bank_in_shares_fits_where_a_whole_one_does_not() -> None:
     config = small("memory_bank")
-    dictionary = replace(config.method.dictionary, bank_placement="sharded")
+    dictionary = replace(
+        config.method.dictionary, bank=replace(config.method.dictionary.bank, placement="sharded")
+    )
     config = replace(config, method=replace(config.method, dictionary=dictionary))
     images, processes = 10**9, 8
     plan = make_plan(PlannedRun(config, images, processes), MACHINES["h100"])
@@ -238,7 +240,7 @@ def test_every_recipe_is_planned_with_every_setting(recipe: str, tmp_path: Path)
         *("--training.precision", "fp16", "--training.recompute", "stages"),
         *("--training.offload-activations", "--checkpoint.no-asynchronous"),
         *("--probe.profile-steps", "3", "--checkpoint.folder", "s3://bucket/run"),
-        *("--method.dictionary.bank-placement", "sharded"),
+        *("--method.dictionary.bank.placement", "sharded"),
     ]
     for machine, more in (("cpu", []), ("h100", settings)):
         assert main([*asked, "--on", machine, "--processes", "2", "--quiet", *more]) == 0

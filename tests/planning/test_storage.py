@@ -10,17 +10,17 @@ import torch
 from diptych.checkpoints.save_and_load import save_checkpoint
 from diptych.checkpoints.saver import HostCopy
 from diptych.checkpoints.state import RunState
-from diptych.config.sections import (
-    CheckpointConfig,
+from diptych.config.method import (
+    BankConfig,
     DictionaryConfig,
-    EncoderConfig,
-    HeadConfig,
     KeyEncoderConfig,
     MethodConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainingConfig,
+    QueueConfig,
 )
+from diptych.config.model import EncoderConfig, HeadConfig
+from diptych.config.optimization import OptimizerConfig
+from diptych.config.run import RunConfig
+from diptych.config.training import CheckpointConfig, TrainingConfig
 from diptych.images.open import from_array
 from diptych.images.order import Order
 from diptych.methods.contrastive import build_contrastive
@@ -49,7 +49,8 @@ BASE = RunConfig(
     training=TrainingConfig(batch_size=4, epochs=3),
 )
 QUEUE = MethodConfig(
-    dictionary=DictionaryConfig("queue", queue_size=300), key_encoder=KeyEncoderConfig("momentum")
+    dictionary=DictionaryConfig("queue", queue=QueueConfig(size=300)),
+    key_encoder=KeyEncoderConfig("momentum"),
 )
 CONFIGS = {
     "sgd": BASE,
@@ -57,13 +58,13 @@ CONFIGS = {
     "adamw, bank": replace(
         BASE,
         optimizer=OptimizerConfig("adamw"),
-        method=MethodConfig(dictionary=DictionaryConfig("bank", bank_precision="fp16")),
+        method=MethodConfig(dictionary=DictionaryConfig("bank", bank=BankConfig(precision="fp16"))),
     ),
 }
 SHARED = replace(
     BASE,
     training=replace(BASE.training, batch_size=6),
-    method=MethodConfig(dictionary=DictionaryConfig("bank", bank_placement="sharded")),
+    method=MethodConfig(dictionary=DictionaryConfig("bank", bank=BankConfig(placement="sharded"))),
 )
 CPU = MACHINES["cpu"]
 
@@ -194,7 +195,10 @@ def test_a_bank_in_shares_takes_what_the_largest_of_real_shares_takes() -> None:
     plan = make_plan(PlannedRun(SHARED, IMAGES, 3), CPU)
     assert plan.memory.lasting["bank"] == max(int(one["held"]) for one in results)
     assert gathered_bytes(planned_state(SHARED)) == int(results[0]["whole"])
-    replicated = replace(SHARED.method.dictionary, bank_placement="replicated")
+    replicated = replace(
+        SHARED.method.dictionary,
+        bank=replace(SHARED.method.dictionary.bank, placement="replicated"),
+    )
     whole = replace(SHARED, method=replace(SHARED.method, dictionary=replicated))
     assert (
         plan.storage.checkpoint == make_plan(PlannedRun(whole, IMAGES, 3), CPU).storage.checkpoint

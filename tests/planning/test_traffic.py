@@ -9,18 +9,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from diptych.config.sections import (
+from diptych.config.data import ViewsConfig
+from diptych.config.method import (
+    BankConfig,
     DictionaryConfig,
-    EncoderConfig,
-    HeadConfig,
+    InBatchConfig,
     KeyEncoderConfig,
     LossConfig,
     MethodConfig,
-    NormConfig,
-    RunConfig,
-    TrainingConfig,
-    ViewsConfig,
+    QueueConfig,
 )
+from diptych.config.model import EncoderConfig, HeadConfig, NormConfig
+from diptych.config.run import RunConfig
+from diptych.config.training import TrainingConfig
 from diptych.logging.times import time_metrics
 from diptych.methods.contrastive import build_contrastive
 from diptych.methods.dictionaries import ImageBank, KeyQueue
@@ -47,12 +48,11 @@ BASE = RunConfig(
 )
 MOMENTUM_ENCODER, BATCH_KEYS = (
     KeyEncoderConfig("momentum"),
-    DictionaryConfig("batch", both_views=False),
+    DictionaryConfig("batch", batch=InBatchConfig(both_views=False)),
 )
 QUEUE = MethodConfig(
-    dictionary=DictionaryConfig("queue", queue_size=50), key_encoder=MOMENTUM_ENCODER
+    dictionary=DictionaryConfig("queue", queue=QueueConfig(size=50)), key_encoder=MOMENTUM_ENCODER
 )
-GROUPED = {"images_per_group": 4}
 CONFIGS = {
     "simclr": BASE,
     "plain norms": replace(BASE, norm=NormConfig("batch")),
@@ -63,18 +63,21 @@ CONFIGS = {
         method=MethodConfig(symmetric=True, dictionary=BATCH_KEYS, key_encoder=MOMENTUM_ENCODER),
     ),
     "end_to_end": replace(
-        BASE, norm=NormConfig("shuffle", **GROUPED), method=MethodConfig(dictionary=BATCH_KEYS)
+        BASE,
+        norm=NormConfig("shuffle", images_per_group=4),
+        method=MethodConfig(dictionary=BATCH_KEYS),
     ),
     "shuffled views": replace(BASE, norm=NormConfig("shuffle", images_per_group=4)),
     "bank": replace(
-        BASE, method=MethodConfig(dictionary=DictionaryConfig("bank", bank_negatives=12))
+        BASE,
+        method=MethodConfig(dictionary=DictionaryConfig("bank", bank=BankConfig(negatives=12))),
     ),
     "bank in shares": replace(
         BASE,
         method=MethodConfig(
             # All images are drawn, and all are in the batch: the shares are of the same length.
             dictionary=DictionaryConfig(
-                "bank", bank_negatives=BATCH - 1, bank_placement="sharded", bank_precision="fp16"
+                "bank", bank=BankConfig(negatives=BATCH - 1, placement="sharded", precision="fp16")
             ),
             symmetric=True,
         ),
@@ -97,7 +100,7 @@ CONFIGS = {
 
 
 def images_of(config: RunConfig) -> int:
-    return BATCH if config.method.dictionary.bank_placement == "sharded" else IMAGES
+    return BATCH if config.method.dictionary.bank.placement == "sharded" else IMAGES
 
 
 def one_step(config: RunConfig, rank: int) -> tuple[int, int]:
@@ -188,7 +191,7 @@ def test_time_is_bytes_over_bandwidth_and_latency_by_turns() -> None:
 def test_the_largest_share_is_that_of_random_batches(processes: int, images: int) -> None:
     """The oracle draws: images i of process i mod n, a batch and negatives without repetition."""
     batch, drawn, generator = 512, 301, np.random.default_rng(0)
-    dictionary = DictionaryConfig("bank", bank_negatives=drawn - 1, bank_placement="sharded")
+    dictionary = DictionaryConfig("bank", bank=BankConfig(negatives=drawn - 1, placement="sharded"))
     config = replace(
         BASE,
         method=MethodConfig(dictionary=dictionary),

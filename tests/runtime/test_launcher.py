@@ -16,7 +16,8 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from diptych.cli.main import main
-from diptych.config.sections import EncoderConfig, RunConfig
+from diptych.config.model import EncoderConfig
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError, RunFolderError
 from diptych.models.weights import save_encoder, untrained_encoder
 from diptych.pretraining import pretrain

@@ -36,7 +36,7 @@ MOCO: dict[str, Any] = {
     "head.output_features": 8,
     "views.side_pixels": 16,
     "norm.images_per_group": 4,
-    "method.dictionary.queue_size": 50,
+    "method.dictionary.queue.size": 50,
     "batch_size": 16,
     "training.threads": 1,
     "training.check_every_steps": 2,

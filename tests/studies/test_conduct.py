@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import write_class_folder
 from diptych.cli.main import main
 from diptych.errors import EXIT_USER, ConfigError, Interrupted, RunFolderError
 from diptych.pretraining import run_pretraining
@@ -44,19 +45,8 @@ def planned(data: Path, out: Path, **given: int) -> StudyRun:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyRun:
     """A tiny study on striped images, run to its end."""
-    import numpy as np
-    from PIL import Image
-
-    from conftest import striped
-
     root = tmp_path_factory.mktemp("study")
-    rng = np.random.default_rng(7)
-    for label in range(3):
-        folder = root / "images" / f"class{label}"
-        folder.mkdir(parents=True)
-        for number in range(16):
-            Image.fromarray(striped(label, rng)).save(folder / f"{number:03d}.png")
-    plan = planned(root / "images", root / "out")
+    plan = planned(write_class_folder(root / "images"), root / "out")
     said: list[str] = []
     run_cells(plan, say=said.append)
     assert len(said) == 4

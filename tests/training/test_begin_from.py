@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {
     "encoder.stage_blocks": (1,),
     "head.output_features": 8,
     "views.side_pixels": 16,
-    "method.dictionary.queue_size": 50,
+    "method.dictionary.queue.size": 50,
     "batch_size": 16,
     "training.threads": 1,
     "probe.images": 32,
@@ -114,7 +114,7 @@ def test_a_rate_that_overflows_stops_by_name_and_a_lower_one_goes_on_from_before
     config = load_run_config(mended / "config.toml")
     assert config.training.begin_from == f"{stopped}@{STOPPED}"
     assert config.optimizer.learning_rate == 0.001
-    assert config.method.dictionary.queue_size == 50
+    assert config.method.dictionary.queue.size == 50
 
 
 def test_stopped_in_its_turn_it_is_resumed_from_its_own_checkpoints(

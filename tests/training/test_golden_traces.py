@@ -38,13 +38,13 @@ SMALL: Final[dict[str, Any]] = {
 }
 RECIPES: Final[dict[str, dict[str, Any]]] = {
     "simclr": {"optimizer.kind": "lars", "optimizer.clip_norm": 1.0},
-    "moco_v2": {"method.dictionary.queue_size": 50, "method.symmetric": True},
+    "moco_v2": {"method.dictionary.queue.size": 50, "method.symmetric": True},
     "moco_v3": {
         "optimizer.kind": "adamw",
         "method.loss.learn_temperature": True,
         "training.chunk_size": 8,
     },
-    "memory_bank": {"method.dictionary.bank_negatives": 20},
+    "memory_bank": {"method.dictionary.bank.negatives": 20},
     "end_to_end": {},
 }
 

@@ -6,18 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from diptych.config.sections import (
+from diptych.config.method import (
+    BankConfig,
     DictionaryConfig,
-    EncoderConfig,
-    HeadConfig,
+    InBatchConfig,
     KeyEncoderConfig,
     LossConfig,
     MethodConfig,
-    NormConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainingConfig,
+    QueueConfig,
 )
+from diptych.config.model import EncoderConfig, GroupNormConfig, HeadConfig, NormConfig
+from diptych.config.optimization import OptimizerConfig
+from diptych.config.run import RunConfig
+from diptych.config.training import TrainingConfig
 from diptych.evaluation.linear import fit_linear
 from diptych.methods.contrastive import build_contrastive
 from diptych.methods.distillation import Distillation, Teacher
@@ -41,7 +42,7 @@ BASE = RunConfig(
     optimizer=OptimizerConfig(clip_norm=0.5),
     training=TrainingConfig(batch_size=BATCH),
 )
-KEYS_ONLY = DictionaryConfig("batch", both_views=False)
+KEYS_ONLY = DictionaryConfig("batch", batch=InBatchConfig(both_views=False))
 MOMENTUM_ENCODER = KeyEncoderConfig("momentum", momentum=0.9)
 SHUFFLE = NormConfig("shuffle", images_per_group=4)
 MOCO_V1 = replace(
@@ -49,7 +50,7 @@ MOCO_V1 = replace(
     norm=SHUFFLE,
     method=replace(
         BASE.method,
-        dictionary=DictionaryConfig("queue", queue_size=50),
+        dictionary=DictionaryConfig("queue", queue=QueueConfig(size=50)),
         key_encoder=MOMENTUM_ENCODER,
     ),
 )
@@ -58,10 +59,10 @@ MOCO_V3 = replace(
     head=replace(BASE.head, predictor_layers=2, output_norm=True),
     method=replace(BASE.method, symmetric=True, dictionary=KEYS_ONLY, key_encoder=MOMENTUM_ENCODER),
 )
-GROUP = NormConfig("group", channel_groups=2)
+GROUP = NormConfig("group", group=GroupNormConfig(channel_groups=2))
 END_TO_END = replace(BASE, norm=GROUP, method=replace(BASE.method, dictionary=KEYS_ONLY))
-BANK = DictionaryConfig("bank", bank_negatives=12)
-SHARDED = replace(BANK, bank_placement="sharded")
+BANK = DictionaryConfig("bank", bank=BankConfig(negatives=12))
+SHARDED = replace(BANK, bank=replace(BANK.bank, placement="sharded"))
 CONFIGS = {
     "simclr": BASE,
     "moco_v1": MOCO_V1,

@@ -42,7 +42,7 @@ SMALL: dict[str, Any] = {
     "probe.images": 32,
     "checkpoint.every_seconds": 0.0,
 }
-MOCO: dict[str, Any] = {"recipe": "moco_v2", "method.dictionary.queue_size": 50}
+MOCO: dict[str, Any] = {"recipe": "moco_v2", "method.dictionary.queue.size": 50}
 SIMCLR: dict[str, Any] = {"recipe": "simclr", "optimizer.kind": "lars", "optimizer.clip_norm": 1.0}
 MOCO_V3: dict[str, Any] = {
     "recipe": "moco_v3",
@@ -50,7 +50,7 @@ MOCO_V3: dict[str, Any] = {
     "method.loss.learn_temperature": True,
     "training.chunk_size": 8,
 }
-BANK: dict[str, Any] = {"recipe": "memory_bank", "method.dictionary.bank_negatives": 20}
+BANK: dict[str, Any] = {"recipe": "memory_bank", "method.dictionary.bank.negatives": 20}
 RECIPES = {"simclr": SIMCLR, "moco": MOCO, "moco_v3": MOCO_V3, "bank": BANK}
 
 
@@ -273,7 +273,7 @@ def test_killed_at_random_moments(recipe: str, images: Path, tmp_path: Path) -> 
     flags = [
         *("--recipe", recipe, "--epochs", "100", "--no-report", "--quiet", "--threads", "2"),
         *("--batch-size", "16", "--encoder.width", "4", "--views.side-pixels", "16"),
-        *("--method.dictionary.queue-size", "50", "--probe.images", "32"),
+        *("--method.dictionary.queue.size", "50", "--probe.images", "32"),
         *("--checkpoint.every-seconds", "0.1", "--probe.health-every-epochs", "20"),
     ]
 

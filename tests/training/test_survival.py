@@ -97,14 +97,14 @@ def test_killed_workers_a_killed_launcher_and_a_scheduler(images: Path, unbroken
 
 def test_a_peer_that_hangs_is_named_with_the_step(images: Path) -> None:
     options = ("--nproc-per-node", "2", "--max-restarts", "0", "--shutdown-timeout", "2")
-    patience = ("--training.peer-timeout-seconds", "12")
+    patience = ("--training.process-timeout-seconds", "12")
     with Job(images, images.with_name("hung"), options=options, flags=[*EPOCHS, *patience]) as job:
         job.until_step(3)
         os.kill(job.workers()[1], signal.SIGSTOP)
         assert job.wait() == 1
     assert (
         f"process 1 of 2 did not take part in step {last_step(job.out) + 1}: gone, or silent for "
-        "the 12 seconds of training.peer_timeout_seconds."
+        "the 12 seconds of training.process_timeout_seconds."
     ) in job.said()
 
 

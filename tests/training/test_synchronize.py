@@ -5,7 +5,7 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.errors import DistributedError
 from diptych.methods.method import Method, StepOutput
 from diptych.optimization.loss_scale import LossScale

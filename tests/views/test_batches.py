@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from diptych.config.sections import ImagesConfig, ViewsConfig
+from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.images.collection import ImageSet
 from diptych.images.groups import Groups
 from diptych.images.open import from_array, open_images

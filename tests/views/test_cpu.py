@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from diptych.config.data import ViewsConfig
 from diptych.config.policies import Policy, parse_policy
-from diptych.config.sections import ViewsConfig
 from diptych.images.pixels import PixelBatch
 from diptych.views.cpu import make_views, normalisation, to_pixels
 from diptych.views.draw import centre_views, draw_views

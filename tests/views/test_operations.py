@@ -14,8 +14,8 @@ from scipy.stats import kstest
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
+from diptych.config.data import ViewsConfig
 from diptych.config.policies import PRESETS, branches, parse_policy
-from diptych.config.sections import ViewsConfig
 from diptych.images.codecs.channels import Pixels
 from diptych.images.pixels import PixelBatch
 from diptych.views import device_operations

@@ -10,7 +10,7 @@ from typing import Final
 from diptych.checkpoints.save_and_load import load_newest, origins
 from diptych.checkpoints.stores import CheckpointLocation
 from diptych.config.files import differing_keys, overlay, parse_toml
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.errors import DamagedCheckpoint, ForeignCheckpoint, ImagesError, RunFolderError
 from diptych.images.collection import ImageSet
 from diptych.images.groups import find_groups

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -31,6 +31,15 @@ class DetectFlags:
     runtime: Annotated[DeviceOptions, arg(name="")] = field(default_factory=DeviceOptions)
 
 
+COMMON: Final = {
+    "images": ("data", "train_part", "test_part", "side"),
+    "training": (
+        *("epochs", "batch_size", "learning_rate", "schedule", "norm", "seeds", "device"),
+    ),
+}
+"""Flags that most people need."""
+
+
 def detect(arguments: Sequence[str]) -> None:
     """Measure how well a run's ResNet finds objects, as the backbone of a Faster R-CNN.
 
@@ -43,7 +52,7 @@ def detect(arguments: Sequence[str]) -> None:
     """
     from diptych.evaluation.detection.protocol import measure_detection
 
-    flags = parse(DetectFlags, detect, arguments)
+    flags = parse(DetectFlags, detect, arguments, common=COMMON)
     console = Console(markup=False)
 
     def tell(backbone: str, seed: int, was_there: bool) -> None:

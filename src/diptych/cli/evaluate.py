@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from rich.console import Console
 from tyro.conf import Positional, arg
@@ -59,6 +59,14 @@ class EvaluateFlags:
     runtime: Annotated[InferenceOptions, arg(name="")] = field(default_factory=InferenceOptions)
 
 
+COMMON: Final = {
+    "what is measured": ("protocol", "train", "test", "against", "supervised", "head_layers"),
+    "settings of the protocols": ("neighbours", "finetune_shares", "seeds", "transfer"),
+    "how": ("crops", "device", "batch_size", "threads"),
+}
+"""Flags that most people need."""
+
+
 def evaluate(arguments: Sequence[str]) -> None:
     """Measure a run's encoder by kNN and by a linear classifier, or by other --protocol.
 
@@ -75,7 +83,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     from diptych.evaluation.protocols import evaluate as measure
     from diptych.report.terminal import print_tables
 
-    flags = parse(EvaluateFlags, evaluate, arguments)
+    flags = parse(EvaluateFlags, evaluate, arguments, common=COMMON)
     options = asdict(flags)
     run, protocols, runtime = (options.pop(name) for name in ("run", "protocol", "runtime"))
     console = Console(markup=False)

@@ -1,21 +1,23 @@
 """How the flags of a verb are read. Each verb's own stand beside it, as a frozen dataclass.
 
 A field that holds a dataclass gives the fields of that as ``--section.name``, and as ``--name`` if
-it is marked by ``tyro.conf.arg(name="")``.
+it is marked by ``tyro.conf.arg(name="")``. The docstrings under the fields are the help texts.
 """
 
 import inspect
 import sys
-import typing
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from operator import attrgetter
 from typing import Any, Final, Literal, Protocol, TypeVar
 
 import tyro
 
-from diptych.config.files import SHORT_NAMES, flatten, nearest_name, nest
-from diptych.config.sections import RunConfig
+from diptych.cli.help import Groups, help_screen
+from diptych.config.files import OLD_NAMES, SHORT_NAMES, flatten, nearest_name, nest
+from diptych.config.reference import settings_of
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 
 Flags = TypeVar("Flags")
@@ -50,14 +52,29 @@ class SettingsFlags(Protocol):
         """Of the images."""
 
 
-def parse(kind: type[Flags], verb: Verb, arguments: Sequence[str]) -> Flags:
-    """Flags of a verb. Wrong ones end the process with a hint at the nearest right one."""
+def parse(
+    kind: type[Flags], verb: Verb, arguments: Sequence[str], *, common: Groups | None = None
+) -> Flags:
+    """Flags of a verb. Wrong ones end the process with a hint at the nearest right one.
+
+    Args:
+        kind: the dataclass that holds them.
+        verb: whose docstring is the help.
+        arguments: behind the verb's name.
+        common: flags that most people need, in groups, which --help shows; all when not given.
+    """
     arguments = _whole_names(arguments)
     command = f"diptych {verb.__name__.replace('_', '-')}"
-    _refuse_unknown(list(flag_places(kind)), arguments, command)
+    settings = list(settings_of(kind))
+    if {"-h", "--help"} & set(arguments):
+        print(help_screen(command, verb.__doc__ or "", settings, common))
+        raise SystemExit(0)
+    if "--help-all" in arguments:
+        arguments = ["--help"]  # tyro's own, of everything
+    _refuse_unknown([one.name for one in settings], arguments, command)
     parsed: Flags = tyro.cli(
         kind,
-        args=list(arguments),
+        args=arguments,
         prog=command,
         description=inspect.cleandoc(verb.__doc__ or ""),
     )
@@ -66,7 +83,7 @@ def parse(kind: type[Flags], verb: Verb, arguments: Sequence[str]) -> Flags:
 
 def explicit_settings(flags: SettingsFlags, arguments: Sequence[str]) -> dict[str, Any]:
     """The settings that were given, and not those that only have defaults, as nested tables."""
-    places = flag_places(type(flags))
+    places = {one.name: one.place for one in settings_of(type(flags))}
     given: dict[str, Any] = {}
     for argument in _whole_names(arguments):
         name = _to_name(argument, places) if argument.startswith("--") else ""
@@ -82,24 +99,6 @@ def explicit_settings(flags: SettingsFlags, arguments: Sequence[str]) -> dict[st
     return nest(given)
 
 
-def flag_places(kind: type) -> dict[str, str]:
-    """Dotted name of every flag of a dataclass and of those in it, and where its value lies."""
-    return {name: ".".join(place) for name, place in _flags(kind)}
-
-
-def _flags(kind: type) -> Iterator[tuple[str, list[str]]]:
-    hints = typing.get_type_hints(kind, include_extras=True)
-    for one in fields(kind):
-        hint = hints[one.name]
-        held = hint.__origin__ if typing.get_origin(hint) is typing.Annotated else hint
-        if not is_dataclass(held):
-            yield one.name, [one.name]
-            continue
-        named = all(getattr(mark, "name", None) != "" for mark in getattr(hint, "__metadata__", ()))
-        for name, place in _flags(typing.cast("type", held)):
-            yield f"{one.name}.{name}" if named else name, [one.name, *place]
-
-
 def _whole_names(arguments: Sequence[str]) -> list[str]:
     """The same arguments with ``--encoder NAME`` written out; a section cannot be a flag itself."""
 
@@ -110,7 +109,7 @@ def _whole_names(arguments: Sequence[str]) -> list[str]:
     return [whole(argument) for argument in arguments]
 
 
-def _to_name(argument: str, names: typing.Container[str]) -> str:
+def _to_name(argument: str, names: Container[str]) -> str:
     """``--training.no-compile`` to ``training.compile``, ``--epochs=3`` to ``epochs``."""
     name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
     section, dot, last = name.rpartition(".")
@@ -119,16 +118,25 @@ def _to_name(argument: str, names: typing.Container[str]) -> str:
 
 
 def _refuse_unknown(names: Sequence[str], arguments: Sequence[str], command: str) -> None:
-    for argument in arguments:
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         if not argument.startswith("--") or argument in ("--", "--help"):
             continue
-        name = _to_name(argument, names)
-        if name not in names:
+        given, equals, value = argument.partition("=")
+        name = _to_name(argument, [*names, *OLD_NAMES])
+        old_value = f"{name} = {value if equals else following!r}"
+        if name in names and old_value not in OLD_NAMES:
+            continue
+        if name in OLD_NAMES:
+            said = f"{given} is called {_as_flag(OLD_NAMES[name])} now."
+        elif name in names:
+            said = f"{old_value} is called {OLD_NAMES[old_value]} now."
+        else:
             nearest = nearest_name(name, names)
-            hint = f" Did you mean --{nearest.replace('_', '-')}?" if nearest else ""
-            given = argument.partition("=")[0]
-            print(
-                f"{command}: there is no flag {given}.{hint} `{command} --help` lists all.",
-                file=sys.stderr,
-            )
-            raise SystemExit(2)
+            hint = f" Did you mean {_as_flag(nearest)}?" if nearest else ""
+            said = f"there is no flag {given}.{hint} `{command} --help-all` lists all."
+        print(f"{command}: {said}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _as_flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

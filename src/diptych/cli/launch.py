@@ -27,7 +27,7 @@ def launch(arguments: Sequence[str]) -> None:
     """
     from diptych.runtime.launcher import split_arguments, start
 
-    if list(arguments) in (["-h"], ["--help"]):
+    if list(arguments) in (["-h"], ["--help"], ["--help-all"]):
         print(inspect.cleandoc(launch.__doc__ or ""))
         raise SystemExit(0)
     options, (verb, *given) = split_arguments(arguments)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 
@@ -40,6 +41,18 @@ class PlanFlags(PretrainFlags):
     machine: MachineConfig = field(default_factory=MachineConfig)
 
 
+COMMON: Final = {
+    "machine": ("on", "processes", "measure", "processes_here", "threads"),
+    "images": ("images_count", "image_side", "image_kilobytes"),
+    "run": (
+        *("recipe", "scale", "config", "encoder.name", "views.side_pixels", "epochs", "batch_size"),
+        *("training.chunk_size", "training.precision", "checkpoint.every_seconds"),
+    ),
+    "what is said": ("json", "quiet"),
+}
+"""Flags that most people need."""
+
+
 def plan(arguments: Sequence[str]) -> None:
     """Say what a run will cost before it starts, and which part breaks first.
 
@@ -55,7 +68,7 @@ def plan(arguments: Sequence[str]) -> None:
     from diptych.planning.planned_run import PlanRequest
     from diptych.runtime.device import available_threads, divided
 
-    flags = parse(PlanFlags, plan, arguments)
+    flags = parse(PlanFlags, plan, arguments, common=COMMON)
     if flags.json is not None:
         require_writable(flags.json.parent)
     cores = divided(flags.threads or available_threads(), flags.processes_here)

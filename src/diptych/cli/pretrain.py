@@ -12,21 +12,12 @@ from tyro.conf import Positional
 
 from diptych.cli.evaluate import print_verdict
 from diptych.cli.flags import explicit_settings, parse
+from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.config.files import load_run_config
-from diptych.config.sections import (
-    CheckpointConfig,
-    DistillationConfig,
-    EncoderConfig,
-    HeadConfig,
-    ImagesConfig,
-    MethodConfig,
-    NormConfig,
-    OptimizerConfig,
-    ProbeConfig,
-    ScheduleConfig,
-    TrainingConfig,
-    ViewsConfig,
-)
+from diptych.config.method import DistillationConfig, MethodConfig
+from diptych.config.model import EncoderConfig, HeadConfig, NormConfig
+from diptych.config.optimization import OptimizerConfig, ScheduleConfig
+from diptych.config.training import CheckpointConfig, ProbeConfig, TrainingConfig
 from diptych.errors import ConfigError, ImagesError, RunFolderError
 from diptych.runs.folder import RunFolder
 from diptych.runtime.progress import ProgressBars
@@ -41,14 +32,15 @@ class PretrainFlags:
     """What `diptych pretrain` takes. The sections at the end hold every single setting."""
 
     path: Positional[str | None] = None
-    """A folder of images (nested, any mix of formats), tar shards, a .parquet, .npz, .npy or IDX
-    file, a list of paths (.txt), torchvision:NAME, a URL, or the built-in set named photographs.
-    docs/images.md says more."""
+    """A folder, tar shards, a file, a URL, or the name photographs; folders may be nested, with any
+    mix of formats, and files be .parquet, .npz, .npy, IDX or a list of paths (.txt). Also
+    torchvision:NAME. docs/images.md says more."""
     recipe: str = "simclr"
     """The method with its paper's settings; `diptych recipes` lists them."""
     scale: str | None = None
-    """The size of it all: tiny (small ResNet, 32 pixels), small (ResNet-18, 96), paper
-    (ResNet-50, 224), or cifar10. By default chosen from the images' size and the device."""
+    """How large: tiny, small, paper or cifar10. That is a small ResNet on views of 32 pixels,
+    ResNet-18 on 96, ResNet-50 on 224, or SimCLR's of its appendix B.9. By default chosen from the
+    images' size and the device."""
     out: Path | None = None
     """The run folder. A new one under runs/ by default."""
     config: Path | None = None
@@ -56,21 +48,21 @@ class PretrainFlags:
     resume: bool = False
     """Go on from the newest good checkpoint of --out; begin there if it has none."""
     begin_from: str | None = None
-    """RUN or RUN@STEP: begin a new run where that one stood, with its settings, of which a few may
-    be given anew, as --optimizer.learning-rate. Short for --training.begin-from."""
+    """Begin a new run where RUN, or RUN@STEP, stood: with its settings, of which a few may be given
+    anew, as --optimizer.learning-rate. Short for --training.begin-from."""
     epochs: int | None = None
     """Passes over the images; short for --training.epochs."""
     batch_size: int | None = None
     """Images in a batch; short for --training.batch-size."""
     seed: int = 0
-    """Decides the initial weights, the order of the images and every view."""
+    """Decides initial weights, order of images and every view."""
     threads: int | None = None
     """CPU threads; all cores by default. Short for --training.threads."""
     group_by: str | None = None
     """Take the second view from another image of the same group: folder, folder:LEVEL,
     name:PATTERN or FILE.csv:COLUMN. Short for --images.group-by."""
     report: bool = True
-    """Evaluate (where there are labels) and write the report when training ends."""
+    """At the end evaluate, where there are labels, and write the report."""
     quiet: bool = False
     """Show nothing but errors."""
     images: ImagesConfig = field(default_factory=ImagesConfig)
@@ -87,6 +79,21 @@ class PretrainFlags:
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
 
+COMMON: Final = {
+    "run": ("out", "resume", "begin_from", "config", "report"),
+    "what to learn from": ("group_by", "views.side_pixels", "views.policy"),
+    "method": (
+        *("recipe", "scale", "encoder.name", "norm.kind", "method.loss.temperature"),
+        *("method.dictionary.queue.size",),
+    ),
+    "training": (
+        *("epochs", "batch_size", "optimizer.learning_rate", "seed"),
+        *("training.chunk_size", "training.device", "training.precision", "threads"),
+    ),
+}
+"""Flags that most people need."""
+
+
 def pretrain(arguments: Sequence[str]) -> None:
     """Learn a representation of unlabelled images; write encoder, metrics, checkpoints and report.
 
@@ -98,9 +105,8 @@ def pretrain(arguments: Sequence[str]) -> None:
       diptych pretrain photos/ --out runs/photos --resume
       diptych pretrain cells.npz --recipe moco_v2 --scale small --optimizer.learning-rate 0.1
       diptych pretrain photos/ --encoder resnet50 --norm.kind shuffle --training.chunk-size 64
-      diptych pretrain --config runs/photos/config.toml --out runs/again
     """
-    flags = parse(PretrainFlags, pretrain, arguments)
+    flags = parse(PretrainFlags, pretrain, arguments, common=COMMON)
     settings = explicit_settings(flags, arguments)
     _run_to_report(
         settings,

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from tyro.conf import Positional
 
 from diptych.cli.flags import explicit_settings, parse
-from diptych.config.sections import ImagesConfig, RunConfig, ViewsConfig
+from diptych.config.data import ImagesConfig, ViewsConfig
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.runs.folder import require_writable
 
@@ -38,6 +40,16 @@ class ViewsFlags:
     views: ViewsConfig = field(default_factory=ViewsConfig)
 
 
+COMMON: Final = {
+    "what is shown": ("out", "rows", "columns", "seed"),
+    "whose views": (
+        *("recipe", "scale", "config", "views.policy", "views.second", "views.side_pixels"),
+        *("views.strength", "views.small_views", "images.color", "images.group_by"),
+    ),
+}
+"""Flags that most people need."""
+
+
 def views(arguments: Sequence[str]) -> None:
     """Preview random views: a contact sheet (.png) or a page that opens offline (.html).
 
@@ -51,15 +63,15 @@ def views(arguments: Sequence[str]) -> None:
     """
     from diptych.images.open import open_images
     from diptych.report.preview_page import write_preview
-    from diptych.resolve import layers_of, overlay_all, resolve
+    from diptych.resolve import overlay_all, overrides_of, resolve
     from diptych.runtime.device import use_threads
     from diptych.views.preview.advice import advise
     from diptych.views.preview.policy_in_words import policy_in_words
 
-    flags = parse(ViewsFlags, views, arguments)
+    flags = parse(ViewsFlags, views, arguments, common=COMMON)
     _require_picture(flags.out, flags.rows, flags.columns)
     settings = explicit_settings(flags, arguments)
-    layers = layers_of(settings, flags.config)
+    layers = overrides_of(settings, flags.config)
     asked = overlay_all(RunConfig(), layers)
     require_writable(flags.out.parent)
     with ThreadPoolExecutor(use_threads(asked.training.threads)) as executor:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from diptych.errors import ConfigError
+from diptych.config.checks import Checks
 
 DetectionNorm = Literal["frozen", "batch", "sync"]
 DetectionSchedule = Literal["cosine", "step"]
@@ -45,32 +45,13 @@ class DetectionConfig:
     """Detectors of each backbone; asking for more later adds to those there are."""
 
     def __post_init__(self) -> None:
-        for name, lowest in _LOWEST.items():
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= lowest):
-                raise ConfigError(f"detection: {name} must be {lowest} or more; got {value!r}.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ConfigError(
-                f"detection: learning_rate must be positive; got {self.learning_rate}."
-            )
-        if self.jitter > _MOST_JITTER:
-            raise ConfigError(
-                f"detection: jitter must lie between 0 and {_MOST_JITTER}; got {self.jitter}."
-            )
-
-
-_LOWEST: Final[dict[str, float]] = {
-    "epochs": 1,
-    "batch_size": 1,
-    "weight_decay": 0,
-    "warmup_steps": 0,
-    "side": 32,
-    "jitter": 0,
-    "pyramid_channels": 1,
-    "proposals": 1,
-    "seeds": 1,
-}
-_MOST_JITTER: Final = 0.5
+        check = Checks("detection", self)
+        check.finite()
+        check.positive("learning_rate")
+        check.not_negative("weight_decay", "warmup_steps")
+        check.at_least(1, "epochs", "batch_size", "pyramid_channels", "proposals", "seeds")
+        check.at_least(32, "side")
+        check.between(0, 0.5, "jitter")
 
 
 def detection_learning_rate(config: DetectionConfig, step: int, steps: int) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Final, Literal, TypeVar
 
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.escaping import escaped, is_text, unescaped
 
@@ -27,6 +27,25 @@ SHORT_NAMES: Final = {
     "begin_from": "training.begin_from",
 }
 """Settings that may be given without their section, as flags and in Python."""
+
+OLD_NAMES: Final = {
+    "method.key_encoder.kind = 'twin'": "'momentum'",
+    "method.dictionary.both_views": "method.dictionary.batch.both_views",
+    "method.dictionary.queue_size": "method.dictionary.queue.size",
+    "method.dictionary.bank_negatives": "method.dictionary.bank.negatives",
+    "method.dictionary.bank_momentum": "method.dictionary.bank.momentum",
+    "method.dictionary.bank_precision": "method.dictionary.bank.precision",
+    "method.dictionary.bank_placement": "method.dictionary.bank.placement",
+    "method.loss.margin": "method.loss.triplet.margin",
+    "norm.channel_groups": "norm.group.channel_groups",
+    "optimizer.lars_trust": "optimizer.lars.trust",
+    "optimizer.adamw_beta": "optimizer.adamw.beta2",
+    "schedule.drops": "schedule.step.drops",
+    "schedule.drop_factor": "schedule.step.factor",
+    "training.peer_timeout_seconds": "training.process_timeout_seconds",
+}
+"""Settings, and values of settings, that had another name: refused wherever they are given, with
+the name that they have now. Encoders written with the old ones stay readable."""
 
 _ESCAPED: Final = "escaped"  # in the place of a text that is none: { escaped = "\\xff" }
 
@@ -44,9 +63,10 @@ def overlay(base: Config, settings: Settings, origin: str, prefix: str = "") -> 
         ConfigError: a key is unknown (the nearest right one is named), a value has the wrong type
             or is out of range.
     """
+    if not prefix and (old := [f"{old} is called {OLD_NAMES[old]} now" for old in _old(settings)]):
+        raise ConfigError(f"{origin}: {'; '.join(old)}.")
     types = typing.get_type_hints(type(base))
-    names = [one.name for one in fields(base)]  # type: ignore[arg-type]
-    values = {name: getattr(base, name) for name in names}
+    values = {one.name: getattr(base, one.name) for one in fields(base)}  # type: ignore[arg-type]
     for key, value in settings.items():
         if key not in values:
             raise ConfigError(_unknown(f"{prefix}{key}", origin))
@@ -91,6 +111,22 @@ def load_run_config(path: Path) -> RunConfig:
     return overlay(RunConfig(), read_config_file(path), str(path))
 
 
+def rename_old(settings: dict[str, Any]) -> None:
+    """Gives the settings of an older version the names, and values, that they have now."""
+    for old, (table, last) in list(_old(settings).items()):
+        new, value = OLD_NAMES[old], table.pop(last)
+        if " = " in old:
+            table[last] = new.strip("'")
+            continue
+        *sections, last = new.split(".")
+        table = settings
+        for section in sections:
+            if isinstance(table, dict):
+                table = table.setdefault(section, {})
+        if isinstance(table, dict):  # else a section that is no table, which nobody accepts
+            table.setdefault(last, value)
+
+
 def to_toml(config: object) -> str:
     """A config as TOML. Settings that are not given (None) are left out."""
     return "\n".join(_toml_lines(config, "")) + "\n"
@@ -113,6 +149,8 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
         table = nested
         for section in sections:
             table = table.setdefault(section, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{name} is a setting of a section that is given a value itself.")
         table[last] = value
     return nested
 
@@ -139,6 +177,20 @@ def nearest_name(name: str, known: Sequence[str]) -> str | None:
             return candidate
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return close[0] if close else None
+
+
+def _old(settings: Settings) -> dict[str, tuple[Any, str]]:
+    """Old names among settings, each with the table and the key that it lies at."""
+    found = {}
+    for old in OLD_NAMES:
+        name, _, value = old.partition(" = ")
+        *sections, last = name.split(".")
+        table: Any = settings
+        for section in sections:
+            table = table.get(section) if isinstance(table, Mapping) else None
+        if isinstance(table, Mapping) and last in table and value in ("", repr(table[last])):
+            found[old] = table, last
+    return found
 
 
 def _unknown(name: str, origin: str) -> str:

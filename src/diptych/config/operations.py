@@ -5,8 +5,10 @@ nothing itself: ``views/draw.py`` draws, ``views/cpu.py`` and ``views/device.py`
 crop work on the resized crop, with pixels in 0 .. 1.
 """
 
+import re
+import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final, Literal
 
 from diptych.errors import ConfigError
@@ -15,8 +17,53 @@ Range = tuple[float, float]
 """Lowest and highest value that may be drawn, uniformly between."""
 
 
+_BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
+    "probability": (0.0, 1.0),
+    "area": (1e-6, 1.0),
+    "aspect": (1e-3, 1e3),
+    "degrees": (-360.0, 360.0),
+    "brightness": (0.0, 10.0),
+    "contrast": (0.0, 10.0),
+    "saturation": (0.0, 10.0),
+    "hue": (0.0, 0.5),
+    "blur.sigma": (1e-3, 1e3),
+    "kernel": (1e-3, 0.5),
+    "threshold": (0.0, 1.0),
+    "bits": (1.0, 8.0),
+    "factor": (0.0, 10.0),
+    "noise.sigma": (0.0, 10.0),
+    "count": (1, 8),
+    "magnitude": (0.0, 30.0),
+}
+"""Between what a parameter lies, by its name, or by its operation's and its own."""
+
+
+class _Checked:
+    """An operation whose parameters are within their bounds."""
+
+    def __post_init__(self) -> None:
+        operation = name_of(self)
+        for one in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, one.name)
+            if isinstance(value, str):
+                if value not in ("bilinear", "bicubic"):
+                    raise ConfigError(
+                        f"{operation}: {one.name} is bilinear or bicubic; got {value!r}."
+                    )
+                continue
+            low, high = _BOUNDS.get(f"{operation}.{one.name}") or _BOUNDS[one.name]
+            bounds = value if isinstance(value, tuple) else (value, value)
+            if not low <= bounds[0] <= bounds[1] <= high:  # also refuses NaN
+                wanted = (
+                    f"be a range LOW..HIGH with {low:g} <= LOW <= HIGH <= {high:g}"
+                    if isinstance(value, tuple)
+                    else f"lie between {low:g} and {high:g}"
+                )
+                raise ConfigError(f"{operation}: {one.name} must {wanted}; got {value!r}.")
+
+
 @dataclass(frozen=True)
-class Crop:
+class Crop(_Checked):
     """A random part of the image, resized to the view (Inception's crop; SimCLR, appendix A).
 
     Attributes:
@@ -31,16 +78,9 @@ class Crop:
     aspect: Range = (3 / 4, 4 / 3)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
-    def __post_init__(self) -> None:
-        _check_probability(self)
-        _check_range(self, "area", 1e-6, 1.0)
-        _check_range(self, "aspect", 1e-3, 1e3)
-        if self.interpolation not in ("bilinear", "bicubic"):
-            raise ConfigError(f"crop: interpolation is bilinear or bicubic; got {self!r}.")
-
 
 @dataclass(frozen=True)
-class Center:
+class Center(_Checked):
     """The largest centred square, resized to the view.
 
     Attributes:
@@ -49,43 +89,30 @@ class Center:
 
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
-    def __post_init__(self) -> None:
-        if self.interpolation not in ("bilinear", "bicubic"):
-            raise ConfigError(f"center: interpolation is bilinear or bicubic; got {self!r}.")
-
 
 @dataclass(frozen=True)
-class Flip:
+class Flip(_Checked):
     """Left and right change places."""
 
     probability: float = 0.5
 
-    def __post_init__(self) -> None:
-        _check_probability(self)
-
 
 @dataclass(frozen=True)
-class VerticalFlip:
+class VerticalFlip(_Checked):
     """Top and bottom change places."""
 
     probability: float = 0.5
 
-    def __post_init__(self) -> None:
-        _check_probability(self)
-
 
 @dataclass(frozen=True)
-class QuarterTurns:
+class QuarterTurns(_Checked):
     """A turn by 90, 180 or 270 degrees, each as likely."""
 
     probability: float = 0.75
 
-    def __post_init__(self) -> None:
-        _check_probability(self)
-
 
 @dataclass(frozen=True)
-class Rotate:
+class Rotate(_Checked):
     """A turn about the centre; what comes in from outside has the mean colour.
 
     Attributes:
@@ -96,13 +123,9 @@ class Rotate:
     probability: float = 1.0
     degrees: Range = (-30.0, 30.0)
 
-    def __post_init__(self) -> None:
-        _check_probability(self)
-        _check_range(self, "degrees", -360.0, 360.0)
-
 
 @dataclass(frozen=True)
-class Color:
+class Color(_Checked):
     """Changes of brightness, contrast, saturation and hue, in random order (SimCLR, appendix A).
 
     ``views.strength`` multiplies the four.
@@ -121,25 +144,16 @@ class Color:
     saturation: float = 0.4
     hue: float = 0.1
 
-    def __post_init__(self) -> None:
-        _check_probability(self)
-        for name in ("brightness", "contrast", "saturation"):
-            _check_between(self, name, 0.0, 10.0)
-        _check_between(self, "hue", 0.0, 0.5)
-
 
 @dataclass(frozen=True)
-class Gray:
+class Gray(_Checked):
     """Colour dropped: each channel becomes the luma, or the mean where there are not three."""
 
     probability: float = 0.2
 
-    def __post_init__(self) -> None:
-        _check_probability(self)
-
 
 @dataclass(frozen=True)
-class Blur:
+class Blur(_Checked):
     """Gaussian blur with mirrored borders (SimCLR, appendix A).
 
     Attributes:
@@ -152,14 +166,9 @@ class Blur:
     sigma: Range = (0.1, 2.0)
     kernel: float = 0.1
 
-    def __post_init__(self) -> None:
-        _check_probability(self)
-        _check_range(self, "sigma", 1e-3, 1e3)
-        _check_between(self, "kernel", 1e-3, 0.5)
-
 
 @dataclass(frozen=True)
-class Solarize:
+class Solarize(_Checked):
     """Pixels at or above a threshold are inverted (BYOL, appendix B; MoCo v3).
 
     Attributes:
@@ -170,13 +179,9 @@ class Solarize:
     probability: float = 0.2
     threshold: Range = (0.5, 0.5)
 
-    def __post_init__(self) -> None:
-        _check_probability(self)
-        _check_range(self, "threshold", 0.0, 1.0)
-
 
 @dataclass(frozen=True)
-class Posterize:
+class Posterize(_Checked):
     """Fewer shades.
 
     Attributes:
@@ -187,33 +192,23 @@ class Posterize:
     probability: float = 0.2
     bits: Range = (4.0, 7.0)
 
-    def __post_init__(self) -> None:
-        _check_probability(self)
-        _check_range(self, "bits", 1.0, 8.0)
-
 
 @dataclass(frozen=True)
-class Equalize:
+class Equalize(_Checked):
     """Each channel's histogram, of 256 shades, is made even."""
 
     probability: float = 0.2
 
-    def __post_init__(self) -> None:
-        _check_probability(self)
-
 
 @dataclass(frozen=True)
-class AutoContrast:
+class AutoContrast(_Checked):
     """Each channel is stretched to 0 .. 1."""
 
     probability: float = 0.2
 
-    def __post_init__(self) -> None:
-        _check_probability(self)
-
 
 @dataclass(frozen=True)
-class Sharpen:
+class Sharpen(_Checked):
     """A blend of the image with a smoothed copy of itself: 0 is the copy, 1 the image.
 
     Attributes:
@@ -224,13 +219,9 @@ class Sharpen:
     probability: float = 0.2
     factor: Range = (0.1, 1.9)
 
-    def __post_init__(self) -> None:
-        _check_probability(self)
-        _check_range(self, "factor", 0.0, 10.0)
-
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(_Checked):
     """Gaussian noise on every pixel and channel, cut at 0 and 1.
 
     Attributes:
@@ -241,13 +232,9 @@ class Noise:
     probability: float = 0.5
     sigma: Range = (0.02, 0.1)
 
-    def __post_init__(self) -> None:
-        _check_probability(self)
-        _check_range(self, "sigma", 0.0, 10.0)
-
 
 @dataclass(frozen=True)
-class Cutout:
+class Cutout(_Checked):
     """A rectangle of the mean colour (DeVries and Taylor 2017), all inside of the view.
 
     Attributes:
@@ -260,14 +247,9 @@ class Cutout:
     area: Range = (0.05, 0.25)
     aspect: Range = (0.5, 2.0)
 
-    def __post_init__(self) -> None:
-        _check_probability(self)
-        _check_range(self, "area", 1e-6, 1.0)
-        _check_range(self, "aspect", 1e-3, 1e3)
-
 
 @dataclass(frozen=True)
-class Sobel:
+class Sobel(_Checked):
     """The length of each channel's gradient by Sobel's filter, with mirrored borders.
 
     A step from black to white gives 1.
@@ -275,12 +257,9 @@ class Sobel:
 
     probability: float = 1.0
 
-    def __post_init__(self) -> None:
-        _check_probability(self)
-
 
 @dataclass(frozen=True)
-class RandAugment:
+class RandAugment(_Checked):
     """A few operations, drawn anew for each view (Cubuk et al. 2019, section 3).
 
     From nothing, turn, shear and shift along x and y, brightness, contrast, saturation, sharpness,
@@ -295,11 +274,6 @@ class RandAugment:
     probability: float = 1.0
     count: int = 2
     magnitude: float = 9.0
-
-    def __post_init__(self) -> None:
-        _check_probability(self)
-        _check_between(self, "count", 1, 8)
-        _check_between(self, "magnitude", 0.0, 30.0)
 
 
 Operation = (
@@ -324,49 +298,12 @@ Operation = (
 )
 
 OPERATIONS: Final[Mapping[str, type[Operation]]] = {
-    "crop": Crop,
-    "center": Center,
-    "flip": Flip,
-    "vertical_flip": VerticalFlip,
-    "quarter_turns": QuarterTurns,
-    "rotate": Rotate,
-    "color": Color,
-    "gray": Gray,
-    "blur": Blur,
-    "solarize": Solarize,
-    "posterize": Posterize,
-    "equalize": Equalize,
-    "auto_contrast": AutoContrast,
-    "sharpen": Sharpen,
-    "noise": Noise,
-    "cutout": Cutout,
-    "sobel": Sobel,
-    "rand_augment": RandAugment,
+    re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower(): kind
+    for kind in typing.get_args(Operation)
 }
-"""Every operation by the name it has in a policy."""
+"""Every operation by the name it has in a policy, as ``vertical_flip``."""
 
 
-def name_of(operation: Operation) -> str:
+def name_of(operation: object) -> str:
     """The name of an operation in a policy."""
     return next(name for name, kind in OPERATIONS.items() if type(operation) is kind)
-
-
-def _check_probability(operation: Operation) -> None:
-    _check_between(operation, "probability", 0.0, 1.0)
-
-
-def _check_between(operation: Operation, field: str, low: float, high: float) -> None:
-    value = getattr(operation, field)
-    if not low <= value <= high:  # also refuses NaN
-        raise ConfigError(
-            f"{name_of(operation)}: {field} must lie between {low:g} and {high:g}; got {value!r}."
-        )
-
-
-def _check_range(operation: Operation, field: str, low: float, high: float) -> None:
-    bounds = getattr(operation, field)
-    if not low <= bounds[0] <= bounds[1] <= high:
-        raise ConfigError(
-            f"{name_of(operation)}: {field} must be a range LOW..HIGH with {low:g} <= LOW <= HIGH "
-            f"<= {high:g}; got {bounds!r}."
-        )

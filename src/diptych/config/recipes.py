@@ -10,21 +10,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final, Literal
 
-from diptych.config.policies import PRESETS, as_text, parse_policy
-from diptych.config.sections import (
+from diptych.config.data import ViewsConfig
+from diptych.config.method import (
+    BankConfig,
     DictionaryConfig,
-    EncoderConfig,
-    HeadConfig,
+    InBatchConfig,
     KeyEncoderConfig,
     LossConfig,
     MethodConfig,
-    NormConfig,
-    OptimizerConfig,
-    RunConfig,
-    ScheduleConfig,
-    TrainingConfig,
-    ViewsConfig,
+    QueueConfig,
 )
+from diptych.config.model import EncoderConfig, HeadConfig, NormConfig
+from diptych.config.optimization import OptimizerConfig, ScheduleConfig, StepConfig
+from diptych.config.policies import PRESETS, as_text, parse_policy
+from diptych.config.run import RunConfig
+from diptych.config.training import TrainingConfig
 from diptych.errors import ConfigError
 
 Scale = Literal["tiny", "small", "cifar10", "paper"]
@@ -56,7 +56,7 @@ _SGD: Final = OptimizerConfig(kind="sgd", learning_rate=0.24, weight_decay=1e-4)
 
 
 def memory_bank(scale: Scale) -> RunConfig:
-    """Instance discrimination (1805.01978) with InfoNCE: one remembered key for each image.
+    """Instance discrimination (1805.01978) with InfoNCE: one stored key for each image.
 
     MoCo (1911.05722, section 3.2) compares it with its queue; settings are MoCo v1's.
     """
@@ -67,8 +67,9 @@ def memory_bank(scale: Scale) -> RunConfig:
         method=MethodConfig(
             dictionary=DictionaryConfig(
                 kind="bank",
-                bank_negatives={"tiny": 2048, "small": 16384, "paper": 65536}[scale],
-                bank_momentum=0.5,
+                bank=BankConfig(
+                    negatives={"tiny": 2048, "small": 16384, "paper": 65536}[scale], momentum=0.5
+                ),
             ),
             key_encoder=KeyEncoderConfig(kind="shared"),
             loss=config.method.loss,
@@ -85,7 +86,7 @@ def end_to_end(scale: Scale) -> RunConfig:
     return replace(
         config,
         method=MethodConfig(
-            dictionary=DictionaryConfig(kind="batch", both_views=False),
+            dictionary=DictionaryConfig(kind="batch", batch=InBatchConfig(both_views=False)),
             key_encoder=KeyEncoderConfig(kind="shared"),
             loss=config.method.loss,
         ),
@@ -135,7 +136,7 @@ def moco_v3(scale: Scale) -> RunConfig:
         ),
         method=MethodConfig(
             symmetric=True,
-            dictionary=DictionaryConfig(kind="batch", both_views=False),
+            dictionary=DictionaryConfig(kind="batch", batch=InBatchConfig(both_views=False)),
             key_encoder=KeyEncoderConfig(
                 kind="momentum", momentum=0.99, momentum_schedule="cosine"
             ),
@@ -215,7 +216,8 @@ def _moco(scale: Scale, name: str) -> RunConfig:
         head=HeadConfig(layers=1, output_features=128),
         method=MethodConfig(
             dictionary=DictionaryConfig(
-                kind="queue", queue_size={"tiny": 2048, "small": 16384, "paper": 65536}[scale]
+                kind="queue",
+                queue=QueueConfig(size={"tiny": 2048, "small": 16384, "paper": 65536}[scale]),
             ),
             # To keep 0.999 of itself at each step takes thousands of steps to move.
             key_encoder=KeyEncoderConfig(
@@ -228,7 +230,7 @@ def _moco(scale: Scale, name: str) -> RunConfig:
             learning_rate={"tiny": 0.12, "small": 0.06, "paper": 0.03}[scale],
             weight_decay=1e-4,
         ),
-        schedule=ScheduleConfig(kind="step", drops=(0.6, 0.8)),
+        schedule=ScheduleConfig(kind="step", step=StepConfig(drops=(0.6, 0.8))),
         training=_training(scale, batch_size=256),
     )
 

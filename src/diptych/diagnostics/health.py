@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from diptych.config.sections import ViewsConfig
+from diptych.config.data import ViewsConfig
 from diptych.diagnostics.symptoms import find_symptoms, time_symptoms
 from diptych.errors import ImagesError
 from diptych.evaluation.features import encode, require_finite

@@ -23,7 +23,7 @@ from torch import Tensor
 from diptych.checkpoints.save_and_load import load_newest
 from diptych.checkpoints.stores import checkpoint_location
 from diptych.config.files import load_run_config
-from diptych.config.sections import OWN, RunConfig
+from diptych.config.run import OWN, RunConfig
 from diptych.errors import DamagedCheckpoint, ImagesError, RunFolderError
 from diptych.images.groups import find_groups
 from diptych.images.listing import Progress, ignore_progress

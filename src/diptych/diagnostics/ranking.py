@@ -16,8 +16,9 @@ from torch.nn import functional
 
 from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint, own_checkpoints
 from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
+from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.config.files import load_run_config
-from diptych.config.sections import ImagesConfig, RunConfig, ViewsConfig
+from diptych.config.run import RunConfig
 from diptych.diagnostics.label_free import (
     Agreement,
     combined_rank,

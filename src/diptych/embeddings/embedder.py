@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diptych.config.data import ViewsConfig
 from diptych.config.embedding import EmbedSettings
-from diptych.config.sections import RunConfig, ViewsConfig
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError, UnreadableImage
 from diptych.evaluation.features import FEATURES, PROJECTION, layered_network, require_finite
 from diptych.images.codecs.channels import Pixels

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import ConfigError, UnreadableImage
 from diptych.images.codecs.channels import Pixels
 from diptych.images.codecs.decode import decode_bytes

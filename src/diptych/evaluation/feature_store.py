@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from diptych.config.sections import ImagesConfig, ViewsConfig
+from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.evaluation.features import encode
 from diptych.images.collection import ImageSet
 from diptych.images.index import decoders

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diptych.config.sections import ViewsConfig
+from diptych.config.data import ViewsConfig
 from diptych.errors import FeaturesError, ImagesError
 from diptych.images.collection import ImageSet, Skipped
 from diptych.images.listing import Progress, ignore_progress

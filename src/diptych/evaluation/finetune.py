@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from diptych.config.sections import RunConfig, ScheduleConfig
+from diptych.config.optimization import ScheduleConfig
+from diptych.config.run import RunConfig
 from diptych.errors import TrainingError
 from diptych.evaluation.confidence import over_seeds
 from diptych.evaluation.knn import accuracy

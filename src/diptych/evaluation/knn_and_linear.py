@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diptych.config.sections import ScheduleConfig
+from diptych.config.optimization import ScheduleConfig, StepConfig
 from diptych.evaluation.confidence import (
     BootstrapEstimate,
     Statistic,
@@ -183,7 +183,9 @@ class SgdProbe:
 
 SGD_PROBES: Final = {
     # MoCo, section 4.1: rate 30, drops at epochs 60 and 80 of 100.
-    "moco": SgdProbe(30.0, False, ScheduleConfig(kind="step", drops=(0.6, 0.8)), 100),
+    "moco": SgdProbe(
+        30.0, False, ScheduleConfig(kind="step", step=StepConfig(drops=(0.6, 0.8))), 100
+    ),
     # SimCLR, appendix B.6: rate 0.1 x batch / 256, 90 epochs.
     "simclr": SgdProbe(0.1, True, ScheduleConfig(kind="cosine"), 90),
 }

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from torch import Tensor, nn
 
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.evaluation.feature_store import FeatureStore
 from diptych.evaluation.features import (

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diptych.config.consistency import norm_of_batch
+from diptych.config.data import ViewsConfig
 from diptych.config.files import to_toml
-from diptych.config.sections import RunConfig, ViewsConfig, norm_of_batch
+from diptych.config.run import RunConfig
 from diptych.errors import TrainingError
 from diptych.evaluation.features import encode
 from diptych.evaluation.labelled import Labelled

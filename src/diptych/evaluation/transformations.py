@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from diptych.config.data import ViewsConfig
 from diptych.config.policies import parse_policy
-from diptych.config.sections import ViewsConfig
 from diptych.errors import ImagesError
 from diptych.evaluation.confidence import BootstrapEstimate, estimate
 from diptych.evaluation.features import LayeredNetwork, in_batches

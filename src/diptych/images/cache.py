@@ -19,7 +19,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.images.codecs.channels import Pixels
 from diptych.images.pixels import DecodedPixels, PixelBatch, PixelSource
 from diptych.runs.atomic import atomic_path

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.escaping import readable
 from diptych.images.inventory import Inventory, Skipped, listed

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import UnreadableImage
 from diptych.escaping import openable
 from diptych.images.cache import cache_folder

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, LostImage, UnreadableImage
 from diptych.images.cache import CacheFile, cache_folder, keep_pixels
 from diptych.images.codecs.channels import Pixels, other_channels, pixel_type

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.images.codecs.channels import Pixels
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from diptych.config.files import flatten
-from diptych.config.sections import OWN, EncoderConfig, RunConfig
+from diptych.config.model import EncoderConfig
+from diptych.config.run import OWN, RunConfig
 from diptych.errors import ConfigError
 from diptych.images.collection import Collection
 from diptych.methods.contrastive import Contrastive, build_contrastive

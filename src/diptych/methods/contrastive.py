@@ -13,13 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diptych.config.sections import (
-    DictionaryConfig,
-    MethodConfig,
-    RunConfig,
-    norm_of_batch,
-    require_consistent,
-)
+from diptych.config.consistency import norm_of_batch, require_consistent
+from diptych.config.method import DictionaryConfig, MethodConfig
+from diptych.config.run import RunConfig
 from diptych.methods.dictionaries import Dictionary, ImageBank, InBatch, KeyQueue
 from diptych.methods.grad_cache import Views, encode_in_chunks
 from diptych.methods.logits import Temperature
@@ -360,16 +356,16 @@ def build_dictionary(
         seed: of the run.
     """
     if config.kind == "batch":
-        return InBatch(both_views=config.both_views)
+        return InBatch(both_views=config.batch.both_views)
     if config.kind == "queue":
-        return KeyQueue(config.queue_size, dim)
-    kind = ShardedBank if config.bank_placement == "sharded" else ImageBank
+        return KeyQueue(config.queue.size, dim)
+    kind = ShardedBank if config.bank.placement == "sharded" else ImageBank
     return kind(
         image_count,
         dim,
-        negatives=config.bank_negatives,
-        momentum=config.bank_momentum,
-        dtype=torch.float16 if config.bank_precision == "fp16" else torch.float32,
+        negatives=config.bank.negatives,
+        momentum=config.bank.momentum,
+        dtype=torch.float16 if config.bank.precision == "fp16" else torch.float32,
         unit_length=unit_length,
         seed=seed,
     )

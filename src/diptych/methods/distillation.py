@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diptych.config.sections import DistillationConfig, RunConfig, norm_of_batch, require_consistent
+from diptych.config.consistency import norm_of_batch, require_consistent
+from diptych.config.method import DistillationConfig
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.evaluation.features import encode
 from diptych.evaluation.linear import LinearClassifier, fit_linear

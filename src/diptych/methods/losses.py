@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from diptych.config.sections import OWN, LossConfig, RunConfig
+from diptych.config.method import LossConfig
+from diptych.config.run import OWN, RunConfig
 from diptych.errors import ConfigError
 from diptych.methods.logits import (
     Temperature,
@@ -334,9 +335,9 @@ LOSSES: Final[Mapping[str, Loss]] = {
     ),
     "triplet": Loss(
         lambda positive, negatives, settings: margin_triplet(
-            positive, negatives, margin=settings.margin
+            positive, negatives, margin=settings.triplet.margin
         ),
-        lambda _, settings: 0.0 if settings.semi_hard else settings.margin,
+        lambda _, settings: 0.0 if settings.semi_hard else settings.triplet.margin,
         needs_all_logits=True,
     ),
     "supervised": Loss(None, _log_of_candidates, supervised_contrastive, needs_labels=True),
@@ -371,7 +372,7 @@ def require_fitting_loss(config: RunConfig, loss: Loss | None = None) -> Loss:
     loss = find_loss(settings.kind) if loss is None else loss
     views_are_keys = (
         method.dictionary.kind == "batch"
-        and method.dictionary.both_views
+        and method.dictionary.batch.both_views
         and method.key_encoder.kind == "shared"
     )
     several = method.views > 2 or config.views.small_views > 0

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diptych.config.sections import LossConfig
+from diptych.config.method import LossConfig
 from diptych.errors import ConfigError
 from diptych.methods.dictionaries import Comparison
 from diptych.methods.logits import (

@@ -12,7 +12,8 @@ import torchvision.models
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from diptych.config.sections import OWN, EncoderConfig
+from diptych.config.model import EncoderConfig
+from diptych.config.run import OWN
 from diptych.errors import ConfigError
 from diptych.models.resnets import BOTTLENECKS, STAGE_BLOCKS, ResNet, SmallResNet, first_convolution
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from diptych.config.sections import HeadConfig
+from diptych.config.model import HeadConfig
 from diptych.errors import ConfigError
 
 

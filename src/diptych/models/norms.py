@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from diptych.config.sections import NormConfig
+from diptych.config.model import NormConfig
 from diptych.errors import ConfigError
 from diptych.runtime.distributed import gather_rows, process_count, sum_over_processes
 
@@ -265,7 +265,7 @@ def _replacement(norm: _BatchNorm, config: NormConfig) -> nn.Module:
     _require_known(norm)
     new: nn.Module
     if config.is_per_image:
-        groups = 1 if config.kind == "layer" else _group_count(norm, config.channel_groups)
+        groups = 1 if config.kind == "layer" else _group_count(norm, config.group.channel_groups)
         new = ChannelNorm(groups, norm.num_features, eps=norm.eps, affine=norm.affine)
         held = ["weight", "bias"]
     else:
@@ -310,8 +310,8 @@ def _group_count(norm: _BatchNorm, most: int) -> int:
     # One value has no variance: the norm of vectors would give zero for whatever it gets.
     if groups == channels and isinstance(norm, nn.BatchNorm1d):
         raise ConfigError(
-            f"norm.channel_groups = {most} leaves one of {channels} features in a group, whose "
-            f"norm is always 0. Use at most {max(1, channels // 2)}."
+            f"norm.group.channel_groups = {most} leaves one of {channels} features in a group, "
+            f"whose norm is always 0. Use at most {max(1, channels // 2)}."
         )
     return groups
 

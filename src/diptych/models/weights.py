@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from diptych.config.files import overlay, parse_toml, to_toml
-from diptych.config.sections import OWN, RunConfig
+from diptych.config.files import overlay, parse_toml, rename_old, to_toml
+from diptych.config.run import OWN, RunConfig
 from diptych.errors import ConfigError, RunFolderError
 from diptych.models.encoders import build_encoder, count_features, own_encoder
 from diptych.models.heads import build_head, first_layers
@@ -91,7 +91,9 @@ def load_encoder(
     text = texts.get("config", "")
     if not text:
         raise RunFolderError(f"{file} is not an encoder of diptych: its header has no config.")
-    config = overlay(RunConfig(), parse_toml(text, str(file)), str(file))
+    settings = parse_toml(text, str(file))
+    rename_old(settings)
+    config = overlay(RunConfig(), settings, str(file))
     if encoder is not None:
         network = _own_network(encoder, config, weights, file)
     else:

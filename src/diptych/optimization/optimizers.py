@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diptych.config.sections import OptimizerConfig
+from diptych.config.optimization import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, network: nn.Module) -> torch.optim.Optimizer:
@@ -31,11 +31,11 @@ def build_optimizer(config: OptimizerConfig, network: nn.Module) -> torch.optim.
         },
     ]
     if config.kind == "lars":
-        return Lars(groups, momentum=config.momentum, trust=config.lars_trust)
+        return Lars(groups, momentum=config.momentum, trust=config.lars.trust)
     for group in groups:
         group.pop("trust", None)
     if config.kind == "adamw":
-        betas = (config.momentum, config.adamw_beta)
+        betas = (config.momentum, config.adamw.beta2)
         return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
     return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
 

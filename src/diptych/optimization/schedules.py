@@ -2,7 +2,8 @@
 
 import math
 
-from diptych.config.sections import KeyEncoderConfig, OptimizerConfig, ScheduleConfig
+from diptych.config.method import KeyEncoderConfig
+from diptych.config.optimization import OptimizerConfig, ScheduleConfig
 
 
 def peak_learning_rate(config: OptimizerConfig, batch_size: int) -> float:
@@ -41,8 +42,8 @@ def learning_rate(
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     if config.kind == "step":
-        passed = sum(step >= round(drop * total_steps) for drop in config.drops)
-        return float(peak * config.drop_factor**passed)
+        passed = sum(step >= round(drop * total_steps) for drop in config.step.drops)
+        return float(peak * config.step.factor**passed)
     if config.kind == "constant":
         return peak
     return peak * _falling((step - warmup_steps) / (total_steps - warmup_steps))

@@ -36,8 +36,8 @@ _QUIETER: Final = {  # by how the longest message begins
     ),
     "fetched": (
         "Each comparison fetches keys from the others: draw fewer "
-        "(--method.dictionary.bank-negatives), or hold the bank whole if it fits "
-        "(--method.dictionary.bank-placement replicated)."
+        "(--method.dictionary.bank.negatives), or hold the bank whole if it fits "
+        "(--method.dictionary.bank.placement replicated)."
     ),
     "keys": _FEWER_KEYS,
     "gradients of": _FEWER_KEYS,
@@ -140,11 +140,11 @@ def _smaller_bank(plan: Plan) -> str:
     share = "equal shares on several processes"
     if processes > 1:
         share = f"an equal share on each of {processes} processes"
-    cures = [f"--method.dictionary.bank-placement sharded keeps {share}."]
+    cures = [f"--method.dictionary.bank.placement sharded keeps {share}."]
     if plan.run.bank_is_sharded:
         cures = ["More processes hold smaller shares."]
-    if dictionary.bank_precision == "fp32":
-        cures.append("--method.dictionary.bank-precision fp16 halves the keys.")
+    if dictionary.bank.precision == "fp32":
+        cures.append("--method.dictionary.bank.precision fp16 halves the keys.")
     cures.append("A queue (--recipe moco_v2) does not grow with the images.")
     return " ".join(cures)
 

@@ -19,7 +19,7 @@ from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.methods.logits import CPU_TILE, DEVICE_TILE
 from diptych.methods.method import StepOutput
@@ -202,6 +202,14 @@ def random_batch(config: RunConfig, images: int) -> Batch:
     return Batch(ordered, indices, step=1, labels=indices % 10)
 
 
+def vector_dim(config: RunConfig, method: Contrastive) -> int:
+    """Length of the vectors that are compared; of a method in training mode, on any device."""
+    with torch.no_grad(), torch.device(next(method.parameters()).device):
+        vectors = method.network.eval()(random_batch(config, 1).views[0])
+    method.network.train()
+    return int(vectors.shape[1])
+
+
 def memory_format(config: RunConfig) -> torch.memory_format:
     """The layout of weights and views."""
     return torch.channels_last if config.training.channels_last else torch.contiguous_format
@@ -286,7 +294,7 @@ def logits_cost(run: PlannedRun, dim: int, *, tile: int) -> LogitsCost:
     if run.queries_are_keys:
         comparisons, queries, keys = 1, run.query_views * images, run.query_views * batch
     else:
-        queue = run.config.method.dictionary.queue_size
+        queue = run.config.method.dictionary.queue.size
         sizes = {"batch": batch, "queue": queue, "bank": run.drawn_images}
         comparisons, queries, keys = run.query_views, images, sizes[run.dictionary]
     flops = comparisons * _logits_flops(run, queries, keys, dim, tile)

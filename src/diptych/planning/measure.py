@@ -37,6 +37,7 @@ from diptych.planning.compute import (
     memory_format,
     random_batch,
     tile_of,
+    vector_dim,
     without_logits,
 )
 from diptych.planning.machine import Machine
@@ -105,7 +106,7 @@ def measure_step(
         }
         if run.processes == 1:
             return machine, seconds
-        sent = sum(one.count for one in messages(run, method, _vector_dim(run, method)))
+        sent = sum(one.count for one in messages(run, method, vector_dim(run.config, method)))
         latency, rate = exchange(sum(seconds.values()) / sent)
     better = replace(machine, network_seconds=latency, network_bytes_per_second=rate)
     return better, seconds
@@ -136,7 +137,7 @@ def measure_logits(run: PlannedRun, method: Contrastive) -> float:
     """
     alone, device = run.of_one_process(), _device(run)
     batch = random_batch(run.config, run.images).to(device)
-    dim = _vector_dim(run, method)
+    dim = vector_dim(run.config, method)
     _fill(method, dim)
     queries = torch.randn(run.query_views, run.images, dim, device=device)
     keys = torch.randn(run.key_views, run.images, dim, device=device) if run.key_views else None
@@ -206,11 +207,6 @@ def _build(run: PlannedRun) -> Contrastive:
     return method
 
 
-def _vector_dim(run: PlannedRun, method: Contrastive) -> int:
-    with torch.no_grad():
-        return int(method.network(random_batch(run.config, 2).views[0].to(_device(run))).shape[1])
-
-
 def _device(run: PlannedRun) -> torch.device:
     return torch.device(run.config.training.device)
 
@@ -225,7 +221,7 @@ def _fill(method: Contrastive, dim: int) -> None:
 
 
 def _idle_bytes() -> int | None:
-    """What this process holds with all libraries loaded and no network yet; None if untold."""
+    """What this process holds with all libraries loaded and no network; None if not known."""
     import diptych.pretraining  # noqa: F401  with all that a run imports
     from diptych.logging import metrics  # noqa: F401
 
@@ -287,7 +283,7 @@ def _step_and_exchange(
     steps: bool,
     meeting: str | None,
 ) -> None:
-    """Another process: makes steps, if asked to, until it is told to stop; then sends messages."""
+    """Another process: makes steps, if asked to, until it is stopped; then sends messages."""
     keep_freed_memory()
     torch.set_num_threads(threads)
     if steps:

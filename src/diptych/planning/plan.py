@@ -6,13 +6,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 from diptych.checkpoints.state import trainable
-from diptych.config.sections import RunConfig, require_divisible
+from diptych.config.consistency import require_divisible
+from diptych.config.run import RunConfig
 from diptych.methods.contrastive import Contrastive
-from diptych.models.encoders import count_features
-from diptych.models.heads import output_dim
 from diptych.planning.compute import (
     LogitsCost,
     NetworkCost,
@@ -21,6 +18,7 @@ from diptych.planning.compute import (
     evaluation_peak,
     logits_cost,
     tile_of,
+    vector_dim,
 )
 from diptych.planning.machine import Machine
 from diptych.planning.memory import MemoryPlan, plan_memory, probed_images
@@ -173,7 +171,7 @@ def make_plan(
     if run.processes > 1:
         require_divisible(run.config, run.processes)
     method = build_on_meta(run.config, run.image_count)
-    dim = vector_dim(run, method)
+    dim = vector_dim(run.config, method)
     networks, evaluation = _counted(_counted_config(run, machine), run.images, probed_images(run))
     logits = logits_cost(run, dim, tile=tile_of("cpu" if machine.is_one_memory else "cuda"))
     sent = messages(run, method, dim)
@@ -205,17 +203,6 @@ def make_plan(
         pause_seconds=pause_seconds(run, state, files.checkpoint, machine),
         measured=measured is not None,
     )
-
-
-def vector_dim(run: PlannedRun, method: Contrastive) -> int:
-    """Length of the vectors that are compared; the method is on the meta device."""
-    head, views = run.config.head, run.config.views
-    if head.layers:
-        return head.output_features
-    with torch.device("meta"):
-        channels, side = run.config.images.channels, views.side_pixels
-        features = count_features(method.encoder, channels=channels, side_pixels=side)
-    return output_dim(head, features)
 
 
 @lru_cache(maxsize=64)

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from diptych.config.sections import ImagesConfig, RunConfig
+from diptych.config.data import ImagesConfig
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.images.collection import ImageSet
 from diptych.images.open import open_images
 from diptych.methods.losses import find_loss
 from diptych.planning.machine import Machine
-from diptych.resolve import Layers, layers_of, overlay_all, resolve
+from diptych.resolve import Overrides, overlay_all, overrides_of, resolve
 from diptych.runtime.device import available_threads
 
 _SAMPLED: Final = 256  # images that tell of the sizes of all
@@ -63,7 +64,10 @@ class PlannedRun:
     @property
     def queries_are_keys(self) -> bool:
         """Whether every view of a batch is once the query and else a key."""
-        both, kind = self.config.method.dictionary.both_views, self.config.method.key_encoder.kind
+        both, kind = (
+            self.config.method.dictionary.batch.both_views,
+            self.config.method.key_encoder.kind,
+        )
         return self.dictionary == "batch" and both and kind == "shared"
 
     @property
@@ -117,12 +121,12 @@ class PlannedRun:
     @property
     def drawn_images(self) -> int:
         """Images whose keys are drawn from a full bank: one more than the negatives, if it can."""
-        return min(self.config.method.dictionary.bank_negatives + 1, self.image_count)
+        return min(self.config.method.dictionary.bank.negatives + 1, self.image_count)
 
     @property
     def bank_is_sharded(self) -> bool:
         """Whether each process holds a share of a bank only."""
-        sharded = self.config.method.dictionary.bank_placement == "sharded"
+        sharded = self.config.method.dictionary.bank.placement == "sharded"
         return self.dictionary == "bank" and sharded
 
     @property
@@ -184,7 +188,7 @@ def resolve_run(
     """
     if request.processes < 1:
         raise ConfigError(f"--processes must be 1 or more; got {request.processes}.")
-    layers = layers_of(settings, config_file)
+    layers = overrides_of(settings, config_file)
     given = overlay_all(RunConfig(images=ImagesConfig(path=_NO_PATH)), layers).images
     images, on_cpu = None, request.machine.is_one_memory
     if given.path != _NO_PATH:
@@ -218,9 +222,9 @@ def resolve_run(
     return run, images
 
 
-def _without_device(layers: Layers, on_cpu: bool) -> Layers:
+def _without_device(layers: Overrides, on_cpu: bool) -> Overrides:
     """The layers without a device that this machine may lack; a scale where one is chosen by it."""
-    plain: Layers = [({"images": {"path": _NO_PATH}}, "the plan")]
+    plain: Overrides = [({"images": {"path": _NO_PATH}}, "the plan")]
     for given, origin in layers:
         training = {k: v for k, v in given.get("training", {}).items() if k != "device"}
         plain.append(({**given, "training": training}, origin))

@@ -7,7 +7,7 @@ from typing import Final
 import torch
 
 from diptych.checkpoints.state import RunState, trainable
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.methods.contrastive import Contrastive
 from diptych.methods.sharded_bank import ShardedBank
 from diptych.optimization.optimizers import build_optimizer
@@ -23,7 +23,7 @@ _PIXELS_OF_A_VIEW: Final = 500 * 375  # are decoded in the time that a view of t
 _PIXELS_OF_A_FILE: Final = 100_000  # are decoded while a file is found, opened and summed
 # Of each file in the index: six columns, size and time of change, the end of its name, its name.
 _INDEX_ROW_BYTES: Final = 3 * 8 + 1 + 16 + 8 + 16 + 8 + 30
-FILE_SECONDS: Final = 12e-6  # to find a file unchanged; benchmarks/opening.py: 11 to 14 of them
+_FILE_SECONDS: Final = 12e-6  # to find a file unchanged; benchmarks/opening.py: 11 to 14 of them
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def opening_by_rates(run: PlannedRun, machine: Machine) -> ImageOpening:
     read_seconds = run.image_bytes / machine.read_bytes_per_second
     return ImageOpening(
         first_seconds=run.image_count * max(pixels / machine.views_per_second, read_seconds),
-        again_seconds=run.image_count * FILE_SECONDS,
+        again_seconds=run.image_count * _FILE_SECONDS,
         read_bytes=run.image_count * run.image_bytes,
         index_bytes=float(run.image_count * _INDEX_ROW_BYTES),
     )

@@ -43,7 +43,7 @@ class Message:
         what: in words.
         kind: summed, or handed to all.
         bytes: that a process hands in, together.
-        count: of calls; less than one for what is not told in every step.
+        count: of calls; less than one for what is not sent in every step.
     """
 
     what: str

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from diptych.config.files import flatten, load_run_config
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.diagnostics.symptoms import time_symptoms
 from diptych.diagnostics.verdict import Verdict, judge
 from diptych.errors import ImagesError, RunFolderError

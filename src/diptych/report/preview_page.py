@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.escaping import HANDLER
 from diptych.images.collection import Collection
 from diptych.report.figures import data_uri

@@ -144,7 +144,7 @@ def name_missing(error: LostProcess, step: int) -> LostProcess:
     seconds = _groups[-1].timeout.total_seconds()
     return LostProcess(
         f"{which} of {process_count()} did not take part in step {step}: gone, or silent for the "
-        f"{seconds:g} seconds of training.peer_timeout_seconds. Process {process_rank()} stops. "
+        f"{seconds:g} seconds of training.process_timeout_seconds. Process {process_rank()} stops. "
         "Start all processes again with --resume, as torchrun --max-restarts does by itself; the "
         f"last checkpoint is intact. ({error})"
     )
@@ -187,8 +187,8 @@ def _join(backend: str, found: World, timeout: timedelta) -> Any:
         raise LostProcess(
             f"process {found.rank} of {found.count} on {socket.gethostname()} did not meet the "
             f"others at {where} within {timeout.total_seconds():g} seconds "
-            "(training.peer_timeout_seconds). See that all were started, that this address can be "
-            "reached from here, and that GLOO_SOCKET_IFNAME, if set, names the network between "
+            "(training.process_timeout_seconds). See that all were started, that this address can "
+            "be reached from here, and that GLOO_SOCKET_IFNAME, if set, names the network between "
             f"them. ({str(error).strip().splitlines()[0]})"
         ) from error
     return store

@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
+from diptych.config.data import ImagesConfig
 from diptych.config.files import load_run_config, nest
-from diptych.config.sections import ImagesConfig, RunConfig
+from diptych.config.run import RunConfig
 from diptych.diagnostics.leak import check_leak
 from diptych.errors import ImagesError, TrainingError
 from diptych.evaluation.feature_store import FeatureStore

@@ -22,7 +22,7 @@ def _end_to_end(k: int) -> dict[str, Any]:
     return {
         "training.batch_size": k,
         "method.dictionary.kind": "batch",
-        "method.dictionary.both_views": False,
+        "method.dictionary.batch.both_views": False,
         "method.key_encoder.kind": "shared",
     }
 
@@ -31,13 +31,13 @@ def _bank(k: int) -> dict[str, Any]:
     return {
         "norm.kind": "batch",
         "method.dictionary.kind": "bank",
-        "method.dictionary.bank_negatives": k,
+        "method.dictionary.bank.negatives": k,
         "method.key_encoder.kind": "shared",
     }
 
 
 def _queue(k: int) -> dict[str, Any]:
-    return {"method.dictionary.queue_size": k}
+    return {"method.dictionary.queue.size": k}
 
 
 _MECHANISMS: Final[Mapping[str, tuple[tuple[int, ...], Callable[[int], dict[str, Any]]]]] = {
@@ -154,7 +154,7 @@ MOMENTUM: Final = Study(
         label_all=True,
         untrained="m-0.99",
     ),
-    base={"recipe": "moco_v2", "method.dictionary.queue_size": 4096},
+    base={"recipe": "moco_v2", "method.dictionary.queue.size": 4096},
     reference="m-0.99",
     shown=("knn", "pretext", "effective_rank"),
     notes=(

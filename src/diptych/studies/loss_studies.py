@@ -16,7 +16,7 @@ _LOGISTIC: Final = {"method.loss.kind": "nt_logistic", "method.loss.temperature"
 _MARGIN: Final = {
     "method.loss.kind": "triplet",
     "method.loss.temperature": 1.0,
-    "method.loss.margin": 0.8,
+    "method.loss.triplet.margin": 0.8,
 }
 _SEMI_HARD: Final = {"method.loss.semi_hard": True}
 LOSSES: Final[Mapping[str, tuple[str, Mapping[str, Any], str]]] = {

@@ -17,12 +17,13 @@ from diptych.checkpoints.save_and_load import (
     steps_in,
 )
 from diptych.checkpoints.stores import checkpoint_location
+from diptych.config.consistency import require_consistent
 from diptych.config.files import differing_keys, flatten, load_run_config, nest, overlay
-from diptych.config.sections import RunConfig, require_consistent
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError, RunFolderError
 from diptych.methods.build import OwnParts, require_own_parts
 from diptych.methods.losses import require_fitting_loss
-from diptych.resolve import Layers, overlay_all
+from diptych.resolve import Overrides, overlay_all
 from diptych.runs.folder import RunFolder
 from diptych.runs.record import load_record
 
@@ -43,7 +44,7 @@ MAY_DIFFER: Final = (
     "training.compile",
     "training.device",
     "training.epochs",
-    "training.peer_timeout_seconds",
+    "training.process_timeout_seconds",
     "training.precision",
     "training.threads",
     "views.threads",
@@ -76,7 +77,7 @@ def without_its_own(config: RunConfig) -> RunConfig:
     return overlay(config, nest({name: default[name] for name in ITS_OWN}), "the defaults")
 
 
-def config_begun_from(begin_from: str, layers: Layers, own: OwnParts) -> RunConfig:
+def config_begun_from(begin_from: str, layers: Overrides, own: OwnParts) -> RunConfig:
     """The config of the run that is begun from, with the layers on top.
 
     Raises:

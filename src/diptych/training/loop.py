@@ -18,7 +18,7 @@ from diptych.checkpoints.saver import Saver
 from diptych.checkpoints.state import RunState
 from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.files import to_toml
-from diptych.config.sections import OWN, RunConfig
+from diptych.config.run import OWN, RunConfig
 from diptych.errors import ConfigError, FeaturesError, FirstStopped, LostProcess, TrainingError
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.groups import find_groups

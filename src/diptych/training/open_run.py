@@ -23,8 +23,9 @@ from diptych.checkpoints.identity import (
 )
 from diptych.checkpoints.save_and_load import list_checkpoints, refuse_foreign_checkpoints
 from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
+from diptych.config.consistency import require_divisible
 from diptych.config.files import differing_keys, flatten, load_run_config, to_toml
-from diptych.config.sections import RunConfig, require_divisible
+from diptych.config.run import RunConfig
 from diptych.errors import NotSaved, RunFolderError
 from diptych.escaping import HANDLER, escaped
 from diptych.images.collection import Collection
@@ -33,7 +34,7 @@ from diptych.images.order import Order
 from diptych.images.trained_on import TrainedOn, load_trained_on, save_trained_on, trained_on
 from diptych.logging.progress import Watcher
 from diptych.methods.build import NOTHING_OWN, OwnParts, require_own_parts
-from diptych.resolve import Layers, asked_beginning, asked_recipe, overlay_all, resolve
+from diptych.resolve import Overrides, asked_recipe, asked_setting, overlay_all, resolve
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, alone_in, require_writable
 from diptych.runs.record import (
@@ -49,14 +50,14 @@ from diptych.training.begin_from import MAY_DIFFER, config_begun_from, require_c
 
 
 def overlay_on_run(
-    earlier: RunConfig | None, layers: Layers, own: OwnParts = NOTHING_OWN
+    earlier: RunConfig | None, layers: Overrides, own: OwnParts = NOTHING_OWN
 ) -> RunConfig:
     """What is asked for, on top of what the run, or the one it begins from, was begun with.
 
     Raises:
         ConfigError: among others, it needs parts of one's own that are not at hand.
     """
-    begin_from = asked_beginning(layers)
+    begin_from = asked_setting(layers, "training.begin_from")
     if earlier is None and begin_from is not None:
         asked = config_begun_from(begin_from, layers, own)
     else:
@@ -65,7 +66,7 @@ def overlay_on_run(
     return asked
 
 
-def locate(out: Path | None, resume: bool, layers: Layers) -> str:
+def locate(out: Path | None, resume: bool, layers: Overrides) -> str:
     """Where the run lies and whether it had begun, as JSON."""
     try:
         folder = _folder_at(out, resume, asked_recipe(layers))
@@ -91,7 +92,7 @@ def locate(out: Path | None, resume: bool, layers: Layers) -> str:
 def settle(
     folder: RunFolder,
     earlier: RunConfig | None,
-    layers: Layers,
+    layers: Overrides,
     collection: Collection,
     resume: bool,
     here: World,
@@ -129,14 +130,14 @@ def settle(
 
 def _new_run(
     folder: RunFolder,
-    layers: Layers,
+    layers: Overrides,
     collection: Collection,
     resume: bool,
     watcher: Watcher,
     own: OwnParts,
 ) -> tuple[RunConfig, RunRecord]:
     """Settings and identity of a run that begins, or of one whose folder was lost."""
-    images, begin_from = collection.train, asked_beginning(layers)
+    images, begin_from = collection.train, asked_setting(layers, "training.begin_from")
     if begin_from is not None:
         config = config_begun_from(begin_from, layers, own)
     else:
@@ -166,7 +167,7 @@ def _new_run(
 def _known_run(
     folder: RunFolder,
     earlier: RunConfig,
-    layers: Layers,
+    layers: Overrides,
     collection: Collection,
     watcher: Watcher,
 ) -> tuple[RunConfig, RunRecord]:
@@ -228,7 +229,7 @@ def _sharing(config: RunConfig, processes: int) -> str:
     return sentence
 
 
-def _refuse_other_config(earlier: RunConfig, layers: Layers, folder: RunFolder) -> None:
+def _refuse_other_config(earlier: RunConfig, layers: Overrides, folder: RunFolder) -> None:
     """A run goes on with its own settings only; those that were not given again are its own."""
     asked = overlay_all(earlier, layers)
     different = [

@@ -10,7 +10,7 @@ from diptych.checkpoints.save_and_load import list_checkpoints, load_newest, ste
 from diptych.checkpoints.state import RunState
 from diptych.checkpoints.stores import CheckpointLocation
 from diptych.config.files import to_toml
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.errors import DamagedCheckpoint, NotSaved, RunFolderError, TrainingError
 from diptych.images.collection import Collection
 from diptych.logging.metrics import RunLog

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from diptych.checkpoints.state import trainable
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.methods.method import Method, StepOutput
 from diptych.optimization.loss_scale import UNSCALED, LossScale
 from diptych.optimization.optimizers import set_learning_rate

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diptych.config.data import ViewsConfig
 from diptych.config.policies import Policy
-from diptych.config.sections import ViewsConfig
 from diptych.images.collection import ImageSet
 from diptych.images.groups import Groups
 from diptych.images.order import Order

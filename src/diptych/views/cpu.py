@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.config.sections import ViewsConfig
+from diptych.config.data import ViewsConfig
 from diptych.images.collection import ImageSet
 from diptych.images.pixels import PixelBatch
 from diptych.runtime.stopwatch import give

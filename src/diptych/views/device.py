@@ -16,7 +16,7 @@ from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diptych.config.sections import ViewsConfig
+from diptych.config.data import ViewsConfig
 from diptych.images.pixels import PixelBatch
 from diptych.views import device_operations as operations
 from diptych.views import parameters as codes

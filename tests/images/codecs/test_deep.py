@@ -14,11 +14,11 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import ConfigError, ImagesError, UnreadableImage
 from diptych.images.codecs.decode import decode_bytes
 from diptych.images.open import open_images
-from diptych.resolve import Layers, resolve
+from diptych.resolve import Overrides, resolve
 
 DEEP, RAW = ImagesConfig(bits=16), ImagesConfig(color="raw")
 DEEP_RAW = ImagesConfig(color="raw", bits=16)
@@ -299,9 +299,9 @@ def test_arrays_of_any_channels_and_depth(
 
 
 def test_a_run_keeps_the_channels_that_were_found() -> None:
-    layers: Layers = [({"images": {"path": "photographs", "color": "raw"}}, "the test")]
+    layers: Overrides = [({"images": {"path": "photographs", "color": "raw"}}, "the test")]
     config, _ = resolve(layers, image_count=500, median_side_pixels=32, channels=7)
     assert config.images.raw_channels == config.images.channels == 7
-    plain: Layers = [({"images": {"path": "photographs"}}, "the test")]
+    plain: Overrides = [({"images": {"path": "photographs"}}, "the test")]
     config, _ = resolve(plain, image_count=500, median_side_pixels=32, channels=3)
     assert config.images.raw_channels is None

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import UnreadableImage
 from diptych.images.codecs.decode import EXTENSIONS, FORMATS, HOW_TO_READ, decode_bytes, pages
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.sources.annotations import RefusedXml, parse_xml
 from diptych.images.sources.boxes import BoxedImages, open_boxes

@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from conftest import encoded
+from diptych.config.data import ImagesConfig
 from diptych.config.files import load_run_config
-from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import Collection
 from diptych.images.open import from_any_folder, open_images

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from conftest import encoded
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.collection import ImageSet
 from diptych.images.sources.arrow import find_saved, is_saved, list_saved

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from conftest import encoded
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet
 from diptych.images.listing import Listing

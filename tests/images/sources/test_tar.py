@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet
 from diptych.images.inventory import Tally

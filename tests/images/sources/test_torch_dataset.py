@@ -15,8 +15,8 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 import diptych
+from diptych.config.data import ImagesConfig
 from diptych.config.files import load_run_config
-from diptych.config.sections import ImagesConfig
 from diptych.errors import ImagesError, Interrupted
 from diptych.images.collection import Collection
 from diptych.images.open import open_images

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from diptych.config.sections import ViewsConfig
+from diptych.config.data import ViewsConfig
 from diptych.images.collection import ImageSet
 from diptych.images.pixels import HeldPixels, PixelBatch
 from diptych.views.preview.advice import LEAST_IMAGES, advise, survey

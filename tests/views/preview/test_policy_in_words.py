@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diptych.config.data import ViewsConfig
 from diptych.config.operations import OPERATIONS
 from diptych.config.policies import PRESETS, parse_policy
-from diptych.config.sections import ViewsConfig
 from diptych.images.pixels import PixelBatch
 from diptych.views.cpu import make_views
 from diptych.views.draw import centre_views, draw_views

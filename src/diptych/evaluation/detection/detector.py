@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from diptych.config.detection import USUAL_SIDE, DetectionConfig, DetectionNorm
-from diptych.config.sections import NormConfig, RunConfig
+from diptych.config.model import NormConfig
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.models.norms import use_norm
 from diptych.models.resnets import STAGE_BLOCKS

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from diptych.config.detection import DetectionConfig
-from diptych.config.sections import RunConfig
+from diptych.config.run import RunConfig
 from diptych.evaluation.detection.average_precision import (
     ClassMatches,
     average_precisions,

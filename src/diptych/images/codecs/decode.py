@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import UnreadableImage
 from diptych.images.codecs.channels import Decoded, Pixels, in_form
 from diptych.images.codecs.formats import EXTENSIONS, FORMATS, HOW_TO_READ, format_of, pages

@@ -7,7 +7,7 @@ from typing import Final
 
 from PIL import BmpImagePlugin, GifImagePlugin
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.images.codecs.channels import Decoded
 from diptych.images.codecs.jpeg import decode_any_jpeg
 from diptych.images.codecs.pillow import Plugin, decode_opened

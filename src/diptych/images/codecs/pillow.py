@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageFile
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import UnreadableImage
 from diptych.images.codecs.channels import UPRIGHT, Decoded, check_size
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from PIL import PngImagePlugin
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import UnreadableImage
 from diptych.images.codecs.channels import Decoded, Pixels, check_size
 from diptych.images.codecs.pillow import decode_opened, orientation

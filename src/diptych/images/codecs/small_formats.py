@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from PIL import AvifImagePlugin, Jpeg2KImagePlugin, PpmImagePlugin, WebPImagePlugin
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import UnreadableImage
 from diptych.images.codecs.channels import UPRIGHT, Decoded, Pixels, check_size
 from diptych.images.codecs.pillow import decode_opened, orientation

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 from PIL import Image
 
-from diptych.config.sections import MOST_CHANNELS, ImagesConfig
+from diptych.config.data import MOST_CHANNELS, ImagesConfig
 from diptych.errors import UnreadableImage
 from diptych.images.codecs.channels import UPRIGHT, Decoded, Pixels, check_size
 from diptych.images.codecs.jpeg import jpeg_segments

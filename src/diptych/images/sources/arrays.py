@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.config.sections import MOST_CHANNELS, ImagesConfig
+from diptych.config.data import MOST_CHANNELS, ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.codecs.channels import Pixels, in_depth
 from diptych.images.collection import (

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 from weakref import WeakValueDictionary
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.sources import hugging_face, torch_dataset
 from diptych.images.splits import LocatedImages

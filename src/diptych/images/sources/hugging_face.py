@@ -4,7 +4,7 @@ import hashlib
 import sys
 from typing import Any, Final
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.codecs.decode import read_bytes
 from diptych.images.collection import Skipped

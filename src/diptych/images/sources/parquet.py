@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Final, Protocol
 import numpy as np
 from filelock import FileLock
 
-from diptych.config.sections import ImagesConfig
+from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.cache import cache_folder
 from diptych.images.collection import Skipped

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from diptych.config.data import ViewsConfig
 from diptych.config.policies import Policy
-from diptych.config.sections import ViewsConfig
 from diptych.images.collection import ImageSet, spread_indices
 from diptych.views.cpu import SizedViews, load_views, to_pixels
 from diptych.views.draw import centre_views, draw_views

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from diptych.config.data import ViewsConfig
 from diptych.config.operations import (
     AutoContrast,
     Blur,
@@ -25,7 +26,6 @@ from diptych.config.operations import (
     VerticalFlip,
 )
 from diptych.config.policies import Policy, as_text
-from diptych.config.sections import ViewsConfig
 
 
 def policy_in_words(config: ViewsConfig, channels: int) -> list[str]:

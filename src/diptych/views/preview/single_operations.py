@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.config.data import ViewsConfig
 from diptych.config.operations import (
     Blur,
     Center,
@@ -23,7 +24,6 @@ from diptych.config.operations import (
     Solarize,
 )
 from diptych.config.policies import Policy, as_text
-from diptych.config.sections import ViewsConfig
 from diptych.images.collection import ImageSet, spread_indices
 from diptych.views.cpu import SizedViews, load_views, to_pixels
 from diptych.views.draw import centre_views, draw_views

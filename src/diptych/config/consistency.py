@@ -1,0 +1,171 @@
+"""What goes together across the sections of a run, and over how many processes."""
+
+from dataclasses import replace
+
+from diptych.config.checks import require
+from diptych.config.model import NormConfig
+from diptych.config.run import RunConfig
+from diptych.config.training import TrainingConfig
+
+
+def require_consistent(config: RunConfig) -> None:
+    """Refuses settings that are right by themselves and do not go together.
+
+    Not part of the configs themselves: while a file and flags are laid over a recipe one by one,
+    some of them do not fit yet. What the loss needs, ``methods.losses`` knows.
+
+    Raises:
+        ConfigError: names the settings, and says which would go together.
+    """
+    require(
+        config.encoder.name != "small_resnet" or config.encoder.stem == "small",
+        "small_resnet has the small stem only; set encoder.stem = 'small'",
+        config.encoder.stem,
+    )
+    _require_consistent_method(config)
+    _require_consistent_batch(config)
+    _require_consistent_memory(config.training)
+    if config.method_name == "distillation":
+        require(
+            config.method.kind in ("contrastive", "distillation"),
+            "distillation.teacher makes the method 'distillation': leave out method.kind",
+            config.method.kind,
+        )
+        require(
+            config.distillation.teacher is not None,
+            "method.kind = 'distillation' needs distillation.teacher, a run folder",
+            config.distillation.teacher,
+        )
+        require(
+            config.training.chunk_size is None,
+            "distillation has no cached gradients, as it compares no images: leave out "
+            "training.chunk_size and take a smaller training.batch_size",
+            config.training.chunk_size,
+        )
+        require(
+            config.views.small_views == 0,
+            "distillation takes views of one size: leave out views.small_views",
+            config.views.small_views,
+        )
+
+
+def require_equal_parts(batch: int, processes: int) -> None:
+    """Refuses a batch that several processes cannot share equally, two images each at least.
+
+    Raises:
+        ConfigError: says which sizes would do.
+    """
+    lower, upper = batch // processes * processes, -(-batch // processes) * processes
+    sizes = sorted({size for size in (lower, upper) if size >= 2 * processes})
+    fitting = " or ".join(map(str, sizes or [2 * processes]))
+    require(
+        batch % processes == 0 and batch >= 2 * processes,
+        f"training.batch_size is the batch of all {processes} processes, which share it equally, "
+        f"two images each at least; use {fitting}, or another number of processes",
+        batch,
+    )
+
+
+def require_divisible(config: RunConfig, processes: int) -> None:
+    """Refuses a batch of which several processes cannot have equal parts, or parts of another kind.
+
+    Raises:
+        ConfigError: says which sizes would do.
+    """
+    batch = config.training.batch_size
+    require_equal_parts(batch, processes)
+    share, group = batch // processes, min(config.norm.images_per_group, batch)
+    require(
+        not config.norm.is_grouped or share % group == 0,
+        f"norm.kind = {config.norm.kind!r} needs the {share} images of each of {processes} "
+        "processes to be whole groups of norm.images_per_group; use a divisor of that, or fewer "
+        "processes",
+        group,
+    )
+    chunk = config.training.chunk_size
+    require(
+        chunk is None or chunk >= share or share % chunk == 0,
+        f"training.chunk_size must divide the {share} images of each of {processes} processes",
+        chunk,
+    )
+
+
+def norm_of_batch(config: RunConfig) -> NormConfig:
+    """The norm of a run; a batch that is smaller than a group of images is one group."""
+    group = min(config.norm.images_per_group, config.training.batch_size)
+    return replace(config.norm, images_per_group=group)
+
+
+def _require_consistent_method(config: RunConfig) -> None:
+    method, dictionary = config.method, config.method.dictionary
+    end_to_end = dictionary.kind == "batch" and method.key_encoder.kind == "shared"
+    queries_are_keys = end_to_end and dictionary.batch.both_views
+    grouped = config.images.group_by is not None
+    require(
+        method.views == 2 or queries_are_keys,
+        "method.views above 2 go with the dictionary 'batch', both_views and a shared encoder",
+        method.views,
+    )
+    require(
+        dictionary.kind != "bank" or method.key_encoder.kind == "shared",
+        "a bank stores keys and encodes none: set method.key_encoder.kind = 'shared'",
+        method.key_encoder.kind,
+    )
+    require(
+        dictionary.kind != "batch" or not dictionary.batch.both_views or end_to_end,
+        "method.dictionary.batch.both_views lets every view be a key, which needs the key encoder "
+        "'shared'; with a momentum encoder, set method.dictionary.batch.both_views = false",
+        method.key_encoder.kind,
+    )
+    require(
+        not queries_are_keys or config.head.predictor_layers == 0,
+        "head.predictor_layers stands on the queries' side only, and here every query is a key; "
+        "set it to 0, or method.dictionary.batch.both_views = false",
+        config.head.predictor_layers,
+    )
+    require(
+        not grouped or dictionary.kind != "bank" or method.symmetric,
+        "images.group_by pairs a query with another image, and a bank with the image's own: set "
+        "method.symmetric = true, so that both images are queries, or choose another dictionary",
+        config.images.group_by,
+    )
+
+
+def _require_consistent_batch(config: RunConfig) -> None:
+    batch, chunk = config.training.batch_size, config.training.chunk_size
+    group = config.norm.images_per_group
+    if config.norm.is_grouped:
+        # A batch smaller than a group is one group; a chunk has to hold whole ones.
+        wanted = f"norm.kind = {config.norm.kind!r} needs {{}} to be a multiple of "
+        wanted += f"norm.images_per_group = {group}"
+        require(batch <= group or batch % group == 0, wanted.format("training.batch_size"), batch)
+        require(
+            chunk is None or chunk >= batch or chunk % min(group, batch) == 0,
+            wanted.format("training.chunk_size"),
+            chunk,
+        )
+    if chunk is not None and chunk < batch:
+        require(
+            batch % chunk == 0,
+            f"training.chunk_size must divide training.batch_size = {batch}",
+            chunk,
+        )
+        require(
+            not config.training.compile,
+            "training.compile and training.chunk_size do not go together, as each chunk would be "
+            "compiled anew; leave one of them out",
+            chunk,
+        )
+
+
+def _require_consistent_memory(training: TrainingConfig) -> None:
+    require(
+        not training.compile or training.recompute == "none",
+        "training.compile decides by itself what to compute again; leave out training.recompute",
+        training.recompute,
+    )
+    require(
+        not training.compile or not training.offload_activations,
+        "training.compile and training.offload_activations do not go together; leave one out",
+        training.offload_activations,
+    )

@@ -1,0 +1,160 @@
+"""The method: which keys a query is compared with, who encodes them, how it is scored."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from diptych.config.checks import Checks
+
+
+@dataclass(frozen=True)
+class InBatchConfig:
+    """Of the dictionary `batch`."""
+
+    both_views: bool = True
+    """A query meets all other views of the batch (SimCLR), not only the keys (MoCo's end-to-end
+    mechanism)."""
+
+
+@dataclass(frozen=True)
+class QueueConfig:
+    """Of the dictionary `queue` (MoCo, section 3.2)."""
+
+    size: int = 4096
+    """Keys that the queue holds."""
+
+    def __post_init__(self) -> None:
+        Checks("method.dictionary.queue", self).positive("size")
+
+
+@dataclass(frozen=True)
+class BankConfig:
+    """Of the dictionary `bank` (Wu et al., 1805.01978)."""
+
+    negatives: int = 4096
+    """Keys of other images drawn for each query at each step."""
+    momentum: float = 0.5
+    """Share of its key that an image keeps when it is seen again."""
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """Numbers that the keys are kept in."""
+    placement: Literal["replicated", "sharded"] = "replicated"
+    """Where several processes train together: each holds all keys, or each holds those of its share
+    of the images and asks the others for theirs, for a bank too large for one."""
+
+    def __post_init__(self) -> None:
+        check = Checks("method.dictionary.bank", self)
+        check.finite()
+        check.positive("negatives")
+        check.between(0, 1, "momentum")
+
+
+@dataclass(frozen=True)
+class DictionaryConfig:
+    """The encoded keys that a query is compared with."""
+
+    kind: Literal["batch", "queue", "bank"] = "batch"
+    """Where the keys are from. `batch`: the other images of the batch, with gradients to the keys.
+    `queue`: keys of earlier batches. `bank`: one stored key for each image."""
+    batch: InBatchConfig = field(default_factory=InBatchConfig)
+    queue: QueueConfig = field(default_factory=QueueConfig)
+    bank: BankConfig = field(default_factory=BankConfig)
+
+
+@dataclass(frozen=True)
+class KeyEncoderConfig:
+    """The network that encodes the keys."""
+
+    kind: Literal["shared", "momentum"] = "shared"
+    """`shared`: the query encoder itself. `momentum`: a copy that follows it slowly (MoCo, eq.
+    2)."""
+    momentum: float = 0.999
+    """Of `momentum`: share of itself that it keeps at each step; 0 is a plain copy of each step."""
+    momentum_schedule: Literal["constant", "cosine"] = "constant"
+    """Of `momentum`: the momentum stays, or rises to 1 along half a cosine (MoCo v3, section 4)."""
+
+    def __post_init__(self) -> None:
+        check = Checks("method.key_encoder", self)
+        check.finite()
+        check.between(0, 1, "momentum")
+
+
+@dataclass(frozen=True)
+class TripletConfig:
+    """Of the loss `triplet` (SimCLR, table 2)."""
+
+    margin: float = 0.8
+    """How much higher than a negative logit the positive one must be; logits are similarities
+    divided by the temperature."""
+
+    def __post_init__(self) -> None:
+        check = Checks("method.loss.triplet", self)
+        check.finite()
+        check.positive("margin")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is made of the similarities of a query to its positive key and to the negatives."""
+
+    kind: str = "info_nce"
+    """Which loss. `info_nce`: cross-entropy at the positive key (over all views of a batch it is
+    NT-Xent). `decoupled`: the same without the positive key in the denominator (DCL).
+    `nt_logistic`, `triplet`: SimCLR's table 2. `supervised`: all images of the same class are
+    positives (SupCon). `own` is a loss that was given in Python."""
+    similarity: Literal["cosine", "dot"] = "cosine"
+    """Compare directions only, or lengths too."""
+    temperature: float = 0.2
+    """Similarities are divided by this."""
+    learn_temperature: bool = False
+    """Begin at `temperature` and learn it with the weights; never below 0.01."""
+    semi_hard: bool = False
+    """Of `nt_logistic` and `triplet`: each query learns from one negative only, the closest of
+    those that are farther than its positive key."""
+    weight: float = 1.0
+    """The gradient is multiplied by this; metrics show the plain loss."""
+    triplet: TripletConfig = field(default_factory=TripletConfig)
+
+    def __post_init__(self) -> None:
+        check = Checks("method.loss", self)
+        check.finite()
+        check.at_least(0.01, "temperature")
+        check.positive("weight")
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Which dictionary, which key encoder, which loss: all that tells the methods apart."""
+
+    kind: str = "contrastive"
+    """Which method. `contrastive` has the other settings of this section; `distillation` is chosen
+    by `distillation.teacher`; `own` is a method that was given in Python."""
+    views: int = 2
+    """Views of each image. More than 2 go with the `batch` dictionary and its both_views only."""
+    symmetric: bool = False
+    """Each view is the query once and the key once (MoCo v3). A batch's both_views always is."""
+    dictionary: DictionaryConfig = field(default_factory=DictionaryConfig)
+    key_encoder: KeyEncoderConfig = field(default_factory=KeyEncoderConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        Checks("method", self).between(2, 16, "views")
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """Learning from a teacher's predictions instead of by contrast (SimCLR v2, section 2)."""
+
+    teacher: str | None = None
+    """A run folder: its encoder, with a linear classifier, is the teacher. No distillation when
+    not given."""
+    labelled: str | None = None
+    """Labelled images to fit the teacher's classifier on. Those of the run when not given."""
+    labelled_share: float = 1.0
+    """Share of the labelled images used, the same of each class."""
+    temperature: float = 1.0
+    """The teacher's and the student's logits are divided by this."""
+
+    def __post_init__(self) -> None:
+        check = Checks("distillation", self)
+        check.finite()
+        check.positive("temperature")
+        check.must("labelled_share", lambda share: 0 < share <= 1, "be above 0 and at most 1")
