@@ -32,12 +32,9 @@ class Rotation(diptych.Method):
 
 
 def build(config: diptych.RunConfig, images: object, executor: Executor) -> Rotation:
-    channels, side = config.images.channels, config.views.side_pixels
-    encoder = diptych.build_encoder(
-        config.encoder, channels=channels, side_pixels=side, seed=config.seed
-    )
-    features = diptych.count_features(encoder, channels=channels, side_pixels=side)
-    return Rotation(encoder, nn.Linear(features, 4))
+    size = {"channels": config.images.channels, "side_pixels": config.views.side_pixels}
+    encoder = diptych.build_encoder(config.encoder, **size, seed=config.seed)
+    return Rotation(encoder, nn.Linear(diptych.count_features(encoder, **size), 4))
 
 
 @pytest.mark.parametrize("given", [True, False])

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import Dataset
 
 import diptych
@@ -33,7 +32,7 @@ def network() -> nn.Module:
 
 
 def loss(positive: Tensor, logsumexp: Tensor, settings: object) -> Tensor:
-    return functional.softplus(logsumexp - positive).mean()
+    return nn.functional.softplus(logsumexp - positive).mean()
 
 
 def test_it_resumes_bitwise_and_is_evaluated(images: Path, train: Callable[..., Path]) -> None:
@@ -52,8 +51,8 @@ def test_it_resumes_bitwise_and_is_evaluated(images: Path, train: Callable[..., 
     cut = train(pictures, "cut", encoder=network(), loss=loss, resume=True)
     for name in ("encoder.safetensors", "head.safetensors", "untrained.safetensors"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
-    features = diptych.extract_features(diptych.load_encoder(cut, encoder=network()), images)
-    assert features.shape == (24, 6 * 6 * 6)
+    encoder = diptych.load_encoder(cut, encoder=network())
+    assert diptych.extract_features(encoder, images, threads=1).shape == (24, 6 * 6 * 6)
     given: dict[str, Any] = {"train": pictures, "encoder": network(), "threads": 1}
     found = diptych.evaluate(cut, ["knn", "geometry"], **given)
     assert {"trained", "untrained", "pixels"} == set(found["knn"])
