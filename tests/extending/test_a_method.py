@@ -57,4 +57,3 @@ def test_a_method(
     words = f"rotation accuracy {metrics[-1]['rotation_accuracy']:.0%} (chance 25%)"
     assert words in capsys.readouterr().out
     assert "rotation accuracy" in diptych.write_report(run, threads=1).read_text()
-    assert "knn" in diptych.evaluate(run, ["knn"], threads=1)

@@ -176,8 +176,8 @@ def _serialized(network: nn.Module, header: dict[str, str] | None = None) -> byt
 def _load_head(file: Path, encoder: nn.Module, config: RunConfig) -> nn.Module:
     if not config.has_projection_head:
         raise RunFolderError(
-            f"{file} is no projection head: the method of the run is {config.method_name!r}. Use "
-            "the encoder alone."
+            f"{file} is no projection head and has no hidden layers to keep: the method of the run "
+            f"is {config.method_name!r}. Use the encoder alone."
         )
     try:
         weights = read_tensors(file)
