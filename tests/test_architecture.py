@@ -70,7 +70,13 @@ SAME_NAME: Final = {
     "detection": {"config.detection", "evaluation.detection"},
     "embed": {"cli.embed", "embeddings.embed"},
     "study": {"cli.study", "studies.study"},
-    "training": {"cli.training", "training", "evaluation.detection.training"},
+    "method": {"config.method", "methods.method"},
+    "optimization": {"config.optimization", "optimization"},
+    "plan": {"cli.plan", "planning.plan"},
+    "recipes": {"cli.recipes", "config.recipes"},
+    "report": {"cli.report", "report"},
+    "training": {"config.training", "training", "evaluation.detection.training"},
+    "views": {"cli.views", "views"},
     "loss": {"planning.loss", "studies.questions.loss"},  # its memory; the question which to take
 }
 
@@ -105,7 +111,9 @@ RETIRED: Final = {
 
 
 def words_of(path: Path) -> list[str]:
-    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"^OLD_NAMES: .*?^}", "", text, flags=re.S | re.M)  # which are refused
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", text)
     return apart.lower().splitlines()
 
 
