@@ -110,6 +110,15 @@ RETIRED: Final = {
 }
 
 
+def lines_of(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8")
+    # The table of names that are refused holds them; the numbers of lines stay.
+    old = re.search(r"^OLD_NAMES: .*?^}", text, flags=re.DOTALL | re.MULTILINE)
+    if old is not None:
+        text = text.replace(old[0], "\n" * old[0].count("\n"))
+    return text.splitlines()
+
+
 def small(line: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", line).lower()
 
@@ -125,7 +134,7 @@ def test_retired_words_are_gone(pattern: str, instead: str) -> None:
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
         for path in files
         if "decisions" not in path.parts
-        for number, line in enumerate([path.stem, *path.read_text(encoding="utf-8").splitlines()])
+        for number, line in enumerate([path.stem, *lines_of(path)])
         if word.search(small(line))
     ]
     assert not found, f"say {instead!r}:\n" + "\n".join(found)
