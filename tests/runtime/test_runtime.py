@@ -80,7 +80,7 @@ def test_every_verb_that_measures_takes_a_device(
     verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main([verb, "--help"])
+        main([verb, "--help-all"])
     assert stopped.value.code == 0
     said = capsys.readouterr().out
     for flag in ("--device", "--threads", *(() if verb == "check-leak" else ("--batch-size",))):
