@@ -10,8 +10,12 @@ from diptych.errors import DistributedError
 from diptych.methods.method import Method, StepOutput, encoder_and_head
 from diptych.optimization.loss_scale import LossScale
 from diptych.runtime.distributed import average_over_processes, process_rank
-from diptych.training.step import train_step
-from diptych.training.synchronize import require_synchronized, seed_generators, synchronize_step
+from diptych.training.step import (
+    require_synchronized,
+    seed_generators,
+    synchronize_step,
+    train_step,
+)
 from diptych.views.batches import Batch
 from processes import Results, run_processes
 

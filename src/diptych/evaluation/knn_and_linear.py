@@ -31,7 +31,7 @@ from diptych.evaluation.supervised import (
 )
 from diptych.images.collection import ImageSet
 from diptych.models.weights import PretrainedEncoder
-from diptych.optimization.schedules import learning_rate
+from diptych.optimization.optimizers import learning_rate
 from diptych.runtime.runtime import Runtime
 
 

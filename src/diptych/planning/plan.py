@@ -10,6 +10,7 @@ from diptych.checkpoints.state import trainable
 from diptych.config.consistency import require_divisible
 from diptych.config.run import RunConfig
 from diptych.methods.contrastive import Contrastive
+from diptych.methods.logits import tile_of
 from diptych.planning.compute import (
     LogitsCost,
     NetworkCost,
@@ -17,17 +18,18 @@ from diptych.planning.compute import (
     count_networks,
     evaluation_peak,
     logits_cost,
-    tile_of,
     vector_dim,
 )
 from diptych.planning.machine import Machine
-from diptych.planning.memory import MemoryPlan, plan_memory, probed_images
 from diptych.planning.planned_run import PlannedRun, PlanRequest, resolve_run
 from diptych.planning.storage import (
     ImageOpening,
+    MemoryPlan,
     Storage,
     opening_by_rates,
     pause_seconds,
+    plan_memory,
+    probed_images,
     state_after_a_step,
     storage,
     writing_seconds,
@@ -47,7 +49,6 @@ class Plan:
     Attributes:
         run: that is planned.
         machine: that it is planned for.
-        dim: of a vector.
         weights: numbers that are trained.
         networks: of one process in a step.
         logits: of one process in a step.
@@ -62,7 +63,6 @@ class Plan:
 
     run: PlannedRun
     machine: Machine
-    dim: int
     weights: int
     networks: NetworkCost
     logits: LogitsCost
@@ -140,8 +140,7 @@ def plan_run(
     if images is None and not request.measure:
         return make_plan(run, request.machine)
     # Only now: these modules load the kernels that make views.
-    from diptych.planning.measure import measure_step
-    from diptych.planning.measure_images import measure_opening
+    from diptych.planning.measure import measure_opening, measure_step
 
     opening = None if images is None else measure_opening(run, request.machine)
     if not request.measure:
@@ -189,7 +188,6 @@ def make_plan(
     return Plan(
         run=run,
         machine=machine,
-        dim=dim,
         weights=sum(parameter.numel() for _, parameter in trainable(method)),
         networks=networks,
         logits=logits,

@@ -23,7 +23,7 @@ from diptych.planning.machine import Machine
 from diptych.planning.planned_run import PlannedRun
 from diptych.runtime.distributed import BUCKET_BYTES
 from diptych.runtime.stopwatch import PARTS
-from diptych.training.synchronize import local_statistics
+from diptych.training.step import local_statistics
 
 Kind = Literal["reduce", "gather"]
 

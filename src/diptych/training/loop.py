@@ -24,14 +24,13 @@ from diptych.images.collection import Collection, ImageSet
 from diptych.images.groups import find_groups
 from diptych.images.order import Order
 from diptych.logging.metrics import RunLog
-from diptych.logging.profiling import profiled
 from diptych.logging.progress import Symptom, Watcher
-from diptych.logging.times import time_metrics
+from diptych.logging.times import profiled, time_metrics
 from diptych.methods.build import NOTHING_OWN, OwnParts
 from diptych.methods.method import Method, StepOutput
 from diptych.methods.sharded_bank import whole_banks
 from diptych.optimization.loss_scale import LEAST_SCALE
-from diptych.optimization.schedules import encoder_momentum, learning_rate, peak_learning_rate
+from diptych.optimization.optimizers import encoder_momentum, learning_rate, peak_learning_rate
 from diptych.runs.folder import RunFolder
 from diptych.runs.record import load_record
 from diptych.runtime.device import choose_device, keep_freed_memory, views_device
@@ -40,8 +39,7 @@ from diptych.runtime.rendezvous import name_missing, run_on_first, wait_for_all
 from diptych.runtime.stopwatch import Stopwatch, watch
 from diptych.training.setup import build_state, keep_config, not_finite, open_log, restore
 from diptych.training.signals import collected_signals, interruption
-from diptych.training.step import train_step
-from diptych.training.synchronize import require_synchronized
+from diptych.training.step import require_synchronized, train_step
 from diptych.views.batches import Batch, ViewBatches
 
 
