@@ -13,7 +13,7 @@ class EncoderConfig:
     name: str = "small_resnet"
     """`small_resnet`, or any network of torchvision or timm; diptych's own is for tiny images, the
     others have their names there, as `resnet50` or `vit_small_patch16_224`, and `timm:NAME` asks
-    for timm's."""
+    for timm's. `own` is a module that was given in Python."""
     width: int = 32
     """Channels of the first stage of `small_resnet`; each later stage doubles them."""
     stem_stride: int = 2

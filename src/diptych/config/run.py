@@ -1,6 +1,7 @@
 """All settings of a run."""
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from diptych.config.checks import require
 from diptych.config.data import ImagesConfig, ViewsConfig
@@ -8,6 +9,9 @@ from diptych.config.method import DistillationConfig, MethodConfig
 from diptych.config.model import EncoderConfig, HeadConfig, NormConfig
 from diptych.config.optimization import OptimizerConfig, ScheduleConfig
 from diptych.config.training import CheckpointConfig, ProbeConfig, TrainingConfig
+
+OWN: Final = "own"
+"""Stands for what was given in Python: as encoder.name, method.kind or method.loss.kind."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,9 @@ class RunConfig:
     @property
     def method_name(self) -> str:
         """Which of ``methods.build.METHODS`` trains the network."""
-        return "contrastive" if self.distillation.teacher is None else "distillation"
+        return self.method.kind if self.distillation.teacher is None else "distillation"
 
     @property
     def has_projection_head(self) -> bool:
-        """Whether the head projects what is contrasted; a student's is a classifier."""
+        """Whether the head projects what is contrasted; other methods have heads of their own."""
         return self.method_name == "contrastive"
