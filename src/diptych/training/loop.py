@@ -1,4 +1,4 @@
-"""Training from where a run stands to its end: steps, metrics, checkpoints, signals."""
+"""Training to the end of a run: steps, metrics, checkpoints, signals."""
 
 import json
 import time
@@ -51,11 +51,11 @@ from diptych.views.batches import Batch, ViewBatches
 
 
 class Health(Protocol):
-    """What the loop is given to look after a run; see ``diagnostics.health``."""
+    """Measures the encoder of a run and finds symptoms in its metrics: ``diagnostics.health``."""
 
     @property
     def words(self) -> str:
-        """Said when training begins, if anything."""
+        """A sentence for the start of training, or nothing."""
         ...
 
     def measure(self, method: Method, batches: ViewBatches) -> dict[str, float]:
@@ -87,7 +87,7 @@ def train(
         collection: the images.
         folder: of the run; checkpoints and metrics go there.
         executor: its threads make views; as many as ``config.training.threads``.
-        watcher: told how it goes.
+        watcher: shows how it goes.
         health: measures the encoder now and then.
         own: parts of the method that are given in the place of those that the config names.
 
@@ -172,7 +172,7 @@ def _require_labels(images: ImageSet, config: RunConfig) -> None:
 
 @dataclass
 class _Run:
-    """A run from where it stands until it ends, or is stopped."""
+    """A run until it ends or is stopped."""
 
     config: RunConfig
     folder: RunFolder
@@ -226,7 +226,7 @@ class _Run:
             if self._is_due(self.config.training.check_every_steps):
                 with watch("measuring"):
                     self._require_synchronized()
-            # The first process alone knows of disks and clocks; here all learn what it found.
+            # The first process decides by disk and clock; all must save or stop at the same step.
             asked = (0, 0) if saver is None else (saver.is_due(), saver.error is not None)
             stop, due, broken = largest_over_processes(sum(received[:1]), *map(int, asked))
             if broken:
@@ -320,7 +320,7 @@ class _Run:
             try:
                 with watch("measuring"):
                     measured = run_on_first(lambda: json.dumps(measure(state.method, self.batches)))
-            except FeaturesError as error:  # weights went astray in this step; its loss had not
+            except FeaturesError as error:  # the weights of this step are not finite; its loss was
                 raise self._not_finite(error.what, state.step) from error
             line |= json.loads(measured)
         return line
@@ -338,7 +338,7 @@ class _Run:
         self._require_finite()
         whole = whole_banks(self.state.method)  # for this all processes are needed
         if saver is not None:
-            saver.begin(self.state, whole, **self._said_in_checkpoints())
+            saver.begin(self.state, whole, **self._identifying())
 
     def _save_and_wait(self, log: RunLog | None, saver: Saver | None) -> None:
         """Returns in all processes when all is written, or in none."""
@@ -348,14 +348,14 @@ class _Run:
         def finish() -> str:
             assert saver is not None
             assert log is not None
-            saver.finish(self.state, whole, **self._said_in_checkpoints())
+            saver.finish(self.state, whole, **self._identifying())
             log.finish()
             return ""
 
         run_on_first(finish)
 
-    def _said_in_checkpoints(self) -> dict[str, str]:
-        """From which a run whose folder is lost is known again."""
+    def _identifying(self) -> dict[str, str]:
+        """By which a run is recovered whose folder is lost."""
         return {"images": self.fingerprint, "config": to_toml(self.config)}
 
     def _require_finite(self) -> None:

@@ -35,7 +35,7 @@ from diptych.views.batches import Batch
 
 DRAW_STREAM: Final = 0x44524157  # "DRAW": keeps these draws apart from any other use of the seed
 
-_SHARE: Final = "the keys that it alone holds, which are not those that it took in"
+_SHARE: Final = "the keys that it alone holds, which are not those that were stored"
 
 
 def train_step(
@@ -73,12 +73,12 @@ def train_step(
     with watch("forward"):
         output: StepOutput = method(batch)
     with watch("backward"):
-        torch.autograd.backward(scale.enlarged(output.loss * config.method.loss.weight))
+        torch.autograd.backward(scale.scaled(output.loss * config.method.loss.weight))
     output = synchronize_step(method, output)
 
     set_learning_rate(optimizer, rate)
     with watch("optimizer"):
-        moves = scale.settle(optimizer)
+        moves = scale.unscale_and_update(optimizer)
         if moves and config.optimizer.clip_norm is not None:
             gradient_norm = torch.nn.utils.clip_grad_norm_(
                 [parameter for _, parameter in trainable(method)], config.optimizer.clip_norm
