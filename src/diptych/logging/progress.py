@@ -1,4 +1,4 @@
-"""What people see while a run trains: a progress bar, or plain lines without a terminal."""
+"""The display of a run that trains: a progress bar, or plain lines without a terminal."""
 
 import time
 from typing import Any, NamedTuple, Protocol
@@ -21,7 +21,7 @@ _MANY_FILES = 5000
 
 
 class Symptom(NamedTuple):
-    """Something that is to be seen in the metrics of a run.
+    """Something that the metrics of a run show.
 
     Attributes:
         name: stable, for programs.
@@ -130,7 +130,7 @@ class Display:
 
 
 class Watcher(Protocol):
-    """Is told how training goes. The command line's watcher draws a progress bar."""
+    """Shows how training goes. That of the command line draws a progress bar."""
 
     def begin(self, *, step: int, total_steps: int) -> None:
         """Training begins, or goes on, after ``step`` steps."""
@@ -139,23 +139,11 @@ class Watcher(Protocol):
         """A line of metrics was written."""
 
     def symptom(self, symptom: Symptom) -> None:
-        """Something new is to be seen in the metrics."""
+        """The metrics show a symptom for the first time."""
 
     def say(self, sentence: str) -> None:
-        """Something else happened that people should know."""
+        """Something else happened that users should know."""
 
 
-class Silent:
+class Silent(Watcher):
     """A watcher that shows nothing."""
-
-    def begin(self, *, step: int, total_steps: int) -> None:
-        """Nothing."""
-
-    def metrics(self, line: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def symptom(self, symptom: Symptom) -> None:
-        """Nothing."""
-
-    def say(self, sentence: str) -> None:
-        """Nothing."""

@@ -206,7 +206,7 @@ def _build(run: PlannedRun) -> Contrastive:
     config, device = run.config, _device(run)
     method = build_contrastive(config, image_count=min(run.image_count, _MOST_BANK)).train()
     method = method.to(device).to(memory_format=memory_format(config))
-    if run.processes > 1:  # the same arithmetic as with others, whose numbers are missing
+    if run.processes > 1:  # the arithmetic of norms over processes, here without the others
         for norm in method.modules():
             if isinstance(norm, GlobalBatchNorm):
                 norm.normalise_batch = norm.normalise_over_processes  # type: ignore[method-assign]
@@ -231,7 +231,7 @@ def _fill(method: Contrastive, dim: int) -> None:
 
 
 def _idle_bytes() -> int | None:
-    """What this process holds with all libraries loaded and no network; None if not known."""
+    """Memory of this process with all libraries loaded and no network; None if not known."""
     import diptych.pretraining  # noqa: F401  with all that a run imports
     from diptych.logging import metrics  # noqa: F401
 
@@ -247,12 +247,11 @@ def _idle_bytes() -> int | None:
 def _other_processes(
     run: PlannedRun, machine: Machine, local: int, threads: int
 ) -> Iterator[Callable[[float], tuple[float, float]]]:
-    """Those that share this machine: at the run's own steps, for its memory and caches are shared.
+    """Starts the other processes of this machine: they make steps, as memory and caches are shared.
 
     Yields:
-        A function that ends their steps, and measures messages with one of them. It takes the
-        seconds of work between two messages, and gives seconds of a turn without bytes, and bytes
-        per second that a process sends.
+        A function that ends their steps and measures messages with one of them: from seconds of
+        work between two messages to seconds of a turn without bytes, and bytes per second.
     """
     context = multiprocessing.get_context("spawn")
     count = max(local - 1, min(1, run.processes - 1))
@@ -293,7 +292,7 @@ def _step_and_exchange(
     steps: bool,
     meeting: str | None,
 ) -> None:
-    """Another process: makes steps, if asked to, until it is stopped; then sends messages."""
+    """The work of another process: makes steps until it is stopped, then sends messages."""
     keep_freed_memory()
     torch.set_num_threads(threads)
     if steps:
@@ -308,7 +307,7 @@ def _step_and_exchange(
 
 
 def _exchange(rank: int, meeting: str, work_seconds: float) -> tuple[float, float]:
-    """Measures messages of two processes by gloo; the first knows the work between two of them."""
+    """Measures messages of two processes by gloo; ``work_seconds`` of the first is used."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     patience = timedelta(seconds=_PATIENCE_SECONDS)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
@@ -330,7 +329,7 @@ def _message_seconds(numbers: torch.Tensor) -> float:
 
 
 def _added_to_work(seconds: float) -> float:
-    """What a small message adds to a stretch of work, in which both processes are."""
+    """Seconds that a small message adds to a stretch of work of both processes."""
     values, numbers = torch.randn(256, 256), torch.zeros(_SMALL)
     begun = time.perf_counter()
     for _ in range(_MESSAGES):
@@ -360,7 +359,7 @@ def _added_to_work(seconds: float) -> float:
 def measure_opening(run: PlannedRun, machine: Machine) -> ImageOpening:
     """Opens some of the images at the run's path with an empty index, and multiplies.
 
-    Arrays are opened as they are: nothing is kept of them, and every time is as the first.
+    Arrays have no index: every opening takes as long as the first.
 
     Args:
         run: its images have a path.
@@ -406,7 +405,7 @@ def measure_views(
 ) -> float:
     """Seconds of all views of a process's images, decoding included where every step does it."""
     config, count = run.config, min(run.images, most)
-    with sample_images(run, images, executor) as found:
+    with _sample_images(run, images, executor) as found:
         taken = np.arange(count, dtype=np.int64) % len(found)
         batches = ViewBatches(
             found,
@@ -426,7 +425,7 @@ def measure_views(
 
 
 @contextmanager
-def sample_images(
+def _sample_images(
     run: PlannedRun, given: ImageSet | None, executor: Executor
 ) -> Iterator[ImageSet]:
     """The given images, or made up ones of the size that is planned for: photographs.
@@ -444,7 +443,7 @@ def sample_images(
     with tempfile.TemporaryDirectory() as folder:
         for number, picture in enumerate(pictures):
             Image.fromarray(picture.squeeze()).save(Path(folder) / f"{number}.jpg", quality=90)
-        # What is known of them goes with them.
+        # Their index is removed with them.
         here = replace(config, path=folder, cache_folder=folder)
         yield open_images(here, executor).train.decoded_for(config)
 

@@ -81,13 +81,13 @@ class Plan:
 
     @property
     def checkpoint_seconds(self) -> float:
-        """That a step takes on average for checkpoints, of which one waits for the other."""
+        """That a step takes on average for checkpoints; one begins when the last is written."""
         every = max(self.run.config.checkpoint.every_seconds, self.writing_seconds)
         return self.pause_seconds * self.step_seconds / max(every, self.step_seconds)
 
     @property
     def writing_seconds(self) -> float:
-        """Until a checkpoint is on disk, whether training goes on meanwhile or not."""
+        """Until a checkpoint is on disk, beside training or not."""
         return writing_seconds(self.storage.checkpoint, self.machine)
 
     @property
@@ -139,7 +139,7 @@ def plan_run(
     run, images = resolve_run(request, settings, config_file)
     if images is None and not request.measure:
         return make_plan(run, request.machine)
-    # Only now: these modules load the kernels that make views.
+    # Only now: this module loads the kernels that make views.
     from diptych.planning.measure import measure_opening, measure_step
 
     opening = None if images is None else measure_opening(run, request.machine)
@@ -179,7 +179,9 @@ def make_plan(
         **(measured or {}),
         "network": network_seconds(sent, run.processes, machine),
     }
-    if not machine.is_one_memory:  # the next views are made meanwhile: only what is longer counts
+    if (
+        not machine.is_one_memory
+    ):  # the next views are made beside the step: only the rest is waited for
         views = seconds.pop("reads and views")
         seconds = {"waiting for views": max(0.0, views - sum(seconds.values())), **seconds}
     between = run.steps * sum(seconds.values()) >= run.config.checkpoint.every_seconds
@@ -205,10 +207,7 @@ def make_plan(
 
 @lru_cache(maxsize=64)
 def _counted(config: RunConfig, images: int, probed: int) -> tuple[NetworkCost, int]:
-    """A step, and bytes of an evaluation: the same however many processes there are.
-
-    Counted once, as plans for many machines and processes are often asked for together.
-    """
+    """A step, and bytes of an evaluation; kept, as many machines and processes share a count."""
     return count_networks(config, images), evaluation_peak(config, probed)
 
 

@@ -11,11 +11,11 @@ from diptych.planning.plan import Plan
 from diptych.planning.storage import AWAY, COPY
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
-_WASTEFUL: Final = 0.25  # of a step
-_LIGHTER: Final = {
+_TOLERATED: Final = 0.25  # of a step
+_LESS_MEMORY: Final = {
     "libraries": "Run on a machine with more of it.",
     "list of images": (
-        "Each process knows name, size and place of every image. Train on a part of them "
+        "Each process holds name, size and place of every image. Train on a part of them "
         "(--images.limit), on fewer processes a machine, or in turns on several parts."
     ),
     "decoded images": "Keep fewer of them: --images.cache-megabytes, or --images.cache file.",
@@ -29,7 +29,7 @@ _LIGHTER: Final = {
 _FEWER_KEYS: Final = (
     "Use a queue, whose keys travel once and without gradients, or fewer processes."
 )
-_QUIETER: Final = {  # by how the longest message begins
+_LESS_TRAFFIC: Final = {  # by how the longest message begins
     "shuffled": (
         "Shuffling hands every view to every process. Use a norm that needs none: "
         "--norm.kind layer or group, or sync where messages are quick."
@@ -153,14 +153,14 @@ def _table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
 
 @dataclass(frozen=True)
 class Limit:
-    """A part of a run against what there is of it.
+    """What a part of a run needs, compared with what the machine has.
 
     Attributes:
         part: in words.
         load: what it needs over what there is, or over what is tolerable; above 1 it breaks.
         found: figures, in words.
         cure: what to change where it breaks.
-        stops: whether a run that is above it ends, instead of becoming slow.
+        stops: whether a run above the limit ends, instead of becoming slow.
     """
 
     part: str
@@ -171,7 +171,7 @@ class Limit:
 
     @property
     def breaks(self) -> bool:
-        """Whether it is above what there is."""
+        """Whether the machine has too little."""
         return self.load > 1
 
 
@@ -196,7 +196,7 @@ def limits(plan: Plan) -> list[Limit]:
 
 
 def advice(plan: Plan) -> list[str]:
-    """What breaks, first things first, with what to do; or what is closest to it."""
+    """What breaks, the worst first, with what to change; or what is closest to its limit."""
     every = limits(plan)
     broken = [one for one in every if one.breaks]
     if not broken:
@@ -209,7 +209,7 @@ def advice(plan: Plan) -> list[str]:
 
 
 def _device_memory(plan: Plan) -> Limit:
-    """Of a queue or a bank where that is most of it."""
+    """Names the queue or the bank where that is most of it."""
     memory, there, kind = plan.memory, plan.machine.memory_bytes, plan.run.dictionary
     shared = memory.main if plan.machine.is_one_memory else 0.0
     held = memory.device + shared
@@ -239,14 +239,13 @@ def _device_memory(plan: Plan) -> Limit:
 
 def _smaller_bank(plan: Plan) -> str:
     """What makes the share of a process smaller, the largest gain first."""
-    dictionary, processes = plan.run.config.method.dictionary, plan.run.processes
-    share = "equal shares on several processes"
+    processes, share = plan.run.processes, "equal shares on several processes"
     if processes > 1:
         share = f"an equal share on each of {processes} processes"
     cures = [f"--method.dictionary.bank.placement sharded keeps {share}."]
     if plan.run.bank_is_sharded:
         cures = ["More processes hold smaller shares."]
-    if dictionary.bank.precision == "fp32":
+    if plan.run.config.method.dictionary.bank.precision == "fp32":
         cures.append("--method.dictionary.bank.precision fp16 halves the keys.")
     cures.append("A queue (--recipe moco_v2) does not grow with the images.")
     return " ".join(cures)
@@ -259,15 +258,15 @@ def _main_memory(plan: Plan) -> Limit:
         f"{bytes_text(plan.memory.main)} of {bytes_text(there)}, "
         f"of which {largest} {bytes_text(host[largest])}"
     )
-    return Limit("main memory", plan.memory.main / there, words, _LIGHTER[largest], stops=True)
+    return Limit("main memory", plan.memory.main / there, words, _LESS_MEMORY[largest], stops=True)
 
 
 def _network(plan: Plan) -> Limit:
     share = plan.seconds["network"] / plan.step_seconds
     longest = max(plan.messages, key=lambda one: one.seconds(plan.run.processes, plan.machine)).what
-    cures = (cure for start, cure in _QUIETER.items() if longest.startswith(start))
+    cures = (cure for start, cure in _LESS_TRAFFIC.items() if longest.startswith(start))
     words = f"{share:.0%} of a step, most of it {longest}"
-    return Limit("network", share / _WASTEFUL, words, next(cures))
+    return Limit("network", share / _TOLERATED, words, next(cures))
 
 
 def _logits(plan: Plan) -> Limit:
@@ -277,7 +276,7 @@ def _logits(plan: Plan) -> Limit:
     cure = "Each query meets every key: take fewer (a queue of a fixed size, a smaller batch)."
     if plan.run.full_logits:
         cure = "This loss holds all logits at once; info_nce and decoupled need only tiles."
-    load = max(share / _WASTEFUL, cost.bytes / plan.machine.memory_bytes)
+    load = max(share / _TOLERATED, cost.bytes / plan.machine.memory_bytes)
     return Limit("logits of queries with keys", load, words, cure)
 
 
@@ -288,7 +287,7 @@ def _views(plan: Plan) -> Limit:
         "Give each process more cores, store images at the size that is trained on, or make views "
         "on the device (--views.applier device)."
     )
-    return Limit("making views", share / _WASTEFUL, f"{share:.0%} of a step", cure)
+    return Limit("making views", share / _TOLERATED, f"{share:.0%} of a step", cure)
 
 
 def _reads(plan: Plan) -> Limit:
@@ -310,7 +309,7 @@ def _opening(plan: Plan) -> Limit:
         "images, give it more cores, or train on a part of them (--images.limit). What it finds is "
         "kept in --images.cache-folder; `diptych views` makes it beforehand."
     )
-    return Limit("opening the images", opening.first_seconds / training / _WASTEFUL, words, cure)
+    return Limit("opening the images", opening.first_seconds / training / _TOLERATED, words, cure)
 
 
 def _checkpoints(plan: Plan) -> Limit:

@@ -39,13 +39,13 @@ _FILE_SECONDS: Final = 12e-6  # to find a file unchanged; benchmarks/opening.py:
 
 @dataclass(frozen=True)
 class ImageOpening:
-    """What it takes to open the images before the first step, by one process of a machine.
+    """The time to open the images before the first step, by one process of a machine.
 
     Attributes:
-        first_seconds: when nothing is known of them: each is read, decoded and summed.
-        again_seconds: every later time: names, sizes and times of change are compared.
+        first_seconds: without an index: each is read, decoded and summed.
+        again_seconds: with an index: names, sizes and times of change are compared.
         read_bytes: encoded images that the first time reads.
-        index_bytes: what is kept of them, and read every later time.
+        index_bytes: of the index.
         measured: on some of the images, instead of by the machine's rates.
     """
 
@@ -138,11 +138,11 @@ def copied_bytes(state: RunState, *, at_once: bool) -> float:
     """
     tensors = state.named_tensors().values()
     copied = sum(tensor.nbytes for tensor in tensors if at_once or not tensor.is_contiguous())
-    return float(copied) if at_once else float(copied) + gathered_bytes(state)
+    return copied + (0.0 if at_once else gathered_bytes(state))
 
 
 def gathered_bytes(state: RunState) -> float:
-    """Of a bank in shares, which the first process gathers; 0 of any other dictionary."""
+    """Of a sharded bank, which the first process gathers; 0 of any other dictionary."""
     bank = getattr(state.method, "dictionary", None)
     return float(bank.keys.nbytes) if isinstance(bank, ShardedBank) else 0.0
 
@@ -153,10 +153,10 @@ def writing_seconds(size: float, machine: Machine) -> float:
 
 
 def pause_seconds(run: PlannedRun, state: RunState, size: float, machine: Machine) -> float:
-    """For which training stands still at a checkpoint of so many bytes.
+    """For which training waits at a checkpoint of so many bytes.
 
-    With ``checkpoint.asynchronous`` it waits for the copy of the state alone, and while a bank in
-    shares is gathered.
+    With ``checkpoint.asynchronous`` that is the copy of the state and the gathering of a sharded
+    bank alone.
     """
     gathered = gathered_bytes(state)
     fetched = gathered * (run.processes - 1) / run.processes / machine.network_bytes_per_second
@@ -207,7 +207,7 @@ def plan_memory(
     *,
     saves_between: bool = True,
 ) -> MemoryPlan:
-    """Of one process, the first: it writes.
+    """Of the first process, which also writes checkpoints.
 
     Args:
         run: that is planned.
@@ -261,7 +261,7 @@ def _moments(
     evaluation: int,
     machine: Machine,
 ) -> dict[str, dict[str, float]]:
-    """What is held beside what lasts, moment by moment."""
+    """What is held beside what lasts, by moment of a step."""
     gradients = float(sum(one.nbytes for _, one in trainable(method)))
     views = _view_bytes(run, run.images)
     whole, saved = {"views": views, "gradients": gradients}, float(networks.saved_bytes)
@@ -295,7 +295,7 @@ def _view_bytes(run: PlannedRun, images: int) -> float:
 
 
 def _dictionary(run: PlannedRun, method: Contrastive) -> float:
-    """Of its largest part that a process holds; the method is built as for a single one."""
+    """Of the largest share that a process holds; the method is built as for a single process."""
     bank = method.dictionary
     if not isinstance(bank, ShardedBank):
         return _bytes_of(bank)  # type: ignore[arg-type]
