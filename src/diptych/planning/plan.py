@@ -179,9 +179,8 @@ def make_plan(
         **(measured or {}),
         "network": network_seconds(sent, run.processes, machine),
     }
-    if (
-        not machine.is_one_memory
-    ):  # the next views are made beside the step: only the rest is waited for
+    if not machine.is_one_memory:
+        # The next views are made beside the step, which waits only for what takes longer.
         views = seconds.pop("reads and views")
         seconds = {"waiting for views": max(0.0, views - sum(seconds.values())), **seconds}
     between = run.steps * sum(seconds.values()) >= run.config.checkpoint.every_seconds

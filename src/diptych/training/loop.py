@@ -1,6 +1,7 @@
 """Training to the end of a run: steps, metrics, checkpoints, signals."""
 
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -19,7 +20,14 @@ from diptych.checkpoints.state import RunState
 from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.files import to_toml
 from diptych.config.run import OWN, RunConfig
-from diptych.errors import ConfigError, FeaturesError, FirstStopped, LostProcess, TrainingError
+from diptych.errors import (
+    ConfigError,
+    FeaturesError,
+    FirstStopped,
+    Interrupted,
+    LostProcess,
+    TrainingError,
+)
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.groups import find_groups
 from diptych.images.order import Order
@@ -45,7 +53,7 @@ from diptych.training.setup import (
     open_log,
     restore,
 )
-from diptych.training.signals import collected_signals, interruption
+from diptych.training.signals import collected_signals
 from diptych.training.step import require_synchronized, train_step
 from diptych.views.batches import Batch, ViewBatches
 
@@ -239,7 +247,11 @@ class _Run:
                     self._save(saver)
             if stop and not last:
                 wait_for_all()
-                raise interruption(stop, state.step, self.folder)
+                raise Interrupted(
+                    f"{signal.Signals(stop).name} came; the run was saved after step {state.step}. "
+                    f"Go on with --resume --out {self.folder.path}.",
+                    stop,
+                )
             step_ended()
 
     def _batches(self) -> Iterator[Batch]:

@@ -24,6 +24,7 @@ from diptych.methods.sharded_bank import sharded_banks
 from diptych.models.norms import GlobalBatchNorm
 from diptych.optimization.loss_scale import UNSCALED, LossScale
 from diptych.optimization.optimizers import set_learning_rate
+from diptych.runs.tensor_files import tensor_bytes
 from diptych.runtime.distributed import (
     average_over_processes,
     gather_rows,
@@ -178,13 +179,8 @@ def _digests(method: nn.Module) -> "Mapping[str, hashlib._Hash]":
         part = name.partition(".")[0]
         digest = digests[part if part in digests else "other parts"]
         digest.update(name.encode())
-        digest.update(_bytes(value))
+        digest.update(tensor_bytes(value))
     return digests
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
 
 
 def local_statistics(method: nn.Module) -> list[Tensor]:
