@@ -1,7 +1,7 @@
 """The display of a run that trains: a progress bar, or plain lines without a terminal."""
 
 import time
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import (
@@ -34,7 +34,23 @@ class Symptom(NamedTuple):
     sentence: str
 
 
-class Display:
+class Watcher:
+    """Gets the events of training; it shows nothing itself."""
+
+    def begin(self, *, step: int, total_steps: int) -> None:
+        """Training begins, or goes on, after ``step`` steps."""
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        """A line of metrics was written."""
+
+    def symptom(self, symptom: Symptom) -> None:
+        """The metrics show a symptom for the first time."""
+
+    def say(self, sentence: str) -> None:
+        """Something else happened that users should know."""
+
+
+class Display(Watcher):
     """Shows a run on a terminal with a bar, elsewhere with a line now and then.
 
     Args:
@@ -127,22 +143,6 @@ class Display:
             f"{line['effective_rank']:.0f}"
         )
         return f"{text}, kNN {line['knn']:.1%}" if "knn" in line else text
-
-
-class Watcher(Protocol):
-    """Shows how training goes. That of the command line draws a progress bar."""
-
-    def begin(self, *, step: int, total_steps: int) -> None:
-        """Training begins, or goes on, after ``step`` steps."""
-
-    def metrics(self, line: dict[str, Any]) -> None:
-        """A line of metrics was written."""
-
-    def symptom(self, symptom: Symptom) -> None:
-        """The metrics show a symptom for the first time."""
-
-    def say(self, sentence: str) -> None:
-        """Something else happened that users should know."""
 
 
 class Silent(Watcher):

@@ -156,6 +156,7 @@ class Contrastive(Method):
             keys: the same, or None.
             batch: that they come from.
         """
+        # Logits and loss in fp32: half precision would round close logits to the same number.
         with torch.autocast(queries.device.type, enabled=False):
             queries = self._scaled(queries)
             if self._views_are_keys:
@@ -334,6 +335,7 @@ def build_contrastive(
         )
     features = count_features(encoder, channels=channels, side_pixels=side)
     dim = output_dim(config.head, features)
+    # A seed for each part: another encoder leaves the weights of head and predictor as they are.
     head = build_head(config.head, features=features, seed=config.seed + 1)
     predictor = build_predictor(config.head, dim=dim, seed=config.seed + 2)
     return Contrastive(

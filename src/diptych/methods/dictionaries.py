@@ -281,6 +281,7 @@ class ImageBank(nn.Module):
 
     def needs_keys(self, indices: Tensor) -> bool:
         """Whether one of these images, on any process, has no key yet."""
+        # Every process must answer alike: norms over processes make encoding collective.
         return self.count < len(self.known) and not bool(self.known[gather_rows(indices)].all())
 
     def compare(

@@ -209,7 +209,7 @@ def build_distillation(
             config.encoder, channels=channels, side_pixels=ours.side_pixels, seed=config.seed
         )
     width = count_features(encoder, channels=channels, side_pixels=ours.side_pixels)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # leaves the generator of the run as it is
         torch.manual_seed(config.seed + 1)
         head = nn.Linear(width, len(labelled.classes))
     return Distillation(

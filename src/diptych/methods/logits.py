@@ -333,7 +333,7 @@ class _InBatchLogSumExp(torch.autograd.Function):
                 if rows != columns:
                     total[columns] += logits.sum(dim=0)
             else:
-                if rows != columns:
+                if rows != columns:  # first, and of a copy: logits become their exponentials
                     _add_exponentials(logits.T.clone(), largest[columns], total[columns])
                 _add_exponentials(logits, largest[rows], total[rows])
         logsumexp = total.log() if tame else _finite(largest) + total.log()

@@ -190,6 +190,7 @@ class _Run:
     watcher: Watcher
     checkpoints: CheckpointLocation
     fingerprint: str
+    # Losses by step, not yet read: reading one waits for the device.
     unchecked: list[tuple[int, Tensor]] = field(default_factory=list)
     symptoms: set[str] = field(default_factory=set)
 
@@ -246,7 +247,7 @@ class _Run:
                 with watch("checkpoint"):
                     self._save(saver)
             if stop and not last:
-                wait_for_all()
+                wait_for_all()  # a launcher ends the others as soon as one has left
                 raise Interrupted(
                     f"{signal.Signals(stop).name} came; the run was saved after step {state.step}. "
                     f"Go on with --resume --out {self.folder.path}.",
@@ -348,7 +349,7 @@ class _Run:
     def _save(self, saver: Saver | None) -> None:
         """Begins to write a checkpoint; no process waits for the disk."""
         self._require_finite()
-        whole = whole_banks(self.state.method)  # for this all processes are needed
+        whole = whole_banks(self.state.method)  # collective, so not left to the first process
         if saver is not None:
             saver.begin(self.state, whole, **self._identifying())
 

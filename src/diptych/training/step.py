@@ -111,6 +111,7 @@ def synchronize_step(method: nn.Module, output: StepOutput) -> StepOutput:
     """
     if process_count() == 1:
         return replace(output, loss=output.loss.detach())
+    # Copies: averaging is in place, and the method may still hold these tensors.
     loss = output.loss.detach().clone()
     metrics = {name: value.detach().clone() for name, value in output.metrics.items()}
     gradients = [p.grad for p in method.parameters() if p.grad is not None]
