@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diptych.logging.metrics import read_metrics
-from diptych.planning.memory import HEAP
+from diptych.planning.storage import HEAP
 
 GOAL = 0.20
 STEPS = 24

@@ -13,7 +13,7 @@ from typing import Any
 from diptych.config.recipes import recipe_config
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
-from diptych.planning.bottlenecks import bytes_text, limits, time_text
+from diptych.planning.print_plan import bytes_text, limits, time_text
 from diptych.planning.machine import machine_named
 from diptych.planning.plan import Plan, make_plan
 from diptych.planning.planned_run import PlannedRun

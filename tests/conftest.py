@@ -28,7 +28,6 @@ install_import_hook(
         "diptych.methods.logits",
         "diptych.methods.dictionaries",
         "diptych.methods.objective",
-        "diptych.methods.shuffle",
         "diptych.diagnostics.leak",
         "diptych.evaluation.geometry",
         "diptych.evaluation.knn",

@@ -1,29 +1,13 @@
 """What can go wrong, as one tree. Every message says what was wanted, what came, what to do.
 
-DiptychError            anything diptych raises on purpose; the command line prints it plainly
-├── ConfigError         a setting that is unknown, of the wrong type, or that fits no other
-├── ImagesError         the images cannot be used as given
-│   ├── UnreadableImage one image cannot be decoded; it is skipped and listed
-│   └── LostImage       one could be read at the start of training, and now cannot
-├── RunFolderError      a run folder is missing, occupied, or not what was asked for
-│   ├── DamagedCheckpoint  a checkpoint whose bytes are not those that were written
-│   ├── ForeignCheckpoint  a checkpoint of another run, or of another version of diptych
-│   └── UnreachableFolder  a folder of checkpoints behind a URL does not answer
-├── FeaturesError       an encoder gives features that are not finite numbers
-├── EmbeddingsError     embeddings are incomplete, or of other images or another encoder
-├── TrainingError       training cannot go on (a loss that is not a number)
-│   ├── NotSaved        the run ended or was stopped, and could not be saved
-│   └── DistributedError  another process of the run differs from the others
-│       ├── LostProcess   it is gone, or does not answer
-│       └── FirstStopped  the first one could not go on, and says why
-└── Interrupted         SIGINT, SIGTERM or SIGHUP came; the run was saved and can be resumed
-
-Each has the exit code of the command that ends with it: 2 where the user must change something,
-which no restart can mend; 1 where training stopped; 74 where it could not be saved.
+A command that ends with an error has its exit code: 2 where the user must change something, which
+no restart can mend; 1 where training stopped; 74 where the run could not be saved.
 """
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 EXIT_ERROR: Final = 1
@@ -108,6 +92,15 @@ class NotSaved(TrainingError):
     exit_code = EXIT_NOT_SAVED
 
 
+@contextmanager
+def saving(failure: str, then: str) -> Iterator[None]:
+    """Turns errors of the operating system into ``NotSaved``, with what to do once it is mended."""
+    try:
+        yield
+    except OSError as error:
+        raise NotSaved(f"{failure}: {error.strerror or error}. Mend that, then {then}.") from error
+
+
 class DistributedError(TrainingError):
     """Another process of the run is gone, does not answer, or differs from the others."""
 
@@ -117,7 +110,7 @@ class LostProcess(DistributedError):
 
 
 class FirstStopped(DistributedError):
-    """The first process could not do what it does alone; it says why.
+    """The first process could not do what it does alone; its own message says why.
 
     Attributes:
         exit_code: that of the first process.
@@ -155,7 +148,7 @@ def exit_code_of(error: BaseException) -> int:
 
 
 def sentence_of(error: BaseException) -> str | None:
-    """What a user is told of an error; None for a fault of the program.
+    """The message of an error for a user; None for a fault of the program.
 
     An error of the operating system is the user's where it names a file: one that cannot be read
     or, as in a folder that is read-only, written.

@@ -17,7 +17,7 @@ from diptych.config.consistency import require_equal_parts
 from diptych.config.files import SHORT_NAMES, load_run_config, nest
 from diptych.config.run import RunConfig
 from diptych.diagnostics.health import build_health
-from diptych.errors import ConfigError, NotSaved
+from diptych.errors import ConfigError, saving
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images, require_there
 from diptych.images.sources.handed_over import path_of
@@ -41,11 +41,11 @@ from diptych.runtime.runtime import choose_device, divided, use_threads
 from diptych.runtime.world import World, advice_on_restarts, stop_with_launcher
 from diptych.training.loop import train
 from diptych.training.open_run import (
-    keep_trained_on,
-    locate,
-    overlay_on_run,
-    settle,
-    take_back,
+    find_run_folder,
+    remove_failed_start,
+    requested_config,
+    write_run,
+    write_trained_on,
 )
 
 
@@ -85,7 +85,7 @@ def pretrain(
             by its dotted name, as ``**{"optimizer.learning_rate": 0.1}``.
 
     Where parts are your own, ``config.toml`` says ``own`` in their place, and resuming needs the
-    same again. They are told from others by names and shapes of their tensors only.
+    same again. They are compared by names and shapes of their tensors only.
 
     Raises:
         DiptychError: see ``diptych.errors``; the message says what to do.
@@ -126,22 +126,22 @@ def run_pretraining(
 ) -> RunFolder:
     """What ``pretrain`` and the command line share.
 
-    Under torchrun every process calls it. The first one writes and speaks; all read.
+    Under torchrun every process calls it. The first one writes and prints; all read.
 
     Args:
         settings: nested tables, as the user gave them; they override everything else.
         out: the run folder.
         config_file: TOML whose settings override the recipe's.
         resume: go on with the run in ``out``.
-        watcher: told how it goes.
-        on_progress: told how many image files are checked.
+        watcher: shows how it goes.
+        on_progress: called with the number of image files that are checked.
         own: parts of the method that are given in the place of those that the settings name.
     """
     stop_with_launcher()
     layers = overrides_of(settings, config_file)
     begun = RunFolder(out).config if resume and out is not None else None
     earlier = load_run_config(begun) if begun is not None and begun.exists() else None
-    training = overlay_on_run(earlier, layers, own).training
+    training = requested_config(earlier, layers, own).training
     choose_device(training.device)  # before any work is done
     with process_group(
         device=training.device, timeout_seconds=training.process_timeout_seconds
@@ -152,9 +152,9 @@ def run_pretraining(
 def check_before_start(
     settings: Mapping[str, Any], *, out: Path, config_file: Path | None, processes: int | None
 ) -> None:
-    """Refuses what can be told to fail before processes are started, without opening an image.
+    """Refuses settings that are sure to fail before processes are started, without opening images.
 
-    What only the images tell is found by the processes.
+    What only the images show, the processes find.
 
     Args:
         settings: of the command, as nested tables.
@@ -166,9 +166,9 @@ def check_before_start(
         DiptychError: as ``pretrain`` would.
     """
     layers = overrides_of(settings, config_file)
-    located = json.loads(locate(out, True, layers))
+    located = json.loads(find_run_folder(out, True, layers))
     earlier = load_run_config(RunFolder(out).config) if located["begun"] else None
-    asked = overlay_on_run(earlier, layers)
+    asked = requested_config(earlier, layers)
     choose_device(asked.training.device)
     require_there(asked.images)
     chosen = any("batch_size" in given.get("training", {}) for given, _ in layers)
@@ -185,15 +185,15 @@ def _pretrain_together(
     on_progress: Progress,
     own: OwnParts,
 ) -> RunFolder:
-    """What every process does once all have met."""
-    presented = watcher
+    """The work of each process of the group."""
+    own_watcher = watcher
     if not here.is_first:
         watcher, on_progress = Silent(), ignore_progress
-    # One looks: the others would see what it writes.
-    located = json.loads(run_on_first(lambda: locate(out, resume, layers)))
+    # The first process alone: the others would find a folder that it has just made.
+    located = json.loads(run_on_first(lambda: find_run_folder(out, resume, layers)))
     folder = RunFolder(Path(located["folder"]))
     earlier = load_run_config(folder.config) if located["begun"] else None
-    asked = overlay_on_run(earlier, layers, own)
+    asked = requested_config(earlier, layers, own)
     threads = use_threads(asked.training.threads, processes=here.local_count)
     view_threads = divided(asked.views.threads, here.local_count) if asked.views.threads else None
     with ExitStack() as held, ThreadPoolExecutor(view_threads or threads) as executor:
@@ -202,20 +202,20 @@ def _pretrain_together(
         if advice := advice_on_restarts(resume=resume):
             watcher.say(advice)
         run_on_first(
-            lambda: settle(folder, earlier, layers, collection, resume, here, watcher, held, own)
+            lambda: write_run(folder, earlier, layers, collection, resume, here, watcher, held, own)
         )
         config = load_run_config(folder.config)
         collection = collection.decoded_for(config.images)
         labels_used = uses_labels(config, own)
 
-        def keep_seen() -> str:
-            return keep_trained_on(folder, config, collection, executor, labels_used=labels_used)
+        def record_images() -> str:
+            return write_trained_on(folder, config, collection, executor, labels_used=labels_used)
 
         if earlier is None:
-            run_on_first(keep_seen)
+            run_on_first(record_images)
         if here.count > 1:
             device = str(choose_device(config.training.device))
-            presented.say(describe_process(device, threads, len(collection.train)))
+            own_watcher.say(describe_process(device, threads, len(collection.train)))
         health = build_health(
             collection,
             config.views,
@@ -228,22 +228,17 @@ def _pretrain_together(
             state = train(config, collection, folder, executor, watcher, health, own)
         except ConfigError:
             if earlier is None and here.is_first:
-                take_back(folder, checkpoint_location(config.checkpoint, folder))
+                remove_failed_start(folder, checkpoint_location(config.checkpoint, folder))
             raise
-        run_on_first(keep_seen)
+        run_on_first(record_images)  # again, where the folder has vanished meanwhile
     run_on_first(lambda: _save_networks(folder, state, config))
     wait_for_all()
     return folder
 
 
 def _save_networks(folder: RunFolder, state: RunState, config: RunConfig) -> str:
-    try:
+    failure = "the run was saved after its last step, but its encoder cannot be written to "
+    with saving(failure + str(folder.path), "give the same command with --resume"):
         save_encoder(folder.encoder, state.method.encoder, config)
         save_head(folder.head, state.method.network.get_submodule("head"))
-    except OSError as error:
-        raise NotSaved(
-            f"the run was saved after its last step, but its encoder cannot be written to "
-            f"{folder.path}: {error.strerror or error}. Mend that, then give the same command with "
-            "--resume."
-        ) from error
     return str(folder.encoder)

@@ -12,8 +12,7 @@ from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.methods.contrastive import build_contrastive
 from diptych.models.heads import build_head
-from diptych.optimization.optimizers import build_optimizer
-from diptych.optimization.schedules import peak_learning_rate
+from diptych.optimization.optimizers import build_optimizer, peak_learning_rate
 from diptych.resolve import Overrides, in_effect, resolve
 from diptych.training.step import train_step
 from diptych.views.batches import Batch

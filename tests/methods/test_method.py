@@ -24,14 +24,12 @@ from diptych.config.optimization import OptimizerConfig
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.methods import contrastive
-from diptych.methods.contrastive import Contrastive, build_contrastive
+from diptych.methods.contrastive import Contrastive, build_contrastive, shuffled_order
 from diptych.methods.dictionaries import ImageBank, InBatch, KeyQueue
 from diptych.methods.losses import LOSSES
 from diptych.methods.method import StepOutput
 from diptych.methods.objective import Loss, contrast
-from diptych.methods.shuffle import shuffled_order
-from diptych.optimization.optimizers import build_optimizer
-from diptych.optimization.schedules import encoder_momentum
+from diptych.optimization.optimizers import build_optimizer, encoder_momentum
 from diptych.training.step import train_step
 from diptych.views.batches import Batch
 

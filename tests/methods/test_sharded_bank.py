@@ -7,7 +7,7 @@ from diptych.methods import sharded_bank
 from diptych.methods.dictionaries import ImageBank
 from diptych.methods.sharded_bank import ShardedBank, whole_banks
 from diptych.runtime.distributed import own_slice, process_count
-from diptych.training.synchronize import require_synchronized
+from diptych.training.step import require_synchronized
 from diptych.views.batches import Batch
 from processes import Results, run_processes
 

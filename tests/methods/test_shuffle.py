@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diptych.methods.shuffle import restore_rows, shuffle_rows, shuffled_order
+from diptych.methods.contrastive import restore_rows, shuffle_rows, shuffled_order
 
 
 @given(count=st.integers(1, 50), step=st.integers(0, 1000), seed=st.integers(0, 2**63 - 1))

@@ -68,11 +68,11 @@ def test_the_scale_moves_by_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = nn.Parameter(torch.zeros(3))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     scale, wanted, good, skipped = LossScale(enabled=True, initial=1024.0), 1024.0, 0, 0
-    scale.enlarged(torch.zeros(()))
+    scale.scaled(torch.zeros(()))
     for step in range(4500):
         finite = step not in (0, 1, 300, 2100)
         with_gradients(weight, finite=finite)
-        assert scale.settle(optimizer) is finite
+        assert scale.unscale_and_update(optimizer) is finite
         if finite:
             assert weight.grad is not None
             assert torch.equal(weight.grad, torch.full((3,), 3.0 / wanted))
@@ -91,9 +91,9 @@ def test_a_restored_scale_goes_on_where_it_stood() -> None:
 
     def go(scale: LossScale, steps: range) -> LossScale:
         for step in steps:
-            scale.enlarged(torch.zeros(()))
+            scale.scaled(torch.zeros(()))
             with_gradients(weight, finite=step not in (0, 5))
-            scale.settle(optimizer)
+            scale.unscale_and_update(optimizer)
         return scale
 
     unbroken = go(LossScale(enabled=True), range(2200))
@@ -106,8 +106,8 @@ def test_a_restored_scale_goes_on_where_it_stood() -> None:
 
 def test_other_precisions_have_no_scale() -> None:
     loss = torch.tensor(2.0)
-    assert UNSCALED.enlarged(loss) is loss
-    assert UNSCALED.settle(torch.optim.SGD([nn.Parameter(torch.zeros(1))]))
+    assert UNSCALED.scaled(loss) is loss
+    assert UNSCALED.unscale_and_update(torch.optim.SGD([nn.Parameter(torch.zeros(1))]))
     assert UNSCALED.state_metrics() == UNSCALED.scalars() == {}
     assert UNSCALED.value == 1.0
 
@@ -269,7 +269,7 @@ def test_a_run_that_no_scale_helps_stops(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start_high(monkeypatch, 4.0)
-    monkeypatch.setattr(LossScale, "enlarged", lambda self, loss: self._scaler.scale(loss) * 1e38)
+    monkeypatch.setattr(LossScale, "scaled", lambda self, loss: self._scaler.scale(loss) * 1e38)
     with pytest.raises(TrainingError, match=r"overflow fp16 .* at step 3.*precision bf16"):
         pretrain(images, out=tmp_path / "run", quiet=True, **SMALL)
 

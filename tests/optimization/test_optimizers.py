@@ -16,9 +16,10 @@ from diptych.optimization.optimizers import (
     Lars,
     build_optimizer,
     decayed_weights,
+    learning_rate,
+    peak_learning_rate,
     set_learning_rate,
 )
-from diptych.optimization.schedules import learning_rate, peak_learning_rate
 
 
 def network() -> nn.Sequential:

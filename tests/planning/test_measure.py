@@ -29,8 +29,7 @@ from diptych.images.open import open_images
 from diptych.methods.contrastive import build_contrastive
 from diptych.planning import measure
 from diptych.planning.machine import MACHINES, Machine
-from diptych.planning.measure import measure_logits, measure_networks, measure_step
-from diptych.planning.measure_images import measure_opening
+from diptych.planning.measure import measure_logits, measure_networks, measure_opening, measure_step
 from diptych.planning.planned_run import PlannedRun
 from diptych.planning.storage import opening_by_rates
 

@@ -13,10 +13,10 @@ from diptych.config.recipes import RECIPES, recipe_config
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.planning import measure
-from diptych.planning.bottlenecks import advice, limits
 from diptych.planning.machine import MACHINES, MachineConfig, machine_named
 from diptych.planning.plan import Plan, make_plan
 from diptych.planning.planned_run import PlannedRun
+from diptych.planning.print_plan import advice, limits
 
 SMALL = ("--scale", "tiny", "--encoder.width", "4", "--encoder.stage-blocks", "1")
 

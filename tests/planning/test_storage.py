@@ -28,10 +28,10 @@ from diptych.methods.sharded_bank import ShardedBank
 from diptych.optimization.optimizers import build_optimizer
 from diptych.planning.compute import build_on_meta
 from diptych.planning.machine import MACHINES
-from diptych.planning.memory import COPY
 from diptych.planning.plan import make_plan
 from diptych.planning.planned_run import PlannedRun
 from diptych.planning.storage import (
+    COPY,
     checkpoint_bytes,
     gathered_bytes,
     state_after_a_step,

@@ -33,8 +33,7 @@ from diptych.planning.planned_run import PlannedRun
 from diptych.planning.traffic import Message, largest_share, messages, network_seconds
 from diptych.runtime.distributed import largest_over_processes
 from diptych.runtime.stopwatch import PARTS
-from diptych.training.step import train_step
-from diptych.training.synchronize import require_synchronized
+from diptych.training.step import require_synchronized, train_step
 from diptych.views.batches import Batch
 from processes import Results, run_processes
 

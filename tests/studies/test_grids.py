@@ -11,7 +11,7 @@ from diptych.cli.pretrain import PretrainFlags, pretrain
 from diptych.config.consistency import require_consistent
 from diptych.config.files import nest
 from diptych.config.recipes import recipe_config
-from diptych.optimization.schedules import peak_learning_rate
+from diptych.optimization.optimizers import peak_learning_rate
 from diptych.report.figures import svg
 from diptych.resolve import overlay_all, overrides_of
 from diptych.studies.catalog import STUDIES, find_study

@@ -10,8 +10,12 @@ from diptych.errors import DistributedError
 from diptych.methods.method import Method, StepOutput
 from diptych.optimization.loss_scale import LossScale
 from diptych.runtime.distributed import average_over_processes, process_rank
-from diptych.training.step import train_step
-from diptych.training.synchronize import require_synchronized, seed_generators, synchronize_step
+from diptych.training.step import (
+    require_synchronized,
+    seed_generators,
+    synchronize_step,
+    train_step,
+)
 from diptych.views.batches import Batch
 from processes import Results, run_processes
 
@@ -39,9 +43,9 @@ def settled(rank: int, *, overflowing: int) -> tuple[bool, float]:
     method, scale = network(), LossScale(enabled=True)
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     loss = method(torch.ones(2, 3)).square().sum() * (1e38 if rank == overflowing else 1.0)
-    torch.autograd.backward(scale.enlarged(loss))
+    torch.autograd.backward(scale.scaled(loss))
     synchronize_step(method, StepOutput(loss, {}))
-    return scale.settle(optimizer), scale.value
+    return scale.unscale_and_update(optimizer), scale.value
 
 
 class Told(Method):

@@ -64,8 +64,8 @@ def plan(arguments: Sequence[str]) -> None:
       diptych plan --recipe moco_v2 --images-count 1_000_000_000 --on h100 --processes 64
     """
     from diptych.planning.plan import plan_run
-    from diptych.planning.plan_tables import print_plan
     from diptych.planning.planned_run import PlanRequest
+    from diptych.planning.print_plan import print_plan
     from diptych.runtime.runtime import available_threads, divided
 
     flags = parse(PlanFlags, plan, arguments, common=COMMON)

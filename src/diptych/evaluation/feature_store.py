@@ -28,7 +28,7 @@ from diptych.images.index import decoders
 from diptych.images.trained_on import number_contents
 from diptych.models.weights import PretrainedEncoder
 from diptych.runs.atomic import atomic_write
-from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text
+from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text, tensor_bytes
 from diptych.runtime.runtime import Runtime
 from diptych.views.cpu import EvaluationCrops
 
@@ -181,7 +181,7 @@ def _key(
     digest = hashlib.sha256(repr(network).encode())
     for name, value in network.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(_bytes(value))
+        digest.update(tensor_bytes(value))
     settings: dict[str, Any] = {
         "format": _FORMAT,
         "versions": decoders(),
@@ -229,10 +229,6 @@ def _read(file: Path, key: str) -> _Rows | None:
 
 
 def _sum(contents: Tensor, features: Tensor) -> str:
-    digest = hashlib.blake2b(_bytes(contents), digest_size=32)
-    digest.update(_bytes(features))
+    digest = hashlib.blake2b(tensor_bytes(contents), digest_size=32)
+    digest.update(tensor_bytes(features))
     return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

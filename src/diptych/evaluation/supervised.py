@@ -27,8 +27,12 @@ from diptych.images.order import Order
 from diptych.models.encoders import build_encoder, count_features
 from diptych.models.norms import use_norm
 from diptych.models.weights import PretrainedEncoder, load_encoder, save_encoder
-from diptych.optimization.optimizers import build_optimizer, set_learning_rate
-from diptych.optimization.schedules import learning_rate, peak_learning_rate
+from diptych.optimization.optimizers import (
+    build_optimizer,
+    learning_rate,
+    peak_learning_rate,
+    set_learning_rate,
+)
 from diptych.runs.folder import RunFolder
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text
 from diptych.runtime.runtime import Runtime

@@ -28,9 +28,9 @@ from diptych.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class TaskAccuracy:
-    """How people are told what share of its training task a method solves.
+    """How the accuracy of a method at its training task is worded.
 
-    In a line of metrics ``chance_NAME`` beside it is what guessing reaches.
+    ``chance_NAME`` beside it in a line of metrics is what guessing reaches.
 
     Attributes:
         name: of the metric.
@@ -64,9 +64,9 @@ TEACHER_AGREEMENT: Final = TaskAccuracy(
 
 
 def task_accuracy(line: Mapping[str, Any]) -> TaskAccuracy | None:
-    """What a line of metrics says of the training task; None where it says nothing.
+    """The accuracy at the training task in a line of metrics; None where there is none.
 
-    Of a method that is not known here, the first metric with a level of chance.
+    Of a method that is not known here it is the first metric with a level of chance.
     """
     for known in (PRETEXT_ACCURACY, TEACHER_AGREEMENT):
         if known.name in line:
@@ -103,7 +103,7 @@ class RunLog:
     Args:
         folder: of the run.
         resumed_step: steps done when this process begins; lines of later steps are removed.
-        say: told when lines cannot be written, and when they can again.
+        say: called with a sentence when lines cannot be written, and when they can again.
 
     Raises:
         OSError: the files cannot be begun.
@@ -201,7 +201,7 @@ def _as_json(line: Mapping[str, Any]) -> bytes:
 
 
 class AppendedFile:
-    """Adds bytes to the end of a file; what cannot be written is kept and written with the next.
+    """Appends to a file; what cannot be written is kept and written with what comes next.
 
     Args:
         path: of the file, which is made if it is not there, with its folder.
@@ -261,7 +261,7 @@ class AppendedFile:
 
 
 def new_events_path(folder: Path) -> Path:
-    """A path for a new event file, whose name sorts after those that are there.
+    """A path for a new event file, with a name that sorts after those that are there.
 
     TensorBoard reads them in the order of their names, which begin with a time. A clock that went
     back must not put a later file before an earlier one.

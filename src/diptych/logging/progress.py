@@ -1,7 +1,7 @@
-"""What people see while a run trains: a progress bar, or plain lines without a terminal."""
+"""The display of a run that trains: a progress bar, or plain lines without a terminal."""
 
 import time
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import (
@@ -21,7 +21,7 @@ _MANY_FILES = 5000
 
 
 class Symptom(NamedTuple):
-    """Something that is to be seen in the metrics of a run.
+    """Something that the metrics of a run show.
 
     Attributes:
         name: stable, for programs.
@@ -34,7 +34,23 @@ class Symptom(NamedTuple):
     sentence: str
 
 
-class Display:
+class Watcher:
+    """Gets the events of training; it shows nothing itself."""
+
+    def begin(self, *, step: int, total_steps: int) -> None:
+        """Training begins, or goes on, after ``step`` steps."""
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        """A line of metrics was written."""
+
+    def symptom(self, symptom: Symptom) -> None:
+        """The metrics show a symptom for the first time."""
+
+    def say(self, sentence: str) -> None:
+        """Something else happened that users should know."""
+
+
+class Display(Watcher):
     """Shows a run on a terminal with a bar, elsewhere with a line now and then.
 
     Args:
@@ -129,33 +145,5 @@ class Display:
         return f"{text}, kNN {line['knn']:.1%}" if "knn" in line else text
 
 
-class Watcher(Protocol):
-    """Is told how training goes. The command line's watcher draws a progress bar."""
-
-    def begin(self, *, step: int, total_steps: int) -> None:
-        """Training begins, or goes on, after ``step`` steps."""
-
-    def metrics(self, line: dict[str, Any]) -> None:
-        """A line of metrics was written."""
-
-    def symptom(self, symptom: Symptom) -> None:
-        """Something new is to be seen in the metrics."""
-
-    def say(self, sentence: str) -> None:
-        """Something else happened that people should know."""
-
-
-class Silent:
+class Silent(Watcher):
     """A watcher that shows nothing."""
-
-    def begin(self, *, step: int, total_steps: int) -> None:
-        """Nothing."""
-
-    def metrics(self, line: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def symptom(self, symptom: Symptom) -> None:
-        """Nothing."""
-
-    def say(self, sentence: str) -> None:
-        """Nothing."""

@@ -1,14 +1,19 @@
-"""Where the time of a run went: what lines of metrics say of it, and what these lines come to."""
+"""Where the time of a run goes: lines of metrics, their means, and a profiler's trace."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, schedule
 
-from diptych.runtime.distributed import gather_rows, process_count
-from diptych.runtime.stopwatch import PARTS
+from diptych.config.training import ProbeConfig
+from diptych.runs.atomic import atomic_path
+from diptych.runs.folder import RunFolder
+from diptych.runtime.distributed import gather_rows, process_count, process_rank
+from diptych.runtime.stopwatch import PARTS, Stopwatch
 
 OWN: Final = "milliseconds/"
 SLOWEST: Final = "slowest_milliseconds/"
@@ -21,18 +26,16 @@ NOT_WORK: Final = ("communication", "measuring", "checkpoint")
 
 
 def time_metrics(seconds: Mapping[str, float], steps: int) -> dict[str, float]:
-    """What a line of metrics says of the time since the line before.
-
-    Of several processes every one calls it, and each is told what all of them did.
+    """The times in a line of metrics, since the line before. Collective.
 
     Args:
         seconds: of this process, by part.
         steps: in which they passed.
 
     Returns:
-        ``milliseconds/PART``, the mean over the steps. With several processes, where these are of
-        this one, also ``slowest_process``, the one whose own work takes longest, its
-        ``slowest_milliseconds/PART``, and ``usual_milliseconds/PART``, the median of all.
+        ``milliseconds/PART`` of this process, the mean over the steps. With several processes also
+        ``slowest_process``, the one that works longest, its ``slowest_milliseconds/PART``, and
+        ``usual_milliseconds/PART``, the median of all.
     """
     own = torch.tensor([seconds[part] for part in PARTS], dtype=torch.float64) * (1000.0 / steps)
     found = _by_part(OWN, own)
@@ -67,7 +70,7 @@ class Times(NamedTuple):
 
     Attributes:
         own: of process 0.
-        slowest: of the process whose own work takes longest; None with one process.
+        slowest: of the process that works longest; None with one process.
         usual: the median over all processes; None with one process.
         slowest_process: its number.
     """
@@ -126,3 +129,46 @@ def _mean(timed: Sequence[tuple[Mapping[str, Any], int]], prefix: str) -> dict[s
         for part in PARTS
     }
     return {part: total / steps for part, total in sums.items() if total > 0}
+
+
+WARM_UP_STEPS: Final = 5
+"""Not traced, at a start or resumption: in them kernels are compiled and memory is allocated."""
+
+
+@contextmanager
+def profiled(
+    stopwatch: Stopwatch, config: ProbeConfig, folder: RunFolder
+) -> Iterator[Callable[[], None]]:
+    """Traces some steps of this process, if the config asks for it, for Perfetto or Chrome.
+
+    A run that ends earlier leaves the trace of the steps it made.
+
+    Args:
+        stopwatch: the trace names its parts.
+        config: says how many steps.
+        folder: of the run.
+
+    Yields:
+        What to call at the end of each step.
+    """
+    if config.profile_steps is None:
+        yield lambda: None
+        return
+
+    def write(profiler: Any) -> None:
+        stopwatch.traced = False
+        final = folder.traces / f"rank-{process_rank()}.json"
+        with atomic_path(final) as temporary:
+            profiler.export_chrome_trace(str(temporary))
+
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+    # The profiler is slow at first: it is on in the last warm-up step already.
+    when = schedule(wait=WARM_UP_STEPS - 1, warmup=1, active=config.profile_steps, repeat=1)
+    stopwatch.traced = True
+    try:
+        with profile(activities=activities, schedule=when, on_trace_ready=write) as profiler:
+            yield profiler.step
+    finally:
+        stopwatch.traced = False

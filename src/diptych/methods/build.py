@@ -1,4 +1,4 @@
-"""The methods by name, and what is known of each from a config alone, before it is built.
+"""The methods by name, how they are built, and what a config alone says of each.
 
 In the place of an entry of a table, parts may be given in Python; the config then says ``own``.
 """
@@ -110,7 +110,7 @@ def own_parts(
     loss: Loss | Callable[..., Tensor] | None,
     method: MethodKind | Callable[..., Method] | None,
 ) -> OwnParts:
-    """Parts as a caller gives them; a function becomes a loss or a method by itself.
+    """Parts as a caller gives them; a function alone becomes a loss or a method.
 
     Raises:
         ConfigError: it is none.

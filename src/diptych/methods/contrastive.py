@@ -1,6 +1,10 @@
 """Contrastive learning: a query must find its key in a dictionary of encoded images.
 
 Made of encoders of queries and keys, a head, a predictor or none, a dictionary and a loss.
+
+Shuffled keys (MoCo, section 3.3): where groups of images share batch-norm statistics, query and key
+of an image could be matched by these alone, without looking at the image. So keys are encoded in
+another order, across groups and processes, and put back.
 """
 
 import math
@@ -9,6 +13,7 @@ from dataclasses import replace
 from itertools import cycle, groupby
 from typing import Final, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,15 +34,22 @@ from diptych.methods.method import (
 )
 from diptych.methods.objective import Loss, contrast, contrast_many
 from diptych.methods.sharded_bank import ShardedBank
-from diptych.methods.shuffle import restore_rows, shuffle_rows
 from diptych.models.encoders import build_encoder, count_features
 from diptych.models.heads import build_head, build_predictor, output_dim
 from diptych.models.momentum_encoder import MomentumEncoder
 from diptych.models.norms import frozen_statistics, use_norm
-from diptych.runtime.distributed import gather_rows, gather_views, own_view_rows, process_count
+from diptych.runtime.distributed import (
+    gather_rows,
+    gather_rows_with_gradient,
+    gather_views,
+    own_rows,
+    own_view_rows,
+    process_count,
+)
 from diptych.views.batches import Batch
 
 LOWEST_TEMPERATURE: Final = 0.01
+SHUFFLE_STREAM: Final = 0x5348554646  # "SHUFF": keeps these draws apart from other uses of the seed
 
 
 class Vectors(NamedTuple):
@@ -144,6 +156,7 @@ class Contrastive(Method):
             keys: the same, or None.
             batch: that they come from.
         """
+        # Logits and loss in fp32: half precision would round close logits to the same number.
         with torch.autocast(queries.device.type, enabled=False):
             queries = self._scaled(queries)
             if self._views_are_keys:
@@ -204,7 +217,7 @@ class Contrastive(Method):
     ) -> Tensor:
         """(views, images, dim); of ``norm.kind = 'shuffle'`` some views are shuffled meanwhile.
 
-        Each view from ``from_view`` on has an order of its own, and is put back after encoding.
+        Views from ``from_view`` on are each shuffled differently, and put back after encoding.
         """
         seed = self.shuffle_seed
         if seed is None or from_view is None:
@@ -227,7 +240,7 @@ class Contrastive(Method):
         return encode_in_chunks(encode, views, self, chunk_size=self.chunk_size, learns=learns)
 
     def encode_queries(self, views: Views) -> Tensor:
-        """(views, images, dim), in one pass for each size, whose views share batch statistics."""
+        """(views, images, dim), in one pass for each size; its views share batch statistics."""
         full, *smaller = [tuple(same) for _, same in groupby(views, key=lambda one: one.shape[-1])]
         vectors = self._predicted(full)
         if smaller:
@@ -279,7 +292,7 @@ class Contrastive(Method):
         )
 
     def _kept(self, queries: Tensor, keys: Tensor) -> Tensor | None:
-        """What the dictionary takes in after the step, without gradient."""
+        """What the dictionary is updated with after the step, without gradient."""
         if isinstance(self.dictionary, InBatch):
             return None
         if isinstance(self.dictionary, ImageBank):  # a key of each image, of its full-sized queries
@@ -322,6 +335,7 @@ def build_contrastive(
         )
     features = count_features(encoder, channels=channels, side_pixels=side)
     dim = output_dim(config.head, features)
+    # A seed for each part: another encoder leaves the weights of head and predictor as they are.
     head = build_head(config.head, features=features, seed=config.seed + 1)
     predictor = build_predictor(config.head, dim=dim, seed=config.seed + 2)
     return Contrastive(
@@ -373,3 +387,33 @@ def build_dictionary(
 
 def _at_least_fp32(vectors: Tensor) -> Tensor:
     return vectors.float() if vectors.dtype.itemsize < 4 else vectors
+
+
+def shuffled_order(seed: int, step: int, count: int, view: int = 0) -> Tensor:
+    """An order of ``count`` rows, int64, by seed, step and view: the same on all processes."""
+    key = np.array([seed, SHUFFLE_STREAM], dtype=np.uint64)
+    bits = np.random.Philox(key=key, counter=np.array([0, 0, view, step], dtype=np.uint64))
+    return torch.from_numpy(np.random.Generator(bits).permutation(count))
+
+
+def shuffle_rows(rows: Tensor, *, seed: int, step: int, view: int = 0) -> Tensor:
+    """This process's part of the rows of all processes in their shuffled order; no gradient.
+
+    Args:
+        rows: (rows, ...), as many on each process.
+        seed: of the run.
+        step: counted from 0.
+        view: each is shuffled differently, or their keys would stay in one group.
+    """
+    order = shuffled_order(seed, step, len(rows) * process_count(), view).to(rows.device)
+    return own_rows(gather_rows(rows)[order]) if process_count() > 1 else rows[order]
+
+
+def restore_rows(rows: Tensor, *, seed: int, step: int, view: int = 0) -> Tensor:
+    """Puts back what ``shuffle_rows`` moved; gradients flow back to where rows were encoded."""
+    order = shuffled_order(seed, step, len(rows) * process_count(), view).to(rows.device)
+    inverse = torch.argsort(order)
+    if process_count() == 1:
+        return rows[inverse]
+    gather = gather_rows_with_gradient if rows.requires_grad else gather_rows
+    return own_rows(gather(rows)[inverse])

@@ -5,7 +5,7 @@ A dictionary answers ``compare(queries, keys, batch)`` without changing, and cha
 query is compared with; what that comes to is the loss's part.
 
 Where several processes train together, each compares its own queries with the keys of all, and each
-takes in the keys of all in the same order, so that dictionaries are the same everywhere.
+stores the keys of all in the same order, so that dictionaries are the same everywhere.
 """
 
 import math
@@ -76,7 +76,7 @@ class Dictionary(Protocol):
         ...
 
     def update(self, keys: Tensor, indices: Tensor) -> None:
-        """Takes in the keys, (batch, dim), of images that all processes have learned from."""
+        """Enqueues or stores the keys, (batch, dim), of images that all processes learned from."""
         ...
 
     def state_metrics(self) -> dict[str, float]:
@@ -135,7 +135,7 @@ class InBatch(nn.Module):
         """Nothing outlives the batch."""
 
     def state_metrics(self) -> dict[str, float]:
-        """Nothing to tell."""
+        """None."""
         return {}
 
 
@@ -168,7 +168,7 @@ class KeyQueue(nn.Module):
         return torch.tensor([self.next_row, self.filled, self.last_count])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Takes back what ``get_extra_state`` gave."""
+        """Restores what ``get_extra_state`` gave."""
         self.next_row, self.filled, self.last_count = (int(number) for number in state)
 
     @property
@@ -257,7 +257,7 @@ class ImageBank(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.register_buffer("keys", torch.zeros(self._held(images), dim, dtype=dtype))
+        self.register_buffer("keys", torch.zeros(self._rows_here(images), dim, dtype=dtype))
         self.register_buffer("seen", torch.zeros(images, dtype=torch.long))
         self.register_buffer("known", torch.zeros(images, dtype=torch.bool))
         self.count = 0
@@ -271,7 +271,7 @@ class ImageBank(nn.Module):
         return torch.tensor([self.count])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Takes back what ``get_extra_state`` gave."""
+        """Restores what ``get_extra_state`` gave."""
         self.count = int(state[0])
 
     @property
@@ -281,6 +281,7 @@ class ImageBank(nn.Module):
 
     def needs_keys(self, indices: Tensor) -> bool:
         """Whether one of these images, on any process, has no key yet."""
+        # Every process must answer alike: norms over processes make encoding collective.
         return self.count < len(self.known) and not bool(self.known[gather_rows(indices)].all())
 
     def compare(
@@ -291,10 +292,10 @@ class ImageBank(nn.Module):
     ) -> Comparison:
         """Each query with its image's key against keys of other images."""
         drawn = self.draw(batch.step)
-        stored, negatives = self._stored(batch.indices, drawn)
+        stored, negatives = self._stored_keys(batch.indices, drawn)
         known = self.known[batch.indices][:, None]
         positives = torch.where(known, stored.to(queries.dtype), keys.detach())
-        excluded = self._own_or_surplus(drawn, batch)
+        excluded = self._excluded_columns(drawn, batch)
         counted = self.negative_count  # the same for all, unless all keys there are were drawn
         if len(drawn) <= self.negative_count:
             own_drawn = gather_rows((excluded >= 0).float())
@@ -320,7 +321,7 @@ class ImageBank(nn.Module):
         rows = np.random.Generator(bits).choice(self.count, wanted, replace=False, shuffle=True)
         return self.seen[torch.from_numpy(rows).to(self.seen.device)]
 
-    def _own_or_surplus(self, drawn: Tensor, batch: Batch) -> Tensor:
+    def _excluded_columns(self, drawn: Tensor, batch: Batch) -> Tensor:
         """For each query the column to leave out: its own image's, or else the surplus one.
 
         So every query meets the same number of negatives, uniform among the others' keys.
@@ -335,7 +336,7 @@ class ImageBank(nn.Module):
     def update(self, keys: Float[Tensor, "batch dim"], indices: Int[Tensor, " batch"]) -> None:
         """Moves the images' keys towards the new ones, or stores those of new images."""
         known = self.known[indices]
-        self._move(keys, indices, known)
+        self._update_rows(keys, indices, known)
         if self.count < len(self.known):
             new = indices[~known]
             self.seen[self.count : self.count + len(new)] = new
@@ -343,16 +344,16 @@ class ImageBank(nn.Module):
             self.count += len(new)
 
     @staticmethod
-    def _held(images: int) -> int:
+    def _rows_here(images: int) -> int:
         """Keys that this process holds."""
         return images
 
-    def _stored(self, own: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    def _stored_keys(self, own: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
         """The keys of this process's images, and those of images that all processes have drawn."""
         return self.keys[own], self.keys[drawn]
 
-    def _move(self, keys: Tensor, rows: Tensor, known: Tensor) -> None:
-        """Takes keys in at rows of ``keys``; ``known`` says which of them hold one."""
+    def _update_rows(self, keys: Tensor, rows: Tensor, known: Tensor) -> None:
+        """Moves rows of ``keys`` towards new keys; ``known`` says which rows hold a key."""
         old = self.keys[rows].to(keys.dtype)
         mixed = torch.where(known[:, None], torch.lerp(keys, old, self.momentum), keys)
         if self.unit_length:

@@ -1,8 +1,8 @@
 """A student that learns a teacher's predictions over unlabelled images (SimCLR v2, section 2).
 
 The teacher is a trained encoder with a linear classifier, fitted on few labelled images. Over all
-images, labelled or not, the student's predictions are drawn to the teacher's, which say more than
-a label does: how likely every class is.
+images, labelled or not, the student learns the teacher's predictions, which say more than a label:
+how likely every class is.
 """
 
 import math
@@ -133,9 +133,9 @@ def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float) -
 
 
 def agreement(student: Tensor, teacher: Tensor) -> Tensor:
-    """Share of views to whose likeliest class of the teacher the student alone gives its highest.
+    """Share of views whose likeliest class is the same for student and teacher.
 
-    A student that gives several classes the same names none.
+    A view for which several classes are likeliest for the student does not count.
 
     Args:
         student: (batch, classes), logits.
@@ -209,7 +209,7 @@ def build_distillation(
             config.encoder, channels=channels, side_pixels=ours.side_pixels, seed=config.seed
         )
     width = count_features(encoder, channels=channels, side_pixels=ours.side_pixels)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # leaves the generator of the run as it is
         torch.manual_seed(config.seed + 1)
         head = nn.Linear(width, len(labelled.classes))
     return Distillation(

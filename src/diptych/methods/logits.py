@@ -187,7 +187,7 @@ def negatives_logsumexp(
                 _precise(queries) / temperature,
                 _precise(negatives),
                 excluded,
-                tile or _tile_for(queries),
+                tile or tile_of(queries.device.type),
             )
         )
 
@@ -212,9 +212,9 @@ def in_batch_logsumexp(
         tile: logits in a row and a column of a tile; None for what suits the device.
     """
     with torch.autocast(views.device.type, enabled=False):
-        # Both sides of the product have their share, so that it stays symmetric.
-        scaled = _precise(views) / temperature**0.5
-        return SummedLogits(*_InBatchLogSumExp.apply(scaled, excluded, tile or _tile_for(views)))
+        # Each side of the product is divided by the root, so that the product stays symmetric.
+        scaled, tile = _precise(views) / temperature**0.5, tile or tile_of(views.device.type)
+        return SummedLogits(*_InBatchLogSumExp.apply(scaled, excluded, tile))
 
 
 def batch_exclusions(ids: Int[Tensor, " rows"]) -> Int[Tensor, "rows few"]:
@@ -325,15 +325,15 @@ class _InBatchLogSumExp(torch.autograd.Function):
         for rows, columns in _upper_triangle(len(views), tile):
             logits = tiles.logits(rows, columns)
             if tame:
-                _raise(largest[rows], logits.amax(dim=1))
+                torch.maximum(largest[rows], logits.amax(dim=1), out=largest[rows])
                 if rows != columns:
-                    _raise(largest[columns], logits.amax(dim=0))
+                    torch.maximum(largest[columns], logits.amax(dim=0), out=largest[columns])
                 logits.exp_()
                 total[rows] += logits.sum(dim=1)
                 if rows != columns:
                     total[columns] += logits.sum(dim=0)
             else:
-                if rows != columns:
+                if rows != columns:  # first, and of a copy: logits become their exponentials
                     _add_exponentials(logits.T.clone(), largest[columns], total[columns])
                 _add_exponentials(logits, largest[rows], total[rows])
         logsumexp = total.log() if tame else _finite(largest) + total.log()
@@ -387,7 +387,7 @@ class _Tiles:
         self.buffer = _Buffer(queries, keys, tile)
 
     def logits(self, rows: slice, columns: slice) -> Tensor:
-        """Scores of some queries with some keys; -inf where a key does not count."""
+        """Of some queries with some keys; -inf where a key does not count."""
         out = self.buffer.shaped(rows.stop - rows.start, columns.stop - columns.start)
         torch.mm(self.queries[rows], self.keys[columns].T, out=out)
         if self.excluded is not None:
@@ -408,7 +408,7 @@ def _leave_out(logits: Tensor, excluded: Tensor, first_column: int) -> None:
 def _add_exponentials(logits: Tensor, largest: Tensor, total: Tensor) -> Tensor:
     """Moves the rows' maxima and sums of exp(logit - maximum) on by a tile, all in place.
 
-    Scores become their exponentials; returns by what the sums so far were shrunk.
+    Logits become their exponentials; returns by what the sums so far were shrunk.
     """
     higher = torch.maximum(largest, logits.amax(dim=1))
     reference = _finite(higher)
@@ -417,10 +417,6 @@ def _add_exponentials(logits: Tensor, largest: Tensor, total: Tensor) -> Tensor:
     total.mul_(shrink).add_(logits.sum(dim=1))
     largest.copy_(higher)
     return shrink
-
-
-def _raise(largest: Tensor, candidates: Tensor) -> None:
-    torch.maximum(largest, candidates, out=largest)
 
 
 def _finite(logits: Tensor) -> Tensor:
@@ -442,5 +438,6 @@ def _precise(vectors: Tensor) -> Tensor:
     return vectors.float() if vectors.dtype in (torch.float16, torch.bfloat16) else vectors
 
 
-def _tile_for(vectors: Tensor) -> int:
-    return CPU_TILE if vectors.device.type == "cpu" else DEVICE_TILE
+def tile_of(device: str) -> int:
+    """Logits in a row of a tile on a type of device."""
+    return CPU_TILE if device == "cpu" else DEVICE_TILE

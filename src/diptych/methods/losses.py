@@ -198,13 +198,8 @@ def nt_logistic(
 ) -> Float[Tensor, ""]:
     """The temperature-scaled logistic loss (SimCLR, table 2); see ``logistic``.
 
-    Args:
-        queries: (queries, dim).
-        positives: (queries, dim), each query's positive key.
-        negatives: (keys, dim), shared by all queries.
-        temperature: dot products are divided by it; gradients flow to a tensor.
-        excluded: (queries, few), negatives that do not count for a query, -1 for none.
-        semi_hard_only: each query learns from one negative only; see ``semi_hard``.
+    Arguments are those of ``info_nce``; with ``semi_hard_only`` each query learns from one negative
+    only, see ``semi_hard``.
 
     Example:
         >>> q = torch.eye(2)
@@ -228,14 +223,8 @@ def triplet(
 ) -> Float[Tensor, ""]:
     """The margin triplet loss on similarities (SimCLR, table 2); see ``margin_triplet``.
 
-    Args:
-        queries: (queries, dim).
-        positives: (queries, dim), each query's positive key.
-        negatives: (keys, dim), shared by all queries.
-        margin: by how much the positive logit must exceed a negative one.
-        temperature: dot products are divided by it; the paper divides by none.
-        excluded: (queries, few), negatives that do not count for a query, -1 for none.
-        semi_hard_only: each query learns from one negative only; see ``semi_hard``.
+    Arguments are those of ``nt_logistic``, and ``margin``, by which the positive logit must exceed
+    a negative one. The paper divides by no temperature.
 
     Example:
         >>> q = torch.eye(2)
@@ -308,7 +297,7 @@ def _over_batch(
 
 def _counted(negatives: Float[Tensor, "queries keys"]) -> Int[Tensor, " queries"]:
     """How many negatives count for each query; 1 where none does, as it divides."""
-    # Not "finite": NaN must come out as NaN.
+    # Not "isfinite": a logit that is NaN must count, so that the loss is NaN.
     return (negatives != -math.inf).sum(dim=1).clamp(min=1)
 
 

@@ -169,7 +169,7 @@ def _at_chance(loss: Loss, candidates: int, settings: LossConfig) -> float:
 
 
 def _summed(comparison: Comparison, temperature: Temperature) -> SummedLogits:
-    """Negative logits in tiles; in half of the tiles where queries and negatives are the same."""
+    """Negative logits in tiles; in half of them where queries and negatives are the same."""
     queries, excluded = comparison.queries, comparison.excluded
     if comparison.in_batch and excluded is not None:
         return in_batch_logsumexp(queries, temperature=temperature, excluded=excluded)

@@ -1,7 +1,7 @@
 """A bank of which each process holds a share: the keys of images i with i mod processes = rank.
 
-Which images have a key, and which keys are drawn, every process knows by itself; the keys of a
-batch's own images and of the drawn ones are gathered for each comparison.
+Every process computes by itself which images have a key and which keys are drawn; the keys of a
+batch's images and of the drawn ones are gathered for each comparison.
 """
 
 from collections.abc import Iterator
@@ -61,6 +61,7 @@ class ShardedBank(ImageBank):
         owner = images % self.processes
         counts = torch.bincount(owner, minlength=self.processes).tolist()
         mine = self.keys[images[owner == self.rank] // self.processes]
+        # Padded: an all-gather takes as many rows from each process.
         sent = mine.new_zeros(max(counts), mine.shape[1])
         sent[: len(mine)] = mine
         shares = torch.split(gather_rows(sent), max(counts))
@@ -70,30 +71,30 @@ class ShardedBank(ImageBank):
         return found
 
     def is_intact(self) -> bool:
-        """Whether the keys are those that were taken in, by a checksum that went along.
+        """Whether the keys are those that were stored, by a checksum that every update moves.
 
-        Nobody else holds them, so there is nothing to compare them with.
+        No other process holds them, so they cannot be compared.
         """
         return self._checksum() == self._sum
 
     @staticmethod
-    def _held(images: int) -> int:
+    def _rows_here(images: int) -> int:
         return len(range(process_rank(), images, process_count()))
 
-    def _stored(self, own: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    def _stored_keys(self, own: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
         whole_batch = gather_rows(own)
         rows = self.fetch(torch.cat([whole_batch, drawn]))
         return own_rows(rows[: len(whole_batch)]), rows[len(whole_batch) :]
 
-    def _move(self, keys: Tensor, rows: Tensor, known: Tensor) -> None:
+    def _update_rows(self, keys: Tensor, rows: Tensor, known: Tensor) -> None:
         mine = rows % self.processes == self.rank
         own = rows[mine] // self.processes
         before = self._checksum(own)
-        super()._move(keys[mine], own, known[mine])
+        super()._update_rows(keys[mine], own, known[mine])
         self._sum = _wrapped(self._sum + self._checksum(own) - before)
 
     def _checksum(self, rows: Tensor | None = None) -> int:
-        """Of some rows, or all; the sum of a number for each row that knows its place."""
+        """A sum over some rows or all, so that an update changes it by that of its rows."""
         if rows is None:
             rows = torch.arange(len(self.keys), device=self.keys.device)
         multipliers = 2 * 2654435761 * torch.arange(self.keys.shape[1], device=rows.device) + 1
@@ -124,11 +125,11 @@ def sharded_banks(method: nn.Module) -> Iterator[tuple[str, ShardedBank]]:
 
 
 def whole_banks(method: nn.Module) -> dict[str, Tensor]:
-    """What the first process writes in the place of its own share of a bank. Collective."""
+    """The whole banks, which the first process writes instead of its shares. Collective."""
     found = {name: bank.whole() for name, bank in sharded_banks(method)}
     return {name: keys for name, keys in found.items() if keys is not None}
 
 
 def _wrapped(number: int) -> int:
-    """As 64 bits hold it."""
+    """Modulo 2^64."""
     return number & 0xFFFFFFFFFFFFFFFF

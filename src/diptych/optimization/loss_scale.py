@@ -13,7 +13,7 @@ from torch import Tensor
 
 _MOST: Final = 1e30  # larger numbers than any scale or count of steps are none
 LEAST_SCALE: Final = 1.0
-"""A loss whose gradients overflow when it is not even enlarged is not to be cured by a scale."""
+"""Below it, gradients overflow though the loss is not enlarged: no scale helps."""
 
 
 class LossScale:
@@ -34,13 +34,13 @@ class LossScale:
         """What the loss is multiplied by."""
         return float(self._scaler.get_scale())
 
-    def enlarged(self, loss: Tensor) -> Tensor:
-        """The loss, or anything that gradients come from, times the scale."""
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss times the scale."""
         scaled: Tensor = self._scaler.scale(loss)
         return scaled
 
-    def settle(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Divides the gradients by the scale, then moves the scale by what they were.
+    def unscale_and_update(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Divides the gradients by the scale; then halves it if they overflowed, or may double it.
 
         Called once a step, after gradients have been averaged over the processes: the mean is not
         finite as soon as one of them is not, so all processes decide the same.
@@ -53,8 +53,8 @@ class LossScale:
         """
         if not self.enabled:
             return True
-        # Not GradScaler.step: told to skip the first of all steps, torch's fused SGD keeps a
-        # momentum that nobody has set.
+        # Not GradScaler.step: where the very first step is skipped, torch's fused SGD keeps a
+        # momentum buffer that was never set.
         before = self.value
         self._scaler.unscale_(optimizer)
         self._scaler.update()
@@ -69,13 +69,13 @@ class LossScale:
         return {"loss_scale": self.value, "skipped_steps": self.skipped_steps}
 
     def scalars(self) -> dict[str, Any]:
-        """All that must be saved, as JSON values."""
+        """The state to save, as JSON values."""
         if not self.enabled:
             return {}
         return {"scaler": self._scaler.state_dict(), "skipped_steps": self.skipped_steps}
 
     def restore(self, scalars: dict[str, Any]) -> None:
-        """Takes back what ``scalars`` gave.
+        """Restores what ``scalars`` gave.
 
         Raises:
             KeyError, TypeError, ValueError: that is not what they hold.

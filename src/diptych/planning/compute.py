@@ -21,23 +21,18 @@ from torch.utils._pytree import tree_leaves
 
 from diptych.config.run import RunConfig
 from diptych.methods.contrastive import Contrastive, build_contrastive
-from diptych.methods.logits import CPU_TILE, DEVICE_TILE
 from diptych.methods.method import StepOutput
 from diptych.models.activations import recompute_stages
 from diptych.planning.planned_run import PlannedRun
 from diptych.views.batches import Batch
 
 _FLOAT_BYTES: Final = 4  # logits are never narrower
+_ATEN: Final = torch.ops.aten
+_SDPA_BACKWARD: Final = flop_counter.sdpa_backward_flop_count
 # Operations, torch's formulae for them, and how many shapes these take.
 _CPU_ATTENTION: Final[Mapping[Any, tuple[Callable[..., int], int]]] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
-        flop_counter.sdpa_flop_count,
-        3,
-    ),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        flop_counter.sdpa_backward_flop_count,
-        4,
-    ),
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: (flop_counter.sdpa_flop_count, 3),
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: (_SDPA_BACKWARD, 4),
 }
 _WHOLE_MATRICES: Final = 4  # logits, divided, the loss's and their gradient; masks are a byte each
 
@@ -61,7 +56,7 @@ class NetworkCost:
     extra_flops: int
     saved_bytes: int
     peak_bytes: int
-    away_bytes: int = 0
+    away_bytes: int
 
     @property
     def flops(self) -> int:
@@ -94,7 +89,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Runs an operation and notes what it made; a view of what was there before is nothing."""
+        """Runs an operation and counts what it allocates; a view allocates nothing."""
         given = {storage._cdata for storage in _storages((args, kwargs))}
         made = func(*args, **(kwargs or {}))
         flops = _flops_of(func, args, kwargs or {}, made)
@@ -109,7 +104,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _note(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
-        if key not in self._known:
+        if key not in self._known:  # an operation in place makes what is known already
             self._known[key] = storage.nbytes()
             self.now += storage.nbytes()
             self.peak = max(self.peak, self.now)
@@ -146,7 +141,7 @@ def count_networks(config: RunConfig, images: int) -> NetworkCost:
             saved, forward, extra = counter.now, counter.flops, counter.extra_flops
             torch.autograd.backward(loss)
         gradients = sum(p.grad.nbytes for p in method.parameters() if p.grad is not None)
-    again = forward if chunks > 1 else 0  # cached gradients: without a graph, before the loss
+    again = forward if chunks > 1 else 0  # cached gradients encode once more, without a graph
     return NetworkCost(
         forward_flops=forward * chunks,
         backward_flops=(counter.flops - forward) * chunks,
@@ -268,14 +263,12 @@ class LogitsCost:
     """Of one process in a step.
 
     Attributes:
-        comparisons: of a set of queries with their keys, one after the other.
-        queries: in each.
+        queries: in each comparison.
         keys: that each query meets.
-        flops: of all.
+        flops: of all comparisons.
         bytes: that are alive at once at most.
     """
 
-    comparisons: int
     queries: int
     keys: int
     flops: int
@@ -298,14 +291,7 @@ def logits_cost(run: PlannedRun, dim: int, *, tile: int) -> LogitsCost:
         sizes = {"batch": batch, "queue": queue, "bank": run.drawn_images}
         comparisons, queries, keys = run.query_views, images, sizes[run.dictionary]
     flops = comparisons * _logits_flops(run, queries, keys, dim, tile)
-    return LogitsCost(
-        comparisons, queries, keys, flops, _logits_bytes(run, queries, keys, dim, tile)
-    )
-
-
-def tile_of(device: str) -> int:
-    """Logits in a row of a tile on a device."""
-    return CPU_TILE if device == "cpu" else DEVICE_TILE
+    return LogitsCost(queries, keys, flops, _logits_bytes(run, queries, keys, dim, tile))
 
 
 def _logits_flops(run: PlannedRun, queries: int, keys: int, dim: int, tile: int) -> int:

@@ -1,10 +1,9 @@
-"""What the parts of a step take on this machine: a few real steps, at the run's own shapes.
+"""What a run takes on this machine: opening images, and a few real steps at the run's own shapes.
 
-The networks, the optimizer and the momentum encoder are those of real steps without the logits. The
-logits are measured by themselves, as they grow otherwise with the batch; and messages between
-stretches of work. Those of idle processes would say little of a run: there each message ends a
-stretch of work, which one process finishes a little later than the other, and who receives it has
-to be woken while all cores are busy.
+Networks, optimizer and momentum encoder are measured in real steps without the logits; the logits
+by themselves, as they grow otherwise with the batch; and messages between stretches of work.
+Messages of idle processes would be too quick: in a run one process finishes its work a little later
+than the other, and the receiver has to be woken while all cores are busy.
 """
 
 import multiprocessing
@@ -13,21 +12,29 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
+from PIL import Image
 from torch.nn import functional
 
 from diptych.errors import ConfigError
-from diptych.images.collection import ImageSet
+from diptych.images.collection import ImageSet, spread_indices
+from diptych.images.listing import open_listing
+from diptych.images.open import from_array, locate_images, open_images
+from diptych.images.order import Order
+from diptych.images.sources.photographs import whole_photographs
 from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.methods.dictionaries import ImageBank, KeyQueue
+from diptych.methods.logits import tile_of
 from diptych.models.activations import offload, recompute_stages
 from diptych.models.norms import GlobalBatchNorm
 from diptych.optimization.optimizers import build_optimizer
@@ -36,20 +43,23 @@ from diptych.planning.compute import (
     logits_cost,
     memory_format,
     random_batch,
-    tile_of,
     vector_dim,
     without_logits,
 )
 from diptych.planning.machine import Machine
-from diptych.planning.measure_images import measure_views
 from diptych.planning.planned_run import PlannedRun
+from diptych.planning.storage import ImageOpening, opening_by_rates
 from diptych.planning.traffic import messages
-from diptych.runtime.runtime import keep_freed_memory, use_threads
+from diptych.runtime.runtime import keep_freed_memory, use_threads, views_device
 from diptych.runtime.stopwatch import Stopwatch, watch
 from diptych.training.step import train_step
+from diptych.views.batches import ViewBatches
 
 _LEAST_REPEATS: Final = 3
 _REPEAT_SECONDS: Final = 0.25
+_OPENED: Final = 256  # images that are opened with an empty index
+_MOST_VIEWED: Final = 1024  # images of which views are made
+_MADE_UP: Final = 64  # images
 _STEP_SECONDS: Final = 4.0  # a step that would take longer is made with a part of its images
 _MOST_BANK: Final = 200_000  # images of a bank; a larger one takes as long
 # That a run comes to hold besides, whatever its network: code made for its shapes, threads, lines
@@ -196,7 +206,7 @@ def _build(run: PlannedRun) -> Contrastive:
     config, device = run.config, _device(run)
     method = build_contrastive(config, image_count=min(run.image_count, _MOST_BANK)).train()
     method = method.to(device).to(memory_format=memory_format(config))
-    if run.processes > 1:  # the same arithmetic as with others, whose numbers are missing
+    if run.processes > 1:  # the arithmetic of norms over processes, here without the others
         for norm in method.modules():
             if isinstance(norm, GlobalBatchNorm):
                 norm.normalise_batch = norm.normalise_over_processes  # type: ignore[method-assign]
@@ -221,7 +231,7 @@ def _fill(method: Contrastive, dim: int) -> None:
 
 
 def _idle_bytes() -> int | None:
-    """What this process holds with all libraries loaded and no network; None if not known."""
+    """Memory of this process with all libraries loaded and no network; None if not known."""
     import diptych.pretraining  # noqa: F401  with all that a run imports
     from diptych.logging import metrics  # noqa: F401
 
@@ -237,12 +247,11 @@ def _idle_bytes() -> int | None:
 def _other_processes(
     run: PlannedRun, machine: Machine, local: int, threads: int
 ) -> Iterator[Callable[[float], tuple[float, float]]]:
-    """Those that share this machine: at the run's own steps, for its memory and caches are shared.
+    """Starts the other processes of this machine: they make steps, as memory and caches are shared.
 
     Yields:
-        A function that ends their steps, and measures messages with one of them. It takes the
-        seconds of work between two messages, and gives seconds of a turn without bytes, and bytes
-        per second that a process sends.
+        A function that ends their steps and measures messages with one of them: from seconds of
+        work between two messages to seconds of a turn without bytes, and bytes per second.
     """
     context = multiprocessing.get_context("spawn")
     count = max(local - 1, min(1, run.processes - 1))
@@ -283,7 +292,7 @@ def _step_and_exchange(
     steps: bool,
     meeting: str | None,
 ) -> None:
-    """Another process: makes steps, if asked to, until it is stopped; then sends messages."""
+    """The work of another process: makes steps until it is stopped, then sends messages."""
     keep_freed_memory()
     torch.set_num_threads(threads)
     if steps:
@@ -298,7 +307,7 @@ def _step_and_exchange(
 
 
 def _exchange(rank: int, meeting: str, work_seconds: float) -> tuple[float, float]:
-    """Measures messages of two processes by gloo; the first knows the work between two of them."""
+    """Measures messages of two processes by gloo; ``work_seconds`` of the first is used."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     patience = timedelta(seconds=_PATIENCE_SECONDS)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
@@ -320,7 +329,7 @@ def _message_seconds(numbers: torch.Tensor) -> float:
 
 
 def _added_to_work(seconds: float) -> float:
-    """What a small message adds to a stretch of work, in which both processes are."""
+    """Seconds that a small message adds to a stretch of work of both processes."""
     values, numbers = torch.randn(256, 256), torch.zeros(_SMALL)
     begun = time.perf_counter()
     for _ in range(_MESSAGES):
@@ -345,3 +354,104 @@ def _added_to_work(seconds: float) -> float:
 
     alone = work(send=False)
     return max(0.0, work(send=True) - alone) / stretches
+
+
+def measure_opening(run: PlannedRun, machine: Machine) -> ImageOpening:
+    """Opens some of the images at the run's path with an empty index, and multiplies.
+
+    Arrays have no index: every opening takes as long as the first.
+
+    Args:
+        run: its images have a path.
+        machine: for what is not measured.
+    """
+    config, rated = run.config.images, opening_by_rates(run, machine)
+    begun = time.perf_counter()
+    found = locate_images(config).train
+    walked = time.perf_counter() - begun
+    if isinstance(found, ImageSet):
+        whole = walked * run.image_count / len(found)
+        return replace(
+            rated, first_seconds=whole, again_seconds=whole, index_bytes=0.0, measured=True
+        )
+    walked /= len(found.names)
+    some = found.select(spread_indices(len(found.names), _OPENED))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ThreadPoolExecutor(use_threads(run.config.training.threads)) as executor,
+    ):
+        alone = replace(
+            config, limit=None, cache="none", cache_folder=folder, max_unreadable_share=1.0
+        )
+        begun = time.perf_counter()
+        open_listing(some, alone, executor)
+        looked = walked + (time.perf_counter() - begun) / len(some.names)
+    sizes = [len(some.read(place)) for place in range(len(some.names))]
+    return replace(
+        rated,
+        first_seconds=run.image_count * looked,
+        again_seconds=max(rated.again_seconds, run.image_count * walked),
+        read_bytes=run.image_count * statistics.fmean(sizes),
+        measured=True,
+    )
+
+
+def measure_views(
+    run: PlannedRun,
+    images: ImageSet | None,
+    executor: Executor,
+    *,
+    most: int = _MOST_VIEWED,
+) -> float:
+    """Seconds of all views of a process's images, decoding included where every step does it."""
+    config, count = run.config, min(run.images, most)
+    with _sample_images(run, images, executor) as found:
+        taken = np.arange(count, dtype=np.int64) % len(found)
+        batches = ViewBatches(
+            found,
+            Order(config.seed, len(found), 1),
+            config.views,
+            executor,
+            view_count=config.method.views,
+            device=views_device(config.views.applier, torch.device(config.training.device)),
+        )
+        batches.of(taken, epoch=0)
+        times, ends = list[float](), time.perf_counter() + _REPEAT_SECONDS
+        while len(times) < _LEAST_REPEATS or time.perf_counter() < ends:
+            begun = time.perf_counter()
+            batches.of(taken, epoch=0)
+            times.append(time.perf_counter() - begun)
+    return statistics.median(times) * run.images / count
+
+
+@contextmanager
+def _sample_images(
+    run: PlannedRun, given: ImageSet | None, executor: Executor
+) -> Iterator[ImageSet]:
+    """The given images, or made up ones of the size that is planned for: photographs.
+
+    They are arrays where decoded images are kept, and JPEG files otherwise.
+    """
+    if given is not None:
+        yield given.decoded_for(run.config.images)
+        return
+    config = replace(run.config.images, limit=None, cache="none")
+    pictures = _pictures(round(run.image_pixels**0.5), config.channels)
+    if run.kept_bytes or config.channels not in (1, 3):
+        yield from_array(pictures, None, config)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for number, picture in enumerate(pictures):
+            Image.fromarray(picture.squeeze()).save(Path(folder) / f"{number}.jpg", quality=90)
+        # Their index is removed with them.
+        here = replace(config, path=folder, cache_folder=folder)
+        yield open_images(here, executor).train.decoded_for(config)
+
+
+def _pictures(side: int, channels: int) -> NDArray[np.uint8]:
+    """(images, side, side, channels) of the built-in photographs, resized."""
+    found = list[NDArray[np.uint8]]()
+    for picture in whole_photographs():
+        resized = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
+        found.append(np.asarray(resized)[..., np.arange(channels) % 3])
+    return np.stack([found[number % len(found)] for number in range(_MADE_UP)])

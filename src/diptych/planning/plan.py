@@ -10,6 +10,7 @@ from diptych.checkpoints.state import trainable
 from diptych.config.consistency import require_divisible
 from diptych.config.run import RunConfig
 from diptych.methods.contrastive import Contrastive
+from diptych.methods.logits import tile_of
 from diptych.planning.compute import (
     LogitsCost,
     NetworkCost,
@@ -17,17 +18,18 @@ from diptych.planning.compute import (
     count_networks,
     evaluation_peak,
     logits_cost,
-    tile_of,
     vector_dim,
 )
 from diptych.planning.machine import Machine
-from diptych.planning.memory import MemoryPlan, plan_memory, probed_images
 from diptych.planning.planned_run import PlannedRun, PlanRequest, resolve_run
 from diptych.planning.storage import (
     ImageOpening,
+    MemoryPlan,
     Storage,
     opening_by_rates,
     pause_seconds,
+    plan_memory,
+    probed_images,
     state_after_a_step,
     storage,
     writing_seconds,
@@ -47,7 +49,6 @@ class Plan:
     Attributes:
         run: that is planned.
         machine: that it is planned for.
-        dim: of a vector.
         weights: numbers that are trained.
         networks: of one process in a step.
         logits: of one process in a step.
@@ -62,7 +63,6 @@ class Plan:
 
     run: PlannedRun
     machine: Machine
-    dim: int
     weights: int
     networks: NetworkCost
     logits: LogitsCost
@@ -81,13 +81,13 @@ class Plan:
 
     @property
     def checkpoint_seconds(self) -> float:
-        """That a step takes on average for checkpoints, of which one waits for the other."""
+        """That a step takes on average for checkpoints; one begins when the last is written."""
         every = max(self.run.config.checkpoint.every_seconds, self.writing_seconds)
         return self.pause_seconds * self.step_seconds / max(every, self.step_seconds)
 
     @property
     def writing_seconds(self) -> float:
-        """Until a checkpoint is on disk, whether training goes on meanwhile or not."""
+        """Until a checkpoint is on disk, beside training or not."""
         return writing_seconds(self.storage.checkpoint, self.machine)
 
     @property
@@ -139,9 +139,8 @@ def plan_run(
     run, images = resolve_run(request, settings, config_file)
     if images is None and not request.measure:
         return make_plan(run, request.machine)
-    # Only now: these modules load the kernels that make views.
-    from diptych.planning.measure import measure_step
-    from diptych.planning.measure_images import measure_opening
+    # Only now: this module loads the kernels that make views.
+    from diptych.planning.measure import measure_opening, measure_step
 
     opening = None if images is None else measure_opening(run, request.machine)
     if not request.measure:
@@ -180,7 +179,8 @@ def make_plan(
         **(measured or {}),
         "network": network_seconds(sent, run.processes, machine),
     }
-    if not machine.is_one_memory:  # the next views are made meanwhile: only what is longer counts
+    if not machine.is_one_memory:
+        # The next views are made beside the step, which waits only for what takes longer.
         views = seconds.pop("reads and views")
         seconds = {"waiting for views": max(0.0, views - sum(seconds.values())), **seconds}
     between = run.steps * sum(seconds.values()) >= run.config.checkpoint.every_seconds
@@ -189,7 +189,6 @@ def make_plan(
     return Plan(
         run=run,
         machine=machine,
-        dim=dim,
         weights=sum(parameter.numel() for _, parameter in trainable(method)),
         networks=networks,
         logits=logits,
@@ -207,10 +206,7 @@ def make_plan(
 
 @lru_cache(maxsize=64)
 def _counted(config: RunConfig, images: int, probed: int) -> tuple[NetworkCost, int]:
-    """A step, and bytes of an evaluation: the same however many processes there are.
-
-    Counted once, as plans for many machines and processes are often asked for together.
-    """
+    """A step, and bytes of an evaluation; kept, as many machines and processes share a count."""
     return count_networks(config, images), evaluation_peak(config, probed)
 
 

@@ -16,7 +16,7 @@ from diptych.planning.machine import Machine
 from diptych.resolve import Overrides, overlay_all, overrides_of, resolve
 from diptych.runtime.runtime import available_threads
 
-_SAMPLED: Final = 256  # images that tell of the sizes of all
+_SAMPLED: Final = 256  # images whose mean size stands for that of all
 _SIDE: Final = 430  # ImageNet's images have some 500 x 375 pixels
 _BYTES_PER_PIXEL: Final = 0.6  # 110 kB of 500 x 375 pixels
 _NO_PATH: Final = "images"  # stands for a path where none is given
@@ -63,20 +63,17 @@ class PlannedRun:
 
     @property
     def queries_are_keys(self) -> bool:
-        """Whether every view of a batch is once the query and else a key."""
-        both, kind = (
-            self.config.method.dictionary.batch.both_views,
-            self.config.method.key_encoder.kind,
-        )
-        return self.dictionary == "batch" and both and kind == "shared"
+        """Whether every view of a batch is once the query and otherwise a key."""
+        method = self.config.method
+        shared = method.key_encoder.kind == "shared"
+        return self.dictionary == "batch" and method.dictionary.batch.both_views and shared
 
     @property
     def many_positives(self) -> bool:
         """Whether a query may have several positive keys in the batch."""
-        more = self.config.method.views + self.config.views.small_views > 2
-        return self.queries_are_keys and (
-            more or find_loss(self.config.method.loss.kind).needs_labels
-        )
+        many = self.config.method.views + self.config.views.small_views > 2
+        many = many or find_loss(self.config.method.loss.kind).needs_labels
+        return self.queries_are_keys and many
 
     @property
     def full_logits(self) -> bool:
@@ -100,7 +97,7 @@ class PlannedRun:
     def first_key_views(self) -> float:
         """Views of an image that are encoded, on the mean of all steps, as a bank's first keys.
 
-        In the first epoch it holds none of the batch's own, and each image needs a fresh one.
+        In the first epoch the bank has no keys of the batch's images, so they are encoded.
         """
         if self.dictionary != "bank":
             return 0.0
@@ -126,8 +123,8 @@ class PlannedRun:
     @property
     def bank_is_sharded(self) -> bool:
         """Whether each process holds a share of a bank only."""
-        sharded = self.config.method.dictionary.bank.placement == "sharded"
-        return self.dictionary == "bank" and sharded
+        dictionary = self.config.method.dictionary
+        return dictionary.kind == "bank" and dictionary.bank.placement == "sharded"
 
     @property
     def view_values(self) -> int:

@@ -1,8 +1,8 @@
-"""What the processes tell each other in a step: messages, their bytes, and how long they take.
+"""The messages between the processes in a step: their bytes, and how long they take.
 
 A message is counted by the bytes that a process hands in. Of an all-reduce over n processes each
 sends 2 (n - 1) / n of these, in 2 (n - 1) turns (ring; Patarasuk and Yuan 2009); small ones go up
-and done a tree instead, 2 log2 n turns with all bytes each way. Of an all-gather a process sends
+and down a tree instead, 2 log2 n turns with all bytes each way. Of an all-gather a process sends
 (n - 1) times what it hands in, in n - 1 turns.
 """
 
@@ -23,7 +23,7 @@ from diptych.planning.machine import Machine
 from diptych.planning.planned_run import PlannedRun
 from diptych.runtime.distributed import BUCKET_BYTES
 from diptych.runtime.stopwatch import PARTS
-from diptych.training.synchronize import local_statistics
+from diptych.training.step import local_statistics
 
 Kind = Literal["reduce", "gather"]
 
@@ -37,12 +37,12 @@ _SIGNALS = 3  # a signal came, a checkpoint is due, one failed
 
 @dataclass(frozen=True)
 class Message:
-    """What processes tell each other in a step.
+    """A kind of message in a step.
 
     Attributes:
         what: in words.
-        kind: summed, or handed to all.
-        bytes: that a process hands in, together.
+        kind: an all-reduce, or an all-gather.
+        bytes: that a process hands in, of all calls together.
         count: of calls; less than one for what is not sent in every step.
     """
 
@@ -120,7 +120,7 @@ def _keys(run: PlannedRun, dim: int) -> list[Message]:
 
 
 def _fetched(run: PlannedRun, method: Contrastive, dim: int) -> list[Message]:
-    """Of a bank in shares, for each comparison: whose keys are wanted, and these, padded."""
+    """Of a sharded bank, for each comparison: the images of the batch, and keys, padded."""
     bank = method.dictionary
     if not isinstance(bank, ShardedBank):
         return []
@@ -134,11 +134,10 @@ def _fetched(run: PlannedRun, method: Contrastive, dim: int) -> list[Message]:
 
 
 def largest_share(run: PlannedRun) -> float:
-    """Rows that a process hands in for a comparison: as many as the one that has most of them.
+    """Rows that each process hands in for a comparison: as many as the one with the most of them.
 
-    The batch's images and the drawn ones are random samples of all images without repetition. The
-    mean of the largest of n shares, by Blom's normal scores (1958), half a row for rounding not
-    counted.
+    The batch's images and the drawn ones are random samples of all images without repetition, so
+    this is the mean of the largest of n shares, by Blom's normal scores (1958), up to half a row.
     """
     n, images = run.processes, run.image_count
     wanted = (run.config.training.batch_size, run.drawn_images)
@@ -148,7 +147,7 @@ def largest_share(run: PlannedRun) -> float:
 
 
 def _entering(run: PlannedRun, dim: int) -> list[Message]:
-    """Keys that enter the dictionary, and the images they are of."""
+    """Keys that the dictionary is updated with, and their images."""
     if run.dictionary == "batch":
         return []
     rows = run.images * (run.key_views or 1)
@@ -159,11 +158,10 @@ def _entering(run: PlannedRun, dim: int) -> list[Message]:
 
 
 def _shuffled(run: PlannedRun, dim: int) -> list[Message]:
-    """Whole views that are encoded elsewhere, and the vectors that come back."""
-    number = run.shuffled_views
+    """Whole views that other processes encode, and the vectors that come back."""
+    number, config = run.shuffled_views, run.config
     if not number:
         return []
-    config = run.config
     view = config.images.channels * config.views.side_pixels**2
     vectors = number * run.images * dim * _FLOAT_BYTES
     found = [

@@ -77,8 +77,9 @@ def tensor_pieces(tensors: Mapping[str, Tensor]) -> list[Piece]:
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    return [len(text).to_bytes(8, "little"), text, *(_bytes(tensors[name]) for name in names)]
+    return [len(text).to_bytes(8, "little"), text, *(tensor_bytes(tensors[name]) for name in names)]
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor; not copied if it lies in order on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -1,6 +1,7 @@
-"""Training from where a run stands to its end: steps, metrics, checkpoints, signals."""
+"""Training to the end of a run: steps, metrics, checkpoints, signals."""
 
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -19,19 +20,25 @@ from diptych.checkpoints.state import RunState
 from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.files import to_toml
 from diptych.config.run import OWN, RunConfig
-from diptych.errors import ConfigError, FeaturesError, FirstStopped, LostProcess, TrainingError
+from diptych.errors import (
+    ConfigError,
+    FeaturesError,
+    FirstStopped,
+    Interrupted,
+    LostProcess,
+    TrainingError,
+)
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.groups import find_groups
 from diptych.images.order import Order
 from diptych.logging.metrics import RunLog
-from diptych.logging.profiling import profiled
 from diptych.logging.progress import Symptom, Watcher
-from diptych.logging.times import time_metrics
+from diptych.logging.times import profiled, time_metrics
 from diptych.methods.build import NOTHING_OWN, OwnParts
 from diptych.methods.method import Method, StepOutput
 from diptych.methods.sharded_bank import whole_banks
 from diptych.optimization.loss_scale import LEAST_SCALE
-from diptych.optimization.schedules import encoder_momentum, learning_rate, peak_learning_rate
+from diptych.optimization.optimizers import encoder_momentum, learning_rate, peak_learning_rate
 from diptych.runs.folder import RunFolder
 from diptych.runs.record import load_record
 from diptych.runtime.distributed import largest_over_processes, process_count, process_rank
@@ -46,18 +53,17 @@ from diptych.training.setup import (
     open_log,
     restore,
 )
-from diptych.training.signals import collected_signals, interruption
-from diptych.training.step import train_step
-from diptych.training.synchronize import require_synchronized
+from diptych.training.signals import collected_signals
+from diptych.training.step import require_synchronized, train_step
 from diptych.views.batches import Batch, ViewBatches
 
 
 class Health(Protocol):
-    """What the loop is given to look after a run; see ``diagnostics.health``."""
+    """Measures the encoder of a run and finds symptoms in its metrics: ``diagnostics.health``."""
 
     @property
     def words(self) -> str:
-        """Said when training begins, if anything."""
+        """A sentence for the start of training, or nothing."""
         ...
 
     def measure(self, method: Method, batches: ViewBatches) -> dict[str, float]:
@@ -89,7 +95,7 @@ def train(
         collection: the images.
         folder: of the run; checkpoints and metrics go there.
         executor: its threads make views; as many as ``config.training.threads``.
-        watcher: told how it goes.
+        watcher: shows how it goes.
         health: measures the encoder now and then.
         own: parts of the method that are given in the place of those that the config names.
 
@@ -174,7 +180,7 @@ def _require_labels(images: ImageSet, config: RunConfig) -> None:
 
 @dataclass
 class _Run:
-    """A run from where it stands until it ends, or is stopped."""
+    """A run until it ends or is stopped."""
 
     config: RunConfig
     folder: RunFolder
@@ -184,6 +190,7 @@ class _Run:
     watcher: Watcher
     checkpoints: CheckpointLocation
     fingerprint: str
+    # Losses by step, not yet read: reading one waits for the device.
     unchecked: list[tuple[int, Tensor]] = field(default_factory=list)
     symptoms: set[str] = field(default_factory=set)
 
@@ -228,7 +235,7 @@ class _Run:
             if self._is_due(self.config.training.check_every_steps):
                 with watch("measuring"):
                     self._require_synchronized()
-            # The first process alone knows of disks and clocks; here all learn what it found.
+            # The first process decides by disk and clock; all must save or stop at the same step.
             asked = (0, 0) if saver is None else (saver.is_due(), saver.error is not None)
             stop, due, broken = largest_over_processes(sum(received[:1]), *map(int, asked))
             if broken:
@@ -240,8 +247,12 @@ class _Run:
                 with watch("checkpoint"):
                     self._save(saver)
             if stop and not last:
-                wait_for_all()
-                raise interruption(stop, state.step, self.folder)
+                wait_for_all()  # a launcher ends the others as soon as one has left
+                raise Interrupted(
+                    f"{signal.Signals(stop).name} came; the run was saved after step {state.step}. "
+                    f"Go on with --resume --out {self.folder.path}.",
+                    stop,
+                )
             step_ended()
 
     def _batches(self) -> Iterator[Batch]:
@@ -322,7 +333,7 @@ class _Run:
             try:
                 with watch("measuring"):
                     measured = run_on_first(lambda: json.dumps(measure(state.method, self.batches)))
-            except FeaturesError as error:  # weights went astray in this step; its loss had not
+            except FeaturesError as error:  # the weights of this step are not finite; its loss was
                 raise self._not_finite(error.what, state.step) from error
             line |= json.loads(measured)
         return line
@@ -338,9 +349,9 @@ class _Run:
     def _save(self, saver: Saver | None) -> None:
         """Begins to write a checkpoint; no process waits for the disk."""
         self._require_finite()
-        whole = whole_banks(self.state.method)  # for this all processes are needed
+        whole = whole_banks(self.state.method)  # collective, so not left to the first process
         if saver is not None:
-            saver.begin(self.state, whole, **self._said_in_checkpoints())
+            saver.begin(self.state, whole, **self._identifying())
 
     def _save_and_wait(self, log: RunLog | None, saver: Saver | None) -> None:
         """Returns in all processes when all is written, or in none."""
@@ -350,14 +361,14 @@ class _Run:
         def finish() -> str:
             assert saver is not None
             assert log is not None
-            saver.finish(self.state, whole, **self._said_in_checkpoints())
+            saver.finish(self.state, whole, **self._identifying())
             log.finish()
             return ""
 
         run_on_first(finish)
 
-    def _said_in_checkpoints(self) -> dict[str, str]:
-        """From which a run whose folder is lost is known again."""
+    def _identifying(self) -> dict[str, str]:
+        """By which a run is recovered whose folder is lost."""
         return {"images": self.fingerprint, "config": to_toml(self.config)}
 
     def _require_finite(self) -> None:

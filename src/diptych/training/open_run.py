@@ -1,6 +1,6 @@
-"""A run before it trains: its folder found or made, settings settled, its identity written down.
+"""A run before it trains: its folder, settings and identity, for a new run or one that goes on.
 
-Of several processes the first alone looks and writes, and tells the others.
+Of several processes the first alone reads and writes the folder, and sends the others the result.
 """
 
 import csv
@@ -26,7 +26,7 @@ from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.consistency import require_divisible
 from diptych.config.files import differing_keys, flatten, load_run_config, to_toml
 from diptych.config.run import RunConfig
-from diptych.errors import NotSaved, RunFolderError
+from diptych.errors import RunFolderError, saving
 from diptych.escaping import HANDLER, escaped
 from diptych.images.collection import Collection
 from diptych.images.open import open_images
@@ -49,13 +49,13 @@ from diptych.runtime.world import World, restarts_allowed
 from diptych.training.begin_from import MAY_DIFFER, config_begun_from, require_can_begin_from
 
 
-def overlay_on_run(
+def requested_config(
     earlier: RunConfig | None, layers: Overrides, own: OwnParts = NOTHING_OWN
 ) -> RunConfig:
-    """What is asked for, on top of what the run, or the one it begins from, was begun with.
+    """The settings that are asked for, on top of those of the run, or the one it begins from.
 
     Raises:
-        ConfigError: among others, it needs parts of one's own that are not at hand.
+        ConfigError: among others, parts given in Python are missing.
     """
     begin_from = asked_setting(layers, "training.begin_from")
     if earlier is None and begin_from is not None:
@@ -66,8 +66,8 @@ def overlay_on_run(
     return asked
 
 
-def locate(out: Path | None, resume: bool, layers: Overrides) -> str:
-    """Where the run lies and whether it had begun, as JSON."""
+def find_run_folder(out: Path | None, resume: bool, layers: Overrides) -> str:
+    """The folder of the run, if it can be used, and whether the run had begun, as JSON."""
     try:
         folder = _folder_at(out, resume, asked_recipe(layers))
         begun = folder.config.exists()
@@ -89,7 +89,7 @@ def locate(out: Path | None, resume: bool, layers: Overrides) -> str:
     return json.dumps({"folder": str(folder.path), "begun": begun})
 
 
-def settle(
+def write_run(
     folder: RunFolder,
     earlier: RunConfig | None,
     layers: Overrides,
@@ -102,7 +102,7 @@ def settle(
 ) -> str:
     """Writes config and record of a new run, and which images were skipped.
 
-    Nobody else trains in the folder until ``held`` is closed.
+    The folder is locked until ``held`` is closed.
     """
     if earlier is None:
         config, record = _new_run(folder, layers, collection, resume, watcher, own)
@@ -111,20 +111,17 @@ def settle(
     if here.count > 1:
         require_divisible(config, here.count)
         watcher.say(_sharing(config, here.count))
-    try:
+    with saving(f"the run folder {folder.path} cannot be written", "start again"):
         held.enter_context(alone_in(folder.path))
         if earlier is None and folder.config.exists():
             raise RunFolderError(
                 f"another process began a run in {folder.path} meanwhile. Choose another --out."
             )
         if config != earlier:
-            _begin(folder, config, record)
+            # The config last: a folder that has one holds a run.
+            write_record(folder, record)
+            atomic_write(folder.config, to_toml(config).encode())
         write_skipped(folder, collection)
-    except OSError as error:
-        raise NotSaved(
-            f"the run folder {folder.path} cannot be written: {error.strerror or error}. Mend "
-            "that, then start again."
-        ) from error
     return ""
 
 
@@ -187,7 +184,7 @@ def _known_run(
 
 
 def _begin_anew(folder: RunFolder, place: CheckpointLocation, watcher: Watcher) -> None:
-    """Says that a run begins anew, as it left no checkpoint; refuses that where it has ended."""
+    """Reports that a run without checkpoints begins anew; refuses that where it has ended."""
     if folder.encoder.exists():
         raise RunFolderError(
             f"the run in {folder.path} has ended, and none of its checkpoints is in {place}: it "
@@ -198,7 +195,7 @@ def _begin_anew(folder: RunFolder, place: CheckpointLocation, watcher: Watcher) 
 
 
 def _require_alone(folder: RunFolder, run: Identity, place: CheckpointLocation) -> None:
-    """Refuses to go on in two folders with one run whose checkpoints lie in neither."""
+    """Refuses to go on in a second folder with a run that keeps its checkpoints elsewhere."""
     other = RunFolder(Path(run.begun_as))
     if place == folder.checkpoints or other.path == folder.path.absolute():
         return
@@ -232,9 +229,7 @@ def _sharing(config: RunConfig, processes: int) -> str:
 def _refuse_other_config(earlier: RunConfig, layers: Overrides, folder: RunFolder) -> None:
     """A run goes on with its own settings only; those that were not given again are its own."""
     asked = overlay_all(earlier, layers)
-    different = [
-        name for name in differing_keys(earlier, asked) if name not in MAY_CHANGE_ON_RESUME
-    ]
+    different = [n for n in differing_keys(earlier, asked) if n not in MAY_CHANGE_ON_RESUME]
     if not different:
         return
     mend = "begin a new run in another --out"
@@ -285,17 +280,8 @@ def _is_foreign(path: Path, folder: RunFolder) -> bool:
     return not path.name.startswith(".") and path != folder.record
 
 
-def _begin(folder: RunFolder, config: RunConfig, record: RunRecord) -> None:
-    """Writes what a run is known by, the config last: a folder that has one has begun."""
-    write_record(folder, record)
-    atomic_write(folder.config, to_toml(config).encode())
-
-
-def take_back(folder: RunFolder, checkpoints: CheckpointLocation) -> None:
-    """Removes what was written of a run whose settings turned out not to work.
-
-    So the mended command can be given with the same --out.
-    """
+def remove_failed_start(folder: RunFolder, checkpoints: CheckpointLocation) -> None:
+    """Removes the files of a run that failed to start, so that --out can be given again."""
     if not list_checkpoints(checkpoints):
         folder.config.unlink(missing_ok=True)
         folder.record.unlink(missing_ok=True)
@@ -331,7 +317,7 @@ def _learned_from(
     return replace(found, checksums=np.concatenate([found.checksums, teachers.checksums]))
 
 
-def keep_trained_on(
+def write_trained_on(
     folder: RunFolder,
     config: RunConfig,
     collection: Collection,
@@ -339,19 +325,15 @@ def keep_trained_on(
     *,
     labels_used: bool,
 ) -> str:
-    """Writes what a run learns from, unless it is there: no figure may call it held out.
+    """Writes what a run learns from, unless it is there: evaluation must not call it held out.
 
     Raises:
         NotSaved: it cannot be written.
     """
     if folder.trained_on.exists():
         return ""
-    seen = _learned_from(config, collection, executor, labels_used)
-    try:
-        save_trained_on(folder.trained_on, seen)
-    except OSError as error:
-        raise NotSaved(
-            f"{folder.trained_on} cannot be written: {error.strerror or error}. Mend that, then "
-            "give the same command again, with --resume if training had begun."
-        ) from error
+    found = _learned_from(config, collection, executor, labels_used)
+    then = "give the same command again, with --resume if training had begun"
+    with saving(f"{folder.trained_on} cannot be written", then):
+        save_trained_on(folder.trained_on, found)
     return ""

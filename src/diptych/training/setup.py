@@ -1,4 +1,4 @@
-"""The state of a run as it begins or goes on, and what keeps its folder whole."""
+"""The state of a run at its start or resumption, and files that its folder must have."""
 
 from concurrent.futures import Executor
 
@@ -11,7 +11,7 @@ from diptych.checkpoints.state import RunState
 from diptych.checkpoints.stores import CheckpointLocation
 from diptych.config.files import to_toml
 from diptych.config.run import RunConfig
-from diptych.errors import DamagedCheckpoint, NotSaved, RunFolderError, TrainingError
+from diptych.errors import DamagedCheckpoint, RunFolderError, TrainingError, saving
 from diptych.images.collection import Collection
 from diptych.logging.metrics import RunLog
 from diptych.logging.progress import Watcher
@@ -64,20 +64,13 @@ def open_log(folder: RunFolder, state: RunState, watcher: Watcher) -> RunLog:
     Raises:
         NotSaved: they cannot be written.
     """
-    try:
+    with saving(f"metrics cannot be written to {folder.path}", "begin again"):
         return RunLog(folder, resumed_step=state.step, say=watcher.say)
-    except OSError as error:
-        raise NotSaved(
-            f"metrics cannot be written to {folder.path}: {error.strerror or error}. Mend that, "
-            "then begin again."
-        ) from error
 
 
 def keep_config(folder: RunFolder, config: RunConfig, record: RunRecord) -> None:
-    """Puts config and record back where the folder has vanished: no checkpoint is of use without.
-
-    The record first: a folder with a config has one.
-    """
+    """Writes config and record again where the folder has vanished: a checkpoint needs both."""
+    # The record first: a folder with a config is taken for a run, which must have one.
     if not folder.record.exists():
         write_record(folder, record)
     if not folder.config.exists():
@@ -85,9 +78,9 @@ def keep_config(folder: RunFolder, config: RunConfig, record: RunRecord) -> None
 
 
 def keep_untrained(folder: RunFolder, encoder: nn.Module, config: RunConfig) -> str:
-    """Writes an encoder of one's own as it is before the run, unless that is there.
+    """Writes an encoder given in Python as it is before the run, unless that is there.
 
-    Evaluation compares with it, and it does not follow from the seed.
+    Evaluation compares with it, and it cannot be built from the seed.
 
     Raises:
         ConfigError: it is there, and of another structure.
@@ -101,13 +94,8 @@ def keep_untrained(folder: RunFolder, encoder: nn.Module, config: RunConfig) -> 
             raise RunFolderError(f"{folder.untrained} is damaged: {error}. Restore it.") from error
         require_built_alike(encoder, weights, folder.untrained)
         return ""
-    try:
+    with saving(f"{folder.untrained} cannot be written", "begin again"):
         save_encoder(folder.untrained, encoder, config)
-    except OSError as error:
-        raise NotSaved(
-            f"{folder.untrained} cannot be written: {error.strerror or error}. Mend that, then "
-            "begin again."
-        ) from error
     return ""
 
 
@@ -119,7 +107,7 @@ def restore(
     fingerprint: str,
     watcher: Watcher,
 ) -> None:
-    """Takes up the newest good checkpoint of a run; where it has none, what it begins from if any.
+    """Loads the newest good checkpoint of a run; where it has none, what it begins from, if any.
 
     Raises:
         ImagesError: the images are others.
@@ -135,8 +123,8 @@ def restore(
     if found and state.scale.enabled and "loss_scale" not in scalars:
         raise DamagedCheckpoint(f"a checkpoint of this run in {place} lacks the scale of the loss.")
     state.restore(tensors, scalars)
-    whose = "the checkpoint" if found else f"the state of {begin_from}"
-    watcher.say(f"Going on from {whose} after step {state.step}.")
+    origin = "the checkpoint" if found else f"the state of {begin_from}"
+    watcher.say(f"Going on from {origin} after step {state.step}.")
 
 
 def not_finite(
@@ -149,18 +137,15 @@ def not_finite(
     )
     if config.training.precision == "fp16":
         mend += ", or --training.precision bf16, as fp16 overflows above 65,504"
+    stopped = f"{what} at step {step}, so training stopped."
     try:
         found = list_checkpoints(place)
     except OSError:
-        return TrainingError(
-            f"{what} at step {step}, so training stopped. Checkpoints were not touched. Try {mend}."
-        )
+        return TrainingError(f"{stopped} Checkpoints were not touched. Try {mend}.")
     if not found:
-        return TrainingError(
-            f"{what} at step {step}, so training stopped. No checkpoint was due before. Try {mend}."
-        )
+        return TrainingError(f"{stopped} No checkpoint was due before. Try {mend}.")
     return TrainingError(
-        f"{what} at step {step}, so training stopped. The last good checkpoint is intact (there "
-        f"are those after steps: {steps_in(found)}). Go on from before in a new folder with "
-        f"{mend}: diptych pretrain --begin-from {folder.path}@STEP --out NEW ..."
+        f"{stopped} The last good checkpoint is intact (there are those after steps: "
+        f"{steps_in(found)}). Go on from before in a new folder with {mend}: diptych pretrain "
+        f"--begin-from {folder.path}@STEP --out NEW ..."
     )

@@ -9,9 +9,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
-from diptych.errors import Interrupted
-from diptych.runs.folder import RunFolder
-
 _ASKING_TO_STOP: Final = tuple(
     int(getattr(signal, name)) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
@@ -37,19 +34,10 @@ def collected_signals(*, patient: bool = False) -> Iterator[list[int]]:
         for number in _ASKING_TO_STOP:
             if signal.getsignal(number) != signal.SIG_IGN:
                 previous[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread: the program around us minds its signals itself
+    except ValueError:  # not the main thread, where a program that imports diptych handles signals
         pass
     try:
         yield received
     finally:
         for restored, handler in previous.items():
             signal.signal(restored, handler)
-
-
-def interruption(number: int, step: int, folder: RunFolder) -> Interrupted:
-    """The error that ends a run which a signal stopped after it was saved."""
-    return Interrupted(
-        f"{signal.Signals(number).name} came; the run was saved after step {step}. Go on with "
-        f"--resume --out {folder.path}.",
-        number,
-    )

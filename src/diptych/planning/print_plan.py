@@ -1,17 +1,21 @@
-"""Which part of a run breaks first on a machine, and what the settings should be there."""
+"""A plan on the terminal: tables, and which part breaks first with what to change."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from diptych.planning.memory import AWAY, COPY
+from rich.console import Console
+from rich.table import Table
+
 from diptych.planning.plan import Plan
+from diptych.planning.storage import AWAY, COPY
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
-_WASTEFUL: Final = 0.25  # of a step
-_LIGHTER: Final = {
+_TOLERATED: Final = 0.25  # of a step
+_LESS_MEMORY: Final = {
     "libraries": "Run on a machine with more of it.",
     "list of images": (
-        "Each process knows name, size and place of every image. Train on a part of them "
+        "Each process holds name, size and place of every image. Train on a part of them "
         "(--images.limit), on fewer processes a machine, or in turns on several parts."
     ),
     "decoded images": "Keep fewer of them: --images.cache-megabytes, or --images.cache file.",
@@ -25,7 +29,7 @@ _LIGHTER: Final = {
 _FEWER_KEYS: Final = (
     "Use a queue, whose keys travel once and without gradients, or fewer processes."
 )
-_QUIETER: Final = {  # by how the longest message begins
+_LESS_TRAFFIC: Final = {  # by how the longest message begins
     "shuffled": (
         "Shuffling hands every view to every process. Use a norm that needs none: "
         "--norm.kind layer or group, or sync where messages are quick."
@@ -48,16 +52,115 @@ _FEW_IMAGES: Final = 16  # on an accelerator: kernels are then shorter than thei
 _PAUSED: Final = 0.05  # of the time, for checkpoints
 
 
+def print_plan(console: Console, plan: Plan) -> None:
+    """Prints what a run will cost, and which part breaks first."""
+    console.print(_head(plan), highlight=False)
+    for title, rows in (
+        (f"A step: {time_text(plan.step_seconds)}", _seconds(plan)),
+        ("Operations of a process in a step", _operations(plan)),
+        (f"Memory of a process: {bytes_text(plan.memory.device + plan.memory.main)}", _held(plan)),
+        (f"Sent by a process in a step: {bytes_text(plan.sent_bytes)}", _sent(plan)),
+        ("Files", _files(plan)),
+    ):
+        if rows:
+            console.print(_table(title, rows))
+    for sentence in advice(plan):
+        console.print(sentence, highlight=False)
+
+
+def _head(plan: Plan) -> str:
+    run, machine = plan.run, plan.machine
+    how = "measured here" if plan.measured else f"by the rates of {machine.name!r}"
+    rate = run.config.training.batch_size / plan.step_seconds
+    return (
+        f"{run.config.recipe}, {run.config.encoder.name} ({plan.weights:,} weights) on views of "
+        f"{run.config.views.side_pixels} pixels: {run.image_count:,} images, batch "
+        f"{run.config.training.batch_size:,}, {run.config.training.epochs} epochs, "
+        f"{run.processes} process{'es' * (run.processes > 1)} of {run.images:,} images each.\n"
+        f"{time_text(plan.days * 86400)} for {run.steps:,} steps, {rate:,.0f} images a second, "
+        f"{how}."
+    )
+
+
+def _seconds(plan: Plan) -> list[tuple[str, str]]:
+    parts = {**plan.seconds, "checkpoints, on average": plan.checkpoint_seconds}
+    whole = plan.step_seconds
+    return [
+        (name, f"{time_text(seconds):>12} {f'{seconds / whole:.1%}':>12}")
+        for name, seconds in parts.items()
+        if seconds
+    ]
+
+
+def _operations(plan: Plan) -> list[tuple[str, str]]:
+    networks = plan.networks
+    parts = {
+        "networks, forward": networks.forward_flops,
+        "networks, backward": networks.backward_flops,
+        "networks, without backward": networks.extra_flops,
+        "logits": plan.logits.flops,
+    }
+    return [(name, f"{flops / 1e9:,.2f} Gflop") for name, flops in parts.items() if flops]
+
+
+def _held(plan: Plan) -> list[tuple[str, str]]:
+    held = plan.memory
+    moment = {f"{name} ({held.fullest})": size for name, size in held.moments[held.fullest].items()}
+    return _sizes({**held.lasting, **moment, **held.host})
+
+
+def _sent(plan: Plan) -> list[tuple[str, str]]:
+    rows = list[tuple[str, str]]()
+    for one in plan.messages:
+        size = bytes_text(one.sent(plan.run.processes))
+        time = time_text(one.seconds(plan.run.processes, plan.machine))
+        how = "reduced" if one.kind == "reduce" else "gathered"
+        rows.append((f"{one.what}, {how}", f"{size:>12} {time:>12}"))
+    return rows
+
+
+def _files(plan: Plan) -> list[tuple[str, str]]:
+    found = plan.storage
+    reads = found.read_per_step * plan.run.processes / plan.step_seconds
+    return [
+        *_sizes(
+            {
+                "a checkpoint": found.checkpoint,
+                "checkpoints at most": found.checkpoints,
+                "metrics of the run": found.metrics,
+                "encoded images": found.read_per_epoch,
+                "index of the images": plan.opening.index_bytes,
+            }
+        ),
+        ("read while training", f"{bytes_text(reads)}/s"),
+        ("opening the images, the first time", time_text(plan.opening.first_seconds)),
+        ("opening the images again", time_text(plan.opening.again_seconds)),
+    ]
+
+
+def _sizes(sizes: Mapping[str, float]) -> list[tuple[str, str]]:
+    return [(name, bytes_text(size)) for name, size in sizes.items() if size]
+
+
+def _table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 @dataclass(frozen=True)
 class Limit:
-    """A part of a run against what there is of it.
+    """What a part of a run needs, compared with what the machine has.
 
     Attributes:
         part: in words.
         load: what it needs over what there is, or over what is tolerable; above 1 it breaks.
         found: figures, in words.
         cure: what to change where it breaks.
-        stops: whether a run that is above it ends, instead of becoming slow.
+        stops: whether a run above the limit ends, instead of becoming slow.
     """
 
     part: str
@@ -68,7 +171,7 @@ class Limit:
 
     @property
     def breaks(self) -> bool:
-        """Whether it is above what there is."""
+        """Whether the machine has too little."""
         return self.load > 1
 
 
@@ -93,7 +196,7 @@ def limits(plan: Plan) -> list[Limit]:
 
 
 def advice(plan: Plan) -> list[str]:
-    """What breaks, first things first, with what to do; or what is closest to it."""
+    """What breaks, the worst first, with what to change; or what is closest to its limit."""
     every = limits(plan)
     broken = [one for one in every if one.breaks]
     if not broken:
@@ -106,7 +209,7 @@ def advice(plan: Plan) -> list[str]:
 
 
 def _device_memory(plan: Plan) -> Limit:
-    """Of a queue or a bank where that is most of it."""
+    """Names the queue or the bank where that is most of it."""
     memory, there, kind = plan.memory, plan.machine.memory_bytes, plan.run.dictionary
     shared = memory.main if plan.machine.is_one_memory else 0.0
     held = memory.device + shared
@@ -136,14 +239,13 @@ def _device_memory(plan: Plan) -> Limit:
 
 def _smaller_bank(plan: Plan) -> str:
     """What makes the share of a process smaller, the largest gain first."""
-    dictionary, processes = plan.run.config.method.dictionary, plan.run.processes
-    share = "equal shares on several processes"
+    processes, share = plan.run.processes, "equal shares on several processes"
     if processes > 1:
         share = f"an equal share on each of {processes} processes"
     cures = [f"--method.dictionary.bank.placement sharded keeps {share}."]
     if plan.run.bank_is_sharded:
         cures = ["More processes hold smaller shares."]
-    if dictionary.bank.precision == "fp32":
+    if plan.run.config.method.dictionary.bank.precision == "fp32":
         cures.append("--method.dictionary.bank.precision fp16 halves the keys.")
     cures.append("A queue (--recipe moco_v2) does not grow with the images.")
     return " ".join(cures)
@@ -156,15 +258,15 @@ def _main_memory(plan: Plan) -> Limit:
         f"{bytes_text(plan.memory.main)} of {bytes_text(there)}, "
         f"of which {largest} {bytes_text(host[largest])}"
     )
-    return Limit("main memory", plan.memory.main / there, words, _LIGHTER[largest], stops=True)
+    return Limit("main memory", plan.memory.main / there, words, _LESS_MEMORY[largest], stops=True)
 
 
 def _network(plan: Plan) -> Limit:
     share = plan.seconds["network"] / plan.step_seconds
     longest = max(plan.messages, key=lambda one: one.seconds(plan.run.processes, plan.machine)).what
-    cures = (cure for start, cure in _QUIETER.items() if longest.startswith(start))
+    cures = (cure for start, cure in _LESS_TRAFFIC.items() if longest.startswith(start))
     words = f"{share:.0%} of a step, most of it {longest}"
-    return Limit("network", share / _WASTEFUL, words, next(cures))
+    return Limit("network", share / _TOLERATED, words, next(cures))
 
 
 def _logits(plan: Plan) -> Limit:
@@ -174,7 +276,7 @@ def _logits(plan: Plan) -> Limit:
     cure = "Each query meets every key: take fewer (a queue of a fixed size, a smaller batch)."
     if plan.run.full_logits:
         cure = "This loss holds all logits at once; info_nce and decoupled need only tiles."
-    load = max(share / _WASTEFUL, cost.bytes / plan.machine.memory_bytes)
+    load = max(share / _TOLERATED, cost.bytes / plan.machine.memory_bytes)
     return Limit("logits of queries with keys", load, words, cure)
 
 
@@ -185,7 +287,7 @@ def _views(plan: Plan) -> Limit:
         "Give each process more cores, store images at the size that is trained on, or make views "
         "on the device (--views.applier device)."
     )
-    return Limit("making views", share / _WASTEFUL, f"{share:.0%} of a step", cure)
+    return Limit("making views", share / _TOLERATED, f"{share:.0%} of a step", cure)
 
 
 def _reads(plan: Plan) -> Limit:
@@ -207,7 +309,7 @@ def _opening(plan: Plan) -> Limit:
         "images, give it more cores, or train on a part of them (--images.limit). What it finds is "
         "kept in --images.cache-folder; `diptych views` makes it beforehand."
     )
-    return Limit("opening the images", opening.first_seconds / training / _WASTEFUL, words, cure)
+    return Limit("opening the images", opening.first_seconds / training / _TOLERATED, words, cure)
 
 
 def _checkpoints(plan: Plan) -> Limit:
