@@ -12,8 +12,8 @@ from PIL import Image
 
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
+from diptych.images.collection import CompactNames
 from diptych.images.listing import Listing, open_listing
-from diptych.images.names import CompactNames
 from diptych.images.open import open_images
 from diptych.images.sources.image_files import find_list, labels_from_folders, open_folder
 

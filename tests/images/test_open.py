@@ -16,10 +16,9 @@ from PIL import Image
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images import open as open_module
-from diptych.images.cache import KeptPixels
 from diptych.images.collection import Collection, spread_indices
 from diptych.images.open import SOURCES, Source, from_any_folder, from_array, open_images
-from diptych.images.pixels import DecodedPixels
+from diptych.images.pixels import DecodedPixels, KeptPixels
 from diptych.images.sources.photographs import CELL_PIXELS, PHOTOGRAPHS
 from diptych.images.splits import LocatedImages
 

@@ -12,9 +12,9 @@ from typing import Final, Protocol, TypeVar
 
 from diptych.config.training import CheckpointConfig
 from diptych.errors import ConfigError, ImagesError, UnreachableFolder
-from diptych.images.sources.remote import chunks, connect, is_url, one_line, with_retries
+from diptych.images.sources.remote import chunks, connect, one_line, with_retries
 from diptych.runs.atomic import atomic_path, atomic_remove, remove_leftovers
-from diptych.runs.folder import RunFolder
+from diptych.runs.folder import RunFolder, is_url
 from diptych.runs.tensor_files import Piece
 
 TENSORS: Final = "tensors.safetensors"

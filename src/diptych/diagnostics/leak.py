@@ -27,7 +27,6 @@ from diptych.errors import DamagedCheckpoint, ImagesError, RunFolderError
 from diptych.images.groups import find_groups
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images
-from diptych.images.order import Order
 from diptych.methods.build import METHODS
 from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.methods.logits import logit_rounding, ranks_first
@@ -37,7 +36,7 @@ from diptych.runs.folder import RunFolder, require_writable
 from diptych.runs.record import load_record
 from diptych.runtime.progress import ProgressReporter
 from diptych.runtime.runtime import Runtime
-from diptych.views.batches import Batch, ViewBatches
+from diptych.views.batches import Batch, Order, ViewBatches
 
 CERTAIN_ERRORS = 3.0  # standard errors beyond which a leak is called one
 LEAST_GROUPS = 8  # of fewer the error says little

@@ -35,7 +35,6 @@ from diptych.evaluation.labelled import Labelled, labelled_parts
 from diptych.evaluation.split import Split, unseen_split
 from diptych.images.collection import Collection, ImageSet, spread_indices
 from diptych.images.open import open_images
-from diptych.images.order import Order
 from diptych.images.sources.handed_over import path_of
 from diptych.images.trained_on import TrainedOn, load_trained_on
 from diptych.methods.build import METHODS
@@ -47,7 +46,7 @@ from diptych.runs.folder import RunFolder
 from diptych.runs.record import load_record
 from diptych.runtime.progress import ProgressReporter
 from diptych.runtime.runtime import BATCH_SIZE, Runtime
-from diptych.views.batches import ViewBatches
+from diptych.views.batches import Order, ViewBatches
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from diptych.embeddings.shard_files import MANIFEST, Note, differences, read_not
 from diptych.embeddings.shards import Shard
 from diptych.errors import EmbeddingsError
 from diptych.escaping import unescaped
+from diptych.images.collection import CompactNames
 from diptych.images.inventory import listed
-from diptych.images.names import CompactNames
 
 _CHUNK: Final = 4096  # rows
 

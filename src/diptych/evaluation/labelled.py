@@ -24,7 +24,7 @@ from diptych.evaluation.split import (
     units_of,
 )
 from diptych.images.collection import Collection, ImageSet
-from diptych.images.group_split import stratified_group_split
+from diptych.images.groups import stratified_group_split
 from diptych.images.inventory import listed
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images

@@ -30,10 +30,10 @@ from safetensors.numpy import save
 from diptych.config.data import ImagesConfig
 from diptych.errors import UnreadableImage
 from diptych.escaping import openable
-from diptych.images.cache import cache_folder
 from diptych.images.codecs.decode import decode_bytes, pages
 from diptych.images.codecs.jpeg import is_reducible
-from diptych.images.names import CompactNames
+from diptych.images.collection import CompactNames
+from diptych.images.pixels import cache_folder
 from diptych.runs.atomic import atomic_write
 
 _VERSION: Final = "1"

@@ -12,21 +12,20 @@ from numpy.typing import NDArray
 
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, LostImage, UnreadableImage
-from diptych.images.cache import CacheFile, cache_folder, keep_pixels
 from diptych.images.codecs.channels import Pixels, other_channels, pixel_type
 from diptych.images.codecs.decode import decode_bytes
 from diptych.images.codecs.jpeg import reduction
 from diptych.images.collection import (
+    CompactNames,
     ImageSet,
-    Skipped,
     beyond,
     choose,
     present_classes,
     refuse_if_too_many,
 )
 from diptych.images.index import Index, decoders, find_index, index_path, set_name
-from diptych.images.names import CompactNames
-from diptych.images.pixels import DecodedPixels, PixelSource
+from diptych.images.inventory import Skipped
+from diptych.images.pixels import CacheFile, DecodedPixels, PixelSource, cache_folder, keep_pixels
 
 _FIRST: Final = 64  # images that decide on the channels
 Progress = Callable[[int, int], None]

@@ -18,13 +18,12 @@ from PIL import Image
 from diptych.images.collection import ImageSet, spread_indices
 from diptych.images.listing import open_listing
 from diptych.images.open import from_array, locate_images, open_images
-from diptych.images.order import Order
 from diptych.images.sources.photographs import whole_photographs
 from diptych.planning.machine import Machine
 from diptych.planning.planned_run import PlannedRun
 from diptych.planning.storage import ImageOpening, opening_by_rates
 from diptych.runtime.device import use_threads, views_device
-from diptych.views.batches import ViewBatches
+from diptych.views.batches import Order, ViewBatches
 
 _OPENED: Final = 256  # images that are opened as if nothing were known of them
 _MOST_VIEWED: Final = 1024  # images of which views are made

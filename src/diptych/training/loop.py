@@ -22,7 +22,6 @@ from diptych.config.run import RunConfig
 from diptych.errors import ConfigError, FeaturesError, FirstStopped, LostProcess, TrainingError
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.groups import find_groups
-from diptych.images.order import Order
 from diptych.logging.metrics import RunLog
 from diptych.logging.profiling import profiled
 from diptych.logging.progress import Symptom, Watcher
@@ -42,7 +41,7 @@ from diptych.training.setup import build_state, keep_config, not_finite, open_lo
 from diptych.training.signals import collected_signals, interruption
 from diptych.training.step import train_step
 from diptych.training.synchronize import require_synchronized
-from diptych.views.batches import Batch, ViewBatches
+from diptych.views.batches import Batch, Order, ViewBatches
 
 
 class Health(Protocol):

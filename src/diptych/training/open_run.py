@@ -30,7 +30,6 @@ from diptych.errors import NotSaved, RunFolderError
 from diptych.escaping import HANDLER, escaped
 from diptych.images.collection import Collection
 from diptych.images.open import open_images
-from diptych.images.order import Order
 from diptych.images.trained_on import TrainedOn, load_trained_on, save_trained_on, trained_on
 from diptych.logging.progress import Watcher
 from diptych.resolve import Overrides, asked_recipe, asked_setting, overlay_all, resolve
@@ -46,6 +45,7 @@ from diptych.runs.record import (
 )
 from diptych.runtime.world import World, restarts_allowed
 from diptych.training.begin_from import MAY_DIFFER, config_begun_from, require_can_begin_from
+from diptych.views.batches import Order
 
 
 def overlay_on_run(earlier: RunConfig | None, layers: Overrides) -> RunConfig:

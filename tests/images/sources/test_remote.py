@@ -20,9 +20,10 @@ from diptych.images.collection import ImageSet
 from diptych.images.listing import Listing
 from diptych.images.sources import remote, remote_folder
 from diptych.images.sources import remote as fetching
-from diptych.images.sources.remote import connect, fetch, is_remote_file, is_url
+from diptych.images.sources.remote import connect, fetch, is_remote_file
 from diptych.images.sources.remote_folder import find_in_remote_folder
 from diptych.images.splits import hold_out, open_located
+from diptych.runs.folder import is_url
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 

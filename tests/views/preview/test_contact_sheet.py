@@ -10,9 +10,8 @@ from PIL import Image
 from diptych.config.data import ViewsConfig
 from diptych.config.operations import OPERATIONS
 from diptych.images.collection import ImageSet
-from diptych.images.order import Order
 from diptych.images.pixels import HeldPixels, PixelBatch
-from diptych.views.batches import ViewBatches
+from diptych.views.batches import Order, ViewBatches
 from diptych.views.cpu import to_pixels
 from diptych.views.preview.contact_sheet import (
     TILE_PIXELS,

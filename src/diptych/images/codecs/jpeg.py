@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from diptych.config.data import ImagesConfig
 from diptych.errors import UnreadableImage
-from diptych.images.codecs.channels import Decoded, check_size
-from diptych.images.codecs.pillow import orientation
+from diptych.images.codecs.channels import Decoded, check_size, orientation
 
 _NEXT: Final = re.compile(rb"\xff+([^\x00\xff])")  # what lies before a marker is skipped
 _END_OF_SCAN: Final = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")

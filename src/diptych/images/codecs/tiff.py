@@ -14,10 +14,9 @@ from PIL import Image
 
 from diptych.config.data import MOST_CHANNELS, ImagesConfig
 from diptych.errors import UnreadableImage
-from diptych.images.codecs.channels import UPRIGHT, Decoded, Pixels, check_size
+from diptych.images.codecs.channels import TAG, UPRIGHT, Decoded, Pixels, check_size
+from diptych.images.codecs.formats import jpeg2000_size
 from diptych.images.codecs.jpeg import jpeg_segments
-from diptych.images.codecs.pillow import TAG
-from diptych.images.codecs.small_formats import jpeg2000_size
 
 if TYPE_CHECKING:
     from tifffile import TiffPage

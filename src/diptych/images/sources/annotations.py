@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.codecs.decode import EXTENSIONS, read_bytes
-from diptych.images.collection import Skipped
+from diptych.images.inventory import Skipped
 
 
 @dataclass(frozen=True)

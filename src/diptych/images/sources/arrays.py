@@ -15,15 +15,15 @@ from diptych.config.data import MOST_CHANNELS, ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.codecs.channels import Pixels, in_depth
 from diptych.images.collection import (
+    CompactNames,
     ImageSet,
-    Skipped,
     beyond,
     choose,
     held_out_config,
     present_classes,
 )
 from diptych.images.index import checksum
-from diptych.images.names import CompactNames
+from diptych.images.inventory import Skipped
 from diptych.images.pixels import HeldPixels, PixelBatch
 from diptych.images.splits import LocatedImages, choose_splits, role_of
 

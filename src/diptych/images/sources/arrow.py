@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.codecs.decode import read_bytes
-from diptych.images.collection import Skipped
+from diptych.images.collection import CompactNames
 from diptych.images.index import file_stamp
-from diptych.images.inventory import listed
+from diptych.images.inventory import Skipped, listed
 from diptych.images.listing import Listing
-from diptych.images.names import CompactNames
 from diptych.images.splits import LocatedImages, choose_splits
 
 IMAGE_COLUMNS: Final = ("image", "img", "jpg", "png")

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.collection import ImageSet, Skipped, refuse_if_too_many
+from diptych.images.collection import CompactNames, ImageSet, refuse_if_too_many
+from diptych.images.inventory import Skipped
 from diptych.images.listing import Progress, ignore_progress, open_listing
-from diptych.images.names import CompactNames
 from diptych.images.sources.annotations import Annotation, Annotations, is_voc, read_coco, read_voc
 from diptych.images.sources.image_files import list_files
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.codecs.decode import read_bytes
-from diptych.images.collection import Skipped
+from diptych.images.inventory import Skipped
 from diptych.images.listing import Listing
 from diptych.images.sources.arrow import (
     find_columns,

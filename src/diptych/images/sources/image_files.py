@@ -15,12 +15,10 @@ from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.escaping import readable
 from diptych.images.codecs.decode import EXTENSIONS, read_bytes
-from diptych.images.collection import ImageSet, Skipped
+from diptych.images.collection import CompactNames, ImageSet
 from diptych.images.index import file_stamp
-from diptych.images.inventory import Tally, why_no_image
+from diptych.images.inventory import Skipped, Tally, why_no_image
 from diptych.images.listing import Listing, Progress, ignore_progress, open_listing
-from diptych.images.names import CompactNames
-from diptych.images.sources.remote import is_url
 from diptych.images.sources.tar_shards import find_in_tar, list_tar, read_samples
 from diptych.images.splits import (
     LocatedImages,
@@ -30,6 +28,7 @@ from diptych.images.splits import (
     role_of,
 )
 from diptych.images.tree import Tree, lies_in, part_around, walk
+from diptych.runs.folder import is_url
 
 
 def open_folder(

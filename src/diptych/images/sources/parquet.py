@@ -25,10 +25,10 @@ from filelock import FileLock
 
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
-from diptych.images.cache import cache_folder
-from diptych.images.collection import Skipped
 from diptych.images.index import file_stamp
+from diptych.images.inventory import Skipped
 from diptych.images.listing import Listing
+from diptych.images.pixels import cache_folder
 from diptych.images.sources.arrow import (
     Columns,
     encoded_images,

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
-from diptych.images.cache import cache_folder
+from diptych.images.pixels import cache_folder
 from diptych.images.sources.tar_shards import expand_braces
 from diptych.runs.atomic import atomic_path, atomic_write
 

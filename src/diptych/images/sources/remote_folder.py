@@ -11,9 +11,9 @@ from urllib.parse import unquote
 
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.codecs.decode import EXTENSIONS
+from diptych.images.collection import CompactNames
 from diptych.images.inventory import HIDDEN, Tally, why_no_image
 from diptych.images.listing import Listing
-from diptych.images.names import CompactNames
 from diptych.images.sources.image_files import find_in_tree, labels_from_folders
 from diptych.images.sources.remote import chunks, connect, is_http, one_line, with_retries
 from diptych.images.splits import LocatedImages

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.escaping import readable
 from diptych.images.codecs.decode import EXTENSIONS
+from diptych.images.collection import CompactNames
 from diptych.images.index import file_stamp
 from diptych.images.inventory import HIDDEN, Tally, why_no_image
 from diptych.images.listing import Listing
-from diptych.images.names import CompactNames
 from diptych.images.splits import LocatedImages, by_split, choose_splits
 from diptych.images.tree import part_around
 

@@ -20,10 +20,9 @@ from torch.utils.data import Dataset, IterableDataset
 
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
-from diptych.images.collection import spread_indices
+from diptych.images.collection import CompactNames, spread_indices
 from diptych.images.index import checksum
 from diptych.images.listing import Listing
-from diptych.images.names import CompactNames
 from diptych.images.sources.arrow import label_items
 from diptych.images.splits import LocatedImages
 

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.collection import ImageSet, held_out_config
+from diptych.images.collection import CompactNames, ImageSet, held_out_config
 from diptych.images.listing import Listing
-from diptych.images.names import CompactNames
 from diptych.images.sources.arrays import image_set
 from diptych.images.sources.arrow import label_items
 from diptych.images.sources.image_files import list_files
