@@ -39,7 +39,7 @@ from diptych.images.collection import ImageSet
 from diptych.images.codecs.decode import decode_bytes
 from diptych.images.codecs.channels import Pixels
 from diptych.views.batches import Order
-from diptych.images.sources.photographs import find_photographs
+from diptych.images.sources.known_sets import find_photographs
 from diptych.images.pixels import DecodedPixels, PixelBatch
 from diptych.config.operations import OPERATIONS
 from diptych.config.policies import parse_policy

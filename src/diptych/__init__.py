@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diptych.config.run import RunConfig as RunConfig
     from diptych.diagnostics.leak import check_leak as check_leak
     from diptych.embeddings.embed import embed as embed
-    from diptych.embeddings.read import read_embeddings as read_embeddings
+    from diptych.embeddings.shard_files import read_embeddings as read_embeddings
     from diptych.errors import DiptychError as DiptychError
     from diptych.evaluation.features import extract_features as extract_features
     from diptych.evaluation.features import extract_named_features as extract_named_features
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from diptych.methods.method import Method as Method
     from diptych.methods.method import StepOutput as StepOutput
     from diptych.methods.objective import Loss as Loss
-    from diptych.models.momentum_encoder import MomentumEncoder as MomentumEncoder
+    from diptych.models.encoders import MomentumEncoder as MomentumEncoder
     from diptych.models.norms import use_norm as use_norm
     from diptych.models.weights import load_encoder as load_encoder
     from diptych.optimization.optimizers import Lars as Lars

@@ -23,8 +23,7 @@ from diptych.errors import ConfigError, ImagesError, RunFolderError
 from diptych.images.open import from_array
 from diptych.methods.contrastive import build_contrastive
 from diptych.pretraining import pretrain
-from diptych.runs.folder import RunFolder
-from diptych.runs.record import load_record
+from diptych.runs.folder import RunFolder, load_record
 from diptych.views.batches import Order, ViewBatches
 
 SETTINGS: dict[str, Any] = {

@@ -36,7 +36,7 @@ from diptych.planning.storage import (
     state_after_a_step,
     storage,
 )
-from diptych.runs.record import Identity
+from diptych.runs.folder import Identity
 from diptych.training.step import train_step
 from diptych.views.batches import Batch, Order
 from processes import Results, run_processes

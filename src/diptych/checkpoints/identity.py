@@ -14,8 +14,7 @@ from diptych.config.run import RunConfig
 from diptych.errors import DamagedCheckpoint, ForeignCheckpoint, ImagesError, RunFolderError
 from diptych.images.collection import ImageSet
 from diptych.images.groups import find_groups
-from diptych.runs.folder import RunFolder
-from diptych.runs.record import RunRecord
+from diptych.runs.folder import RunFolder, RunRecord
 
 MAY_CHANGE_ON_RESUME: Final = (
     "images.path",

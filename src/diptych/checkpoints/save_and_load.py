@@ -18,29 +18,27 @@ from typing import Any, Final, TypeVar, cast
 
 from torch import Tensor
 
-from diptych.checkpoints.manifest import (
-    MOST_SCALARS_BYTES,
-    Description,
-    Manifest,
-    Origin,
-    describe_file,
-    json_object,
-    make_manifest,
-    origin_of,
-    read_manifest,
-)
 from diptych.checkpoints.stores import (
     MANIFEST,
+    MOST_SCALARS_BYTES,
     SCALARS,
     TENSORS,
     CheckpointLocation,
+    Description,
+    Manifest,
+    Origin,
     Store,
     checkpoint_name,
+    describe_file,
+    json_object,
+    make_manifest,
     open_store,
+    origin_of,
+    read_manifest,
     step_of,
 )
 from diptych.errors import DamagedCheckpoint, ForeignCheckpoint, UnreachableFolder
-from diptych.runs.record import Identity, identity_in
+from diptych.runs.folder import Identity, identity_in
 from diptych.runs.tensor_files import Piece, UnreadableTensors, read_tensors, tensor_pieces
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)

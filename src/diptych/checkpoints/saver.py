@@ -15,7 +15,7 @@ from diptych.checkpoints.state import RunState
 from diptych.checkpoints.stores import CheckpointLocation
 from diptych.config.training import CheckpointConfig
 from diptych.errors import ForeignCheckpoint, NotSaved, TrainingError, UnreachableFolder
-from diptych.runs.record import Identity
+from diptych.runs.folder import Identity
 
 RETRY_SECONDS: Final = 30.0
 REMIND_SECONDS: Final = 600.0  # between two sentences about the same trouble

@@ -22,9 +22,9 @@ from diptych.evaluation.geometry import alignment, effective_rank, uniformity
 from diptych.evaluation.knn import accuracy, knn_predict
 from diptych.evaluation.labelled import Labelled, labelled_parts
 from diptych.images.collection import Collection, ImageSet, spread_indices
-from diptych.images.trained_on import trained_on
 from diptych.logging.progress import Symptom
 from diptych.methods.method import Method
+from diptych.models.weights import trained_on
 from diptych.views.batches import ViewBatches
 
 _BANK_SHARE = 2  # kNN looks among this many times as many images as it classifies

@@ -32,8 +32,7 @@ from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.methods.logits import logit_rounding, ranks_first
 from diptych.models.norms import SplitBatchNorm, frozen_statistics
 from diptych.runs.atomic import atomic_write
-from diptych.runs.folder import RunFolder, require_writable
-from diptych.runs.record import load_record
+from diptych.runs.folder import RunFolder, load_record, require_writable
 from diptych.runtime.progress import ProgressReporter
 from diptych.runtime.runtime import Runtime
 from diptych.views.batches import Batch, Order, ViewBatches

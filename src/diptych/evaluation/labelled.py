@@ -29,7 +29,7 @@ from diptych.images.inventory import listed
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images
 from diptych.images.sources.handed_over import path_of
-from diptych.images.trained_on import TrainedOn
+from diptych.models.weights import TrainedOn
 
 _ALIKE: Final = 0.8  # of the letters of two names of classes, to be taken for a slip
 _NAMED: Final = 5  # images without a label

@@ -16,8 +16,7 @@ from diptych.evaluation.subject import EvaluationOptions, Subject
 from diptych.evaluation.transfer import measure_transfer
 from diptych.evaluation.transformations import measure_transformations
 from diptych.images.open import open_images
-from diptych.images.trained_on import load_trained_on
-from diptych.models.weights import load_encoder
+from diptych.models.weights import load_encoder, load_trained_on
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, require_writable
 from diptych.runtime.progress import ProgressReporter

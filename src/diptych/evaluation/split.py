@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from diptych.errors import ConfigError
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.groups import among, find_groups, join_groups, number_contents
-from diptych.images.trained_on import TrainedOn
+from diptych.models.weights import TrainedOn
 
 NOT_RECORDED: Final = "On images not recorded."
 """What is said of figures of before there were splits."""

@@ -34,7 +34,7 @@ from diptych.images.collection import Collection, ImageSet
 from diptych.images.groups import stratified_group_split
 from diptych.images.open import open_images
 from diptych.images.splits import TEST_NAMES, TRAIN_NAMES
-from diptych.images.trained_on import TrainedOn
+from diptych.models.weights import TrainedOn
 
 TABLE: Final = "labels.csv"
 

@@ -359,3 +359,27 @@ def _mixed(numbers: NDArray[np.generic], seed: int) -> NDArray[np.uint64]:
         found = (found ^ (found >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         found = found ^ (found >> np.uint64(31))
     return found
+
+
+def among(
+    some: NDArray[np.uint64] | None, others: NDArray[np.uint64] | None
+) -> NDArray[np.bool_] | None:
+    """Whether each of some checksums, (images, 2), is one of the others; None where either is."""
+    if some is None or others is None:
+        return None
+    numbers = number_contents(np.concatenate([some, others]))
+    return np.isin(numbers[: len(some)], numbers[len(some) :])
+
+
+def number_contents(checksums: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Numbers of contents, (images,): the same for images whose checksums are.
+
+    >>> number_contents(np.array([[7, 1], [2, 5], [7, 1]], dtype=np.uint64)).tolist()
+    [1, 0, 1]
+    """
+    order = np.lexsort((checksums[:, 1], checksums[:, 0]))
+    ranked = checksums[order]
+    is_new = (ranked[1:] != ranked[:-1]).any(axis=1)
+    numbers = np.zeros(len(checksums), dtype=np.int64)
+    numbers[order[1:]] = np.cumsum(is_new)
+    return numbers

@@ -32,18 +32,19 @@ from diptych.images.sources.arrays import (
 from diptych.images.sources.arrow import find_saved, is_saved
 from diptych.images.sources.handed_over import find_handed_over, is_handed_over
 from diptych.images.sources.image_files import find_in_folder, find_list
-from diptych.images.sources.parquet import find_in_parquet, is_parquet_pattern, list_parquet
-from diptych.images.sources.photographs import PHOTOGRAPHS_NAME, find_photographs, is_photographs
-from diptych.images.sources.remote import fetch, is_remote_file
-from diptych.images.sources.remote_folder import find_in_remote_folder
-from diptych.images.sources.tar_shards import find_in_tar, find_shards, is_shard_pattern
-from diptych.images.sources.torchvision_sets import (
+from diptych.images.sources.known_sets import (
+    PHOTOGRAPHS_NAME,
     absolute_name,
     find_cifar,
+    find_photographs,
     find_torchvision,
     is_cifar,
+    is_photographs,
     is_torchvision,
 )
+from diptych.images.sources.parquet import find_in_parquet, is_parquet_pattern, list_parquet
+from diptych.images.sources.remote import fetch, find_in_remote_folder, is_remote_file
+from diptych.images.sources.tar_shards import find_in_tar, find_shards, is_shard_pattern
 from diptych.images.splits import LocatedImages, hold_out, open_located, role_of
 from diptych.images.tree import walk
 from diptych.runs.folder import is_url

@@ -31,9 +31,8 @@ from diptych.methods.method import (
 from diptych.methods.objective import Loss, contrast, contrast_many
 from diptych.methods.sharded_bank import ShardedBank
 from diptych.methods.shuffle import restore_rows, shuffle_rows
-from diptych.models.encoders import build_encoder, count_features
+from diptych.models.encoders import MomentumEncoder, build_encoder, count_features
 from diptych.models.heads import build_head, build_predictor, output_dim
-from diptych.models.momentum_encoder import MomentumEncoder
 from diptych.models.norms import frozen_statistics, use_norm
 from diptych.runtime.distributed import gather_rows, gather_views, own_view_rows, process_count
 from diptych.views.batches import Batch

@@ -18,7 +18,7 @@ from PIL import Image
 from diptych.images.collection import ImageSet, spread_indices
 from diptych.images.listing import open_listing
 from diptych.images.open import from_array, locate_images, open_images
-from diptych.images.sources.photographs import whole_photographs
+from diptych.images.sources.known_sets import whole_photographs
 from diptych.planning.machine import Machine
 from diptych.planning.planned_run import PlannedRun
 from diptych.planning.storage import ImageOpening, opening_by_rates

@@ -23,8 +23,7 @@ from diptych.config.run import RunConfig
 from diptych.errors import ConfigError, RunFolderError
 from diptych.methods.losses import require_fitting_loss
 from diptych.resolve import Overrides, overlay_all
-from diptych.runs.folder import RunFolder
-from diptych.runs.record import load_record
+from diptych.runs.folder import RunFolder, load_record
 
 MAY_DIFFER: Final = (
     "checkpoint.",

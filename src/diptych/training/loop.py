@@ -31,8 +31,7 @@ from diptych.methods.method import Method, StepOutput
 from diptych.methods.sharded_bank import whole_banks
 from diptych.optimization.loss_scale import LEAST_SCALE
 from diptych.optimization.schedules import encoder_momentum, learning_rate, peak_learning_rate
-from diptych.runs.folder import RunFolder
-from diptych.runs.record import load_record
+from diptych.runs.folder import RunFolder, load_record
 from diptych.runtime.device import choose_device, keep_freed_memory, views_device
 from diptych.runtime.distributed import largest_over_processes, process_count, process_rank
 from diptych.runtime.rendezvous import name_missing, run_on_first, wait_for_all

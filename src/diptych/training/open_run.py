@@ -30,17 +30,19 @@ from diptych.errors import NotSaved, RunFolderError
 from diptych.escaping import HANDLER, escaped
 from diptych.images.collection import Collection
 from diptych.images.open import open_images
-from diptych.images.trained_on import TrainedOn, load_trained_on, save_trained_on, trained_on
 from diptych.logging.progress import Watcher
+from diptych.models.weights import TrainedOn, load_trained_on, save_trained_on, trained_on
 from diptych.resolve import Overrides, asked_recipe, asked_setting, overlay_all, resolve
 from diptych.runs.atomic import atomic_write
-from diptych.runs.folder import RunFolder, alone_in, require_writable
-from diptych.runs.record import (
+from diptych.runs.folder import (
     Identity,
+    RunFolder,
     RunRecord,
+    alone_in,
     is_at,
     load_record,
     new_identity,
+    require_writable,
     write_record,
 )
 from diptych.runtime.world import World, restarts_allowed

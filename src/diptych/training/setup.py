@@ -19,8 +19,7 @@ from diptych.models.activations import offload, recompute_stages
 from diptych.optimization.loss_scale import LossScale
 from diptych.optimization.optimizers import build_optimizer
 from diptych.runs.atomic import atomic_write
-from diptych.runs.folder import RunFolder
-from diptych.runs.record import Identity, RunRecord, write_record
+from diptych.runs.folder import Identity, RunFolder, RunRecord, write_record
 from diptych.runtime.device import choose_device
 from diptych.training.begin_from import load_begin_from
 

@@ -17,7 +17,7 @@ from diptych.images.codecs.channels import Pixels
 from diptych.images.codecs.decode import decode_bytes, decode_file
 from diptych.images.pixels import DecodedPixels
 from diptych.images.sources.image_files import open_folder
-from diptych.images.sources.photographs import PHOTOGRAPHS, _file
+from diptych.images.sources.known_sets import PHOTOGRAPHS, _file
 
 CONFIG = ImagesConfig()
 EXIF_ORIENTATION = 0x0112

@@ -15,15 +15,13 @@ from diptych.views.batches import Order, ViewBatches
 from diptych.views.cpu import to_pixels
 from diptych.views.preview.contact_sheet import (
     TILE_PIXELS,
+    SingleOperation,
     contact_sheet,
+    example_image,
     preview_sheet,
+    show_single_operations,
     show_views,
     to_picture,
-)
-from diptych.views.preview.single_operations import (
-    SingleOperation,
-    example_image,
-    show_single_operations,
 )
 
 
