@@ -55,7 +55,7 @@ def recover_run(
         folder: new, of the run.
         fingerprint: of the images.
         resume: whether to go on was asked for.
-        say: told of damage.
+        say: prints a sentence on each damaged checkpoint.
 
     Raises:
         ForeignCheckpoint: it is another run's, or of several.
@@ -102,7 +102,7 @@ def _text(value: object, place: CheckpointLocation) -> str:
 
 
 def fingerprint_of(config: RunConfig, images: ImageSet) -> str:
-    """What tells the images of a run, and their groups, from others.
+    """What identifies the images of a run, and their groups.
 
     Raises:
         ConfigError: ``images.group_by`` asks for groups that the images do not have.
@@ -122,14 +122,14 @@ def require_same_images(begun_with: object, found: str) -> None:
 
     Raises:
         ImagesError: they are others.
-        RunFolderError: they were told apart in another way, so that nobody knows.
+        RunFolderError: the stored fingerprint is of another version, so the two cannot be compared.
     """
     if begun_with == found:
         return
     if not isinstance(begun_with, str) or _version(begun_with) != _version(found):
         raise RunFolderError(
-            "this run was begun by another version of diptych, which told images from others in "
-            "another way; whether these are its images cannot be said. Go on with that version, or "
+            "this run was begun by another version of diptych, which identified images in "
+            "another way; whether these are its images is not known. Go on with that version, or "
             "begin a new run in another folder."
         )
     raise ImagesError(

@@ -138,7 +138,7 @@ def own_checkpoints(place: LocationT, run: Identity) -> list[LocationT]:
 
 
 def list_checkpoints(place: LocationT) -> list[LocationT]:
-    """The checkpoints in a folder or behind its URL, whosever they are, newest first.
+    """The checkpoints in a folder or behind its URL, of whichever run, newest first.
 
     Raises:
         UnreachableFolder: a server does not answer.
@@ -165,8 +165,8 @@ def load_newest(
 
     Args:
         place: a folder, or a URL of one, that holds the checkpoints of the run.
-        run: whose; others are not read.
-        on_damage: told of each newer one that is damaged and passed over.
+        run: that is loaded; checkpoints of others are not read.
+        on_damage: called with a sentence on each newer one that is damaged and passed over.
 
     Returns:
         Tensors and scalars as they were saved, or None where there is no checkpoint.

@@ -69,7 +69,7 @@ class RunState:
         """Takes back what ``tensors`` and ``scalars`` gave.
 
         A run that begins where another stood may have what that one had not, or the other way:
-        without a saved scale of the loss, one begins; a scale that nobody needs is left.
+        without a saved scale of the loss, one begins; a scale that is not needed is left.
 
         Raises:
             DamagedCheckpoint: a name, a shape or a type is not the one of this run.

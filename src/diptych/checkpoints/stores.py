@@ -63,12 +63,12 @@ class Store(Protocol):
     """A folder of checkpoints, each a few files under a name.
 
     Raises:
-        OSError: from any method; ``errno`` tells of a full disk where there is a disk.
+        OSError: from any method; ``errno`` is that of the system where there is a disk.
         UnreachableFolder: the same, where a server does not answer.
     """
 
     def names(self) -> list[str]:
-        """Of the checkpoints whose writing was completed, in no order, and maybe of other things.
+        """Of the complete checkpoints, in no order, and maybe of other things.
 
         Nothing where the folder is not there.
         """
@@ -310,7 +310,7 @@ class Origin:
 
     @property
     def is_unknown(self) -> bool:
-        """Whether nothing says whose it is: what is left of a checkpoint, or none at all."""
+        """Whether its run is not known: it is what is left of a checkpoint, or none at all."""
         return self.format is None and self.run is None
 
     def __str__(self) -> str:

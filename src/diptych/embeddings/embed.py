@@ -15,10 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from rich.console import Console
 
 from diptych.config.embedding import EmbedSettings
-from diptych.embeddings.embedder import BatchOfViews, Embedder, ViewMaker, blank
+from diptych.embeddings.embedder import BatchOfViews, Embedder, ViewMaker
 from diptych.embeddings.shard_files import (
     Note,
     ShardWriter,
@@ -40,7 +41,7 @@ from diptych.runtime.runtime import Runtime
 
 
 class ShardProgress:
-    """Told how it goes; this one is silent."""
+    """Called as shards are made; this one is silent."""
 
     def say(self, sentence: str) -> None:
         """Something worth a line."""
@@ -79,7 +80,7 @@ class EmbeddingJob:
         settings: the rest.
         out: the folder.
         made: from where, for people.
-        progress: told how it goes.
+        progress: called as it goes.
     """
 
     embedder: Embedder
@@ -127,10 +128,11 @@ class EmbeddingJob:
 
     @cached_property
     def _shared(self) -> dict[str, Any]:
-        config = self.embedder.config
+        config, side = self.embedder.config, self.view_maker.config.side_pixels
+        blank = torch.zeros(1, self.view_maker.channels, side, side)  # to learn a vector's length
         settings = {
             **self.embedder.identity,
-            "dim": self.embedder.vectors((blank(self.view_maker),)).shape[1],
+            "dim": self.embedder.vectors((blank,)).shape[1],
             "precision": self.settings.precision,
             "normalized": self.settings.normalize,
             "views": {
@@ -328,7 +330,7 @@ def embed_shards(
         shards: of the same set.
         settings: how images become vectors.
         runtime: gives device and threads.
-        progress: told how it goes.
+        progress: called as it goes.
     """
     work = _open(run, path, out, settings, runtime, progress or ShardProgress())
     for shard in shards:
@@ -336,7 +338,7 @@ def embed_shards(
 
 
 def check_before_start(run: Path, path: Any, out: Path) -> None:
-    """Refuses what can be told to fail before processes are started, without opening an image.
+    """Refuses what is certain to fail before processes are started, without opening an image.
 
     Args:
         run: a run folder, or an ``encoder.safetensors``.

@@ -68,7 +68,7 @@ class Note:
 
 
 def differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What differs, in words: one for each entry, those inside of others by dotted names.
+    """What differs: a sentence for each entry, nested ones by dotted names.
 
     >>> differences({"dim": 4, "views": {"side": 32}}, {"dim": 4, "views": {"side": 96}})
     ['views.side: 32 there, 96 now']
@@ -398,7 +398,7 @@ def _require_no_others(path: Path, names: list[str]) -> None:
     if others:
         raise EmbeddingsError(
             f"{path} holds more than one set: {listed(others)} {_are(others)} none of the "
-            f"{len(names)} shards that {MANIFEST} tells of. Remove {_them(others)}."
+            f"{len(names)} shards that {MANIFEST} names. Remove {_them(others)}."
         )
 
 

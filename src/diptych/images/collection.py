@@ -184,22 +184,22 @@ def on_classes(train: ImageSet, test: ImageSet | None, part: str) -> list[str]:
         test: held-out ones.
         part: what those are called.
     """
-    said = []
+    sentences = []
     if train.labels is not None and train.classes:
         counts = np.bincount(train.labels[train.labels >= 0], minlength=len(train.classes))
         single = [name for name, count in zip(train.classes, counts, strict=True) if count == 1]
         unlabelled = int((train.labels < 0).sum())
         if single:
-            said.append(
+            sentences.append(
                 f"{_named(single, 'class')} with a single image: {listed(single, most=10)}."
             )
         if unlabelled:
-            said.append(f"{unlabelled:,} of {len(train):,} images have no label.")
+            sentences.append(f"{unlabelled:,} of {len(train):,} images have no label.")
     if test is None or test.labels is None or train.labels is None:
-        return said
+        return sentences
     held_out = readable(part or "test")
-    said += _on_missing(test, train, f"of {held_out}", "those to learn from")
-    return said + _on_missing(train, test, "to learn from", f"those of {held_out}")
+    sentences += _on_missing(test, train, f"of {held_out}", "those to learn from")
+    return sentences + _on_missing(train, test, "to learn from", f"those of {held_out}")
 
 
 def _on_missing(here: ImageSet, there: ImageSet, place: str, lacking: str) -> list[str]:

@@ -189,7 +189,7 @@ def _looked_up(names: Sequence[str], path: Path, column: str) -> list[str]:
 
 
 FIFTH: Final = 0.2
-"""Held out where nothing else is said."""
+"""The share that is held out by default."""
 
 
 class GroupSplit(NamedTuple):

@@ -33,7 +33,7 @@ Progress = Callable[[int, int], None]
 
 
 def ignore_progress(done: int, total: int) -> None:
-    """The default: nobody watches."""
+    """The default: does nothing."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def open_listing(
         listing: the images.
         config: limits, colour mode, and how decoded images are kept.
         executor: its threads read and decode.
-        on_progress: told how far it is.
+        on_progress: called with the images done and their total.
 
     Raises:
         ImagesError: there are no images, or too many of them are unreadable.
@@ -117,7 +117,7 @@ def open_listing(
 
 
 def _with_channels(config: ImagesConfig, index: Index) -> ImagesConfig:
-    """With the channels of most of the first images, where nobody says how many there are."""
+    """With the channels of most of the first images, where no setting gives the number."""
     if config.raw_channels is not None:
         return config
     usable = index.channels[index.heights > 0][:_FIRST]

@@ -192,7 +192,7 @@ def _find_remote_file(url: str, config: ImagesConfig) -> LocatedImages:
 def _with_beside(
     find: Callable[[str, ImagesConfig], LocatedImages],
 ) -> Callable[[str, ImagesConfig], LocatedImages]:
-    """For folders of a known form: tells of images and shards that lie beside."""
+    """For folders of a known form: lists images and shards that lie beside as left out."""
 
     def found(path: str, config: ImagesConfig) -> LocatedImages:
         tree = walk(Path(path))

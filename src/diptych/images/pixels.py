@@ -245,7 +245,7 @@ class KeptPixels:
     Attributes:
         decoded: decodes them.
         batch: room for all of them.
-        known: bool (images,), whose pixels lie in ``batch`` and were seen by this process.
+        known: bool (images,): this process has seen that the pixels lie in ``batch``.
         sums: uint64 (images,), of what lies in a file: a checksum where an image is there, else 0;
             None in memory, where ``known`` says all.
     """
@@ -301,7 +301,7 @@ def keep_pixels(
     Args:
         decoded: the images.
         config: says where to keep them, and how much room they may take.
-        cache_file: of the set; None where nothing tells when the images change.
+        cache_file: of the set; None where a change of the images cannot be noticed.
 
     Returns:
         The images, and a sentence where something else was asked for.
@@ -340,7 +340,7 @@ def _in_file(
 ) -> tuple[PixelSource, str | None]:
     if cache_file is None:
         return decoded, (
-            "These images can be kept in no file, as nothing tells when they change; they are "
+            "These images can be kept in no file, as a change of them cannot be noticed; they are "
             "decoded at every use."
         )
     try:

@@ -99,7 +99,7 @@ def load_encoder(run: str | Path | RunFolder, *, head_layers: int = 0) -> Pretra
     config = overlay(RunConfig(), settings, str(file))
     _require_room(config, weights, file)
     network = untrained_encoder(config)
-    _fill(network, weights, file)
+    network.load_state_dict(weights)
     if head_layers:
         head = _load_head(file.with_name(RunFolder(file.parent).head.name), network, config)
         network = nn.Sequential(network, first_layers(head, head_layers))
@@ -154,7 +154,7 @@ class TrainedOn:
 
     Attributes:
         checksums: (images, 2), of each image's content; see ``ImageSet``.
-        labels_used: whether it was told their labels.
+        labels_used: whether it learned from their labels too.
     """
 
     checksums: NDArray[np.uint64]
@@ -221,11 +221,11 @@ def _load_head(file: Path, encoder: nn.Module, config: RunConfig) -> nn.Module:
     features = count_features(
         encoder, channels=config.images.channels, side_pixels=config.views.side_pixels
     )
-    with torch.device("meta"):
+    with torch.device("meta"):  # a hostile config must not take memory before it is compared
         room = use_norm(build_head(config.head, features=features, seed=config.seed), config.norm)
     _require_alike(room, weights, file)
     head = use_norm(build_head(config.head, features=features, seed=config.seed), config.norm)
-    _fill(head, weights, file)
+    head.load_state_dict(weights)
     return head
 
 
@@ -266,8 +266,3 @@ def _misfit(file: Path, what: str) -> str:
         f"{file} does not fit the config in its own header: {what}. It was written by another "
         "version of diptych, or changed since; restore it."
     )
-
-
-def _fill(network: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
-    _require_alike(network, weights, file)
-    network.load_state_dict(weights, strict=True)

@@ -19,8 +19,8 @@ from diptych.runs.atomic import atomic_write
 from diptych.views.preview.contact_sheet import (
     ShownViews,
     SingleOperation,
+    contact_sheet,
     example_image,
-    preview_sheet,
     show_single_operations,
     show_views,
     to_picture,
@@ -75,7 +75,7 @@ def write_preview(
         page = _page(collection, config, advice, executor, image_count, view_count)
         atomic_write(out, page.encode(errors=HANDLER))
         return
-    sheet = preview_sheet(
+    sheet = contact_sheet(
         collection.train,
         config.views,
         executor,
@@ -83,6 +83,7 @@ def write_preview(
         image_count=image_count,
         view_count=view_count,
         run_views=config.method.views,
+        single_operations=True,
     )
     picture = io.BytesIO()
     sheet.save(picture, "PNG")

@@ -21,7 +21,7 @@ from typing import Any, Final
 from diptych.errors import RunFolderError
 from diptych.runs.atomic import atomic_write
 
-PATIENCE_SECONDS: Final = 20.0  # in which a process that was told to stop may save its run
+PATIENCE_SECONDS: Final = 20.0  # in which a process that was asked to stop may save its run
 _POLL_SECONDS: Final = 0.2
 
 
@@ -53,7 +53,7 @@ class RunFolder:
 
     @property
     def record(self) -> Path:
-        """Who the run is: its identity, which its checkpoints repeat; see ``RunRecord``."""
+        """Which run it is: its identity, which its checkpoints repeat; see ``RunRecord``."""
         return self.path / "run.json"
 
     @property
@@ -206,11 +206,11 @@ _MOST_BYTES: Final = 2**20
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells a run from all others.
+    """What identifies a run.
 
     Attributes:
         id: 32 hexadecimal digits, drawn at random when the run begins.
-        begun_as: the path of its folder then, by which people know it.
+        begun_as: the path of its folder then, for messages.
     """
 
     id: str
@@ -308,7 +308,7 @@ def _read(path: Path) -> Mapping[str, Any]:
             content = json.loads(file.read(_MOST_BYTES))
     except FileNotFoundError as error:
         raise RunFolderError(
-            f"{path} is missing, which says who the run is; its checkpoints cannot be told from "
+            f"{path} is missing, which says which run this is; its checkpoints cannot be told from "
             "those of others. Runs of older versions of diptych have none: go on with the version "
             "that began it, or begin a new run."
         ) from error

@@ -31,7 +31,7 @@ from diptych.views.cpu import (
 from diptych.views.device import make_views_on
 from diptych.views.draw import draw_views
 
-SMALLEST_BATCH = 2  # an image is told from another one
+SMALLEST_BATCH = 2  # contrast is between two images
 
 
 ORDER_STREAM = 0x4F524452  # "ORDR": keeps these draws apart from any other use of the seed
@@ -181,7 +181,7 @@ class ViewBatches:
         """The batch of each step, made one ahead while an accelerator works on the last.
 
         Args:
-            steps: whose batches.
+            steps: to make the batches of.
             pin: copy them to pinned memory, for a CUDA device.
         """
 

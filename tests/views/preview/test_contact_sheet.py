@@ -18,7 +18,6 @@ from diptych.views.preview.contact_sheet import (
     SingleOperation,
     contact_sheet,
     example_image,
-    preview_sheet,
     show_single_operations,
     show_views,
     to_picture,
@@ -159,7 +158,9 @@ def test_the_whole_sheet_wraps_its_words(
 ) -> None:
     images = image_set(rng.integers(0, 256, (3, 32, 32, 1), dtype=np.uint8))
     config = ViewsConfig(side_pixels=32, policy="crop + rand_augment + solarize + rotate")
-    whole = preview_sheet(images, config, executor, seed=0, image_count=2, view_count=1)
+    whole = contact_sheet(
+        images, config, executor, seed=0, image_count=2, view_count=1, single_operations=True
+    )
     assert isinstance(whole, Image.Image)
     assert (np.asarray(whole)[:, -12:] == 255).all()
     first = contact_sheet(images, config, executor, seed=0, image_count=2, view_count=1)

@@ -149,7 +149,7 @@ def pages(data: bytes) -> int:
     found = format_of(data)
     try:
         return 1 if found is None else max(1, found.pages(data))
-    except Exception:  # a damaged file is told of when it is decoded
+    except Exception:  # a damaged file is reported when it is decoded
         return 1
 
 

@@ -175,7 +175,7 @@ def is_reducible(data: bytes) -> bool:
 def plain_jpeg_header(data: bytes) -> tuple[int, int, int] | None:
     """Height, width and channels of a JPEG that is gray or RGB and stands upright.
 
-    None for anything else, a damaged file included: those take the careful way.
+    None for anything else, a damaged file included: ``decode_any_jpeg`` reads those.
     """
     if not data.startswith(_START) or any(mark in data for mark in _TURNING):
         return None
@@ -245,7 +245,7 @@ def decode_jpeg(
         size: height and width that the header names.
         space: "RGB", "GRAY" or, of a file that is stored so, "CMYK".
         side: pixels that the shorter side must keep: both are divided by 1, 2, 4 or 8, rounded up.
-        room: uint8 (any,): the pixels are laid at its beginning if they fit.
+        room: uint8 (any,): the pixels are written to its beginning if they fit.
 
     Returns:
         (height, width, 3, 1 or 4), uint8.
@@ -265,7 +265,7 @@ def decode_jpeg(
     in_full = _decode(
         parts.joined(), space, buffer=buffer if wanted == size else None, strict=False
     )
-    # libjpeg tells only its first warning, which may be another one than that of missing pixels.
+    # libjpeg reports its first warning only; that of missing pixels may have come after it.
     if not parts.ended or _PREMATURE in warning or _is_filled_up(parts, space, in_full):
         raise UnreadableImage("damaged: a JPEG that ends early; part of the picture is missing")
     if wanted == size:

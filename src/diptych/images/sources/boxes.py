@@ -82,7 +82,7 @@ def open_boxes(
         parts: their names.
         config: limits, colour mode and the cache; its path is not used.
         executor: its threads decode.
-        on_progress: told how many images are read.
+        on_progress: called with the images read and their total.
 
     Raises:
         ImagesError: there is no such part, it is not in either form, or too many of its images
@@ -201,11 +201,11 @@ def check_boxes(
 
 
 def _remarks(origin: str, clipped: int, empty: int, skipped: int) -> list[str]:
-    said = []
+    remarks = []
     if clipped:
-        said.append(f"{clipped} boxes in {origin} reached over the edge and are clipped.")
+        remarks.append(f"{clipped} boxes in {origin} reached over the edge and are clipped.")
     if empty:
-        said.append(f"{empty} boxes in {origin} have no area and are left out.")
+        remarks.append(f"{empty} boxes in {origin} have no area and are left out.")
     if skipped:
-        said.append(f"{skipped} images in {origin} are skipped.")
-    return said
+        remarks.append(f"{skipped} images in {origin} are skipped.")
+    return remarks

@@ -262,7 +262,7 @@ def _arrays(dataset: Any, config: ImagesConfig, origin: str) -> ImageSet:
     if stack.ndim == 4 and stack.shape[1] in (1, 3):
         stack = stack.transpose(0, 2, 3, 1)
     values = np.asarray(dataset.targets if hasattr(dataset, "targets") else dataset.labels)
-    values = values.reshape(len(values), -1)[:, 0]  # QMNIST tells the writer and more besides
+    values = values.reshape(len(values), -1)[:, 0]  # QMNIST's labels have further columns
     found = image_set(stack, values, config, origin)
     names = getattr(dataset, "classes", ())
     numbers = [int(text) for text in found.classes]

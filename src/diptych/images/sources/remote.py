@@ -84,7 +84,7 @@ def with_retries(read: Callable[[], Answer]) -> Answer:
             return read()
         except (FileNotFoundError, PermissionError, UnreadableImage, ImagesError):
             raise
-        except Exception:  # each protocol's client raises errors of its own
+        except Exception:  # every protocol's client has its own classes of errors
             time.sleep(pause)
     return read()
 
@@ -170,7 +170,7 @@ def _fetch_into(folder: Path, url: str, budget: int) -> Path:
         size = with_retries(lambda: _download(system, place, url, copy, budget, known.get("size")))
     except ImagesError:
         raise
-    except Exception as error:  # each protocol's client raises errors of its own
+    except Exception as error:  # every protocol's client has its own classes of errors
         raise ImagesError(
             f"{url} could not be fetched into {folder}: {one_line(error)}. Check the connection "
             "and try again."
@@ -223,7 +223,7 @@ def _fetch_labels(folder: Path, url: str, budget: int) -> None:
     system, place = connect(f"{head}/{beside}")
     try:
         there = beside != name and with_retries(lambda: bool(system.exists(place)))
-    except Exception as error:  # each protocol's client raises errors of its own
+    except Exception as error:  # every protocol's client has its own classes of errors
         raise ImagesError(f"{head}/{beside} cannot be asked for: {one_line(error)}.") from error
     if there:
         _fetch_into(folder, f"{head}/{beside}", budget)
@@ -232,7 +232,7 @@ def _fetch_labels(folder: Path, url: str, budget: int) -> None:
 def _asked(url: str, question: Any) -> Any:
     try:
         return with_retries(question)
-    except Exception as error:  # each protocol's client raises errors of its own
+    except Exception as error:  # every protocol's client has its own classes of errors
         raise ImagesError(
             f"{url} cannot be opened: {one_line(error)}. Check the address and the connection."
         ) from error
@@ -265,7 +265,7 @@ def find_in_remote_folder(url: str) -> LocatedImages:
         entries, others = with_retries(lambda: _find(system, root.rstrip("/"), url))
     except ImagesError:
         raise
-    except Exception as error:  # each protocol's client raises errors of its own
+    except Exception as error:  # every protocol's client has its own classes of errors
         raise ImagesError(
             f"{url} cannot be listed: {one_line(error)}. Check the address and the connection."
         ) from error
@@ -340,7 +340,7 @@ def _reader(system: Any, entries: Sequence[Entry]) -> Callable[[int], bytes]:
             return with_retries(lambda: _read_bounded(system, entries[index]["name"]))
         except UnreadableImage:
             raise
-        except Exception as error:  # each protocol's client raises errors of its own
+        except Exception as error:  # every protocol's client has its own classes of errors
             raise UnreadableImage(one_line(error)) from error
 
     return read
@@ -356,7 +356,7 @@ def _read_bounded(system: Any, place: str) -> bytes:
 
 
 def _stamper(system: Any, entries: Sequence[Entry]) -> Callable[[int], tuple[int, int]] | None:
-    """Sizes and times where a listing tells them; an index page does not."""
+    """Sizes and times where a listing has them; an index page has none."""
     if is_http(system):
         return None
 

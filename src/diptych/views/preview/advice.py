@@ -228,7 +228,7 @@ def _copies(images: ImageSet, config: ViewsConfig, looked: Survey) -> list[str]:
     are = "is a copy" if len(pairs) == 1 else "are copies"
     return [
         f"{len(pairs):,} of {_looked_at(images, looked)} {are} of an earlier one ({other} of "
-        f"{one}). Copies are each other's negatives, though nothing tells them apart: keep one of "
+        f"{one}). Copies are each other's negatives, though they are the same: keep one of "
         "each."
     ]
 

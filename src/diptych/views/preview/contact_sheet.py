@@ -350,6 +350,7 @@ def contact_sheet(
     image_count: int = 8,
     view_count: int = 8,
     run_views: int = 2,
+    single_operations: bool = False,
 ) -> Image.Image:
     """A sheet with one row for each image: its centred square, then views of it.
 
@@ -361,6 +362,7 @@ def contact_sheet(
         image_count: rows.
         view_count: full-sized views in a row.
         run_views: full-sized views that the run makes of an image.
+        single_operations: show each operation alone below, on the image that shows most of it.
     """
     shown = show_views(
         images,
@@ -371,7 +373,12 @@ def contact_sheet(
         view_count=view_count,
         run_views=run_views,
     )
-    return draw_sheet(shown, config)
+    if not single_operations:
+        return draw_sheet(shown, config)
+    example = example_image(images, config, executor)
+    return draw_sheet(
+        shown, config, show_single_operations(images, example, config, executor, seed=seed)
+    )
 
 
 def draw_sheet(
@@ -399,34 +406,6 @@ def draw_sheet(
         pen.words(one.words, _INK)
         pen.row(one.labels, list(one.pictures))
     return pen.sheet()
-
-
-def preview_sheet(
-    images: ImageSet,
-    config: ViewsConfig,
-    executor: Executor,
-    *,
-    seed: int,
-    image_count: int = 8,
-    view_count: int = 8,
-    run_views: int = 2,
-) -> Image.Image:
-    """The contact sheet with, below it, each operation alone on the image that shows most.
-
-    Args: as of ``contact_sheet``.
-    """
-    shown = show_views(
-        images,
-        config,
-        executor,
-        seed=seed,
-        image_count=image_count,
-        view_count=view_count,
-        run_views=run_views,
-    )
-    example = example_image(images, config, executor)
-    alone = show_single_operations(images, example, config, executor, seed=seed)
-    return draw_sheet(shown, config, alone)
 
 
 class _Pen:
