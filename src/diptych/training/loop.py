@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.checkpoints.identity import fingerprint_of
 from diptych.checkpoints.saver import Saver
-from diptych.checkpoints.state import RunState
+from diptych.checkpoints.state import RunState, fingerprint_of
 from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.files import to_toml
 from diptych.config.run import RunConfig

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from diptych.checkpoints.identity import (
+from diptych.checkpoints.save_and_load import list_checkpoints, refuse_foreign_checkpoints
+from diptych.checkpoints.state import (
     MAY_CHANGE_ON_RESUME,
     fingerprint_of,
     recover_run,
     require_same_images,
 )
-from diptych.checkpoints.save_and_load import list_checkpoints, refuse_foreign_checkpoints
 from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.consistency import require_divisible
 from diptych.config.files import differing_keys, flatten, load_run_config, to_toml

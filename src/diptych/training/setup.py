@@ -4,9 +4,8 @@ from concurrent.futures import Executor
 
 import torch
 
-from diptych.checkpoints.identity import require_same_images
 from diptych.checkpoints.save_and_load import list_checkpoints, load_newest, steps_in
-from diptych.checkpoints.state import RunState
+from diptych.checkpoints.state import RunState, require_same_images
 from diptych.checkpoints.stores import CheckpointLocation
 from diptych.config.files import to_toml
 from diptych.config.run import RunConfig
