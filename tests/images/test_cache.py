@@ -13,13 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from conftest import open_folder
 from diptych.config.data import ImagesConfig
 from diptych.images import listing, pixels
 from diptych.images.codecs.decode import decode_bytes
 from diptych.images.collection import ImageSet
 from diptych.images.open import open_images
 from diptych.images.pixels import DecodedPixels, KeptPixels
-from diptych.images.sources.image_files import open_folder
 
 
 @pytest.fixture

@@ -254,6 +254,7 @@ class HostCopy:
         self._buffers = {name: self._buffer(name, one) for name, one in tensors.items()}
         for name, one in tensors.items():
             self._buffers[name].copy_(one, non_blocking=True)
+        # Copies from a device are under way until then; the next step would change their sources.
         for device in {one.device for one in tensors.values() if one.device.type != "cpu"}:
             torch.accelerator.synchronize(device)
         return dict(self._buffers)

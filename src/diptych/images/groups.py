@@ -102,7 +102,7 @@ def find_groups(names: Sequence[str], group_by: str) -> Groups:
         keys = _matches(names, detail)
     elif group_by.rpartition(":")[0].lower().endswith(".csv"):
         path, _, column = group_by.rpartition(":")
-        keys = _looked_up(names, Path(path).expanduser(), column)
+        keys = _from_table(names, Path(path).expanduser(), column)
     else:
         raise ConfigError(f"images.group_by must be {_FORMS}; got {group_by!r}.")
     numbers: dict[str, int] = {}
@@ -119,6 +119,7 @@ def find_groups(names: Sequence[str], group_by: str) -> Groups:
 
 @lru_cache(maxsize=16)
 def _uniforms(count: int, seed: int, epoch: int, view: int) -> NDArray[np.float64]:
+    # For all images of the set: an image's draw must not depend on the batch that it is in.
     key = np.array([seed, PARTNER_STREAM], dtype=np.uint64)
     bits = np.random.Philox(key=key, counter=np.array([0, 0, view, epoch], dtype=np.uint64))
     return np.random.Generator(bits).random(count)
@@ -157,7 +158,7 @@ def _matches(names: Sequence[str], pattern: str) -> list[str]:
     return [match[1] or "" for match in found if match is not None]
 
 
-def _looked_up(names: Sequence[str], path: Path, column: str) -> list[str]:
+def _from_table(names: Sequence[str], path: Path, column: str) -> list[str]:
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.DictReader(file)

@@ -152,7 +152,7 @@ def find_index(
         return stored.index.select(rows), None
     # One process of many looks; the others wait, and find what it kept.
     with _locked(place):
-        begun = time.time_ns()
+        begun = time.time_ns()  # before the stamps: files that change from now on are doubted
         stored, stamps = _load(place), _stamps(stamp, len(names))
         rows = stored.rows_of(names, stamps)
         index = look.complete(stored.index, rows, executor, on_progress)

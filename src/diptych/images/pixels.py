@@ -276,7 +276,7 @@ class KeptPixels:
             self.decoded.decode_into(index, room)
         elif self.sums[index] != _sum(room):
             self.decoded.decode_into(index, room)
-            self.sums[index] = _sum(room)
+            self.sums[index] = _sum(room)  # last: a process that dies before leaves no checksum
         self.known[index] = True
 
 

@@ -98,6 +98,7 @@ class MomentumEncoder(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
+        # The optimizer takes what requires a gradient, so it leaves these weights alone.
         self.network = copy.deepcopy(network).requires_grad_(False)
 
     @torch.no_grad()

@@ -75,10 +75,7 @@ def tensor_pieces(tensors: Mapping[str, Tensor]) -> list[Piece]:
             "shape": list(tensor.shape),
             "data_offsets": [begin, end],
         }
+    bodies = [tensors[name].reshape(-1).view(torch.uint8).numpy().data for name in names]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    return [len(text).to_bytes(8, "little"), text, *(_bytes(tensors[name]) for name in names)]
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+    return [len(text).to_bytes(8, "little"), text, *bodies]

@@ -76,7 +76,7 @@ class Order:
         return epoch, _shuffled(self.seed, epoch, self.image_count)[start : start + self.batch_size]
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=2)  # batches made ahead may be of the next epoch already
 def _shuffled(seed: int, epoch: int, image_count: int) -> NDArray[np.int64]:
     key = np.array([seed, ORDER_STREAM], dtype=np.uint64)
     bits = np.random.Philox(key=key, counter=np.array([0, 0, 0, epoch], dtype=np.uint64))
@@ -189,6 +189,7 @@ class ViewBatches:
             batch = self.at(step)
             return batch.pinned() if pin else batch
 
+        # One thread and one batch ahead: more would only hold more batches in memory.
         with ThreadPoolExecutor(1, thread_name_prefix="diptych-prefetch") as ahead:
             waiting = ahead.submit(make, steps.start) if len(steps) else None
             for step in steps:

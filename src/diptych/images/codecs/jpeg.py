@@ -142,7 +142,6 @@ REDUCTIONS: Final = (8, 4, 2)
 _START: Final = b"\xff\xd8\xff"
 _TURNING: Final = (b"Exif\0\0", b"tiff:Orientation")  # where a file can ask to be turned
 _CHANNELS: Final = {"GRAY": 1, "RGB": 3, "CMYK": 4}
-_ENDS_EARLY: Final = "damaged: a JPEG that ends early; part of the picture is missing"
 _PREMATURE: Final = "premature end"  # of libjpeg's warnings, the one that pixels are missing
 
 

@@ -103,13 +103,11 @@ def open_boxes(
         raise ImagesError(f"{root}: there is not a single box in {' and '.join(parts)}.")
     classes = tuple(sorted(names))
     opened = [_opened(root, part, classes, config, executor, on_progress) for part in annotated]
-    return [_named(images, part) for images, part in zip(opened, parts, strict=True)]
-
-
-def _named(found: BoxedImages, part: str) -> BoxedImages:
-    """With the name of the part at every image that is skipped."""
-    skipped = tuple(replace(one, part=part) for one in found.images.skipped)
-    return replace(found, images=replace(found.images, skipped=skipped))
+    named = list[BoxedImages]()
+    for found, part in zip(opened, parts, strict=True):
+        skipped = tuple(replace(one, part=part) for one in found.images.skipped)
+        named.append(replace(found, images=replace(found.images, skipped=skipped)))
+    return named
 
 
 def _opened(

@@ -204,6 +204,7 @@ def as_file(image: Any, bits: int) -> bytes:
 def _contents_of(dataset: Any) -> _Contents:
     if id(dataset) not in _contents:
         found = _read_all(dataset)
+        # Another object may get the same id once this one is gone.
         weakref.finalize(dataset, _contents.pop, id(dataset), None)
         _contents[id(dataset)] = found
     return _contents[id(dataset)]

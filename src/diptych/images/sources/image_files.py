@@ -3,7 +3,6 @@
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -15,10 +14,10 @@ from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.escaping import readable
 from diptych.images.codecs.decode import EXTENSIONS, read_bytes
-from diptych.images.collection import CompactNames, ImageSet
+from diptych.images.collection import CompactNames
 from diptych.images.index import file_stamp
 from diptych.images.inventory import Skipped, Tally, why_no_image
-from diptych.images.listing import Listing, Progress, ignore_progress, open_listing
+from diptych.images.listing import Listing
 from diptych.images.sources.tar_shards import find_in_tar, list_tar, read_samples
 from diptych.images.splits import (
     LocatedImages,
@@ -27,18 +26,8 @@ from diptych.images.splits import (
     refuse_unclear,
     role_of,
 )
-from diptych.images.tree import Tree, lies_in, part_around, walk
+from diptych.images.tree import Tree, lies_in, part_around
 from diptych.runs.folder import is_url
-
-
-def open_folder(
-    root: Path,
-    config: ImagesConfig,
-    executor: Executor,
-    on_progress: Progress = ignore_progress,
-) -> ImageSet:
-    """The images in a folder, all together, whatever its folders are called."""
-    return open_listing(list_folder(root, walk(root)), config, executor, on_progress)
 
 
 def find_in_folder(root: Path, tree: Tree) -> LocatedImages:
@@ -223,14 +212,11 @@ def _parts(tree: Tree, base: str) -> tuple[str, ...]:
 def _inner(tree: Tree, place: str) -> str:
     """The folder of a part; of one in which there is nothing but itself again, the inner one."""
     level = _level(tree, place)
-    while len(level.folders) == 1 and not level.loose and _is_again(level.folders[0], place):
+    again = os.path.basename(place).lower()
+    while len(level.folders) == 1 and not level.loose and level.folders[0].lower() == again:
         place = os.path.join(place, level.folders[0])
         level = _level(tree, place)
     return place
-
-
-def _is_again(name: str, place: str) -> bool:
-    return name.lower() == os.path.basename(place).lower()
 
 
 def _beside(tree: Tree, base: str, parts: Iterable[str]) -> list[str]:

@@ -190,15 +190,15 @@ def _gray(images: ImageSet, config: ViewsConfig, looked: Survey) -> list[str]:
     share = looked.gray.mean()
     if not colored or share < SHARE:
         return []
-    counted = f"{_some(looked.gray, images, looked)} {_are(looked.gray)} gray in three equal channels"
+    some = f"{_some(looked.gray, images, looked)} {_are(looked.gray)} gray in three equal channels"
     if share >= _USUAL_SHARE:
         return [
-            f"{counted}, on which saturation, hue and dropped colour do nothing: --images.color gray "
+            f"{some}, on which saturation, hue and dropped colour do nothing: --images.color gray "
             "saves two thirds of the work on pixels; stronger brightness and contrast in `color` "
             "make up for the rest."
         ]
     return [
-        f"{counted}, and others are not: an encoder can separate them by that alone, whatever they "
+        f"{some}, and others are not: an encoder can separate them by that alone, whatever they "
         "show. --images.color gray makes all alike, if colour is not what matters."
     ]
 

@@ -337,9 +337,6 @@ Ink = tuple[int, int, int]
 _INK, _SOFT, _LINE, _PAPER = (38, 42, 51), (107, 114, 128), (216, 219, 224), (255, 255, 255)
 _CELL: Final = TILE_PIXELS + GAP_PIXELS
 
-Row = tuple[Sequence[str], Sequence[NDArray[np.uint8]]]
-"""Labels and pictures, side by side; a label stands above its picture."""
-
 
 def contact_sheet(
     images: ImageSet,
@@ -457,16 +454,12 @@ class _Pen:
         self._texts.append((left, self._bottom, text, size, ink))
 
 
-def _length(text: str, size: int) -> float:
-    return ImageFont.load_default(size).getlength(text)
-
-
 def _broken(text: str, width: int) -> list[str]:
     """Text in lines of at most so many pixels, broken between words."""
-    lines: list[str] = []
+    lines, font = list[str](), ImageFont.load_default(_TEXT)
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and _length(longer, _TEXT) <= width:
+        if lines and font.getlength(longer) <= width:
             lines[-1] = longer
         else:
             lines.append(word)

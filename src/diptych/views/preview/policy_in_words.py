@@ -97,7 +97,7 @@ def operation_in_words(
     """
     if isinstance(operation, Center):
         return f"the largest centred square, {_resized(operation, side_pixels)}"
-    title, effect = _title(operation), _effect(operation, channels, side_pixels, strength)
+    title, effect = _TITLES[type(operation)], _effect(operation, channels, side_pixels, strength)
     if operation.probability == 0.0:
         return f"{title}, never"
     often = "always" if operation.probability == 1.0 else percent(operation.probability)
@@ -109,10 +109,6 @@ def operation_in_words(
 def percent(share: float) -> str:
     """A share in per cent, with three significant digits."""
     return f"{100.0 * share:.3g}%"
-
-
-def _title(operation: Operation) -> str:
-    return _TITLES[type(operation)]
 
 
 _TITLES: Final[dict[type[Operation], str]] = {
