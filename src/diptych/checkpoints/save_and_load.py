@@ -124,7 +124,7 @@ def origins(place: CheckpointLocation) -> dict[str, Origin]:
 
 
 def own_checkpoints(place: LocationT, run: Identity) -> list[LocationT]:
-    """Those that a run wrote, newest first, and what is left of damaged ones.
+    """The checkpoints of a run, newest first, and damaged ones that may be of any run.
 
     Raises:
         ForeignCheckpoint: there are others, and none of the run.

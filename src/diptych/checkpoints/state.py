@@ -108,7 +108,7 @@ class RunState:
             self.optimizer.state[parameter][key] = value.detach().clone()
 
     def _require_fitting(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
-        """Refuses names, shapes and types of which ``load_state_dict`` would make no error."""
+        """Refuses names, shapes and types that ``load_state_dict`` would accept."""
         if (wanted := _names_of(tensors)) != (stated := scalars.get("tensors")):
             raise DamagedCheckpoint(f"it holds the tensors {wanted} and lists {stated}")
         held = self.method.state_dict()
@@ -174,13 +174,12 @@ MAY_CHANGE_ON_RESUME: Final = (
     "images.cache_megabytes",
     "images.cache_file_megabytes",
 )
-"""Settings that may be others when a run goes on: the images may be moved, as their fingerprint
-decides what they are, and no pixel depends on where it is kept."""
+"""Settings that may change when a run resumes: the images may be moved, as their fingerprint
+identifies them, and no pixel depends on where it is kept."""
 
 MAY_CHANGE_WITH_MACHINE: Final = (
     *MAY_CHANGE_ON_RESUME,
     "checkpoint.folder",
-    "images.cache_folder",
     "training.device",
     "training.threads",
     "views.threads",

@@ -428,5 +428,5 @@ def _describes(files: Any) -> TypeGuard[Mapping[str, Description]]:
 
 
 def _sum(content: Mapping[str, Any]) -> str:
-    """Of what a manifest says, in whatever order and spacing."""
+    """The checksum of a manifest's content, which does not depend on order or spacing."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -152,7 +152,7 @@ class ShardReader:
     def of(
         cls, some: range, fetch: Callable[[int], tuple[bytes, Callable[[], Pixels]]]
     ) -> "ShardReader":
-        """Of images none of which is read yet."""
+        """A reader that has read none of its images yet."""
         return cls(some, fetch, np.zeros((len(some), 2), "<u8"))
 
     def pixels(self, index: int) -> Pixels:

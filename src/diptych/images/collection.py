@@ -203,7 +203,7 @@ def on_classes(train: ImageSet, test: ImageSet | None, part: str) -> list[str]:
 
 
 def _on_missing(here: ImageSet, there: ImageSet, place: str, lacking: str) -> list[str]:
-    """That one part has classes which another lacks."""
+    """A sentence where one part has classes which another lacks."""
     known = set(there.classes)
     only = [number for number, name in enumerate(here.classes) if name not in known]
     if not only or here.labels is None:

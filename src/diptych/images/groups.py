@@ -106,7 +106,7 @@ def find_groups(names: Sequence[str], group_by: str) -> Groups:
     else:
         raise ConfigError(f"images.group_by must be {_FORMS}; got {group_by!r}.")
     numbers: dict[str, int] = {}
-    # By its place: an image of which nothing is known is a group of its own.
+    # An image without a key gets a key of its own, made from its place: it shares no group.
     own = (key or f"\0{place}" for place, key in enumerate(keys))
     found = np.array([numbers.setdefault(key, len(numbers)) for key in own], dtype=np.int64)
     if len(numbers) < 2:

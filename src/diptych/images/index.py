@@ -127,7 +127,7 @@ def find_index(
     executor: Executor,
     on_progress: Callable[[int, int], None],
 ) -> tuple[Index, str | None]:
-    """The index of some files: what is kept of it, and the rest looked at.
+    """The index of some files: rows that are kept and still hold, and the rest read and decoded.
 
     Args:
         names: of the files.
@@ -225,7 +225,7 @@ def checksum(data: bytes | memoryview) -> tuple[int, int]:
 
 
 def file_stamp(path: str | Path) -> tuple[int, int]:
-    """Size of a file and when it changed last: its bytes, or (a copy put in its place) itself.
+    """Size of a file and its last change, of its bytes or of its entry (as a copy moved there).
 
     Raises:
         OSError: it is not there.
@@ -236,7 +236,7 @@ def file_stamp(path: str | Path) -> tuple[int, int]:
 
 @lru_cache
 def decoders() -> str:
-    """What decides, beside file and settings, what is known of a file and what its pixels are."""
+    """Versions of the packages that decode: rows and pixels depend on them too."""
     packages = ("diptych", "imagecodecs", "pillow", "simplejpeg", "tifffile")
     return " ".join([_VERSION, *(f"{name} {version(name)}" for name in packages)])
 

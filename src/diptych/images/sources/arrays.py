@@ -277,7 +277,7 @@ def image_set(
 
 
 def _number(labels: NDArray[np.generic] | None) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """Labels as positions in the classes that there are, -1 for none; None if there are none."""
+    """Labels as positions in the classes that occur, -1 for none; None if no image has one."""
     if labels is None or not (labels != _UNLABELLED).any():
         return None, ()
     flat = labels.reshape(-1)

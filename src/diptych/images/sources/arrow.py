@@ -96,7 +96,7 @@ def number_labels(values: Sequence[Any], names: Sequence[str] | None, origin: st
 
 
 def label_items(values: Sequence[Any], names: object, origin: str) -> Labels:
-    """Labels of a data set in Python, by its own names of classes if it has one for each number."""
+    """Labels of a data set in Python, named by its list of classes if that covers all numbers."""
     if not any(value is not None for value in values):
         return None, ()
     good = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)

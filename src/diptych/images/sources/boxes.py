@@ -163,7 +163,7 @@ class _CheckedBoxes:
 def check_boxes(
     annotation: Annotation, size: tuple[int, int], classes: Sequence[str]
 ) -> _CheckedBoxes | Skipped:
-    """Holds an annotation against its image.
+    """Compares an annotation with its image.
 
     Args:
         annotation: what the file says.

@@ -155,7 +155,7 @@ def labels_from_folders(
 
 
 def _on_one_folder(tree: Tree, inside: str, part: str) -> list[str]:
-    """That there are no classes, where all images of a part, or of all, lie in one folder."""
+    """A remark where all images of a part, or of all, lie in one folder: there are no classes."""
     tops = {one.partition(os.sep)[0] for one in _below([*tree.images], inside)}
     if len(tops) != 1 or inside in tree.images:
         return []
@@ -167,7 +167,7 @@ def _on_one_folder(tree: Tree, inside: str, part: str) -> list[str]:
 
 
 def _on_deeper_parts(tree: Tree) -> list[str]:
-    """That folders named as parts are none, where they lie in class folders."""
+    """A remark where folders named as parts lie in class folders, and so are not parts."""
     deeper = sorted({part_around(folder) for folder in tree.images} - {""})
     if not deeper:
         return []
@@ -288,7 +288,7 @@ def _own(part: str, base: str) -> str:
 
 
 def _on_shared_folders(tree: Tree, places: Sequence[str]) -> list[str]:
-    """That a part to learn from and a held-out one share a folder."""
+    """A remark where a part to learn from and a held-out one share a folder."""
     train, *held_out = places
     for pair in tree.shared:
         for first, second in (pair, pair[::-1]):
@@ -313,7 +313,7 @@ def _below(names: Sequence[str], folder: str) -> Sequence[str]:
 
 
 def _nothing(place: Path, tree: Tree, inside: str) -> str:
-    """That there are no images, and what there is instead."""
+    """The error where there are no images, with what there is instead."""
     kinds = [one for one in _left_out(tree, "", []) if not inside or one.name.startswith(inside)]
     there = "; ".join(
         f"{one.count:,} as {readable(one.name)}: {readable(one.reason)}" for one in kinds[:5]

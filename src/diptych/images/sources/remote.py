@@ -166,7 +166,7 @@ def _fetch_into(folder: Path, url: str, budget: int) -> Path:
         return copy
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        # Begun anew at every try: half a file and half of its successor are no file.
+        # Every try starts over: the file may have been replaced since the last one.
         size = with_retries(lambda: _download(system, place, url, copy, budget, known.get("size")))
     except ImagesError:
         raise

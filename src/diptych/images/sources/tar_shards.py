@@ -502,7 +502,7 @@ def _number(labels: list[Label | None]) -> tuple[NDArray[np.int64] | None, tuple
 
 
 def _on_folders_inside(listings: Sequence[Listing]) -> list[str]:
-    """That folders inside shards are neither parts nor classes, whatever they are called."""
+    """A remark that folders inside shards are taken neither as parts nor as classes."""
     inside = re.compile(r"\.tar/(?:\./)*(.*)/", re.IGNORECASE | re.DOTALL)
     matches = (inside.search(name) for one in listings for name in one.names)
     folders = {found[1] for found in matches if found is not None}
