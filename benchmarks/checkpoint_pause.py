@@ -34,7 +34,7 @@ from diptych.config.training import CheckpointConfig
 from diptych.methods.contrastive import build_contrastive
 from diptych.optimization.optimizers import build_optimizer
 from diptych.config.recipes import recipe_config
-from diptych.runs.record import Identity
+from diptych.runs.folder import Identity
 from diptych.runtime.runtime import keep_freed_memory
 from diptych.checkpoints.saver import Saver
 from diptych.checkpoints.state import RunState

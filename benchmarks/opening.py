@@ -21,7 +21,7 @@ from pathlib import Path
 from measuring import Figure, parse_arguments, publish
 from PIL import Image
 
-from diptych.images.sources.photographs import whole_photographs
+from diptych.images.sources.known_sets import whole_photographs
 
 GOAL = 0.02
 FILES, FILES_QUICK = 100_000, 3_000

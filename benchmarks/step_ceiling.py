@@ -37,7 +37,7 @@ from diptych.images.collection import Collection
 from diptych.images.open import from_array
 from diptych.config.recipes import recipe_config
 from diptych.runs.folder import RunFolder
-from diptych.runs.record import RunRecord, new_identity, write_record
+from diptych.runs.folder import RunRecord, new_identity, write_record
 from diptych.diagnostics.health import build_health
 from diptych.training.loop import train
 from diptych.logging.progress import Silent

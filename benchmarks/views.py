@@ -38,8 +38,8 @@ from diptych.images.codecs.jpeg import reduced
 from diptych.images.collection import ImageSet
 from diptych.images.codecs.decode import decode_bytes
 from diptych.images.codecs.channels import Pixels
-from diptych.images.order import Order
-from diptych.images.sources.photographs import find_photographs
+from diptych.views.batches import Order
+from diptych.images.sources.known_sets import find_photographs
 from diptych.images.pixels import DecodedPixels, PixelBatch
 from diptych.config.operations import OPERATIONS
 from diptych.config.policies import parse_policy

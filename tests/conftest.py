@@ -10,8 +10,9 @@ import shutil
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -20,6 +21,11 @@ from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 from numpy.typing import NDArray
 from PIL import Image
+
+if TYPE_CHECKING:
+    from diptych.config.data import ImagesConfig
+    from diptych.images.collection import ImageSet
+    from diptych.images.listing import Progress
 
 # Before anything of diptych is imported. The compiled loops are left out: numba reads their code.
 install_import_hook(
@@ -97,6 +103,20 @@ def _shared_class_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def class_folder(_shared_class_folder: Path, tmp_path: Path) -> Path:
     """A folder of 48 PNG files in three class folders, for this test alone."""
     return Path(shutil.copytree(_shared_class_folder, tmp_path / "images"))
+
+
+def open_folder(
+    root: Path,
+    config: "ImagesConfig",
+    executor: Executor,
+    on_progress: "Progress" = lambda done, total: None,
+) -> "ImageSet":
+    """The images in a folder, all together, whatever its folders are called."""
+    from diptych.images.listing import open_listing
+    from diptych.images.sources.image_files import list_folder
+    from diptych.images.tree import walk
+
+    return open_listing(list_folder(root, walk(root)), config, executor, on_progress)
 
 
 def encoded(pixels: NDArray[np.uint8], kind: str, **options: object) -> bytes:

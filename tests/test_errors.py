@@ -23,11 +23,11 @@ from diptych.config.model import EncoderConfig
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError, DiptychError, exit_code_of, sentence_of
 from diptych.evaluation.protocols import evaluate as evaluate_run
-from diptych.images.order import Order
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, require_writable
 from diptych.runtime.runtime import choose_device
+from diptych.views.batches import Order
 
 
 def all_errors() -> list[type[DiptychError]]:

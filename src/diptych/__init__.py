@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diptych.config.run import RunConfig as RunConfig
     from diptych.diagnostics.leak import check_leak as check_leak
     from diptych.embeddings.embed import embed as embed
-    from diptych.embeddings.read import read_embeddings as read_embeddings
+    from diptych.embeddings.shard_files import read_embeddings as read_embeddings
     from diptych.errors import DiptychError as DiptychError
     from diptych.evaluation.features import extract_features as extract_features
     from diptych.evaluation.features import extract_named_features as extract_named_features

@@ -12,7 +12,7 @@ from diptych.config.recipes import choose_scale, fitted_batch, fitting_stem, rec
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.images.open import from_any_folder
-from diptych.images.sources.photographs import PHOTOGRAPHS_NAME
+from diptych.images.sources.known_sets import PHOTOGRAPHS_NAME
 from diptych.methods.build import NOTHING_OWN, OwnParts, uses_labels
 from diptych.methods.losses import require_fitting_loss
 from diptych.runtime.runtime import available_threads, choose_device

@@ -17,7 +17,7 @@ from diptych.checkpoints.save_and_load import (
     save_checkpoint,
 )
 from diptych.errors import DamagedCheckpoint
-from diptych.runs.record import Identity
+from diptych.runs.folder import Identity
 
 RUN = Identity("0" * 32, "runs/test")
 

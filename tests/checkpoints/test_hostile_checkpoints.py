@@ -17,12 +17,12 @@ import pytest
 import torch
 from torch import nn
 
-from diptych.checkpoints.manifest import make_manifest
 from diptych.checkpoints.save_and_load import load_newest, save_checkpoint
 from diptych.checkpoints.state import RunState
+from diptych.checkpoints.stores import make_manifest
 from diptych.errors import DiptychError, ForeignCheckpoint
 from diptych.optimization.loss_scale import LossScale
-from diptych.runs.record import Identity
+from diptych.runs.folder import Identity
 from diptych.runs.tensor_files import tensor_pieces
 
 OURS, OTHER = Identity("a" * 32, "runs/ours"), Identity("b" * 32, "runs/other")

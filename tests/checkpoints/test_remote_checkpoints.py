@@ -24,7 +24,7 @@ from diptych.errors import (
     UnreachableFolder,
 )
 from diptych.images.sources import remote as connection
-from diptych.runs.record import Identity
+from diptych.runs.folder import Identity
 
 URL = "moody://bucket/run/checkpoints"
 FOLDER = "/bucket/run/checkpoints"

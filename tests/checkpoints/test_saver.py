@@ -24,7 +24,7 @@ from diptych.checkpoints.state import RunState
 from diptych.checkpoints.stores import LocalStore
 from diptych.config.training import CheckpointConfig
 from diptych.errors import NotSaved, TrainingError
-from diptych.runs.record import Identity
+from diptych.runs.folder import Identity
 
 Write = Callable[..., None]
 WAIT_SECONDS = 60.0

@@ -31,8 +31,7 @@ from diptych.errors import (
 )
 from diptych.images.collection import ImageSet
 from diptych.pretraining import pretrain
-from diptych.runs.folder import RunFolder, alone_in
-from diptych.runs.record import RunRecord, load_record
+from diptych.runs.folder import RunFolder, RunRecord, alone_in, load_record
 from diptych.training.begin_from import ITS_OWN, without_its_own
 from diptych.views.batches import Batch, ViewBatches
 

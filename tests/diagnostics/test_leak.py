@@ -21,11 +21,10 @@ from diptych.config.run import RunConfig
 from diptych.diagnostics.leak import Leak, cannot_leak, check_leak, compare_groupings, measure_leak
 from diptych.errors import ImagesError
 from diptych.images.open import from_array
-from diptych.images.order import Order
 from diptych.methods.contrastive import Contrastive
 from diptych.methods.dictionaries import KeyQueue
 from diptych.pretraining import pretrain
-from diptych.views.batches import ViewBatches
+from diptych.views.batches import Order, ViewBatches
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 

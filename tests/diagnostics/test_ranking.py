@@ -21,12 +21,10 @@ from diptych.config.recipes import recipe_config
 from diptych.diagnostics.ranking import MEASURES, candidates_of, pretext_accuracy, rank_runs
 from diptych.errors import ConfigError, ImagesError, RunFolderError
 from diptych.images.open import from_array
-from diptych.images.order import Order
 from diptych.methods.contrastive import build_contrastive
 from diptych.pretraining import pretrain
-from diptych.runs.folder import RunFolder
-from diptych.runs.record import load_record
-from diptych.views.batches import ViewBatches
+from diptych.runs.folder import RunFolder, load_record
+from diptych.views.batches import Order, ViewBatches
 
 SETTINGS: dict[str, Any] = {
     "batch_size": 16,

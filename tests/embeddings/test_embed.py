@@ -30,7 +30,7 @@ from diptych.config.model import EncoderConfig, HeadConfig
 from diptych.config.run import RunConfig
 from diptych.embeddings.embed import embed_shards
 from diptych.embeddings.embedder import ViewMaker
-from diptych.embeddings.read import read_embeddings
+from diptych.embeddings.shard_files import read_embeddings
 from diptych.embeddings.shards import Shard, own_shards, parse_shard
 from diptych.errors import ConfigError, EmbeddingsError, ImagesError
 from diptych.evaluation.features import extract_features

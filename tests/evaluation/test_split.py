@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from diptych.errors import ImagesError, RunFolderError
 from diptych.evaluation.labelled import Labelled, labelled_parts
 from diptych.evaluation.split import split_words, unlabelled_split, unseen_split
-from diptych.images.collection import Collection, ImageSet, Skipped, present_classes
+from diptych.images.collection import Collection, ImageSet, present_classes
+from diptych.images.inventory import Skipped
 from diptych.images.pixels import HeldPixels, PixelBatch
-from diptych.images.trained_on import (
+from diptych.models.weights import (
     TrainedOn,
     load_trained_on,
     save_trained_on,

@@ -13,14 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from conftest import open_folder
 from diptych.config.data import ImagesConfig
-from diptych.images import cache, listing
-from diptych.images.cache import KeptPixels
+from diptych.images import listing, pixels
 from diptych.images.codecs.decode import decode_bytes
 from diptych.images.collection import ImageSet
 from diptych.images.open import open_images
-from diptych.images.pixels import DecodedPixels
-from diptych.images.sources.image_files import open_folder
+from diptych.images.pixels import DecodedPixels, KeptPixels
 
 
 @pytest.fixture
@@ -204,7 +203,7 @@ def test_auto_takes_memory_then_a_file_for_small_images(
     small = replace(auto, cache_megabytes=0)
     assert isinstance(open_folder(folder, small, executor).pixels, KeptPixels)
     the_file(config).unlink()
-    monkeypatch.setattr(cache, "SMALL_BYTES", 1000)
+    monkeypatch.setattr(pixels, "SMALL_BYTES", 1000)
     assert isinstance(open_folder(folder, small, executor).pixels, DecodedPixels)
     assert not list(Path(config.cache_folder).glob("*.pixels"))
 
@@ -282,7 +281,7 @@ def test_what_a_killed_process_left_is_used_up(
 
 def test_home_is_where_caches_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert cache.cache_folder(ImagesConfig()) == Path("/somewhere/diptych")
+    assert pixels.cache_folder(ImagesConfig()) == Path("/somewhere/diptych")
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", "/home/someone")
-    assert cache.cache_folder(ImagesConfig()) == Path("/home/someone/.cache/diptych")
+    assert pixels.cache_folder(ImagesConfig()) == Path("/home/someone/.cache/diptych")

@@ -13,11 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from conftest import open_folder
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.codecs.channels import Pixels
 from diptych.images.codecs.decode import decode_bytes, decode_file
-from diptych.images.sources.image_files import open_folder
 
 CONFIG = ImagesConfig()
 EXIF_ORIENTATION = 0x0112

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from diptych.images.group_split import join_groups, stratified_group_split
-from diptych.images.trained_on import among, number_contents
+from diptych.images.groups import among, join_groups, number_contents, stratified_group_split
 
 
 def drawn(seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64], float]:

@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import open_folder
 from diptych.config.data import ImagesConfig
 from diptych.errors import UnreadableImage
 from diptych.images import index
 from diptych.images.codecs.decode import decode_bytes, read_bytes
-from diptych.images.collection import ImageSet
-from diptych.images.names import CompactNames
-from diptych.images.sources.image_files import open_folder
+from diptych.images.collection import CompactNames, ImageSet
 
 
 @pytest.fixture

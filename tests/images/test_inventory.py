@@ -18,8 +18,8 @@ from conftest import encoded
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.escaping import readable
-from diptych.images.collection import Collection, Skipped
-from diptych.images.inventory import Inventory, Tally
+from diptych.images.collection import Collection
+from diptych.images.inventory import Inventory, Skipped, Tally
 from diptych.images.open import locate_images, open_images
 from diptych.images.sources.annotations import read_coco
 from diptych.images.sources.arrow import number_labels

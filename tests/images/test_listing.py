@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import open_folder
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
+from diptych.images.collection import CompactNames
 from diptych.images.listing import Listing, open_listing
-from diptych.images.names import CompactNames
 from diptych.images.open import open_images
-from diptych.images.sources.image_files import find_list, labels_from_folders, open_folder
+from diptych.images.sources.image_files import find_list, labels_from_folders
 
 
 def png(color: int) -> bytes:

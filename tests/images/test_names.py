@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.images.names import CompactNames
+from diptych.images.collection import CompactNames
 
 # Names of a file system: any text, and bytes that are no UTF-8, as surrogates.
 NAMES = st.lists(

@@ -16,11 +16,10 @@ from PIL import Image
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images import open as open_module
-from diptych.images.cache import KeptPixels
 from diptych.images.collection import Collection, spread_indices
 from diptych.images.open import SOURCES, Source, from_any_folder, from_array, open_images
-from diptych.images.pixels import DecodedPixels
-from diptych.images.sources.photographs import CELL_PIXELS, PHOTOGRAPHS
+from diptych.images.pixels import DecodedPixels, KeptPixels
+from diptych.images.sources.known_sets import CELL_PIXELS, PHOTOGRAPHS
 from diptych.images.splits import LocatedImages
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
@@ -181,7 +180,11 @@ def test_idx(
         ("a.npz", b"not a zip", "not a readable .npz"),
         ("a.bin", b"whatever", "a file of another kind"),
         ("a-idx3", bytes([0, 0, 8, 3]) + struct.pack(">3I", 9, 9, 9) + b"short", "damaged"),
-        ("b-idx3", bytes([0, 0, 8, 3]) + struct.pack(">3I", *[2**31] * 3), "not believed"),
+        (
+            "b-idx3",
+            bytes([0, 0, 8, 3]) + struct.pack(">3I", *[2**31] * 3),
+            "is refused: its header",
+        ),
     ],
 )
 def test_damaged_arrays_are_refused(
@@ -251,13 +254,13 @@ def test_photographs_are_whole_and_disjoint(executor: ThreadPoolExecutor) -> Non
 
 
 def test_no_patch_of_the_test_part_shares_a_pixel_with_training() -> None:
-    from diptych.images.sources import photographs
+    from diptych.images.sources import known_sets
 
     places = np.arange(300 * 400).reshape(300, 400, 1)
     generator = np.random.default_rng(0)
-    train_cells, test_cells = photographs._cells(places, generator)  # type: ignore[arg-type]
+    train_cells, test_cells = known_sets._cells(places, generator)  # type: ignore[arg-type]
     parts = [
-        set(photographs._patches(places, cells, 400, generator).ravel().tolist())  # type: ignore[arg-type]
+        set(known_sets._patches(places, cells, 400, generator).ravel().tolist())  # type: ignore[arg-type]
         for cells in (train_cells, test_cells)
     ]
     assert parts[0]

@@ -8,7 +8,8 @@ import pytest
 
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.collection import ImageSet, Skipped
+from diptych.images.collection import ImageSet
+from diptych.images.inventory import Skipped
 from diptych.images.listing import Listing
 from diptych.images.open import locate_images, open_images
 from diptych.images.splits import hold_out, role_of

@@ -22,7 +22,6 @@ from diptych.config.optimization import OptimizerConfig
 from diptych.config.run import RunConfig
 from diptych.config.training import CheckpointConfig, TrainingConfig
 from diptych.images.open import from_array
-from diptych.images.order import Order
 from diptych.methods.contrastive import build_contrastive
 from diptych.methods.sharded_bank import ShardedBank
 from diptych.optimization.optimizers import build_optimizer
@@ -37,9 +36,9 @@ from diptych.planning.storage import (
     state_after_a_step,
     storage,
 )
-from diptych.runs.record import Identity
+from diptych.runs.folder import Identity
 from diptych.training.step import train_step
-from diptych.views.batches import Batch
+from diptych.views.batches import Batch, Order
 from processes import Results, run_processes
 
 IMAGES = 50

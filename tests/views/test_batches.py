@@ -13,8 +13,7 @@ from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.images.collection import ImageSet
 from diptych.images.groups import Groups
 from diptych.images.open import from_array, open_images
-from diptych.images.order import Order
-from diptych.views.batches import Batch, ViewBatches
+from diptych.views.batches import Batch, Order, ViewBatches
 
 VIEWS = ViewsConfig(side_pixels=16)
 GROUPS = Groups.of(np.array([0, 0, 0, 1, 1, 2, 3, 3]))

@@ -18,29 +18,27 @@ from typing import Any, Final, TypeVar, cast
 
 from torch import Tensor
 
-from diptych.checkpoints.manifest import (
-    MOST_SCALARS_BYTES,
-    Description,
-    Manifest,
-    Origin,
-    describe_file,
-    json_object,
-    make_manifest,
-    origin_of,
-    read_manifest,
-)
 from diptych.checkpoints.stores import (
     MANIFEST,
+    MOST_SCALARS_BYTES,
     SCALARS,
     TENSORS,
     CheckpointLocation,
+    Description,
+    Manifest,
+    Origin,
     Store,
     checkpoint_name,
+    describe_file,
+    json_object,
+    make_manifest,
     open_store,
+    origin_of,
+    read_manifest,
     step_of,
 )
 from diptych.errors import DamagedCheckpoint, ForeignCheckpoint, UnreachableFolder
-from diptych.runs.record import Identity, identity_in
+from diptych.runs.folder import Identity, identity_in
 from diptych.runs.tensor_files import Piece, UnreadableTensors, read_tensors, tensor_pieces
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -126,7 +124,7 @@ def origins(place: CheckpointLocation) -> dict[str, Origin]:
 
 
 def own_checkpoints(place: LocationT, run: Identity) -> list[LocationT]:
-    """Those that a run wrote, newest first, and what is left of damaged ones.
+    """The checkpoints of a run, newest first, and damaged ones that may be of any run.
 
     Raises:
         ForeignCheckpoint: there are others, and none of the run.
@@ -140,7 +138,7 @@ def own_checkpoints(place: LocationT, run: Identity) -> list[LocationT]:
 
 
 def list_checkpoints(place: LocationT) -> list[LocationT]:
-    """The checkpoints in a folder or behind its URL, whosever they are, newest first.
+    """The checkpoints in a folder or behind its URL, of whichever run, newest first.
 
     Raises:
         UnreachableFolder: a server does not answer.
@@ -167,8 +165,8 @@ def load_newest(
 
     Args:
         place: a folder, or a URL of one, that holds the checkpoints of the run.
-        run: whose; others are not read.
-        on_damage: told of each newer one that is damaged and passed over.
+        run: that is loaded; checkpoints of others are not read.
+        on_damage: called with a sentence on each newer one that is damaged and passed over.
 
     Returns:
         Tensors and scalars as they were saved, or None where there is no checkpoint.

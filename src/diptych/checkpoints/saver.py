@@ -15,7 +15,7 @@ from diptych.checkpoints.state import RunState
 from diptych.checkpoints.stores import CheckpointLocation
 from diptych.config.training import CheckpointConfig
 from diptych.errors import ForeignCheckpoint, NotSaved, TrainingError, UnreachableFolder
-from diptych.runs.record import Identity
+from diptych.runs.folder import Identity
 
 RETRY_SECONDS: Final = 30.0
 REMIND_SECONDS: Final = 600.0  # between two sentences about the same trouble
@@ -32,7 +32,7 @@ class SaveOutcome:
     Attributes:
         step: after which it was taken.
         trouble: why it could not be written; None if it was.
-        kept: in words, what is there.
+        kept: a sentence on which checkpoint is there.
     """
 
     step: int
@@ -43,14 +43,14 @@ class SaveOutcome:
 class Saver:
     """Writes the checkpoints of a run, in the process that writes.
 
-    Trouble with the disk does not stop training: it is told, and the next try comes soon. Anything
-    else that the thread raises is kept as ``error`` for the training thread's next look.
+    Trouble with the disk does not stop training: it is printed, and the next try comes soon. Any
+    other exception in the thread is kept as ``error``, which the training thread reads.
 
     Args:
         place: where the checkpoints lie.
-        run: whose they are.
+        run: that they are of.
         config: how often, how many, and whether training goes on meanwhile.
-        say: told of trouble, and of its end.
+        say: prints a sentence when writing fails, and when it works again.
         prepare: called before each checkpoint is written; may raise ``OSError``.
         resumed_step: after which training goes on. What was saved after more steps is damaged, or
             it would go on from there.
@@ -101,7 +101,7 @@ class Saver:
         return self._pending is not None
 
     def look(self) -> None:
-        """Takes notice of a checkpoint whose writing has ended, well or not."""
+        """Notes the result of a checkpoint once its writing has ended."""
         if self._pending is None or not self._pending.done():
             return
         pending, self._pending = self._pending, None
@@ -175,7 +175,7 @@ class Saver:
     def _taken(self, state: RunState, whole: Whole | None) -> dict[str, Tensor]:
         """The state as it is now, on the CPU, contiguous.
 
-        What was gathered for this checkpoint is nobody else's, and needs no second copy.
+        What was gathered for this checkpoint is not used elsewhere, and needs no second copy.
         """
         if not self._config.asynchronous:
             return state.tensors(whole)
@@ -254,6 +254,7 @@ class HostCopy:
         self._buffers = {name: self._buffer(name, one) for name, one in tensors.items()}
         for name, one in tensors.items():
             self._buffers[name].copy_(one, non_blocking=True)
+        # Copies from a device are under way until then; the next step would change their sources.
         for device in {one.device for one in tensors.values() if one.device.type != "cpu"}:
             torch.accelerator.synchronize(device)
         return dict(self._buffers)

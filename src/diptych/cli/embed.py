@@ -45,8 +45,7 @@ def embed(arguments: Sequence[str]) -> None:
       diptych embed runs/photos photos/ -o features/ --shard 3/16
       diptych launch --nproc-per-node 8 -- embed runs/photos photos/ -o features/ --shards 64
     """
-    from diptych.embeddings.embed import embed_shards
-    from diptych.embeddings.job import PrintedShardProgress
+    from diptych.embeddings.embed import PrintedShardProgress, embed_shards
     from diptych.embeddings.shards import own_shards
     from diptych.runtime.runtime import Runtime
 

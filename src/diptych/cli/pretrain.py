@@ -201,7 +201,7 @@ def _remove_earlier_demo(out: Path) -> None:
     Raises:
         RunFolderError: there is something else at ``out``; it is left as it was.
     """
-    from diptych.images.sources.photographs import PHOTOGRAPHS_NAME
+    from diptych.images.sources.known_sets import PHOTOGRAPHS_NAME
 
     if not os.path.lexists(out):
         return

@@ -23,11 +23,11 @@ from diptych.evaluation.geometry import alignment, effective_rank, uniformity
 from diptych.evaluation.knn import accuracy, knn_predict
 from diptych.evaluation.labelled import Labelled, labelled_parts
 from diptych.images.collection import Collection, ImageSet, spread_indices
-from diptych.images.trained_on import trained_on
 from diptych.logging.metrics import PRETEXT_ACCURACY, chance_of
 from diptych.logging.progress import Symptom
 from diptych.logging.times import NOT_WORK, Milliseconds, Times, named, times_of
 from diptych.methods.method import Method
+from diptych.models.weights import trained_on
 from diptych.runtime.stopwatch import PARTS
 from diptych.views.batches import ViewBatches
 

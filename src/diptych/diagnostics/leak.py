@@ -28,17 +28,15 @@ from diptych.errors import DamagedCheckpoint, ImagesError, RunFolderError
 from diptych.images.groups import find_groups
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images
-from diptych.images.order import Order
 from diptych.methods.build import has_keys
 from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.methods.logits import logit_rounding, ranks_first
 from diptych.models.norms import SplitBatchNorm, frozen_statistics
 from diptych.runs.atomic import atomic_write
-from diptych.runs.folder import RunFolder, require_writable
-from diptych.runs.record import load_record
+from diptych.runs.folder import RunFolder, load_record, require_writable
 from diptych.runtime.console import ProgressReporter
 from diptych.runtime.runtime import Runtime
-from diptych.views.batches import Batch, ViewBatches
+from diptych.views.batches import Batch, Order, ViewBatches
 
 CERTAIN_ERRORS = 3.0  # standard errors beyond which a leak is called one
 LEAST_GROUPS = 8  # with fewer the standard error is not reliable

@@ -35,19 +35,22 @@ from diptych.evaluation.labelled import Labelled, labelled_parts
 from diptych.evaluation.split import Split, unseen_split
 from diptych.images.collection import Collection, ImageSet, spread_indices
 from diptych.images.open import open_images
-from diptych.images.order import Order
 from diptych.images.sources.handed_over import path_of
-from diptych.images.trained_on import TrainedOn, load_trained_on
 from diptych.methods.build import has_keys
 from diptych.methods.contrastive import Contrastive
 from diptych.methods.logits import row_ranks_first
 from diptych.models.momentum_encoder import MomentumEncoder
-from diptych.models.weights import load_encoder, load_head, untrained_encoder
-from diptych.runs.folder import RunFolder
-from diptych.runs.record import load_record
+from diptych.models.weights import (
+    TrainedOn,
+    load_encoder,
+    load_head,
+    load_trained_on,
+    untrained_encoder,
+)
+from diptych.runs.folder import RunFolder, load_record
 from diptych.runtime.console import ProgressReporter
 from diptych.runtime.runtime import BATCH_SIZE, Runtime
-from diptych.views.batches import ViewBatches
+from diptych.views.batches import Order, ViewBatches
 
 
 @dataclass(frozen=True)

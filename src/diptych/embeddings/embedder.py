@@ -181,9 +181,3 @@ class ViewMaker:
         begin = (stop - len(held)) % self.batch_size
         make_views(pixels, drawn, self.config, out=out, begin=begin)
         held.clear()
-
-
-def blank(view_maker: ViewMaker) -> Tensor:
-    """One image of zeros, as the network would see it."""
-    side = view_maker.config.side_pixels
-    return torch.zeros(1, view_maker.channels, side, side)

@@ -152,7 +152,7 @@ class ShardReader:
     def of(
         cls, some: range, fetch: Callable[[int], tuple[bytes, Callable[[], Pixels]]]
     ) -> "ShardReader":
-        """Of images none of which is read yet."""
+        """A reader that has read none of its images yet."""
         return cls(some, fetch, np.zeros((len(some), 2), "<u8"))
 
     def pixels(self, index: int) -> Pixels:
@@ -195,7 +195,7 @@ class ImageRows:
         names: one for each image.
         reader: reads some consecutive images.
         stamp: two numbers that change when an image's bytes do, found without reading it, by its
-            place in the whole; None where nothing tells.
+            place in the whole; None where that is not known.
         labels: (images,), positions in ``classes``, -1 for none; None where nothing is known.
         classes: names of the classes.
     """
@@ -234,7 +234,7 @@ def find_rows(config: ImagesConfig) -> ImageRows:
 
     Raises:
         ImagesError: nothing usable is there.
-        ConfigError: the images have channels of their own, and nobody said how many.
+        ConfigError: ``images.color`` is raw and the number of channels is not set.
     """
     if config.color == "raw" and config.raw_channels is None:
         raise ConfigError(
@@ -260,7 +260,7 @@ def _encoded(listing: Listing, config: ImagesConfig) -> ImageRows:
 
 
 def _decoded(images: ImageSet) -> ImageRows:
-    """Images whose pixels are at hand, which tell their content."""
+    """Images that lie decoded: their pixels are their content."""
 
     def fetch(index: int) -> tuple[bytes, Callable[[], Pixels]]:
         pixels = images.pixels.gather(np.array([index])).image(0)

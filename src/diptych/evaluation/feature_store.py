@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.evaluation.features import encode
 from diptych.images.collection import ImageSet
+from diptych.images.groups import number_contents
 from diptych.images.index import decoders
-from diptych.images.trained_on import number_contents
 from diptych.models.weights import PretrainedEncoder
 from diptych.runs.atomic import atomic_write
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text, tensor_bytes

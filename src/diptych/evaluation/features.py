@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from diptych.config.data import ViewsConfig
 from diptych.errors import FeaturesError, ImagesError
-from diptych.images.collection import ImageSet, Skipped
+from diptych.images.collection import ImageSet
+from diptych.images.inventory import Skipped
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import from_array, open_images
 from diptych.images.sources.handed_over import path_of

@@ -14,9 +14,8 @@ from torch.nn import functional
 from diptych.evaluation.features import LayeredNetwork, in_batches
 from diptych.evaluation.split import unseen_split
 from diptych.evaluation.subject import Subject
-from diptych.images.order import Order
 from diptych.runtime.runtime import Runtime
-from diptych.views.batches import ViewBatches, evaluation_views
+from diptych.views.batches import Order, ViewBatches, evaluation_views
 
 MOST_IMAGES: Final = 2048
 """To measure on: the effective rank depends on the number of images, so it can be compared only

@@ -34,10 +34,10 @@ from diptych.evaluation.linear import L2_SWEEPS, fit_linear, fit_multilabel
 from diptych.evaluation.split import Split, groups_of_parts, units_of, unlabelled_split
 from diptych.evaluation.subject import TRAINED, Subject
 from diptych.images.collection import Collection, ImageSet
-from diptych.images.group_split import stratified_group_split
+from diptych.images.groups import stratified_group_split
 from diptych.images.open import open_images
 from diptych.images.splits import TEST_NAMES, TRAIN_NAMES
-from diptych.images.trained_on import TrainedOn
+from diptych.models.weights import TrainedOn
 
 
 def measure_knn(subject: Subject) -> dict[str, Any]:

@@ -24,12 +24,12 @@ from diptych.evaluation.split import (
     units_of,
 )
 from diptych.images.collection import Collection, ImageSet
-from diptych.images.group_split import stratified_group_split
+from diptych.images.groups import stratified_group_split
 from diptych.images.inventory import listed
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images
 from diptych.images.sources.handed_over import path_of
-from diptych.images.trained_on import TrainedOn
+from diptych.models.weights import TrainedOn
 
 _ALIKE: Final = 0.8  # similarity of two names of classes that may be one name with a typing error
 _NAMED: Final = 5  # images without a label

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diptych.evaluation.knn import accuracy
-from diptych.images.group_split import stratified_group_split
+from diptych.images.groups import stratified_group_split
 
 L2_STRENGTHS: Final = tuple(10.0**power for power in range(0, -7, -1))
 """Tried from strong to weak, each starting from the last one's weights."""

@@ -17,8 +17,7 @@ from diptych.evaluation.labelled import open_labelled
 from diptych.evaluation.subject import EvaluationOptions, Subject
 from diptych.evaluation.transformations import measure_transformations
 from diptych.images.open import open_images
-from diptych.images.trained_on import load_trained_on
-from diptych.models.weights import load_encoder
+from diptych.models.weights import load_encoder, load_trained_on
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, require_writable
 from diptych.runtime.console import ProgressReporter

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from diptych.errors import ConfigError
 from diptych.images.collection import Collection, ImageSet
-from diptych.images.group_split import join_groups
-from diptych.images.groups import find_groups
-from diptych.images.trained_on import TrainedOn, among, number_contents
+from diptych.images.groups import among, find_groups, join_groups, number_contents
+from diptych.models.weights import TrainedOn
 
 NOT_RECORDED: Final = "On images not recorded."
 """For figures of older files, which record no split."""

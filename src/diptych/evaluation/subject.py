@@ -20,8 +20,12 @@ from diptych.evaluation.knn import NEIGHBOURS, TEMPERATURE
 from diptych.evaluation.labelled import Labelled
 from diptych.evaluation.supervised import supervised_encoder
 from diptych.images.collection import Collection, ImageSet
-from diptych.images.trained_on import TrainedOn
-from diptych.models.weights import PretrainedEncoder, load_encoder, load_untrained
+from diptych.models.weights import (
+    PretrainedEncoder,
+    TrainedOn,
+    load_encoder,
+    load_untrained,
+)
 from diptych.runs.folder import RunFolder
 from diptych.runtime.runtime import Runtime
 from diptych.views.cpu import EvaluationCrops

@@ -23,7 +23,6 @@ from diptych.evaluation.features import encode
 from diptych.evaluation.labelled import Labelled
 from diptych.images.collection import ImageSet
 from diptych.images.listing import Progress, ignore_progress
-from diptych.images.order import Order
 from diptych.models.encoders import build_encoder, count_features
 from diptych.models.norms import use_norm
 from diptych.models.weights import PretrainedEncoder, load_encoder, save_encoder
@@ -36,7 +35,7 @@ from diptych.optimization.optimizers import (
 from diptych.runs.folder import RunFolder
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text
 from diptych.runtime.runtime import Runtime
-from diptych.views.batches import ViewBatches
+from diptych.views.batches import Order, ViewBatches
 
 REFERENCE_BATCH: Final = 256
 """Images in the batch for which the papers give learning rates; ours are no larger."""

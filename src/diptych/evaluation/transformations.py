@@ -24,7 +24,7 @@ from diptych.evaluation.linear import fit_linear
 from diptych.evaluation.split import groups_of_parts, units_of, unseen_split
 from diptych.evaluation.subject import PIXELS, TRAINED, UNTRAINED, Subject
 from diptych.images.collection import ImageSet, spread_indices
-from diptych.images.group_split import stratified_group_split
+from diptych.images.groups import stratified_group_split
 from diptych.runtime.runtime import Runtime
 from diptych.views import parameters as codes
 from diptych.views.batches import as_images

@@ -1,8 +1,13 @@
-"""A set of images with what is known about them, whatever it came from."""
+"""A set of images with what is known about them, whatever it came from, and their names.
+
+Names of very many images are held as bytes end to end: a million paths take some 60 MB.
+"""
 
 import hashlib
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,17 +16,7 @@ from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.escaping import readable
 from diptych.images.inventory import Inventory, Skipped, listed
-from diptych.images.names import CompactNames
 from diptych.images.pixels import PixelSource, SelectedPixels
-
-__all__ = [
-    "Collection",
-    "ImageSet",
-    "Skipped",
-    "held_out_config",
-    "on_classes",
-    "spread_indices",
-]
 
 
 @dataclass(frozen=True)
@@ -189,26 +184,26 @@ def on_classes(train: ImageSet, test: ImageSet | None, part: str) -> list[str]:
         test: held-out ones.
         part: what those are called.
     """
-    said = []
+    sentences = []
     if train.labels is not None and train.classes:
         counts = np.bincount(train.labels[train.labels >= 0], minlength=len(train.classes))
         single = [name for name, count in zip(train.classes, counts, strict=True) if count == 1]
         unlabelled = int((train.labels < 0).sum())
         if single:
-            said.append(
+            sentences.append(
                 f"{_named(single, 'class')} with a single image: {listed(single, most=10)}."
             )
         if unlabelled:
-            said.append(f"{unlabelled:,} of {len(train):,} images have no label.")
+            sentences.append(f"{unlabelled:,} of {len(train):,} images have no label.")
     if test is None or test.labels is None or train.labels is None:
-        return said
+        return sentences
     held_out = readable(part or "test")
-    said += _on_missing(test, train, f"of {held_out}", "those to learn from")
-    return said + _on_missing(train, test, "to learn from", f"those of {held_out}")
+    sentences += _on_missing(test, train, f"of {held_out}", "those to learn from")
+    return sentences + _on_missing(train, test, "to learn from", f"those of {held_out}")
 
 
 def _on_missing(here: ImageSet, there: ImageSet, place: str, lacking: str) -> list[str]:
-    """That one part has classes which another lacks."""
+    """A sentence where one part has classes which another lacks."""
     known = set(there.classes)
     only = [number for number, name in enumerate(here.classes) if name not in known]
     if not only or here.labels is None:
@@ -283,3 +278,78 @@ def refuse_if_too_many(
             f"images.max_unreadable_share = {config.max_unreadable_share:g} allows:\n{listed}{more}"
             "\nRepair or remove them, or raise --images.max-unreadable-share."
         )
+
+
+class CompactNames(Sequence[str]):
+    """A sequence of names in one buffer of UTF-8; what is chosen from it shares the buffer.
+
+    Names that are no UTF-8 (a file system may hold any bytes) come back as they were, by
+    ``surrogateescape``.
+
+    >>> names = CompactNames.of(["a.png", "b.png", "ü.png"])
+    >>> names[2], list(names[:2]), list(names.select(np.array([2, 0])))
+    ('ü.png', ['a.png', 'b.png'], ['ü.png', 'a.png'])
+    """
+
+    __slots__ = ("_buffer", "_ends", "_starts")
+
+    def __init__(self, buffer: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
+        self._buffer, self._starts, self._ends = buffer, starts, ends
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> "CompactNames":
+        """Packs names; a sequence that is compact already is returned as it is."""
+        if isinstance(names, CompactNames):
+            return names
+        return cls.of_bytes(name.encode(errors="surrogateescape") for name in names)
+
+    @classmethod
+    def of_bytes(cls, names: Iterable[bytes]) -> "CompactNames":
+        """Packs names that are encoded already, as they stand in a file."""
+        buffer, offsets = bytearray(), array("q", [0])
+        for name in names:
+            buffer += name
+            offsets.append(len(buffer))
+        places = np.array(offsets, dtype=np.int64)
+        return cls(bytes(buffer), places[:-1], places[1:])
+
+    def select(self, indices: NDArray[np.int64] | slice) -> "CompactNames":
+        """Some of the names, in the order of ``indices``; no text is copied."""
+        return CompactNames(self._buffer, self._starts[indices], self._ends[indices])
+
+    def packed(self) -> tuple[bytes, NDArray[np.int64]]:
+        """The names end to end and nothing else, and where each ends."""
+        ends = np.cumsum(self._ends - self._starts)
+        if len(self) and np.array_equal(ends, self._ends):
+            return self._buffer[: int(ends[-1])], ends
+        places = zip(self._starts.tolist(), self._ends.tolist(), strict=True)
+        return b"".join(self._buffer[start:end] for start, end in places), ends
+
+    def same_as(self, other: "CompactNames") -> bool:
+        """Whether these are the same names in the same order; fast for very many."""
+        (text, ends), (its_text, its_ends) = self.packed(), other.packed()
+        return text == its_text and np.array_equal(ends, its_ends)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> "CompactNames": ...
+    def __getitem__(self, index: int | slice) -> "str | CompactNames":
+        if isinstance(index, slice):
+            return self.select(index)
+        name = self._buffer[int(self._starts[index]) : int(self._ends[index])]
+        return name.decode(errors="surrogateescape")
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, str) or not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(map(str.__eq__, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(repr, self[:3]))
+        return f"CompactNames({shown}{', ...' if len(self) > 3 else ''}; {len(self)} names)"

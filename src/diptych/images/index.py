@@ -1,8 +1,8 @@
 """What is known of the files of a set apart from their pixels: made once on a machine, and kept.
 
 Every file is read and decoded once, to know its size, its checksum, and whether it can be used at
-all. That is kept in a file of its own beside the decoded images, a row for each name. A row is
-believed as long as the size and the time of change of its file are the same, and only if that time
+all. That is kept in a file of its own beside the decoded images, a row for each name. A row
+holds as long as the size and the time of change of its file are the same, and only if that time
 lay clearly before the row was made: a file that changes within the tick of a clock is looked at
 again. The file is thrown away when anything in it is in doubt. Nothing in it is ever unpickled.
 """
@@ -30,16 +30,16 @@ from safetensors.numpy import save
 from diptych.config.data import ImagesConfig
 from diptych.errors import UnreadableImage
 from diptych.escaping import openable
-from diptych.images.cache import cache_folder
 from diptych.images.codecs.decode import decode_bytes, pages
 from diptych.images.codecs.jpeg import is_reducible
-from diptych.images.names import CompactNames
+from diptych.images.collection import CompactNames
+from diptych.images.pixels import cache_folder
 from diptych.runs.atomic import atomic_write
 
 _VERSION: Final = "1"
 _CHUNK: Final = 256  # images looked at between two calls of `on_progress`
 _DOUBT_NANOSECONDS: Final = 2_000_000_000  # the coarsest clock of a file system ticks that slowly
-_NEVER: Final = 2**63 - 1  # a time of change that is never believed
+_NEVER: Final = 2**63 - 1  # a time of change that is never old enough to trust
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Index:
 
     @classmethod
     def empty(cls, count: int) -> "Index":
-        """Of files that nobody has looked at yet."""
+        """Of files that have not been looked at yet."""
         heights, widths, channels, pages = np.zeros((4, count), dtype=np.int64)
         reducible, checksums = np.zeros(count, dtype=np.bool_), np.zeros((count, 2), np.uint64)
         return cls(heights, widths, channels, reducible, checksums, pages, {})
@@ -89,7 +89,7 @@ _COLUMNS: Final = ("heights", "widths", "channels", "reducible", "checksums", "p
 
 @dataclass(frozen=True)
 class _StoredIndex:
-    """An index as it lies on disk, with what its rows are believed by.
+    """An index as it lies on disk, with what decides whether its rows still hold.
 
     Attributes:
         index: the rows.
@@ -104,7 +104,7 @@ class _StoredIndex:
     begun: int
 
     def rows_of(self, names: CompactNames, stamps: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(names,): for each the row to believe, -1 for none."""
+        """(names,): for each the row that still holds, -1 for none."""
         if not len(self.names):
             return np.full(len(names), -1, dtype=np.int64)
         if names.same_as(self.names):
@@ -127,7 +127,7 @@ def find_index(
     executor: Executor,
     on_progress: Callable[[int, int], None],
 ) -> tuple[Index, str | None]:
-    """The index of some files: what is kept of it, and the rest looked at.
+    """The index of some files: rows that are kept and still hold, and the rest read and decoded.
 
     Args:
         names: of the files.
@@ -137,7 +137,7 @@ def find_index(
         place: where the index is kept.
         config: limits and form; which files can be used depends on them.
         executor: its threads read and decode.
-        on_progress: told how many of the files to be looked at are done.
+        on_progress: called with how many of the files to look at are done, and their number.
 
     Returns:
         The index, and a sentence where it could not be kept.
@@ -152,7 +152,7 @@ def find_index(
         return stored.index.select(rows), None
     # One process of many looks; the others wait, and find what it kept.
     with _locked(place):
-        begun = time.time_ns()
+        begun = time.time_ns()  # before the stamps: files that change from now on are doubted
         stored, stamps = _load(place), _stamps(stamp, len(names))
         rows = stored.rows_of(names, stamps)
         index = look.complete(stored.index, rows, executor, on_progress)
@@ -225,7 +225,7 @@ def checksum(data: bytes | memoryview) -> tuple[int, int]:
 
 
 def file_stamp(path: str | Path) -> tuple[int, int]:
-    """Size of a file and when it changed last: its bytes, or (a copy put in its place) itself.
+    """Size of a file and its last change, of its bytes or of its entry (as a copy moved there).
 
     Raises:
         OSError: it is not there.
@@ -236,7 +236,7 @@ def file_stamp(path: str | Path) -> tuple[int, int]:
 
 @lru_cache
 def decoders() -> str:
-    """What decides, beside file and settings, what is known of a file and what its pixels are."""
+    """Versions of the packages that decode: rows and pixels depend on them too."""
     packages = ("diptych", "imagecodecs", "pillow", "simplejpeg", "tifffile")
     return " ".join([_VERSION, *(f"{name} {version(name)}" for name in packages)])
 

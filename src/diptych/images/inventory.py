@@ -1,6 +1,6 @@
 """Everything that was looked at: what is used, what is not, and why.
 
-One table for all who tell of it: the first lines of a run, ``skipped.csv`` and the report.
+One table for all that show it: the first lines of a run, ``skipped.csv`` and the report.
 """
 
 from collections.abc import Iterator, Sequence

@@ -12,21 +12,20 @@ from numpy.typing import NDArray
 
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, LostImage, UnreadableImage
-from diptych.images.cache import CacheFile, cache_folder, keep_pixels
 from diptych.images.codecs.channels import Pixels, other_channels, pixel_type
 from diptych.images.codecs.decode import decode_bytes
 from diptych.images.codecs.jpeg import reduction
 from diptych.images.collection import (
+    CompactNames,
     ImageSet,
-    Skipped,
     beyond,
     choose,
     present_classes,
     refuse_if_too_many,
 )
 from diptych.images.index import Index, decoders, find_index, index_path, set_name
-from diptych.images.names import CompactNames
-from diptych.images.pixels import DecodedPixels, PixelSource
+from diptych.images.inventory import Skipped
+from diptych.images.pixels import CacheFile, DecodedPixels, PixelSource, cache_folder, keep_pixels
 
 _FIRST: Final = 64  # images that decide on the channels
 Progress = Callable[[int, int], None]
@@ -34,7 +33,7 @@ Progress = Callable[[int, int], None]
 
 
 def ignore_progress(done: int, total: int) -> None:
-    """The default: nobody watches."""
+    """The default: does nothing."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def open_listing(
         listing: the images.
         config: limits, colour mode, and how decoded images are kept.
         executor: its threads read and decode.
-        on_progress: told how far it is.
+        on_progress: called with the images done and their total.
 
     Raises:
         ImagesError: there are no images, or too many of them are unreadable.
@@ -118,7 +117,7 @@ def open_listing(
 
 
 def _with_channels(config: ImagesConfig, index: Index) -> ImagesConfig:
-    """With the channels of most of the first images, where nobody says how many there are."""
+    """With the channels of most of the first images, where no setting gives the number."""
     if config.raw_channels is not None:
         return config
     usable = index.channels[index.heights > 0][:_FIRST]

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.codecs.channels import Pixels
-from diptych.images.collection import Collection, ImageSet, Skipped, on_classes
+from diptych.images.collection import Collection, ImageSet, on_classes
+from diptych.images.inventory import Skipped
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.sources.arrays import (
     find_idx,
@@ -31,20 +32,22 @@ from diptych.images.sources.arrays import (
 from diptych.images.sources.arrow import find_saved, is_saved
 from diptych.images.sources.handed_over import find_handed_over, is_handed_over
 from diptych.images.sources.image_files import find_in_folder, find_list
-from diptych.images.sources.parquet import find_in_parquet, is_parquet_pattern, list_parquet
-from diptych.images.sources.photographs import PHOTOGRAPHS_NAME, find_photographs, is_photographs
-from diptych.images.sources.remote import fetch, is_remote_file, is_url
-from diptych.images.sources.remote_folder import find_in_remote_folder
-from diptych.images.sources.tar_shards import find_in_tar, find_shards, is_shard_pattern
-from diptych.images.sources.torchvision_sets import (
+from diptych.images.sources.known_sets import (
+    PHOTOGRAPHS_NAME,
     absolute_name,
     find_cifar,
+    find_photographs,
     find_torchvision,
     is_cifar,
+    is_photographs,
     is_torchvision,
 )
+from diptych.images.sources.parquet import find_in_parquet, is_parquet_pattern, list_parquet
+from diptych.images.sources.remote import fetch, find_in_remote_folder, is_remote_file
+from diptych.images.sources.tar_shards import find_in_tar, find_shards, is_shard_pattern
 from diptych.images.splits import LocatedImages, hold_out, open_located, role_of
 from diptych.images.tree import walk
+from diptych.runs.folder import is_url
 
 _BESIDE: Final = "an image, shard or table beside a data set of a known form"
 
@@ -189,7 +192,7 @@ def _find_remote_file(url: str, config: ImagesConfig) -> LocatedImages:
 def _with_beside(
     find: Callable[[str, ImagesConfig], LocatedImages],
 ) -> Callable[[str, ImagesConfig], LocatedImages]:
-    """For folders of a known form: tells of images and shards that lie beside."""
+    """For folders of a known form: lists images and shards that lie beside as left out."""
 
     def found(path: str, config: ImagesConfig) -> LocatedImages:
         tree = walk(Path(path))

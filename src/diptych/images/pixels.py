@@ -1,15 +1,29 @@
-"""Decoded images of any sizes, side by side in one buffer."""
+"""Decoded images of any sizes, side by side in one buffer; kept in memory or in a file.
 
+An image is kept from its first use on. What is kept is what decoding gives, to the bit, so that no
+pixel depends on where it lay. The file is made for one content of the images (their checksums), one
+form and one size. It has room for all images, given by the system when it is made, and for each the
+checksum of its pixels, which stands in the file only after them: an image without one, or with
+another, is decoded again. Several processes share the file; those who write the same image write
+the same bytes. Nothing in it is ever unpickled.
+"""
+
+import os
+import shutil
+import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from pathlib import Path
+from typing import Final, Protocol
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from diptych.config.data import ImagesConfig
 from diptych.images.codecs.channels import Pixels
+from diptych.runs.atomic import atomic_path
 
 
 @dataclass(frozen=True)
@@ -215,3 +229,172 @@ class SelectedPixels:
     def decoded_for(self, config: ImagesConfig) -> "SelectedPixels":
         """The same selection of what the source gives for another config."""
         return SelectedPixels(self.source.decoded_for(config), self.indices)
+
+
+SMALL_BYTES: Final = 96 * 96 * 3
+"""Decoded images up to this size are read from a file faster than they are decoded."""
+
+_PAGE: Final = 4096  # bytes before the checksums; the content's hash stands at their beginning
+_THERE: Final = np.uint64(1 << 32)  # beside a checksum of 32 bits: no image has 0
+
+
+@dataclass(frozen=True)
+class KeptPixels:
+    """Images that are decoded at their first use, and kept.
+
+    Attributes:
+        decoded: decodes them.
+        batch: room for all of them.
+        known: bool (images,): this process has seen that the pixels lie in ``batch``.
+        sums: uint64 (images,), of what lies in a file: a checksum where an image is there, else 0;
+            None in memory, where ``known`` says all.
+    """
+
+    decoded: DecodedPixels
+    batch: PixelBatch
+    known: NDArray[np.bool_]
+    sums: NDArray[np.uint64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.decoded)
+
+    def gather(self, indices: NDArray[np.int64]) -> PixelBatch:
+        """The pixels at ``indices``; those that are kept are not copied."""
+        for index in indices[~self.known[indices]].tolist():
+            self._fetch(index)
+        return self.batch.select(indices)
+
+    def decoded_for(self, config: ImagesConfig) -> PixelSource:
+        """The same images for another config."""
+        return self.decoded.decoded_for(config)
+
+    def _fetch(self, index: int) -> None:
+        # Threads that fetch the same image at once write the same bytes.
+        start = int(self.batch.offsets[index])
+        room = self.batch.pixels[start : start + int(self.decoded.sizes[index])]
+        if self.sums is None:
+            self.decoded.decode_into(index, room)
+        elif self.sums[index] != _sum(room):
+            self.decoded.decode_into(index, room)
+            self.sums[index] = _sum(room)  # last: a process that dies before leaves no checksum
+        self.known[index] = True
+
+
+@dataclass(frozen=True)
+class CacheFile:
+    """Where a file of decoded images belongs.
+
+    Attributes:
+        path: of the file: the same for a set, a form and a size, whatever the images hold.
+        content: hash of all that the pixels follow from.
+    """
+
+    path: Path
+    content: bytes = field(repr=False)
+
+
+def keep_pixels(
+    decoded: DecodedPixels, config: ImagesConfig, cache_file: CacheFile | None
+) -> tuple[PixelSource, str | None]:
+    """The same images, kept as the config asks where there is room.
+
+    Args:
+        decoded: the images.
+        config: says where to keep them, and how much room they may take.
+        cache_file: of the set; None where a change of the images cannot be noticed.
+
+    Returns:
+        The images, and a sentence where something else was asked for.
+    """
+    needed = int(decoded.sizes.sum()) * np.dtype(decoded.dtype).itemsize
+    if config.cache in ("auto", "memory"):
+        if needed <= config.cache_megabytes * 2**20:
+            return _in_memory(decoded), None
+        if config.cache == "memory":
+            return decoded, (
+                "The decoded images need more memory than images.cache_megabytes = "
+                f"{config.cache_megabytes}; they are decoded at every use."
+            )
+    small = np.median(decoded.sizes) * np.dtype(decoded.dtype).itemsize <= SMALL_BYTES
+    if config.cache == "file" or (config.cache == "auto" and small and cache_file is not None):
+        return _in_file(decoded, config, cache_file, needed)
+    return decoded, None
+
+
+def cache_folder(config: ImagesConfig) -> Path:
+    """Where files of decoded images and indexes lie."""
+    if config.cache_folder is not None:
+        return Path(config.cache_folder).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "diptych"
+
+
+def _in_memory(decoded: DecodedPixels) -> KeptPixels:
+    # Memory that no image has reached yet is never touched.
+    room = np.empty(int(decoded.sizes.sum()), dtype=decoded.dtype)
+    return KeptPixels(decoded, _laid_out(decoded, room), np.zeros(len(decoded), dtype=np.bool_))
+
+
+def _in_file(
+    decoded: DecodedPixels, config: ImagesConfig, cache_file: CacheFile | None, needed: int
+) -> tuple[PixelSource, str | None]:
+    if cache_file is None:
+        return decoded, (
+            "These images can be kept in no file, as a change of them cannot be noticed; they are "
+            "decoded at every use."
+        )
+    try:
+        cache_file.path.parent.mkdir(parents=True, exist_ok=True)
+        # One process makes the file; the others find it.
+        with FileLock(f"{cache_file.path}.lock"):
+            size = _PAGE + 8 * len(decoded) + needed
+            if not _is_that(cache_file, size):
+                free = shutil.disk_usage(cache_file.path.parent).free
+                most = min(config.cache_file_megabytes * 2**20, free // 2)
+                if needed > most:
+                    return decoded, (
+                        f"The decoded images need more than {most // 2**20} megabytes on disk "
+                        "(images.cache_file_megabytes, or half of what is free); they are decoded "
+                        "at every use."
+                    )
+                _make(cache_file, size)
+            whole = np.memmap(cache_file.path, dtype=np.uint8, mode="r+", shape=size)
+    except OSError as error:
+        return decoded, (
+            f"The decoded images could not be written to {cache_file.path} "
+            f"({error.strerror or error}); they are decoded at every use. "
+            "images.cache_folder names another place."
+        )
+    sums = np.asarray(whole[_PAGE : _PAGE + 8 * len(decoded)]).view(np.uint64)
+    room: Pixels = np.asarray(whole[_PAGE + 8 * len(decoded) :]).view(decoded.dtype)
+    known = np.zeros(len(decoded), dtype=np.bool_)
+    return KeptPixels(decoded, _laid_out(decoded, room), known, sums), None
+
+
+def _laid_out(decoded: DecodedPixels, room: Pixels) -> PixelBatch:
+    offsets = np.cumsum(decoded.sizes) - decoded.sizes
+    return PixelBatch(room, offsets, decoded.heights, decoded.widths, decoded.channels)
+
+
+def _is_that(cache_file: CacheFile, size: int) -> bool:
+    try:
+        with open(cache_file.path, "rb") as file:
+            return os.fstat(file.fileno()).st_size == size and file.read(32) == cache_file.content
+    except FileNotFoundError:
+        return False
+
+
+def _make(cache_file: CacheFile, size: int) -> None:
+    """An empty file under its name, with all of its room: a full disk is noticed here."""
+    with atomic_path(cache_file.path) as temporary, open(temporary, "wb") as file:
+        file.write(cache_file.content)
+        file.flush()
+        # Without it, a page written to a full disk would end the process.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:  # macOS has none
+            file.truncate(size)
+
+
+def _sum(room: Pixels) -> np.uint64:
+    return _THERE | np.uint64(zlib.crc32(room.data))

@@ -10,8 +10,8 @@ from typing import Final, Literal
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.escaping import readable
-from diptych.images.collection import ImageSet, Skipped, held_out_config
-from diptych.images.inventory import listed
+from diptych.images.collection import ImageSet, held_out_config
+from diptych.images.inventory import Skipped, listed
 from diptych.images.listing import (
     Listing,
     Progress,

@@ -288,7 +288,7 @@ def _replacement(norm: _BatchNorm, config: NormConfig) -> nn.Module:
 
 
 def _require_known(norm: _BatchNorm) -> None:
-    """Refuses a batch norm of which we do not know what else it does."""
+    """Refuses subclasses of batch norm that may do more than is known here."""
     is_torchs = type(norm).__module__.startswith("torch.nn.modules.")
     # By name: importing timm takes half a second, which other networks need not pay.
     is_timms = type(norm).__name__ == "BatchNormAct2d" and set(dict(norm.named_children())) <= {

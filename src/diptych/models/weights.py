@@ -1,18 +1,25 @@
-"""The trained encoder as one file: weights by their usual names, the config in the header.
+"""What a run leaves for use: its encoder, its projection head, and which images it learned from.
 
-The head is a file of its own beside it: fine-tuning may begin at its first layer (SimCLR v2).
+The encoder is one file: weights by their usual names, the config in the header. The head is a file
+of its own: fine-tuning may begin at its first layer (SimCLR v2). Images are named by their content.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from diptych.config.files import overlay, parse_toml, rename_old, to_toml
 from diptych.config.run import OWN, RunConfig
 from diptych.errors import ConfigError, RunFolderError
+from diptych.images.collection import ImageSet
+from diptych.images.groups import among
 from diptych.models.encoders import build_encoder, count_features, own_encoder
 from diptych.models.heads import build_head, first_layers
 from diptych.models.norms import use_norm
@@ -164,6 +171,62 @@ def untrained_encoder(config: RunConfig) -> nn.Module:
     return use_norm(encoder, config.norm).to(memory_format=torch.channels_last)
 
 
+@dataclass(frozen=True)
+class TrainedOn:
+    """The images that pretraining learned from.
+
+    Attributes:
+        checksums: (images, 2), of each image's content; see ``ImageSet``.
+        labels_used: whether it learned from their labels too.
+    """
+
+    checksums: NDArray[np.uint64]
+    labels_used: bool = False
+
+    def saw(self, images: ImageSet) -> NDArray[np.bool_] | None:
+        """Whether it learned from each image, whatever its name; None where that is not known."""
+        return among(images.checksums, self.checksums)
+
+
+def trained_on(images: Sequence[ImageSet], *, labels_used: bool) -> TrainedOn | None:
+    """What a run that learns from some sets will have seen; None where that is not known."""
+    found = [one.checksums for one in images if one.checksums is not None]
+    return TrainedOn(np.concatenate(found), labels_used) if len(found) == len(images) else None
+
+
+def save_trained_on(path: Path, seen: TrainedOn | None) -> None:
+    """Writes it as a tensor of 64-bit integers; nothing where it is not known.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if seen is not None:
+        tensor = torch.from_numpy(np.ascontiguousarray(seen.checksums).view(np.int64))
+        header = {"labels_used": json.dumps(seen.labels_used)}
+        atomic_write(path, save({"checksums": tensor}, metadata=header))
+
+
+def load_trained_on(path: Path) -> TrainedOn | None:
+    """Reads it; None for a run of before it was kept.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        tensors, texts = read_tensors_and_text(path)
+        found, labels_used = tensors["checksums"], json.loads(texts.get("labels_used", "false"))
+        if found.dtype != torch.int64 or found.ndim != 2 or found.shape[1] != 2:
+            raise ValueError(f"checksums of {found.dtype} and shape {tuple(found.shape)}")
+    except (UnreadableTensors, ValueError, KeyError) as error:
+        raise RunFolderError(
+            f"{path}, which says what images the run learned from, is damaged: {error}. Restore "
+            "it; without the file it is not known whether the run saw the images it is measured on."
+        ) from error
+    return TrainedOn(found.numpy().view(np.uint64), bool(labels_used))
+
+
 def _serialized(network: nn.Module, header: dict[str, str] | None = None) -> bytes:
     # Copies, as the format refuses tensors that share memory; tied weights are written twice.
     weights = {
@@ -186,11 +249,11 @@ def _load_head(file: Path, encoder: nn.Module, config: RunConfig) -> nn.Module:
     features = count_features(
         encoder, channels=config.images.channels, side_pixels=config.views.side_pixels
     )
-    with torch.device("meta"):
+    with torch.device("meta"):  # a hostile config must not take memory before it is compared
         room = use_norm(build_head(config.head, features=features, seed=config.seed), config.norm)
     _require_alike(room, weights, file)
     head = use_norm(build_head(config.head, features=features, seed=config.seed), config.norm)
-    _fill(head, weights, file)
+    head.load_state_dict(weights)
     return head
 
 

@@ -30,8 +30,7 @@ from diptych.errors import ConfigError
 from diptych.images.collection import ImageSet, spread_indices
 from diptych.images.listing import open_listing
 from diptych.images.open import from_array, locate_images, open_images
-from diptych.images.order import Order
-from diptych.images.sources.photographs import whole_photographs
+from diptych.images.sources.known_sets import whole_photographs
 from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.methods.dictionaries import ImageBank, KeyQueue
 from diptych.methods.logits import tile_of
@@ -53,7 +52,7 @@ from diptych.planning.traffic import messages
 from diptych.runtime.runtime import keep_freed_memory, use_threads, views_device
 from diptych.runtime.stopwatch import Stopwatch, watch
 from diptych.training.step import train_step
-from diptych.views.batches import ViewBatches
+from diptych.views.batches import Order, ViewBatches
 
 _LEAST_REPEATS: Final = 3
 _REPEAT_SECONDS: Final = 0.25

@@ -16,13 +16,16 @@ from diptych.images.collection import Collection
 from diptych.report.figures import data_uri
 from diptych.report.page import template
 from diptych.runs.atomic import atomic_write
-from diptych.views.preview.contact_sheet import ShownViews, preview_sheet, show_views, to_picture
-from diptych.views.preview.policy_in_words import branches_in_words, policy_as_toml
-from diptych.views.preview.single_operations import (
+from diptych.views.preview.contact_sheet import (
+    ShownViews,
     SingleOperation,
+    contact_sheet,
     example_image,
     show_single_operations,
+    show_views,
+    to_picture,
 )
+from diptych.views.preview.policy_in_words import branches_in_words, policy_as_toml
 
 _CELL_PIXELS: Final = 96  # three of them side by side fit a phone
 _LOSSLESS_PIXELS: Final = 64  # enlarged from no more than this, JPEG's blocks would show
@@ -72,7 +75,7 @@ def write_preview(
         page = _page(collection, config, advice, executor, image_count, view_count)
         atomic_write(out, page.encode(errors=HANDLER))
         return
-    sheet = preview_sheet(
+    sheet = contact_sheet(
         collection.train,
         config.views,
         executor,
@@ -80,6 +83,7 @@ def write_preview(
         image_count=image_count,
         view_count=view_count,
         run_views=config.method.views,
+        single_operations=True,
     )
     picture = io.BytesIO()
     sheet.save(picture, "PNG")

@@ -1,1 +1,1 @@
-"""A run folder, whose it is, and how its files are written and read."""
+"""A run folder, the record of its run, and how its files are written and read."""

@@ -51,7 +51,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             _delete(temporary)
     remove_leftovers(path.parent, path.name)
-    _sync(path.parent)
+    _sync(path.parent)  # without it, a loss of power may undo the rename
 
 
 def atomic_remove(path: Path) -> None:

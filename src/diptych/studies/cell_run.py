@@ -27,10 +27,9 @@ from diptych.evaluation.supervised import supervised_encoder
 from diptych.evaluation.transformations import probe_layers
 from diptych.images.collection import Collection
 from diptych.images.open import open_images
-from diptych.images.trained_on import TrainedOn, load_trained_on
 from diptych.logging.metrics import read_metrics
 from diptych.logging.progress import Silent
-from diptych.models.weights import load_encoder, untrained_encoder
+from diptych.models.weights import TrainedOn, load_encoder, load_trained_on, untrained_encoder
 from diptych.pretraining import run_pretraining
 from diptych.runs.folder import RunFolder
 from diptych.runtime.runtime import Runtime, use_threads

@@ -9,13 +9,13 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from diptych.checkpoints.identity import MAY_CHANGE_ON_RESUME, require_same_images
 from diptych.checkpoints.save_and_load import (
     load_checkpoint,
     own_checkpoints,
     step_of_checkpoint,
     steps_in,
 )
+from diptych.checkpoints.state import MAY_CHANGE_ON_RESUME, require_same_images
 from diptych.checkpoints.stores import checkpoint_location
 from diptych.config.consistency import require_consistent
 from diptych.config.files import differing_keys, flatten, load_run_config, nest, overlay
@@ -24,8 +24,7 @@ from diptych.errors import ConfigError, RunFolderError
 from diptych.methods.build import OwnParts, require_own_parts
 from diptych.methods.losses import require_fitting_loss
 from diptych.resolve import Overrides, overlay_all
-from diptych.runs.folder import RunFolder
-from diptych.runs.record import load_record
+from diptych.runs.folder import RunFolder, load_record
 
 MAY_DIFFER: Final = (
     "checkpoint.",

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.checkpoints.identity import fingerprint_of
 from diptych.checkpoints.saver import Saver
-from diptych.checkpoints.state import RunState
+from diptych.checkpoints.state import RunState, fingerprint_of
 from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.files import to_toml
 from diptych.config.run import OWN, RunConfig
@@ -30,7 +29,6 @@ from diptych.errors import (
 )
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.groups import find_groups
-from diptych.images.order import Order
 from diptych.logging.metrics import RunLog
 from diptych.logging.progress import Symptom, Watcher
 from diptych.logging.times import profiled, time_metrics
@@ -39,8 +37,7 @@ from diptych.methods.method import Method, StepOutput
 from diptych.methods.sharded_bank import whole_banks
 from diptych.optimization.loss_scale import LEAST_SCALE
 from diptych.optimization.optimizers import encoder_momentum, learning_rate, peak_learning_rate
-from diptych.runs.folder import RunFolder
-from diptych.runs.record import load_record
+from diptych.runs.folder import RunFolder, load_record
 from diptych.runtime.distributed import largest_over_processes, process_count, process_rank
 from diptych.runtime.rendezvous import name_missing, run_on_first, wait_for_all
 from diptych.runtime.runtime import choose_device, keep_freed_memory, views_device
@@ -55,7 +52,7 @@ from diptych.training.setup import (
 )
 from diptych.training.signals import collected_signals
 from diptych.training.step import require_synchronized, train_step
-from diptych.views.batches import Batch, ViewBatches
+from diptych.views.batches import Batch, Order, ViewBatches
 
 
 class Health(Protocol):

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from diptych.checkpoints.identity import (
+from diptych.checkpoints.save_and_load import list_checkpoints, refuse_foreign_checkpoints
+from diptych.checkpoints.state import (
     MAY_CHANGE_ON_RESUME,
     fingerprint_of,
     recover_run,
     require_same_images,
 )
-from diptych.checkpoints.save_and_load import list_checkpoints, refuse_foreign_checkpoints
 from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.consistency import require_divisible
 from diptych.config.files import differing_keys, flatten, load_run_config, to_toml
@@ -30,23 +30,25 @@ from diptych.errors import RunFolderError, saving
 from diptych.escaping import HANDLER, escaped
 from diptych.images.collection import Collection
 from diptych.images.open import open_images
-from diptych.images.order import Order
-from diptych.images.trained_on import TrainedOn, load_trained_on, save_trained_on, trained_on
 from diptych.logging.progress import Watcher
 from diptych.methods.build import NOTHING_OWN, OwnParts, require_own_parts
+from diptych.models.weights import TrainedOn, load_trained_on, save_trained_on, trained_on
 from diptych.resolve import Overrides, asked_recipe, asked_setting, overlay_all, resolve
 from diptych.runs.atomic import atomic_write
-from diptych.runs.folder import RunFolder, alone_in, require_writable
-from diptych.runs.record import (
+from diptych.runs.folder import (
     Identity,
+    RunFolder,
     RunRecord,
+    alone_in,
     is_at,
     load_record,
     new_identity,
+    require_writable,
     write_record,
 )
 from diptych.runtime.world import World, restarts_allowed
 from diptych.training.begin_from import MAY_DIFFER, config_begun_from, require_can_begin_from
+from diptych.views.batches import Order
 
 
 def requested_config(

@@ -5,9 +5,8 @@ from concurrent.futures import Executor
 import torch
 from torch import nn
 
-from diptych.checkpoints.identity import require_same_images
 from diptych.checkpoints.save_and_load import list_checkpoints, load_newest, steps_in
-from diptych.checkpoints.state import RunState
+from diptych.checkpoints.state import RunState, require_same_images
 from diptych.checkpoints.stores import CheckpointLocation
 from diptych.config.files import to_toml
 from diptych.config.run import RunConfig
@@ -21,8 +20,7 @@ from diptych.models.weights import require_built_alike, save_encoder
 from diptych.optimization.loss_scale import LossScale
 from diptych.optimization.optimizers import build_optimizer
 from diptych.runs.atomic import atomic_write
-from diptych.runs.folder import RunFolder
-from diptych.runs.record import Identity, RunRecord, write_record
+from diptych.runs.folder import Identity, RunFolder, RunRecord, write_record
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors
 from diptych.runtime.runtime import choose_device
 from diptych.training.begin_from import load_begin_from

@@ -1,9 +1,13 @@
-"""Batches of views ready for the network: order, parameters, pixels, views, tensors."""
+"""Batches of views ready for the network: order, parameters, pixels, views, tensors.
+
+The order of images is a pure function of the seed and the step. So the position of a run in its
+data is one integer, the step, and a resumed run meets the images that the unbroken one would have.
+"""
 
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -12,9 +16,9 @@ from torch import Tensor
 
 from diptych.config.data import ViewsConfig
 from diptych.config.policies import Policy
+from diptych.errors import ConfigError
 from diptych.images.collection import ImageSet
 from diptych.images.groups import Groups
-from diptych.images.order import Order
 from diptych.runtime.distributed import own_slice
 from diptych.views.cpu import (
     EvaluationCrops,
@@ -26,6 +30,57 @@ from diptych.views.cpu import (
 )
 from diptych.views.device import make_views_on
 from diptych.views.draw import draw_views
+
+SMALLEST_BATCH = 2  # contrast is between two images
+
+
+ORDER_STREAM = 0x4F524452  # "ORDR": keeps these draws apart from any other use of the seed
+
+
+@dataclass(frozen=True)
+class Order:
+    """Batches of image indices, shuffled anew in each epoch.
+
+    Attributes:
+        seed: of the run.
+        image_count: images in the set.
+        batch_size: images in a batch. What is left over at the end of an epoch is not visited in
+            that epoch; the next one shuffles anew.
+    """
+
+    seed: int
+    image_count: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.image_count < SMALLEST_BATCH:
+            raise ConfigError(
+                f"contrast needs {SMALLEST_BATCH} images at least; got {self.image_count}. Give a "
+                "path that holds more."
+            )
+        if self.image_count < self.batch_size:
+            raise ConfigError(
+                f"training.batch_size = {self.batch_size} needs at least that many images; got "
+                f"{self.image_count}. Use --batch-size {self.image_count} or less."
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return self.image_count // self.batch_size
+
+    def batch(self, step: int) -> tuple[int, NDArray[np.int64]]:
+        """The epoch of a step, counted from 0, and the indices of its images, (batch,)."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self.batch_size
+        return epoch, _shuffled(self.seed, epoch, self.image_count)[start : start + self.batch_size]
+
+
+@lru_cache(maxsize=2)  # batches made ahead may be of the next epoch already
+def _shuffled(seed: int, epoch: int, image_count: int) -> NDArray[np.int64]:
+    key = np.array([seed, ORDER_STREAM], dtype=np.uint64)
+    bits = np.random.Philox(key=key, counter=np.array([0, 0, 0, epoch], dtype=np.uint64))
+    return np.random.Generator(bits).permutation(image_count)
 
 
 @dataclass(frozen=True)
@@ -126,7 +181,7 @@ class ViewBatches:
         """The batch of each step, made one ahead while an accelerator works on the last.
 
         Args:
-            steps: whose batches.
+            steps: to make the batches of.
             pin: copy them to pinned memory, for a CUDA device.
         """
 
@@ -134,6 +189,7 @@ class ViewBatches:
             batch = self.at(step)
             return batch.pinned() if pin else batch
 
+        # One thread and one batch ahead: more would only hold more batches in memory.
         with ThreadPoolExecutor(1, thread_name_prefix="diptych-prefetch") as ahead:
             waiting = ahead.submit(make, steps.start) if len(steps) else None
             for step in steps:

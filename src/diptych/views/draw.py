@@ -81,7 +81,7 @@ def draw_views(
     widths: NDArray[np.int64],
     first_view: int = 0,
 ) -> ViewParameters:
-    """ViewParameters the parameters of one view per policy for each image of a batch.
+    """Draws the parameters of one view per policy for each image of a batch.
 
     Args:
         policies: what may be done on each branch; view v follows ``policies[v]``.

@@ -9,7 +9,7 @@ import pytest
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet
-from diptych.images.sources.torchvision_sets import find_cifar, is_cifar
+from diptych.images.sources.known_sets import find_cifar, is_cifar
 from diptych.images.splits import open_located
 
 

@@ -16,8 +16,12 @@ from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.collection import ImageSet
 from diptych.images.sources.arrow import find_saved, is_saved, list_saved
-from diptych.images.sources.handed_over import find_handed_over, path_of
-from diptych.images.sources.hugging_face import is_dataset, list_dataset
+from diptych.images.sources.handed_over import (
+    find_handed_over,
+    is_hugging_face,
+    list_dataset,
+    path_of,
+)
 from diptych.images.splits import open_located
 
 with warnings.catch_warnings():
@@ -185,7 +189,7 @@ def test_objects_without_images_or_order_are_refused(stripes: Stripes) -> None:
         list_dataset(datasets.Dataset.from_dict({"label": [1, 2]}), CONFIG)
     with pytest.raises(ImagesError, match="without streaming=True"):
         path_of(made(*stripes(2)).to_iterable_dataset())
-    assert not is_dataset("a path")
+    assert not is_hugging_face("a path")
     assert path_of(Path("a") / "b") == "a/b"
 
 

@@ -18,11 +18,11 @@ from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet
 from diptych.images.listing import Listing
-from diptych.images.sources import remote, remote_folder
+from diptych.images.sources import remote
 from diptych.images.sources import remote as fetching
-from diptych.images.sources.remote import connect, fetch, is_remote_file, is_url
-from diptych.images.sources.remote_folder import find_in_remote_folder
+from diptych.images.sources.remote import connect, fetch, find_in_remote_folder, is_remote_file
 from diptych.images.splits import hold_out, open_located
+from diptych.runs.folder import is_url
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
@@ -168,7 +168,7 @@ def test_an_image_without_end_is_given_up(
     executor: ThreadPoolExecutor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(remote_folder, "_LARGEST_IMAGE", 20_000)
+    monkeypatch.setattr(remote, "_LARGEST_IMAGE", 20_000)
     memory.pipe("/b/good.png", encoded(stripes(1)[0][0], "PNG"))
     memory.pipe("/b/huge.png", bytes(30_000))
     lenient = ImagesConfig(max_unreadable_share=0.5)
@@ -187,7 +187,7 @@ def test_hostile_listings_stay_names(
     ]  # fmt: skip
     Server.page = "".join(f'<a href="{link}">x</a>' for link in links).encode()
     system, root = connect(server + "/class0/")
-    found, _ = remote_folder._find(system, root.rstrip("/"), server)
+    found, _ = remote._find(system, root.rstrip("/"), server)
     assert all(entry["name"].startswith(server + "/class0/") for entry in found.values())
     assert "ok.png" in found
     assert not [name for name in found if "C=N" in name or name.startswith("http")]
@@ -199,7 +199,7 @@ def test_pages_without_end_are_given_up(
     executor: ThreadPoolExecutor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(remote_folder, "_MOST_FOLDERS", 20)
+    monkeypatch.setattr(remote, "_MOST_FOLDERS", 20)
     Server.page = b'<a href="a/">a</a> <a href="b/">b</a>'
     with pytest.raises(ImagesError, match="without end"):
         open_located(find_in_remote_folder(server), config, executor)

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import open_folder
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet
 from diptych.images.inventory import Tally
 from diptych.images.open import open_images
 from diptych.images.sources import tar_shards as shards_module
-from diptych.images.sources.image_files import open_folder
 from diptych.images.sources.tar_shards import expand_braces, list_tar, read_samples
 
 Files = Sequence[tuple[str, bytes]]

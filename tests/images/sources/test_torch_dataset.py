@@ -20,8 +20,7 @@ from diptych.config.files import load_run_config
 from diptych.errors import ImagesError, Interrupted
 from diptych.images.collection import Collection
 from diptych.images.open import open_images
-from diptych.images.sources.handed_over import path_of
-from diptych.images.sources.torch_dataset import as_file
+from diptych.images.sources.handed_over import as_file, path_of
 from diptych.views.batches import Batch, ViewBatches
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]

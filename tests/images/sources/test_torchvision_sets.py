@@ -14,7 +14,7 @@ from PIL import Image
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet
-from diptych.images.sources.torchvision_sets import find_torchvision
+from diptych.images.sources.known_sets import find_torchvision
 from diptych.images.splits import open_located
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]

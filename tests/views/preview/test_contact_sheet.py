@@ -10,21 +10,17 @@ from PIL import Image
 from diptych.config.data import ViewsConfig
 from diptych.config.operations import OPERATIONS
 from diptych.images.collection import ImageSet
-from diptych.images.order import Order
 from diptych.images.pixels import HeldPixels, PixelBatch
-from diptych.views.batches import ViewBatches
+from diptych.views.batches import Order, ViewBatches
 from diptych.views.cpu import to_pixels
 from diptych.views.preview.contact_sheet import (
     TILE_PIXELS,
-    contact_sheet,
-    preview_sheet,
-    show_views,
-    to_picture,
-)
-from diptych.views.preview.single_operations import (
     SingleOperation,
+    contact_sheet,
     example_image,
     show_single_operations,
+    show_views,
+    to_picture,
 )
 
 
@@ -162,7 +158,9 @@ def test_the_whole_sheet_wraps_its_words(
 ) -> None:
     images = image_set(rng.integers(0, 256, (3, 32, 32, 1), dtype=np.uint8))
     config = ViewsConfig(side_pixels=32, policy="crop + rand_augment + solarize + rotate")
-    whole = preview_sheet(images, config, executor, seed=0, image_count=2, view_count=1)
+    whole = contact_sheet(
+        images, config, executor, seed=0, image_count=2, view_count=1, single_operations=True
+    )
     assert isinstance(whole, Image.Image)
     assert (np.asarray(whole)[:, -12:] == 255).all()
     first = contact_sheet(images, config, executor, seed=0, image_count=2, view_count=1)

@@ -40,8 +40,7 @@ from diptych.evaluation.detection.detector import (
 )
 from diptych.evaluation.split import unlabelled_split
 from diptych.images.sources.boxes import BoxedImages, open_boxes
-from diptych.images.trained_on import load_trained_on
-from diptych.models.weights import load_encoder, untrained_encoder
+from diptych.models.weights import load_encoder, load_trained_on, untrained_encoder
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, require_writable
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text

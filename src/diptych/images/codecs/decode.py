@@ -1,33 +1,157 @@
-"""One image file to pixels: (height, width, channels), upright, on white where transparent.
-
-Files are hostile until checked: the format is read from the bytes, not from the name, and only
-those of ``codecs.formats`` are opened; the pixel count is checked in the header before anything is
-decoded. A codec gives what the file stores and what it means; ``channels.in_form`` makes what the
-run asks for.
-"""
+"""Image files to pixels: which formats are read, how each is recognised, what to do with others."""
 
 import os
 import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import BmpImagePlugin, GifImagePlugin
 
 from diptych.config.data import ImagesConfig
 from diptych.errors import UnreadableImage
-from diptych.images.codecs.channels import Decoded, Pixels, in_form
-from diptych.images.codecs.formats import EXTENSIONS, FORMATS, HOW_TO_READ, format_of, pages
-from diptych.images.codecs.jpeg import decode_plain_jpeg, plain_jpeg_header
+from diptych.images.codecs.channels import Decoded, Pixels, Plugin, decode_opened, in_form
+from diptych.images.codecs.formats import (
+    decode_avif,
+    decode_jpeg2000,
+    decode_netpbm,
+    decode_png,
+    decode_webp,
+    gif_pages,
+    png_pages,
+    webp_pages,
+)
+from diptych.images.codecs.jpeg import decode_any_jpeg, decode_plain_jpeg, plain_jpeg_header
+from diptych.images.codecs.tiff import decode_tiff, tiff_pages
 
-__all__ = [
-    "EXTENSIONS",
-    "FORMATS",
-    "HOW_TO_READ",
-    "decode_bytes",
-    "decode_file",
-    "pages",
-    "read_bytes",
-]
+
+def _one(data: bytes) -> int:
+    return 1
+
+
+def _by(plugin: Plugin) -> Callable[[bytes, ImagesConfig], Decoded]:
+    return lambda data, config: decode_opened(plugin, data, config)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that is read.
+
+    Attributes:
+        extensions: of files that are looked into.
+        starts: (place, bytes), one of which every such file has.
+        decode: reads the first picture.
+        pages: counts the pictures without decoding one.
+    """
+
+    extensions: tuple[str, ...]
+    starts: tuple[tuple[int, bytes], ...]
+    decode: Callable[[bytes, ImagesConfig], Decoded]
+    pages: Callable[[bytes], int] = _one
+
+
+_TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_AVIF_BRANDS: Final = (b"ftypavif", b"ftypavis")
+_JPEG2000_STARTS: Final = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+
+FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
+    {
+        "JPEG": Format(
+            (".jpg", ".jpeg", ".jpe", ".jfif"), ((0, b"\xff\xd8\xff"),), decode_any_jpeg
+        ),
+        "PNG": Format((".png", ".apng"), ((0, b"\x89PNG\r\n\x1a\n"),), decode_png, png_pages),
+        "WebP": Format((".webp",), ((8, b"WEBP"),), decode_webp, webp_pages),
+        "BMP": Format((".bmp",), ((0, b"BM"),), _by(BmpImagePlugin.BmpImageFile)),
+        "TIFF": Format(
+            (".tif", ".tiff"), tuple((0, start) for start in _TIFF_STARTS), decode_tiff, tiff_pages
+        ),
+        "GIF": Format((".gif",), ((0, b"GIF8"),), _by(GifImagePlugin.GifImageFile), gif_pages),
+        "PBM, PGM, PPM": Format(
+            (".ppm", ".pgm", ".pbm", ".pnm"),
+            tuple((0, b"P%d" % kind) for kind in range(1, 7)),
+            decode_netpbm,
+        ),
+        "AVIF": Format((".avif",), tuple((4, brand) for brand in _AVIF_BRANDS), decode_avif),
+        "JPEG 2000": Format(
+            (".jp2", ".j2k", ".j2c", ".jpx", ".jpf"),
+            tuple((0, start) for start in _JPEG2000_STARTS),
+            decode_jpeg2000,
+        ),
+    }
+)
+"""What is read, in the order in which it is asked for."""
+
+EXTENSIONS: Final = frozenset(one for read in FORMATS.values() for one in read.extensions)
+"""Names that count as images in a folder. What is inside decides how they are decoded."""
+
+_PHOTOGRAPH: Final = "convert it to PNG or TIFF, for example with ImageMagick"
+_HEIF: Final = "convert it to JPEG or PNG, with heif-convert or the Python package pillow-heif"
+_CAMERA: Final = "develop it to a 16-bit TIFF, with darktable-cli or the Python package rawpy"
+_DRAWING: Final = "it is a drawing: render it to PNG, with Inkscape or rsvg-convert"
+_DOCUMENT: Final = "render its pages to PNG, with pdftoppm or Ghostscript"
+_MEDICAL: Final = "write its slices as 16-bit PNG or an .npz, with the Python package {}"
+_SLIDE: Final = "cut it into tiles of PNG or JPEG, with the Python package openslide-python"
+_ARRAY: Final = "write its pictures as 16-bit TIFF or an .npz, with the Python package {}"
+_FLOATS: Final = "stretch it to a 16-bit PNG or TIFF, for example with ImageMagick"
+
+_PHOTOGRAPHS: Final = (
+    *(".tga", ".pcx", ".psd", ".psb", ".xcf", ".ico", ".cur", ".icns", ".dds", ".dib", ".bpg"),
+    *(".sgi", ".ras", ".xbm", ".xpm", ".qoi", ".jxl", ".jxr", ".wdp", ".jls", ".jng", ".mng"),
+)
+_CAMERAS: Final = (
+    *(".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".dng", ".orf", ".rw2", ".raf"),
+    *(".pef", ".srw", ".3fr", ".iiq", ".x3f", ".raw"),
+)
+
+HOW_TO_READ: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        **dict.fromkeys((".heic", ".heif", ".hif", ".avifs"), _HEIF),
+        **dict.fromkeys(_PHOTOGRAPHS, _PHOTOGRAPH),
+        **dict.fromkeys(_CAMERAS, _CAMERA),
+        **dict.fromkeys((".svg", ".svgz", ".emf", ".wmf"), _DRAWING),
+        **dict.fromkeys((".pdf", ".eps", ".ps", ".djvu", ".ai"), _DOCUMENT),
+        **dict.fromkeys((".dcm", ".dicom", ".ima"), _MEDICAL.format("pydicom")),
+        **dict.fromkeys((".nii", ".mgz", ".mha", ".mhd", ".nrrd"), _MEDICAL.format("SimpleITK")),
+        **dict.fromkeys((".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif"), _SLIDE),
+        **dict.fromkeys((".czi", ".lif", ".nd2", ".oib", ".oif", ".lsm"), _ARRAY.format("bioio")),
+        **dict.fromkeys((".fit", ".fits", ".fts"), _ARRAY.format("astropy")),
+        **dict.fromkeys((".h5", ".hdf5", ".hdf", ".mat"), _ARRAY.format("h5py")),
+        **dict.fromkeys((".exr", ".hdr", ".pfm"), _FLOATS),
+        **dict.fromkeys(
+            (".img", ".vrt", ".ecw", ".sid"), "convert it to TIFF, with gdal_translate"
+        ),
+        **dict.fromkeys(
+            (".mp4", ".mov", ".avi", ".mkv", ".webm"),
+            "write its frames as PNG or JPEG, with ffmpeg",
+        ),
+    }
+)
+"""Other extensions of images, in lower case, and what to do with such files."""
+
+
+def format_of(data: bytes) -> Format | None:
+    """The format that a file begins as; None for one that is not read."""
+    for one in FORMATS.values():
+        if any(data.startswith(start, place) for place, start in one.starts):
+            return one
+    return None
+
+
+def pages(data: bytes) -> int:
+    """Pictures in a file, of which the first is read; 1 where that is not known.
+
+    Only headers are looked at. Smaller copies of a picture in its own file are not counted.
+    """
+    found = format_of(data)
+    try:
+        return 1 if found is None else max(1, found.pages(data))
+    except Exception:  # a damaged file is reported when it is decoded
+        return 1
+
 
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from diptych.config.data import ImagesConfig
 from diptych.errors import UnreadableImage
-from diptych.images.codecs.channels import Decoded, check_size
-from diptych.images.codecs.pillow import orientation
+from diptych.images.codecs.channels import Decoded, check_size, orientation
 
 _NEXT: Final = re.compile(rb"\xff+([^\x00\xff])")  # what lies before a marker is skipped
 _END_OF_SCAN: Final = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
@@ -143,7 +142,6 @@ REDUCTIONS: Final = (8, 4, 2)
 _START: Final = b"\xff\xd8\xff"
 _TURNING: Final = (b"Exif\0\0", b"tiff:Orientation")  # where a file can ask to be turned
 _CHANNELS: Final = {"GRAY": 1, "RGB": 3, "CMYK": 4}
-_ENDS_EARLY: Final = "damaged: a JPEG that ends early; part of the picture is missing"
 _PREMATURE: Final = "premature end"  # of libjpeg's warnings, the one that pixels are missing
 
 
@@ -176,7 +174,7 @@ def is_reducible(data: bytes) -> bool:
 def plain_jpeg_header(data: bytes) -> tuple[int, int, int] | None:
     """Height, width and channels of a JPEG that is gray or RGB and stands upright.
 
-    None for anything else, a damaged file included: those take the careful way.
+    None for anything else, a damaged file included: ``decode_any_jpeg`` reads those.
     """
     if not data.startswith(_START) or any(mark in data for mark in _TURNING):
         return None
@@ -246,7 +244,7 @@ def decode_jpeg(
         size: height and width that the header names.
         space: "RGB", "GRAY" or, of a file that is stored so, "CMYK".
         side: pixels that the shorter side must keep: both are divided by 1, 2, 4 or 8, rounded up.
-        room: uint8 (any,): the pixels are laid at its beginning if they fit.
+        room: uint8 (any,): the pixels are written to its beginning if they fit.
 
     Returns:
         (height, width, 3, 1 or 4), uint8.
@@ -266,7 +264,7 @@ def decode_jpeg(
     in_full = _decode(
         parts.joined(), space, buffer=buffer if wanted == size else None, strict=False
     )
-    # libjpeg tells only its first warning, which may be another one than that of missing pixels.
+    # libjpeg reports its first warning only; that of missing pixels may have come after it.
     if not parts.ended or _PREMATURE in warning or _is_filled_up(parts, space, in_full):
         raise UnreadableImage("damaged: a JPEG that ends early; part of the picture is missing")
     if wanted == size:

@@ -14,10 +14,9 @@ from PIL import Image
 
 from diptych.config.data import MOST_CHANNELS, ImagesConfig
 from diptych.errors import UnreadableImage
-from diptych.images.codecs.channels import UPRIGHT, Decoded, Pixels, check_size
+from diptych.images.codecs.channels import TAG, UPRIGHT, Decoded, Pixels, check_size
+from diptych.images.codecs.formats import jpeg2000_size
 from diptych.images.codecs.jpeg import jpeg_segments
-from diptych.images.codecs.pillow import TAG
-from diptych.images.codecs.small_formats import jpeg2000_size
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
@@ -96,7 +95,7 @@ def _unpacked(page: "TiffPage", data: bytes, config: ImagesConfig) -> Pixels:
 
     try:
         return page.asarray(maxworkers=1)
-    except Exception as error:  # each codec has an error of its own where there is no room
+    except Exception as error:  # each codec raises another error where there is no room
         pixels = _with_whole_strips(page, data, config)
         if pixels is not None:
             return pixels
@@ -219,7 +218,10 @@ def _check_segments(page: "TiffPage", data: bytes) -> None:
         raise UnreadableImage(f"damaged: {len(places)} of {wanted} strips or tiles")
     if any(start + count > len(data) for start, count in places):
         raise UnreadableImage("damaged: a TIFF that ends early; part of the picture is missing")
-    if page.compression in (_JPEG, _JPEG2000):  # whose headers have sizes of their own
+    if page.compression in (
+        _JPEG,
+        _JPEG2000,
+    ):  # their headers may name a larger size
         for start, count in places:
             height, width = _segment_size(data[start : start + count], int(page.compression))
             if height > down or width > across:

@@ -1,7 +1,7 @@
 """Files that say where objects are in images: Pascal VOC's XML and COCO's JSON.
 
-They are hostile until checked: nothing of them is believed but that it is numbers and texts in the
-right places, and no name leads out of the folder of the data.
+They are hostile until checked: here only that there are numbers and texts in the right places, and
+that no name leads out of the folder of the data.
 """
 
 import json
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.codecs.decode import EXTENSIONS, read_bytes
-from diptych.images.collection import Skipped
+from diptych.images.inventory import Skipped
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Annotations:
 
     @property
     def total(self) -> int:
-        """Images that there are, good and skipped."""
+        """Number of images, good and skipped."""
         return len(self.found) + len(self.skipped)
 
 

@@ -4,7 +4,7 @@ import gzip
 import math
 import os
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -15,15 +15,15 @@ from diptych.config.data import MOST_CHANNELS, ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.codecs.channels import Pixels, in_depth
 from diptych.images.collection import (
+    CompactNames,
     ImageSet,
-    Skipped,
     beyond,
     choose,
     held_out_config,
     present_classes,
 )
 from diptych.images.index import checksum
-from diptych.images.names import CompactNames
+from diptych.images.inventory import Skipped
 from diptych.images.pixels import HeldPixels, PixelBatch
 from diptych.images.splits import LocatedImages, choose_splits, role_of
 
@@ -31,7 +31,7 @@ _IMAGE_KEYS: Final = ("images", "x")
 _LABEL_KEYS: Final = ("labels", "y")
 _UNLABELLED: Final = -1
 _IDX_UINT8: Final = 0x08
-_LARGEST_ARRAY: Final = 64 * 2**30  # bytes; a header that claims more is not believed
+_LARGEST_ARRAY: Final = 64 * 2**30  # bytes; more than that in a header is refused
 
 
 def find_npy(path: str, config: ImagesConfig) -> LocatedImages:
@@ -161,7 +161,7 @@ def find_idx_folder(path: str, config: ImagesConfig) -> LocatedImages:
 def _idx_parts(path: Path) -> tuple[Path, Path | None] | None:
     try:
         files = sorted(file for file in path.iterdir() if "idx3" in file.name and is_idx(file))
-    except OSError:  # which is told of when the folder is walked through
+    except OSError:  # reported when the folder is walked through
         return None
     train = [file for file in files if file.name.startswith("train")]
     test = [file for file in files if file.name.startswith(("t10k", "test"))]
@@ -211,7 +211,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             shape = tuple(int(n) for n in np.frombuffer(file.read(4 * magic[3]), dtype=">u4"))
             size = math.prod(shape)
             if size > _LARGEST_ARRAY or len(shape) != magic[3]:
-                raise ImagesError(f"{path} claims an array of shape {shape}; not believed.")
+                raise ImagesError(f"{path} is refused: its header names the shape {shape}.")
             data = file.read(size + 1)
     except (OSError, EOFError) as error:
         raise ImagesError(f"{path} cannot be read: {error}") from error
@@ -277,7 +277,7 @@ def image_set(
 
 
 def _number(labels: NDArray[np.generic] | None) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """Labels as positions in the classes that there are, -1 for none; None if there are none."""
+    """Labels as positions in the classes that occur, -1 for none; None if no image has one."""
     if labels is None or not (labels != _UNLABELLED).any():
         return None, ()
     flat = labels.reshape(-1)
@@ -292,13 +292,10 @@ def _check_channels(count: int, config: ImagesConfig, origin: str | Path) -> Non
             f"{origin}: wanted 1 or 3 channels, last; got {count}. images.color = 'raw' keeps any "
             f"number up to {MOST_CHANNELS}."
         )
-    wanted = range(1, MOST_CHANNELS + 1) if config.raw_channels is None else [config.raw_channels]
-    if config.color == "raw" and count not in wanted:
-        raise ImagesError(f"{origin}: wanted {_range_text(wanted)} channels, last; got {count}.")
-
-
-def _range_text(wanted: Sequence[int]) -> str:
-    return str(wanted[0]) if len(wanted) == 1 else f"{wanted[0]} to {wanted[-1]}"
+    least, most = config.raw_channels or 1, config.raw_channels or MOST_CHANNELS
+    if config.color == "raw" and not least <= count <= most:
+        wanted = str(least) if least == most else f"{least} to {most}"
+        raise ImagesError(f"{origin}: wanted {wanted} channels, last; got {count}.")
 
 
 def _to_color(stack: NDArray[Any], config: ImagesConfig) -> Pixels:
@@ -314,7 +311,7 @@ def _refuse_bomb(path: str) -> None:
     with zipfile.ZipFile(path) as archive:
         size = sum(member.file_size for member in archive.infolist())
     if size > _LARGEST_ARRAY:
-        raise ImagesError(f"{path} claims to unpack to {size} bytes; not believed.")
+        raise ImagesError(f"{path} is refused: it would unpack to {size} bytes.")
 
 
 def _open_maybe_gzip(path: str | Path) -> BinaryIO | gzip.GzipFile:

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.codecs.decode import read_bytes
-from diptych.images.collection import Skipped
+from diptych.images.collection import CompactNames
 from diptych.images.index import file_stamp
-from diptych.images.inventory import listed
+from diptych.images.inventory import Skipped, listed
 from diptych.images.listing import Listing
-from diptych.images.names import CompactNames
 from diptych.images.splits import LocatedImages, choose_splits
 
 IMAGE_COLUMNS: Final = ("image", "img", "jpg", "png")
@@ -76,7 +75,7 @@ def number_labels(values: Sequence[Any], names: Sequence[str] | None, origin: st
 
     Args:
         values: integers or strings; None, -1 and a blank text are no label.
-        names: of the classes, where a data set tells them; integers are positions in them.
+        names: of the classes, where the data set names them; integers are positions in them.
         origin: named in errors.
 
     >>> number_labels(["cat", "dog", None, "cat"], None, "a table")
@@ -97,7 +96,7 @@ def number_labels(values: Sequence[Any], names: Sequence[str] | None, origin: st
 
 
 def label_items(values: Sequence[Any], names: object, origin: str) -> Labels:
-    """Labels of a data set in Python, by its own names of classes if it has one for each number."""
+    """Labels of a data set in Python, named by its list of classes if that covers all numbers."""
     if not any(value is not None for value in values):
         return None, ()
     good = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
@@ -113,7 +112,7 @@ def class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> list[str
     try:
         note = json.loads((metadata or {}).get(b"huggingface", b"{}"))
         names = note["info"]["features"][column]["names"]
-    except (ValueError, LookupError, TypeError):  # no such note, or not one that we know
+    except (ValueError, LookupError, TypeError):  # no note, or one of another form
         return None
     good = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return names if good else None
@@ -134,11 +133,6 @@ def _positions(values: Sequence[Any], names: tuple[str, ...], origin: str) -> La
     return np.array(numbers, dtype=np.int64), names
 
 
-def import_arrow(module: str = "pyarrow") -> Any:
-    """Pyarrow, or one of its modules, which take a while to load."""
-    return import_module(module)
-
-
 @dataclass(frozen=True)
 class Columns:
     """The columns that matter.
@@ -148,7 +142,7 @@ class Columns:
         is_struct: whether they are structs, as of Hugging Face's Image feature.
         has_path: whether those structs have a path too.
         label: the column of labels, or None.
-        class_names: of the labels, where the schema tells them.
+        class_names: of the labels, where the schema names them.
     """
 
     image: str
@@ -171,7 +165,7 @@ class Columns:
 
 def find_columns(schema: Any, wanted: str | None, origin: str) -> Columns:
     """Which columns of an Arrow schema hold images and labels; see ``choose_image_column``."""
-    types = import_arrow().types
+    types = import_module("pyarrow").types  # here, as it takes a while to load
     candidates = [field.name for field in schema if _holds_images(field.type, types)]
     image = choose_image_column(candidates, schema.names, wanted, origin)
     kind = schema.field(image).type
@@ -191,7 +185,7 @@ def find_columns(schema: Any, wanted: str | None, origin: str) -> Columns:
 
 def encoded_images(column: Any) -> Any:
     """Of an array of images, plain or in structs, the array of their bytes, null where missing."""
-    types = import_arrow().types
+    types = import_module("pyarrow").types
     if not types.is_struct(column.type):
         return column
     # Flattened, not just taken out: a field knows nothing of the nulls of the struct around it.
@@ -233,7 +227,7 @@ def labels_of(tables: Sequence[Any], columns: Columns, origin: str) -> Labels:
 
 
 def name_rows(paths: Sequence[Sequence[str | None]], stems: Sequence[str]) -> CompactNames:
-    """Names of rows: their paths where all have one of their own, else file and row number.
+    """Names of rows: their paths where each has another one, else file and row number.
 
     >>> list(name_rows([["a.png"], ["b.png"]], ["x", "y"])), list(name_rows([[None]], ["x"]))
     (['a.png', 'b.png'], ['x:0'])
@@ -248,8 +242,8 @@ def name_rows(paths: Sequence[Sequence[str | None]], stems: Sequence[str]) -> Co
 
 @contextmanager
 def reading(origin: str) -> Iterator[None]:
-    """Whatever is found wrong inside is said of ``origin``."""
-    arrow = import_arrow()
+    """Errors inside become an ImagesError that names ``origin``."""
+    arrow = import_module("pyarrow")
     try:
         yield
     except ImagesError:
@@ -337,7 +331,7 @@ def list_saved(path: Path, config: ImagesConfig, part: str = "") -> Listing:
 
 
 def _mapped(file: Path) -> Any:
-    ipc = import_arrow("pyarrow.ipc")
+    ipc = import_module("pyarrow.ipc")
     # Arrow itself opens no name that is not UTF-8. The table keeps the memory mapped.
     with reading(str(file)), open(file, "rb") as opened:
         return ipc.open_stream(mmap(opened.fileno(), 0, access=ACCESS_READ)).read_all()

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.collection import ImageSet, Skipped, refuse_if_too_many
+from diptych.images.collection import CompactNames, ImageSet, refuse_if_too_many
+from diptych.images.inventory import Skipped
 from diptych.images.listing import Progress, ignore_progress, open_listing
-from diptych.images.names import CompactNames
 from diptych.images.sources.annotations import Annotation, Annotations, is_voc, read_coco, read_voc
 from diptych.images.sources.image_files import list_files
 
@@ -82,7 +82,7 @@ def open_boxes(
         parts: their names.
         config: limits, colour mode and the cache; its path is not used.
         executor: its threads decode.
-        on_progress: told how many images are read.
+        on_progress: called with the images read and their total.
 
     Raises:
         ImagesError: there is no such part, it is not in either form, or too many of its images
@@ -103,13 +103,11 @@ def open_boxes(
         raise ImagesError(f"{root}: there is not a single box in {' and '.join(parts)}.")
     classes = tuple(sorted(names))
     opened = [_opened(root, part, classes, config, executor, on_progress) for part in annotated]
-    return [_named(images, part) for images, part in zip(opened, parts, strict=True)]
-
-
-def _named(found: BoxedImages, part: str) -> BoxedImages:
-    """With the name of the part at every image that is skipped."""
-    skipped = tuple(replace(one, part=part) for one in found.images.skipped)
-    return replace(found, images=replace(found.images, skipped=skipped))
+    named = list[BoxedImages]()
+    for found, part in zip(opened, parts, strict=True):
+        skipped = tuple(replace(one, part=part) for one in found.images.skipped)
+        named.append(replace(found, images=replace(found.images, skipped=skipped)))
+    return named
 
 
 def _opened(
@@ -165,7 +163,7 @@ class _CheckedBoxes:
 def check_boxes(
     annotation: Annotation, size: tuple[int, int], classes: Sequence[str]
 ) -> _CheckedBoxes | Skipped:
-    """Holds an annotation against its image.
+    """Compares an annotation with its image.
 
     Args:
         annotation: what the file says.
@@ -201,11 +199,11 @@ def check_boxes(
 
 
 def _remarks(origin: str, clipped: int, empty: int, skipped: int) -> list[str]:
-    said = []
+    remarks = []
     if clipped:
-        said.append(f"{clipped} boxes in {origin} reached over the edge and are clipped.")
+        remarks.append(f"{clipped} boxes in {origin} reached over the edge and are clipped.")
     if empty:
-        said.append(f"{empty} boxes in {origin} have no area and are left out.")
+        remarks.append(f"{empty} boxes in {origin} have no area and are left out.")
     if skipped:
-        said.append(f"{skipped} images in {origin} are skipped.")
-    return said
+        remarks.append(f"{skipped} images in {origin} are skipped.")
+    return remarks

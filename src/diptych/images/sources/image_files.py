@@ -3,7 +3,6 @@
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -15,12 +14,10 @@ from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.escaping import readable
 from diptych.images.codecs.decode import EXTENSIONS, read_bytes
-from diptych.images.collection import ImageSet, Skipped
+from diptych.images.collection import CompactNames
 from diptych.images.index import file_stamp
-from diptych.images.inventory import Tally, why_no_image
-from diptych.images.listing import Listing, Progress, ignore_progress, open_listing
-from diptych.images.names import CompactNames
-from diptych.images.sources.remote import is_url
+from diptych.images.inventory import Skipped, Tally, why_no_image
+from diptych.images.listing import Listing
 from diptych.images.sources.tar_shards import find_in_tar, list_tar, read_samples
 from diptych.images.splits import (
     LocatedImages,
@@ -29,17 +26,8 @@ from diptych.images.splits import (
     refuse_unclear,
     role_of,
 )
-from diptych.images.tree import Tree, lies_in, part_around, walk
-
-
-def open_folder(
-    root: Path,
-    config: ImagesConfig,
-    executor: Executor,
-    on_progress: Progress = ignore_progress,
-) -> ImageSet:
-    """The images in a folder, all together, whatever its folders are called."""
-    return open_listing(list_folder(root, walk(root)), config, executor, on_progress)
+from diptych.images.tree import Tree, lies_in, part_around
+from diptych.runs.folder import is_url
 
 
 def find_in_folder(root: Path, tree: Tree) -> LocatedImages:
@@ -167,7 +155,7 @@ def labels_from_folders(
 
 
 def _on_one_folder(tree: Tree, inside: str, part: str) -> list[str]:
-    """That there are no classes, where all images of a part, or of all, lie in one folder."""
+    """A remark where all images of a part, or of all, lie in one folder: there are no classes."""
     tops = {one.partition(os.sep)[0] for one in _below([*tree.images], inside)}
     if len(tops) != 1 or inside in tree.images:
         return []
@@ -179,7 +167,7 @@ def _on_one_folder(tree: Tree, inside: str, part: str) -> list[str]:
 
 
 def _on_deeper_parts(tree: Tree) -> list[str]:
-    """That folders named as parts are none, where they lie in class folders."""
+    """A remark where folders named as parts lie in class folders, and so are not parts."""
     deeper = sorted({part_around(folder) for folder in tree.images} - {""})
     if not deeper:
         return []
@@ -224,14 +212,11 @@ def _parts(tree: Tree, base: str) -> tuple[str, ...]:
 def _inner(tree: Tree, place: str) -> str:
     """The folder of a part; of one in which there is nothing but itself again, the inner one."""
     level = _level(tree, place)
-    while len(level.folders) == 1 and not level.loose and _is_again(level.folders[0], place):
+    again = os.path.basename(place).lower()
+    while len(level.folders) == 1 and not level.loose and level.folders[0].lower() == again:
         place = os.path.join(place, level.folders[0])
         level = _level(tree, place)
     return place
-
-
-def _is_again(name: str, place: str) -> bool:
-    return name.lower() == os.path.basename(place).lower()
 
 
 def _beside(tree: Tree, base: str, parts: Iterable[str]) -> list[str]:
@@ -303,7 +288,7 @@ def _own(part: str, base: str) -> str:
 
 
 def _on_shared_folders(tree: Tree, places: Sequence[str]) -> list[str]:
-    """That a part to learn from and a held-out one share a folder."""
+    """A remark where a part to learn from and a held-out one share a folder."""
     train, *held_out = places
     for pair in tree.shared:
         for first, second in (pair, pair[::-1]):
@@ -328,7 +313,7 @@ def _below(names: Sequence[str], folder: str) -> Sequence[str]:
 
 
 def _nothing(place: Path, tree: Tree, inside: str) -> str:
-    """That there are no images, and what there is instead."""
+    """The error where there are no images, with what there is instead."""
     kinds = [one for one in _left_out(tree, "", []) if not inside or one.name.startswith(inside)]
     there = "; ".join(
         f"{one.count:,} as {readable(one.name)}: {readable(one.reason)}" for one in kinds[:5]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, Final, Protocol
@@ -25,15 +26,14 @@ from filelock import FileLock
 
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
-from diptych.images.cache import cache_folder
-from diptych.images.collection import Skipped
 from diptych.images.index import file_stamp
+from diptych.images.inventory import Skipped
 from diptych.images.listing import Listing
+from diptych.images.pixels import cache_folder
 from diptych.images.sources.arrow import (
     Columns,
     encoded_images,
     find_columns,
-    import_arrow,
     labels_of,
     name_rows,
     paths_of,
@@ -190,7 +190,7 @@ def _images(files: Sequence[str], columns: Columns) -> Iterator[bytes | None]:
 
 @contextmanager
 def _opened(file: str) -> Iterator[Any]:
-    arrow = import_arrow("pyarrow.parquet")
+    arrow = import_module("pyarrow.parquet")
     # Arrow itself opens no name that is not UTF-8.
     with (
         reading(file),

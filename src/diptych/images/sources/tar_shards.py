@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.escaping import readable
 from diptych.images.codecs.decode import EXTENSIONS
+from diptych.images.collection import CompactNames
 from diptych.images.index import file_stamp
 from diptych.images.inventory import HIDDEN, Tally, why_no_image
 from diptych.images.listing import Listing
-from diptych.images.names import CompactNames
 from diptych.images.splits import LocatedImages, by_split, choose_splits
 from diptych.images.tree import part_around
 
@@ -316,7 +316,7 @@ class Shards:
     @contextmanager
     def _descriptor(self, shard: int) -> Iterator[int]:
         with self._lock:
-            descriptor = self._open.pop(shard, None)
+            descriptor = self._open.pop(shard, None)  # put back at the end: the last one used
             if descriptor is None:
                 descriptor = self._opened(shard)
             self._open[shard] = descriptor
@@ -339,6 +339,7 @@ class Shards:
         for shard in list(self._open):
             if len(self._open) <= _MOST_OPEN:
                 return
+            # A descriptor that a thread reads from stays: its number could become another file's.
             if not self._users.get(shard):
                 os.close(self._open.pop(shard))
 
@@ -404,7 +405,10 @@ def list_tar(paths: Sequence[Path], origin: str, others: Tally, part: str = "") 
     Raises:
         ImagesError: a shard cannot be read, or none has an image.
     """
-    shards = Shards(_checked(paths, origin))
+    for path in paths:
+        if not path.is_file():
+            raise ImagesError(f"{origin}: {path} is not a file.")
+    shards = Shards(list(paths))
     places, flaws, labels = _Places(), dict[int, str](), list[Label | None]()
     names = CompactNames.of(_collect(shards, places, flaws, labels, others))
     if not names:
@@ -428,19 +432,9 @@ class _Places:
         self.shards, self.offsets, self.sizes = array("q"), array("q"), array("q")
 
     def append(self, shard: int, member: Member) -> None:
-        for column, value in (
-            (self.shards, shard),
-            (self.offsets, member.offset),
-            (self.sizes, member.size),
-        ):
-            column.append(value)
-
-
-def _checked(paths: Sequence[Path], origin: str) -> list[Path]:
-    for path in paths:
-        if not path.is_file():
-            raise ImagesError(f"{origin}: {path} is not a file.")
-    return list(paths)
+        self.shards.append(shard)
+        self.offsets.append(member.offset)
+        self.sizes.append(member.size)
 
 
 def _collect(
@@ -508,7 +502,7 @@ def _number(labels: list[Label | None]) -> tuple[NDArray[np.int64] | None, tuple
 
 
 def _on_folders_inside(listings: Sequence[Listing]) -> list[str]:
-    """That folders inside shards are neither parts nor classes, whatever they are called."""
+    """A remark that folders inside shards are taken neither as parts nor as classes."""
     inside = re.compile(r"\.tar/(?:\./)*(.*)/", re.IGNORECASE | re.DOTALL)
     matches = (inside.search(name) for one in listings for name in one.names)
     folders = {found[1] for found in matches if found is not None}

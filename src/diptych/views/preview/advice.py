@@ -190,15 +190,15 @@ def _gray(images: ImageSet, config: ViewsConfig, looked: Survey) -> list[str]:
     share = looked.gray.mean()
     if not colored or share < SHARE:
         return []
-    said = f"{_some(looked.gray, images, looked)} {_are(looked.gray)} gray in three equal channels"
+    some = f"{_some(looked.gray, images, looked)} {_are(looked.gray)} gray in three equal channels"
     if share >= _USUAL_SHARE:
         return [
-            f"{said}, on which saturation, hue and dropped colour do nothing: --images.color gray "
+            f"{some}, on which saturation, hue and dropped colour do nothing: --images.color gray "
             "saves two thirds of the work on pixels; stronger brightness and contrast in `color` "
             "make up for the rest."
         ]
     return [
-        f"{said}, and others are not: having no colour tells them from the rest whatever they "
+        f"{some}, and others are not: an encoder can separate them by that alone, whatever they "
         "show. --images.color gray makes all alike, if colour is not what matters."
     ]
 
@@ -228,8 +228,7 @@ def _copies(images: ImageSet, config: ViewsConfig, looked: Survey) -> list[str]:
     are = "is a copy" if len(pairs) == 1 else "are copies"
     return [
         f"{len(pairs):,} of {_looked_at(images, looked)} {are} of an earlier one ({other} of "
-        f"{one}). Copies are each other's negatives, though nothing tells them apart: keep one of "
-        "each."
+        f"{one}). Copies are each other's negatives, though they are the same: keep one of each."
     ]
 
 

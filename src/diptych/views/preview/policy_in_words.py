@@ -97,7 +97,7 @@ def operation_in_words(
     """
     if isinstance(operation, Center):
         return f"the largest centred square, {_resized(operation, side_pixels)}"
-    title, effect = _title(operation), _effect(operation, channels, side_pixels, strength)
+    title, effect = _TITLES[type(operation)], _effect(operation, channels, side_pixels, strength)
     if operation.probability == 0.0:
         return f"{title}, never"
     often = "always" if operation.probability == 1.0 else percent(operation.probability)
@@ -107,12 +107,8 @@ def operation_in_words(
 
 
 def percent(share: float) -> str:
-    """A share in per cent, with as many digits as tell it from its neighbours."""
+    """A share in per cent, with three significant digits."""
     return f"{100.0 * share:.3g}%"
-
-
-def _title(operation: Operation) -> str:
-    return _TITLES[type(operation)]
 
 
 _TITLES: Final[dict[type[Operation], str]] = {
@@ -192,11 +188,11 @@ def _color_effect(operation: Color, channels: int, strength: float) -> str:
     wanted = [name for name, change in changes.items() if change]
     without = [name for name in wanted if channels != 3 and name in ("saturation", "hue")]
     done = [f"{name} {changes[name]:.3g}" for name in wanted if name not in without]
-    said = ", ".join(done) or ("nothing" if without else "nothing, as every change is 0")
+    text = ", ".join(done) or ("nothing" if without else "nothing, as every change is 0")
     if without:
         need, are = ("need", "are") if len(without) > 1 else ("needs", "is")
-        said += f"; {' and '.join(without)} {need} three channels and {are} left out"
-    return said
+        text += f"; {' and '.join(without)} {need} three channels and {are} left out"
+    return text
 
 
 def _gray_effect(channels: int) -> str:
@@ -217,10 +213,10 @@ def _blur_effect(sigma: Range, radius: int, side_pixels: int) -> str:
 
 
 def _rand_augment_effect(count: int, magnitude: float, channels: int) -> str:
-    said = f"{count} of 14 operations at magnitude {magnitude:g} of 30"
+    text = f"{count} of 14 operations at magnitude {magnitude:g} of 30"
     if channels != 3:
-        said += "; saturation, one of them, needs three channels and does nothing"
-    return said
+        text += "; saturation, one of them, needs three channels and does nothing"
+    return text
 
 
 def _resized(operation: Crop | Center, side_pixels: int) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diptych.errors import ConfigError
-from diptych.images.order import Order
+from diptych.views.batches import Order
 
 
 def test_an_epoch_visits_each_image_at_most_once() -> None:
