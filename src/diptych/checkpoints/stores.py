@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
-from diptych.config.training import CheckpointConfig
+from diptych.config.run import CheckpointConfig
 from diptych.errors import ConfigError, ImagesError, UnreachableFolder
 from diptych.images.sources.remote import chunks, connect, is_url, one_line, with_retries
 from diptych.runs.atomic import atomic_path, atomic_remove, remove_leftovers

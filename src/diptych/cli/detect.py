@@ -10,7 +10,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from diptych.cli.flags import DeviceOptions, parse
-from diptych.config.detection import DetectionConfig
+from diptych.config.downstream import DetectionConfig
 from diptych.runtime.progress import ProgressBars
 
 

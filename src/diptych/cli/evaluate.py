@@ -1,4 +1,4 @@
-"""The verb `evaluate`: how good a run's features are."""
+"""How good a run's features are: the verbs `evaluate` and `report`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -101,3 +101,26 @@ def print_verdict(console: Console, run: Path) -> None:
     console.print(verdict.headline, style="bold", highlight=False)
     for sentence in verdict.sentences:
         console.print(sentence, highlight=False)
+
+
+@dataclass(frozen=True)
+class ReportFlags:
+    """What `diptych report` takes."""
+
+    run: Positional[Path]
+    """A run folder whose training has ended."""
+    runtime: Annotated[InferenceOptions, arg(name="")] = field(default_factory=InferenceOptions)
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Write RUN/report.html: one page that opens offline, the verdict in words first.
+
+    Examples:
+      diptych report runs/photos
+    """
+    from diptych.report.page import write_report
+
+    flags = parse(ReportFlags, report, arguments)
+    with ProgressBars(Console(markup=False)) as bars:
+        page = write_report(flags.run, progress=bars, **asdict(flags.runtime))
+    print(f"Report: {page}")

@@ -44,16 +44,16 @@ VERBS: Final = {
         "train detectors on a run's ResNet and on an untrained one, and compare them",
     ),
     "embed": ("embed", "write the features of any images to Parquet files, in shards"),
-    "report": ("report", "write a run's report, one page that opens offline"),
+    "report": ("evaluate", "write a run's report, one page that opens offline"),
     "plan": (
         "plan",
         "say before a run what it costs: days, memory, network, disk; and what breaks first",
     ),
     "views": ("views", "preview the random views of some images on a sheet or a page, with advice"),
-    "recipes": ("recipes", "list the recipes, or print one's settings"),
+    "recipes": ("pretrain", "list the recipes, or print one's settings"),
     "study": ("study", "answer one question of the papers by a grid of runs: table, figure, page"),
     "check-leak": (
-        "check_leak",
+        "rank",
         "measure whether batch norm tells a run's queries which key is theirs",
     ),
 }

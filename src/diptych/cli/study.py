@@ -56,9 +56,8 @@ def study(arguments: Sequence[str]) -> None:
       diptych study head --data cifar10/ --write-commands head.txt
       diptych study head --data cifar10/ --only-report
     """
-    from diptych.studies.catalog import STUDIES, find_study
-    from diptych.studies.conduct import run_cells, run_cells_in_processes, write_commands
-    from diptych.studies.study_run import study_run
+    from diptych.studies.run_cells import run_cells, run_cells_in_processes, write_commands
+    from diptych.studies.study_run import STUDIES, find_study, study_run
 
     flags = parse(StudyFlags, study, arguments)
     if flags.name is None:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from diptych.config.checks import Checks
-from diptych.config.operations import Center, Crop
-from diptych.config.policies import Policy, branches, parse_policy
+from diptych.config.policies import Center, Crop, Policy, branches, parse_policy
 from diptych.errors import ConfigError
 
 SMALL_AREA: Final = (0.05, 0.14)  # of multi-crop's small views (SwAV, 2006.09882)

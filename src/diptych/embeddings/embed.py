@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diptych.config.embedding import EmbedSettings
+from diptych.config.downstream import EmbedSettings
 from diptych.embeddings.embedder import Embedder, ViewMaker
 from diptych.embeddings.job import EmbeddingJob, FinishedShard, ShardProgress
 from diptych.embeddings.shards import Shard, checked_shard, find_rows

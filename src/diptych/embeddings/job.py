@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from diptych.config.embedding import EmbedSettings
+from diptych.config.downstream import EmbedSettings
 from diptych.embeddings.embedder import BatchOfViews, Embedder, ViewMaker, blank
 from diptych.embeddings.shard_files import (
     Note,

@@ -21,8 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from diptych.config.optimization import ScheduleConfig
-from diptych.config.run import RunConfig
+from diptych.config.run import RunConfig, ScheduleConfig
 from diptych.errors import TrainingError
 from diptych.evaluation.confidence import over_seeds
 from diptych.evaluation.knn import accuracy

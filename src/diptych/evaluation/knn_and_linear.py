@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diptych.config.optimization import ScheduleConfig, StepConfig
+from diptych.config.run import ScheduleConfig, StepConfig
 from diptych.evaluation.confidence import (
     BootstrapEstimate,
     Statistic,

@@ -7,7 +7,7 @@ from typing import Any, Final
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from diptych.config.training import ProbeConfig
+from diptych.config.run import ProbeConfig
 from diptych.runs.atomic import atomic_path
 from diptych.runs.folder import RunFolder
 from diptych.runtime.distributed import process_rank

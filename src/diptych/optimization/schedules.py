@@ -3,7 +3,7 @@
 import math
 
 from diptych.config.method import KeyEncoderConfig
-from diptych.config.optimization import OptimizerConfig, ScheduleConfig
+from diptych.config.run import OptimizerConfig, ScheduleConfig
 
 
 def peak_learning_rate(config: OptimizerConfig, batch_size: int) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from diptych.config.detection import USUAL_SIDE, DetectionConfig, DetectionNorm
+from diptych.config.downstream import USUAL_SIDE, DetectionConfig, DetectionNorm
 from diptych.config.model import NormConfig
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError

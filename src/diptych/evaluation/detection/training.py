@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diptych.config.detection import DetectionConfig, detection_learning_rate
+from diptych.config.downstream import DetectionConfig, detection_learning_rate
 from diptych.errors import TrainingError
 from diptych.evaluation.detection.detector import image_sides
 from diptych.images.listing import Progress, ignore_progress

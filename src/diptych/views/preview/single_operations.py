@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.config.data import ViewsConfig
-from diptych.config.operations import (
+from diptych.config.policies import (
     Blur,
     Center,
     Color,
@@ -17,13 +17,14 @@ from diptych.config.operations import (
     Cutout,
     Noise,
     Operation,
+    Policy,
     Posterize,
     RandAugment,
     Rotate,
     Sharpen,
     Solarize,
+    as_text,
 )
-from diptych.config.policies import Policy, as_text
 from diptych.images.collection import ImageSet, spread_indices
 from diptych.views.cpu import SizedViews, load_views, to_pixels
 from diptych.views.draw import centre_views, draw_views
