@@ -92,7 +92,7 @@ def test_files_of_one_name_mean_one_thing() -> None:
 # after. What was decided in its time is left in the words of its time.
 RETIRED: Final = {
     r"twins?": "momentum encoder",
-    r"look[-_]ups?|lookups?": "contrastive output, objective; a search",
+    r"look[-_]ups?|lookups?(?!_error)": "contrastive output, objective; a search",
     r"remember(s|ed|ing)?": "enqueue for the queue, update for the bank, keep",
     r"in[-_]step|in step(?! ?[0-9{])": "synchronized",
     r"large_batch": "grad_cache",
@@ -106,11 +106,17 @@ RETIRED: Final = {
 }
 
 
-def words_of(path: Path) -> list[str]:
+def lines_of(path: Path) -> list[str]:
     text = path.read_text(encoding="utf-8")
-    text = re.sub(r"^OLD_NAMES: .*?^}", "", text, flags=re.S | re.M)  # which are refused
-    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", text)
-    return apart.lower().splitlines()
+    # The table of names that are refused holds them; the numbers of lines stay.
+    old = re.search(r"^OLD_NAMES: .*?^}", text, flags=re.DOTALL | re.MULTILINE)
+    if old is not None:
+        text = text.replace(old[0], "\n" * old[0].count("\n"))
+    return text.splitlines()
+
+
+def small(line: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", line).lower()
 
 
 @pytest.mark.xfail(strict=False, reason="switched on once every room has its names")
@@ -124,7 +130,7 @@ def test_retired_words_are_gone(pattern: str, instead: str) -> None:
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
         for path in files
         if "decisions" not in path.parts
-        for number, line in enumerate([path.stem, *words_of(path)])
-        if word.search(line)
+        for number, line in enumerate([path.stem, *lines_of(path)])
+        if word.search(small(line))
     ]
     assert not found, f"say {instead!r}:\n" + "\n".join(found)

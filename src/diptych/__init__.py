@@ -1,4 +1,4 @@
-"""Contrastive learning of visual representations: look-up in a dictionary of encoded images.
+"""Contrastive learning of visual representations: queries, and keys in a dictionary.
 
 The public names are imported when they are first used, so that ``import diptych`` is cheap.
 """
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from diptych.evaluation.features import extract_features as extract_features
     from diptych.evaluation.features import extract_named_features as extract_named_features
     from diptych.evaluation.protocols import evaluate as evaluate
+    from diptych.images.listing import Listing as Listing
+    from diptych.images.open import Source as Source
+    from diptych.images.splits import LocatedImages as LocatedImages
+    from diptych.methods.build import MethodKind as MethodKind
     from diptych.methods.build import build_method as build_method
     from diptych.methods.contrastive import Contrastive as Contrastive
     from diptych.methods.contrastive import build_contrastive as build_contrastive
@@ -37,6 +41,9 @@ if TYPE_CHECKING:
     from diptych.methods.method import Method as Method
     from diptych.methods.method import StepOutput as StepOutput
     from diptych.methods.objective import Loss as Loss
+    from diptych.models.encoders import build_encoder as build_encoder
+    from diptych.models.encoders import count_features as count_features
+    from diptych.models.heads import build_head as build_head
     from diptych.models.momentum_encoder import MomentumEncoder as MomentumEncoder
     from diptych.models.norms import use_norm as use_norm
     from diptych.models.weights import load_encoder as load_encoder
@@ -55,17 +62,24 @@ _HOMES = {
     "InBatch": "methods.dictionaries",
     "KeyQueue": "methods.dictionaries",
     "Lars": "optimization.optimizers",
+    "Listing": "images.listing",
+    "LocatedImages": "images.splits",
     "Loss": "methods.objective",
     "Method": "methods.method",
     "MethodConfig": "config.method",
+    "MethodKind": "methods.build",
+    "MomentumEncoder": "models.momentum_encoder",
     "RECIPES": "config.recipes",
     "RunConfig": "config.run",
+    "Source": "images.open",
     "StepOutput": "methods.method",
-    "MomentumEncoder": "models.momentum_encoder",
     "ViewsConfig": "config.data",
     "build_contrastive": "methods.contrastive",
+    "build_encoder": "models.encoders",
+    "build_head": "models.heads",
     "build_method": "methods.build",
     "check_leak": "diagnostics.leak",
+    "count_features": "models.encoders",
     "decoupled_nt_xent": "methods.losses",
     "draw_views": "views.draw",
     "embed": "embeddings.embed",

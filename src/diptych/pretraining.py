@@ -2,13 +2,14 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from torch import Tensor, nn
 
 from diptych.checkpoints.state import RunState
 from diptych.checkpoints.stores import checkpoint_location
@@ -21,7 +22,16 @@ from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images, require_there
 from diptych.images.sources.handed_over import path_of
 from diptych.logging.progress import Display, Silent, Watcher
-from diptych.methods.build import NOTHING_OWN, OwnParts, uses_labels
+from diptych.methods.build import (
+    NOTHING_OWN,
+    MethodKind,
+    OwnParts,
+    own_parts,
+    own_settings,
+    uses_labels,
+)
+from diptych.methods.method import Method
+from diptych.methods.objective import Loss
 from diptych.models.weights import save_encoder, save_head
 from diptych.resolve import Overrides, overrides_of
 from diptych.runs.folder import RunFolder
@@ -48,6 +58,9 @@ def pretrain(
     config_file: str | Path | None = None,
     resume: bool = False,
     quiet: bool = False,
+    encoder: nn.Module | None = None,
+    loss: Loss | Callable[..., Tensor] | None = None,
+    method: MethodKind | Callable[..., Method] | None = None,
     **settings: Any,
 ) -> Path:
     """Learns a representation of the images at a path and returns the run's folder.
@@ -61,8 +74,18 @@ def pretrain(
         config_file: TOML with settings that override the recipe's.
         resume: go on from the newest good checkpoint in ``out``.
         quiet: show nothing.
+        encoder: a module of your own, from (batch, channels, side, side) to (batch, features), in
+            the place of ``encoder.name``. A copy of it is trained.
+        loss: a ``diptych.Loss`` of your own, in the place of ``method.loss.kind``; or a function of
+            (positive_logits, logsumexp, settings), which is the ``one_positive`` of such a loss.
+        method: a ``diptych.MethodKind`` of your own, in the place of ``method.kind``; or a function
+            from (config, images, executor) to a ``diptych.Method``, which is the ``build`` of such
+            a method.
         **settings: override both; ``epochs``, ``batch_size``, ``threads``, ``seed``, or any other
             by its dotted name, as ``**{"optimizer.learning_rate": 0.1}``.
+
+    Where parts are your own, ``config.toml`` says ``own`` in their place, and resuming needs the
+    same again. They are told from others by names and shapes of their tensors only.
 
     Raises:
         DiptychError: see ``diptych.errors``; the message says what to do.
@@ -77,6 +100,8 @@ def pretrain(
         "scale": scale,
     }
     flat |= {name: value for name, value in wanted.items() if value is not None}
+    own = own_parts(encoder, loss, method)
+    flat |= own_settings(own, flat)
     with Display(Console(file=safe_stream(sys.stdout), quiet=quiet, markup=False)) as display:
         folder = run_pretraining(
             nest(flat),
@@ -84,6 +109,7 @@ def pretrain(
             config_file=None if config_file is None else Path(config_file),
             resume=resume,
             watcher=Silent() if quiet else display,
+            own=own,
         )
     return folder.path
 
@@ -115,7 +141,7 @@ def run_pretraining(
     layers = overrides_of(settings, config_file)
     begun = RunFolder(out).config if resume and out is not None else None
     earlier = load_run_config(begun) if begun is not None and begun.exists() else None
-    training = overlay_on_run(earlier, layers).training
+    training = overlay_on_run(earlier, layers, own).training
     choose_device(training.device)  # before any work is done
     with process_group(
         device=training.device, timeout_seconds=training.process_timeout_seconds
@@ -167,7 +193,7 @@ def _pretrain_together(
     located = json.loads(run_on_first(lambda: locate(out, resume, layers)))
     folder = RunFolder(Path(located["folder"]))
     earlier = load_run_config(folder.config) if located["begun"] else None
-    asked = overlay_on_run(earlier, layers)
+    asked = overlay_on_run(earlier, layers, own)
     threads = use_threads(asked.training.threads, processes=here.local_count)
     view_threads = divided(asked.views.threads, here.local_count) if asked.views.threads else None
     with ExitStack() as held, ThreadPoolExecutor(view_threads or threads) as executor:
@@ -176,7 +202,7 @@ def _pretrain_together(
         if advice := advice_on_restarts(resume=resume):
             watcher.say(advice)
         run_on_first(
-            lambda: settle(folder, earlier, layers, collection, resume, here, watcher, held)
+            lambda: settle(folder, earlier, layers, collection, resume, here, watcher, held, own)
         )
         config = load_run_config(folder.config)
         collection = collection.decoded_for(config.images)

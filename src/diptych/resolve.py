@@ -13,7 +13,8 @@ from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.images.open import from_any_folder
 from diptych.images.sources.photographs import PHOTOGRAPHS_NAME
-from diptych.methods.losses import find_loss, require_fitting_loss
+from diptych.methods.build import NOTHING_OWN, OwnParts, uses_labels
+from diptych.methods.losses import require_fitting_loss
 from diptych.runtime.device import available_threads, choose_device
 
 DEFAULT_RECIPE = "simclr"
@@ -70,7 +71,12 @@ def asked_recipe(overrides: Overrides) -> str:
 
 
 def resolve(
-    overrides: Overrides, *, image_count: int, median_side_pixels: int, channels: int
+    overrides: Overrides,
+    *,
+    image_count: int,
+    median_side_pixels: int,
+    channels: int,
+    own: OwnParts = NOTHING_OWN,
 ) -> tuple[RunConfig, str]:
     """The whole config of a new run, and a sentence that says what was chosen and why.
 
@@ -80,6 +86,7 @@ def resolve(
         median_side_pixels: of the images; with the device it decides the scale where none is
             asked for.
         channels: of the images as they were opened; kept where the config takes the files' own.
+        own: parts given in Python in the place of those that the layers name.
     """
     device = choose_device(overlay_all(RunConfig(), overrides).training.device).type
     scale, reason = asked_setting(overrides, "scale"), "as asked"
@@ -95,22 +102,25 @@ def resolve(
         side = config.views.image_side
         config = replace(config, images=replace(config.images, jpeg_side=side))
     require_consistent(config)
-    require_fitting_loss(config)
+    require_fitting_loss(config, own.loss)
+    labels_used = uses_labels(config, own)
     threads = config.training.threads or available_threads()
     training = replace(config.training, device=device, threads=threads)  # type: ignore[arg-type]
     sentence = (
         f"Recipe {config.recipe} at scale {scale} ({reason}): {config.encoder.name} on views of "
         f"{config.views.side_pixels} pixels, batch {training.batch_size}, {training.epochs} "
         f"epoch{'s' * (training.epochs > 1)}, on {device} with {threads} threads. "
-        f"{in_effect(config, image_count)}"
+        f"{in_effect(config, image_count, uses_labels=labels_used)}"
     )
     return replace(config, training=training), sentence
 
 
-def in_effect(config: RunConfig, image_count: int) -> str:
+def in_effect(config: RunConfig, image_count: int, *, uses_labels: bool) -> str:
     """What each query is compared with, and what that costs, in one or two sentences."""
     if config.method_name == "distillation":
         return f"The student learns the predictions of {config.distillation.teacher}."
+    if config.method_name != "contrastive":
+        return f"The method is {config.method_name!r}."
     batch, dictionary = config.training.batch_size, config.method.dictionary
     chunk = config.training.chunk_size
     parts = "" if chunk is None or chunk >= batch else f", encoded {chunk} images at a time"
@@ -119,7 +129,7 @@ def in_effect(config: RunConfig, image_count: int) -> str:
             f"; norm.kind = {config.norm.kind!r} then normalises each {chunk} by themselves, which "
             "marks them for each other (shuffle, layer and group do not)"
         )
-    if find_loss(config.method.loss.kind).needs_labels:
+    if uses_labels:
         others = config.method.views * batch - 1
         return (
             f"Each query meets the {others:,} other views of its batch{parts}: those of its class "

@@ -135,5 +135,5 @@ def test_the_head_is_as_wide_as_the_features_of_the_encoder_asked_for(
 def test_a_supervised_run_says_whom_a_query_meets() -> None:
     config = recipe_config("simclr", "tiny")
     supervised = replace(config.method, loss=replace(config.method.loss, kind="supervised"))
-    said = in_effect(replace(config, method=supervised), image_count=1000)
+    said = in_effect(replace(config, method=supervised), image_count=1000, uses_labels=True)
     assert "the 255 other views of its batch: those of its class are its positives" in said

@@ -128,7 +128,10 @@ def begun() -> Iterator[Begun]:
     yield begin
     for process in processes:
         process.kill()
-        process.communicate()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from diptych.config.run import RunConfig
 from diptych.errors import DistributedError
-from diptych.methods.method import Method, StepOutput, encoder_and_head
+from diptych.methods.method import Method, StepOutput
 from diptych.optimization.loss_scale import LossScale
 from diptych.runtime.distributed import average_over_processes, process_rank
 from diptych.training.step import train_step
@@ -48,8 +48,7 @@ class Told(Method):
     """A method that reports a metric nobody knows of: the rank of its process."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.network = encoder_and_head(nn.Flatten(), nn.Linear(3, 1))
+        super().__init__(nn.Flatten(), nn.Linear(3, 1))
 
     def forward(self, batch: Batch) -> StepOutput:
         loss = self.network(batch.views[0]).mean()

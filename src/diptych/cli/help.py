@@ -74,7 +74,7 @@ class Setting:
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        """The values that it may have, if they can be told."""
+        """The values that it may have, if its type lists them."""
         return typing.get_args(self._bare) if typing.get_origin(self._bare) is Literal else ()
 
     @property
@@ -199,14 +199,17 @@ def help_screen(command: str, text: str, settings: Sequence[Setting], common: Gr
                 f"{title}:",
                 *(line for name in names for line in _lines(named[name], recipe="recipe" in named)),
             ]
-    if "recipe" in named:
-        lines += ["", "What has a section, as encoder.name, is the recipe's unless it is given."]
-    lines += ["", f"`{command} --help-all` shows every flag, with all that is said of it."]
+    if "recipe" in named and any("." in name for name in named):
+        lines += [
+            "",
+            "Flags of a section, such as --encoder.name, have the recipe's value unless you give one.",
+        ]
+    lines += ["", f"`{command} --help-all` shows every flag with its full description."]
     return "\n".join(lines)
 
 
 def _lines(setting: Setting, *, recipe: bool) -> Iterator[str]:
-    """A flag on one line, if it can be said so shortly.
+    """A flag on one line if its meaning fits, else on several.
 
     Args:
         setting: the flag.
@@ -235,7 +238,7 @@ def _shortened(meaning: str, width: int) -> str:
 
 
 def _shown(setting: Setting) -> tuple[str, str]:
-    """How a flag is written, and what it is when it is not given."""
+    """How a flag is written, and its default."""
     name = setting.name.replace("_", "-")
     default = setting.default
     if is_positional(setting):
@@ -261,7 +264,7 @@ def _word(setting: Setting) -> str:
 
 
 def is_positional(setting: Setting) -> bool:
-    """Whether it is told by its place and not by its name."""
+    """Whether it is given by position and not by name."""
     return any(mark in _POSITIONAL for mark in getattr(setting.hint, "__metadata__", ()))
 
 

@@ -53,10 +53,10 @@ class PretrainFlags:
     config: Path | None = None
     """A TOML file with settings; they override the recipe's, and flags override them."""
     resume: bool = False
-    """Go on from the newest good checkpoint of --out; begin there if it has none."""
+    """Continue from the newest intact checkpoint of --out; begin there if it has none."""
     begin_from: str | None = None
-    """Begin a new run where RUN, or RUN@STEP, stood: with its settings, of which a few may be given
-    anew, as --optimizer.learning-rate. Short for --training.begin-from."""
+    """Begin a new run from a checkpoint of RUN, or of RUN@STEP: with its settings, a few of which may
+    be changed, as --optimizer.learning-rate. Short for --training.begin-from."""
     epochs: int | None = None
     """Passes over the images; short for --training.epochs."""
     batch_size: int | None = None
@@ -69,7 +69,7 @@ class PretrainFlags:
     """Take the second view from another image of the same group: folder, folder:LEVEL,
     name:PATTERN or FILE.csv:COLUMN. Short for --images.group-by."""
     report: bool = True
-    """At the end evaluate, where there are labels, and write the report."""
+    """Evaluate at the end, if there are labels, and write the report."""
     quiet: bool = False
     """Show nothing but errors."""
     images: ImagesConfig = field(default_factory=ImagesConfig)
@@ -105,7 +105,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     """Learn a representation of unlabelled images; write encoder, metrics, checkpoints and report.
 
     Settings come from the recipe at a scale, then from --config, then from flags, each overriding
-    the one before. Folders of classes are noticed, and used for evaluation.
+    the one before. Folders of classes give labels, which are used for evaluation only.
 
     Examples:
       diptych pretrain photos/ --epochs 50 --out runs/photos

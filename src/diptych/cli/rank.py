@@ -37,7 +37,7 @@ class RankFlags:
 
 
 def rank(arguments: Sequence[str]) -> None:
-    """Rank runs, and the checkpoints kept in a run, without labels: the best first.
+    """Rank runs, or the checkpoints kept in a run, without labels: the best first.
 
     By effective rank of the features, pretext accuracy on held-out images, stability of neighbours
     from one view to another, and all three combined. With --labels also by kNN, which does not
@@ -82,7 +82,7 @@ class CheckLeakFlags:
 
 
 def check_leak(arguments: Sequence[str]) -> None:
-    """Measure a run's leak accuracy: how many queries batch statistics alone match to their key.
+    """Measure a run's leak accuracy: the share of keys that batch statistics alone give away.
 
     Images are encoded as in training, in batches as large, with the head and the key encoder of the
     newest checkpoint, and again with keys in random groups. Leak accuracy is the pretext accuracy

@@ -26,6 +26,16 @@ def require_consistent(config: RunConfig) -> None:
     _require_consistent_memory(config.training)
     if config.method_name == "distillation":
         require(
+            config.method.kind in ("contrastive", "distillation"),
+            "distillation.teacher makes the method 'distillation': leave out method.kind",
+            config.method.kind,
+        )
+        require(
+            config.distillation.teacher is not None,
+            "method.kind = 'distillation' needs distillation.teacher, a run folder",
+            config.distillation.teacher,
+        )
+        require(
             config.training.chunk_size is None,
             "distillation has no cached gradients, as it compares no images: leave out "
             "training.chunk_size and take a smaller training.batch_size",

@@ -85,7 +85,7 @@ class EmbedSettings:
     normalize: bool = False
     """Store vectors of length one."""
     crops: Literal["center", "five"] = "center"
-    """What is seen of an image: its centre, or the mean over five views, corners and centre."""
+    """Encode the centre of an image, or the mean over five crops, corners and centre."""
     batch_size: int = 256
     """Images that the network sees at once."""
     column: str | None = None

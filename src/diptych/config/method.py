@@ -99,7 +99,7 @@ class LossConfig:
     """Which loss. `info_nce`: cross-entropy at the positive key (over all views of a batch it is
     NT-Xent). `decoupled`: the same without the positive key in the denominator (DCL).
     `nt_logistic`, `triplet`: SimCLR's table 2. `supervised`: all images of the same class are
-    positives (SupCon)."""
+    positives (SupCon). `own` is a loss that was given in Python."""
     similarity: Literal["cosine", "dot"] = "cosine"
     """Compare directions only, or lengths too."""
     temperature: float = 0.2
@@ -124,6 +124,9 @@ class LossConfig:
 class MethodConfig:
     """Which dictionary, which key encoder, which loss: all that tells the methods apart."""
 
+    kind: str = "contrastive"
+    """Which method. `contrastive` has the other settings of this section; `distillation` is chosen
+    by `distillation.teacher`; `own` is a method that was given in Python."""
     views: int = 2
     """Views of each image. More than 2 go with the `batch` dictionary and its both_views only."""
     symmetric: bool = False

@@ -13,7 +13,7 @@ class EncoderConfig:
     name: str = "small_resnet"
     """`small_resnet`, or any network of torchvision or timm; diptych's own is for tiny images, the
     others have their names there, as `resnet50` or `vit_small_patch16_224`, and `timm:NAME` asks
-    for timm's."""
+    for timm's. `own` is a module that was given in Python."""
     width: int = 32
     """Channels of the first stage of `small_resnet`; each later stage doubles them."""
     stem_stride: int = 2
@@ -58,7 +58,7 @@ class NormConfig:
     """What the normalisation layers of encoder and head share statistics over."""
 
     kind: Literal["batch", "split", "shuffle", "sync", "layer", "group"] = "batch"
-    """What shares statistics. `batch`: the batch of this process. `split`: groups of images, as one
+    """The images over which norms share statistics. `batch`: the batch of this process. `split`: groups of images, as one
     group per device. `shuffle`: the same, the keys in other groups than their queries (MoCo,
     section 3.3). `sync`: the batches of all processes. `layer`, `group`: each image alone, over its
     channels."""

@@ -200,6 +200,10 @@ def _can_be_written(folder: str) -> bool:
     return folder != "" and "::" not in folder and not folder.startswith(_READ_ONLY)
 
 
+OWN: Final = "own"
+"""Stands for what was given in Python: as encoder.name, method.kind or method.loss.kind."""
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """A whole run. Written to `config.toml`, from which alone the run can be repeated."""
@@ -229,9 +233,9 @@ class RunConfig:
     @property
     def method_name(self) -> str:
         """Which of ``methods.build.METHODS`` trains the network."""
-        return "contrastive" if self.distillation.teacher is None else "distillation"
+        return self.method.kind if self.distillation.teacher is None else "distillation"
 
     @property
     def has_projection_head(self) -> bool:
-        """Whether the head projects what is contrasted; a student's is a classifier."""
+        """Whether the head projects what is contrasted; other methods have heads of their own."""
         return self.method_name == "contrastive"

@@ -10,6 +10,7 @@ that in the second: the share of queries that are matched by batch statistics al
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,13 +23,13 @@ from torch import Tensor
 from diptych.checkpoints.save_and_load import load_newest
 from diptych.checkpoints.stores import checkpoint_location
 from diptych.config.files import load_run_config
-from diptych.config.run import RunConfig
+from diptych.config.run import OWN, RunConfig
 from diptych.errors import DamagedCheckpoint, ImagesError, RunFolderError
 from diptych.images.groups import find_groups
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images
 from diptych.images.order import Order
-from diptych.methods.build import METHODS
+from diptych.methods.build import has_keys
 from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.methods.logits import logit_rounding, ranks_first
 from diptych.models.norms import SplitBatchNorm, frozen_statistics
@@ -171,15 +172,18 @@ def load_trained_method(folder: RunFolder, config: RunConfig) -> Contrastive:
     """The method of a run's newest checkpoint: head, momentum encoder and dictionary too.
 
     Raises:
-        RunFolderError: there is no checkpoint, or it is one of a student.
+        RunFolderError: there is no checkpoint, or the method has no keys, as a student's.
         DamagedCheckpoint: there are some, but none is good.
     """
     place = checkpoint_location(config.checkpoint, folder)
     found = load_newest(place, load_record(folder).identity, lambda why: None)
     if found is None:
         raise RunFolderError(f"{folder.path} has no checkpoint. Wanted the folder of a run.")
-    if not METHODS[config.method_name].has_keys:
-        raise RunFolderError(f"{folder.path} holds a student, which has no keys.")
+    if not has_keys(config):
+        raise RunFolderError(
+            f"{folder.path} was trained by the method {config.method_name!r}, which compares no "
+            "queries with keys: there is nothing to leak."
+        )
     return method_of(found[0], config)
 
 
@@ -191,12 +195,23 @@ def method_of(tensors: Mapping[str, Tensor], config: RunConfig) -> Contrastive:
     """
     state = {n.removeprefix("method/"): v for n, v in tensors.items() if n.startswith("method/")}
     keys = state.get("dictionary.keys")
-    method = build_contrastive(config, image_count=1 if keys is None else len(keys))
+    method = build_to_encode(config, image_count=1 if keys is None else len(keys))
     try:
         method.load_state_dict(state)
     except RuntimeError as error:
         raise DamagedCheckpoint(f"the checkpoint is of another network: {error}") from error
     return method.to(memory_format=torch.channels_last)
+
+
+def build_to_encode(config: RunConfig, *, image_count: int = 1) -> Contrastive:
+    """A run's method, whose weights are yet to come, and whose loss is not computed.
+
+    So a loss that was given in Python need not be at hand.
+    """
+    if config.method.loss.kind == OWN:
+        loss = replace(config.method.loss, kind="info_nce", semi_hard=False)
+        config = replace(config, method=replace(config.method, loss=loss))
+    return build_contrastive(config, image_count=image_count)
 
 
 def measure_leak(

@@ -25,7 +25,7 @@ from diptych.diagnostics.label_free import (
     neighbour_agreement,
     rank_agreement,
 )
-from diptych.diagnostics.leak import method_of
+from diptych.diagnostics.leak import build_to_encode, method_of
 from diptych.errors import ConfigError, DamagedCheckpoint, ImagesError
 from diptych.evaluation.feature_store import FeatureStore
 from diptych.evaluation.features import in_batches
@@ -38,8 +38,8 @@ from diptych.images.open import open_images
 from diptych.images.order import Order
 from diptych.images.sources.handed_over import path_of
 from diptych.images.trained_on import TrainedOn, load_trained_on
-from diptych.methods.build import METHODS
-from diptych.methods.contrastive import Contrastive, build_contrastive
+from diptych.methods.build import has_keys
+from diptych.methods.contrastive import Contrastive
 from diptych.methods.logits import row_ranks_first
 from diptych.models.momentum_encoder import MomentumEncoder
 from diptych.models.weights import load_encoder, load_head, untrained_encoder
@@ -109,7 +109,7 @@ def _from_checkpoint(
     folder: RunFolder, config: RunConfig, device: torch.device, path: CheckpointLocation
 ) -> Candidate:
     tensors, scalars = load_checkpoint(path)
-    if METHODS[config.method_name].has_keys:
+    if has_keys(config):
         method = method_of(tensors, config).to(device).eval()
         return Candidate(folder.path, int(scalars["step"]), config, method.encoder, method)
     encoder = untrained_encoder(config)
@@ -123,9 +123,9 @@ def _from_checkpoint(
 def _from_files(folder: RunFolder, config: RunConfig, device: torch.device) -> Candidate:
     """Encoder and head alone: the momentum encoder is taken to be where the network is."""
     encoder = load_encoder(folder).network.to(device)
-    if not METHODS[config.method_name].has_keys or config.head.predictor_layers:
+    if not has_keys(config) or config.head.predictor_layers:
         return Candidate(folder.path, None, config, encoder, None)
-    method = build_contrastive(config)
+    method = build_to_encode(config)
     method.encoder.load_state_dict(encoder.state_dict())
     method.network.get_submodule("head").load_state_dict(load_head(folder).state_dict())
     if method.momentum_encoder is not None:

@@ -23,7 +23,7 @@ from diptych.models.weights import (
     PretrainedEncoder,
     load_encoder,
     load_head,
-    untrained_encoder,
+    load_untrained,
     untrained_head,
 )
 from diptych.runs.folder import RunFolder
@@ -281,17 +281,21 @@ def layered_network(encoder: nn.Module, head: nn.Module | None) -> LayeredNetwor
     return LayeredNetwork([encoder, *parts], names)
 
 
-def trained_layers(folder: RunFolder) -> LayeredNetwork:
-    """Those of a run; a student has a classifier instead of a head, and so only h."""
-    encoder = load_encoder(folder)
-    student = not encoder.config.has_projection_head
-    return layered_network(encoder, None if student else load_head(folder))
+def trained_layers(folder: RunFolder, encoder: nn.Module | None = None) -> LayeredNetwork:
+    """Those of a run; other methods than contrast have other heads, and so only h.
+
+    Args:
+        folder: of the run.
+        encoder: as in ``load_encoder``.
+    """
+    trained = load_encoder(folder, encoder=encoder)
+    projects = trained.config.has_projection_head
+    return layered_network(trained, load_head(folder, encoder=encoder) if projects else None)
 
 
-def untrained_layers(folder: RunFolder) -> LayeredNetwork:
+def untrained_layers(folder: RunFolder, encoder: nn.Module | None = None) -> LayeredNetwork:
     """Those of a run as it began."""
-    config = load_encoder(folder).config
-    encoder = untrained_encoder(config)
-    if not config.has_projection_head:
-        return layered_network(encoder, None)
-    return layered_network(encoder, untrained_head(config, encoder))
+    config = load_encoder(folder, encoder=encoder).config
+    untrained = load_untrained(folder, config, encoder)
+    head = untrained_head(config, untrained) if config.has_projection_head else None
+    return layered_network(untrained, head)

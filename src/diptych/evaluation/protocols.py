@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from torch import nn
+
 from diptych.errors import ConfigError
 from diptych.evaluation.finetune import measure_finetune
 from diptych.evaluation.geometry import measure_geometry
@@ -54,6 +56,7 @@ def evaluate(
     threads: int | None = None,
     batch_size: int = BATCH_SIZE,
     progress: ProgressReporter | None = None,
+    encoder: nn.Module | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Measures a run's encoder, before the head, by the protocols asked for.
@@ -68,6 +71,7 @@ def evaluate(
         threads: CPU threads; all cores when not given.
         batch_size: images that a frozen network sees at once; changes features by rounding only.
         progress: told how far it is.
+        encoder: of a run whose encoder was given in Python, a module of the same structure.
         **options: fields of ``EvaluationOptions``, as ``head_layers`` or ``neighbours``.
 
     Returns:
@@ -85,15 +89,16 @@ def evaluate(
     folder, chosen = RunFolder(Path(run)), _chosen(protocols)
     given = EvaluationOptions(**options)
     runtime = Runtime(device, threads, batch_size, progress or ProgressReporter())
-    encoder = load_encoder(folder, head_layers=given.head_layers).to(runtime.torch_device)
+    trained = load_encoder(folder, head_layers=given.head_layers, encoder=encoder)
+    trained = trained.to(runtime.torch_device)
     require_writable(folder.path)
-    images, seen = encoder.config.images, load_trained_on(folder.trained_on)
+    images, seen = trained.config.images, load_trained_on(folder.trained_on)
     with runtime:
         told, executor = runtime.counting("Reading the images"), runtime.executor
         subject = Subject(
             folder=folder,
-            encoder=encoder,
-            config=encoder.config,
+            encoder=trained,
+            config=trained.config,
             runtime=runtime,
             open_images=partial(open_images, images, executor, told),
             open_labelled=partial(
@@ -107,6 +112,7 @@ def evaluate(
             ),
             seen=seen,
             options=given,
+            own_encoder=encoder,
         )
         found: dict[str, Any] = {}
         for measure in chosen:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
@@ -21,7 +21,7 @@ from diptych.evaluation.labelled import Labelled
 from diptych.evaluation.supervised import supervised_encoder
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.trained_on import TrainedOn
-from diptych.models.weights import PretrainedEncoder, load_encoder, untrained_encoder
+from diptych.models.weights import PretrainedEncoder, load_encoder, load_untrained
 from diptych.runs.folder import RunFolder
 from diptych.runtime.runtime import Runtime
 from diptych.views.cpu import EvaluationCrops
@@ -95,6 +95,7 @@ class Subject:
         config: of the run.
         runtime: what all of it runs on.
         options: how to measure.
+        own_encoder: the module that was given in Python, of a run that was trained with such.
         open_images: opens the images of the run, labelled or not.
         open_labelled: opens the labelled images; see ``labelled``.
         seen: what pretraining learned from, if known.
@@ -108,6 +109,7 @@ class Subject:
     open_labelled: Callable[[], Labelled]
     seen: TrainedOn | None = None
     options: EvaluationOptions = field(default_factory=EvaluationOptions)
+    own_encoder: nn.Module | None = None
 
     @cached_property
     def collection(self) -> Collection:
@@ -126,8 +128,8 @@ class Subject:
     @cached_property
     def untrained(self) -> PretrainedEncoder:
         """The encoder as the run began with it."""
-        network = untrained_encoder(self.config).to(self.runtime.torch_device)
-        return PretrainedEncoder(network, self.config)
+        untrained = load_untrained(self.folder, self.config, self.own_encoder)
+        return untrained.to(self.runtime.torch_device)
 
     @cached_property
     def encoders(self) -> Mapping[str, PretrainedEncoder]:
@@ -146,7 +148,10 @@ class Subject:
     @cached_property
     def layers(self) -> Mapping[str, LayeredNetwork]:
         """The network of the run with all its layers, trained and untrained."""
-        found = {TRAINED: trained_layers(self.folder), UNTRAINED: untrained_layers(self.folder)}
+        found = {
+            TRAINED: trained_layers(self.folder, self.own_encoder),
+            UNTRAINED: untrained_layers(self.folder, self.own_encoder),
+        }
         return {name: one.to(self.runtime.torch_device) for name, one in found.items()}
 
     @cached_property

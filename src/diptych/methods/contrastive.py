@@ -25,7 +25,6 @@ from diptych.methods.method import (
     Method,
     StepOutput,
     autocast_to,
-    encoder_and_head,
     mean_output,
 )
 from diptych.methods.objective import Loss, contrast, contrast_many
@@ -82,8 +81,7 @@ class Contrastive(Method):
         autocast_type: torch.dtype | None = None,
         chunk_size: int | None = None,
     ) -> None:
-        super().__init__()
-        self.network = encoder_and_head(encoder, head)
+        super().__init__(encoder, head)
         self.predictor = predictor
         # A copy, not a second initialisation: momentum encoder and original start as one network.
         self.momentum_encoder = (

@@ -29,7 +29,6 @@ from diptych.methods.method import (
     Method,
     StepOutput,
     autocast_to,
-    encoder_and_head,
     scalar,
 )
 from diptych.methods.objective import Loss
@@ -90,8 +89,7 @@ class Distillation(Method):
         views: int = 2,
         autocast_type: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.network = encoder_and_head(encoder, head)
+        super().__init__(encoder, head)
         self.teacher = teacher
         self.temperature = temperature
         self.views = views

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diptych.config.method import LossConfig
-from diptych.config.run import RunConfig
+from diptych.config.run import OWN, RunConfig
 from diptych.errors import ConfigError
 from diptych.methods.logits import (
     Temperature,
@@ -351,6 +351,11 @@ def find_loss(kind: str) -> Loss:
     Raises:
         ConfigError: there is none of that name; says which there are.
     """
+    if kind == OWN:
+        raise ConfigError(
+            "method.loss.kind = 'own' is a loss that was given in Python and is not at hand here; "
+            "diptych.pretrain takes it as loss=LOSS."
+        )
     if kind not in LOSSES:
         raise ConfigError(f"method.loss.kind must be one of {', '.join(LOSSES)}; got {kind!r}.")
     return LOSSES[kind]

@@ -40,6 +40,10 @@ class Method(nn.Module):
     backward pass needs; then the optimizer moves, then ``update_momentum`` and ``after_step``, in
     this order. A method that has no momentum encoder, or keeps nothing of a batch, leaves them out.
 
+    Args:
+        encoder: from (batch, channels, side, side) to (batch, features).
+        head: behind it.
+
     Attributes:
         network: ``encoder``, the part that is kept, and ``head`` behind it, by these names.
         views: full-sized views of each image that it needs.
@@ -49,6 +53,12 @@ class Method(nn.Module):
     network: nn.Sequential
     views: int = 2
     needs_labels: bool = False
+
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.network = nn.Sequential()
+        self.network.add_module("encoder", encoder)
+        self.network.add_module("head", head)
 
     @property
     def encoder(self) -> nn.Module:
@@ -78,14 +88,6 @@ class Method(nn.Module):
     def state_metrics(self) -> dict[str, float]:
         """Metrics of what outlives a batch, the same on all processes."""
         return {}
-
-
-def encoder_and_head(encoder: nn.Module, head: nn.Module) -> nn.Sequential:
-    """The ``network`` of a method."""
-    network = nn.Sequential()
-    network.add_module("encoder", encoder)
-    network.add_module("head", head)
-    return network
 
 
 def autocast_to(half: torch.dtype | None, images: Tensor) -> AbstractContextManager[object]:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diptych.config.method import LossConfig
+from diptych.errors import ConfigError
 from diptych.methods.dictionaries import Comparison
 from diptych.methods.logits import (
     SummedLogits,
@@ -35,7 +36,8 @@ class Loss:
             logits, or (queries, keys) with ``needs_all_logits``. None where it takes several
             positives only.
         at_chance: (candidates, settings) to the loss where all logits are the same, the positive
-            being one of so many candidates.
+            being one of so many candidates. When not given, what ``one_positive`` is where all
+            logits are zero.
         many_positives: the loss where views are keys of each other and more than two belong
             together, called as ``supervised_contrastive``; None where it cannot be.
         needs_all_logits: it needs each negative logit by itself, in a matrix, -inf where a key does
@@ -44,10 +46,17 @@ class Loss:
     """
 
     one_positive: Callable[[Tensor, Tensor, LossConfig], Tensor] | None
-    at_chance: Callable[[int, LossConfig], float]
+    at_chance: Callable[[int, LossConfig], float] | None = None
     many_positives: Callable[..., Tensor] | None = None
     needs_all_logits: bool = False
     needs_labels: bool = False
+
+    def __post_init__(self) -> None:
+        if self.one_positive is None and (self.at_chance is None or self.many_positives is None):
+            raise ConfigError(
+                "a Loss without one_positive needs many_positives and at_chance; got "
+                f"many_positives={self.many_positives}, at_chance={self.at_chance}."
+            )
 
 
 def contrast(
@@ -136,13 +145,27 @@ def _output(
     loss: Loss,
     settings: LossConfig,
 ) -> StepOutput:
+    if value.shape:
+        raise ConfigError(
+            "a loss must give one number, the mean over queries; the one of your own gave a tensor "
+            f"of shape {tuple(value.shape)}. Take its mean."
+        )
     metrics = {
-        "chance_loss": scalar(loss.at_chance(candidates, settings)),
+        "chance_loss": scalar(_at_chance(loss, candidates, settings)),
         "pretext_accuracy": accuracy,
         "chance_pretext_accuracy": scalar(chance_accuracy),
         "candidates": scalar(candidates),
     }
     return StepOutput(value, metrics)
+
+
+def _at_chance(loss: Loss, candidates: int, settings: LossConfig) -> float:
+    if loss.at_chance is not None:
+        return loss.at_chance(candidates, settings)
+    assert loss.one_positive is not None
+    zeros = torch.zeros(1, candidates - 1, dtype=torch.float64)
+    negatives = zeros if loss.needs_all_logits else zeros.logsumexp(dim=1)
+    return float(loss.one_positive(torch.zeros(1, dtype=torch.float64), negatives, settings))
 
 
 def _summed(comparison: Comparison, temperature: Temperature) -> SummedLogits:

@@ -1,5 +1,6 @@
 """Backbones by name, without their classifier: an image to a feature vector h."""
 
+import copy
 import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,8 +10,10 @@ from typing import Any, Final
 import torch
 import torchvision.models
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from diptych.config.model import EncoderConfig
+from diptych.config.run import OWN
 from diptych.errors import ConfigError
 from diptych.models.resnets import BOTTLENECKS, STAGE_BLOCKS, ResNet, SmallResNet, first_convolution
 
@@ -57,6 +60,30 @@ def build_encoder(
     return network
 
 
+def own_encoder(encoder: nn.Module, *, channels: int, side_pixels: int) -> nn.Module:
+    """A copy of a module that was given in Python, if it can be the encoder of a run.
+
+    Args:
+        encoder: from (batch, channels, side, side) to (batch, features).
+        channels: of the images.
+        side_pixels: height and width of the images.
+
+    Raises:
+        ConfigError: it is no such module, or its state does not consist of tensors.
+    """
+    if not isinstance(encoder, nn.Module):
+        raise ConfigError(f"encoder= must be a torch.nn.Module; got a {type(encoder).__name__}.")
+    encoder = copy.deepcopy(encoder)
+    with _blamed_on(OWN, channels, side_pixels):
+        count_features(encoder, channels=channels, side_pixels=side_pixels)  # fills lazy modules
+    odd = [name for name, one in encoder.state_dict().items() if not isinstance(one, Tensor)]
+    if odd:
+        raise ConfigError(
+            f"encoder= must have a state of tensors, as others are not saved; {odd[0]} is none."
+        )
+    return encoder
+
+
 def count_features(encoder: nn.Module, *, channels: int, side_pixels: int) -> int:
     """Length of the feature vector, found by encoding one blank image.
 
@@ -70,7 +97,7 @@ def count_features(encoder: nn.Module, *, channels: int, side_pixels: int) -> in
         ConfigError: the module gives something else.
     """
     modes = [(module, module.training) for module in encoder.modules()]
-    reference = next(encoder.parameters(), torch.zeros(()))
+    reference = next((p for p in encoder.parameters() if not is_lazy(p)), torch.zeros(()))
     image = reference.detach().new_zeros(1, channels, side_pixels, side_pixels)
     encoder.eval()
     try:
@@ -254,6 +281,12 @@ def _freeze_patches(name: str, network: nn.Module) -> None:
 def _require_known(name: str) -> None:
     if name in ENCODERS or name in _torchvision_names():
         return
+    if name == OWN:
+        raise ConfigError(
+            "encoder.name = 'own' is a module that was given in Python, and only your code can "
+            "build it. Give it as encoder=MODULE to diptych.pretrain, evaluate, write_report or "
+            "load_encoder; other functions and the command line need a network by name."
+        )
     import timm
 
     if timm.is_model(name.removeprefix(TIMM)):

@@ -3,6 +3,7 @@
 The head is a file of its own beside it: fine-tuning may begin at its first layer (SimCLR v2).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,9 +11,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from diptych.config.files import overlay, parse_toml, rename_old, to_toml
-from diptych.config.run import RunConfig
-from diptych.errors import RunFolderError
-from diptych.models.encoders import build_encoder, count_features
+from diptych.config.run import OWN, RunConfig
+from diptych.errors import ConfigError, RunFolderError
+from diptych.models.encoders import build_encoder, count_features, own_encoder
 from diptych.models.heads import build_head, first_layers
 from diptych.models.norms import use_norm
 from diptych.runs.atomic import atomic_write
@@ -57,17 +58,21 @@ def save_head(path: Path, head: nn.Module) -> None:
     atomic_write(path, _serialized(head))
 
 
-def load_encoder(run: str | Path | RunFolder, *, head_layers: int = 0) -> PretrainedEncoder:
+def load_encoder(
+    run: str | Path | RunFolder, *, head_layers: int = 0, encoder: nn.Module | None = None
+) -> PretrainedEncoder:
     """Loads the trained encoder of a run, frozen and in evaluation mode.
 
     Args:
         run: a run folder, or its ``encoder.safetensors``.
         head_layers: hidden layers of the projection head to keep behind the encoder (SimCLR v2,
             section 2, fine-tunes from the first of three).
+        encoder: of a run whose encoder was given in Python, a module of the same structure; the
+            weights go into a copy of it.
 
     Raises:
         RunFolderError: there is no such file, or it is damaged or of another network.
-        ConfigError: the head has fewer hidden layers.
+        ConfigError: the head has fewer hidden layers; an own encoder is missing, or there is none.
     """
     path = run.path if isinstance(run, RunFolder) else Path(run)
     file = RunFolder(path).encoder if path.is_dir() else path
@@ -89,8 +94,11 @@ def load_encoder(run: str | Path | RunFolder, *, head_layers: int = 0) -> Pretra
     settings = parse_toml(text, str(file))
     rename_old(settings)
     config = overlay(RunConfig(), settings, str(file))
-    _require_room(config, weights, file)
-    network = untrained_encoder(config)
+    if encoder is not None:
+        network = _own_network(encoder, config, weights, file)
+    else:
+        _require_room(config, weights, file)
+        network = untrained_encoder(config)
     _fill(network, weights, file)
     if head_layers:
         head = _load_head(file.with_name(RunFolder(file.parent).head.name), network, config)
@@ -98,20 +106,36 @@ def load_encoder(run: str | Path | RunFolder, *, head_layers: int = 0) -> Pretra
     return PretrainedEncoder(network, config)
 
 
-def load_head(run: str | Path | RunFolder) -> nn.Module:
+def load_untrained(
+    folder: RunFolder, config: RunConfig, encoder: nn.Module | None = None
+) -> PretrainedEncoder:
+    """The encoder as the run began with it, frozen and in evaluation mode.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        encoder: as in ``load_encoder``.
+    """
+    if encoder is not None:
+        return load_encoder(folder.untrained, encoder=encoder)
+    return PretrainedEncoder(untrained_encoder(config), config)
+
+
+def load_head(run: str | Path | RunFolder, *, encoder: nn.Module | None = None) -> nn.Module:
     """Loads the trained projection head of a run, frozen and in evaluation mode.
 
     Args:
         run: a run folder, or its ``encoder.safetensors`` with ``head.safetensors`` beside it.
+        encoder: as in ``load_encoder``.
 
     Raises:
         RunFolderError: one of the two files is missing, damaged or of another network, or the run
-            is a student's, which has a classifier instead.
+            has a head of another kind, as a student's classifier.
     """
-    encoder = load_encoder(run)
+    trained = load_encoder(run, encoder=encoder)
     path = run.path if isinstance(run, RunFolder) else Path(run)
     file = RunFolder(path if path.is_dir() else path.parent).head
-    head = _load_head(file, encoder.network, encoder.config)
+    head = _load_head(file, trained.network, trained.config)
     return head.requires_grad_(False).eval()
 
 
@@ -141,14 +165,19 @@ def untrained_encoder(config: RunConfig) -> nn.Module:
 
 
 def _serialized(network: nn.Module, header: dict[str, str] | None = None) -> bytes:
-    weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+    # Copies, as the format refuses tensors that share memory; tied weights are written twice.
+    weights = {
+        name: torch.clone(value.cpu(), memory_format=torch.contiguous_format)
+        for name, value in network.state_dict().items()
+    }
     return save(weights, metadata=header)
 
 
 def _load_head(file: Path, encoder: nn.Module, config: RunConfig) -> nn.Module:
     if not config.has_projection_head:
         raise RunFolderError(
-            f"{file} is a student's classifier and has no hidden layers; use the encoder alone."
+            f"{file} is no projection head and has no hidden layers to keep: the method of the run "
+            f"is {config.method_name!r}. Use the encoder alone."
         )
     try:
         weights = read_tensors(file)
@@ -184,13 +213,21 @@ def _require_room(config: RunConfig, weights: dict[str, Tensor], file: Path) -> 
 
 def _require_alike(network: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
     """Refuses weights whose names, shapes or types are not those of a network."""
-    wanted = {name: (one.shape, one.dtype) for name, one in network.state_dict().items()}
-    came = {name: (one.shape, one.dtype) for name, one in weights.items()}
-    for name in [*wanted, *came]:
-        if wanted.get(name) != came.get(name):
-            there = _form(*came[name]) if name in came else "missing"
-            needed = _form(*wanted[name]) if name in wanted else "not needed"
-            raise RunFolderError(_misfit(file, f"{name} is {there} there, {needed} here"))
+    if (found := difference(network.state_dict(), weights)) is not None:
+        raise RunFolderError(_misfit(file, found))
+
+
+def difference(wanted: Mapping[str, Tensor], came: Mapping[str, Tensor]) -> str | None:
+    """The first tensor whose name, shape or type is not the one wanted, in words; None for none."""
+    ours, theirs = (
+        {name: (one.shape, one.dtype) for name, one in state.items()} for state in (wanted, came)
+    )
+    for name in [*ours, *theirs]:
+        if ours.get(name) != theirs.get(name):
+            there = _form(*theirs[name]) if name in theirs else "missing"
+            needed = _form(*ours[name]) if name in ours else "not needed"
+            return f"{name} is {there} there, {needed} here"
+    return None
 
 
 def _form(shape: torch.Size, kind: torch.dtype) -> str:
@@ -202,6 +239,32 @@ def _misfit(file: Path, what: str) -> str:
         f"{file} does not fit the config in its own header: {what}. It was written by another "
         "version of diptych, or changed since; restore it."
     )
+
+
+def _own_network(
+    encoder: nn.Module, config: RunConfig, weights: dict[str, Tensor], file: Path
+) -> nn.Module:
+    """A copy of a module that was given, to be filled with the weights of a run."""
+    if config.encoder.name != OWN:
+        raise ConfigError(
+            f"{file} is of the network {config.encoder.name!r}, which diptych builds by itself; "
+            "leave out encoder=."
+        )
+    network = own_encoder(
+        encoder, channels=config.images.channels, side_pixels=config.views.side_pixels
+    )
+    network = use_norm(network, config.norm)
+    require_built_alike(network, weights, file)
+    return network.to(memory_format=torch.channels_last)
+
+
+def require_built_alike(encoder: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
+    """Refuses a module that was given in Python and is not built as that which a file is of."""
+    if (found := difference(encoder.state_dict(), weights)) is not None:
+        raise ConfigError(
+            f"{file} does not fit the module given as encoder=: {found}. Give one that is built as "
+            "that which was trained."
+        )
 
 
 def _fill(network: nn.Module, weights: dict[str, Tensor], file: Path) -> None:

@@ -89,7 +89,7 @@ class BarChart:
 
 @dataclass(frozen=True)
 class ChartGroup:
-    """Panels that answer one question.
+    """Charts that answer one question.
 
     Attributes:
         title: the heading.
@@ -151,14 +151,20 @@ def _frozen(evaluation: Mapping[str, Any]) -> ChartGroup:
         "knn_leave_one_out": f"{_neighbours(evaluation, 'knn_leave_one_out')} nearest neighbours, "
         "each image by all others",
     }
+    others = [name for name in evaluation if name not in titles and _is_chart(evaluation[name])]
     charts = []
-    for name, title in titles.items():
+    for name, title in (titles | {name: name.replace("_", " ") for name in others}).items():
         if name in evaluation:
             metric = _detail(evaluation, name, "metrics", "accuracy")
             settings = _settings(evaluation, name) or shared
             chart = _chart(title, evaluation[name], metric, settings.get("chance"))
             charts.append(replace(chart, images=_images(evaluation, name)))
     return _with_images("How good the frozen features are", "The encoder is frozen.", charts)
+
+
+def _is_chart(found: Any) -> bool:
+    """Whether it is what a protocol that is not known here gave: a share for each encoder."""
+    return isinstance(found, Mapping) and isinstance(found.get("trained"), float)
 
 
 def _neighbours(evaluation: Mapping[str, Any], protocol: str) -> int:

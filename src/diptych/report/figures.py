@@ -59,8 +59,9 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> str:
         steps = [line["step"] for line in metrics]
         known = [line for line in metrics if "chance_loss" in line]
         left.plot(*_series(known, "chance_loss"), color=FAINT, ls="--", label="chance")
-        left.plot(steps, [line["loss"] for line in metrics], color=ACCENT, label="loss")
-        left.set(xlabel="step", ylabel="loss (nats)", ylim=(0, None))
+        losses = [line["loss"] for line in metrics]
+        left.plot(steps, losses, color=ACCENT, label="loss")
+        left.set(xlabel="step", ylabel="loss (nats)", ylim=(min(0.0, *losses), None))
         left.legend(frameon=False)
         chosen = [line for line in metrics if has_choice(line)]
         task = task_accuracy(chosen[-1]) if chosen else None

@@ -28,7 +28,7 @@ from diptych.images.inventory import Skipped
 from diptych.images.open import open_images
 from diptych.logging.metrics import read_metrics
 from diptych.logging.times import time_in_words, times_of
-from diptych.models.weights import load_encoder, untrained_encoder
+from diptych.models.weights import load_encoder, load_untrained
 from diptych.report import figures
 from diptych.report.charts import (
     chart_groups,
@@ -97,6 +97,7 @@ def write_report(
     threads: int | None = None,
     batch_size: int = BATCH_SIZE,
     progress: ProgressReporter | None = None,
+    encoder: nn.Module | None = None,
 ) -> Path:
     """Writes ``report.html`` into a run folder and returns its path.
 
@@ -106,6 +107,7 @@ def write_report(
         threads: CPU threads; all cores when not given.
         batch_size: images that it sees at once; changes features by rounding only.
         progress: told how far it is.
+        encoder: of a run whose encoder was given in Python, a module of the same structure.
 
     Raises:
         RunFolderError: the folder holds no run whose training has ended, or a damaged result.
@@ -119,7 +121,7 @@ def write_report(
     metrics, evaluation = read_metrics(folder.metrics), read_evaluation(folder)
     detection = read_detection(folder.detection)
     with Runtime(device, threads, batch_size, progress or ProgressReporter()) as runtime:
-        pictures = _pictures(folder, config, runtime)
+        pictures = _pictures(folder, config, runtime, encoder)
     page = template("page.html.jinja").render(
         name=folder.path.resolve().name,
         verdict=verdict_of(run),
@@ -212,10 +214,12 @@ def _health_images(metrics: Sequence[Mapping[str, Any]]) -> str:
     return f"kNN is measured on {images:,.0f} images, {seen:,.0f} of which the run learns from."
 
 
-def _pictures(folder: RunFolder, config: RunConfig, runtime: Runtime) -> dict[str, Any]:
+def _pictures(
+    folder: RunFolder, config: RunConfig, runtime: Runtime, own_encoder: nn.Module | None
+) -> dict[str, Any]:
     """All that needs the images; without them the page says so."""
     executor, told = runtime.executor, runtime.counting("Reading the images")
-    encoder = load_encoder(folder).to(runtime.torch_device)
+    encoder = load_encoder(folder, encoder=own_encoder).to(runtime.torch_device)
     try:
         collection = open_images(config.images, executor, told)
     except ImagesError as error:
@@ -223,7 +227,7 @@ def _pictures(folder: RunFolder, config: RunConfig, runtime: Runtime) -> dict[st
         return {"missing_images": str(error), **nothing}
     shown = collection.train.spread(_SEARCHED_IMAGES)
     samples = (collection.test or collection.train).spread(_SAMPLES)
-    untrained = untrained_encoder(config).to(runtime.torch_device)
+    untrained = load_untrained(folder, config, own_encoder).to(runtime.torch_device)
     store = FeatureStore(folder.features, runtime)
     few = shown.spread(_MAP_IMAGES)
     thumbnails = _thumbnails(few, config, executor)

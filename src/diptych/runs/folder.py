@@ -73,6 +73,11 @@ class RunFolder:
         return self.path / "encoder.safetensors"
 
     @property
+    def untrained(self) -> Path:
+        """The encoder as the run began with it, where that does not follow from the seed."""
+        return self.path / "untrained.safetensors"
+
+    @property
     def head(self) -> Path:
         """The projection head alone, written when training ends."""
         return self.path / "head.safetensors"

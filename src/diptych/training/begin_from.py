@@ -21,6 +21,7 @@ from diptych.config.consistency import require_consistent
 from diptych.config.files import differing_keys, flatten, load_run_config, nest, overlay
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError, RunFolderError
+from diptych.methods.build import OwnParts, require_own_parts
 from diptych.methods.losses import require_fitting_loss
 from diptych.resolve import Overrides, overlay_all
 from diptych.runs.folder import RunFolder
@@ -76,7 +77,7 @@ def without_its_own(config: RunConfig) -> RunConfig:
     return overlay(config, nest({name: default[name] for name in ITS_OWN}), "the defaults")
 
 
-def config_begun_from(begin_from: str, layers: Overrides) -> RunConfig:
+def config_begun_from(begin_from: str, layers: Overrides, own: OwnParts) -> RunConfig:
     """The config of the run that is begun from, with the layers on top.
 
     Raises:
@@ -92,8 +93,9 @@ def config_begun_from(begin_from: str, layers: Overrides) -> RunConfig:
             "run begins from it: what was saved there would mean something else. Leave that out, "
             "or begin anew."
         )
+    require_own_parts(asked, own)
     require_consistent(asked)
-    require_fitting_loss(asked)
+    require_fitting_loss(asked, own.loss)
     return replace(asked, training=replace(asked.training, begin_from=begin_from))
 
 

@@ -18,7 +18,7 @@ from diptych.checkpoints.saver import Saver
 from diptych.checkpoints.state import RunState
 from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.files import to_toml
-from diptych.config.run import RunConfig
+from diptych.config.run import OWN, RunConfig
 from diptych.errors import ConfigError, FeaturesError, FirstStopped, LostProcess, TrainingError
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.groups import find_groups
@@ -38,7 +38,14 @@ from diptych.runtime.device import choose_device, keep_freed_memory, views_devic
 from diptych.runtime.distributed import largest_over_processes, process_count, process_rank
 from diptych.runtime.rendezvous import name_missing, run_on_first, wait_for_all
 from diptych.runtime.stopwatch import Stopwatch, watch
-from diptych.training.setup import build_state, keep_config, not_finite, open_log, restore
+from diptych.training.setup import (
+    build_state,
+    keep_config,
+    keep_untrained,
+    not_finite,
+    open_log,
+    restore,
+)
 from diptych.training.signals import collected_signals, interruption
 from diptych.training.step import train_step
 from diptych.training.synchronize import require_synchronized
@@ -107,7 +114,9 @@ def train(
     torch.manual_seed(config.seed)  # for what a network may draw itself, as dropout does
     state = build_state(config, collection, executor, watcher, own)
     if state.method.needs_labels:
-        _require_labels(images, config.method.loss.kind)
+        _require_labels(images, config)
+    if config.encoder.name == OWN:
+        run_on_first(lambda: keep_untrained(folder, state.method.encoder, config))
     place = checkpoint_location(config.checkpoint, folder)
     restore(state, config, place, record.identity, fingerprint, watcher)
     batches = ViewBatches(
@@ -148,15 +157,18 @@ def train(
     return state
 
 
-def _require_labels(images: ImageSet, kind: str) -> None:
-    mend = "put the images of each class into a folder of its own, or choose another loss."
+def _require_labels(images: ImageSet, config: RunConfig) -> None:
+    what = f"method.kind = {config.method_name!r}"
+    if config.method_name == "contrastive":
+        what = f"method.loss.kind = {config.method.loss.kind!r}"
+    mend = "put the images of each class into a folder of its own, or choose another."
     if images.labels is None:
-        raise ConfigError(f"method.loss.kind = {kind!r} needs labels: {mend}")
+        raise ConfigError(f"{what} needs labels: {mend}")
     without = np.flatnonzero(images.labels < 0)
     if len(without):
         raise ConfigError(
-            f"method.loss.kind = {kind!r} needs a label of every image; {len(without)} of "
-            f"{len(images)} have none, as {images.names[int(without[0])]}: {mend}"
+            f"{what} needs a label of every image; {len(without)} of {len(images)} have none, as "
+            f"{images.names[int(without[0])]}: {mend}"
         )
 
 

@@ -33,6 +33,7 @@ from diptych.images.open import open_images
 from diptych.images.order import Order
 from diptych.images.trained_on import TrainedOn, load_trained_on, save_trained_on, trained_on
 from diptych.logging.progress import Watcher
+from diptych.methods.build import NOTHING_OWN, OwnParts, require_own_parts
 from diptych.resolve import Overrides, asked_recipe, asked_setting, overlay_all, resolve
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, alone_in, require_writable
@@ -48,12 +49,21 @@ from diptych.runtime.world import World, restarts_allowed
 from diptych.training.begin_from import MAY_DIFFER, config_begun_from, require_can_begin_from
 
 
-def overlay_on_run(earlier: RunConfig | None, layers: Overrides) -> RunConfig:
-    """What is asked for, on top of what the run, or the one it begins from, was begun with."""
+def overlay_on_run(
+    earlier: RunConfig | None, layers: Overrides, own: OwnParts = NOTHING_OWN
+) -> RunConfig:
+    """What is asked for, on top of what the run, or the one it begins from, was begun with.
+
+    Raises:
+        ConfigError: among others, it needs parts of one's own that are not at hand.
+    """
     begin_from = asked_setting(layers, "training.begin_from")
     if earlier is None and begin_from is not None:
-        return config_begun_from(begin_from, layers)
-    return overlay_all(earlier or RunConfig(), layers)
+        asked = config_begun_from(begin_from, layers, own)
+    else:
+        asked = overlay_all(earlier or RunConfig(), layers)
+    require_own_parts(asked, own)
+    return asked
 
 
 def locate(out: Path | None, resume: bool, layers: Overrides) -> str:
@@ -88,13 +98,14 @@ def settle(
     here: World,
     watcher: Watcher,
     held: ExitStack,
+    own: OwnParts,
 ) -> str:
     """Writes config and record of a new run, and which images were skipped.
 
     Nobody else trains in the folder until ``held`` is closed.
     """
     if earlier is None:
-        config, record = _new_run(folder, layers, collection, resume, watcher)
+        config, record = _new_run(folder, layers, collection, resume, watcher, own)
     else:
         config, record = _known_run(folder, earlier, layers, collection, watcher)
     if here.count > 1:
@@ -118,18 +129,24 @@ def settle(
 
 
 def _new_run(
-    folder: RunFolder, layers: Overrides, collection: Collection, resume: bool, watcher: Watcher
+    folder: RunFolder,
+    layers: Overrides,
+    collection: Collection,
+    resume: bool,
+    watcher: Watcher,
+    own: OwnParts,
 ) -> tuple[RunConfig, RunRecord]:
     """Settings and identity of a run that begins, or of one whose folder was lost."""
     images, begin_from = collection.train, asked_setting(layers, "training.begin_from")
     if begin_from is not None:
-        config = config_begun_from(begin_from, layers)
+        config = config_begun_from(begin_from, layers, own)
     else:
         config, sentence = resolve(
             layers,
             image_count=len(images),
             median_side_pixels=images.median_side_pixels,
             channels=images.channels,
+            own=own,
         )
         watcher.say(sentence)
     fingerprint = fingerprint_of(config, images)
@@ -284,6 +301,7 @@ def take_back(folder: RunFolder, checkpoints: CheckpointLocation) -> None:
         folder.record.unlink(missing_ok=True)
         folder.skipped.unlink(missing_ok=True)
         folder.trained_on.unlink(missing_ok=True)
+        folder.untrained.unlink(missing_ok=True)
 
 
 def write_skipped(folder: RunFolder, collection: Collection) -> None:

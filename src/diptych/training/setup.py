@@ -3,6 +3,7 @@
 from concurrent.futures import Executor
 
 import torch
+from torch import nn
 
 from diptych.checkpoints.identity import require_same_images
 from diptych.checkpoints.save_and_load import list_checkpoints, load_newest, steps_in
@@ -10,17 +11,19 @@ from diptych.checkpoints.state import RunState
 from diptych.checkpoints.stores import CheckpointLocation
 from diptych.config.files import to_toml
 from diptych.config.run import RunConfig
-from diptych.errors import DamagedCheckpoint, NotSaved, TrainingError
+from diptych.errors import DamagedCheckpoint, NotSaved, RunFolderError, TrainingError
 from diptych.images.collection import Collection
 from diptych.logging.metrics import RunLog
 from diptych.logging.progress import Watcher
 from diptych.methods.build import OwnParts, build_method
 from diptych.models.activations import offload, recompute_stages
+from diptych.models.weights import require_built_alike, save_encoder
 from diptych.optimization.loss_scale import LossScale
 from diptych.optimization.optimizers import build_optimizer
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder
 from diptych.runs.record import Identity, RunRecord, write_record
+from diptych.runs.tensor_files import UnreadableTensors, read_tensors
 from diptych.runtime.device import choose_device
 from diptych.training.begin_from import load_begin_from
 
@@ -79,6 +82,33 @@ def keep_config(folder: RunFolder, config: RunConfig, record: RunRecord) -> None
         write_record(folder, record)
     if not folder.config.exists():
         atomic_write(folder.config, to_toml(config).encode())
+
+
+def keep_untrained(folder: RunFolder, encoder: nn.Module, config: RunConfig) -> str:
+    """Writes an encoder of one's own as it is before the run, unless that is there.
+
+    Evaluation compares with it, and it does not follow from the seed.
+
+    Raises:
+        ConfigError: it is there, and of another structure.
+        RunFolderError: it is there, and damaged.
+        NotSaved: it cannot be written.
+    """
+    if folder.untrained.exists():
+        try:
+            weights = read_tensors(folder.untrained)
+        except UnreadableTensors as error:
+            raise RunFolderError(f"{folder.untrained} is damaged: {error}. Restore it.") from error
+        require_built_alike(encoder, weights, folder.untrained)
+        return ""
+    try:
+        save_encoder(folder.untrained, encoder, config)
+    except OSError as error:
+        raise NotSaved(
+            f"{folder.untrained} cannot be written: {error.strerror or error}. Mend that, then "
+            "begin again."
+        ) from error
+    return ""
 
 
 def restore(
