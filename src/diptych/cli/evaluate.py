@@ -35,7 +35,7 @@ class EvaluateFlags:
     head_layers: int = 0
     """Hidden layers of the projection head to keep behind the encoder."""
     crops: Literal["center", "five"] = "center"
-    """Encode the centre of an image, or the mean over five crops, corners and centre."""
+    """Encode the centre of an image, or five crops (corners and centre), whose mean is taken."""
     neighbours: int = 20
     """Neighbours that vote in knn."""
     knn_temperature: float = 0.07
@@ -48,7 +48,7 @@ class EvaluateFlags:
     sgd_epochs: int | None = None
     """Of linear_sgd: MoCo's 100 or SimCLR's 90 when not given."""
     finetune_shares: tuple[float, ...] = (1.0, 0.1, 0.01)
-    """Shares of the labels for finetune, the same of each class."""
+    """Shares of the labels for finetune; the same of each class."""
     finetune_epochs: int | None = None
     """Of finetune: 30, and 60 for 1% of the labels, when not given; labels alone may get three
     times as many."""

@@ -202,7 +202,7 @@ def help_screen(command: str, text: str, settings: Sequence[Setting], common: Gr
     if "recipe" in named and any("." in name for name in named):
         lines += [
             "",
-            "Flags of a section, such as --encoder.name, have the recipe's value unless you give one.",
+            "Flags of a section, such as --encoder.name, are the recipe's unless you give them.",
         ]
     lines += ["", f"`{command} --help-all` shows every flag with its full description."]
     return "\n".join(lines)

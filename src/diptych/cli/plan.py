@@ -29,10 +29,10 @@ class PlanFlags(PretrainFlags):
     image_side: int | None = None
     """Sides of an image as it is stored, in pixels. Those at the path, or 430, when not given."""
     image_kilobytes: float | None = None
-    """Size of an encoded image. 0.6 bytes for each of its pixels when not given, as JPEG files of ImageNet.
-    """
+    """Size of an encoded image. 0.6 bytes for each of its pixels when not given, as JPEG files of
+    ImageNet."""
     measure: bool = False
-    """Time a few steps, the views and the messages on this machine, instead of planning by rates."""
+    """Time a few steps, views and messages on this machine, instead of planning by rates."""
     processes_here: int = 1
     """Of --measure: processes that will share this machine's cores."""
     json: Path | None = None

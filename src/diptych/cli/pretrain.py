@@ -55,8 +55,8 @@ class PretrainFlags:
     resume: bool = False
     """Continue from the newest intact checkpoint of --out; begin there if it has none."""
     begin_from: str | None = None
-    """Begin a new run from a checkpoint of RUN, or of RUN@STEP: with its settings, a few of which may
-    be changed, as --optimizer.learning-rate. Short for --training.begin-from."""
+    """Begin a new run from a checkpoint of RUN, or of RUN@STEP: with its settings, of which a few
+    may be changed, as --optimizer.learning-rate. Short for --training.begin-from."""
     epochs: int | None = None
     """Passes over the images; short for --training.epochs."""
     batch_size: int | None = None
@@ -105,7 +105,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     """Learn a representation of unlabelled images; write encoder, metrics, checkpoints and report.
 
     Settings come from the recipe at a scale, then from --config, then from flags, each overriding
-    the one before. Folders of classes give labels, which are used for evaluation only.
+    the one before. Folders of classes give labels, which evaluation uses.
 
     Examples:
       diptych pretrain photos/ --epochs 50 --out runs/photos

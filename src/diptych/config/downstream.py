@@ -85,7 +85,7 @@ class EmbedSettings:
     normalize: bool = False
     """Store vectors of length one."""
     crops: Literal["center", "five"] = "center"
-    """Encode the centre of an image, or the mean over five crops, corners and centre."""
+    """Encode the centre of an image, or five crops (corners and centre), whose mean is taken."""
     batch_size: int = 256
     """Images that the network sees at once."""
     column: str | None = None

@@ -244,7 +244,7 @@ def _images(evaluation: Mapping[str, Any], protocol: str) -> str:
 
 
 def _with_images(title: str, text: str, charts: list[BarChart]) -> ChartGroup:
-    """Panels on the same images have that said once; others each by itself."""
+    """One line for charts on the same images; else one line for each chart."""
     if len({chart.images for chart in charts}) != 1:
         return ChartGroup(title, text, tuple(charts))
     alike = tuple(replace(chart, images="") for chart in charts)
