@@ -57,7 +57,7 @@ bench: setup
 	@for script in benchmarks/*.py; do $(BIN)/python $$script --quick || exit 1; done
 
 docs: setup
-	$(BIN)/python -m diptych.config.reference > docs/settings.md
+	$(BIN)/python -m diptych.cli.help > docs/settings.md
 
 fix: setup
 	$(BIN)/ruff check --fix

@@ -30,7 +30,7 @@ from measuring import Figure, parse_arguments, publish
 from diptych.config.method import DictionaryConfig
 from diptych.config.model import EncoderConfig
 from diptych.config.run import RunConfig
-from diptych.config.training import CheckpointConfig
+from diptych.config.run import CheckpointConfig
 from diptych.methods.contrastive import build_contrastive
 from diptych.optimization.optimizers import build_optimizer
 from diptych.config.recipes import recipe_config

@@ -31,7 +31,7 @@ from diptych.config.data import ViewsConfig
 from diptych.config.model import EncoderConfig
 from diptych.config.run import RunConfig
 from diptych.embeddings.embed import embed_shards
-from diptych.config.embedding import EmbedSettings
+from diptych.config.downstream import EmbedSettings
 from diptych.embeddings.shards import Shard
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
 from diptych.runtime.runtime import keep_freed_memory

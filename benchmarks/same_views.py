@@ -29,7 +29,7 @@ from torchvision import transforms
 
 import diptych
 from diptych.runtime.runtime import available_threads
-from diptych.config.operations import Blur, Color, Crop, Flip, Gray
+from diptych.config.policies import Blur, Color, Crop, Flip, Gray
 from diptych.views.batches import ViewBatches
 
 _THREADS = ThreadPoolExecutor(available_threads())

@@ -41,7 +41,7 @@ from diptych.images.codecs.channels import Pixels
 from diptych.views.batches import Order
 from diptych.images.sources.known_sets import find_photographs
 from diptych.images.pixels import DecodedPixels, PixelBatch
-from diptych.config.operations import OPERATIONS
+from diptych.config.policies import OPERATIONS
 from diptych.config.policies import parse_policy
 from diptych.runtime.runtime import keep_freed_memory
 from diptych.views.batches import ViewBatches

@@ -67,11 +67,9 @@ def test_every_folder_is_a_package() -> None:
 
 # Of one name and one meaning: the verb and what it does, settings and what is set.
 SAME_NAME: Final = {
-    "detection": {"config.detection", "evaluation.detection"},
     "embed": {"cli.embed", "embeddings.embed"},
     "study": {"cli.study", "studies.study"},
     "method": {"config.method", "methods.method"},
-    "optimization": {"config.optimization", "optimization"},
     "plan": {"cli.plan", "planning.plan"},
     "recipes": {"cli.recipes", "config.recipes"},
     "report": {"cli.report", "report"},

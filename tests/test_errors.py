@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from diptych import errors
-from diptych.cli import recipes
 from diptych.cli.evaluate import EvaluateFlags, evaluate
 from diptych.cli.flags import parse
 from diptych.cli.main import VERBS, main
+from diptych.cli.pretrain import recipes
 from diptych.cli.rank import RankFlags, rank
 from diptych.config.consistency import require_equal_parts
 from diptych.config.files import to_toml

@@ -1,4 +1,4 @@
-"""Contrastive learning of visual representations: look-up in a dictionary of encoded images.
+"""Contrastive learning of visual representations: queries, and keys in a dictionary.
 
 The public names are imported when they are first used, so that ``import diptych`` is cheap.
 """
@@ -93,7 +93,7 @@ _HOMES = {
     "nt_logistic": "methods.losses",
     "nt_xent": "methods.losses",
     "pretrain": "pretraining",
-    "read_embeddings": "embeddings.read",
+    "read_embeddings": "embeddings.shard_files",
     "recipe_config": "config.recipes",
     "supervised_contrastive": "methods.losses",
     "triplet": "methods.losses",

@@ -19,7 +19,7 @@ from torch import nn
 from diptych.checkpoints.save_and_load import list_checkpoints, load_newest
 from diptych.checkpoints.saver import Saver
 from diptych.checkpoints.state import RunState
-from diptych.config.training import CheckpointConfig
+from diptych.config.run import CheckpointConfig
 from diptych.runs.folder import Identity
 
 KILLS = 24

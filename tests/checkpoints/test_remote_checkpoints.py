@@ -16,7 +16,7 @@ from diptych.checkpoints.save_and_load import (
     save_checkpoint,
 )
 from diptych.checkpoints.stores import open_store
-from diptych.config.training import CheckpointConfig
+from diptych.config.run import CheckpointConfig
 from diptych.errors import (
     ConfigError,
     DamagedCheckpoint,

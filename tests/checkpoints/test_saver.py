@@ -22,7 +22,7 @@ from diptych.checkpoints.save_and_load import (
 from diptych.checkpoints.saver import HostCopy, Saver
 from diptych.checkpoints.state import RunState
 from diptych.checkpoints.stores import LocalStore
-from diptych.config.training import CheckpointConfig
+from diptych.config.run import CheckpointConfig
 from diptych.errors import NotSaved, TrainingError
 from diptych.runs.folder import Identity
 

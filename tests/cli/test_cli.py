@@ -18,10 +18,9 @@ from PIL import Image
 
 import diptych
 from diptych.cli import pretrain as pretrain_verb
-from diptych.cli.help import is_positional
+from diptych.cli.help import is_positional, settings_of
 from diptych.cli.main import VERBS, main
 from diptych.config.files import load_run_config
-from diptych.config.reference import settings_of
 from diptych.report.page import write_report
 from report.test_charts import FOUND as FOUND_BOXES
 

@@ -126,7 +126,7 @@ def test_a_new_name_wins_over_the_old_one() -> None:
 
 
 def test_the_page_of_settings_is_that_of_today() -> None:
-    from diptych.config.reference import settings_page
+    from diptych.cli.help import settings_page
 
     page = Path(__file__).parents[2] / "docs" / "settings.md"
     assert page.read_text() == settings_page(), "docs/settings.md is old: run `make docs`"

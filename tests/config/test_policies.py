@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.config.operations import (
+from diptych.config.policies import (
     OPERATIONS,
+    PRESETS,
     Blur,
     Center,
     Color,
@@ -17,9 +18,11 @@ from diptych.config.operations import (
     Operation,
     RandAugment,
     Solarize,
+    as_text,
+    branches,
     name_of,
+    parse_policy,
 )
-from diptych.config.policies import PRESETS, as_text, branches, parse_policy
 from diptych.errors import ConfigError
 
 

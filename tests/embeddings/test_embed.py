@@ -24,7 +24,7 @@ from PIL import Image
 
 import diptych
 from diptych.config.data import ViewsConfig
-from diptych.config.embedding import EmbedSettings
+from diptych.config.downstream import EmbedSettings
 from diptych.config.files import to_toml
 from diptych.config.model import EncoderConfig, HeadConfig
 from diptych.config.run import RunConfig

@@ -16,7 +16,7 @@ from torch import nn
 
 from diptych.cli.main import main
 from diptych.config.data import ImagesConfig, ViewsConfig
-from diptych.config.detection import DetectionConfig, DetectionNorm, detection_learning_rate
+from diptych.config.downstream import DetectionConfig, DetectionNorm, detection_learning_rate
 from diptych.config.files import to_toml
 from diptych.config.model import EncoderConfig, NormConfig
 from diptych.config.run import RunConfig

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from diptych.config.training import ProbeConfig
+from diptych.config.run import ProbeConfig
 from diptych.errors import ConfigError
 from diptych.logging import times
 from diptych.logging.metrics import read_metrics

@@ -16,8 +16,7 @@ from diptych.config.method import (
     QueueConfig,
 )
 from diptych.config.model import EncoderConfig, GroupNormConfig, HeadConfig, NormConfig
-from diptych.config.run import RunConfig
-from diptych.config.training import TrainingConfig
+from diptych.config.run import RunConfig, TrainingConfig
 from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.methods.dictionaries import InBatch
 from diptych.views.batches import Batch

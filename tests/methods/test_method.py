@@ -20,8 +20,7 @@ from diptych.config.method import (
     QueueConfig,
 )
 from diptych.config.model import EncoderConfig, HeadConfig, NormConfig
-from diptych.config.optimization import OptimizerConfig
-from diptych.config.run import RunConfig
+from diptych.config.run import OptimizerConfig, RunConfig
 from diptych.errors import ConfigError
 from diptych.methods import contrastive
 from diptych.methods.contrastive import Contrastive, build_contrastive, shuffled_order

@@ -17,8 +17,7 @@ from diptych.config.method import (
     QueueConfig,
 )
 from diptych.config.model import EncoderConfig, HeadConfig, NormConfig
-from diptych.config.run import RunConfig
-from diptych.config.training import TrainingConfig
+from diptych.config.run import RunConfig, TrainingConfig
 from diptych.errors import ConfigError
 from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.models import activations

@@ -23,9 +23,7 @@ from diptych.config.method import (
     QueueConfig,
 )
 from diptych.config.model import EncoderConfig, HeadConfig, NormConfig
-from diptych.config.optimization import OptimizerConfig
-from diptych.config.run import RunConfig
-from diptych.config.training import TrainingConfig
+from diptych.config.run import OptimizerConfig, RunConfig, TrainingConfig
 from diptych.errors import ConfigError, Interrupted, TrainingError
 from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.methods.dictionaries import KeyQueue

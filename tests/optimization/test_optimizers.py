@@ -10,7 +10,7 @@ from torch import nn
 
 import oracles
 from diptych.config.model import EncoderConfig
-from diptych.config.optimization import AdamWConfig, OptimizerConfig, ScheduleConfig, StepConfig
+from diptych.config.run import AdamWConfig, OptimizerConfig, ScheduleConfig, StepConfig
 from diptych.models.encoders import build_encoder
 from diptych.optimization.optimizers import (
     Lars,

@@ -18,8 +18,7 @@ from diptych.config.method import (
     QueueConfig,
 )
 from diptych.config.model import EncoderConfig, HeadConfig
-from diptych.config.run import RunConfig
-from diptych.config.training import TrainingConfig
+from diptych.config.run import RunConfig, TrainingConfig
 from diptych.methods import logits
 from diptych.methods.contrastive import build_contrastive
 from diptych.methods.dictionaries import ImageBank, KeyQueue

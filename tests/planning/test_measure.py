@@ -21,8 +21,7 @@ from diptych.config.method import (
     QueueConfig,
 )
 from diptych.config.model import EncoderConfig, HeadConfig
-from diptych.config.run import RunConfig
-from diptych.config.training import TrainingConfig
+from diptych.config.run import RunConfig, TrainingConfig
 from diptych.errors import ConfigError
 from diptych.images import index
 from diptych.images.open import open_images

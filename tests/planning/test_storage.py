@@ -18,9 +18,7 @@ from diptych.config.method import (
     QueueConfig,
 )
 from diptych.config.model import EncoderConfig, HeadConfig
-from diptych.config.optimization import OptimizerConfig
-from diptych.config.run import RunConfig
-from diptych.config.training import CheckpointConfig, TrainingConfig
+from diptych.config.run import CheckpointConfig, OptimizerConfig, RunConfig, TrainingConfig
 from diptych.images.open import from_array
 from diptych.methods.contrastive import build_contrastive
 from diptych.methods.sharded_bank import ShardedBank

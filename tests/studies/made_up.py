@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from diptych.studies.cell_results import CellResult, StudyResults
-from diptych.studies.claims import Claim, better
 from diptych.studies.drawing import bars
-from diptych.studies.study import Budget, Cell, Study
+from diptych.studies.study import Budget, Cell, Claim, Study, better
 
 
 def result(cell: str, seed: int, **measures: float) -> CellResult:

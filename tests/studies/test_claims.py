@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from diptych.studies.cell_results import StudyResults
-from diptych.studies.claims import (
+from diptych.studies.study import (
     Claim,
     best_of,
     better,

@@ -14,13 +14,12 @@ from diptych.config.recipes import recipe_config
 from diptych.optimization.optimizers import peak_learning_rate
 from diptych.report.figures import svg
 from diptych.resolve import overlay_all, overrides_of
-from diptych.studies.catalog import STUDIES, find_study
 from diptych.studies.cell_results import StudyResults
 from diptych.studies.drawing import png
 from diptych.studies.network_studies import TRANSFORMATIONS
 from diptych.studies.study import Study
 from diptych.studies.study_page import describe, to_markdown
-from diptych.studies.study_run import study_run
+from diptych.studies.study_run import STUDIES, find_study, study_run
 from studies.made_up import result
 
 ALL = pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES.keys())

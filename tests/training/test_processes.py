@@ -16,9 +16,7 @@ from diptych.config.method import (
     QueueConfig,
 )
 from diptych.config.model import EncoderConfig, GroupNormConfig, HeadConfig, NormConfig
-from diptych.config.optimization import OptimizerConfig
-from diptych.config.run import RunConfig
-from diptych.config.training import TrainingConfig
+from diptych.config.run import OptimizerConfig, RunConfig, TrainingConfig
 from diptych.evaluation.linear import fit_linear
 from diptych.methods.contrastive import build_contrastive
 from diptych.methods.distillation import Distillation, Teacher

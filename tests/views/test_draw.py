@@ -11,8 +11,17 @@ from scipy.stats import ks_2samp, kstest
 from torchvision.transforms import ColorJitter, GaussianBlur, RandomResizedCrop
 
 from diptych.config.data import ViewsConfig
-from diptych.config.operations import OPERATIONS, Blur, Center, Color, Crop
-from diptych.config.policies import PRESETS, Policy, branches, parse_policy
+from diptych.config.policies import (
+    OPERATIONS,
+    PRESETS,
+    Blur,
+    Center,
+    Color,
+    Crop,
+    Policy,
+    branches,
+    parse_policy,
+)
 from diptych.views import parameters as codes
 from diptych.views.draw import centre_views, draw_views, five_views
 from diptych.views.parameters import (

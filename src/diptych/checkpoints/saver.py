@@ -13,7 +13,7 @@ from torch import Tensor
 from diptych.checkpoints.save_and_load import own_checkpoints, save_checkpoint, step_of_checkpoint
 from diptych.checkpoints.state import RunState
 from diptych.checkpoints.stores import CheckpointLocation
-from diptych.config.training import CheckpointConfig
+from diptych.config.run import CheckpointConfig
 from diptych.errors import ForeignCheckpoint, NotSaved, TrainingError, UnreachableFolder
 from diptych.runs.folder import Identity
 

@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeGuard, TypeVar
 
-from diptych.config.training import CheckpointConfig
+from diptych.config.run import CheckpointConfig
 from diptych.errors import (
     ConfigError,
     DamagedCheckpoint,

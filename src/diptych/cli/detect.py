@@ -10,7 +10,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from diptych.cli.flags import DeviceOptions, parse
-from diptych.config.detection import DetectionConfig
+from diptych.config.downstream import DetectionConfig
 from diptych.runtime.console import ProgressBars
 
 
@@ -43,8 +43,8 @@ COMMON: Final = {
 def detect(arguments: Sequence[str]) -> None:
     """Measure how well a run's ResNet finds objects, as the backbone of a Faster R-CNN.
 
-    The same detectors are trained on untrained ResNets. Writes detection.json; interrupted, it goes
-    on with the detector that was in work. Needs the extra diptych[detection].
+    The same detectors are trained on untrained ResNets. Writes detection.json; interrupted, the
+    same command continues. Needs the extra diptych[detection].
 
     Examples:
       diptych detect runs/cells --data BCCD

@@ -9,7 +9,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from diptych.cli.flags import DeviceOptions, parse
-from diptych.config.embedding import EmbedSettings
+from diptych.config.downstream import EmbedSettings
 from diptych.runtime.world import read_world
 
 
@@ -37,8 +37,8 @@ class EmbedFlags:
 def embed(arguments: Sequence[str]) -> None:
     """Write the features of any images to a folder of Parquet files, in shards.
 
-    A shard is there whole or not at all; those that are there are skipped when started again. Of
-    several processes each makes its share.
+    Finished shards are skipped when the command is given again. Several processes divide the
+    shards.
 
     Examples:
       diptych embed runs/photos photos/ -o features/

@@ -1,4 +1,4 @@
-"""The verb `evaluate`: how good a run's features are."""
+"""The verbs that measure a run with labels and show it: `evaluate` and `report`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,7 +26,7 @@ class EvaluateFlags:
     default."""
     test: str | None = None
     """Labelled images to measure on. By default those held out with the run's own images, or a
-    fifth cut from them; what pretraining saw of them is said."""
+    fifth split off from them; the result says which of them pretraining saw."""
     supervised: bool = False
     """Compare with the same network trained on the labels, with the run's views, optimizer and
     steps. It is trained once and kept in the run folder; that takes about as long as the run."""
@@ -35,9 +35,9 @@ class EvaluateFlags:
     head_layers: int = 0
     """Hidden layers of the projection head to keep behind the encoder."""
     crops: Literal["center", "five"] = "center"
-    """What is seen of an image: its centre, or the mean over five views, corners and centre."""
+    """Encode the centre of an image, or five crops (corners and centre), whose mean is taken."""
     neighbours: int = 20
-    """Of knn: how many vote."""
+    """Neighbours that vote in knn."""
     knn_temperature: float = 0.07
     """Of knn: a vote weighs exp(cosine / temperature)."""
     l2_sweep: Literal["seven", "simclr"] = "seven"
@@ -48,14 +48,14 @@ class EvaluateFlags:
     sgd_epochs: int | None = None
     """Of linear_sgd: MoCo's 100 or SimCLR's 90 when not given."""
     finetune_shares: tuple[float, ...] = (1.0, 0.1, 0.01)
-    """Of finetune: shares of the labels, the same of each class."""
+    """Shares of the labels for finetune; the same of each class."""
     finetune_epochs: int | None = None
     """Of finetune: 30, and 60 for 1% of the labels, when not given; labels alone may get three
     times as many."""
     seeds: int = 3
-    """Of finetune: how many."""
+    """Seeds of finetune."""
     transfer: tuple[str, ...] = ()
-    """Of transfer: labelled images, each path a task."""
+    """Labelled images for transfer, one path for each task."""
     runtime: Annotated[InferenceOptions, arg(name="")] = field(default_factory=InferenceOptions)
 
 
@@ -101,3 +101,26 @@ def print_verdict(console: Console, run: Path) -> None:
     console.print(verdict.headline, style="bold", highlight=False)
     for sentence in verdict.sentences:
         console.print(sentence, highlight=False)
+
+
+@dataclass(frozen=True)
+class ReportFlags:
+    """What `diptych report` takes."""
+
+    run: Positional[Path]
+    """A run folder whose training has ended."""
+    runtime: Annotated[InferenceOptions, arg(name="")] = field(default_factory=InferenceOptions)
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Write RUN/report.html: one page that opens offline and begins with a verdict in words.
+
+    Examples:
+      diptych report runs/photos
+    """
+    from diptych.report.page import write_report
+
+    flags = parse(ReportFlags, report, arguments)
+    with ProgressBars(Console(markup=False)) as bars:
+        page = write_report(flags.run, progress=bars, **asdict(flags.runtime))
+    print(f"Report: {page}")

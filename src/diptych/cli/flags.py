@@ -14,9 +14,8 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 
 import tyro
 
-from diptych.cli.help import Groups, help_screen
+from diptych.cli.help import Groups, help_screen, settings_of
 from diptych.config.files import OLD_NAMES, SHORT_NAMES, flatten, nearest_name, nest
-from diptych.config.reference import settings_of
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 

@@ -10,15 +10,14 @@ from diptych.errors import ConfigError
 
 
 def launch(arguments: Sequence[str]) -> None:
-    """Pretrain, or embed, in several processes, by torchrun, so that the work survives.
+    """Pretrain or embed in several processes started by torchrun, and restart them when one dies.
 
     Usage: diptych launch [TORCHRUN'S OPTIONS] -- pretrain|embed ARGUMENTS
 
     A process that dies makes torchrun start all of them again, three times at most. A run goes on
-    from the last checkpoint: --out is needed, --resume is added; embeddings go on behind the shards
-    that are finished. `torchrun --help` lists its options; docs/launching.md says what several
-    machines and schedulers need. Exits as the verb does: 143 when SIGTERM stopped a run after it
-    was saved.
+    from the last checkpoint: --out is needed, --resume is added; embed skips the shards that are
+    finished. `torchrun --help` lists its options; docs/launching.md says what several machines and
+    schedulers need. Exits as the verb does: 143 when SIGTERM stopped a run after it was saved.
 
     Examples:
       diptych launch --nproc-per-node 2 -- pretrain photos/ --out runs/photos

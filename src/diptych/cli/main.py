@@ -31,11 +31,11 @@ VERBS: Final = {
     "pretrain": ("pretrain", "learn from a folder of images, shards, tables or arrays"),
     "launch": (
         "launch",
-        "pretrain or embed in many processes of many machines, restarted when one dies",
+        "pretrain or embed in many processes on one or more machines, with restarts",
     ),
     "evaluate": (
         "evaluate",
-        "measure a run's encoder against what it began as, pixels and others: kNN, linear, "
+        "measure a run's encoder beside the untrained one and raw pixels: kNN, linear, "
         "fine-tuning, transfer",
     ),
     "rank": ("rank", "rank runs and checkpoints without labels"),
@@ -44,17 +44,17 @@ VERBS: Final = {
         "train detectors on a run's ResNet and on an untrained one, and compare them",
     ),
     "embed": ("embed", "write the features of any images to Parquet files, in shards"),
-    "report": ("report", "write a run's report, one page that opens offline"),
+    "report": ("evaluate", "write a run's report, one page that opens offline"),
     "plan": (
         "plan",
-        "say before a run what it costs: days, memory, network, disk; and what breaks first",
+        "estimate a run before it starts: days, memory, network, disk, and the first limit",
     ),
-    "views": ("views", "preview the random views of some images on a sheet or a page, with advice"),
-    "recipes": ("recipes", "list the recipes, or print one's settings"),
+    "views": ("views", "preview random views of some images on a sheet or a page, with advice"),
+    "recipes": ("pretrain", "list the recipes, or print one's settings"),
     "study": ("study", "answer one question of the papers by a grid of runs: table, figure, page"),
     "check-leak": (
-        "check_leak",
-        "measure whether batch norm tells a run's queries which key is theirs",
+        "rank",
+        "measure how many keys batch statistics alone give away (leak accuracy)",
     ),
 }
 """Each verb: the module beside this one that has it as a function, and what it does."""
@@ -62,7 +62,7 @@ VERBS: Final = {
 _USAGE: Final = """\
 usage: diptych VERB [ARGUMENTS]
 
-Learns visual representations from unlabelled images by contrast, and says how good they are.
+Learns visual representations from unlabelled images by contrastive learning, and measures them.
 
 verbs:
 {verbs}
@@ -72,7 +72,7 @@ examples:
   diptych pretrain photos/ --recipe moco_v2 --epochs 50 --out runs/photos
   diptych evaluate runs/photos --train labelled/train --test labelled/test
 
-`diptych VERB --help` tells more of each. `diptych --version` prints the version.
+`diptych VERB --help` describes one. `diptych --version` prints the version.
 """
 
 

@@ -20,7 +20,7 @@ class PlanFlags(PretrainFlags):
     """What `diptych plan` takes: all that `pretrain` does, and the machine."""
 
     on: str = "cpu"
-    """What each process runs on: cpu, t4, l4, a100 or h100, by their data sheets. --machine.NAME
+    """Device of each process: cpu, t4, l4, a100 or h100, by their data sheets. --machine.NAME
     overrides what you know better."""
     processes: int = 1
     """Processes that share each batch, one device each."""
@@ -29,11 +29,10 @@ class PlanFlags(PretrainFlags):
     image_side: int | None = None
     """Sides of an image as it is stored, in pixels. Those at the path, or 430, when not given."""
     image_kilobytes: float | None = None
-    """An encoded image. 0.6 bytes for each of its pixels when not given, as JPEG files of ImageNet.
-    """
+    """Size of an encoded image. 0.6 bytes for each of its pixels when not given, as JPEG files of
+    ImageNet."""
     measure: bool = False
-    """Measure on this machine what the network's parts, views and messages take, at the run's own
-    shapes, instead of planning by rates."""
+    """Time a few steps, views and messages on this machine, instead of planning by rates."""
     processes_here: int = 1
     """Of --measure: processes that will share this machine's cores."""
     json: Path | None = None
@@ -48,13 +47,13 @@ COMMON: Final = {
         *("recipe", "scale", "config", "encoder.name", "views.side_pixels", "epochs", "batch_size"),
         *("training.chunk_size", "training.precision", "checkpoint.every_seconds"),
     ),
-    "what is said": ("json", "quiet"),
+    "output": ("json", "quiet"),
 }
 """Flags that most people need."""
 
 
 def plan(arguments: Sequence[str]) -> None:
-    """Say what a run will cost before it starts, and which part breaks first.
+    """Say what a run will cost before it starts, and which limit it reaches first.
 
     Takes what `diptych pretrain` takes, trains nothing and writes nothing. docs/scale.md has the
     formulas.

@@ -1,5 +1,6 @@
-"""The verbs that make one run: `pretrain`, and `demo` on built-in photographs."""
+"""The verbs that make a run: `pretrain`, `demo` on photographs; and `recipes` of its settings."""
 
+import inspect
 import os
 import shutil
 from collections.abc import Sequence
@@ -13,11 +14,17 @@ from tyro.conf import Positional
 from diptych.cli.evaluate import print_verdict
 from diptych.cli.flags import explicit_settings, parse
 from diptych.config.data import ImagesConfig, ViewsConfig
-from diptych.config.files import load_run_config
+from diptych.config.files import load_run_config, to_toml
 from diptych.config.method import DistillationConfig, MethodConfig
 from diptych.config.model import EncoderConfig, HeadConfig, NormConfig
-from diptych.config.optimization import OptimizerConfig, ScheduleConfig
-from diptych.config.training import CheckpointConfig, ProbeConfig, TrainingConfig
+from diptych.config.recipes import RECIPES, recipe_config
+from diptych.config.run import (
+    CheckpointConfig,
+    OptimizerConfig,
+    ProbeConfig,
+    ScheduleConfig,
+    TrainingConfig,
+)
 from diptych.errors import ConfigError, ImagesError, RunFolderError
 from diptych.runs.folder import RunFolder
 from diptych.runtime.console import ProgressBars
@@ -46,10 +53,10 @@ class PretrainFlags:
     config: Path | None = None
     """A TOML file with settings; they override the recipe's, and flags override them."""
     resume: bool = False
-    """Go on from the newest good checkpoint of --out; begin there if it has none."""
+    """Continue from the newest intact checkpoint of --out; begin there if it has none."""
     begin_from: str | None = None
-    """Begin a new run where RUN, or RUN@STEP, stood: with its settings, of which a few may be given
-    anew, as --optimizer.learning-rate. Short for --training.begin-from."""
+    """Begin a new run from a checkpoint of RUN, or of RUN@STEP: with its settings, of which a few
+    may be changed, as --optimizer.learning-rate. Short for --training.begin-from."""
     epochs: int | None = None
     """Passes over the images; short for --training.epochs."""
     batch_size: int | None = None
@@ -62,7 +69,7 @@ class PretrainFlags:
     """Take the second view from another image of the same group: folder, folder:LEVEL,
     name:PATTERN or FILE.csv:COLUMN. Short for --images.group-by."""
     report: bool = True
-    """At the end evaluate, where there are labels, and write the report."""
+    """Evaluate at the end, if there are labels, and write the report."""
     quiet: bool = False
     """Show nothing but errors."""
     images: ImagesConfig = field(default_factory=ImagesConfig)
@@ -98,7 +105,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     """Learn a representation of unlabelled images; write encoder, metrics, checkpoints and report.
 
     Settings come from the recipe at a scale, then from --config, then from flags, each overriding
-    the one before. Folders of classes are noticed, and used for evaluation.
+    the one before. Folders of classes give labels, which evaluation uses.
 
     Examples:
       diptych pretrain photos/ --epochs 50 --out runs/photos
@@ -221,3 +228,29 @@ def _remove_earlier_demo(out: Path) -> None:
         f"{out} is not replaced: wanted an earlier demo, whose config.toml says images.path = "
         f'"{PHOTOGRAPHS_NAME}"; but {problem}. Choose another --out, or remove it yourself.'
     )
+
+
+@dataclass(frozen=True)
+class RecipesFlags:
+    """What `diptych recipes` takes."""
+
+    recipe: Positional[str | None] = None
+    """Print this recipe's settings; list all recipes when not given."""
+    scale: str = "paper"
+    """At which scale: tiny, small, paper, or cifar10 where the paper gives it."""
+
+
+def recipes(arguments: Sequence[str]) -> None:
+    """List the recipes, or print one as a config file.
+
+    Examples:
+      diptych recipes
+      diptych recipes moco_v2 --scale small > moco.toml
+    """
+    flags = parse(RecipesFlags, recipes, arguments)
+    if flags.recipe is not None:
+        print(to_toml(recipe_config(flags.recipe, flags.scale)), end="")
+        return
+    for name, make in RECIPES.items():
+        print(f"{name:12} {inspect.cleandoc(make.__doc__ or '').splitlines()[0]}")
+    print("\n`diptych recipes NAME --scale tiny|small|paper` prints one as a config file.")

@@ -1,4 +1,4 @@
-"""The verb `rank`: runs and checkpoints, the best first, without labels."""
+"""The verbs that judge training without labels: `rank`, and `check-leak` of batch norm."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from diptych.cli.flags import InferenceOptions, parse
+from diptych.cli.flags import DeviceOptions, InferenceOptions, parse
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import require_writable
 from diptych.runtime.console import ProgressBars
@@ -51,7 +51,7 @@ class RankFlags:
 
 
 def rank(arguments: Sequence[str]) -> None:
-    """Rank runs, and the checkpoints kept in a run, without labels: the best first.
+    """Rank runs, or the checkpoints kept in a run, without labels: the best first.
 
     By effective rank of the features, pretext accuracy on held-out images, stability of neighbours
     from one view to another, and all three combined. With --labels also by kNN, which does not
@@ -145,3 +145,38 @@ def _print_splits(console: Console, splits: "Mapping[str, Split]", what: str) ->
         words = {"": next(iter(words.values()))}
     for run, sentences in words.items():
         console.print(f"{run + ': ' if run else ''}{what}{sentences}", highlight=False)
+
+
+@dataclass(frozen=True)
+class CheckLeakFlags:
+    """What `diptych check-leak` takes."""
+
+    run: Positional[Path]
+    """A run folder with a checkpoint."""
+    images: int = 2048
+    """Images to encode, in whole batches."""
+    runtime: Annotated[DeviceOptions, arg(name="")] = field(default_factory=DeviceOptions)
+
+
+def check_leak(arguments: Sequence[str]) -> None:
+    """Measure a run's leak accuracy: the share of keys that batch statistics alone give away.
+
+    Images are encoded as in training, in batches as large, with the head and the key encoder of the
+    newest checkpoint, and again with keys in random groups. Leak accuracy is the pretext accuracy
+    of the first less that of the second.
+
+    Examples:
+      diptych check-leak runs/photos
+    """
+    from diptych.config.files import load_run_config
+    from diptych.diagnostics.leak import cannot_leak
+    from diptych.diagnostics.leak import check_leak as measure
+    from diptych.runs.folder import RunFolder
+
+    flags = parse(CheckLeakFlags, check_leak, arguments)
+    with ProgressBars(Console(markup=False)) as bars:
+        found = measure(flags.run, image_count=flags.images, progress=bars, **asdict(flags.runtime))
+    if found is None:
+        print(f"Nothing can leak: {cannot_leak(load_run_config(RunFolder(flags.run).config))}.")
+    else:
+        print(found.sentence())

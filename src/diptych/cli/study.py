@@ -24,7 +24,7 @@ class StudyFlags:
     """Labelled images, as for `diptych pretrain`: a folder with train and test, or class
     folders."""
     out: Path | None = None
-    """The study's folder, where it goes on if it was cut; `runs/studies/NAME` when not given."""
+    """The study's folder; a study there is continued. `runs/studies/NAME` when not given."""
     images: int | None = None
     """Images to learn from; the study's own number when not given."""
     epochs: int | None = None
@@ -38,17 +38,18 @@ class StudyFlags:
     cell: str | None = None
     """Run one cell only, CELL/seed-K, and write no page."""
     write_commands: Path | None = None
-    """Run nothing: write one command a line to this file, each for one cell that is not done."""
+    """Write to this file a command for each cell that is not done, one a line; run nothing."""
     only_run: bool = False
     """Run the cells and write no page."""
     only_report: bool = False
-    """Run nothing: write table, figure and page of the cells that are done."""
+    """Write table, figure and page of the cells that are done; run nothing."""
 
 
 def study(arguments: Sequence[str]) -> None:
     """Answer one question of the papers by a grid of ordinary runs: table, figure, page.
 
-    Goes on where it was cut. Cells that are done are skipped. Without a name: lists the studies.
+    Continues a study that was interrupted: cells that are done are skipped. Without a name it lists
+    the studies.
 
     Examples:
       diptych study
@@ -56,9 +57,8 @@ def study(arguments: Sequence[str]) -> None:
       diptych study head --data cifar10/ --write-commands head.txt
       diptych study head --data cifar10/ --only-report
     """
-    from diptych.studies.catalog import STUDIES, find_study
-    from diptych.studies.conduct import run_cells, run_cells_in_processes, write_commands
-    from diptych.studies.study_run import study_run
+    from diptych.studies.run_cells import run_cells, run_cells_in_processes, write_commands
+    from diptych.studies.study_run import STUDIES, find_study, study_run
 
     flags = parse(StudyFlags, study, arguments)
     if flags.name is None:

@@ -25,7 +25,7 @@ class ViewsFlags:
     """The file to write: a contact sheet if it ends in .png, a page that opens offline if it ends
     in .html."""
     recipe: str = "simclr"
-    """Whose views to show."""
+    """The recipe whose views to show."""
     scale: str | None = None
     """At which scale. By default chosen from the images' size and the device."""
     config: Path | None = None
@@ -53,8 +53,8 @@ COMMON: Final = {
 def views(arguments: Sequence[str]) -> None:
     """Preview random views: a contact sheet (.png) or a page that opens offline (.html).
 
-    Shows images beside their views and each operation alone from weak to strong; says in words what
-    a view goes through, and what in the images does not go with it.
+    Shows images beside their views and each operation alone from weak to strong. Prints the
+    operations in words, with advice where the images do not suit them.
 
     Examples:
       diptych views photos/ --out sheet.png

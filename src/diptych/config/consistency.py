@@ -4,8 +4,7 @@ from dataclasses import replace
 
 from diptych.config.checks import require
 from diptych.config.model import NormConfig
-from diptych.config.run import RunConfig
-from diptych.config.training import TrainingConfig
+from diptych.config.run import RunConfig, TrainingConfig
 
 
 def require_consistent(config: RunConfig) -> None:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from diptych.config.checks import Checks
-from diptych.config.operations import Center, Crop
-from diptych.config.policies import Policy, branches, parse_policy
+from diptych.config.policies import Center, Crop, Policy, branches, parse_policy
 from diptych.errors import ConfigError
 
 SMALL_AREA: Final = (0.05, 0.14)  # of multi-crop's small views (SwAV, 2006.09882)
@@ -101,7 +100,7 @@ class ViewsConfig:
     side_pixels: int = 32
     """Height and width of a view."""
     policy: str = "moco_v2"
-    """What a view goes through: a preset (moco_v1, moco_v2, moco_v3, simclr, simclr_cifar,
+    """The operations that make a view: a preset (moco_v1, moco_v2, moco_v3, simclr, simclr_cifar,
     simclr_v2, identity) or operations in order, as `crop(area=0.2..1) + flip + color(0.8)`; the
     first number is the probability. docs/views.md lists them."""
     second: str | None = None
@@ -144,12 +143,12 @@ class ViewsConfig:
 
     @property
     def branches(self) -> tuple[Policy, Policy]:
-        """What the views of either branch go through."""
+        """The operations of either branch."""
         return branches(self.policy, self.second)
 
     @property
     def small_branch(self) -> Policy:
-        """What the small views go through."""
+        """The operations of the small views."""
         if self.small_policy is not None:
             return parse_policy(self.small_policy)
         first, *others = self.branches[0]

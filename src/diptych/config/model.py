@@ -58,10 +58,10 @@ class NormConfig:
     """What the normalisation layers of encoder and head share statistics over."""
 
     kind: Literal["batch", "split", "shuffle", "sync", "layer", "group"] = "batch"
-    """What shares statistics. `batch`: the batch of this process. `split`: groups of images, as one
-    group per device. `shuffle`: the same, the keys in other groups than their queries (MoCo,
-    section 3.3). `sync`: the batches of all processes. `layer`, `group`: each image alone, over its
-    channels."""
+    """The images over which norms share statistics. `batch`: the batch of this process. `split`:
+    groups of images, as one group per device. `shuffle`: the same, the keys in other groups than
+    their queries (MoCo, section 3.3). `sync`: the batches of all processes. `layer`, `group`: each
+    image alone, over its channels."""
     images_per_group: int = 32
     """Of `split` and `shuffle`: consecutive images that share statistics; a smaller batch is one
     group."""

@@ -21,10 +21,14 @@ from diptych.config.method import (
     QueueConfig,
 )
 from diptych.config.model import EncoderConfig, HeadConfig, NormConfig
-from diptych.config.optimization import OptimizerConfig, ScheduleConfig, StepConfig
 from diptych.config.policies import PRESETS, as_text, parse_policy
-from diptych.config.run import RunConfig
-from diptych.config.training import TrainingConfig
+from diptych.config.run import (
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    StepConfig,
+    TrainingConfig,
+)
 from diptych.errors import ConfigError
 
 Scale = Literal["tiny", "small", "cifar10", "paper"]

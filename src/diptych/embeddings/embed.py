@@ -18,7 +18,7 @@ from typing import Any, Final
 import torch
 from rich.console import Console
 
-from diptych.config.embedding import EmbedSettings
+from diptych.config.downstream import EmbedSettings
 from diptych.embeddings.embedder import BatchOfViews, Embedder, ViewMaker
 from diptych.embeddings.shard_files import (
     Note,

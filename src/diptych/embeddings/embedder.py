@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diptych.config.data import ViewsConfig
-from diptych.config.embedding import EmbedSettings
+from diptych.config.downstream import EmbedSettings
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError, UnreadableImage
 from diptych.evaluation.features import FEATURES, PROJECTION, layered_network, require_finite

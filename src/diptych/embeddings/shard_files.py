@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from diptych.config.embedding import Precision
+from diptych.config.downstream import Precision
 from diptych.embeddings.embedder import Vectors
 from diptych.embeddings.shards import CHECKSUM_BYTES, Shard
 from diptych.errors import EmbeddingsError

@@ -23,8 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from diptych.config.optimization import ScheduleConfig, StepConfig
-from diptych.config.run import RunConfig
+from diptych.config.run import RunConfig, ScheduleConfig, StepConfig
 from diptych.errors import TrainingError
 from diptych.evaluation.confidence import over_seeds
 from diptych.evaluation.knn import accuracy

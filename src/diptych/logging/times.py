@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from diptych.config.training import ProbeConfig
+from diptych.config.run import ProbeConfig
 from diptych.runs.atomic import atomic_path
 from diptych.runs.folder import RunFolder
 from diptych.runtime.distributed import gather_rows, process_count, process_rank

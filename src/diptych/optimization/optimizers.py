@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.config.method import KeyEncoderConfig
-from diptych.config.optimization import OptimizerConfig, ScheduleConfig
+from diptych.config.run import OptimizerConfig, ScheduleConfig
 
 
 def build_optimizer(config: OptimizerConfig, network: nn.Module) -> torch.optim.Optimizer:

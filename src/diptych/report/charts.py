@@ -279,7 +279,7 @@ def _images(evaluation: Mapping[str, Any], protocol: str) -> str:
 
 
 def _with_images(title: str, text: str, charts: list[BarChart]) -> ChartGroup:
-    """Charts on the same images name them once, in the text of the group; others each by itself."""
+    """One line for charts on the same images; else one line for each chart."""
     if len({chart.images for chart in charts}) != 1:
         return ChartGroup(title, text, tuple(charts))
     alike = tuple(replace(chart, images="") for chart in charts)

@@ -5,9 +5,8 @@ from functools import partial
 from typing import Any, Final
 
 from diptych.studies.cell_results import StudyResults
-from diptych.studies.claims import Claim, best_of, better, rises
 from diptych.studies.drawing import bars, lines
-from diptych.studies.study import Budget, Cell, Study, fixed
+from diptych.studies.study import Budget, Cell, Claim, Study, best_of, better, fixed, rises
 
 SIZES: Final = (2, 8, 32, 128, 512, 2048)
 LARGEST_SHARE: Final = 512

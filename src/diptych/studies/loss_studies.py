@@ -7,9 +7,18 @@ from typing import Any, Final
 from matplotlib.figure import Figure
 
 from diptych.studies.cell_results import StudyResults
-from diptych.studies.claims import Claim, best_of, better, rises, rises_more
 from diptych.studies.drawing import bars, lines
-from diptych.studies.study import Budget, Cell, Study, fixed
+from diptych.studies.study import (
+    Budget,
+    Cell,
+    Claim,
+    Study,
+    best_of,
+    better,
+    fixed,
+    rises,
+    rises_more,
+)
 
 _LOGISTIC: Final = {"method.loss.kind": "nt_logistic", "method.loss.temperature": 0.2}
 # The paper's margin loss divides by no temperature.

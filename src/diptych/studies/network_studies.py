@@ -3,9 +3,8 @@
 from functools import partial
 from typing import Final
 
-from diptych.studies.claims import Claim, better, rises, rises_more
 from diptych.studies.drawing import grouped_bars, lines
-from diptych.studies.study import Budget, Cell, Study, fixed
+from diptych.studies.study import Budget, Cell, Claim, Study, better, fixed, rises, rises_more
 
 HEADS: Final = {"linear": 1, "mlp": 2}
 """Layers of each kind."""

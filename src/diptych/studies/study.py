@@ -1,16 +1,51 @@
-"""What a study is: a question, a grid of cells, and how the answer is read off their results."""
+"""What a study is: a question, a grid of cells, and the paper's findings as comparisons of cells.
 
-from collections.abc import Callable, Mapping
+A comparison is a weighted sum of cells' means: one cell less another, a slope over several, or one
+alone where the finding is that it is nothing. Its interval is the t interval at 95%, with one
+standard deviation over seeds for all cells of a study, as three seeds of one cell say little about
+their own. Two measures of one cell are of the same runs, and are compared run by run.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
 from diptych.studies.cell_results import StudyResults
-from diptych.studies.claims import Claim
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+
 T = TypeVar("T")
+
+CONFIDENCE: Final = 0.95
+
+CellMeasure = tuple[str, str]
+"""A cell and a measure."""
+
+ClaimOutcome = Literal["agree", "undecided", "disagree", "unmeasured"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A finding, as it should show in the grid.
+
+    Attributes:
+        finding: how a sentence begins.
+        paper: the paper's figure, as "by about 3 points".
+        weights: of the groups; positive where the finding says more.
+        per: what the comparison is in, after "points".
+        tolerance: in points; given where the finding is that there is no difference to speak of.
+    """
+
+    finding: str
+    paper: str
+    weights: Mapping[CellMeasure, float]
+    per: str = ""
+    tolerance: float | None = None
+
 
 BASE: Final[Mapping[str, Any]] = {
     "recipe": "simclr",
@@ -68,7 +103,7 @@ class Study:
         base: settings of all cells, over ``BASE``.
         budget: what a cell learns from unless the command line says otherwise.
         measures: what is measured of a run besides kNN, pretext accuracy and effective rank; names
-            in ``cell_run.EXTRA``.
+            in ``run_cells.EXTRA``.
         shown: measures in the page's table.
         differences: how this differs from the paper's setting, sentences.
         notes: what one should know to read the result, sentences.
@@ -95,3 +130,198 @@ class Study:
 def fixed(*parts: T) -> Callable[[object], tuple[T, ...]]:
     """A grid that is the same for all epochs, or claims that are the same for all results."""
     return lambda _: parts
+
+
+class Difference(NamedTuple):
+    """A comparison in points (hundredths), with its interval.
+
+    Attributes:
+        value: the difference.
+        low: lower end; -inf where nothing is known of the spread.
+        high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+class Judgement(NamedTuple):
+    """A claim beside our numbers."""
+
+    claim: Claim
+    outcome: ClaimOutcome
+    estimate: Difference | None
+
+    def sentence(self) -> str:
+        """What it comes to, in words and figures."""
+        claim = self.claim
+        if self.estimate is None:
+            return f"{claim.finding} (the paper: {claim.paper}): not measured."
+        value, low, high = self.estimate
+        points = f"points{f' {claim.per}' if claim.per else ''}"
+        ours = f"{value:+.1f} {points}"
+        if math.isfinite(low):
+            ours += f", {CONFIDENCE:.0%} interval {low:+.1f} to {high:+.1f}"
+        return f"{claim.finding} (the paper: {claim.paper}). Here: {ours}. {self._words()}"
+
+    def _words(self) -> str:
+        assert self.estimate is not None
+        within = self.claim.tolerance
+        if self.outcome == "agree":
+            if within is None:
+                return "This agrees, beyond the interval."
+            return f"This agrees: the whole interval lies within {within:g} points."
+        if self.outcome == "disagree":
+            return "This contradicts it, beyond the interval."
+        if not math.isfinite(self.estimate.low):
+            return "Not decided: one seed gives no interval."
+        against = "zero" if within is None else f"{within:g} points"
+        return f"Not decided: the interval includes {against}."
+
+
+def better(
+    one: str | Sequence[str],
+    other: str | Sequence[str],
+    finding: str,
+    paper: str,
+    *,
+    measure: str = "knn",
+    tolerance: float | None = None,
+) -> Claim:
+    """One cell, or the mean of some, has more of a measure than another.
+
+    With a tolerance: it has as much.
+    """
+    ones, others = ((c,) if isinstance(c, str) else c for c in (one, other))
+    weights = {(cell, measure): 1 / len(ones) for cell in ones}
+    weights |= {(cell, measure): -1 / len(others) for cell in others}
+    return Claim(finding, paper, weights, tolerance=tolerance)
+
+
+def rises(
+    cells: Sequence[str],
+    sizes: Sequence[float],
+    finding: str,
+    paper: str,
+    *,
+    per: str,
+    measure: str = "knn",
+    tolerance: float | None = None,
+) -> Claim:
+    """The measure rises with a size, by the slope of a straight line through the cells.
+
+    With a tolerance: it stays the same.
+    """
+    doublings = [math.log2(size) for size in sizes]
+    middle = statistics.fmean(doublings)
+    length = sum((x - middle) ** 2 for x in doublings)
+    weights = {
+        (cell, measure): (x - middle) / length for cell, x in zip(cells, doublings, strict=True)
+    }
+    return Claim(finding, paper, weights, f"per doubling of {per}", tolerance)
+
+
+def rises_more(steep: Claim, flat: Claim, finding: str, paper: str) -> Claim:
+    """One slope is steeper than another, of other cells or of another measure."""
+    weights = dict(steep.weights) | {group: -weight for group, weight in flat.weights.items()}
+    return Claim(finding, paper, weights, steep.per)
+
+
+def best_of(results: StudyResults, cells: Sequence[str], measure: str = "knn") -> str:
+    """The cell with the highest mean; the first where none has results.
+
+    A comparison with the best of many is harder on the finding than one with a cell named before.
+    """
+    return max(cells, key=lambda cell: _mean_or_least(results, cell, measure))
+
+
+def judge_claim(claim: Claim, results: StudyResults) -> Judgement:
+    """Whether our results agree with a finding, contradict it, or leave it open."""
+    estimate = difference_in_points(results, claim.weights)
+    if estimate is None:
+        return Judgement(claim, "unmeasured", None)
+    return Judgement(claim, _outcome(estimate, claim.tolerance), estimate)
+
+
+def difference_in_points(
+    results: StudyResults, weights: Mapping[CellMeasure, float]
+) -> Difference | None:
+    """A comparison with its interval, in points; None where a group has no values.
+
+    Where groups are of different measures each measure has its own standard deviation, and the
+    degrees of freedom are Satterthwaite's. Measures of one cell are compared within each run.
+    """
+    if len({cell for cell, _ in weights}) == 1 and len(weights) > 1:
+        return _within_runs(results, weights)
+    value, variances = 0.0, dict[str, float]()
+    for (cell, measure), weight in weights.items():
+        values = results.values(cell, measure)
+        if not values:
+            return None
+        value += 100 * weight * statistics.fmean(values)
+        variances[measure] = variances.get(measure, 0.0) + weight**2 / len(values)
+    freedoms = dict[str, int]()
+    for measure in variances:
+        spread, freedoms[measure] = pooled_variance(results, measure)
+        variances[measure] *= 1e4 * spread
+    if min(freedoms.values()) == 0:
+        return Difference(value, -math.inf, math.inf)
+    half = _half_width(variances, freedoms)
+    return Difference(value, value - half, value + half)
+
+
+def _within_runs(results: StudyResults, weights: Mapping[CellMeasure, float]) -> Difference | None:
+    from scipy.stats import t
+
+    ((cell, _), *_) = weights
+    values = [
+        100 * sum(weight * run.measures[measure] for (_, measure), weight in weights.items())
+        for run in results.of(cell)
+        if all(measure in run.measures for _, measure in weights)
+    ]
+    if not values:
+        return None
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return Difference(mean, -math.inf, math.inf)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    half = float(t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * error
+    return Difference(mean, mean - half, mean + half)
+
+
+def pooled_variance(results: StudyResults, measure: str) -> tuple[float, int]:
+    """Variance over seeds, common to all cells of a study, and its degrees of freedom."""
+    squares, freedom = 0.0, 0
+    for cell in results.cells:
+        values = results.values(cell, measure)
+        if len(values) > 1:
+            squares += (len(values) - 1) * statistics.variance(values)
+            freedom += len(values) - 1
+    return (squares / freedom if freedom else 0.0), freedom
+
+
+def _half_width(variances: Mapping[str, float], freedoms: Mapping[str, int]) -> float:
+    from scipy.stats import t
+
+    total = sum(variances.values())
+    if total == 0.0:
+        return 0.0
+    freedom = total**2 / sum(variances[m] ** 2 / freedoms[m] for m in variances)
+    return float(t.ppf(0.5 + CONFIDENCE / 2, freedom)) * math.sqrt(total)
+
+
+def _outcome(estimate: Difference, tolerance: float | None) -> ClaimOutcome:
+    if tolerance is None:
+        if estimate.low > 0:
+            return "agree"
+        return "disagree" if estimate.high < 0 else "undecided"
+    if -tolerance < estimate.low and estimate.high < tolerance:
+        return "agree"
+    outside = estimate.low > tolerance or estimate.high < -tolerance
+    return "disagree" if outside else "undecided"
+
+
+def _mean_or_least(results: StudyResults, cell: str, measure: str) -> float:
+    mean = results.mean(cell, measure)
+    return -math.inf if mean is None else mean

@@ -15,9 +15,8 @@ from diptych.report.page import template
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import require_writable
 from diptych.studies.cell_results import StudyResults, to_table
-from diptych.studies.claims import CONFIDENCE, Judgement, judge_claim
 from diptych.studies.drawing import png
-from diptych.studies.study import Cell
+from diptych.studies.study import CONFIDENCE, Cell, Judgement, judge_claim
 from diptych.studies.study_run import CellRun, StudyRun
 
 NAMES: Final = {

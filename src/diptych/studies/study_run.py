@@ -1,15 +1,48 @@
-"""A study as it was asked for: its cells times seeds, with settings, folders and commands."""
+"""A study as the user asked for it: its cells times seeds, with settings, folders and commands."""
 
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from diptych.errors import ConfigError, RunFolderError
 from diptych.runtime.runtime import available_threads
 from diptych.studies.cell_results import CellResult, StudyResults, read_result
+from diptych.studies.dictionary_studies import MECHANISMS, MOMENTUM, SHUFFLE
+from diptych.studies.loss_studies import BATCH, LOSS, TEMPERATURE
+from diptych.studies.network_studies import HEAD, INVARIANCE, SIZE
 from diptych.studies.study import BASE, Budget, Cell, Study
+from diptych.studies.view_studies import COMPOSITION, STRENGTH
+
+STUDIES: Final[Mapping[str, Study]] = {
+    study.name: study
+    for study in (
+        MECHANISMS,
+        MOMENTUM,
+        SHUFFLE,
+        COMPOSITION,
+        STRENGTH,
+        HEAD,
+        INVARIANCE,
+        LOSS,
+        TEMPERATURE,
+        BATCH,
+        SIZE,
+    )
+}
+
+
+def find_study(name: str) -> Study:
+    """The study of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in STUDIES:
+        raise ConfigError(f"there is no study {name!r}; wanted one of {', '.join(STUDIES)}.")
+    return STUDIES[name]
+
 
 _SHORT = {"training.epochs": "epochs", "training.batch_size": "batch-size"}
 _NOT_COMPARED = frozenset({"training.threads"})  # how fast, not what

@@ -4,9 +4,8 @@ from functools import partial
 from typing import Final
 
 from diptych.studies.cell_results import StudyResults
-from diptych.studies.claims import Claim, best_of, better, rises
 from diptych.studies.drawing import bars, heat_map
-from diptych.studies.study import Budget, Cell, Study, fixed
+from diptych.studies.study import Budget, Cell, Claim, Study, best_of, better, fixed, rises
 
 OPERATIONS: Final = {
     "crop": "crop(area=0.08..1)",

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from diptych.config.operations import (
+from diptych.config.policies import (
     OPERATIONS,
     AutoContrast,
     Blur,
@@ -27,6 +27,7 @@ from diptych.config.operations import (
     Gray,
     Noise,
     Operation,
+    Policy,
     Posterize,
     QuarterTurns,
     RandAugment,
@@ -36,7 +37,6 @@ from diptych.config.operations import (
     Solarize,
     VerticalFlip,
 )
-from diptych.config.policies import Policy
 from diptych.views import parameters as codes
 from diptych.views.parameters import AFFINE, COLOR, CROP, NOISE, STEP_WIDTH, ViewParameters
 from diptych.views.philox import uniforms

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diptych.config.data import ViewsConfig
-from diptych.config.operations import OPERATIONS
+from diptych.config.policies import OPERATIONS
 from diptych.images.collection import ImageSet
 from diptych.images.pixels import HeldPixels, PixelBatch
 from diptych.views.batches import Order, ViewBatches

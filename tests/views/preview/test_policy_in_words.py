@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from diptych.config.data import ViewsConfig
-from diptych.config.operations import OPERATIONS
-from diptych.config.policies import PRESETS, parse_policy
+from diptych.config.policies import OPERATIONS, PRESETS, parse_policy
 from diptych.images.pixels import PixelBatch
 from diptych.views.cpu import make_views
 from diptych.views.draw import centre_views, draw_views

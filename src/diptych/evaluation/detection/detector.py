@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from diptych.config.detection import (
+from diptych.config.downstream import (
     USUAL_SIDE,
     DetectionConfig,
     DetectionNorm,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from diptych.config.detection import DetectionConfig
+from diptych.config.downstream import DetectionConfig
 from diptych.config.run import RunConfig
 from diptych.evaluation.detection.average_precision import (
     ClassMatches,

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.config.data import ViewsConfig
-from diptych.config.operations import Color, Crop, Gray
-from diptych.config.policies import Policy
+from diptych.config.policies import Color, Crop, Gray, Policy
 from diptych.images.collection import ImageSet, spread_indices
 from diptych.images.pixels import PixelBatch
 from diptych.views.preview.policy_in_words import percent

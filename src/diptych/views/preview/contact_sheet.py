@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from diptych.config.data import ViewsConfig
-from diptych.config.operations import (
+from diptych.config.policies import (
     Blur,
     Center,
     Color,
@@ -18,13 +18,14 @@ from diptych.config.operations import (
     Cutout,
     Noise,
     Operation,
+    Policy,
     Posterize,
     RandAugment,
     Rotate,
     Sharpen,
     Solarize,
+    as_text,
 )
-from diptych.config.policies import Policy, as_text
 from diptych.images.collection import ImageSet, spread_indices
 from diptych.views.cpu import SizedViews, load_views, to_pixels
 from diptych.views.draw import centre_views, draw_views

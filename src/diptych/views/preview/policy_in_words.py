@@ -3,7 +3,7 @@
 from typing import Final
 
 from diptych.config.data import ViewsConfig
-from diptych.config.operations import (
+from diptych.config.policies import (
     AutoContrast,
     Blur,
     Center,
@@ -15,6 +15,7 @@ from diptych.config.operations import (
     Gray,
     Noise,
     Operation,
+    Policy,
     Posterize,
     QuarterTurns,
     RandAugment,
@@ -24,8 +25,8 @@ from diptych.config.operations import (
     Sobel,
     Solarize,
     VerticalFlip,
+    as_text,
 )
-from diptych.config.policies import Policy, as_text
 
 
 def policy_in_words(config: ViewsConfig, channels: int) -> list[str]:

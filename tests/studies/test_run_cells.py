@@ -17,13 +17,13 @@ from conftest import write_class_folder
 from diptych.cli.main import main
 from diptych.errors import EXIT_USER, ConfigError, Interrupted, RunFolderError
 from diptych.pretraining import run_pretraining
-from diptych.studies import catalog, cell_run
 from diptych.studies.cell_results import RESULT_NAME, from_table
-from diptych.studies.cell_run import final_pretext_accuracy
-from diptych.studies.conduct import run_cells, write_commands
+from diptych.studies.run_cells import final_pretext_accuracy, run_cells, write_commands
 from diptych.studies.study_page import write_study
-from diptych.studies.study_run import StudyRun, study_run
+from diptych.studies.study_run import STUDIES, StudyRun, study_run
 from studies.made_up import TINY
+
+CELLS = "diptych.studies.run_cells"
 
 
 class _Links(HTMLParser):
@@ -100,7 +100,7 @@ def test_the_last_tenth_is_what_counts_of_the_pretext_accuracy() -> None:
 def test_cells_that_are_done_are_skipped(
     finished: StudyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cell_run, "run_pretraining", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(f"{CELLS}.run_pretraining", lambda *a, **k: pytest.fail("trained again"))
     said: list[str] = []
     run_cells(finished, say=said.append)
     assert said == []
@@ -140,7 +140,7 @@ def test_an_interrupted_study_goes_on_to_the_same_result(
             if steps == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(cell_run, "Silent", Cut)
+    monkeypatch.setattr(f"{CELLS}.Silent", Cut)
     with pytest.raises(Interrupted, match="same command goes on") as interruption:
         run_cells(plan, say=lambda _: None)
     assert interruption.value.signal_number == signal.SIGTERM
@@ -182,7 +182,7 @@ def test_a_run_that_fails_is_a_result_that_says_so(
         run_pretraining(*arguments, **named)  # type: ignore[arg-type]
         raise TrainingError("the loss is nan")
 
-    monkeypatch.setattr(cell_run, "run_pretraining", fail)
+    monkeypatch.setattr(f"{CELLS}.run_pretraining", fail)
     plan = planned(Path(finished.data), tmp_path / "out", seeds=1)
     said: list[str] = []
     run_cells(plan, cell="still/seed-0", say=said.append)
@@ -203,7 +203,7 @@ def test_wrong_numbers_and_cells_are_refused(finished: StudyRun) -> None:
 
 @pytest.fixture
 def in_the_catalog(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "STUDIES", {"tiny": TINY})
+    monkeypatch.setattr("diptych.studies.study_run.STUDIES", {"tiny": TINY})
 
 
 @pytest.mark.usefixtures("in_the_catalog")
@@ -234,7 +234,7 @@ def test_the_command_lists_studies_and_says_what_is_missing(
 ) -> None:
     assert main(["study"]) == 0
     listed = capsys.readouterr().out
-    assert all(f"{study.name} " in listed for study in catalog.STUDIES.values())
+    assert all(f"{study.name} " in listed for study in STUDIES.values())
     assert main(["study", "moment", "--data", "x"]) == EXIT_USER
     assert "no study 'moment'" in capsys.readouterr().err
     assert main(["study", "momentum"]) == EXIT_USER

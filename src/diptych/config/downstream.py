@@ -1,10 +1,11 @@
-"""Settings of detection transfer, with units in the names. Imports no torch."""
+"""What is done with a trained encoder: settings of detection transfer and of embeddings."""
 
 import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from diptych.config.checks import Checks
+from diptych.errors import ConfigError
 
 DetectionNorm = Literal["frozen", "batch", "sync"]
 DetectionSchedule = Literal["cosine", "step"]
@@ -68,3 +69,38 @@ def detection_learning_rate(config: DetectionConfig, step: int, steps: int) -> f
         return config.learning_rate * 0.1 ** ((3 * step >= 2 * steps) + (9 * step >= 8 * steps))
     done = (step - warmup) / (steps - warmup)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+Precision = Literal["float32", "float16"]
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """How images become vectors."""
+
+    layer: str = "h"
+    """What to store: h, the encoder's features; or of the head `hidden 1`, `hidden 2`, ..., g."""
+    precision: Precision = "float32"
+    """Numbers that vectors are stored in."""
+    normalize: bool = False
+    """Store vectors of length one."""
+    crops: Literal["center", "five"] = "center"
+    """Encode the centre of an image, or five crops (corners and centre), whose mean is taken."""
+    batch_size: int = 256
+    """Images that the network sees at once."""
+    column: str | None = None
+    """Of Parquet files: the column with the images; the run's when not given."""
+    max_unreadable_share: float = 0.1
+    """A shard with more unreadable images than this share is not finished."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("float32", "float16"):
+            raise ConfigError(f"--precision is float32 or float16; got {self.precision!r}.")
+        if self.crops not in ("center", "five"):
+            raise ConfigError(f"--crops is center or five; got {self.crops!r}.")
+        if self.batch_size < 1:
+            raise ConfigError(f"--batch-size must be positive; got {self.batch_size}.")
+        if not 0 <= self.max_unreadable_share <= 1:
+            raise ConfigError(
+                f"--max-unreadable-share must lie between 0 and 1; got {self.max_unreadable_share}."
+            )

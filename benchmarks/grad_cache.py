@@ -2,12 +2,12 @@
 
 ResNet-18 with the small stem, views of 32 pixels, SimCLR's loss, on ready tensors. The large batch
 is encoded 256 images at a time; its loss and gradients are those of the whole (proved in
-tests/contrast/test_large_batch.py). Time: plain steps over as many images run before and after the
+tests/methods/test_grad_cache.py). Time: plain steps over as many images run before and after the
 large step, in the same process; the figure is its time per image over theirs. Memory: the highest
 resident memory of a process that does nothing else, one process for each.
 
-    python benchmarks/large_batch.py             # about a quarter of an hour on two cores
-    python benchmarks/large_batch.py --quick     # batch 512 in chunks of 32
+    python benchmarks/grad_cache.py             # about a quarter of an hour on two cores
+    python benchmarks/grad_cache.py --quick     # batch 512 in chunks of 32
 """
 
 import subprocess
