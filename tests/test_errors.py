@@ -58,7 +58,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
     def broken(arguments: object) -> None:
         raise OSError(errno.EIO, "Input/output error")  # that names no file
 
-    monkeypatch.setattr(recipes, "recipes", broken)
+    monkeypatch.setattr("diptych.cli.pretrain.recipes", broken)
     with pytest.raises(OSError, match="Input/output"):
         main(["recipes"])
     assert sentence_of(ZeroDivisionError()) is None

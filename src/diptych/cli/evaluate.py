@@ -44,7 +44,7 @@ class EvaluateFlags:
     """Of linear and transfer: penalties to choose from, 7 from 1 to 1e-6, or SimCLR's 45 from 1e5
     to 1e-6."""
     sgd: Literal["moco", "simclr"] = "moco"
-    """Of linear_sgd: whose settings."""
+    """Of linear_sgd: the paper that the settings are from."""
     sgd_epochs: int | None = None
     """Of linear_sgd: MoCo's 100 or SimCLR's 90 when not given."""
     finetune_shares: tuple[float, ...] = (1.0, 0.1, 0.01)

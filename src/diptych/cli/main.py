@@ -117,7 +117,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _function(verb: str) -> Callable[[Sequence[str]], None]:
-    """The verb itself, of whose module nothing is imported before."""
+    """The verb's function; its module is imported only here, as it may import torch."""
     module = importlib.import_module(f"diptych.cli.{VERBS[verb][0]}")
     return getattr(module, verb.replace("-", "_"))
 

@@ -160,7 +160,7 @@ LENGTHS: Final = (0.5, 1.0, 2.0)
 """Of training, as multiples of the study's epochs."""
 _RATE: Final = 0.24
 _UNSCALED: Final = 128
-"""The batch whose rate the runs keep that do not scale it."""
+"""Runs without scaling of the rate have the rate of this batch."""
 
 
 def _lengths(epochs: int) -> list[int]:

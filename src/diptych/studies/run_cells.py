@@ -64,7 +64,7 @@ def run_cells(
     Args:
         study_run: which cells.
         cell: one only, by its label.
-        say: told of every cell that ends.
+        say: called with a line for every cell that ends.
 
     Raises:
         Interrupted: a signal came; what was done is kept.
@@ -78,6 +78,7 @@ def run_cells(
             if run.result() is not None:
                 continue
             with _claimed(run.folder) as is_ours:
+                # Again under the lock: another process may have finished it in between.
                 if not is_ours or run.result() is not None:
                     continue
                 try:
@@ -95,13 +96,14 @@ def run_cells_in_processes(study_run: StudyRun, jobs: int) -> None:
         TrainingError: a process ended with an error, which it has printed.
     """
     command = [sys.executable, "-m", "diptych", *study_run.arguments(study_run.threads)]
+    # torch reads it when it is imported, which is before --threads is read.
     environment = {**os.environ, "OMP_NUM_THREADS": str(study_run.threads)}
     with collected_signals() as received:
         workers = [subprocess.Popen([*command, "--only-run"], env=environment) for _ in range(jobs)]
         passed_on = False
         while any(worker.poll() is None for worker in workers):
             if received and not passed_on:
-                passed_on = True
+                passed_on = True  # once: a second signal would end a worker that saves
                 for worker in workers:
                     worker.terminate()
             time.sleep(_LOOK_SECONDS)
@@ -110,7 +112,7 @@ def run_cells_in_processes(study_run: StudyRun, jobs: int) -> None:
     codes = [worker.returncode for worker in workers if worker.returncode]
     if codes:
         raise TrainingError(
-            f"{len(codes)} of {jobs} processes ended with an error, which stands above. Mend it "
+            f"{len(codes)} of {jobs} processes ended with an error, printed above. Correct it "
             "and give the same command again; what was done is kept."
         )
 
