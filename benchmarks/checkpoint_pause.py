@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from diptych.config.method import QueueConfig
-from diptych.runtime.runtime import shorten_spinning, use_threads
+from diptych.runtime.devices import shorten_spinning, use_threads
 
 shorten_spinning()  # as the command line does, before torch is imported
 
@@ -35,7 +35,7 @@ from diptych.methods.contrastive import build_contrastive
 from diptych.optimization.optimizers import build_optimizer
 from diptych.config.recipes import recipe_config
 from diptych.runs.folder import Identity
-from diptych.runtime.runtime import keep_freed_memory
+from diptych.runtime.devices import keep_freed_memory
 from diptych.checkpoints.saver import Saver
 from diptych.checkpoints.state import RunState
 from diptych.training.step import train_step

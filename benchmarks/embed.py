@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from diptych.runtime.runtime import shorten_spinning, use_threads
+from diptych.runtime.devices import shorten_spinning, use_threads
 
 shorten_spinning()  # as the command line does, before torch is imported
 
@@ -34,8 +34,8 @@ from diptych.embeddings.embed import embed_shards
 from diptych.config.downstream import EmbedSettings
 from diptych.embeddings.shards import Shard
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
-from diptych.runtime.runtime import keep_freed_memory
-from diptych.runtime.runtime import Runtime
+from diptych.runtime.devices import keep_freed_memory
+from diptych.runtime.devices import Runtime
 
 SPEED_GOAL, MEMORY_GOAL = 0.9, 1.15
 BATCH = 256

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from diptych.runtime.runtime import shorten_spinning, use_threads
+from diptych.runtime.devices import shorten_spinning, use_threads
 
 shorten_spinning()  # as the command line does, before torch is imported
 
@@ -27,7 +27,7 @@ from diptych.config.run import RunConfig
 from diptych.methods.dictionaries import KeyQueue
 from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.config.recipes import recipe_config
-from diptych.runtime.runtime import keep_freed_memory
+from diptych.runtime.devices import keep_freed_memory
 from diptych.optimization.optimizers import build_optimizer
 from diptych.training.step import train_step
 from diptych.views.batches import Batch

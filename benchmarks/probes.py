@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from diptych.runtime.runtime import shorten_spinning
+from diptych.runtime.devices import shorten_spinning
 
 shorten_spinning()  # as the command line does, before torch is imported
 

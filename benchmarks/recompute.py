@@ -15,7 +15,7 @@ import sys
 import time
 from dataclasses import replace
 
-from diptych.runtime.runtime import shorten_spinning, use_threads
+from diptych.runtime.devices import shorten_spinning, use_threads
 
 shorten_spinning()  # as the command line does, before torch is imported
 
@@ -26,7 +26,7 @@ from diptych.config.model import EncoderConfig, NormConfig
 from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.models.activations import recompute_stages
 from diptych.config.recipes import recipe_config
-from diptych.runtime.runtime import keep_freed_memory
+from diptych.runtime.devices import keep_freed_memory
 from diptych.views.batches import Batch
 
 BATCH, BATCH_QUICK = 256, 64

@@ -28,7 +28,7 @@ from torch import Tensor
 from torchvision import transforms
 
 import diptych
-from diptych.runtime.runtime import available_threads
+from diptych.runtime.devices import available_threads
 from diptych.config.policies import Blur, Color, Crop, Flip, Gray
 from diptych.views.batches import ViewBatches
 

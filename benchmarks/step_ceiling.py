@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from diptych.runtime.runtime import shorten_spinning, use_threads
+from diptych.runtime.devices import shorten_spinning, use_threads
 
 shorten_spinning()  # as the command line does, before torch is imported
 

@@ -43,7 +43,7 @@ from diptych.images.sources.known_sets import find_photographs
 from diptych.images.pixels import DecodedPixels, PixelBatch
 from diptych.config.policies import OPERATIONS
 from diptych.config.policies import parse_policy
-from diptych.runtime.runtime import keep_freed_memory
+from diptych.runtime.devices import keep_freed_memory
 from diptych.views.batches import ViewBatches
 from diptych.views.cpu import make_views
 from diptych.views.draw import draw_views

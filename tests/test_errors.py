@@ -26,7 +26,7 @@ from diptych.evaluation.protocols import evaluate as evaluate_run
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, require_writable
-from diptych.runtime.runtime import choose_device
+from diptych.runtime.devices import choose_device
 from diptych.views.batches import Order
 
 

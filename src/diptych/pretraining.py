@@ -36,8 +36,8 @@ from diptych.models.weights import save_encoder, save_head
 from diptych.resolve import Overrides, overrides_of
 from diptych.runs.folder import RunFolder
 from diptych.runtime.console import safe_stream
+from diptych.runtime.devices import choose_device, divided, use_threads
 from diptych.runtime.rendezvous import describe_process, process_group, run_on_first, wait_for_all
-from diptych.runtime.runtime import choose_device, divided, use_threads
 from diptych.runtime.world import World, advice_on_restarts, stop_with_launcher
 from diptych.training.loop import train
 from diptych.training.open_run import (

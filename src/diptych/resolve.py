@@ -15,7 +15,7 @@ from diptych.images.open import from_any_folder
 from diptych.images.sources.known_sets import PHOTOGRAPHS_NAME
 from diptych.methods.build import NOTHING_OWN, OwnParts, uses_labels
 from diptych.methods.losses import require_fitting_loss
-from diptych.runtime.runtime import available_threads, choose_device
+from diptych.runtime.devices import available_threads, choose_device
 
 DEFAULT_RECIPE = "simclr"
 _PATHS = (

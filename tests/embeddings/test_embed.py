@@ -43,7 +43,7 @@ from diptych.models.weights import (
     untrained_head,
 )
 from diptych.runs.folder import RunFolder
-from diptych.runtime.runtime import Runtime
+from diptych.runtime.devices import Runtime
 from diptych.runtime.world import World
 
 BATCH: Any = {"batch_size": 8, "threads": 1}  # 48 images: six batches, which three shards cut

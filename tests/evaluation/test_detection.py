@@ -47,7 +47,7 @@ from diptych.images.sources.boxes import BoxedImages, Boxes, open_boxes
 from diptych.models.norms import GlobalBatchNorm
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
 from diptych.runs.folder import RunFolder
-from diptych.runtime.runtime import Runtime
+from diptych.runtime.devices import Runtime
 from processes import Results, run_processes
 
 CPU = Runtime(device="cpu")

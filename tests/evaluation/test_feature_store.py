@@ -26,7 +26,7 @@ from diptych.images.open import from_array
 from diptych.models import weights
 from diptych.report.page import write_report
 from diptych.runtime.console import ProgressReporter
-from diptych.runtime.runtime import Runtime
+from diptych.runtime.devices import Runtime
 
 VIEWS = ViewsConfig(side_pixels=8)
 OPENED = ImagesConfig()

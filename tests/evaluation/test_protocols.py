@@ -34,7 +34,7 @@ from diptych.evaluation.supervised import Classifier, predict
 from diptych.models.weights import load_encoder
 from diptych.report.charts import chart_groups
 from diptych.report.page import write_report
-from diptych.runtime.runtime import Runtime
+from diptych.runtime.devices import Runtime
 
 SETTINGS: Any = {
     "encoder.width": 4,

@@ -16,7 +16,7 @@ from diptych.evaluation.subject import Subject
 from diptych.images.open import open_images
 from diptych.models.weights import PretrainedEncoder
 from diptych.runs.folder import RunFolder
-from diptych.runtime.runtime import Runtime
+from diptych.runtime.devices import Runtime
 
 
 def test_another_runs_encoder_is_not_shown_smaller_images(

@@ -23,7 +23,7 @@ from diptych.evaluation.transformations import (
 )
 from diptych.images.collection import ImageSet
 from diptych.images.open import from_array
-from diptych.runtime.runtime import Runtime
+from diptych.runtime.devices import Runtime
 from diptych.views.cpu import SizedViews, load_views, to_pixels
 
 RUNTIME = Runtime(threads=1)

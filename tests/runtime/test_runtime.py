@@ -11,7 +11,7 @@ from rich.console import Console
 from diptych.cli.main import main
 from diptych.errors import ConfigError
 from diptych.runtime.console import ProgressBars, ProgressReporter
-from diptych.runtime.runtime import Runtime
+from diptych.runtime.devices import Runtime
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def embed(arguments: Sequence[str]) -> None:
     """
     from diptych.embeddings.embed import PrintedShardProgress, embed_shards
     from diptych.embeddings.shards import own_shards
-    from diptych.runtime.runtime import Runtime
+    from diptych.runtime.devices import Runtime
 
     flags, here = parse(EmbedFlags, embed, arguments), read_world()
     shards = own_shards(flags.shard, flags.shards, here)

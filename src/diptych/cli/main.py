@@ -20,7 +20,7 @@ from diptych.errors import (
 )
 from diptych.escaping import readable_lines
 from diptych.runtime.console import safe_output
-from diptych.runtime.runtime import shorten_spinning
+from diptych.runtime.devices import shorten_spinning
 from diptych.runtime.world import read_world, tell_launcher
 
 VERBS: Final = {

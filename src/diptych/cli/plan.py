@@ -65,7 +65,7 @@ def plan(arguments: Sequence[str]) -> None:
     from diptych.planning.plan import plan_run
     from diptych.planning.planned_run import PlanRequest
     from diptych.planning.print_plan import print_plan
-    from diptych.runtime.runtime import available_threads, divided
+    from diptych.runtime.devices import available_threads, divided
 
     flags = parse(PlanFlags, plan, arguments, common=COMMON)
     if flags.json is not None:

@@ -64,7 +64,7 @@ def views(arguments: Sequence[str]) -> None:
     from diptych.images.open import open_images
     from diptych.report.preview_page import write_preview
     from diptych.resolve import overlay_all, overrides_of, resolve
-    from diptych.runtime.runtime import use_threads
+    from diptych.runtime.devices import use_threads
     from diptych.views.preview.advice import advise
     from diptych.views.preview.policy_in_words import policy_in_words
 

@@ -35,7 +35,7 @@ from diptych.models.norms import SplitBatchNorm, frozen_statistics
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, load_record, require_writable
 from diptych.runtime.console import ProgressReporter
-from diptych.runtime.runtime import Runtime
+from diptych.runtime.devices import Runtime
 from diptych.views.batches import Batch, Order, ViewBatches
 
 CERTAIN_ERRORS = 3.0  # standard errors beyond which a leak is called one

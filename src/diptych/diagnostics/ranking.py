@@ -49,7 +49,7 @@ from diptych.models.weights import (
 )
 from diptych.runs.folder import RunFolder, load_record
 from diptych.runtime.console import ProgressReporter
-from diptych.runtime.runtime import BATCH_SIZE, Runtime
+from diptych.runtime.devices import BATCH_SIZE, Runtime
 from diptych.views.batches import Order, ViewBatches
 
 

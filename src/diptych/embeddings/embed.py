@@ -37,7 +37,7 @@ from diptych.images.sources.handed_over import path_of
 from diptych.models.weights import load_encoder
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import require_writable
-from diptych.runtime.runtime import Runtime
+from diptych.runtime.devices import Runtime
 
 
 class ShardProgress:

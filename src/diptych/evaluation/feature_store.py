@@ -29,7 +29,7 @@ from diptych.images.index import decoders
 from diptych.models.weights import PretrainedEncoder
 from diptych.runs.atomic import atomic_write
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text, tensor_bytes
-from diptych.runtime.runtime import Runtime
+from diptych.runtime.devices import Runtime
 from diptych.views.cpu import EvaluationCrops
 
 MOST_BYTES: Final = 512 * 2**20

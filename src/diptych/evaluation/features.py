@@ -28,7 +28,7 @@ from diptych.models.weights import (
     untrained_head,
 )
 from diptych.runs.folder import RunFolder
-from diptych.runtime.runtime import BATCH_SIZE, Runtime
+from diptych.runtime.devices import BATCH_SIZE, Runtime
 from diptych.views.batches import evaluation_views
 from diptych.views.cpu import EvaluationCrops
 

@@ -40,7 +40,7 @@ from diptych.evaluation.supervised import (
 from diptych.images.collection import ImageSet, balanced_share
 from diptych.models.weights import PretrainedEncoder
 from diptych.optimization.optimizers import learning_rate
-from diptych.runtime.runtime import Runtime
+from diptych.runtime.devices import Runtime
 
 FEW_EPOCHS: Final = 60  # of 1% of the labels and less
 EPOCHS: Final = 30

@@ -14,7 +14,7 @@ from torch.nn import functional
 from diptych.evaluation.features import LayeredNetwork, in_batches
 from diptych.evaluation.split import unseen_split
 from diptych.evaluation.subject import Subject
-from diptych.runtime.runtime import Runtime
+from diptych.runtime.devices import Runtime
 from diptych.views.batches import Order, ViewBatches, evaluation_views
 
 MOST_IMAGES: Final = 2048

@@ -21,7 +21,7 @@ from diptych.models.weights import load_encoder, load_trained_on
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, require_writable
 from diptych.runtime.console import ProgressReporter
-from diptych.runtime.runtime import BATCH_SIZE, Runtime
+from diptych.runtime.devices import BATCH_SIZE, Runtime
 
 ProtocolFunction = Callable[[Subject], dict[str, Any]]
 """Measures a subject; what it returns becomes a part of ``evaluation.json``."""

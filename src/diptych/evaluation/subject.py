@@ -27,7 +27,7 @@ from diptych.models.weights import (
     load_untrained,
 )
 from diptych.runs.folder import RunFolder
-from diptych.runtime.runtime import Runtime
+from diptych.runtime.devices import Runtime
 from diptych.views.cpu import EvaluationCrops
 
 TRAINED: Final = "trained"

@@ -34,7 +34,7 @@ from diptych.optimization.optimizers import (
 )
 from diptych.runs.folder import RunFolder
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text
-from diptych.runtime.runtime import Runtime
+from diptych.runtime.devices import Runtime
 from diptych.views.batches import Order, ViewBatches
 
 REFERENCE_BATCH: Final = 256

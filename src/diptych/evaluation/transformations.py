@@ -25,7 +25,7 @@ from diptych.evaluation.split import groups_of_parts, units_of, unseen_split
 from diptych.evaluation.subject import PIXELS, TRAINED, UNTRAINED, Subject
 from diptych.images.collection import ImageSet, spread_indices
 from diptych.images.groups import stratified_group_split
-from diptych.runtime.runtime import Runtime
+from diptych.runtime.devices import Runtime
 from diptych.views import parameters as codes
 from diptych.views.batches import as_images
 from diptych.views.cpu import SizedViews, load_views

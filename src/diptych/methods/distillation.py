@@ -35,7 +35,7 @@ from diptych.methods.objective import Loss
 from diptych.models.encoders import build_encoder, count_features
 from diptych.models.norms import use_norm
 from diptych.models.weights import PretrainedEncoder, load_encoder
-from diptych.runtime.runtime import choose_device
+from diptych.runtime.devices import choose_device
 from diptych.views.batches import Batch
 
 

@@ -49,7 +49,7 @@ from diptych.planning.machine import Machine
 from diptych.planning.planned_run import PlannedRun
 from diptych.planning.storage import ImageOpening, opening_by_rates
 from diptych.planning.traffic import messages
-from diptych.runtime.runtime import keep_freed_memory, use_threads, views_device
+from diptych.runtime.devices import keep_freed_memory, use_threads, views_device
 from diptych.runtime.stopwatch import Stopwatch, watch
 from diptych.training.step import train_step
 from diptych.views.batches import Order, ViewBatches

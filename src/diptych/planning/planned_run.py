@@ -14,7 +14,7 @@ from diptych.images.open import open_images
 from diptych.methods.losses import find_loss
 from diptych.planning.machine import Machine
 from diptych.resolve import Overrides, overlay_all, overrides_of, resolve
-from diptych.runtime.runtime import available_threads
+from diptych.runtime.devices import available_threads
 
 _SAMPLED: Final = 256  # images whose mean size stands for that of all
 _SIDE: Final = 430  # ImageNet's images have some 500 x 375 pixels

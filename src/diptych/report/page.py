@@ -41,7 +41,7 @@ from diptych.report.charts import (
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, require_writable
 from diptych.runtime.console import ProgressReporter
-from diptych.runtime.runtime import BATCH_SIZE, Runtime
+from diptych.runtime.devices import BATCH_SIZE, Runtime
 from diptych.views.cpu import load_centred, to_pixels
 from diptych.views.preview.contact_sheet import contact_sheet, to_picture
 from diptych.views.preview.policy_in_words import branches_in_words

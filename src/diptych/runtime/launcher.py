@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from diptych.errors import EXIT_USER, ConfigError
 from diptych.escaping import readable_lines
-from diptych.runtime.runtime import available_threads, divided
+from diptych.runtime.devices import available_threads, divided
 from diptych.runtime.world import LAUNCHER_PRINTS_ERRORS, STORE_PER_RESTART
 
 if TYPE_CHECKING:

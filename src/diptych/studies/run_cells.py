@@ -42,7 +42,7 @@ from diptych.models.weights import TrainedOn, load_encoder, load_trained_on, unt
 from diptych.pretraining import run_pretraining
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, require_writable
-from diptych.runtime.runtime import Runtime, use_threads
+from diptych.runtime.devices import Runtime, use_threads
 from diptych.studies.cell_results import CellResult, write_result
 from diptych.studies.study_run import CellRun, StudyRun
 from diptych.training.signals import collected_signals

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from diptych.errors import ConfigError, RunFolderError
-from diptych.runtime.runtime import available_threads
+from diptych.runtime.devices import available_threads
 from diptych.studies.cell_results import CellResult, StudyResults, read_result
 from diptych.studies.dictionary_studies import MECHANISMS, MOMENTUM, SHUFFLE
 from diptych.studies.loss_studies import BATCH, LOSS, TEMPERATURE

@@ -38,9 +38,9 @@ from diptych.methods.sharded_bank import whole_banks
 from diptych.optimization.loss_scale import LEAST_SCALE
 from diptych.optimization.optimizers import encoder_momentum, learning_rate, peak_learning_rate
 from diptych.runs.folder import RunFolder, load_record
+from diptych.runtime.devices import choose_device, keep_freed_memory, views_device
 from diptych.runtime.distributed import largest_over_processes, process_count, process_rank
 from diptych.runtime.rendezvous import name_missing, run_on_first, wait_for_all
-from diptych.runtime.runtime import choose_device, keep_freed_memory, views_device
 from diptych.runtime.stopwatch import Stopwatch, watch
 from diptych.training.setup import (
     build_state,

@@ -22,7 +22,7 @@ from diptych.optimization.optimizers import build_optimizer
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import Identity, RunFolder, RunRecord, write_record
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors
-from diptych.runtime.runtime import choose_device
+from diptych.runtime.devices import choose_device
 from diptych.training.begin_from import load_begin_from
 
 

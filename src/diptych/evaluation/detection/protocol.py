@@ -45,7 +45,7 @@ from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, require_writable
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text
 from diptych.runtime.console import ProgressReporter
-from diptych.runtime.runtime import Runtime
+from diptych.runtime.devices import Runtime
 
 BACKBONES: Final = ("pretrained", "untrained")
 RESAMPLES: Final = 1000
