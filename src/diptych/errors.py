@@ -55,6 +55,7 @@ class ForeignCheckpoint(RunFolderError):
     """A checkpoint is another run's, or another version's; it is neither read nor replaced."""
 
 
+# An OSError too, so that whoever expects a disk to fail need not know of URLs.
 class UnreachableFolder(RunFolderError, OSError):
     """A folder of checkpoints behind a URL does not answer, or refuses what was asked."""
 
@@ -160,6 +161,7 @@ def sentence_of(error: BaseException) -> str | None:
         return str(error)
     if not isinstance(error, OSError) or error.filename is None:
         return None
+    # A file opened by its descriptor has that number for a name.
     path = error.filename if isinstance(error.filename, int) else os.fsdecode(error.filename)
     cure = _CURES.get(error.errno or 0, "See that it is there and can be used.")
     return f"{path}: {error.strerror or error}. {cure}"

@@ -18,6 +18,8 @@ HANDLER: Final = "diptych.readable"
 """Name of the error handler by which `str.encode` writes as ``readable`` does."""
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
+# A byte below 0x80 is always UTF-8 and never written out; 5c, the backslash, marks a name that
+# looked escaped from the beginning.
 _LOOKS_ESCAPED: Final = re.compile(r"\\(?=x(?:5c|[89a-f][0-9a-f]))")
 _ESCAPED: Final = re.compile(r"\\x(5c|[89a-f][0-9a-f])")
 
@@ -30,6 +32,7 @@ def readable(text: str) -> str:
     >>> readable("K\udcf6ln.png"), readable("Köln.png"), readable("a\x1b[2J\n")
     ('K\\xf6ln.png', 'Köln.png', 'a\\x1b[2J\\n')
     """
+    # First the bytes: `repr` would write \udcf6 where the byte is \xf6.
     whole = as_unicode(text)
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in whole)
 
@@ -45,6 +48,7 @@ def escaped(text: str) -> str:
     >>> escaped("K\udcf6ln.png"), escaped(r"K\xf6ln.png")
     ('K\\xf6ln.png', 'K\\x5cxf6ln.png')
     """
+    # In this order: the other way round, what has just been written out would be escaped again.
     return as_unicode(_LOOKS_ESCAPED.sub(r"\\x5c", text))
 
 
@@ -73,6 +77,7 @@ def openable(path: Path) -> Iterator[str]:
     if is_text(str(path)):
         yield str(path)
         return
+    # Under /dev/fd an open file has a second name, of plain letters.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         yield f"/dev/fd/{descriptor}"

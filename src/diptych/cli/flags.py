@@ -70,6 +70,7 @@ def parse(
         raise SystemExit(0)
     if "--help-all" in arguments:
         arguments = ["--help"]  # tyro's own, of everything
+    # Before tyro, which knows no old names.
     _refuse_unknown([one.name for one in settings], arguments, command)
     parsed: Flags = tyro.cli(
         kind,
@@ -84,6 +85,8 @@ def explicit_settings(flags: SettingsFlags, arguments: Sequence[str]) -> dict[st
     """The settings that were given, and not those that only have defaults, as nested tables."""
     places = {one.name: one.place for one in settings_of(type(flags))}
     given: dict[str, Any] = {}
+    # Not by the values: a default that is given on purpose overrides a recipe, and one that is not
+    # given must not.
     for argument in _whole_names(arguments):
         name = _to_name(argument, places) if argument.startswith("--") else ""
         if name in places and name in _SETTINGS:

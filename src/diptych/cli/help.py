@@ -157,6 +157,7 @@ def _is_marked(hint: Any) -> bool:
 @cache
 def _texts(kind: type) -> dict[str, str]:
     """The docstrings under the fields of a dataclass."""
+    # Python keeps no docstrings of fields, so they are read from the source.
     (definition,) = ast.parse(inspect.getsource(kind)).body
     assert isinstance(definition, ast.ClassDef)
     texts = {}

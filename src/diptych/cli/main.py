@@ -101,6 +101,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         hint = f" Did you mean `diptych {near[0]}`?" if near else ""
         print(f"diptych: there is no verb {verb!r}.{hint}\n\n{_usage()}", end="", file=sys.stderr)
         return EXIT_USER
+    # Before the verb's module, which may import torch: OpenMP reads the variable only once.
     shorten_spinning()
     try:
         _function(verb)(given)
@@ -109,6 +110,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 128 + signal.SIGINT
     except Exception as error:
         sentence = sentence_of(error)
+        # A fault of the program keeps its traceback.
         if sentence is None:
             raise
         _say(error, sentence)
@@ -138,6 +140,7 @@ def _say(error: Exception, sentence: str) -> None:
         return
     if isinstance(error, FirstStopped):  # the first says why
         return
+    # The signal came to all processes; one of them says so.
     if isinstance(error, Interrupted) and not _is_first():
         return
     # A single process may fail where the first does not: on its own machine, say.

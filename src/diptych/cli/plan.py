@@ -68,6 +68,7 @@ def plan(arguments: Sequence[str]) -> None:
     from diptych.runtime.devices import available_threads, divided
 
     flags = parse(PlanFlags, plan, arguments, common=COMMON)
+    # Now, and not after minutes of measuring.
     if flags.json is not None:
         require_writable(flags.json.parent)
     cores = divided(flags.threads or available_threads(), flags.processes_here)

@@ -185,6 +185,7 @@ def _run_to_report(
             watcher=display,
             on_progress=display.files,
         )
+    # The others would write the same files.
     if not read_world().is_first:
         return
     console.print(f"Encoder: {folder.encoder}", highlight=False, soft_wrap=True)
@@ -195,7 +196,7 @@ def _run_to_report(
     with ProgressBars(console) as bars:
         try:
             print_tables(console, measure(folder.path, progress=bars, **runtime))
-        except ImagesError as error:
+        except ImagesError as error:  # no labels, say; the report is written all the same
             console.print(str(error), highlight=False)
         page = write_report(folder.path, progress=bars, **runtime)
     print_verdict(console, folder.path)
@@ -210,6 +211,7 @@ def _remove_earlier_demo(out: Path) -> None:
     """
     from diptych.images.sources.known_sets import PHOTOGRAPHS_NAME
 
+    # Not `exists`, for which a link that leads nowhere is not there.
     if not os.path.lexists(out):
         return
     config = RunFolder(out).config

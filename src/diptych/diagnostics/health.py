@@ -128,7 +128,7 @@ def _labelled(
     seen = trained_on([collection.train], labels_used=labels_used)
     try:
         found = labelled_parts(collection, group_by=group_by, seen=seen)
-    except ImagesError as error:
+    except ImagesError as error:  # a run needs no labels, so these must not end it
         return None, f"kNN is not measured while the run trains: {error}"
     if found is None:
         return None, ""
@@ -150,6 +150,7 @@ def _projections(
     """The heads' unit vectors for two views of each image, (images, dim), in evaluation mode."""
     device = next(method.parameters()).device
     method.network.eval()  # in training mode this would move the run's batch-norm statistics
+    # Always those of the first epoch, so that the curve shows the network and not other views.
     views = batches.of(indices, epoch=0)[:2]
     first, second = (
         functional.normalize(method.network(view.to(device)).float(), dim=1).cpu() for view in views
@@ -245,6 +246,7 @@ def _is_shortcut(last: Mapping[str, Any], health: Sequence[Mapping[str, Any]]) -
     """Whether views are matched while kNN accuracy, which could have risen, has not."""
     scores = [line["knn"] for line in health if "knn" in line]
     name = PRETEXT_ACCURACY.name
+    # Where guessing is right so often, a high accuracy needs no shortcut.
     if name not in last or chance_of(last, name) >= 1 / 64:
         return False
     return bool(
@@ -262,6 +264,7 @@ def time_symptoms(metrics: Sequence[Mapping[str, Any]]) -> list[Symptom]:
     if times is None or len(metrics) < 2:  # the first line is of a step that compiles
         return []
     found = [_late(times), _waits_for_data(times.own), _makes_views(times.own)]
+    # Waiting for a late process counts as communication too.
     if found[0] is None:
         found.append(_talks(times.own))
     return [symptom for symptom in found if symptom is not None]

@@ -117,6 +117,8 @@ def _neighbours(features: Tensor, count: int, seed: int) -> Tensor | None:
         return None
     unit = functional.normalize(centred, dim=1)
     cosines = (unit @ unit.T).fill_diagonal_(-math.inf)
+    # Rounded to whole steps, to which less than half a step is added by chance: this orders ties
+    # only.
     tied = cosines.div_(_SAME_COSINE).round_()
     generator = torch.Generator().manual_seed(seed)
     chance = torch.rand(tied.shape, generator=generator, dtype=torch.float64)
@@ -128,6 +130,7 @@ def _agreement(measure: NDArray[np.float64], accuracy: NDArray[np.float64]) -> A
     measure, accuracy = measure[known], accuracy[known]
     if len(measure) < _FEWEST or np.ptp(measure) == 0 or np.ptp(accuracy) == 0:
         return None
+    # Of several that it puts first the mean: which of them comes first in the list is luck.
     chosen = accuracy[measure == measure.max()].mean()
     return Agreement(
         kendall=float(stats.kendalltau(measure, accuracy).statistic),

@@ -193,6 +193,7 @@ def method_of(tensors: Mapping[str, Tensor], config: RunConfig) -> Contrastive:
     """
     state = {n.removeprefix("method/"): v for n, v in tensors.items() if n.startswith("method/")}
     keys = state.get("dictionary.keys")
+    # A bank has a row for each image, and must be as long as the one that is loaded.
     method = build_to_encode(config, image_count=1 if keys is None else len(keys))
     try:
         method.load_state_dict(state)
@@ -239,10 +240,13 @@ def measure_leak(
     groups = torch.arange(len(indices)) // norm_images
     if int(groups[-1]) < 1:
         raise ValueError("wanted two groups or more to compare")
+    # Always the same draw, so that a run has one figure.
     shuffled = np.random.Generator(np.random.Philox(0)).permutation(len(indices))
     epoch = taken[0][0]
     queries, keys = _encode(method, batches, indices, epoch, chunk, on_images)
+    # Views follow from seed, epoch and image and not from the batch: the groups alone differ.
     _, moved = _encode(method, batches, indices[shuffled], epoch, chunk, on_images)
+    # Back in the order of the images: argsort of a permutation is its inverse.
     regrouped = moved[torch.from_numpy(np.argsort(shuffled))]
     apart = logit_rounding(queries, keys, regrouped, temperature=1.0)
     return compare_groupings(queries @ keys.T, queries @ regrouped.T, groups, apart)
@@ -292,6 +296,7 @@ def _encode(
     # Shuffling is over a whole batch; without it a chunk by itself is encoded as in its batch.
     size = chunk if method.shuffle_seed is None else batches.order.batch_size
     found, device = list[tuple[Tensor, Tensor]](), next(method.parameters()).device
+    # In training mode, as it is the batch's statistics that may leak; the running ones stay.
     method.train()
     with frozen_statistics(method):
         for step, start in enumerate(range(0, len(indices), size)):

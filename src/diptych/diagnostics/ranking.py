@@ -129,6 +129,7 @@ def _from_checkpoint(
 def _from_files(folder: RunFolder, config: RunConfig, device: torch.device) -> Candidate:
     """Encoder and head alone: the momentum encoder is taken to be where the network is."""
     encoder = load_encoder(folder).network.to(device)
+    # The predictor is in no file, and without it queries are not what they were in training.
     if not has_keys(config) or config.head.predictor_layers:
         return Candidate(folder.path, None, config, encoder, None)
     method = build_to_encode(config)
@@ -344,6 +345,8 @@ class _Measurer:
 
     def _stability(self, one: Candidate, images: ImageSet) -> float:
         own = one.config.views
+        # A run's own strength or second policy would make these views other ones than those of the
+        # rest.
         views = replace(own, policy=STABILITY_VIEWS, second=None, strength=1.0)
         batches, device = self._batches(images, views), next(one.encoder.parameters()).device
         parts: list[tuple[Tensor, Tensor]] = []

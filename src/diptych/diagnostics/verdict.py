@@ -73,6 +73,7 @@ def course_of(metrics: Sequence[Mapping[str, Any]]) -> Course:
     - Less, but more than in the quarter before by ``RISING``: too short to tell.
     - Less, and no longer rising: it has not learned its task.
     """
+    # Not the first lines of an empty queue, where the only candidate is the right one.
     lines = [line for line in metrics if has_choice(line)]
     task = task_accuracy(lines[-1]) if lines else None
     if task is None:
@@ -90,6 +91,7 @@ def course_of(metrics: Sequence[Mapping[str, Any]]) -> Course:
             "Too short to tell.",
             (f"{words}: of fewer than {LEAST_STEPS:,} steps nothing can be said. Train longer.",),
         )
+    # Where choices are few, ten times chance is more than 100%.
     wanted = min(max(LEAST_ACCURACY, TIMES_CHANCE * chance), 0.5 * (1.0 + chance))
     if late >= wanted:
         return Course("Training looks healthy.")
@@ -169,6 +171,7 @@ class Gain(NamedTuple):
     @property
     def error(self) -> float:
         """Standard error."""
+        # An interval of 95% is 2 x 1.96 standard errors wide.
         return (self.high - self.low) / 3.92
 
     @property
@@ -319,6 +322,7 @@ def _few_labels(evaluation: Mapping[str, Any]) -> str:
     shares = evaluation.get("finetune", {})
     if not shares:
         return ""
+    # Keys of JSON are texts, of which "1e-05" would come after "0.1".
     fewest = min(shares, key=float)
     detail = evaluation["details"]["finetune"]["shares"][fewest]
     values, gain = shares[fewest], detail["gains"]["untrained"]

@@ -66,6 +66,7 @@ class BootstrapEstimate(NamedTuple):
         if math.isnan(self.value) or np.isnan(self.draws).all():
             return Interval(self.value, math.nan, math.nan)
         low, high = np.nanquantile(self.draws, [tail, 1 - tail])
+        # The share of which n images miss all with a chance of `tail`: (1 - share)^n = tail.
         undrawn = 1 - tail ** (1 / self.images)
         lowest = self.value - undrawn * (self.value - self.least)
         highest = self.value + undrawn * (self.most - self.value)
@@ -73,6 +74,8 @@ class BootstrapEstimate(NamedTuple):
 
     def minus(self, other: "BootstrapEstimate") -> "BootstrapEstimate":
         """The difference from another figure on the same images, in pairs."""
+        # Draw by draw: from the ends of two intervals, an image that is hard for both would make
+        # the difference look less sure than it is.
         return BootstrapEstimate(
             self.value - other.value,
             self.draws - other.draws,
@@ -122,6 +125,7 @@ def over_seeds(values: Sequence[float], level: float = LEVEL) -> Interval:
     if len(values) < 2:
         return Interval(mean, math.nan, math.nan)
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    # Student's t, as the spread itself is estimated from a few seeds: 1.96 would be too narrow.
     reach = error * float(stats.t.ppf((1 + level) / 2, len(values) - 1))
     return Interval(mean, mean - reach, mean + reach)
 
@@ -141,6 +145,7 @@ def mean_per_class(predicted: NDArray[np.int64], truth: NDArray[np.int64]) -> St
     members = truth[:, None] == np.unique(truth)
     right = members & (predicted == truth)[:, None]
 
+    # A rare class is missing in some resamples, which then have no share of it.
     def figure(counts: Counts) -> NDArray[np.float64]:
         return _mean_where_defined(counts @ right.astype(float), counts @ members.astype(float))
 
@@ -155,6 +160,7 @@ def macro_f1(predicted: Flags, truth: Flags) -> Statistic:
         truth: (images, classes). A class that is in neither is left out.
     """
     both = (predicted & truth).astype(float)
+    # Predicted plus true is 2 TP + FP + FN.
     either = predicted.astype(float) + truth
 
     def figure(counts: Counts) -> NDArray[np.float64]:
@@ -206,6 +212,7 @@ def _auc(scores: NDArray[np.float64], truth: Flags) -> Statistic:
         sorted_counts = counts[:, order]
         ups = np.add.reduceat(sorted_counts * positive, starts, axis=1)
         downs = np.add.reduceat(sorted_counts * ~positive, starts, axis=1)
+        # All negatives up to this run of ties, less half of those within it.
         below = np.cumsum(downs, axis=1) - 0.5 * downs
         pairs = ups.sum(axis=1) * downs.sum(axis=1)
         ordered = (ups * below).sum(axis=1)

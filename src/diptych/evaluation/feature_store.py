@@ -125,9 +125,12 @@ class FeatureStore:
                 os.utime(file)  # marks it as used: the least recently used files are deleted
             if not missing.any():
                 return features
+        # Not the missing ones alone: bits would then depend on what was kept before.
         return None
 
     def _files(self, key: str, *, first: str) -> Iterator[Path]:
+        # First the file of just these images: others were made in other batches, and may differ in
+        # the last place.
         own = self._folder / first
         if own.is_file():
             yield own
@@ -136,13 +139,14 @@ class FeatureStore:
     def _keep(self, key: str, rows: _Rows) -> None:
         if rows.features.nbytes > self._most_bytes:
             return
+        # The same bits as int64, since torch can do little with uint64.
         contents = torch.from_numpy(np.ascontiguousarray(rows.checksums).view(np.int64))
         header = {"format": _FORMAT, "key": key, "sum": _sum(contents, rows.features)}
         tensors = {"checksums": contents, "features": rows.features.contiguous()}
         try:
             atomic_write(self._folder / _name(key, rows.checksums), save(tensors, metadata=header))
             self._make_room()
-        except OSError as error:
+        except OSError as error:  # the features are there all the same, so this ends nothing
             if not self._has_complained:
                 self._has_complained = True
                 self._runtime.progress.say(

@@ -117,6 +117,7 @@ def extract_named_features(
 def _opened(
     encoder: PretrainedEncoder, images: str | Path | NDArray[np.uint8] | Any, runtime: Runtime
 ) -> Iterator[ImageSet]:
+    # A run's limit is of its own images; here every image is to have a row.
     config = replace(encoder.config.images, limit=None)
     with runtime:
         if isinstance(images, np.ndarray):
@@ -190,6 +191,7 @@ def in_batches(count: int, size: int) -> Iterator[NDArray[np.int64]]:
 
 
 def _in_evaluation(network: nn.Module, batch: Tensor) -> Tensor:
+    # Health is measured amid training, so the mode is put back.
     training = network.training
     network.eval()
     with torch.no_grad():

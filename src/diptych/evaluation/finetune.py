@@ -149,6 +149,8 @@ def baseline_schedule(
     labels = labelled.train_labels.numpy()[rows]
     if np.unique(labels, return_counts=True)[1].min() < _LEAST_OF_A_CLASS:
         return longer[0]
+    # Within the share: with labels from outside, the baseline would have more of them than the
+    # encoder that it is compared with.
     chosen = balanced_share(labels, 1 / _LEAST_OF_A_CLASS, 0)
     rest = np.setdiff1d(np.arange(len(rows)), chosen)
     judged, truth = labelled.train.select(rows[chosen]), torch.from_numpy(labels[chosen])
@@ -160,6 +162,7 @@ def baseline_schedule(
         except TrainingError:  # a rate that it cannot learn at
             continue
         right = accuracy(predict(classifier, judged, encoder.config.views, runtime), truth)
+        # Of equals the first, which is the shortest.
         if right > most:
             best, most = schedule, right
     return best._replace(tried=len(candidates))
@@ -209,6 +212,8 @@ def _accuracy(
     schedule: FineTuningSchedule,
 ) -> float:
     labelled = subject.labelled_for(encoder)
+    # By labels and seed alone, so every encoder learns from the same images: gains over seeds are
+    # in pairs.
     rows = balanced_share(labelled.train_labels.numpy(), share, seed)
     classifier = fine_tune(encoder, labelled, rows, subject.runtime, schedule, seed=seed)
     predicted = predict(classifier, labelled.test, encoder.config.views, subject.runtime)

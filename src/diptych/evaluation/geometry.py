@@ -139,6 +139,7 @@ def alignment(first: Float[Tensor, "images dim"], second: Float[Tensor, "images 
 
 def uniformity(vectors: Float[Tensor, "images dim"]) -> float:
     """Log E exp(-2 |f(x) - f(y)|^2) over pairs of different images (Wang and Isola 2020, eq. 3)."""
+    # Pairs of different images only: an image with itself, at distance 0, would raise the mean.
     squared = torch.pdist(vectors.double()).square()
     return float(squared.mul(-2.0).exp().mean().log())
 
@@ -164,6 +165,7 @@ def effective_rank(features: Float[Tensor, "images dim"]) -> float:
 def effective_rank_of(values: Float[Tensor, " rank"]) -> float:
     """The effective rank from singular values; 1 where all are 0."""
     shares = _shares(values)
+    # In the limit 0 log 0 is 0, in floating point NaN.
     shares = shares[shares > 0]
     return float(torch.exp(-(shares * shares.log()).sum()))
 

@@ -149,6 +149,7 @@ class _FirstLook(NamedTuple):
         close = functional.embedding(candidates, self.bank)
         best, order = (close @ queries[:, :, None])[:, :, 0].topk(k, dim=1)
         rows = candidates.gather(1, order)
+        # Where an image that was left out might be nearer, the whole bank is searched.
         unsure = torch.nonzero(best[:, -1] < most)[:, 0]
         if len(unsure):
             best[unsure], rows[unsure] = _plain(queries[unsure], self.bank, k, _room(self.bank))

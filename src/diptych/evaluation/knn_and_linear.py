@@ -62,6 +62,7 @@ def measure_knn(subject: Subject) -> dict[str, Any]:
         "protocol": settings,
         "details": {"knn": {"settings": settings, "metrics": metrics, "split": labelled.as_dict()}},
     }
+    # Not with groups: an image's nearest others would be those of its own group.
     if labelled.whole is not None and labelled.shared is None:
         result["knn_leave_one_out"] = _left_out(subject)
         split = _all_by_others(subject, labelled.whole).as_dict()
@@ -128,6 +129,8 @@ def compared(
 
 def with_intervals(figures: Mapping[str, Statistic], images: int) -> dict[str, Any]:
     """Intervals of a figure of every encoder, and of the trained one's gain over each other."""
+    # The resamples follow from count and seed alone, so all encoders have the same ones: `minus`
+    # takes differences draw by draw and relies on that.
     found: dict[str, BootstrapEstimate] = {
         name: estimate(figure, images) for name, figure in figures.items()
     }
@@ -144,6 +147,8 @@ def with_intervals(figures: Mapping[str, Statistic], images: int) -> dict[str, A
 
 def _all_by_others(subject: Subject, whole: ImageSet) -> Split:
     """The split of each image against all others."""
+    # A copy is the nearest of the others and gives the answer away; the split says how many are
+    # such.
     contents = units_of(whole, None)
     copies = None if contents is None else np.bincount(contents)[contents] > 1
     return replace(
@@ -217,6 +222,8 @@ def find_tags(folder: Path, *, part: Sequence[str] = ()) -> Tags | None:
     if path is None:
         return None
     try:
+        # Spreadsheets begin a file with a byte order mark, which would become a part of "name"; and
+        # names of files need not be UTF-8.
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             return _read(csv.reader(file), path)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -318,7 +325,7 @@ def _tagged(
         test,
         seen,
         shared=None if ours is None or theirs is None else np.isin(theirs, ours),
-        units=units_of(train, ours),
+        units=units_of(train, ours),  # for the cut that chooses the strength
         remarks=remarks,
     )
     return _task(split, tags.of(train.names, str(path)), others.of(test.names, str(path)))
@@ -404,6 +411,7 @@ def _judge_classes(scores: NDArray[np.float64], truth: NDArray[np.int64]) -> dic
 
 def _judge_labels(scores: NDArray[np.float64], truth: NDArray[np.float32]) -> dict[str, Statistic]:
     """For each label the classifier predicts whether the image has it; all these are answers."""
+    # Scores are logits: above 0 the label is more likely than not.
     predicted, wanted = scores > 0, truth > 0.5
     return {
         "accuracy": share_of_answers(predicted, wanted),

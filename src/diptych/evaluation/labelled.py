@@ -57,6 +57,7 @@ class Labelled(Split):
         """A short hash of both parts and their labels, to tell results on other images apart."""
         digest = hashlib.sha256()
         for part, labels in ((self.train, self.train_labels), (self.test, self.test_labels)):
+            # Labels too: the same images sorted into other classes are another task.
             digest.update(part.fingerprint().encode() + labels.numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -187,6 +188,7 @@ def _given(
     measured, unlabelled = _with_label(test, "test images")
     assert fitted.labels is not None
     assert measured.labels is not None
+    # By name, as each part numbers its own classes: one class may have two numbers.
     labels = _matched(measured, train.classes)
     known = np.flatnonzero(labels >= 0)
     if not len(known):
@@ -195,6 +197,7 @@ def _given(
             f"{listed(train.classes)}: none in common, so nothing can be measured. Classes are "
             f"matched by name; give their folders the same ones.{_slips(test, train)}"
         )
+    # An image of an unknown class could only be wrong, which says nothing of the features.
     if len(known) < len(measured):
         unknown = tuple(name for name in test.classes if name not in train.classes)
         why = "of classes that the training images lack"
@@ -225,9 +228,13 @@ def _cut(
     labelled, left_out = _with_label(images, "images")
     assert labelled.labels is not None
     groups, _, more = groups_of_parts(labelled, None, group_by)
+    # With one group for each class nothing could be held out: every class has to stay on the side
+    # that is fitted on.
     if groups is not None and not _is_finer(groups, labelled.labels):
         groups, more = None, (_NOT_FINER,)
     units = units_of(labelled, groups)
+    # Half of a checksum is enough here: it only draws which units are held out. Copies are told by
+    # the whole one, in `units_of`.
     identities = None if labelled.checksums is None else labelled.checksums[:, 0]
     kept, held_out, alone = stratified_group_split(labelled.labels, units, identities=identities)
     if not len(held_out):
@@ -290,6 +297,7 @@ def _matched(images: ImageSet, classes: Sequence[str]) -> NDArray[np.int64]:
     assert images.labels is not None
     position = {name: index for index, name in enumerate(classes)}
     table = np.array([position.get(name, -1) for name in images.classes], dtype=np.int64)
+    # No label is -1 here, which would take the last class: images without one are gone.
     matched: NDArray[np.int64] = table[images.labels]
     return matched
 

@@ -157,6 +157,8 @@ class _Problem(NamedTuple):
     def of(cls, features: Tensor, targets: Tensor, loss: Loss, classes: int) -> "_Problem":
         mean = features.mean(dim=0)
         spread = features.std(dim=0, correction=0)
+        # A dimension that varies by rounding alone is left out: divided by its spread, it would
+        # weigh as much as a feature.
         scale = torch.where(spread > 1e-6 * spread.max(), 1.0 / spread, torch.zeros_like(spread))
         standard, basis = (features - mean).mul_(scale), None
         if len(standard) < standard.shape[1]:
@@ -179,6 +181,7 @@ class _Problem(NamedTuple):
         curved = (bend * self.eigenvalues).clamp(min=_FLOOR * bend) + l2
         inverse = torch.zeros(dim + 1, dim + 1, dtype=torch.float64)
         inverse[:dim, :dim] = (self.eigenvectors / curved) @ self.eigenvectors.T
+        # Features have mean 0, so the bias bends apart from the weights; it has no penalty.
         inverse[dim, dim] = 1.0 / bend
         found = minimise(
             partial(self._objective, l2=l2),
@@ -233,9 +236,11 @@ def _fit(
         for l2 in strengths:
             start = problem.fit(l2, start, _ROUGH_TOLERANCE)
             score = _held_out_score(start, features[held_out], targets[held_out])
+            # Of equals the first, which is the strongest: strengths fall.
             if score > best_score:
                 best, best_score = l2, score
         del problem
+    # From 0 and not from `start`, whose weights are for features standardised otherwise.
     return _Problem.of(features, targets, loss, classes).fit(best, None)
 
 
@@ -309,6 +314,7 @@ def minimise(
             break  # what is left to gain drowns in rounding
         step, bend = moved - point, new_slope - slope
         along = float((step * bend).sum())
+        # Other pairs would make the approximate inverse Hessian indefinite.
         if along > 0:
             pairs.append((step, bend, along))
         point, value, slope = moved, reached, new_slope
@@ -334,6 +340,8 @@ def _downhill(
     found = left @ inverse_curvature
     if pairs:
         step, bend, along = pairs[-1]
+        # Scaled by the newest step (Nocedal and Wright, *Numerical Optimization*, eq. 7.20), with
+        # the given curvature in place of the identity.
         found = found * (along / float((bend * (bend @ inverse_curvature)).sum()))
     for (step, bend, along), share in zip(pairs, reversed(shares), strict=True):
         found = found + (share - float((bend * found).sum()) / along) * step

@@ -89,6 +89,7 @@ def evaluate(
     runtime = Runtime(device, threads, batch_size, progress or ProgressReporter())
     trained = load_encoder(folder, head_layers=given.head_layers, encoder=encoder)
     trained = trained.to(runtime.torch_device)
+    # Before anything is measured: hours of work must not end at a folder that is read-only.
     require_writable(folder.path)
     images, seen = trained.config.images, load_trained_on(folder.trained_on)
     with runtime:
@@ -115,6 +116,7 @@ def evaluate(
         found: dict[str, Any] = {}
         for measure in chosen:
             found = merged(found, measure(subject))
+    # Read only now, so that what another command wrote meanwhile is kept.
     found = merged(read_evaluation(folder) or {}, found)
     atomic_write(folder.evaluation, (json.dumps(found, indent=1) + "\n").encode())
     return found
@@ -145,6 +147,7 @@ def merged(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, An
     joined: dict[str, Any] = {
         name: {**kept[name], **later[name]} for name in _SHARED if name in kept and name in later
     }
+    # `joined` last: of the shared tables `later` alone has only a part.
     return {**kept, **later, **joined}
 
 
@@ -159,6 +162,7 @@ def _without(found: Mapping[str, Any], gone: str) -> dict[str, Any]:
 
 def _on_other_images(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> bool:
     same = ("images", "train_images", "test_images", "classes", "head_layers", "crops")
+    # A name that an older file lacks is no difference.
     return any(earlier[name] != later.get(name) for name in same if name in earlier)
 
 

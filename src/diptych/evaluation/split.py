@@ -184,6 +184,8 @@ def groups_of_parts(
     """
     if group_by is None:
         return None, None, ()
+    # Both parts at once: groups are numbered as they appear, so numbers from two calls would not
+    # mean the same groups.
     names = [*train.names, *(() if test is None else test.names)]
     try:
         numbers = find_groups(names, group_by).numbers
@@ -200,6 +202,7 @@ def _count(flags: ImageMask) -> int | None:
 def _tested(counts: Mapping[str, Any]) -> str:
     images, seen = counts["test_images"], counts["test_images_seen"]
     how = "with labels" if counts["labels_used"] else "without labels"
+    # Before the comparison with 0: not known must never read as not seen.
     if seen is None:
         return f"{images:,} images (whether pretraining saw them is not known)"
     if seen == 0:
@@ -210,6 +213,7 @@ def _tested(counts: Mapping[str, Any]) -> str:
 
 
 def _measured_on(counts: Mapping[str, Any]) -> str:
+    # Without its first letter, as it begins a sentence or goes on with one.
     measured = f"easured on {_tested(counts)}"
     if not counts["train_images"]:
         return f"M{measured}."
@@ -227,6 +231,7 @@ def _overlaps(split: Split) -> list[str]:
             f"{repeated:,} of the {len(split.test):,} measured on are also among those fitted on, "
             "byte for byte."
         )
+    # Not `not shared`: None means that there are no groups, of which nothing is said.
     if shared == 0:
         found.append("No group (images.group_by) has images in both.")
     if shared:

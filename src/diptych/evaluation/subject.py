@@ -184,6 +184,8 @@ class Subject:
             name: self._store.features(
                 one,
                 self.seen_by(one, images),
+                # Only the side is the other run's: colour and depth are as these images were
+                # opened, and the store's key must say so.
                 replace(self.config.images, jpeg_side=one.config.images.jpeg_side),
                 one.config.views,
                 crops=self.options.crops,

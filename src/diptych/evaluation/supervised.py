@@ -60,6 +60,8 @@ class Classifier(nn.Module):
         self.encoder = encoder.requires_grad_(not frozen)
         self.frozen = frozen
         self.head = nn.Linear(features, classes)
+        # Drawn again by the seed: nn.Linear drew from torch's own generator, whose state follows
+        # from whatever ran before.
         generator = torch.Generator().manual_seed(seed)
         nn.init.normal_(self.head.weight, std=0.01, generator=generator)
         nn.init.zeros_(self.head.bias)
@@ -73,6 +75,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(batch, channels, side, side) to logits (batch, classes)."""
+        # Both, so that a frozen encoder does not switch gradients on where a caller has them off.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self.encoder(images)
         logits: Tensor = self.head(features)

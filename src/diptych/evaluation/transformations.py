@@ -124,6 +124,7 @@ def probe_layers(
     wanted = [name for name in VERSIONS if any(name in task for task in tasks.values())]
     features = version_features(network, chosen, wanted, views, runtime, pixels=pixels, seed=seed)
     groups = np.arange(len(chosen)) if groups is None else groups[rows]
+    # One split for every layer, so that what the head throws away is a difference in pairs.
     train, test = split_images(len(chosen), seed, groups)
     reached = {
         layer: {
@@ -183,6 +184,7 @@ def probe(
         The accuracy over all versions of the test images. Resamples draw images, as the versions
         of one image are not independent.
     """
+    # Features lie version after version: a label is repeated, the row of groups is tiled.
     labels = torch.arange(len(versions)).repeat_interleave(len(train))
     own = train.numpy() if groups is None else groups[train.numpy()]
     features = torch.cat([one[train] for one in versions])
@@ -199,6 +201,7 @@ def split_images(
     count: int, seed: int, groups: NDArray[np.int64] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Indices to train and to test on: all versions of an image, and a group, are on one side."""
+    # One class for all: every image comes in every version, so there is nothing to stratify.
     kept, held_out, _ = stratified_group_split(
         np.zeros(count, dtype=np.int64), groups, share=_TESTED, seed=seed
     )
@@ -254,6 +257,7 @@ def draw_versions(
         seed: of the noise.
     """
     centred = centre_views(heights, widths)
+    # The same square in every version, as a crop of its own would tell which version it is.
     crops = np.repeat(centred.crops, len(versions), axis=0)
     steps = np.zeros((*crops.shape, 1, STEP_WIDTH))
     for row, name in enumerate(versions):

@@ -93,6 +93,8 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = {storage._cdata for storage in _storages((args, kwargs))}
         made = func(*args, **(kwargs or {}))
         flops = _flops_of(func, args, kwargs or {}, made)
+        # Gradients are off in the backward pass, too: only the number of its task tells it from a
+        # pass without a graph.
         if torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             self.flops += flops
         else:
@@ -108,6 +110,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._known[key] = storage.nbytes()
             self.now += storage.nbytes()
             self.peak = max(self.peak, self.now)
+            # Its bytes count until the last tensor on it is gone, as in memory.
             weakref.finalize(storage, self._forget, key)
 
     def _forget(self, key: int) -> None:
@@ -138,6 +141,7 @@ def count_networks(config: RunConfig, images: int) -> NetworkCost:
         batch = random_batch(config, chunk)
         with counter, without_logits(method):
             loss = method(batch).loss
+            # Read before the backward pass, which counts on.
             saved, forward, extra = counter.now, counter.flops, counter.extra_flops
             torch.autograd.backward(loss)
         gradients = sum(p.grad.nbytes for p in method.parameters() if p.grad is not None)
@@ -178,6 +182,7 @@ def without_logits(method: Contrastive, *, bank_is_full: bool = True) -> Iterato
         return StepOutput(loss, {}, queries[0].detach(), batch.indices)
 
     needs_keys = method.config.dictionary.kind != "bank" or not bank_is_full
+    # On the objects alone: deleted again, they uncover the methods of their classes.
     object.__setattr__(method, "contrast", contrast)
     object.__setattr__(method.dictionary, "needs_keys", lambda indices: needs_keys)
     try:
@@ -200,6 +205,7 @@ def random_batch(config: RunConfig, images: int) -> Batch:
 def vector_dim(config: RunConfig, method: Contrastive) -> int:
     """Length of the vectors that are compared; of a method in training mode, on any device."""
     with torch.no_grad(), torch.device(next(method.parameters()).device):
+        # Evaluation mode, as batch norms refuse to train on a single row.
         vectors = method.network.eval()(random_batch(config, 1).views[0])
     method.network.train()
     return int(vectors.shape[1])
@@ -226,6 +232,7 @@ def _make_fake(method: Contrastive, config: RunConfig) -> None:
 
 
 def _fake(tensor: Tensor) -> Tensor:
+    # With its strides: nothing else tells that a tensor is laid channels last.
     fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
     return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
 

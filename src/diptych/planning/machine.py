@@ -178,8 +178,10 @@ def machine_named(name: str, given: MachineConfig | None = None, *, cores: int =
     """
     if name not in MACHINES:
         raise ConfigError(f"there is no machine {name!r}; wanted one of {', '.join(MACHINES)}.")
+    # Cores first: what is given is already of all of them.
     machine, values = _of_cores(MACHINES[name], cores), dict[str, Any]()
     for key, value in asdict(given or MachineConfig()).items():
+        # The names of the settings carry their units, and by these words become those of a machine.
         scale = GIGA if "gigabytes" in key else 1e-6 if "microseconds" in key else 1.0
         attribute = key.replace("gigabytes", "bytes").replace("microseconds", "seconds")
         if value is not None and key == "teraflops_per_second":

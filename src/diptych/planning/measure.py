@@ -96,10 +96,12 @@ def measure_step(
             f"--measure measures this machine, which has no CUDA device as {machine.name!r} has. "
             "Leave it out to plan by rates, or plan --on cpu."
         )
+    # As a run does, whose steps would otherwise look slower than they are.
     keep_freed_memory()
     threads = use_threads(run.config.training.threads, processes=local)
     with ThreadPoolExecutor(threads) as executor:
         measure_views(run, images, executor, most=2)  # loads the compiled kernels
+    # After the kernels and before the networks: what the libraries alone hold.
     idle = _idle_bytes()
     if idle is not None:
         machine = replace(machine, base_bytes=idle + _HELD_LATER)
@@ -131,6 +133,7 @@ def measure_networks(run: PlannedRun, method: Contrastive, machine: Machine) -> 
 
     def seconds(*parts: str) -> float:
         found = sum(full[part] for part in parts)
+        # Of all epochs one is the first.
         return found + (sum(first[part] for part in parts) - found) / epochs if first else found
 
     return {
@@ -169,6 +172,7 @@ def _affordable_step(
 ) -> tuple[int, Callable[..., None]]:
     """How many images a step is made with, all if it does not take too long, and the step."""
     config, device = run.config, _device(run)
+    # Two images, as batch norms refuse to train on a single row.
     cost = count_networks(replace(config, training=replace(config.training, chunk_size=None)), 2)
     seconds = cost.flops / 2 / machine.sustained(config.training.precision)
     most = min(_STEP_SECONDS / seconds, machine.memory_bytes / 2 / (cost.peak_bytes / 2))
@@ -196,6 +200,7 @@ def _median_parts(work: Callable[[], None], run: PlannedRun) -> dict[str, float]
             stopwatch.read()
             work()
             found.append(stopwatch.read())
+            # The clock runs from the end of the first one, which does not count.
             begun = begun or time.perf_counter()
     return {part: statistics.median(one[part] for one in found[1:]) for part in found[0]}
 
@@ -252,6 +257,7 @@ def _other_processes(
         A function that ends their steps and measures messages with one of them: from seconds of
         work between two messages to seconds of a turn without bytes, and bytes per second.
     """
+    # Threads of torch and OpenMP do not survive a fork.
     context = multiprocessing.get_context("spawn")
     count = max(local - 1, min(1, run.processes - 1))
     ready, stop = [context.Event() for _ in range(count)], context.Event()
@@ -307,6 +313,7 @@ def _step_and_exchange(
 
 def _exchange(rank: int, meeting: str, work_seconds: float) -> tuple[float, float]:
     """Measures messages of two processes by gloo; ``work_seconds`` of the first is used."""
+    # Both processes are here. By the host's name gloo may choose an interface that leads nowhere.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     patience = timedelta(seconds=_PATIENCE_SECONDS)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
@@ -324,7 +331,7 @@ def _message_seconds(numbers: torch.Tensor) -> float:
         begun = time.perf_counter()
         dist.all_reduce(numbers)
         times.append(time.perf_counter() - begun)
-    return statistics.median(times[1:])
+    return statistics.median(times[1:])  # the first opens the connection
 
 
 def _added_to_work(seconds: float) -> float:
@@ -379,6 +386,7 @@ def measure_opening(run: PlannedRun, machine: Machine) -> ImageOpening:
         tempfile.TemporaryDirectory() as folder,
         ThreadPoolExecutor(use_threads(run.config.training.threads)) as executor,
     ):
+        # A few bad images are for the run to judge, and not to stop a plan.
         alone = replace(
             config, limit=None, cache="none", cache_folder=folder, max_unreadable_share=1.0
         )
@@ -414,6 +422,7 @@ def measure_views(
             view_count=config.method.views,
             device=views_device(config.views.applier, torch.device(config.training.device)),
         )
+        # Once untimed: what is kept or compiled comes to be here.
         batches.of(taken, epoch=0)
         times, ends = list[float](), time.perf_counter() + _REPEAT_SECONDS
         while len(times) < _LEAST_REPEATS or time.perf_counter() < ends:

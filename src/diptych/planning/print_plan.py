@@ -46,6 +46,7 @@ _LESS_TRAFFIC: Final = {  # by how the longest message begins
     "keys": _FEWER_KEYS,
     "gradients of": _FEWER_KEYS,
     "images whose keys": _FEWER_KEYS,
+    # Last, as every text begins with "".
     "": "Give each process more images (a larger --batch-size), or use fewer processes.",
 }
 _FEW_IMAGES: Final = 16  # on an accelerator: kernels are then shorter than their launch
@@ -226,6 +227,7 @@ def _device_memory(plan: Plan) -> Limit:
         fitting = int((there - (held - activations)) / (activations / encoded))
         cure = "Not even two images fit: use a smaller network or smaller views."
         if fitting >= 2:
+            # A power of two, as a chunk has to divide the share of the batch.
             chunk = 2 ** (fitting.bit_length() - 1)
             cure = (
                 f"Most of it is activations: --training.chunk-size {chunk} encodes in parts with "

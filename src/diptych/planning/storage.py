@@ -250,6 +250,7 @@ def plan_memory(
 def probed_images(run: PlannedRun) -> int:
     """Images of which a measurement of health encodes two views each, all at once."""
     most = min(run.config.probe.images, run.image_count)
+    # As many as `build_health` keeps when it takes every n-th image.
     return -(-most // max(1, most // _PROBE_VIEWS))
 
 

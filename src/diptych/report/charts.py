@@ -342,7 +342,7 @@ def read_detection(path: Path) -> dict[str, Any] | None:
         return None
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
-        detection_group(found)
+        detection_group(found)  # damaged files are named here, not amid the page
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunFolderError(
             f"{path} is not what `diptych detect` writes ({error!r}). Delete it, and give the "

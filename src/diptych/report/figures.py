@@ -219,6 +219,7 @@ def _in_plane(unit: NDArray[np.float32]) -> NDArray[np.float32]:
 
     if np.ptp(unit, axis=0).max() < _ONE_POINT:
         return np.zeros((len(unit), 2), dtype=np.float32)
+    # t-SNE refuses a perplexity that is not below the number of images.
     perplexity = min(30.0, (len(unit) - 1) / 3)
     found: NDArray[np.float32] = TSNE(
         init="pca", perplexity=perplexity, random_state=0
@@ -265,8 +266,10 @@ def svg(figure: Figure, **options: Any) -> str:
     """
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
+        # Without a date, so that equal figures give equal bytes.
         figure.savefig(
             buffer, format="svg", metadata={"Date": None}, **(options or {"transparent": True})
         )
     text = buffer.getvalue()
+    # The XML declaration may stand at the beginning of a file only, not within a page.
     return text[text.index("<svg") :]

@@ -177,6 +177,7 @@ def template(name: str, package: str = "diptych.report") -> jinja2.Template:
     packages = dict.fromkeys((package, "diptych.report"))
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader(one, ".") for one in packages]),
+        # Names of files and classes may hold any markup.
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -42,6 +42,7 @@ class CellResult:
     command: str
     seconds: float
     failed: str = ""
+    # Not compared, as results that were read from a table have neither.
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
     protocol: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
@@ -129,6 +130,7 @@ def to_table(results: Iterable[CellResult]) -> str:
             [
                 *(one.study, one.cell, one.seed),
                 *(one.place.get(axis, "") for axis in places),
+                # Every digit, so that the table gives the same numbers back.
                 *(repr(one.measures[m]) if m in one.measures else "" for m in measures),
                 *(one.failed, repr(one.seconds), one.command),
             ]

@@ -21,6 +21,7 @@ def _end_to_end(k: int) -> dict[str, Any]:
     return {
         "training.batch_size": k,
         "method.dictionary.kind": "batch",
+        # Keys are the other views alone, so that K is the batch as in the paper.
         "method.dictionary.batch.both_views": False,
         "method.key_encoder.kind": "shared",
     }
@@ -28,6 +29,7 @@ def _end_to_end(k: int) -> dict[str, Any]:
 
 def _bank(k: int) -> dict[str, Any]:
     return {
+        # Keys of an earlier epoch cannot leak, so there is nothing to shuffle for.
         "norm.kind": "batch",
         "method.dictionary.kind": "bank",
         "method.dictionary.bank.negatives": k,

@@ -161,6 +161,7 @@ def png(figure: Figure) -> bytes:
     """A figure as a bitmap, for where no SVG is shown."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
+        # Without the name and version of matplotlib, so that equal results give equal bytes.
         figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": ""})
     return buffer.getvalue()
 

@@ -194,6 +194,7 @@ def _batch_grid(epochs: int) -> tuple[Cell, ...]:
     lengths = _lengths(epochs)
     return (
         *(_batch_cell(size, length, "linear") for length in lengths for size in BATCHES),
+        # `_UNSCALED` has the same rate with scaling, and is there already.
         *(_batch_cell(size, _middle(lengths), "none") for size in BATCHES if size != _UNSCALED),
     )
 
@@ -205,6 +206,7 @@ def _lengths_of(results: StudyResults) -> list[int]:
 
 
 def _batch_claims(results: StudyResults) -> tuple[Claim, ...]:
+    # From the results, as claims are not told the epochs that were asked for.
     lengths = _lengths_of(results)
     short, long, middle = lengths[0], lengths[-1], _middle(lengths)
     in_short, in_long = (

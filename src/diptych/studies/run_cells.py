@@ -126,6 +126,7 @@ def write_commands(study_run: StudyRun, path: Path) -> int:
         if run.result() is None
     ]
     require_writable(path.parent)
+    # As bytes for a shell: a name that is escaped would be another file's.
     atomic_write(path, os.fsencode("".join(lines)))
     return len(lines)
 
@@ -149,6 +150,7 @@ def _require_room(study_run: StudyRun) -> None:
 def _claimed(folder: Path) -> Iterator[bool]:
     """Whether this process may work in a folder; the kernel releases the lock if it dies."""
     folder.mkdir(parents=True, exist_ok=True)
+    # The file is never removed: two processes could then hold locks on two files of one name.
     with open(folder / ".claim", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -173,6 +175,7 @@ def train_and_measure(cell_run: CellRun, images: "SharedImages") -> CellResult:
         _train(cell_run, folder)
     except TrainingError as error:
         failed = str(error)
+    # The run has set its own number, which may be another.
     use_threads(images.runtime.threads)
     run = TrainedRun(folder, images)
     extra = cell_run.study.measures
@@ -189,6 +192,7 @@ def train_and_measure(cell_run: CellRun, images: "SharedImages") -> CellResult:
         settings=dict(cell_run.settings),
         protocol=_protocol(run, extra),
     )
+    # Last: by this file the cell counts as done.
     write_result(cell_run.folder, result)
     return result
 

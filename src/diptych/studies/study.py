@@ -224,6 +224,7 @@ def rises(
 
 def rises_more(steep: Claim, flat: Claim, finding: str, paper: str) -> Claim:
     """One slope is steeper than another, of other cells or of another measure."""
+    # No group is in both claims: one weight would replace the other.
     weights = dict(steep.weights) | {group: -weight for group, weight in flat.weights.items()}
     return Claim(finding, paper, weights, steep.per)
 
@@ -264,7 +265,7 @@ def difference_in_points(
     freedoms = dict[str, int]()
     for measure in variances:
         spread, freedoms[measure] = pooled_variance(results, measure)
-        variances[measure] *= 1e4 * spread
+        variances[measure] *= 1e4 * spread  # a point is a hundredth, and variances are squares
     if min(freedoms.values()) == 0:
         return Difference(value, -math.inf, math.inf)
     half = _half_width(variances, freedoms)
@@ -305,6 +306,7 @@ def _half_width(variances: Mapping[str, float], freedoms: Mapping[str, int]) -> 
     from scipy.stats import t
 
     total = sum(variances.values())
+    # Where all seeds agree, the formula below would divide 0 by 0.
     if total == 0.0:
         return 0.0
     freedom = total**2 / sum(variances[m] ** 2 / freedoms[m] for m in variances)
@@ -316,6 +318,8 @@ def _outcome(estimate: Difference, tolerance: float | None) -> ClaimOutcome:
         if estimate.low > 0:
             return "agree"
         return "disagree" if estimate.high < 0 else "undecided"
+    # Equality shows only by an interval that fits inside. One that merely includes zero may be wide
+    # for want of seeds.
     if -tolerance < estimate.low and estimate.high < tolerance:
         return "agree"
     outside = estimate.low > tolerance or estimate.high < -tolerance

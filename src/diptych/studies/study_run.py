@@ -96,6 +96,7 @@ class CellRun:
                 f"{self.folder} holds a result of other settings: {', '.join(different)}. Give the "
                 "settings that the study began with, or choose another --out."
             )
+        # A run that failed has nothing to measure, so it is done whatever is missing.
         missing = [m for m in self.study.measures if m not in found.protocol.get("measures", ())]
         return found if found.failed or not missing else None
 

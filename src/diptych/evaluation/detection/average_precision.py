@@ -83,6 +83,7 @@ def summary(precisions: NDArray[np.float64]) -> NDArray[np.float64]:
     if not known.any():
         return np.full(3 + len(per_class), np.nan)
     means = precisions[known].mean(axis=0)
+    # Of the thresholds 0.5 is the first, 0.75 the sixth.
     return np.concatenate([[means.mean(), means[0], means[5]], per_class])
 
 
@@ -103,11 +104,13 @@ def _average_precision(one: ClassMatches, draws: NDArray[np.int64] | None) -> ND
     weight = times[one.image]
     right = np.cumsum(one.right * weight, axis=1, dtype=np.float64)
     wrong = np.cumsum(one.wrong * weight, axis=1, dtype=np.float64)
+    # As in pycocotools, so that nothing is divided by 0.
     precision = right / np.maximum(right + wrong, np.spacing(1))
     # The best precision at this recall or a higher one.
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     found = np.zeros(len(THRESHOLDS))
     for index, (recall, height) in enumerate(zip(right / wanted, best, strict=True)):
+        # Precision is 0 at a recall that is not reached, but the mean is still over all 101.
         places = np.searchsorted(recall, RECALLS, side="left")
         found[index] = height[places[places < len(height)]].sum() / len(RECALLS)
     return found
@@ -150,6 +153,8 @@ def _evaluated(detections: Detections, truth: tuple[Boxes, ...], class_count: in
         wanted.createIndex()
         found.createIndex()
         evaluation = COCOeval(wanted, found, "bbox")
+        # One range only: then evalImgs is all images of a class, class after class, and `match`
+        # cuts it so.
         evaluation.params.areaRng = [[0, _LARGEST]]
         evaluation.params.areaRngLbl = ["all"]
         evaluation.params.maxDets = [MOST_DETECTIONS]

@@ -223,6 +223,7 @@ def _set_norms(network: nn.Module, norm: DetectionNorm) -> None:
         use_norm(network, NormConfig(kind="sync"))
         return
     make = frozen_norm if norm == "frozen" else plain_norm
+    # Lists, as modules are replaced while they are walked through.
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, _BatchNorm):
@@ -336,12 +337,14 @@ def run_detector(
     found = []
     for index in range(len(data)):
         image, _ = _resized(data, index, config, jitter=False)
+        # By axis: each side was rounded to whole pixels by itself.
         scale = (
             data.images.widths[index] / image.shape[2],
             data.images.heights[index] / image.shape[1],
         )
         one = {name: value.cpu() for name, value in detector([image.to(device)])[0].items()}
         found.append(
+            # Twice, for x, y, x, y. The background is label 0 and never found.
             (one["boxes"] * torch.tensor(scale * 2).float(), one["labels"] - 1, one["scores"])
         )
         on_images(index + 1, len(data))
@@ -372,6 +375,7 @@ def _step(detector: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, e
         )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    # Before the clipping, whose bound is for the gradient of the whole batch.
     _average_gradients(detector)
     nn.utils.clip_grad_norm_(detector.parameters(), _LARGEST_GRADIENT)
     optimizer.step()
@@ -394,6 +398,8 @@ def _batches(count: int, size: int, seed: int, epoch: int) -> list[NDArray[np.in
 
     A last batch that has not an image for every process is left out.
     """
+    # Not by torch's generator, which other draws may have moved on differently in each process: all
+    # must have the same order.
     order = np.random.Generator(np.random.Philox([seed, epoch])).permutation(count)
     batches = np.split(order, range(size, count, size))
     return [one for one in batches if len(one) >= process_count()]
@@ -410,7 +416,9 @@ def _training_batch(
         image, boxes = flip(*_resized(data, index, config, jitter=True))
         images.append(image.as_subclass(Tensor).to(device))
         labels = torch.from_numpy(data.boxes[index].labels[data.boxes[index].plain])
+        # torchvision refuses boxes without width or height.
         wide = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
+        # Its label 0 is the background.
         target = {"boxes": boxes.as_subclass(Tensor)[wide], "labels": labels[wide] + 1}
         targets.append({name: value.to(device) for name, value in target.items()})
     return images, targets

@@ -177,7 +177,7 @@ def _cell(work: _Work, backbone: str, seed: int, on_cell: CellDone) -> _Cell:
             work.test,
             work.runtime,
             seed=seed,
-            set_norms=backbone == "untrained",
+            set_norms=backbone == "untrained",  # a trained one has statistics of its own
         )
         cell = _Cell(detections, losses, time.monotonic() - begun)
         os.makedirs(file.parent, exist_ok=True)
@@ -212,8 +212,10 @@ def train_and_detect(
     Returns:
         What it found in the test images, and each epoch's mean loss.
     """
+    # torchvision draws from the global generator and takes no other.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        # Before the detector is built, as that freezes the norms as they are then.
         if set_norms and config.norm == "frozen":
             set_statistics(encoder, normalised_batches(train, config, *normalisation(run)))
         detector = build_detector(encoder, run, config, classes=len(train.classes))
@@ -353,6 +355,7 @@ def cell_key(run: RunFolder, config: DetectionConfig, train: BoxedImages, test: 
         digest.update(data.images.fingerprint().encode())
         for boxes in data.boxes:
             for column in (boxes.corners, boxes.labels, boxes.difficult, boxes.crowd):
+                # With a mark between columns: the same bytes, divided otherwise, are other boxes.
                 digest.update(np.ascontiguousarray(column).tobytes() + b"|")
     return digest.hexdigest()[:16]
 
@@ -383,6 +386,7 @@ def _read_cell(file: Path, *, images: int, classes: int) -> _Cell | None:
 
 def _is_consistent(tensors: dict[str, Tensor], images: int, classes: int) -> bool:
     counts, corners, labels, scores = (tensors[name] for name in _NAMES)
+    # Each test guards the next: a sum needs whole numbers, and shapes need the sum.
     whole = counts.dtype == labels.dtype == torch.int64
     if not whole or counts.shape != (images,) or (counts < 0).any():
         return False
