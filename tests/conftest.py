@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import signal
 
 # Tests work on tiny arrays, where a second thread only waits for the first, as do two workers that
 # have the machine's cores each. Set before a library that counts them is imported; processes that
@@ -42,6 +43,15 @@ install_import_hook(
     ],
     "beartype.beartype",
 )
+
+# A shell ignores SIGINT for what it starts in the background, and nohup SIGHUP; all that these
+# tests start would inherit that, and could not be interrupted.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 # How long an example takes says something of the machine only.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -15,7 +15,6 @@ from diptych import errors
 from diptych.cli.evaluate import EvaluateFlags, evaluate
 from diptych.cli.flags import parse
 from diptych.cli.main import VERBS, main
-from diptych.cli.pretrain import recipes
 from diptych.cli.rank import RankFlags, rank
 from diptych.config.consistency import require_equal_parts
 from diptych.config.files import to_toml

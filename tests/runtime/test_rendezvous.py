@@ -213,9 +213,12 @@ def test_torchrun_makes_a_run_like_any_other(folder: Path) -> None:
         sorted(str(file.relative_to(folder / name)) for file in (folder / name).rglob("*"))
         for name in ("one", "two")
     )
-    assert [file for file in ours if "tfevents" not in file] == [
-        file for file in theirs if "tfevents" not in file
+    # The names of event files hold the time, those of features the weights, to the last bit.
+    own_names = ("tfevents", "features/")
+    assert [file for file in ours if not any(part in file for part in own_names)] == [
+        file for file in theirs if not any(part in file for part in own_names)
     ]
+    assert len(ours) == len(theirs)
     assert (folder / "one/config.toml").read_text() == (folder / "two/config.toml").read_text()
     assert_same_run(folder / "one", folder / "two")
     for rank in range(2):

@@ -260,7 +260,7 @@ def rank_runs(
     combined = combined_rank(_columns(rows))
     rows = [replace(row, combined=share) for row, share in zip(rows, combined, strict=True)]
     agreement = rank_agreement(_columns(rows), [row.knn for row in rows]) if labels else None
-    best_first = sorted(rows, key=lambda row: -1.0 if row.combined is None else -row.combined)
+    best_first = sorted(rows, key=lambda row: 1.0 if row.combined is None else -row.combined)
     return Ranking(tuple(best_first), measurer.splits, measurer.labelled, agreement)
 
 

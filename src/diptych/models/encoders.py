@@ -1,4 +1,4 @@
-"""Backbones by name, without their classifier; the momentum encoder, which is a copy of one."""
+"""Backbones by name, without their classifier: an image to a feature vector h."""
 
 import copy
 import difflib
