@@ -141,6 +141,7 @@ def run_pretraining(
     layers = overrides_of(settings, config_file)
     begun = RunFolder(out).config if resume and out is not None else None
     earlier = load_run_config(begun) if begun is not None and begun.exists() else None
+    # Before the processes meet, as device and time-out of their meeting are settings.
     training = requested_config(earlier, layers, own).training
     choose_device(training.device)  # before any work is done
     with process_group(
@@ -204,6 +205,7 @@ def _pretrain_together(
         run_on_first(
             lambda: write_run(folder, earlier, layers, collection, resume, here, watcher, held, own)
         )
+        # Read back on every process: all train with the settings that a resumed run will read.
         config = load_run_config(folder.config)
         collection = collection.decoded_for(config.images)
         labels_used = uses_labels(config, own)

@@ -105,6 +105,7 @@ def resolve(
     require_fitting_loss(config, own.loss)
     labels_used = uses_labels(config, own)
     threads = config.training.threads or available_threads()
+    # What auto meant here is kept: config.toml alone must repeat the run.
     training = replace(config.training, device=device, threads=threads)  # type: ignore[arg-type]
     sentence = (
         f"Recipe {config.recipe} at scale {scale} ({reason}): {config.encoder.name} on views of "

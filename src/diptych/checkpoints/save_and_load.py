@@ -80,10 +80,14 @@ def save_checkpoint(
         TENSORS: tensor_pieces(tensors),
         SCALARS: [json.dumps({**scalars, "run": run.as_json()}).encode()],
     }
+    # Sums of what was meant, not of what the disk gives back: that would sign its damage.
     described = {file: _describe(pieces) for file, pieces in files.items()}
+    # The manifest comes last: behind a URL its presence makes the checkpoint complete.
     files[MANIFEST] = [make_manifest(run, described)]
+    # Before anything is removed: what belongs to another run must stay.
     refuse_foreign_checkpoints(place, run)
     store.sweep()
+    # It may be another run's, damaged: it is renamed and not replaced.
     if name in store.names() and origin_of(store, name).is_unknown:
         store.set_aside(name)
     _write_making_room(store, run, name, files)
@@ -214,8 +218,10 @@ def _scalars(text: bytes, name: str, manifest: Manifest) -> dict[str, Any]:
     run, step, seconds = (scalars.get(one) for one in ("run", "step", "seconds"))
     if identity_in(run) != manifest.run:
         raise DamagedCheckpoint(f"{SCALARS} of {name} is of another run than its manifest")
+    # Not isinstance: JSON's true is an int to it.
     if type(step) is not int or step != step_of(name):
         raise DamagedCheckpoint(f"{SCALARS} of {name} says step {step!r}")
+    # Python's JSON reads NaN and Infinity; both fail this comparison.
     if type(seconds) not in (int, float) or not 0 <= cast(float, seconds) < _MOST_SECONDS:
         raise DamagedCheckpoint(f"{SCALARS} of {name} says seconds {seconds!r}")
     return {key: value for key, value in scalars.items() if key != "run"}
@@ -248,6 +254,7 @@ def _good_copy(store: Store, name: str, file: str, manifest: Manifest) -> Iterat
 def _errors_are_damage(checkpoint: CheckpointLocation) -> Iterator[None]:
     try:
         yield
+    # An OSError too, but no damage: passed over, a server that fails would let a run begin anew.
     except (UnreachableFolder, ForeignCheckpoint):
         raise
     except (OSError, DamagedCheckpoint, UnreadableTensors) as error:
@@ -268,6 +275,7 @@ def _write_making_room(
 def _free_oldest(store: Store, run: Identity) -> bool:
     """Removes the run's oldest besides its newest good one; False if there is no such."""
     names = _own_names(store, run)
+    # Its bytes are read: after a removal this one must be fit to resume from.
     good = next((name for name in names if _is_good(store, name)), None)
     spare = [name for name in names if name != good]
     if good is None or not spare:

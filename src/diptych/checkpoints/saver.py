@@ -92,6 +92,7 @@ class Saver:
     ) -> None:
         self._thread.shutdown(wait=True)  # what is being written is finished
         self.look()
+        # An error of training is the one to raise: that of the thread must not hide it.
         if error is None and self.error is not None:
             raise self.failure()
 
@@ -123,6 +124,7 @@ class Saver:
         self.look()
         every = self._config.every_seconds
         pause = every if self._trouble is None else min(every, RETRY_SECONDS)
+        # Never while one is written: the next copy goes into the same memory.
         return self._pending is None and time.monotonic() - self._begun >= pause
 
     def begin(self, state: RunState, whole: Whole | None = None, **more: Any) -> None:
@@ -138,11 +140,13 @@ class Saver:
         """
         self._begun, self._step = time.monotonic(), state.step
         scalars = {**state.scalars(), **more}
+        # Copied here, before submit: the next step changes these tensors in place.
         self._pending = self._thread.submit(self._write, self._taken(state, whole), scalars)
         if self._config.asynchronous:
             return
         wait([self._pending])
         self.look()
+        # Counted anew, or after a slow disk the next one would be due at once.
         self._begun = time.monotonic()
 
     def finish(self, state: RunState, whole: Whole | None = None, **more: Any) -> None:
@@ -185,6 +189,7 @@ class Saver:
 
     def _write(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> SaveOutcome:
         """Runs in the thread, or in its place."""
+        # Prints nothing: the training thread does, when it looks for the outcome.
         step = int(scalars["step"])
         try:
             self._prepare()
@@ -196,6 +201,7 @@ class Saver:
                 self._place, self._run, tensors, scalars, keep=keep, passed_over=damaged
             )
             damaged.discard(step)
+        # Trouble that may pass. Anything else is a fault of ours, and stops training.
         except (OSError, ForeignCheckpoint) as error:
             return SaveOutcome(step, _reason(error), self._kept())
         return SaveOutcome(step, None, f"The one after step {step} is there.")

@@ -109,6 +109,7 @@ class RunState:
 
     def _require_fitting(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
         """Refuses names, shapes and types that ``load_state_dict`` would accept."""
+        # Without one of the optimizer's tensors a run would go on with momentum from zero.
         if (wanted := _names_of(tensors)) != (stated := scalars.get("tensors")):
             raise DamagedCheckpoint(f"it holds the tensors {wanted} and lists {stated}")
         held = self.method.state_dict()

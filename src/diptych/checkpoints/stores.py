@@ -197,6 +197,7 @@ class RemoteStore:
     def write(self, name: str, files: Mapping[str, Sequence[Piece]]) -> None:
         """Writes file by file, the last one when the others are there in their full size."""
         assert list(files)[-1] == MANIFEST  # with it the checkpoint counts as complete
+        # An old manifest must be gone first, or it would make new files half sent look complete.
         self.remove(name)
         self._asked(lambda: self._system.makedirs(self._path(name), exist_ok=True))
         for file, pieces in files.items():
@@ -219,6 +220,7 @@ class RemoteStore:
     def remove(self, name: str) -> None:
         """Removes the manifest, then the rest."""
         with suppress(FileNotFoundError):
+            # First: it is no checkpoint from now on, also if the rest cannot be removed.
             self._asked(lambda: self._system.rm_file(self._path(name, MANIFEST)))
         with suppress(FileNotFoundError):
             self._asked(lambda: self._system.rm(self._path(name), recursive=True))
@@ -235,6 +237,7 @@ class RemoteStore:
         return {name: self._has_manifest(name) for name in names if step_of(name) is not None}
 
     def _listed_names(self) -> set[str]:
+        # fsspec remembers lists of folders; this one may have changed since.
         self._system.invalidate_cache()
         # Neither find() nor exists(): they take a server that fails for an empty one.
         try:
@@ -265,6 +268,7 @@ class RemoteStore:
         size = 0
         with open(copy, "wb") as file:
             for some in chunks(self._system, path):
+                # One byte too many tells that the file is another; a hostile one may have no end.
                 file.write(some[: most_bytes + 1 - size])
                 size += len(some)
                 if size > most_bytes:
@@ -387,6 +391,7 @@ def origin_of(store: Store, name: str) -> Origin:
 def describe_file(path: Path) -> Description:
     """The size and the sum of a file."""
     with open(path, "rb") as file:
+        # In this order: the position is the size only once the file has been read to its end.
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": file.tell()}
 
 
@@ -400,6 +405,7 @@ def json_object(text: bytes, what: str, most_bytes: int) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{what} is larger than {most_bytes:,} bytes")
     try:
         content = json.loads(text)
+    # Many open brackets exhaust Python's stack, and are no ValueError.
     except (ValueError, RecursionError) as error:
         raise DamagedCheckpoint(f"{what} is no JSON: {error}") from error
     if not isinstance(content, dict):

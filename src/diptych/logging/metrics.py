@@ -223,6 +223,7 @@ class AppendedFile:
         try:
             file = self._opened()
             while self._waiting:
+                # A write without a buffer may take a part only, as where a disk fills up.
                 self._waiting = self._waiting[file.write(self._waiting) :]
         except OSError:
             self.close()  # a handle may have gone stale with its folder
@@ -247,6 +248,7 @@ class AppendedFile:
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if not self._path.exists():
+                # In the place of what waits, and not before it: whole has all of that already.
                 self._waiting = self._whole()
             # Not buffered: what was written is then known to the byte.
             self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115

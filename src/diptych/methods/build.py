@@ -184,6 +184,7 @@ def build_method(
         _require_no_settings_of(config.encoder)
         given["encoder"] = _copy_of(own.encoder, config)
     try:
+        # Bound, not called: a TypeError from inside of build must not be taken for wrong arguments.
         inspect.signature(kind.build).bind(config, collection, executor, **given)
     except TypeError as error:
         arguments = ", ".join(["config", "images", "executor", *(f"{name}=" for name in given)])
@@ -231,6 +232,7 @@ def _require_known_encoder(method: Method, config: RunConfig, own: OwnParts) -> 
         wanted = use_norm(_copy_of(own.encoder, config), config.norm)
         what = "the module given as encoder="
     else:
+        # Names, shapes and types are all that is compared: this second network takes no memory.
         with torch.device("meta"):
             wanted = untrained_encoder(config)
         what = f"the network that encoder.name = {config.encoder.name!r} means"

@@ -106,6 +106,7 @@ class Contrastive(Method):
         self.autocast_type = autocast_type
         self.chunk_size = chunk_size
         self.views, self.needs_labels = config.views, self.loss.needs_labels
+        # Its logarithm is learned, so that no step of the optimizer makes it negative.
         start = torch.tensor(math.log(config.loss.temperature))
         self.log_temperature = nn.Parameter(start) if config.loss.learn_temperature else None
 
@@ -134,6 +135,7 @@ class Contrastive(Method):
 
     def encode(self, batch: Batch) -> Vectors:
         """Chooses which views are queries and which are keys, and encodes them."""
+        # The first view may keep its order: what matters is that no other view shares it.
         if self._views_are_keys:
             return Vectors(
                 self._encoded(self.encode_queries, batch.views, batch, from_view=1), None
@@ -161,6 +163,7 @@ class Contrastive(Method):
             queries = self._scaled(queries)
             if self._views_are_keys:
                 return self._contrast_views(queries.flatten(0, 1), batch)
+            # None comes only of a bank that has keys of all these images: any others will do.
             keys = queries.detach() if keys is None else self._scaled(keys)
             # Small views come after those of full size, and are compared with the keys in turn.
             pairs = zip(queries, cycle(keys), strict=False)
@@ -241,6 +244,7 @@ class Contrastive(Method):
 
     def encode_queries(self, views: Views) -> Tensor:
         """(views, images, dim), in one pass for each size; its views share batch statistics."""
+        # groupby joins neighbours only: all views of one size must stand together.
         full, *smaller = [tuple(same) for _, same in groupby(views, key=lambda one: one.shape[-1])]
         vectors = self._predicted(full)
         if smaller:
@@ -260,6 +264,8 @@ class Contrastive(Method):
     def encode_keys(self, views: Views) -> Tensor:
         """(views, images, dim); gradients flow only to the keys of a batch."""
         network = self.network if self.momentum_encoder is None else self.momentum_encoder
+        # set_grad_enabled(True) would win over a no_grad around it, and cached gradients encode
+        # without a graph at first.
         learns = self._keys_learn and torch.is_grad_enabled()
         with autocast_to(self.autocast_type, views[0]), torch.set_grad_enabled(learns):
             vectors = network(torch.cat(views))
@@ -392,6 +398,7 @@ def _at_least_fp32(vectors: Tensor) -> Tensor:
 def shuffled_order(seed: int, step: int, count: int, view: int = 0) -> Tensor:
     """An order of ``count`` rows, int64, by seed, step and view: the same on all processes."""
     key = np.array([seed, SHUFFLE_STREAM], dtype=np.uint64)
+    # Drawing counts up the first word; view and step stand in others, so no two streams meet.
     bits = np.random.Philox(key=key, counter=np.array([0, 0, view, step], dtype=np.uint64))
     return torch.from_numpy(np.random.Generator(bits).permutation(count))
 
@@ -405,6 +412,7 @@ def shuffle_rows(rows: Tensor, *, seed: int, step: int, view: int = 0) -> Tensor
         step: counted from 0.
         view: each is shuffled differently, or their keys would stay in one group.
     """
+    # Over all processes: within one, a group as large as its share would be the same images.
     order = shuffled_order(seed, step, len(rows) * process_count(), view).to(rows.device)
     return own_rows(gather_rows(rows)[order]) if process_count() > 1 else rows[order]
 

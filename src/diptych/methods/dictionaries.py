@@ -125,8 +125,10 @@ class InBatch(nn.Module):
             exclusions = batch_exclusions(gather_rows(batch.groups).repeat(views))
             left_out = float((exclusions >= 0).sum()) / len(exclusions)
             excluded = own_view_rows(exclusions, views)
+        # Rows are view after view: a turn by one batch puts an image's other view in its row.
         positives = keys.roll(len(batch), dims=0) if self.both_views else keys
         negatives = gather_views(keys, len(batch))
+        # With several processes there are more keys than queries: no triangle to halve the work.
         in_batch = self.both_views and process_count() == 1
         candidates = 1 + round(len(negatives) - left_out)
         return Comparison(queries, positives, negatives, excluded, candidates, in_batch=in_batch)
@@ -174,6 +176,7 @@ class KeyQueue(nn.Module):
     @property
     def negatives(self) -> Float[Tensor, "filled dim"]:
         """The keys it holds, in no order, without gradient."""
+        # A view, which the loss saves for its backward pass: keys must not come in before it.
         return self.keys[: self.filled]
 
     @property
@@ -282,6 +285,7 @@ class ImageBank(nn.Module):
     def needs_keys(self, indices: Tensor) -> bool:
         """Whether one of these images, on any process, has no key yet."""
         # Every process must answer alike: norms over processes make encoding collective.
+        # The count is alike everywhere, too, so that all of them gather here or none does.
         return self.count < len(self.known) and not bool(self.known[gather_rows(indices)].all())
 
     def compare(
@@ -314,6 +318,7 @@ class ImageBank(nn.Module):
 
         A function of the seed and the step.
         """
+        # numpy's generator, not the device's: the same images on any device and every process.
         key = np.array([self.seed, BANK_STREAM], dtype=np.uint64)
         bits = np.random.Philox(key=key, counter=np.array([0, 0, 0, step], dtype=np.uint64))
         wanted = min(self.negative_count + 1, self.count)
@@ -330,11 +335,13 @@ class ImageBank(nn.Module):
         surplus = len(drawn) - 1 if len(drawn) > self.negative_count else -1
         if not len(drawn):
             return batch.indices.new_full((len(batch), 1), -1)
+        # As int: torch has no argmax of bools.
         return torch.where(own.any(dim=1), own.int().argmax(dim=1), surplus)[:, None]
 
     @torch.no_grad()
     def update(self, keys: Float[Tensor, "batch dim"], indices: Int[Tensor, " batch"]) -> None:
         """Moves the images' keys towards the new ones, or stores those of new images."""
+        # Looked up first: a new image's key must not be mixed with the zeros that stand there.
         known = self.known[indices]
         self._update_rows(keys, indices, known)
         if self.count < len(self.known):
@@ -354,6 +361,7 @@ class ImageBank(nn.Module):
 
     def _update_rows(self, keys: Tensor, rows: Tensor, known: Tensor) -> None:
         """Moves rows of ``keys`` towards new keys; ``known`` says which rows hold a key."""
+        # Mixed and normalised in the type of the new keys: a bank in fp16 rounds once, at the end.
         old = self.keys[rows].to(keys.dtype)
         mixed = torch.where(known[:, None], torch.lerp(keys, old, self.momentum), keys)
         if self.unit_length:

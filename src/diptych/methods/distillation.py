@@ -128,6 +128,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float) -
         >>> float(distillation_loss(uniform, uniform, temperature=1.0))  # log(4)
         1.3862...
     """
+    # Hinton et al. multiply by the temperature's square too; the paper's eq. 2 does not.
     wanted = functional.softmax(teacher / temperature, dim=1)
     return -(wanted * functional.log_softmax(student / temperature, dim=1)).sum(dim=1).mean()
 

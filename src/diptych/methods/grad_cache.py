@@ -75,11 +75,14 @@ class _EncodeTwice(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
         device, start = gradient.device, 0
+        # The replay below sets the generators back; what comes after must not draw the same again.
         now = _generator_state(device)
         for part, state in zip(ctx.parts, ctx.states, strict=True):
             _set_generators(state, device)
+            # once_differentiable turned gradients off; the first pass has moved the statistics.
             with watch("forward"), frozen_statistics(ctx.network), torch.enable_grad():
                 vectors = ctx.encode(part)
+            # Adds to the weights' gradients directly, so this function returns none.
             torch.autograd.backward(vectors, gradient[:, start : start + vectors.shape[1]])
             start += vectors.shape[1]
         _set_generators(now, device)

@@ -184,6 +184,7 @@ def negatives_logsumexp(
     with torch.autocast(queries.device.type, enabled=False):
         return SummedLogits(
             *_LogSumExp.apply(
+                # Divided out here, so that autograd finds the temperature's gradient.
                 _precise(queries) / temperature,
                 _precise(negatives),
                 excluded,
@@ -230,6 +231,7 @@ def batch_exclusions(ids: Int[Tensor, " rows"]) -> Int[Tensor, "rows few"]:
     place = torch.arange(int(sizes.max()), device=ids.device)
     starts = sizes.cumsum(0) - sizes
     members = group.argsort(stable=True)  # group after group
+    # A small group has nobody at the last places: they are read elsewhere, and become -1.
     at = (starts[group, None] + place).clamp(max=len(ids) - 1)
     return torch.where(place < sizes[group, None], members[at], -1)
 
@@ -281,10 +283,14 @@ class _LogSumExp(torch.autograd.Function):
         for rows in _blocks(len(queries), tile):
             for columns in _blocks(len(negatives), tile):
                 logits = tiles.logits(rows, columns)
+                # Rows are slices, so views are written to: an index tensor would copy, and the sums
+                # would be lost.
                 shrink = _add_exponentials(logits, largest[rows], total[rows])
                 if mean_key is not None:
+                    # By now these are exponentials; what was summed before shrinks to their scale.
                     mean_key[rows].mul_(shrink[:, None]).addmm_(logits, negatives[columns])
         if mean_key is not None:
+            # Where nothing counts the gradient is zero; 0 / 0 would make it NaN.
             mean_key.div_(torch.where(total > 0, total, 1.0)[:, None])
         logsumexp = _finite(largest) + total.log()
         ctx.save_for_backward(queries, negatives, excluded, logsumexp, mean_key)
@@ -301,6 +307,8 @@ class _LogSumExp(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             to_negatives = torch.zeros_like(negatives)
             reference, pull = _finite(logsumexp), queries * slope[:, None]
+            # A backward pass runs outside of the contexts of its forward pass: autocast, where it
+            # is on here, would multiply in half precision.
             with torch.autocast(queries.device.type, enabled=False):
                 tiles = _Tiles(queries, negatives, excluded, ctx.tile)
                 for rows in _blocks(len(queries), ctx.tile):
@@ -326,6 +334,7 @@ class _InBatchLogSumExp(torch.autograd.Function):
             logits = tiles.logits(rows, columns)
             if tame:
                 torch.maximum(largest[rows], logits.amax(dim=1), out=largest[rows])
+                # A tile on the diagonal has both directions of its pairs: it counts once.
                 if rows != columns:
                     torch.maximum(largest[columns], logits.amax(dim=0), out=largest[columns])
                 logits.exp_()
@@ -347,9 +356,11 @@ class _InBatchLogSumExp(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         views, excluded, logsumexp = ctx.saved_tensors
         gradient, reference = torch.zeros_like(views), _finite(logsumexp)
+        # Tame logits let the sum be divided out as a factor, one exponential for both directions.
         factor = slope * torch.exp(-reference) if ctx.tame else slope
         with torch.autocast(views.device.type, enabled=False):
             tiles = _Tiles(views, views, excluded, ctx.tile)
+            # The tiles share one buffer: a second factor needs another, or it would overwrite them.
             spare = _Buffer(views, views, ctx.tile)
             for rows, columns in _upper_triangle(len(views), ctx.tile):
                 logits = tiles.logits(rows, columns)

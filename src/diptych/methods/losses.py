@@ -77,6 +77,7 @@ def decoupled_cross_entropy(
         >>> float(decoupled_cross_entropy(torch.tensor([2.0]), torch.tensor([3.0])))
         1.0
     """
+    # Chosen, not multiplied by a mask: 0 times -inf is NaN.
     return torch.where(logsumexp == -math.inf, 0.0, logsumexp - positive).mean()
 
 
@@ -273,6 +274,7 @@ def supervised_contrastive(
         summed = negatives_logsumexp(asking, views, temperature=temperature, excluded=itself)
         positive = positive_logits(asking, positives[queries], temperature=temperature)
     losses = torch.where(count > 0, summed.logsumexp - positive, 0.0)
+    # By the partnered of all rows, not of this part: then the mean over processes is the whole.
     return losses.sum() / partnered * (len(views) / len(positive))
 
 
@@ -287,6 +289,7 @@ def _over_batch(
     batch, stacked = len(views[0]), torch.cat(views)
     starts = batch * torch.arange(len(views), device=stacked.device)
     rows = torch.arange(len(stacked), device=stacked.device)[:, None]
+    # All views of the own image are left out; the losses add its positives themselves.
     summed = in_batch_logsumexp(stacked, temperature=temperature, excluded=rows % batch + starts)
     positives = [
         positive_logits(stacked, stacked.roll(turn * batch, dims=0), temperature=temperature)

@@ -81,6 +81,7 @@ def contrast(
     if loss.needs_all_logits:
         logits = negative_logits(queries, negatives, temperature=temperature, excluded=excluded)
         learned = semi_hard(positive, logits) if settings.semi_hard else logits
+        # The accuracy is against all negatives, also where the loss learns from a semi-hard one.
         value, largest = loss.one_positive(positive, learned, settings), _largest(logits.detach())
     else:
         summed = _summed(comparison, temperature)
@@ -121,6 +122,7 @@ def contrast_many(
     assert loss.many_positives is not None
     value = loss.many_positives(views, ids, temperature=temperature, queries=queries)
     with torch.no_grad():
+        # A second sum, for the metrics: it leaves out all positives, not the view alone.
         same = batch_exclusions(ids)
         # Of all rows, not of the queries alone, so that all processes have the same.
         positive_keys = float((same >= 0).sum()) / len(views) - 1.0

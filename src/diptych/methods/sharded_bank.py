@@ -35,6 +35,7 @@ class ShardedBank(ImageBank):
     """
 
     def __init__(self, images: int, dim: int, **settings: Any) -> None:
+        # This calls _rows_here, which is static since the rank is set only below.
         super().__init__(images, dim, **settings)
         self.images, self.rank, self.processes = images, process_rank(), process_count()
         self._sum = 0  # of the checksums of all rows; rows of zeros add nothing
@@ -51,6 +52,7 @@ class ShardedBank(ImageBank):
             rows = len(range(rank, self.images, self.processes))
             for begin in range(0, rows, _CHUNK):
                 end = min(begin + _CHUNK, rows)
+                # On other ranks the slice may be shorter: of theirs only width and type are used.
                 part = send_to_first(self.keys[begin:end], rank, end - begin)
                 if part is not None:
                     found[rank :: self.processes][begin:end] = part.cpu()
@@ -59,6 +61,7 @@ class ShardedBank(ImageBank):
     def fetch(self, images: Int[Tensor, " images"]) -> Shaped[Tensor, "images dim"]:
         """The keys of images that all processes name alike; each sends those it has. Collective."""
         owner = images % self.processes
+        # All name the same images, so each knows how many rows every other one sends.
         counts = torch.bincount(owner, minlength=self.processes).tolist()
         mine = self.keys[images[owner == self.rank] // self.processes]
         # Padded: an all-gather takes as many rows from each process.
@@ -67,6 +70,7 @@ class ShardedBank(ImageBank):
         shares = torch.split(gather_rows(sent), max(counts))
         by_owner = [share[:count] for share, count in zip(shares, counts, strict=True)]
         found = mine.new_empty(len(images), mine.shape[1])
+        # Stable: an owner's rows come in the order in which they were named.
         found[owner.argsort(stable=True)] = torch.cat(by_owner)
         return found
 
@@ -82,6 +86,7 @@ class ShardedBank(ImageBank):
         return len(range(process_rank(), images, process_count()))
 
     def _stored_keys(self, own: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        # fetch is collective: all must name the images of the whole batch, not each its own.
         whole_batch = gather_rows(own)
         rows = self.fetch(torch.cat([whole_batch, drawn]))
         return own_rows(rows[: len(whole_batch)]), rows[len(whole_batch) :]
@@ -89,6 +94,8 @@ class ShardedBank(ImageBank):
     def _update_rows(self, keys: Tensor, rows: Tensor, known: Tensor) -> None:
         mine = rows % self.processes == self.rank
         own = rows[mine] // self.processes
+        # Only the rows that change are summed. Damage that came before stays in the difference,
+        # and the check over all rows finds it.
         before = self._checksum(own)
         super()._update_rows(keys[mine], own, known[mine])
         self._sum = _wrapped(self._sum + self._checksum(own) - before)
@@ -97,6 +104,8 @@ class ShardedBank(ImageBank):
         """A sum over some rows or all, so that an update changes it by that of its rows."""
         if rows is None:
             rows = torch.arange(len(self.keys), device=self.keys.device)
+        # Odd factors, which lose no bit modulo 2^64, and another for each column, so that numbers
+        # that change places are noticed. int64 wraps around, as it should.
         multipliers = 2 * 2654435761 * torch.arange(self.keys.shape[1], device=rows.device) + 1
         total = 0
         for some in torch.split(rows, _CHUNK):

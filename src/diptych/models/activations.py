@@ -91,6 +91,8 @@ def _recomputed(stage: nn.Module, forward: Callable[..., Any], *inputs: Any, **n
         # The first run has moved the running statistics; the second must not move them again.
         return nullcontext(), frozen_statistics(stage)
 
+    # Not reentrant: the other form takes no contexts, and gives no gradients to the weights where
+    # no input needs any.
     return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts, **named)
 
 

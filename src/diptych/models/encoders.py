@@ -48,6 +48,7 @@ def build_encoder(
     """
     _require_known(config.name)
     _require_settings_that_apply(config)
+    # Weights are drawn on the CPU: no generator of a device needs to be kept.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with _blamed_on(config.name, channels, side_pixels):
@@ -99,12 +100,14 @@ def count_features(encoder: nn.Module, *, channels: int, side_pixels: int) -> in
     modes = [(module, module.training) for module in encoder.modules()]
     reference = next((p for p in encoder.parameters() if not is_lazy(p)), torch.zeros(()))
     image = reference.detach().new_zeros(1, channels, side_pixels, side_pixels)
+    # In training, batch norms may refuse a batch of one, and would move their statistics.
     encoder.eval()
     try:
         with torch.no_grad():
             features = encoder(image)
     finally:
         for module, training in modes:
+            # One by one: train() on the whole would wake parts that are held in evaluation mode.
             module.training = training
     shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
     if not isinstance(shape, tuple) or len(shape) != 2 or shape[0] != 1:
@@ -161,6 +164,8 @@ def _from_torchvision(config: EncoderConfig, channels: int, side_pixels: int) ->
         options = {"image_size": side_pixels}
     elif config.name.startswith("maxvit_"):
         options = {"input_size": (side_pixels, side_pixels)}
+    # Their auxiliary classifiers return tuples in training. init_weights is named, as
+    # torchvision warns of its default.
     elif config.name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True}
     network: nn.Module = torchvision.models.get_model(config.name, weights=None, **options)
@@ -269,6 +274,7 @@ def _freeze_patches(name: str, network: nn.Module) -> None:
             "encoder.freeze_patches goes with vision transformers that project patches by one "
             f"layer, as vit_small_patch16_224; {name!r} does not. Set it to false."
         )
+    # Seen as a matrix, it has the fans of a linear layer: a kernel's fan-out counts its pixels.
     nn.init.xavier_uniform_(projection.weight.view(projection.out_channels, -1))
     if projection.bias is not None:
         nn.init.zeros_(projection.bias)

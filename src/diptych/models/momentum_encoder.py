@@ -30,6 +30,7 @@ class MomentumEncoder(nn.Module):
             network: what this is a copy of.
             momentum: m, the share of itself that it keeps; 0 makes it a plain copy.
         """
+        # As lerp: where both are equal nothing moves, while m k + (1 - m) q would round.
         torch._foreach_lerp_(
             list(self.network.parameters()), list(network.parameters()), 1.0 - momentum
         )

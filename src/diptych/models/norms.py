@@ -44,6 +44,7 @@ def use_norm(network: nn.Module, config: NormConfig) -> nn.Module:
     """
     if config.kind == "batch":
         return network
+    # By object: a norm that stands in two places is replaced by one, and its weights stay tied.
     replacements = {
         module: _replacement(module, config)
         for module in network.modules()
@@ -88,6 +89,7 @@ class OwnBatchNorm(_BatchNorm):
             return
         assert self.running_mean is not None
         assert self.running_var is not None
+        # Before the count moves on: a plain mean is taken over it and one more.
         momentum = _next_momentum(self)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
@@ -137,6 +139,7 @@ class SplitBatchNorm(OwnBatchNorm):
         # plain batch norm there, and up to twice on maps of 4x4, where both take next to nothing.
         normalised = torch.cat(
             [
+                # The statistics are rows of means and variances, written in place.
                 # With momentum 1 the "running" statistics become those of the group.
                 functional.batch_norm(group, mean, variance, weight, bias, True, 1.0, self.eps)
                 for group, mean, variance in zip(groups, means, variances, strict=True)

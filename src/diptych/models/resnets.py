@@ -107,6 +107,7 @@ class ResNet(nn.Module):
             convolution = nn.Conv2d(features, outer, 1, stride, bias=False)
             return nn.Sequential(convolution, nn.BatchNorm2d(outer))
         return nn.Sequential(
+            # Rounded up, as the convolutions beside it do: maps of odd sides must fit the sum.
             nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False),
             nn.Conv2d(features, outer, 1, bias=False),
             nn.BatchNorm2d(outer),

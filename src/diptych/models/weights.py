@@ -201,6 +201,7 @@ def save_trained_on(path: Path, seen: TrainedOn | None) -> None:
         OSError: it cannot be written.
     """
     if seen is not None:
+        # Viewed and not converted: half of the checksums are too large for int64.
         tensor = torch.from_numpy(np.ascontiguousarray(seen.checksums).view(np.int64))
         header = {"labels_used": json.dumps(seen.labels_used)}
         atomic_write(path, save({"checksums": tensor}, metadata=header))

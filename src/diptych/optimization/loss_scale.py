@@ -58,6 +58,7 @@ class LossScale:
         before = self.value
         self._scaler.unscale_(optimizer)
         self._scaler.update()
+        # update lowers the scale exactly where unscale_ has met an infinity or NaN.
         finite = self.value >= before
         self.skipped_steps += not finite
         return finite
@@ -87,6 +88,7 @@ class LossScale:
         if not isinstance(scaler, dict):
             raise TypeError(f"the scale of the loss is {scalars!r}")
         given = [*scaler.values(), skipped]
+        # NaN is no number here: its comparison is false. Nor is JSON's true.
         numbers = all(type(one) in (int, float) and abs(one) < _MOST for one in given)
         if scaler.keys() != own.keys() or not numbers or not scaler["scale"] > 0:
             raise ValueError(f"the scale of the loss is {scalars!r}")

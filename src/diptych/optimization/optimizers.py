@@ -98,6 +98,7 @@ class Lars(torch.optim.Optimizer):
             torch._foreach_mul_(changes, _trust_ratios(weights, changes, group["trust"]))
         velocities = [self._velocity(p) for p in weights]
         torch._foreach_mul_(velocities, group["momentum"])
+        # The rate goes into the velocity, as in the paper; torch's SGD multiplies by it after.
         torch._foreach_add_(velocities, changes, alpha=group["lr"])
         torch._foreach_sub_(weights, velocities)
 
@@ -154,6 +155,7 @@ def learning_rate(
     """
     warmup_steps = min(round(config.warmup_epochs * steps_per_epoch), total_steps // 2)
     if step < warmup_steps:
+        # One more, or the first step would have a rate of zero and learn nothing.
         return peak * (step + 1) / warmup_steps
     if config.kind == "step":
         passed = sum(step >= round(drop * total_steps) for drop in config.step.drops)

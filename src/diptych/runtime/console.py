@@ -69,6 +69,7 @@ class SafeStream:
             return
         try:
             do(*arguments)
+        # It is a ValueError, and must not be taken for a stream that is closed.
         except UnicodeEncodeError:
             raise
         except OSError as error:

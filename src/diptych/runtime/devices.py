@@ -89,6 +89,7 @@ class Runtime:
 
 
 def _is_count(value: Any) -> bool:
+    # Python's True is an int, and no number of threads.
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
@@ -159,6 +160,7 @@ def choose_device(wanted: str, *, setting: str = "training.device") -> "torch.de
         return torch.device("cuda", here.local_rank) if here.count > 1 else torch.device("cuda")
     if wanted != "auto":
         return torch.device(wanted)
+    # Several processes cannot exchange tensors over mps.
     alone = read_world().count == 1
     return torch.device("mps" if alone and torch.backends.mps.is_available() else "cpu")
 

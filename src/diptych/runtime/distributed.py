@@ -142,6 +142,7 @@ def average_over_processes(tensors: Sequence[Tensor]) -> None:
         for bucket, flat, work in sent:
             assert work is not None
             work.wait()
+            # A sum, divided here: gloo knows no mean.
             flat /= process_count()
             parts = torch.split(flat, [tensor.numel() for tensor in bucket])
             for tensor, mean in zip(bucket, parts, strict=True):
@@ -189,6 +190,7 @@ def communicating() -> Iterator[None]:
     try:
         with watch("communication"):
             yield
+    # All of torch's own, DistError and below it, are RuntimeErrors.
     except RuntimeError as error:
         first_line = str(error).strip().splitlines()[0]
         raise LostProcess(f"the processes cannot reach each other: {first_line}") from error

@@ -143,6 +143,7 @@ def _print_failure(failed: "ChildFailedError") -> int:
         return EXIT_USER
     print(failed, file=sys.stderr)
     code = failed.get_first_failure()[1].exitcode
+    # Below zero it is the number of the signal that killed the process.
     return code if code > 0 else 128 - code
 
 
@@ -169,6 +170,7 @@ def prepare(options: Sequence[str]) -> list[str]:
         os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGQUIT")
     asked = _parsed(options)
     threads = divided(available_threads(), _processes_here(asked))
+    # torchrun sets 1 for several processes where nothing is set, however many cores there are.
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     if asked.rdzv_endpoint:  # torchrun's own way, static, lets no machine come back
         os.environ.setdefault("PET_RDZV_BACKEND", "c10d")

@@ -104,12 +104,14 @@ def run_on_first(make: Callable[[], str]) -> str:
     if process_count() == 1:
         return make()
     group = _groups[-1]
+    # Counted on each process by itself: all must come here equally often, in the same order.
     name = f"first/{next(group.turns)}"
     if process_rank() > 0:
         with watch("communication"):
             return _wait_for(group, name)
     try:
         made = make()
+    # Also of KeyboardInterrupt and SystemExit: nobody else tells the others to stop waiting.
     except BaseException as error:
         with suppress(RuntimeError):
             group.store.set(name, f"!{exit_code_of(error)} {type(error).__name__}")
@@ -117,6 +119,7 @@ def run_on_first(make: Callable[[], str]) -> str:
             time.sleep(2 * LONGEST_POLL_SECONDS)
         raise
     with communicating():
+        # Marked, as what was made may begin with "!" itself.
         group.store.set(name, f"={made}")
     return made
 
@@ -174,6 +177,7 @@ def _backend(device: str, found: World) -> str:
             f"has {torch.cuda.device_count()} CUDA devices. Start at most one process for each "
             "(torchrun --nproc-per-node)."
         )
+    # Events and generators are of the current device, which else is the first everywhere.
     torch.cuda.set_device(found.local_rank)
     return "cpu:gloo,cuda:nccl"
 

@@ -136,6 +136,7 @@ def stop_with_launcher(environment: Mapping[str, str] = os.environ) -> None:
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     text = environment.get(name, "").strip() or str(default)
+    # int() alone would take signs and underscores as well.
     if not text.isdecimal() or (name == "WORLD_SIZE" and int(text) < 1):
         raise ConfigError(
             f"the environment says {name} = {text!r}; wanted a whole number, as torchrun sets it."

@@ -65,6 +65,7 @@ def parse_begin_from(text: str) -> tuple[RunFolder, int | None]:
         ('a', 1200)
     """
     path, at, step = text.rpartition("@")
+    # Only digits after the last @ are a step: the name of a folder may hold an @ itself.
     if at and step.isdecimal():
         return RunFolder(Path(path)), int(step)
     return RunFolder(Path(text)), None

@@ -118,9 +118,11 @@ def train(
     state = build_state(config, collection, executor, watcher, own)
     if state.method.needs_labels:
         _require_labels(images, config)
+    # Before restore, which puts the trained weights in the place of the untrained ones.
     if config.encoder.name == OWN:
         run_on_first(lambda: keep_untrained(folder, state.method.encoder, config))
     place = checkpoint_location(config.checkpoint, folder)
+    # Every process reads the file: nothing is sent to make them alike.
     restore(state, config, place, record.identity, fingerprint, watcher)
     batches = ViewBatches(
         images,
@@ -137,6 +139,7 @@ def train(
     watcher.begin(step=state.step, total_steps=run.total_steps)
     stopwatch = Stopwatch(device)
     with ExitStack() as opened:
+        # Entered first and so left last: a signal must not end the saver while it finishes.
         received = opened.enter_context(collected_signals(patient=process_count() > 1))
         log = saver = None
         if process_rank() == 0:
@@ -210,6 +213,7 @@ class _Run:
         """
         state = self.state
         stopwatch.read()  # what came before is no step's
+        # A clock that nobody sets: the seconds of a run must not jump with the time of day.
         begun, earlier = time.monotonic(), state.seconds
         line_time, line_step = begun, state.step
         lines = log.lines if log is not None else []
@@ -225,6 +229,7 @@ class _Run:
                 steps = state.step - line_step
                 line = self._line(output, now - line_time, steps)
                 line |= time_metrics(stopwatch.read(), steps)
+                # Read anew: what this line took to measure does not lower the rate of the next one.
                 line_time, line_step = time.monotonic(), state.step
                 if log is not None:
                     log.write(line)
@@ -297,9 +302,11 @@ class _Run:
         return output
 
     def _check_losses(self) -> None:
+        # Stacked below, so that the device is waited for once and not for each loss.
         steps, losses = zip(*self.unchecked, strict=True) if self.unchecked else ((), ())
         self.unchecked.clear()
         for step, loss in zip(steps, torch.stack(losses).tolist() if losses else [], strict=True):
+            # Turned this way NaN fails as well: every comparison with it is false.
             if not -float("inf") < loss < float("inf"):
                 raise self._not_finite(f"the loss is {loss}", step + 1)
 
@@ -353,11 +360,13 @@ class _Run:
     def _save_and_wait(self, log: RunLog | None, saver: Saver | None) -> None:
         """Returns in all processes when all is written, or in none."""
         self._require_finite()
+        # Collective, so not within finish: there the others wait, and the first would gather alone.
         whole = whole_banks(self.state.method)
 
         def finish() -> str:
             assert saver is not None
             assert log is not None
+            # The checkpoint first: where the log fails, it says that the checkpoint is there.
             saver.finish(self.state, whole, **self._identifying())
             log.finish()
             return ""
@@ -369,6 +378,7 @@ class _Run:
         return {"images": self.fingerprint, "config": to_toml(self.config)}
 
     def _require_finite(self) -> None:
+        # A checkpoint with weights that are no numbers would be the newest good one to resume from.
         self._check_losses()
         if not self.state.is_finite():
             raise self._not_finite("a weight is not finite", self.state.step)

@@ -115,6 +115,7 @@ def write_run(
         watcher.say(_sharing(config, here.count))
     with saving(f"the run folder {folder.path} cannot be written", "start again"):
         held.enter_context(alone_in(folder.path))
+        # Looked at again under the lock: since the first look another process may have begun here.
         if earlier is None and folder.config.exists():
             raise RunFolderError(
                 f"another process began a run in {folder.path} meanwhile. Choose another --out."
@@ -285,6 +286,7 @@ def _is_foreign(path: Path, folder: RunFolder) -> bool:
 def remove_failed_start(folder: RunFolder, checkpoints: CheckpointLocation) -> None:
     """Removes the files of a run that failed to start, so that --out can be given again."""
     if not list_checkpoints(checkpoints):
+        # The config first: a folder that has one is taken for a run, also if this is interrupted.
         folder.config.unlink(missing_ok=True)
         folder.record.unlink(missing_ok=True)
         folder.skipped.unlink(missing_ok=True)
@@ -314,6 +316,7 @@ def _learned_from(
     if given.teacher is None or found is None:
         return found
     teachers = load_trained_on(RunFolder(Path(given.teacher)).trained_on)
+    # Not the half that is known: evaluation would call the other half held out.
     if teachers is None:
         return None
     return replace(found, checksums=np.concatenate([found.checksums, teachers.checksums]))

@@ -51,6 +51,7 @@ def build_state(
         )
     if training.compile:
         for network in method.networks:
+            # In place: torch.compile(network) would wrap it and rename its weights in checkpoints.
             network.compile()
     scale = LossScale(enabled=training.precision == "fp16", device=device.type)
     return RunState(method, build_optimizer(config.optimizer, method), scale)
@@ -118,6 +119,7 @@ def restore(
         return
     tensors, scalars = found or load_begin_from(str(begin_from))
     require_same_images(scalars.get("images"), fingerprint)
+    # Of a run's own checkpoints only: what begins from a run in fp32 begins with a new scale.
     if found and state.scale.enabled and "loss_scale" not in scalars:
         raise DamagedCheckpoint(f"a checkpoint of this run in {place} lacks the scale of the loss.")
     state.restore(tensors, scalars)

@@ -25,6 +25,7 @@ def collected_signals(*, patient: bool = False) -> Iterator[list[int]]:
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
+        # Noted only: a handler may run in the middle of a step, whose state nobody could save.
         received.append(number)
         if not patient:
             signal.signal(number, previous[number])

@@ -74,13 +74,16 @@ def train_step(
     with watch("forward"):
         output: StepOutput = method(batch)
     with watch("backward"):
+        # The weight scales gradients only; the loss in the metrics stays comparable.
         torch.autograd.backward(scale.scaled(output.loss * config.method.loss.weight))
+    # Before overflow is looked for: all must skip the same steps, so all see the same gradients.
     output = synchronize_step(method, output)
 
     set_learning_rate(optimizer, rate)
     with watch("optimizer"):
         moves = scale.unscale_and_update(optimizer)
         if moves and config.optimizer.clip_norm is not None:
+            # Of gradients that are unscaled and averaged: the bound is meant for the true ones.
             gradient_norm = torch.nn.utils.clip_grad_norm_(
                 [parameter for _, parameter in trainable(method)], config.optimizer.clip_norm
             )
@@ -114,6 +117,7 @@ def synchronize_step(method: nn.Module, output: StepOutput) -> StepOutput:
     # Copies: averaging is in place, and the method may still hold these tensors.
     loss = output.loss.detach().clone()
     metrics = {name: value.detach().clone() for name, value in output.metrics.items()}
+    # The same parameters must have gradients everywhere, or the buckets would not match.
     gradients = [p.grad for p in method.parameters() if p.grad is not None]
     averaged = [*gradients, *local_statistics(method), loss, *metrics.values()]
     average_over_processes(averaged)
@@ -146,10 +150,12 @@ def require_synchronized(method: nn.Module, step: int, **more: str) -> None:
         name: hashlib.sha256(text.encode(errors="surrogatepass")) for name, text in more.items()
     }
     digests = {"step": hashlib.sha256(str(step).encode()), **texts, **_digests(method)}
+    # A gather carries tensors, and eight bytes, signed, fit into an int64.
     own = [int.from_bytes(one.digest()[:8], "big", signed=True) for one in digests.values()]
     own.append(sum(not bank.is_intact() for _, bank in sharded_banks(method)))
     everyone = gather_rows(torch.tensor([own])).tolist()
     for part, sums in zip([*digests, _SHARE], zip(*everyone, strict=True), strict=True):
+        # Of shares, which nobody else holds, no majority can tell: each process counts its damage.
         usual = 0 if part == _SHARE else Counter(sums).most_common(1)[0][0]
         others = [rank for rank, one in enumerate(sums) if one != usual]
         if others:
