@@ -66,6 +66,7 @@ def detection_learning_rate(config: DetectionConfig, step: int, steps: int) -> f
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
     if config.schedule == "step":
+        # In whole numbers, as 2/3 is no float and a drop could come a step late.
         return config.learning_rate * 0.1 ** ((3 * step >= 2 * steps) + (9 * step >= 8 * steps))
     done = (step - warmup) / (steps - warmup)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))

@@ -78,6 +78,7 @@ def overlay(base: Config, settings: Settings, origin: str, prefix: str = "") -> 
         else:
             values[key] = _checked(value, types[key], f"{origin}: {prefix}{key}")
     try:
+        # All at once: checks see the new values together, none beside the old one of a neighbour.
         return type(base)(**values)
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from error
@@ -227,6 +228,7 @@ def _checked(value: Any, wanted: Any, where: str) -> Any:
         return float(value)
     if wanted is str:
         return _checked_text(value, problem)
+    # type, not isinstance: to Python true is an integer, and would pass for 1.
     if type(value) is not wanted:
         raise problem
     return value
@@ -256,6 +258,7 @@ def _toml_lines(config: object, prefix: str) -> list[str]:
             tables += [*header, *inner]
         elif value is not None:
             plain.append(f"{one.name} = {_toml_value(value)}")
+    # Plain settings first: behind a table's header they would belong to that table.
     return [*plain, *tables]
 
 

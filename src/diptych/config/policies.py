@@ -401,6 +401,7 @@ def _split(text: str) -> list[str]:
             "a policy is empty; wanted operations as 'crop + flip + color', or a preset: "
             f"{', '.join(PRESETS)}."
         )
+    # A plus inside of parentheses may be part of a number, as 1e+3.
     return re.split(r"\+(?![^()]*\))", text)
 
 

@@ -228,6 +228,7 @@ class RunConfig:
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
     def __post_init__(self) -> None:
+        # TOML's whole numbers have a sign and 64 bits.
         require(0 <= self.seed < 2**63, "seed must lie between 0 and 2^63 - 1", self.seed)
 
     @property

@@ -227,6 +227,7 @@ class EmbeddingJob:
 
 def _one_ahead(batches: Iterator[BatchOfViews]) -> Iterator[BatchOfViews]:
     """The same, each made while its predecessor is in use."""
+    # One thread: a generator cannot be run by two at once.
     with ThreadPoolExecutor(1, thread_name_prefix="diptych-embed-ahead") as ahead:
         waiting = ahead.submit(next, batches, None)
         while (batch := waiting.result()) is not None:

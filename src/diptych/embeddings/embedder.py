@@ -78,6 +78,7 @@ class Embedder:
         if self._settings.precision == "float32":
             return found
         largest = float(np.abs(found).max())
+        # The cast would make it infinite.
         if largest > float(np.finfo(np.float16).max):
             raise ConfigError(
                 f"a feature of {largest:g} is too large for --precision float16; use float32, or "
@@ -161,6 +162,7 @@ class ViewMaker:
                     held.append(read(index))
                 except UnreadableImage as error:
                     unreadable[index] = str(error)
+                    # What is held must be consecutive, and ends at the gap.
                     self._flush(held, index, out)
                 if sum(pixels.nbytes for pixels in held) > _HELD_BYTES:
                     self._flush(held, index + 1, out)

@@ -101,6 +101,7 @@ def write_or_compare_manifest(folder: Path, note: Note) -> None:
     file = folder / MANIFEST
     if not file.exists():
         atomic_write(file, note.encode() + b"\n")
+    # Read back even by its writer: another process may have written its own in between.
     refuse_differences(differences(read_set_manifest(folder).settings, note.settings), file)
 
 
@@ -190,6 +191,7 @@ class ShardWriter:
         """Writes what is held as a row group."""
         if not self._names:
             return
+        # Shares the block's memory, so it must be written before the block is filled again.
         numbers = pa.array(self._vectors[: len(self._names)].reshape(-1))
         columns = {
             "name": pa.array(self._names, pa.string()),

@@ -43,6 +43,7 @@ class Shard:
         >>> [Shard(index, 3).rows(10) for index in range(3)]
         [range(0, 3), range(3, 6), range(6, 10)]
         """
+        # In whole numbers: rounded floats could leave a gap between two shards, or an overlap.
         return range(images * self.index // self.count, images * (self.index + 1) // self.count)
 
     @property
@@ -153,6 +154,7 @@ class ShardReader:
         cls, some: range, fetch: Callable[[int], tuple[bytes, Callable[[], Pixels]]]
     ) -> "ShardReader":
         """A reader that has read none of its images yet."""
+        # A fixed byte order: these bytes go into files and hashes.
         return cls(some, fetch, np.zeros((len(some), 2), "<u8"))
 
     def pixels(self, index: int) -> Pixels:
@@ -264,6 +266,7 @@ def _decoded(images: ImageSet) -> ImageRows:
 
     def fetch(index: int) -> tuple[bytes, Callable[[], Pixels]]:
         pixels = images.pixels.gather(np.array([index])).image(0)
+        # With the shape: the same bytes as 2 x 3 and as 3 x 2 pixels are two images.
         return repr(pixels.shape).encode() + pixels.tobytes(), lambda: pixels
 
     def reader(some: range) -> ShardReader:

@@ -100,6 +100,7 @@ class ImageSet:
         """
         digest = hashlib.sha256()
         for name in self.names:
+            # The zero byte between them: else `ab`, `c` and `a`, `bc` would be the same names.
             digest.update(name.encode(errors="surrogateescape") + b"\0")
         digest.update(self.heights.tobytes() + self.widths.tobytes())
         if self.checksums is not None:
@@ -224,6 +225,7 @@ def choose(count: int, limit: int | None) -> NDArray[np.int64]:
     """A random subset of ``limit`` of so many images in ascending order; always the same one."""
     if limit is None or limit >= count:
         return np.arange(count, dtype=np.int64)
+    # A seed of its own, not the run's: all runs on a set must mean the same subset by a limit.
     chosen = np.random.Generator(np.random.Philox(0)).permutation(count)[:limit]
     return np.sort(chosen).astype(np.int64)
 

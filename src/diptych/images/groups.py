@@ -77,6 +77,7 @@ class Groups:
         shown = [indices]
         for view in range(1, views):
             uniform = _uniforms(len(self.numbers), seed, epoch, view)[indices]
+            # 1 .. size - 1 places on, around the end: never itself, all others equally likely.
             steps = np.where(sizes > 1, 1 + np.floor(uniform * (sizes - 1)), 0).astype(np.int64)
             shown.append(self.order[starts + (self.places[indices] - starts + steps) % sizes])
         return np.stack(shown)
@@ -160,6 +161,7 @@ def _matches(names: Sequence[str], pattern: str) -> list[str]:
 
 def _from_table(names: Sequence[str], path: Path, column: str) -> list[str]:
     try:
+        # utf-8-sig: spreadsheets begin a table by a mark, which would become part of `name`.
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.DictReader(file)
             present = reader.fieldnames or []
@@ -233,6 +235,7 @@ def stratified_group_split(
     units = np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1]
     units = units.reshape(-1)
     drawn = _mixed(np.arange(count) if identities is None else identities, seed)
+    # The lowest draw of its images stands for a group, wherever they stand in the set.
     first = np.full(units.max(initial=-1) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
     np.minimum.at(first, units, drawn)
     order = np.argsort(first, kind="stable")
@@ -355,6 +358,7 @@ def _mixed(numbers: NDArray[np.generic], seed: int) -> NDArray[np.uint64]:
     """Numbers that say nothing of those they come from: two rounds of SplitMix64's last step."""
     found = numbers.astype(np.uint64)
     for salt in (2 * seed + 1, 2 * seed + 2):
+        # Reduced by hand: NumPy's arrays wrap around, and a number of over 64 bits is refused.
         found = found + np.uint64(salt * 0x9E3779B97F4A7C15 % 2**64)
         found = (found ^ (found >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         found = (found ^ (found >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

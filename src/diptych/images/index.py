@@ -112,6 +112,7 @@ class _StoredIndex:
         else:
             place = {name: row for row, name in enumerate(self.names)}
             rows = np.array([place.get(name, -1) for name in names], dtype=np.int64)
+        # A row of -1 reads the last one here, and the second condition throws it out.
         good = (self.stamps[rows] == stamps).all(axis=1) & (rows >= 0)
         good &= stamps[:, 1] < self.begun - _DOUBT_NANOSECONDS
         good &= self.index.checksums[rows].any(axis=1)  # a file that could not be read may be well
@@ -148,6 +149,7 @@ def find_index(
         return look.complete(Index.empty(0), everything, executor, on_progress), None
     stored, stamps = _load(place), _stamps(stamp, len(names))
     rows = stored.rows_of(names, stamps)
+    # First without the lock: where all is known, as mostly, nobody waits.
     if len(rows) and rows.min() >= 0:
         return stored.index.select(rows), None
     # One process of many looks; the others wait, and find what it kept.
@@ -231,6 +233,7 @@ def file_stamp(path: str | Path) -> tuple[int, int]:
         OSError: it is not there.
     """
     status = os.stat(path)
+    # `cp -p` and archives set mtime back to what it was; ctime cannot be set.
     return status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)
 
 
@@ -248,6 +251,7 @@ def index_path(origin: str, part: str, config: ImagesConfig) -> Path:
 
 def set_name(origin: str, part: str, config: ImagesConfig, *more: object) -> str:
     """A name for files about one part of a set as it is decoded."""
+    # The limits too, as they decide which images there are and which of them can be used.
     form = (config.color, config.bits, config.max_megapixels, config.limit)
     asked = "\0".join(map(str, [os.path.abspath(origin), part, *form, *more]))
     return hashlib.sha256(asked.encode(errors="surrogateescape")).hexdigest()[:32]
@@ -293,6 +297,7 @@ def _save(place: Path, stored: _StoredIndex) -> None:
     tensors |= {"names": np.frombuffer(text, np.uint8), "ends": ends, "stamps": stored.stamps}
     reasons = json.dumps(list(stored.index.reasons.items())).encode()
     tensors["reasons"] = np.frombuffer(reasons, np.uint8)
+    # safetensors has no checksum of its own.
     marks = {"version": decoders(), "begun": str(stored.begun), "sum": _sum(tensors)}
     atomic_write(place, save(tensors, marks))
 

@@ -171,6 +171,7 @@ def _pixels(listing: Listing, index: Index, config: ImagesConfig) -> tuple[Pixel
     def read(row: int, room: NDArray[np.uint8] | None) -> Pixels:
         try:
             pixels = decode_bytes(listing.read(row), config, room)
+            # Its place in memory has the size that the index found; another does not fit.
             if pixels.shape[:2] != (heights[row], widths[row]):
                 full = f"{index.widths[row]} x {index.heights[row]}"
                 raise UnreadableImage(f"its size was {full} and is another")
@@ -188,6 +189,7 @@ def _pixels(listing: Listing, index: Index, config: ImagesConfig) -> tuple[Pixel
     cache_file = None
     if listing.stamp is not None:
         name = set_name(listing.origin, listing.part, config, config.raw_channels, config.jpeg_side)
+        # The decoders' versions too: another one may give other pixels for the same bytes.
         follows_from = f"{name} {decoders()}".encode() + index.checksums.tobytes()
         content = hashlib.sha256(follows_from).digest()
         cache_file = CacheFile(cache_folder(config) / f"{name}.pixels", content)

@@ -199,6 +199,7 @@ class DecodedPixels:
     def decode_into(self, index: int, room: Pixels) -> None:
         """Decodes one image to its place, (height x width x channels,)."""
         pixels = self.read(index, room.view(np.uint8) if room.dtype == np.uint8 else None)
+        # A decoder that could write in place has done so.
         if not np.may_share_memory(pixels, room):
             room[:] = pixels.reshape(-1)
 
@@ -277,6 +278,7 @@ class KeptPixels:
         elif self.sums[index] != _sum(room):
             self.decoded.decode_into(index, room)
             self.sums[index] = _sum(room)  # last: a process that dies before leaves no checksum
+        # After the pixels: other threads read it without a lock.
         self.known[index] = True
 
 
@@ -358,6 +360,7 @@ def _in_file(
                         "at every use."
                     )
                 _make(cache_file, size)
+            # Mapped shared (r+): what one process decodes, the others find.
             whole = np.memmap(cache_file.path, dtype=np.uint8, mode="r+", shape=size)
     except OSError as error:
         return decoded, (
@@ -365,6 +368,7 @@ def _in_file(
             f"({error.strerror or error}); they are decoded at every use. "
             "images.cache_folder names another place."
         )
+    # Plain arrays on the same memory; slices of a memmap carry its class along and cost more.
     sums = np.asarray(whole[_PAGE : _PAGE + 8 * len(decoded)]).view(np.uint64)
     room: Pixels = np.asarray(whole[_PAGE + 8 * len(decoded) :]).view(decoded.dtype)
     known = np.zeros(len(decoded), dtype=np.bool_)

@@ -133,6 +133,7 @@ class _Walker:
                     continue
                 inside = _Visit(visit.path, visit.around | {place})
                 with os.scandir(self.root / visit.path) as entries:
+                    # A generator: `+=` runs it to its end here, while the folder is still open.
                     waiting += self._look_through(entries, inside)
             except OSError as error:
                 if visit.path == "":
@@ -162,6 +163,7 @@ class _Walker:
         """Notes the files of a folder; gives back its folders, and keeps linked ones for later."""
         images = list[str]()
         for entry in entries:
+            # Answered by scandir from the folder itself: no stat for each of a million files.
             name, is_link = entry.name, entry.is_symlink()
             if name.startswith("."):
                 self.tree.others.add(_join(around.path, name), HIDDEN, part_around(around.path))

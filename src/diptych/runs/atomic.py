@@ -48,6 +48,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             yield temporary
             _take_name(temporary, path)
     finally:
+        # A failure to clean up must not hide the error that came before it.
         with suppress(OSError):
             _delete(temporary)
     remove_leftovers(path.parent, path.name)
@@ -69,11 +70,15 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 
 def _temporary(path: Path) -> Path:
+    # Beside the final name, as a rename works within one file system only; random and no process
+    # id, which another machine on the same folder may have too.
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
 
 
 def _take_name(temporary: Path, path: Path) -> None:
     try:
+        # Contents before the name: else the rename may reach the disk first, and after a loss of
+        # power the final name stands for an empty file.
         if temporary.is_dir():
             for file in temporary.iterdir():
                 _sync(file)
@@ -112,5 +117,6 @@ def _errors_name(path: Path, temporary: Path) -> Iterator[None]:
         named = None if error.filename is None else os.fspath(error.filename)
         if error.errno is not None and named in (None, str(temporary)):
             error.filename = str(path)
+        # Errors of a rename name two files, of which one is temporary.
         error.filename2 = None
         raise

@@ -150,6 +150,7 @@ def require_writable(folder: Path) -> None:
     above = (folder.absolute(), *folder.absolute().parents)
     there = next(one for one in above if os.path.lexists(one))
     try:
+        # Tried and not asked: os.access can be wrong on network file systems.
         with TemporaryFile(dir=there):
             pass
     except OSError as error:
@@ -181,6 +182,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
+        # Monotonic: a clock that is set meanwhile must not end the wait, or draw it out.
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not _lock(descriptor):
             if time.monotonic() > deadline:
@@ -191,6 +193,7 @@ def alone_in(folder: Path) -> Iterator[None]:
             time.sleep(_POLL_SECONDS)
         yield
     finally:
+        # This lets go of the lock; so the descriptor stays open for as long as the block runs.
         os.close(descriptor)
 
 
@@ -310,6 +313,7 @@ def is_at(folder: RunFolder, identity: Identity) -> bool:
 def _read(path: Path) -> Mapping[str, Any]:
     try:
         with open(path, "rb") as file:
+            # Bounded: whatever lies under this name must not fill the memory.
             content = json.loads(file.read(_MOST_BYTES))
     except FileNotFoundError as error:
         raise RunFolderError(
@@ -317,6 +321,7 @@ def _read(path: Path) -> Mapping[str, Any]:
             "those of others. Runs of older versions of diptych have none: go on with the version "
             "that began it, or begin a new run."
         ) from error
+    # RecursionError: of JSON that is nested very deeply.
     except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(f"{path} cannot be read: {error}. Restore it.") from error
     return content if isinstance(content, Mapping) else {}

@@ -82,4 +82,5 @@ def tensor_pieces(tensors: Mapping[str, Tensor]) -> list[Piece]:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor; not copied if it lies in order on the CPU."""
+    # As bytes: NumPy has no bfloat16.
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -79,6 +79,7 @@ class Order:
 @lru_cache(maxsize=2)  # batches made ahead may be of the next epoch already
 def _shuffled(seed: int, epoch: int, image_count: int) -> NDArray[np.int64]:
     key = np.array([seed, ORDER_STREAM], dtype=np.uint64)
+    # The epoch is the highest word of the counter: no permutation counts up into another epoch's.
     bits = np.random.Philox(key=key, counter=np.array([0, 0, 0, epoch], dtype=np.uint64))
     return np.random.Generator(bits).permutation(image_count)
 
@@ -153,6 +154,7 @@ class ViewBatches:
     def at(self, step: int) -> Batch:
         """This process's share of the batch of a step."""
         epoch, indices = self.order.batch(step)
+        # All processes draw the whole batch, so that its order does not depend on their number.
         indices = indices[own_slice(len(indices))]
         groups, labels = self.groups, self.images.labels
         return Batch(
@@ -195,6 +197,7 @@ class ViewBatches:
             for step in steps:
                 assert waiting is not None
                 batch = waiting.result()
+                # Before the yield, at which this stands still while the network works.
                 waiting = ahead.submit(make, step + 1) if step + 1 in steps else None
                 yield batch
 
@@ -271,4 +274,5 @@ def evaluation_views(
 
 def as_images(views: NDArray[np.float32]) -> Tensor:
     """(batch, side, side, channels) as (batch, channels, side, side), laid channels last."""
+    # A view of the memory as the loops wrote it; contiguous() would copy every batch.
     return torch.from_numpy(views).permute(0, 3, 1, 2)

@@ -83,6 +83,7 @@ def normalisation(
 def to_pixels(views: NDArray[np.float32], config: ViewsConfig) -> NDArray[np.uint8]:
     """Undoes the normalisation of (..., side, side, channels), for showing views to people."""
     mean, scale = normalisation(config, views.shape[-1])
+    # Rounded: a cast alone cuts, and a 6 that came back as 5.9999 would be shown as 5.
     restored: NDArray[np.float32] = np.rint((views / scale + mean) * 255.0)
     return np.clip(restored, 0, 255).astype(np.uint8)
 

@@ -89,6 +89,7 @@ def _alike(heights: NDArray[np.int64], widths: NDArray[np.int64]) -> list[NDArra
     """Splits a batch into stacks of similar sizes, so that padding stays bounded."""
     stacks: list[list[int]] = []
     height = width = pixels = 0
+    # lexsort sorts by its last key first: tall images, then wide ones, each by height and width.
     for image in np.lexsort((widths, heights, widths > heights)).tolist():
         own = int(heights[image]), int(widths[image])
         height, width, pixels = max(height, own[0]), max(width, own[1]), pixels + own[0] * own[1]
@@ -106,6 +107,7 @@ def _stack(images: PixelBatch, rows: NDArray[np.int64], device: torch.device) ->
     # Only from pinned memory does a copy to CUDA run beside the computation. What the padding
     # holds does not matter: its weights are 0, and whole numbers are never NaN.
     packed = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+    # Shares the tensor's memory, with the bits of int16 read as uint16.
     target = packed.numpy().view(images.pixels.dtype)
     for row, image in enumerate(rows.tolist()):
         target[row, : heights[row], : widths[row]] = images.image(image)
@@ -214,6 +216,7 @@ def weights(
 
 def on_device(numbers: NDArray[np.generic], like: Tensor) -> Tensor:
     """Numbers with the dtype and on the device of another tensor."""
+    # The dtype first, on the CPU: MPS takes in no float64.
     return to_device(torch.from_numpy(np.ascontiguousarray(numbers)).to(like.dtype), like.device)
 
 
@@ -221,6 +224,7 @@ def _as_float(pixels: Tensor) -> Tensor:
     """Contiguous float64 if the pixels are, else float32; in the pixels' own unit."""
     dtype = torch.float64 if pixels.dtype == torch.float64 else torch.float32
     if pixels.dtype == torch.int16:  # uint16 is not a dtype that every device computes with
+        # The cast drags the sign along; the mask takes it off.
         pixels = pixels.to(torch.int32) & 0xFFFF
     return pixels.to(dtype, memory_format=torch.contiguous_format)
 
@@ -323,6 +327,7 @@ def _change(
 
 def _step(views: Views, kind: int, numbers: NDArray[np.float64], mean: Fill) -> Views:
     """Does a step of one kind; numbers is (rows, STEP_WIDTH - 1), as in ``ViewParameters``."""
+    # From float64: float32 holds whole numbers up to 2^24 only, and halves of keys reach 2^32.
     whole = numbers.astype(np.int64)
     table = on_device(numbers, views)
     match kind:

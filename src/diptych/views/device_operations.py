@@ -30,6 +30,7 @@ def brightness(views: Views, factor: Numbers) -> Views:
 
 def contrast(views: Views, factor: Numbers) -> Views:
     """Blends with the mean gray of the view."""
+    # The gray of the means is the mean of the grays, at a fraction of the work.
     means = views.mean(dim=(2, 3), keepdim=True)
     return _blend(views, _gray_of(means), factor)
 
@@ -48,6 +49,7 @@ def hue(views: Views, shift: Numbers) -> Views:
     red, green, blue = views.unbind(dim=1)
     value = views.amax(dim=1)
     chroma = value - views.amin(dim=1)
+    # A gray pixel is divided by 1: a NaN in a branch not taken still reaches the gradients.
     divisor = torch.where(chroma > 0.0, chroma, 1.0)
     angle = torch.where(value == green, 2.0 + (blue - red) / divisor, 4.0 + (red - green) / divisor)
     angle = torch.where(value == red, (green - blue) / divisor, angle)
@@ -59,6 +61,7 @@ def hue(views: Views, shift: Numbers) -> Views:
 
 def gray(views: Views) -> Views:
     """Luma of three channels, or the mean, in every channel."""
+    # The channels share memory from here on: later operations must not write in place.
     return _gray_of(views).expand_as(views)
 
 
@@ -95,6 +98,7 @@ def solarize(views: Views, threshold: Numbers) -> Views:
 def posterize(views: Views, shades: Numbers) -> Views:
     """Fewer shades; a staircase, so without gradient."""
     shades = _per_row(shades)
+    # Without the bound, a pixel of 1.0 would have a shade of its own.
     return torch.minimum((views * shades).floor(), shades - 1.0) / shades
 
 
@@ -232,6 +236,7 @@ def move(
     rest = rests[0][:, :, None, :] + rests[1][:, :, :, None]  # (rows, 2, side, side)
     corner = wholes[0][:, :, None, :] + wholes[1][:, :, :, None] + rest.floor()
     share = rest - rest.floor()
+    # Taken off here and added at the end, so that the outside, which weighs nothing, is the fill.
     flat = (views - fill[:, None, None]).reshape(rows, channels, side * side)
     moved = torch.zeros_like(flat)
     for right in (0, 1):
@@ -240,6 +245,8 @@ def move(
             weight = share[:, 0] if right else 1.0 - share[:, 0]
             weight = weight * (share[:, 1] if low else 1.0 - share[:, 1])
             inside = (x >= 0) & (x < side) & (y >= 0) & (y < side)
+            # Clamped though its weight is 0: an index outside is an error, on CUDA one that the
+            # process does not recover from.
             at = (y.clamp(0, side - 1) * side + x.clamp(0, side - 1)).to(torch.int64)
             at = at.reshape(rows, 1, -1).expand(-1, channels, -1)
             moved = moved + flat.gather(2, at) * (weight * inside).reshape(rows, 1, -1)

@@ -46,6 +46,8 @@ VIEW_STREAM: Final = 0x56494557  # "VIEW": keeps these draws apart from any othe
 _BLOCKS: Final = 32  # of each operation; a second one of the same kind has those after all kinds'
 _SWITCH: Final = 31  # the block that decides whether it happens
 _CROP_ATTEMPTS: Final = 10  # blocks 0 .. 9, one per attempt, as torchvision's RandomResizedCrop
+# An operation's blocks follow from its place in OPERATIONS: a new one goes to the end, or those
+# behind it draw other numbers.
 _KINDS: Final = {kind: number for number, kind in enumerate(OPERATIONS.values())}
 _ROW: Final = 10  # kind, probability, first block, and up to seven numbers
 
@@ -100,6 +102,7 @@ def draw_views(
     programs = [_program(policy, strength, side_pixels) for policy in policies]
     lengths = [_steps_of(policy) for policy in policies]
     crops = np.zeros((len(policies), len(indices)), dtype=CROP)
+    # Zeros are steps of the kind NOTHING: what is not filled in is passed over.
     steps = np.zeros((len(policies), len(indices), max(lengths), STEP_WIDTH))
     for view, program in enumerate(programs):
         _draw(
@@ -193,6 +196,8 @@ def _numbers(operation: Operation, strength: float, side_pixels: int) -> tuple[f
             return ()
 
 
+# A slot is passed on whether or not its operation happens: the device does one slot of all rows at
+# a time, which is then mostly one kind.
 @njit(cache=True, nogil=True)
 def _draw(program, side, seed, epoch, view, indices, heights, widths, crops, steps):
     for i in range(len(indices)):
@@ -272,6 +277,7 @@ def _span(operation):
     return operation[6] - operation[5]
 
 
+# 150 of 331 pixels are the largest shift, as in torchvision's RandAugment.
 @njit(cache=True, nogil=True)
 def _draw_mixed(magnitude, side, u, step):
     """One of RandAugment's fourteen, with the ranges of its section 3 at 30."""

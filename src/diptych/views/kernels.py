@@ -9,8 +9,12 @@ from diptych.views.pixel_kernels import apply_step, largest_radius
 # No reassociation: a loop has a second body, for arrays that might overlap, and the bits must not
 # depend on where arrays lie.
 _FAST = {"contract", "nsz", "arcp"}
+# In inner loops arrays are flat and indices unsigned: a slice costs a reference count, and a signed
+# index stops vectorisation (docs/experiments.md, view kernels).
 
 
+# Threads run it side by side without the GIL: its scratch is its own, and each call writes other
+# images of `out`.
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def make_views_into(pixels, offsets, widths, heights, unit, crops, steps, mean, scale, out, begin):
     """Makes the views of some images; the arguments of ``cpu.make_views``, unpacked.
@@ -71,6 +75,7 @@ def _write(planes, mean, scale, target):
             at += np.uint64(channels)
 
 
+# `device.weights` has the same borders and tolerance: change both, or the two disagree at edges.
 @njit(cache=True, nogil=True)
 def _borders(start, length, limit):
     """First pixel of a crop and the one behind its last; a fractional crop ends at whole pixels.
@@ -80,6 +85,8 @@ def _borders(start, length, limit):
     return max(int(np.floor(start + 1e-6)), 0), min(int(np.ceil(start + length - 1e-6)), limit)
 
 
+# The unit (1/255 or 1/65535) is in the weights of the first pass; a pass of its own over all pixels
+# would cost more.
 @njit(cache=True, nogil=True)
 def _crop_and_resize(pixels, offset, size, crop, unit, flipped, side, row, columns, planes):
     """Antialiased resize of the crop to planes in 0 .. 1, flipped if asked.
@@ -114,6 +121,7 @@ def _crop_and_resize(pixels, offset, size, crop, unit, flipped, side, row, colum
                 planes[c, i] = min(max(planes[c, i], np.float32(0.0)), np.float32(1.0))
 
 
+# Two equal pixels at a border give what `_taps` gives there, which divides by what is left.
 @njit(cache=True, nogil=True)
 def _two_taps(start, step, low, high, side, flipped):
     """For each output pixel of an enlargement the two pixels it lies between, from ``low``.
@@ -131,6 +139,8 @@ def _two_taps(start, step, low, high, side, flipped):
     return first_of, second_of, far
 
 
+# Weights are divided by their sum: a filter cut at a border still adds up to 1, so that a flat
+# image stays flat up to its edges.
 @njit(cache=True, nogil=True)
 def _taps(start, step, position, low, high, cubic, unit, weights):
     """The weights of one output pixel: a triangle or a cubic (a = -1/2), as wide as the reduction.
@@ -161,6 +171,7 @@ def _taps(start, step, position, low, high, cubic, unit, weights):
     return first, count
 
 
+# One tap alone is read twice, with weight 0: the pixel behind it may lie outside of the buffer.
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def _sum_taps(target, source, start, stride, weights, count):
     """Target = sum over k of weights[k] * source[start + k * stride :], two taps at a time.

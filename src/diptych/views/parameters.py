@@ -19,6 +19,8 @@ CROP = np.dtype(
 )
 """Where a view is cut from its image, and how it is resized."""
 
+# Compiled loops hold these as constants, and numba's cache does not notice a change in another
+# file: after a change, touch the files with loops that use them. Zero must stay NOTHING.
 NOTHING: Final = 0
 FLIP: Final = 1
 VERTICAL_FLIP: Final = 2
@@ -33,6 +35,7 @@ POSTERIZE: Final = 9  # shades
 EQUALIZE: Final = 10
 AUTO_CONTRAST: Final = 11
 SHARPEN: Final = 12  # factor
+# Two halves, as a table of doubles holds whole numbers up to 2^53 only.
 NOISE: Final = 13  # sigma; two halves of a key, whole numbers below 2^32
 CUTOUT: Final = 14  # top, left, height, width in pixels of the view
 SOBEL: Final = 15
@@ -41,6 +44,7 @@ STEP_WIDTH: Final = 7
 """A step is one of the kinds above and up to six numbers, as listed there."""
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+# A draw names a row of it: in another order every seed would give other views.
 JITTER_ORDERS = np.array(list(permutations(range(4))), dtype=np.int64)
 """(24, 4): the orders in which the four changes of a colour jitter can come."""
 

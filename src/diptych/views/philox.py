@@ -6,6 +6,8 @@ Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 import numpy as np
 from numba import njit
 
+# The paper's numbers; with others it is a generator that nobody has tested. All are np.uint64:
+# numba makes a float of a uint64 and a plain integer, and digits are lost.
 _M0, _M1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
 _W0, _W1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
 _LOW, _HALF, _TO_DOUBLE = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(11)
@@ -14,6 +16,7 @@ _SMALL_M0, _SMALL_M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _SMALL_W0, _SMALL_W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 
 
+# numba has no integers of 128 bits.
 @njit(cache=True, nogil=True)
 def _multiply(a, b):
     """The high and low 64 bits of a 64 x 64 bit product, by the schoolbook's four products."""
@@ -62,6 +65,7 @@ def small_philox(key0, key1, counter0, counter1):
     return counter0, counter1, counter2, counter3
 
 
+# The shift by 11 keeps 53 bits, which a double holds: 64 of them could round up to 1.0.
 @njit(cache=True, nogil=True)
 def uniforms(seed, stream, block, view, image, epoch):
     """Four doubles in [0, 1)."""

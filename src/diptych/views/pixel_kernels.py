@@ -75,6 +75,7 @@ def apply_step(planes, step, side, mean, one, two):
             _sobel(plane, side, one)
 
 
+# A factor of 1 is passed over: RandAugment's steps change one thing, and have the others at 1.
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def _jitter(planes, kind, step):
     """One of the four changes. Without three channels there are brightness and contrast only."""
@@ -113,12 +114,15 @@ def _blend(plane, factor, offset):
         plane[i] = min(max(factor * plane[i] + offset, np.float32(0.0)), np.float32(1.0))
 
 
+# torchvision's digits. They add up to 0.9999; files become gray by Pillow's 0.299 in
+# `codecs/channels.py`.
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def _luma(r, g, b):
     """ITU-R 601 luma."""
     return np.float32(0.2989) * r + np.float32(0.587) * g + np.float32(0.114) * b
 
 
+# Sums may be reordered here: it reads one array and writes none, so it has one body and one order.
 @njit(cache=True, nogil=True, fastmath=_SUMS)
 def _mean(plane):
     total = np.float32(0.0)
@@ -304,6 +308,7 @@ def _quarter_turn(plane, side, scratch):
             plane[y * side + x] = scratch[x * side + side - 1 - y]
 
 
+# Positions are float64: in float32 the digits behind the point would be too few.
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def _move(plane, step, side, fill, scratch):
     """An affine map by bilinear interpolation; beyond the border lies the mean colour."""
@@ -343,12 +348,15 @@ def _posterize(plane, shades):
         plane[i] = min(np.floor(plane[i] * shades), shades - np.float32(1.0)) / shades
 
 
+# 255.999 is torchvision's factor: with 255 only a pixel of exactly 1.0 would be the last shade.
 @njit(cache=True, nogil=True)
 def _shade(value):
     """0 .. 1 as one of 256 shades, as torchvision converts; rounding may have passed the ends."""
     return min(max(int(value * np.float32(255.999)), 0), _SHADES - 1)
 
 
+# As in Pillow the pixels of the highest shade do not count towards the width of a step, and a width
+# of 0 leaves every shade as it is.
 @njit(cache=True, nogil=True)
 def _equalize(plane):
     """Histogram equalisation as Pillow's: a table from shade to shade."""
@@ -378,6 +386,7 @@ def _stretch(plane):
             plane[i] = min(max((plane[i] - low) * factor, np.float32(0.0)), np.float32(1.0))
 
 
+# Weights of 1 and 5, over 13, are Pillow's filter SMOOTH, which leaves the border alone too.
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def _sharpen(plane, factor, side, scratch):
     """Blends with a 3 x 3 mean that weighs the centre five times; the border stays."""
@@ -396,6 +405,7 @@ def _sharpen(plane, factor, side, scratch):
             plane[here + x + one] = min(max(mixed, zero), np.float32(1.0))
 
 
+# The half keeps the logarithm away from 0. `device_operations.add_noise` draws the same numbers.
 @njit(cache=True, nogil=True)
 def _add_noise(plane, step, channel):
     """Four numbers of Philox at a time, made normal by Box and Muller (1958)."""
@@ -421,6 +431,7 @@ def _cut_out(plane, step, side, fill):
             plane[y * side + x] = fill
 
 
+# The weights on one side add up to 4: a quarter makes a step from black to white 1.
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def _sobel(plane, side, scratch):
     wide = side + 2

@@ -101,12 +101,14 @@ def in_depth(pixels: Pixels, config: ImagesConfig, white: int | None = None) -> 
         return widened
     # At most 65535 * 65535 + 32767, which 32 bits hold.
     stretched = (pixels.astype(np.uint32) * np.uint32(highest) + np.uint32(white // 2)) // white
+    # A damaged file may hold numbers above its own white.
     return np.minimum(stretched, highest).astype(wanted)
 
 
 def _never_inverted(decoded: Decoded) -> Pixels:
     if not decoded.inverted:
         return decoded.pixels
+    # A copy: arrays from Pillow may be read-only.
     pixels, colors = decoded.pixels.copy(), _COLORS[decoded.color]
     pixels[..., :colors] = decoded.white - pixels[..., :colors]
     return pixels
@@ -147,6 +149,7 @@ def _on_white(color: Pixels, alpha: Pixels, white: int, premultiplied: bool) -> 
 
 def _luma(color: Pixels) -> Pixels:
     """ITU-R 601-2; of 8 bits with the very weights of Pillow, which are 16 bits long."""
+    # `shift // 4` is a width in bytes: sums of 32 bits for weights of 16, or of 64 for 32.
     shift = 16 if color.dtype == np.uint8 else 32
     wide = np.dtype(f"u{shift // 4}")
     weights = np.array([round(weight * 2**shift) for weight in _LUMA], dtype=wide)
@@ -158,6 +161,7 @@ def _luma(color: Pixels) -> Pixels:
 
 def _turned_upright(pixels: Pixels, orientation: int) -> Pixels:
     """Undoes an EXIF orientation, 2 .. 8: bits for mirrored, turned and transposed."""
+    # Only views; in_form copies once at the end. The transpose must come first.
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
@@ -169,6 +173,7 @@ def _turned_upright(pixels: Pixels, orientation: int) -> Pixels:
 
 def check_size(height: int, width: int, config: ImagesConfig) -> None:
     """Refuses a picture with more pixels than may be."""
+    # Asked of the header before anything is decoded: a few bytes may claim gigabytes.
     megapixels = width * height / 1e6
     if megapixels > config.max_megapixels:
         raise UnreadableImage(
@@ -206,6 +211,7 @@ def decode_opened(
         config: gives the largest number of pixels.
         turned: how the file is to be turned; as its EXIF or XMP data says when not given.
     """
+    # Not Image.open, whose limit of pixels is a variable of the whole process.
     with plugin(io.BytesIO(data)) as image:
         check_size(image.height, image.width, config)
         image.load()

@@ -210,6 +210,7 @@ def decode_bytes(
         return in_form(_decode(data, config, room), config)
     except UnreadableImage:
         raise
+    # The index looks for this cause: a lack of memory says nothing of the file, and is not kept.
     except MemoryError as error:
         raise UnreadableImage("does not fit in memory") from error
     except Exception as error:  # decoders raise whatever they like on damaged data

@@ -88,6 +88,7 @@ def _read_chunks(data: bytes) -> _Chunks:
     packed, exif, xmp = [], b"", b""
     at = len(_START)
     while b"IEND" not in found:
+        # A file that ends before IEND raises struct.error here, and is reported as damaged.
         size, kind = struct.unpack_from(">I4s", data, at)
         content = data[at + 8 : at + 8 + size]
         (sum_there,) = struct.unpack_from(">I", data, at + 8 + size)
@@ -116,6 +117,7 @@ def _exif_in_text(kind: bytes, content: bytes) -> bytes:
     if name != b"Raw profile type exif":
         return b""
     if kind == b"zTXt":
+        # The first byte names the compression, of which there is one. What unpacks is bounded.
         text = zlib.decompressobj().decompress(text[1:], _MOST_TEXT)
     found = _HEX_OF_EXIF.match(text)
     return bytes.fromhex(found[1].decode()) if found else b""
@@ -135,6 +137,7 @@ def _decode_deep(chunks: _Chunks, color: int, interlaced: int) -> Pixels:
     transparent = chunks.transparent
     if transparent is not None and len(transparent) != _KEY_BYTES.get(color):
         transparent = None
+    # Stored (level 0), not packed: libpng unpacks it at once.
     clean = _Chunks(chunks.header, None, None, b"", 1).file(zlib.compress(lines, 0), transparent)
     pixels: Pixels = imagecodecs.png_decode(clean)
     return pixels.reshape(height, width, -1)
@@ -157,6 +160,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 def png_pages(data: bytes) -> int:
     """Pictures in a PNG: more than one if it is animated."""
+    # It stands before the picture, so a large file need not be searched to its end.
     at = data.find(b"acTL", 0, 4096)
     if at < 0 or at + 8 > len(data):
         return 1
@@ -167,6 +171,7 @@ def decode_webp(data: bytes, config: ImagesConfig) -> Decoded:
     """Decodes a WebP; of an animation the first picture."""
     import imagecodecs
 
+    # Reversed, so that of several chunks of one kind the first counts.
     chunks = dict(reversed(list(_webp_chunks(data))))
     check_size(*_webp_size(chunks), config)
     if b"ANMF" in chunks:
@@ -187,6 +192,7 @@ def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     while at + 8 <= len(data):
         kind, size = struct.unpack_from("<4sI", data, at)
         yield kind, data[at + 8 : at + 8 + size]
+        # RIFF pads each chunk to an even length.
         at += 8 + size + size % 2
 
 
@@ -197,6 +203,7 @@ def _webp_size(chunks: dict[bytes, bytes]) -> tuple[int, int]:
         return height, width
     if (header := chunks.get(b"VP8 ")) is not None and len(header) >= 10:
         width, height = struct.unpack_from("<HH", header, 6)
+        # The upper two bits are a hint for scaling, no part of the size.
         return height & 0x3FFF, width & 0x3FFF
     if (header := chunks.get(b"VP8L")) is not None and len(header) >= 5:
         (packed,) = struct.unpack_from("<I", header, 1)
@@ -210,6 +217,7 @@ def gif_pages(data: bytes) -> int:
     while at < len(data) and data[at] != 0x3B:
         if data[at] == 0x2C:
             pages += 1
+            # A descriptor of 10 bytes, perhaps a palette, and one byte for LZW.
             at += 11 + _palette_bytes(data[at + 9])
         else:
             at += 2
@@ -232,8 +240,10 @@ def decode_avif(data: bytes, config: ImagesConfig) -> Decoded:
     """Decodes an AVIF of 8, 10 or 12 bits; of a sequence the first picture."""
     import imagecodecs
 
+    # Pillow first in any case: by it the size is checked and the orientation read.
     shallow = decode_opened(AvifImagePlugin.AvifImageFile, data, config)
     at = data.find(b"av1C")
+    # The third byte of the configuration says whether there are more than 8 bits, and 12.
     flags = data[at + 6] if 0 <= at < len(data) - 6 else 0
     if not flags & _HIGH_BITS:
         return shallow
@@ -249,6 +259,7 @@ def decode_jpeg2000(data: bytes, config: ImagesConfig) -> Decoded:
     check_size(*jpeg2000_size(data), config)
     at = data.find(_CODESTREAM)
     (channels,) = struct.unpack_from(">H", data, at + 40)
+    # Bits less one, of each channel; the highest bit marks signed numbers.
     depths = data[at + 42 : at + 42 + 3 * channels : 3]
     if any(depth & 0x80 for depth in depths) or max(depths, default=99) >= 16:
         raise UnreadableImage(
@@ -323,6 +334,7 @@ def decode_netpbm(data: bytes, config: ImagesConfig) -> Decoded:
 
 def _numbers(body: bytes, count: int, *, plain: bool) -> Pixels:
     if plain:
+        # Splits off no more than is wanted: a list of all that a long file holds fills memory.
         found = np.array(body.split(None, count)[:count], dtype=np.uint16)
     else:
         found = np.frombuffer(body[: count * 2], dtype=">u2").astype(np.uint16)

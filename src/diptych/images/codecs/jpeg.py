@@ -163,6 +163,7 @@ def reduction(size: tuple[int, int], side: int | None) -> int:
 def reduced(size: tuple[int, int], side: int | None) -> tuple[int, int]:
     """Height and width of a JPEG of that size when it is decoded."""
     by = reduction(size, side)
+    # Rounded up as libjpeg does: room in memory is laid out by this before anything is decoded.
     return -(-size[0] // by), -(-size[1] // by)
 
 
@@ -176,6 +177,7 @@ def plain_jpeg_header(data: bytes) -> tuple[int, int, int] | None:
 
     None for anything else, a damaged file included: ``decode_any_jpeg`` reads those.
     """
+    # A search through all bytes costs little beside decoding; a false find only takes the slow way.
     if not data.startswith(_START) or any(mark in data for mark in _TURNING):
         return None
     try:
@@ -261,6 +263,7 @@ def decode_jpeg(
         return _decode(data, space, least, buffer)
     except ValueError as error:
         warning, parts = str(error), jpeg_segments(data)
+    # In full, whatever size is wanted: fine detail that is missing may not show in a reduced image.
     in_full = _decode(
         parts.joined(), space, buffer=buffer if wanted == size else None, strict=False
     )

@@ -55,6 +55,7 @@ _LETTERS: Final = {3: "H", 4: "I", 16: "Q"}  # by the type of a tag
 
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # of the tag ExtraSamples: the only kinds that are alpha
 
+# Of each thread its own: what others do with tifffile at the same time is logged as ever.
 _reading: ContextVar[bool] = ContextVar("_reading", default=False)
 
 
@@ -94,6 +95,7 @@ def _unpacked(page: "TiffPage", data: bytes, config: ImagesConfig) -> Pixels:
     import imagecodecs
 
     try:
+        # One thread, as images are decoded in several threads already.
         return page.asarray(maxworkers=1)
     except Exception as error:  # each codec raises another error where there is no room
         pixels = _with_whole_strips(page, data, config)
@@ -243,12 +245,15 @@ def tiff_pages(data: bytes) -> int:
     (at,) = struct.unpack_from(order + word, data, 8 if big else 4)
     seen: set[int] = set()
     pages = 0
+    # A damaged or hostile chain of pages may lead back to itself.
     while at and at not in seen:
         seen.add(at)
         (entries,) = struct.unpack_from(order + count, data, at)
         begin = at + struct.calcsize(order + count)
+        # Tags are sorted, and 254 (the kind of page) is the lowest in use, so it comes first.
         tag, _ = struct.unpack_from(order + "HH", data, begin)
         (kind,) = struct.unpack_from(order + "I", data, begin + step - (8 if big else 4))
+        # Bit 0 marks a reduced copy, bit 2 a mask.
         pages += not (tag == 254 and kind & 0b101)
         (at,) = struct.unpack_from(order + word, data, begin + step * entries)
     return pages

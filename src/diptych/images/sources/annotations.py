@@ -262,6 +262,7 @@ def _annotations(root: Path, file: Path, part: str, document: Any) -> tuple[Anno
     }
     images = _table(document, "images")
     for key in ("id", "file_name"):
+        # As text: a hostile value may be a list, which no set takes.
         if len({str(one.get(key)) for one in images}) < len(images):
             raise _BadCoco(f"two images have the same {key}")
     marked = _boxes_by_image(document, classes, {_integer(one, "id", "images") for one in images})
@@ -356,6 +357,7 @@ def _string(one: dict[str, Any], key: str, place: str) -> str:
 def _is_number(value: object) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
+    # The bound first: isfinite raises for an integer that no double holds.
     return abs(value) < 2**53 and math.isfinite(value)
 
 

@@ -208,10 +208,12 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             magic = file.read(4)
             if magic[:3] != bytes([0, 0, _IDX_UINT8]) or len(magic) < 4:
                 raise ImagesError(f"{path} is not an IDX file of uint8: it begins {magic!r}.")
+            # Python's integers: the product of NumPy's could wrap around and pass the check.
             shape = tuple(int(n) for n in np.frombuffer(file.read(4 * magic[3]), dtype=">u4"))
             size = math.prod(shape)
             if size > _LARGEST_ARRAY or len(shape) != magic[3]:
                 raise ImagesError(f"{path} is refused: its header names the shape {shape}.")
+            # One byte more shows a file that is too long.
             data = file.read(size + 1)
     except (OSError, EOFError) as error:
         raise ImagesError(f"{path} cannot be read: {error}") from error
@@ -269,6 +271,7 @@ def image_set(
         labels=numbers,
         classes=classes,
         beyond_limit=beyond(len(array), config.limit),
+        # Of the pixels as they were given, whatever colour and depth this run makes of them.
         checksums=np.array(
             [checksum(np.ascontiguousarray(image).data.cast("B")) for image in stack],
             dtype=np.uint64,
@@ -309,6 +312,7 @@ def _to_color(stack: NDArray[Any], config: ImagesConfig) -> Pixels:
 
 def _refuse_bomb(path: str) -> None:
     with zipfile.ZipFile(path) as archive:
+        # As the archive names them, without unpacking; zipfile unpacks no more than it names.
         size = sum(member.file_size for member in archive.infolist())
     if size > _LARGEST_ARRAY:
         raise ImagesError(f"{path} is refused: it would unpack to {size} bytes.")

@@ -326,6 +326,7 @@ def list_saved(path: Path, config: ImagesConfig, part: str = "") -> Listing:
         labels,
         classes,
         part,
+        # From the right: an empty table begins where the next does, and must not be found.
         stamp=lambda index: stamps[int(np.searchsorted(starts, index, side="right")) - 1],
     )
 
@@ -354,6 +355,7 @@ def _reader(path: Path, tables: Sequence[Any], columns: Columns) -> Callable[[in
         return row_image(row, columns, read_inside)
 
     def read_inside(named: str) -> bytes:
+        # resolve follows links too, so that none leads out unseen.
         file = (path / named).resolve()
         if not file.is_relative_to(path.resolve()):
             raise UnreadableImage("the row names a file outside of the saved folder")

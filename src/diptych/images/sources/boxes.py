@@ -194,6 +194,7 @@ def check_boxes(
     position = {name: index for index, name in enumerate(classes)}
     labels = np.array([position[name] for name in annotation.classes], dtype=np.int64)
     boxes = Boxes(inside[good], labels[good], annotation.difficult[good], annotation.crowd[good])
+    # Not just unequal: float32 rounds the corners that are given.
     clipped = (np.abs(inside - given) > 1e-3).any(axis=1) & good
     return _CheckedBoxes(boxes, int(clipped.sum()), int((~good).sum()))
 

@@ -194,6 +194,7 @@ def as_file(image: Any, bits: int) -> bytes:
     if isinstance(image, Image.Image):
         return _pil_file(image, bits)
     if isinstance(image, Tensor):
+        # float() as NumPy has no bfloat16.
         array = (image.float() if image.is_floating_point() else image).detach().cpu().numpy()
         return _array_file(array.transpose(1, 2, 0) if array.ndim == 3 else array, bits)
     if isinstance(image, np.ndarray):
@@ -246,10 +247,12 @@ def _stamp_and_label(dataset: Any, index: int) -> tuple[tuple[int, int], Any]:
     """Two numbers that follow from the pixels, the second as if it were a time long ago."""
     try:
         image, label = _item(dataset, index)
+        # At 16 bits whatever the run has: what a data set holds does not depend on a setting.
         first, second = checksum(as_file(image, 16))
     except UnreadableImage as error:
         label = None
         first, second = checksum(str(error).encode(errors="surrogateescape"))
+    # The first fits into int64 by this; the second, as nanoseconds, lies before 1973.
     return (first >> 1, second >> 8), label
 
 
@@ -293,6 +296,7 @@ def _array_file(array: NDArray[Any], bits: int) -> bytes:
     if channels in (1, 3):
         kind, white = 5 if channels == 1 else 6, np.iinfo(numbers.dtype).max
         header = f"P{kind}\n{width} {height}\n{white}\n".encode()
+        # Netpbm's numbers of two bytes are big-endian.
         return header + numbers.astype(numbers.dtype.newbyteorder(">")).tobytes()
     import tifffile
 

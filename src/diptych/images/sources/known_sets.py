@@ -61,6 +61,7 @@ def find_photographs(path: str, config: ImagesConfig) -> LocatedImages:
     """Cuts the patches, always the same ones, and labels each by its photograph."""
     del path
     train, test = list[Pixels](), list[Pixels]()
+    # One generator for all: another order of photographs would cut other patches.
     generator = np.random.Generator(np.random.Philox(0))
     # Some are gray: of their own channels they would not agree. None is reduced: a patch is an
     # image of its own, and the same one for every run.
@@ -110,6 +111,7 @@ def _cells(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Top left corners of the training and the test cells, (cells, 2) each."""
     rows, columns = photograph.shape[0] // CELL_PIXELS, photograph.shape[1] // CELL_PIXELS
+    # Patches lie within cells, and cells do not overlap: no held-out pixel is learned from.
     corners = np.argwhere(np.ones((rows, columns))) * CELL_PIXELS
     shuffled = generator.permutation(corners)
     held_out = len(corners) // 4

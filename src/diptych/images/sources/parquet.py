@@ -154,6 +154,7 @@ class _LateSpool:
         self._lock, self._images = Lock(), list["Encoded"]()
 
     def read(self, index: int) -> bytes:
+        # Held while the rows are copied: other threads wait for the copy and do not begin a second.
         with self._lock:
             if not self._images:
                 images = self._spool()
@@ -170,6 +171,7 @@ def _spool(
     files: Sequence[str], columns: Columns, stamps: list[tuple[int, int]], config: ImagesConfig
 ) -> "Encoded":
     places = [os.path.abspath(file) for file in files]
+    # Without the stamps, which are in `source`: changed files replace their own spool.
     key = hashlib.sha256("\0".join([columns.image, *places]).encode(errors="surrogateescape"))
     place = SpoolPlace(
         cache_folder(config) / f"parquet-{key.hexdigest()[:32]}.spool",
@@ -349,6 +351,7 @@ def _write(file: BinaryIO, place: SpoolPlace, source: Any, images: Iterator[byte
         "sum": zlib.crc32(index),
     }
     encoded = json.dumps(note).encode()
+    # The mark comes last, so that a spool that was cut short has none.
     file.write(index + encoded + len(encoded).to_bytes(8, "little") + _MARK)
 
 

@@ -44,6 +44,7 @@ def connect(url: str) -> tuple[Any, str]:
     Raises:
         ImagesError: the package for this kind of URL is missing, or it is of no known kind.
     """
+    # With `::` fsspec chains protocols, and could be led to files of this machine.
     if "::" in url or url.startswith(("file:", "local:")):
         raise ImagesError(
             f"{url}: wanted one plain URL, as https://host/images or s3://bucket/images; for files "
@@ -54,6 +55,7 @@ def connect(url: str) -> tuple[Any, str]:
     try:
         if url.startswith(("http://", "https://")):
             aiohttp = _import_extra("aiohttp", "http URLs")
+            # No bound on the whole: a large file may take hours. Only a silent server is given up.
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=SECONDS, sock_read=SECONDS)
             options = {"client_kwargs": {"timeout": timeout}, "use_listings_cache": False}
         system, place = fsspec.core.url_to_fs(url, **options)
@@ -175,6 +177,7 @@ def _fetch_into(folder: Path, url: str, budget: int) -> Path:
             f"{url} could not be fetched into {folder}: {one_line(error)}. Check the connection "
             "and try again."
         ) from error
+    # After the copy, which counts only with a note that fits it.
     atomic_write(note, json.dumps({**source, "bytes": size}).encode())
     return copy
 
@@ -191,6 +194,7 @@ def _download(
                 _require_fit(url, size, budget, copy.parent)
                 file.write(some)
         if expected is not None and size != expected:
+            # An OSError, not an ImagesError: it is tried again.
             raise OSError(f"{size} bytes came, {expected} were announced")
     return size
 
@@ -365,6 +369,7 @@ def _stamper(system: Any, entries: Sequence[Entry]) -> Callable[[int], tuple[int
         marks = [
             str(entry.get(key)) for key in ("ETag", "etag", "LastModified", "mtime", "created")
         ]
+        # As a time in nanoseconds it lies in the first seconds of 1970: old enough to be believed.
         return int(entry.get("size") or 0), zlib.crc32("\0".join(marks).encode())
 
     return stamp

@@ -158,6 +158,7 @@ def _members(path: Path) -> Iterator[Member]:
 
 def _walk(path: Path, file: "_Bounded") -> Iterator[Member]:
     end, last = 0, None
+    # `r:`, without compression: by default tarfile unpacks, and offsets are of what was unpacked.
     with tarfile.open(fileobj=file, mode="r:") as tar:  # type: ignore[call-overload]
         while True:
             try:
@@ -306,6 +307,7 @@ class Shards:
         """
         try:
             with self._descriptor(shard) as descriptor:
+                # pread: threads share a descriptor, and a seek by one would move the place of all.
                 data = os.pread(descriptor, size, offset)
         except OSError as error:
             raise UnreadableImage(f"{self.paths[shard]}: {error.strerror or error}") from error
@@ -330,6 +332,7 @@ class Shards:
 
     def _opened(self, shard: int) -> int:
         descriptor = os.open(self.paths[shard], os.O_RDONLY)
+        # Of what was opened, not of the name, under which another file may have come by now.
         if _stamp(os.fstat(descriptor)) != self.stamps[shard]:
             os.close(descriptor)
             raise UnreadableImage(f"{self.paths[shard]} has changed since it was listed")
@@ -344,6 +347,7 @@ class Shards:
                 os.close(self._open.pop(shard))
 
     def __del__(self) -> None:
+        # getattr: it also runs after a constructor that raised.
         for descriptor in getattr(self, "_open", {}).values():
             os.close(descriptor)
 
@@ -485,6 +489,7 @@ def _label_in_json(text: str) -> Label | None:
     if not isinstance(document, dict):
         return None
     found = (document.get(key) for key in _LABEL_KEYS)
+    # type, not isinstance: to Python true and false are integers.
     label = next((one for one in found if type(one) in (int, str)), None)
     # JSON may hold half of a pair of surrogates, which no file and no terminal takes.
     return label.encode(errors="backslashreplace").decode() if isinstance(label, str) else label

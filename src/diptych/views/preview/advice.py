@@ -44,6 +44,7 @@ class Survey:
     @property
     def deviations(self) -> NDArray[np.float64]:
         """(images,), each image's standard deviation, of the channel that varies most."""
+        # Of a constant image rounding can leave a difference just below 0.
         return np.sqrt(np.maximum(self.squares - self.means**2, 0.0)).max(axis=1)
 
     @property
