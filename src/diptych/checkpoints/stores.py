@@ -237,7 +237,7 @@ class RemoteStore:
         return {name: self._has_manifest(name) for name in names if step_of(name) is not None}
 
     def _listed_names(self) -> set[str]:
-        # fsspec remembers lists of folders; this one may have changed since.
+        # fsspec caches lists of folders; this one may have changed since.
         self._system.invalidate_cache()
         # Neither find() nor exists(): they take a server that fails for an empty one.
         try:
