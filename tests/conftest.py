@@ -1,6 +1,7 @@
 """Shapes in signatures are checked while the tests run; small image folders to test on."""
 
 import io
+import itertools
 import os
 import shutil
 import signal
@@ -136,6 +137,9 @@ def encoded(pixels: NDArray[np.uint8], kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
+_TESTS = itertools.count()
+
+
 @pytest.fixture(autouse=True)
 def _no_color_on_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "NO_COLOR", "1")
@@ -143,5 +147,9 @@ def _no_color_on_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_cache_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(os.environ, "XDG_CACHE_HOME", str(tmp_path / ".cache"))
+def _no_cache_at_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # A folder for each test, which only those make that keep something in it.
+    caches = tmp_path_factory.getbasetemp() / "caches"
+    monkeypatch.setitem(os.environ, "XDG_CACHE_HOME", str(caches / f"{next(_TESTS)}"))

@@ -109,7 +109,8 @@ def test_embeddings(kind: str, place: Path, tmp_path: Path) -> None:
         assert r"K\xf6ln/\xff<b>.png" in skipped
 
 
-@pytest.mark.parametrize("encoding", ["ascii", pytest.param("utf-8", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_a_terminal(encoding: str, tmp_path: Path) -> None:
     """Of any encoding: what it cannot show is written out."""
     missing = tmp_path / os.fsdecode(b"n\xf6")

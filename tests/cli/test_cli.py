@@ -545,22 +545,36 @@ def test_the_supervised_loss_needs_labels(
     assert "needs a label of every image; 1 of 40 have none, as 7" in said
 
 
-def test_an_encoder_is_asked_for_by_name(class_folder: Path, tmp_path: Path) -> None:
-    def encoder_of(*flags: str, side: int = 32) -> tuple[str, str]:
-        out = tmp_path / flags[1].replace(":", "")
-        given = [*flags, "--out", str(out), "--quiet", *ONE_EPOCH[:3], "--batch-size", "16"]
-        given += ["--views.side-pixels", str(side), "--probe.images", "16", "--threads", "1"]
-        assert ran("pretrain", str(class_folder), *given) == 0
-        assert diptych.load_encoder(out)(torch.zeros(1, 3, 32, 32)).ndim == 2
-        config = load_run_config(out / "config.toml").encoder
-        return config.name, config.stem
+VIT = ("--encoder", "vit_tiny_patch16_224", "--encoder.freeze-patches", "--head.layers", "3")
 
-    assert encoder_of("--encoder", "mobilenet_v3_small") == ("mobilenet_v3_small", "imagenet")
-    assert encoder_of("--encoder", "timm:resnet10t") == ("timm:resnet10t", "imagenet")
-    vit = ("--encoder", "vit_tiny_patch16_224", "--encoder.freeze-patches", "--head.layers", "3")
-    assert encoder_of(*vit, "--recipe", "moco_v3") == ("vit_tiny_patch16_224", "imagenet")
-    none = ("--encoder=resnet18", "--scale", "small", "--head.layers", "0")
-    assert encoder_of(*none, side=16) == ("resnet18", "small")
+
+@pytest.mark.parametrize(
+    ("flags", "side", "name", "stem"),
+    [
+        (("--encoder", "mobilenet_v3_small"), 32, "mobilenet_v3_small", "imagenet"),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in (
+                (("--encoder", "timm:resnet10t"), 32, "timm:resnet10t", "imagenet"),
+                ((*VIT, "--recipe", "moco_v3"), 32, "vit_tiny_patch16_224", "imagenet"),
+                (
+                    ("--encoder=resnet18", "--scale", "small", "--head.layers", "0"),
+                    *(16, "resnet18", "small"),
+                ),
+            )
+        ),
+    ],
+)
+def test_an_encoder_is_asked_for_by_name(
+    flags: tuple[str, ...], side: int, name: str, stem: str, class_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    given = [*flags, "--out", str(out), "--quiet", *ONE_EPOCH[:3], "--batch-size", "16"]
+    given += ["--views.side-pixels", str(side), "--probe.images", "16", "--threads", "1"]
+    assert ran("pretrain", str(class_folder), *given) == 0
+    assert diptych.load_encoder(out)(torch.zeros(1, 3, 32, 32)).ndim == 2
+    config = load_run_config(out / "config.toml").encoder
+    assert (config.name, config.stem) == (name, stem)
 
 
 def test_flags_are_checked_on_top_of_their_recipe(class_folder: Path, tmp_path: Path) -> None:

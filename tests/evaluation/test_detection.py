@@ -387,6 +387,7 @@ def ap50(found: Detections, test: BoxedImages) -> float:
     return float(scored(found, test.boxes, 2)[1])
 
 
+@pytest.mark.slow
 def test_squares_are_learned(squares: Path) -> None:
     train, test = opened(squares)
     config = replace(SMALL, epochs=5, side=48, learning_rate=0.02)
@@ -529,6 +530,7 @@ FLAGS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_and_resumed(
     run: Path,
     few_squares: Path,

@@ -180,6 +180,7 @@ def _open(folder: Path, config: ImagesConfig) -> bytes:
         return everything(open_folder(folder, config, executor)).tobytes()
 
 
+@pytest.mark.slow
 def test_processes_at_once_do_not_break_each_other(
     folder: Path, config: ImagesConfig, executor: ThreadPoolExecutor
 ) -> None:

@@ -122,6 +122,7 @@ def one_point_over_processes(rank: int, count: int) -> Results:
     return {"found": torch.tensor(found)}
 
 
+@pytest.mark.slow
 def test_several_processes_find_no_keys_in_one_point() -> None:
     for results in run_processes(one_point_over_processes, 2):
         assert len(results["found"]) > len(DICTIONARIES)

@@ -99,6 +99,7 @@ def test_torchvisions_weights_load_without_the_classifier(name: str) -> None:
     torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
 @pytest.mark.parametrize("name", ON_META)
 @pytest.mark.parametrize("channels", [1, 3])

@@ -202,6 +202,7 @@ def read_until_lines(run: Path, process: subprocess.Popen[bytes], terminal: int)
     raise AssertionError("no lines of metrics came")
 
 
+@pytest.mark.slow
 def test_a_terminal_that_goes_away_leaves_a_saved_run(
     command: list[str], begun: Begun, tmp_path: Path
 ) -> None:

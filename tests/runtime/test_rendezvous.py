@@ -180,6 +180,7 @@ def test_a_run_goes_on_with_another_number_of_processes(folder: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_those_that_stay_name_the_one_that_is_gone(folder: Path) -> None:
     first, _, last = map(words, run_processes(left_alone, 3))
     for said, rank in ((first, 0), (last, 2)):
