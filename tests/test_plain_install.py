@@ -104,6 +104,7 @@ def test_what_a_plain_install_lacks_is_known() -> None:
     assert not {"pyarrow", "torch", "diptych", "numpy"} & set(blocked)
 
 
+@pytest.mark.slow
 def test_every_module_loads(tmp_path: Path) -> None:
     in_a_plain_install(EVERY_MODULE, tmp_path)
 

@@ -439,6 +439,7 @@ def test_what_moves_when_it_is_fine_tuned(few_squares: Path) -> None:
             assert torch.equal(before[name], after[name]) == (norm == "frozen"), (norm, name)
 
 
+@pytest.mark.slow
 def test_a_seed_decides_every_bit(few_squares: Path) -> None:
     train, test = opened(few_squares)
     config = replace(SMALL, jitter=0.2)

@@ -255,6 +255,7 @@ def run(class_folder: Path, tmp_path: Path) -> Path:
     return diptych.pretrain(class_folder, out=tmp_path / "run", quiet=True, **SETTINGS)
 
 
+@pytest.mark.slow
 def test_evaluate_report_and_rank_extract_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = dict.fromkeys(("trained", "untrained"), 0)
     extract = encode

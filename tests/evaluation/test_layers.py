@@ -59,6 +59,7 @@ def test_heads_are_cut_behind_each_activation() -> None:
     assert layered_network(nn.Identity(), None).names == ("h",)
 
 
+@pytest.mark.slow
 def test_both_protocols_are_kept_and_drawn(run: Path) -> None:
     evaluate(run, ["geometry"], threads=1)
     found = evaluate(run, ["transformations"], threads=1)

@@ -107,6 +107,7 @@ def test_a_head_throws_away_what_it_projects_away(lit: ImageSet) -> None:
     assert lost["color or gray"]["low"] == -lost["color or gray"]["high"]
 
 
+@pytest.mark.slow
 def test_every_layer_of_a_head_is_probed_and_pixels(lit: ImageSet) -> None:
     head = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2))
     encoder = Known(lambda images: torch.cat([colourfulness(images), tilt(images)], dim=1))

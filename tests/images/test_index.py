@@ -196,6 +196,7 @@ def _count(folder: Path, config: ImagesConfig) -> int:
     return len(seen)
 
 
+@pytest.mark.slow
 def test_one_process_of_many_looks(
     folder: Path, config: ImagesConfig, executor: ThreadPoolExecutor
 ) -> None:

@@ -166,6 +166,7 @@ def whole_network_gradients(count: int) -> Results:
 TOLERANCES = {"far": 1e-7, "far_in_float32": 5e-3, "half": 2e-2, "all_half": 4e-2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_sync_is_batch_norm_of_the_whole_batch(count: int) -> None:
     results = run_processes(synchronised, count)

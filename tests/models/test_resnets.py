@@ -33,6 +33,7 @@ PUBLISHED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "multiplier", "selective", "millions"), PUBLISHED)
 def test_sizes_are_the_published_ones(
     name: str, multiplier: int, selective: bool, millions: int

@@ -197,6 +197,7 @@ def decayed(encoder: str, side: int) -> tuple[set[str], set[str]]:
     return found[0], found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoder", "kept"),
     [

@@ -232,6 +232,7 @@ def test_the_verb_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> No
     assert "--processes must be 1 or more" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_is_planned_with_every_setting(recipe: str, tmp_path: Path) -> None:
     file = tmp_path / "plan.json"

@@ -134,6 +134,7 @@ def begun() -> Iterator[Begun]:
                 pipe.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "which",
     [

@@ -161,6 +161,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(folder: Path) -> None:
     alone = run("alone")
     interrupted("one then two")

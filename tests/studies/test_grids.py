@@ -139,6 +139,7 @@ def test_every_claim_is_about_cells_and_measures_that_there_are(study: Study) ->
     assert all(f"`{cell.name}`" in text for cell in study.grid(study.budget.epochs))
 
 
+@pytest.mark.slow
 @ALL
 @pytest.mark.parametrize("seeds", [0, 1, 3])
 def test_figures_are_drawn_whatever_is_there(study: Study, seeds: int) -> None:
