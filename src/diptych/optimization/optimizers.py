@@ -40,6 +40,7 @@ def build_optimizer(
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
     else:
         optimizer = torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
+        optimizer.register_step_pre_hook(_complete_momentum)
     if any(group["kind"] == _PULLED for group in groups):
         optimizer.register_step_pre_hook(_pull_to_start)
     return optimizer
@@ -80,6 +81,19 @@ def _parameter_groups(
             group |= {"pull": config.pull_to_start, "start": start}
         groups.append(group)
     return groups
+
+
+def _complete_momentum(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Gives weights that learn later than others, as they were frozen, a momentum of zero.
+
+    In a group torch's fused SGD takes the momentum of all weights, or of none at their first step.
+    """
+    for group in optimizer.param_groups:
+        learning = [weight for weight in group["params"] if weight.grad is not None]
+        late = [one for one in learning if "momentum_buffer" not in optimizer.state.get(one, {})]
+        if len(late) < len(learning):
+            for weight in late:
+                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
 
 @torch.no_grad()
