@@ -71,7 +71,7 @@ def method_of(config: RunConfig) -> Contrastive:
     with torch.no_grad():
         for parameter in method.network.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter += 0.1 * noise
+            parameter.add_(noise, alpha=0.1)
     return method
 
 

@@ -64,8 +64,8 @@ def images(tmp_path: Path, stripes: Stripes) -> Path:
     return tmp_path / "images.npz"
 
 
-def run(images: Path, out: Path, *, resume: bool = False, **more: Any) -> Path:
-    settings = {**SMALL, "norm.images_per_group": 8, **more}
+def run(images: Path, out: Path, way: dict[str, Any], *, resume: bool = False) -> Path:
+    settings = {**SMALL, "norm.images_per_group": 8, **way}
     return pretrain(images, out=out, resume=resume, quiet=True, encoder=module(), **settings)
 
 
@@ -100,12 +100,12 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     name: str, step: int, images: Path, tmp_path: Path
 ) -> None:
     way = WAYS[name]
-    unbroken = run(images, tmp_path / "unbroken", **way)
+    unbroken = run(images, tmp_path / "unbroken", way)
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, step)
         with pytest.raises(Interrupted):
-            run(images, tmp_path / "broken", **way)
-    broken = run(images, tmp_path / "broken", resume=True, **way)
+            run(images, tmp_path / "broken", way)
+    broken = run(images, tmp_path / "broken", way, resume=True)
     ours, theirs = state(unbroken), state(broken)
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
@@ -124,7 +124,7 @@ def moved(out: Path) -> tuple[set[str], set[str]]:
 def test_frozen_parts_and_their_statistics_are_bitwise_those_of_the_start(
     images: Path, tmp_path: Path
 ) -> None:
-    out = run(images, tmp_path / "run", **{"encoder.frozen_parts": 2})
+    out = run(images, tmp_path / "run", {"encoder.frozen_parts": 2})
     first = {n.rpartition(".")[0] for part in encoder_parts(module())[:2] for n in part}
     for names in moved(out):
         assert names
@@ -140,9 +140,9 @@ def test_parts_that_are_frozen_at_first_train_later(images: Path, tmp_path: Path
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 5)  # of four steps an epoch the sixth is the last frozen one
         with pytest.raises(Interrupted):
-            run(images, tmp_path / "run", **way)
+            run(images, tmp_path / "run", way)
     assert moved(tmp_path / "run") == (set(), set())
-    out = run(images, tmp_path / "run", resume=True, **way)
+    out = run(images, tmp_path / "run", way, resume=True)
     named = {name for name, _ in module().named_parameters()}
     assert named <= moved(out)[0]
 
@@ -151,7 +151,7 @@ def test_a_strong_pull_keeps_kernels_at_the_start(images: Path, tmp_path: Path) 
     start = module().state_dict()
     apart = {}
     for pull in (0.0, 50.0):
-        out = run(images, tmp_path / str(pull), **{"optimizer.pull_to_start": pull})
+        out = run(images, tmp_path / str(pull), {"optimizer.pull_to_start": pull})
         end = load_file(out / "encoder.safetensors")
         apart[pull] = float((end["blocks.1.conv1.weight"] - start["blocks.1.conv1.weight"]).norm())
     assert 0 < apart[50.0] < 0.6 * apart[0.0]
@@ -160,16 +160,16 @@ def test_a_strong_pull_keeps_kernels_at_the_start(images: Path, tmp_path: Path) 
 def test_an_anchor_keeps_features_near_the_start(images: Path, tmp_path: Path) -> None:
     last = {}
     for weight in (1e-6, 30.0):
-        way = {"method.anchor.weight": weight, "optimizer.learning_rate": 0.3}
+        way = {"method.anchor.weight": weight, "optimizer.learning_rate": 0.3, **WAYS["statistics"]}
         # With the statistics of a batch, the features differ from the start's at the first step.
-        out = run(images, tmp_path / str(weight), **WAYS["statistics"], **way)
+        out = run(images, tmp_path / str(weight), way)
         last[weight] = lines(out)[-1]["anchor_distance"]
     assert last[30.0] < 0.7 * last[1e-6]
 
 
 def test_what_cannot_be_frozen_is_refused_and_leaves_no_run(images: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="all that the encoder has"):
-        run(images, tmp_path / "run", **{"encoder.frozen_parts": 3})
+        run(images, tmp_path / "run", {"encoder.frozen_parts": 3})
     with pytest.raises(ConfigError, match="Use at most 3"):
-        run(images, tmp_path / "run", **{"encoder.frozen_parts": 4})
+        run(images, tmp_path / "run", {"encoder.frozen_parts": 4})
     assert not (tmp_path / "run" / "config.toml").exists()

@@ -113,7 +113,7 @@ class KeepConfig:
     kind: Literal["auto", "last", "best"] = "auto"
     """`last`: that of the last step. `best`: of that, the start and averages of their weights the
     one that does best on training images. `auto`: `best` where `encoder.weights` are given."""
-    images: int = 2000
+    images: int = 1000
     """Of `best`: training images that the encoders are compared on, at most."""
 
     def __post_init__(self) -> None:
