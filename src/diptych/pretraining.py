@@ -16,8 +16,8 @@ from diptych.checkpoints.stores import checkpoint_location
 from diptych.config.consistency import require_equal_parts
 from diptych.config.files import SHORT_NAMES, load_run_config, nest
 from diptych.config.run import RunConfig
-from diptych.diagnostics.candidates import keep_encoder
 from diptych.diagnostics.health import build_health
+from diptych.diagnostics.keep_encoder import keep_encoder
 from diptych.errors import ConfigError, saving
 from diptych.images.collection import Collection
 from diptych.images.listing import Progress, ignore_progress

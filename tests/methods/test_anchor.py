@@ -24,6 +24,7 @@ from diptych.config.run import OWN, OptimizerConfig, RunConfig, TrainingConfig
 from diptych.errors import ConfigError
 from diptych.methods.anchor import feature_distance, similarity_distance
 from diptych.methods.contrastive import Contrastive, build_contrastive
+from diptych.models.parts import FrozenParts
 from diptych.models.resnets import SmallResNet
 from diptych.optimization.optimizers import build_optimizer
 from diptych.runtime.distributed import own_slice
@@ -218,14 +219,18 @@ def shared(rank: int, count: int) -> Results:
     found = Results()
     for kind in KINDS:
         config = config_of("simclr", kind, "sync")
+        if kind == "similarities":
+            statistics = EncoderConfig(OWN, batch_statistics="start")
+            config = replace(config, encoder=statistics)
         method = method_of(config)
+        FrozenParts(method.encoder, 1).set(frozen=kind == "features")
         whole = batch_of(2)
         own = own_slice(BATCH)
         batch = Batch(tuple(view[own] for view in whole.views), whole.indices[own], 0)
         optimizer = build_optimizer(config.optimizer, method)
         output = train_step(method, optimizer, batch, rate=0.1, momentum=0.9, config=config)
         found[f"{kind}/distance"] = output.metrics["anchor_distance"]
-        found |= {f"{kind}/{name}": p.detach() for name, p in method.named_parameters()}
+        found |= {f"{kind}/{name}": value.clone() for name, value in method.state_dict().items()}
     return found
 
 

@@ -94,10 +94,10 @@ def moved(config: OptimizerConfig, steps: int) -> tuple[Tensor, Tensor, Tensor, 
     encoder, head = nn.Linear(4, 3, bias=False).double(), nn.Linear(3, 2, bias=False).double()
     network = nn.Sequential(encoder, head)
     start, others = encoder.weight.detach().clone(), head.weight.detach().clone()
-    optimizer = build_optimizer(config, network, [[encoder.weight]])
+    optimizer = build_optimizer(config, network, [list(encoder.parameters())])
     # Away from the start, as a run that goes on is: the start is what it was when it was built.
     with torch.no_grad():
-        encoder.weight += 1.0
+        encoder.weight.add_(1.0)
     gradient = torch.randn_like(start)
     for _ in range(steps):
         set_learning_rate(optimizer, RATE)
@@ -148,7 +148,7 @@ def test_norms_and_biases_are_not_pulled_and_what_has_no_gradient_stays() -> Non
     )
     with torch.no_grad():
         for parameter in encoder.parameters():
-            parameter += 1.0
+            parameter.add_(1.0)
     before = {name: p.detach().clone() for name, p in encoder.named_parameters()}
     for name, parameter in encoder.named_parameters():
         parameter.grad = None if name == "0.weight" else torch.zeros_like(parameter)

@@ -1,6 +1,7 @@
 """The encoder that is kept: the known best one, by images that no figure is measured on."""
 
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -17,15 +18,16 @@ from torch import Tensor, nn
 from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.config.model import EncoderConfig, NormConfig
 from diptych.config.run import OWN, KeepConfig, RunConfig, TrainingConfig
-from diptych.diagnostics import candidates
+from diptych.diagnostics import keep_encoder as selection
 from diptych.diagnostics.candidates import (
     SHARES,
     Candidate,
+    Choice,
     choose_with_labels,
     choose_without_labels,
-    keep_encoder,
     read_choice,
 )
+from diptych.diagnostics.keep_encoder import keep_encoder
 from diptych.errors import ConfigError, RunFolderError
 from diptych.evaluation.features import encode
 from diptych.evaluation.labelled import labelled_parts
@@ -34,6 +36,7 @@ from diptych.images.open import open_images
 from diptych.models.norms import use_norm
 from diptych.models.weights import load_encoder, save_encoder
 from diptych.pretraining import pretrain
+from diptych.report.page import template
 from diptych.runs.folder import RunFolder
 from diptych.views.batches import evaluation_views
 
@@ -171,7 +174,7 @@ def test_no_image_is_used_that_figures_are_measured_on(
         shown.append(images.checksums)
         return original(network, images, *more, **options)
 
-    monkeypatch.setattr(candidates, "encode", watched)
+    monkeypatch.setattr(selection, "encode", watched)
     kept(folder, collection, executor, trained(RED), trained(GREEN))
     labelled = labelled_parts(collection)
     assert labelled is not None
@@ -212,7 +215,7 @@ def test_called_again_it_goes_by_the_choice_that_was_made(
         kept(folder, collection, executor, start, last)
         assert folder.encoder.read_bytes() == encoder
         assert folder.candidates.read_bytes() == choice
-    monkeypatch.setattr(candidates, "_compared", lambda *_: pytest.fail("compared again"))
+    monkeypatch.setattr(selection, "_compared", lambda *_: pytest.fail("compared again"))
     kept(folder, collection, executor, start, last)
     assert folder.encoder.read_bytes() == encoder
     monkeypatch.undo()
@@ -221,8 +224,36 @@ def test_called_again_it_goes_by_the_choice_that_was_made(
     assert json.loads(folder.candidates.read_bytes())["weights"] != json.loads(choice)["weights"]
 
 
+def as_text(**change: object) -> str:
+    one = {"name": "start", "trained_share": 0.0, "neighbours_kept": 1.0}
+    content = {"format": 1, "chosen": "start", "why": "", "images": "", "weights": ""}
+    return json.dumps({**content, "candidates": [one], **change})
+
+
+def test_a_whole_choice_is_read(folder: RunFolder) -> None:
+    folder.path.mkdir()
+    folder.candidates.write_text(as_text())
+    found = read_choice(folder)
+    assert found is not None
+    assert found.candidates == (Candidate("start", 0.0, 1.0),)
+
+
 @pytest.mark.parametrize(
-    "text", ["[]", "{", '{"format": 1}', '{"format": 1, "chosen": "mine", "candidates": []}', "1"]
+    "text",
+    [
+        as_text(why=5),
+        as_text(chosen="last"),
+        as_text(candidates=[{"name": "start"}]),
+        as_text(candidates=[{"name": "start", "trained_share": "a", "neighbours_kept": 1.0}]),
+        as_text(
+            candidates=[{"name": "start", "trained_share": 0, "neighbours_kept": 1.0, "knn": 0.5}]
+        ),
+        "[]",
+        "{",
+        '{"format": 1}',
+        '{"format": 1, "chosen": "mine", "candidates": []}',
+        "1",
+    ],
 )
 def test_a_damaged_choice_is_refused_in_words(text: str, folder: RunFolder) -> None:
     folder.path.mkdir()
@@ -299,14 +330,14 @@ def test_a_run_keeps_the_best_and_resumes_after_a_kill(
         )
 
     whole = run("whole")
-    original: Callable[..., Any] = candidates._compared
+    original: Callable[..., Any] = selection._compared
 
     def killed(*arguments: Any) -> Any:
         original(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(candidates, "_compared", killed)
+        patch.setattr(selection, "_compared", killed)
         with pytest.raises(KeyboardInterrupt):
             run("killed")
     assert not (tmp_path / "killed" / "encoder.safetensors").exists()
@@ -322,3 +353,29 @@ def test_best_of_random_weights_is_refused(images: Path, tmp_path: Path) -> None
         ConfigError, match=r"training\.keep\.kind = 'best' .* give encoder\.weights"
     ):
         pretrain(images, out=tmp_path / "run", quiet=True, **way)
+
+
+# --- on the page ------------------------------------------------------------------------------
+
+
+def shown(choice: Choice | None) -> str:
+    page = template("candidates.html.jinja").render(choice=choice)
+    return " ".join(re.sub("<[^>]+>", " ", page).split())
+
+
+def test_the_page_shows_every_candidate_with_its_figures() -> None:
+    found = (
+        Candidate("start", 0.0, 1.0, 0.81, 0.9, 0.0, 0.0),
+        Candidate("last", 1.0, 0.42, 0.7, 0.8, -0.105, 0.02),
+    )
+    page = shown(Choice("start", "Kept is the start.", "On 9 images.", found, ""))
+    assert "Kept is the start. On 9 images." in page
+    assert "start 81.0% 90.0% +0.0 &plusmn; 0.0 100%" in page
+    assert "last 70.0% 80.0% -10.5 &plusmn; 2.0 42%" in page
+    assert "<b>" not in page
+
+
+def test_the_page_shows_neighbours_alone_without_labels_and_nothing_without_a_choice() -> None:
+    found = (Candidate("start", 0.0, 1.0), Candidate("last", 1.0, 0.42))
+    assert "last - - - 42%" in shown(Choice("last", "", "", found, ""))
+    assert shown(None) == ""
