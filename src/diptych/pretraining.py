@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from diptych.config.consistency import require_equal_parts
 from diptych.config.files import SHORT_NAMES, load_run_config, nest
 from diptych.config.run import RunConfig
 from diptych.diagnostics.health import build_health
+from diptych.diagnostics.keep_encoder import keep_encoder
 from diptych.errors import ConfigError, saving
+from diptych.images.collection import Collection
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images, require_there
 from diptych.images.sources.handed_over import path_of
@@ -32,7 +34,7 @@ from diptych.methods.build import (
 )
 from diptych.methods.method import Method
 from diptych.methods.objective import Loss
-from diptych.models.weights import save_encoder, save_head
+from diptych.models.weights import save_head
 from diptych.resolve import Overrides, overrides_of
 from diptych.runs.folder import RunFolder
 from diptych.runtime.console import safe_stream
@@ -233,14 +235,32 @@ def _pretrain_together(
                 remove_failed_start(folder, checkpoint_location(config.checkpoint, folder))
             raise
         run_on_first(record_images)  # again, where the folder has vanished meanwhile
-    run_on_first(lambda: _save_networks(folder, state, config))
+        run_on_first(
+            lambda: _save_networks(folder, state, config, collection, executor, own, watcher)
+        )
     wait_for_all()
     return folder
 
 
-def _save_networks(folder: RunFolder, state: RunState, config: RunConfig) -> str:
+def _save_networks(
+    folder: RunFolder,
+    state: RunState,
+    config: RunConfig,
+    collection: Collection,
+    executor: Executor,
+    own: OwnParts,
+    watcher: Watcher,
+) -> str:
     failure = "the run was saved after its last step, but its encoder cannot be written to "
     with saving(failure + str(folder.path), "give the same command with --resume"):
-        save_encoder(folder.encoder, state.method.encoder, config)
+        keep_encoder(
+            folder,
+            state.method.encoder,
+            config,
+            collection,
+            executor,
+            own_encoder=own.encoder,
+            say=watcher.say,
+        )
         save_head(folder.head, state.method.network.get_submodule("head"))
     return str(folder.encoder)

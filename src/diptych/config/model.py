@@ -29,6 +29,16 @@ class EncoderConfig:
     """Of resnet50 to resnet152: 3x3 convolutions that choose their kernel (SimCLR v2's SK)."""
     freeze_patches: bool = False
     """Of a vision transformer: the patch projection stays random (MoCo v3, section 4)."""
+    weights: str | None = None
+    """Weights that the encoder begins with; random ones when not given."""
+    frozen_parts: int = 0
+    """Parts of the encoder, from the input on, that do not train: the stem is the first, then come
+    stages, of a transformer blocks. Their batch norms keep their statistics and use them."""
+    frozen_epochs: float | None = None
+    """Epochs for which `frozen_parts` holds, from the start of the run; all when not given."""
+    batch_statistics: Literal["batch", "start"] = "batch"
+    """What the encoder's batch norms normalise by in training: the statistics of the batch, as
+    `norm` says, or those that came with `weights`, which then never change."""
 
     def __post_init__(self) -> None:
         check = Checks("encoder", self)
@@ -40,6 +50,9 @@ class EncoderConfig:
             "list one positive number per stage",
         )
         check.between(1, 16, "width_multiplier")
+        check.finite()
+        check.not_negative("frozen_parts")
+        check.positive("frozen_epochs")
 
 
 @dataclass(frozen=True)

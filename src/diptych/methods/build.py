@@ -6,7 +6,7 @@ In the place of an entry of a table, parts may be given in Python; the config th
 import inspect
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -213,7 +213,14 @@ def uses_labels(config: RunConfig, own: OwnParts = NOTHING_OWN) -> bool:
 
 def _require_no_settings_of(encoder: EncoderConfig) -> None:
     """Refuses settings that a module which was given in Python does not have."""
-    plain = flatten(EncoderConfig(OWN, stem=encoder.stem))
+    plain = flatten(
+        replace(
+            EncoderConfig(OWN, stem=encoder.stem),
+            frozen_parts=encoder.frozen_parts,
+            frozen_epochs=encoder.frozen_epochs,
+            batch_statistics=encoder.batch_statistics,
+        )
+    )
     useless = [f"encoder.{name}" for name, one in flatten(encoder).items() if plain[name] != one]
     if useless:
         raise ConfigError(

@@ -15,6 +15,7 @@ from torch import nn
 
 from diptych.config.files import flatten, load_run_config
 from diptych.config.run import RunConfig
+from diptych.diagnostics.candidates import read_choice
 from diptych.diagnostics.health import time_symptoms
 from diptych.diagnostics.verdict import Verdict, judge
 from diptych.errors import ImagesError, RunFolderError
@@ -139,6 +140,7 @@ def write_report(
         geometry_images=geometry_images(evaluation or {}),
         policy=branches_in_words(config.views, config.images.channels),
         left_out=left_out_table(folder.skipped),
+        choice=read_choice(folder),
         **pictures,
     )
     atomic_write(folder.report, page.encode(errors=HANDLER))

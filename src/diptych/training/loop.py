@@ -35,6 +35,7 @@ from diptych.logging.times import profiled, time_metrics
 from diptych.methods.build import NOTHING_OWN, OwnParts
 from diptych.methods.method import Method, StepOutput
 from diptych.methods.sharded_bank import whole_banks
+from diptych.models.parts import FrozenParts
 from diptych.optimization.loss_scale import LEAST_SCALE
 from diptych.optimization.optimizers import encoder_momentum, learning_rate, peak_learning_rate
 from diptych.runs.folder import RunFolder, load_record
@@ -44,6 +45,7 @@ from diptych.runtime.rendezvous import name_missing, run_on_first, wait_for_all
 from diptych.runtime.stopwatch import Stopwatch, watch
 from diptych.training.setup import (
     build_state,
+    frozen_parts,
     keep_config,
     keep_untrained,
     not_finite,
@@ -133,7 +135,9 @@ def train(
         groups=groups,
         device=views_device(config.views.applier, device),
     )
-    run = _Run(config, folder, batches, health, state, watcher, place, fingerprint)
+    # After restore: a checkpoint may be of a time when they were no longer frozen.
+    frozen = frozen_parts(state.method, config.encoder)
+    run = _Run(config, folder, batches, health, state, watcher, place, fingerprint, frozen)
     if health.words:
         watcher.say(health.words)
     watcher.begin(step=state.step, total_steps=run.total_steps)
@@ -190,6 +194,7 @@ class _Run:
     watcher: Watcher
     checkpoints: CheckpointLocation
     fingerprint: str
+    frozen: FrozenParts | None
     # Losses by step, not yet read: reading one waits for the device.
     unchecked: list[tuple[int, Tensor]] = field(default_factory=list)
     symptoms: set[str] = field(default_factory=set)
@@ -274,6 +279,8 @@ class _Run:
 
     def _step(self, batch: Batch) -> StepOutput:
         config, state = self.config, self.state
+        if self.frozen is not None:
+            self.frozen.set(frozen=self._is_frozen_time())
         rate = learning_rate(
             config.schedule,
             peak=peak_learning_rate(config.optimizer, config.training.batch_size),
@@ -300,6 +307,13 @@ class _Run:
         if batch.indices.device.type == "cpu":  # reading a loss there waits for nothing
             self._check_losses()
         return output
+
+    def _is_frozen_time(self) -> bool:
+        """A function of the step alone, so that a resumed run does the same."""
+        epochs = self.config.encoder.frozen_epochs
+        return epochs is None or self.state.step < round(
+            epochs * self.batches.order.steps_per_epoch
+        )
 
     def _check_losses(self) -> None:
         # Stacked below, so that the device is waited for once and not for each loss.

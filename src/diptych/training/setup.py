@@ -9,13 +9,16 @@ from diptych.checkpoints.save_and_load import list_checkpoints, load_newest, ste
 from diptych.checkpoints.state import RunState, require_same_images
 from diptych.checkpoints.stores import CheckpointLocation
 from diptych.config.files import to_toml
+from diptych.config.model import EncoderConfig
 from diptych.config.run import RunConfig
-from diptych.errors import DamagedCheckpoint, RunFolderError, TrainingError, saving
+from diptych.errors import ConfigError, DamagedCheckpoint, RunFolderError, TrainingError, saving
 from diptych.images.collection import Collection
 from diptych.logging.metrics import RunLog
 from diptych.logging.progress import Watcher
 from diptych.methods.build import OwnParts, build_method
+from diptych.methods.method import Method
 from diptych.models.activations import offload, recompute_stages
+from diptych.models.parts import FrozenParts, encoder_parts
 from diptych.models.weights import require_built_alike, save_encoder
 from diptych.optimization.loss_scale import LossScale
 from diptych.optimization.optimizers import build_optimizer
@@ -53,8 +56,36 @@ def build_state(
         for network in method.networks:
             # In place: torch.compile(network) would wrap it and rename its weights in checkpoints.
             network.compile()
+    parts = encoder_parts(method.encoder)
+    if len(parts) == 1 and config.optimizer.layer_decay < 1:
+        watcher.say(
+            f"No stages of {type(method.encoder).__name__} are known, so optimizer.layer_decay = "
+            f"{config.optimizer.layer_decay:g} lowers the rate of all of it alike."
+        )
+    parameters = [[method.encoder.get_parameter(name) for name in part] for part in parts]
     scale = LossScale(enabled=training.precision == "fp16", device=device.type)
-    return RunState(method, build_optimizer(config.optimizer, method), scale)
+    return RunState(method, build_optimizer(config.optimizer, method, parameters), scale)
+
+
+def frozen_parts(method: Method, config: EncoderConfig) -> FrozenParts | None:
+    """The parts of a method's encoder that do not train, not frozen yet; None for no parts.
+
+    Raises:
+        ConfigError: there are fewer, or nothing would ever train.
+    """
+    if config.frozen_parts == 0:
+        return None
+    others = [one for one in method.networks if one is not method.network]
+    copies = [dict(one.named_children()).get("encoder") for one in others]
+    found = FrozenParts(
+        method.encoder, config.frozen_parts, [one for one in copies if one is not None]
+    )
+    if config.frozen_epochs is None and not found.leaves_some:
+        raise ConfigError(
+            f"encoder.frozen_parts = {config.frozen_parts} are all that the encoder has, so that "
+            "nothing of it would learn. Freeze fewer, or give encoder.frozen_epochs."
+        )
+    return found
 
 
 def open_log(folder: RunFolder, state: RunState, watcher: Watcher) -> RunLog:
