@@ -20,7 +20,9 @@ from diptych.config.model import EncoderConfig, NormConfig
 from diptych.config.run import OWN, KeepConfig, RunConfig, TrainingConfig
 from diptych.diagnostics import keep_encoder as selection
 from diptych.diagnostics.candidates import (
+    NAMES,
     SHARES,
+    WHITENED,
     Candidate,
     Choice,
     choose_with_labels,
@@ -132,15 +134,15 @@ def test_the_start_is_kept_where_training_made_it_worse(
 def test_an_average_is_kept_where_it_sees_what_both_see(
     kind: Any, folder: RunFolder, tmp_path: Path, executor: Executor
 ) -> None:
-    """All three averages tell all classes apart, so the one nearest to the start is kept."""
+    """The average tells all classes apart, which neither of the two does."""
     config = replace(CONFIG, norm=NormConfig(kind))
     start, last = (trained(weights, norm=config.norm) for weights in (RED, GREEN))
     collection = opened(tmp_path / "i.npz", executor)
-    assert kept(folder, collection, executor, start, last, config) == "average 0.25"
+    assert kept(folder, collection, executor, start, last, config) == "average 0.5"
     choice = read_choice(folder)
     assert choice is not None
     found = {one.name: one for one in choice.candidates}
-    assert list(found) == list(SHARES)
+    assert list(found) == list(NAMES)
     for name in ("start", "last"):
         assert found[name].linear == pytest.approx(0.5, abs=0.15)
     assert found["average 0.5"].knn == found["average 0.5"].linear == 1.0
@@ -148,14 +150,14 @@ def test_an_average_is_kept_where_it_sees_what_both_see(
     assert found["average 0.5"].gain == pytest.approx(1 - found["start"].accuracy, abs=1e-9)
     mixed = load_encoder(folder, encoder=Colours(RED)).network.state_dict()
     weights = torch.diagonal(mixed["mix.weight"][:, :, 0, 0]).tolist()
-    assert weights == [0.75, 0.25, 0.0]
+    assert weights == [0.5, 0.5, 0.0]
     # Statistics are those of these activations, and not means of those of others.
     shown = evaluation_views(collection.train, np.arange(160), "center", config.views, executor)[0]
     network = load_encoder(folder, encoder=Colours(RED)).network
     normalised = network.norm(network.mix(shown))  # type: ignore[operator]
     spread = normalised.transpose(0, 1).flatten(1).std(dim=1)
     torch.testing.assert_close(spread, torch.tensor([1.0, 1.0, 0.0]), rtol=0.05, atol=1e-6)
-    assert "average of weights, 25% of the last step" in choice.why
+    assert "average of weights, 50% of the last step" in choice.why
 
 
 @pytest.mark.parametrize("test", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -192,12 +194,14 @@ def test_without_labels_it_goes_by_neighbours(
 ) -> None:
     collection = opened(tmp_path / "i.npz", executor, labels=False)
     start = trained((1.0, 1.0, 1.0))
-    assert kept(folder, collection, executor, start, trained((1.0, 1.0, 0.99))) == "last"
+    assert kept(folder, collection, executor, start, trained((1.0, 1.0, 0.99))) == (
+        "last, whitened"
+    )
     choice = read_choice(folder)
     assert choice is not None
     assert "no labels" in choice.images
     assert all(one.knn is None for one in choice.candidates)
-    assert kept(folder, collection, executor, start, trained((-1.0, 0.5, 0.0))) != "last"
+    assert kept(folder, collection, executor, start, trained(BLUE)) != ("last, whitened")
 
 
 @pytest.mark.slow
@@ -271,21 +275,45 @@ def test_a_start_that_is_missing_is_refused_in_words(
     assert not folder.encoder.exists()
 
 
-def candidate(name: str, neighbours: float, accuracy: float = 0.0) -> Candidate:
-    return Candidate(name, SHARES[name], neighbours, accuracy, accuracy, 0.0, 0.0)
+def candidate(
+    name: str, neighbours: float = 1.0, knn: float = 0.5, linear: float = 0.5, error: float = 0.0
+) -> Candidate:
+    share = SHARES[name.removesuffix(WHITENED)]
+    return Candidate(name, share, neighbours, knn, linear, (knn + linear) / 2 - 0.5, error)
 
 
-def test_the_rules_by_themselves() -> None:
-    equal = [candidate(name, 1.0, 0.5) for name in reversed(SHARES)]
-    assert choose_with_labels(equal) == "start"
-    better = [candidate(name, 1.0, 0.5 + (name == "last") / 8) for name in SHARES]
-    assert choose_with_labels(better) == "last"
-    better = [candidate(name, 1.0, 0.5 + (name == "average 0.75") / 8) for name in SHARES]
-    assert choose_with_labels(better) == "average 0.75"
-    falling = dict(zip(SHARES, (1.0, 0.9, 0.6, 0.4, 0.2), strict=True))
-    assert choose_without_labels([candidate(*one) for one in falling.items()]) == "average 0.5"
-    near = dict.fromkeys(SHARES, 0.9)
-    assert choose_without_labels([candidate(*one) for one in near.items()]) == "last"
+def chosen_of(*others: Candidate) -> str:
+    named = {one.name: one for one in others}
+    return choose_with_labels([named.get(name) or candidate(name) for name in NAMES])
+
+
+def test_the_rule_with_labels() -> None:
+    assert chosen_of() == "start"
+    assert chosen_of(candidate("last", knn=0.7, linear=0.6)) == "last"
+    assert chosen_of(candidate("average 0.5", knn=0.7, linear=0.6)) == "average 0.5"
+    white = candidate("start, whitened", knn=0.7, linear=0.6)
+    assert chosen_of(white, candidate("last", knn=0.6, linear=0.7)) == "start, whitened"
+
+
+def test_what_chance_may_have_made_better_is_not_kept() -> None:
+    assert chosen_of(candidate("last", knn=0.54, linear=0.54, error=0.05)) == "start"
+    assert chosen_of(candidate("last", knn=0.54, linear=0.54, error=0.03)) == "last"
+
+
+def test_what_loses_by_the_linear_classifier_is_not_kept() -> None:
+    assert chosen_of(candidate("last", knn=0.9, linear=0.49)) == "start"
+    assert chosen_of(candidate("last", knn=0.9, linear=0.496)) == "last"
+
+
+def test_the_rule_without_labels() -> None:
+    def chosen(*kept: float) -> str:
+        plain = [candidate(name, share) for name, share in zip(SHARES, kept, strict=True)]
+        white = [candidate(name + WHITENED, 0.0) for name in SHARES]
+        return choose_without_labels([*plain, *white])
+
+    assert chosen(1.0, 0.9, 0.15) == "average 0.5, whitened"
+    assert chosen(1.0, 0.9, 0.9) == "last, whitened"
+    assert chosen(1.0, 0.1, 0.1) == "start, whitened"
 
 
 def test_which_runs_choose() -> None:
@@ -344,7 +372,7 @@ def test_a_run_keeps_the_best_and_resumes_after_a_kill(
     resumed = run("killed", resume=True)
     for file in ("candidates", "encoder", "last", "head"):
         assert getattr(resumed, file).read_bytes() == getattr(whole, file).read_bytes(), file
-    assert json.loads(whole.candidates.read_bytes())["chosen"] in SHARES
+    assert json.loads(whole.candidates.read_bytes())["chosen"] in NAMES
 
 
 def test_best_of_random_weights_is_refused(images: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Whitening of features against SciPy and against views whose covariance is known."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,7 +76,12 @@ def test_its_state_is_two_tensors() -> None:
 
 @pytest.fixture
 def run(class_folder: Path, tmp_path: Path) -> Path:
-    settings = {"encoder.width": 4, "views.side_pixels": 16, "batch_size": 8, "epochs": 1}
+    settings: dict[str, Any] = {
+        "encoder.width": 4,
+        "views.side_pixels": 16,
+        "batch_size": 8,
+        "epochs": 1,
+    }
     return diptych.pretrain(class_folder, out=tmp_path / "run", quiet=True, threads=1, **settings)
 
 

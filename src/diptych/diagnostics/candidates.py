@@ -1,6 +1,7 @@
 """Which encoder a run may keep, by what rule one is chosen, and the file that says so.
 
-The start, the encoder of the last step and averages of their weights (WiSE-FT, 2109.01903).
+The start, the encoder of the last step and averages of their weights (WiSE-FT, 2109.01903); each as
+it is, and with its features whitened.
 """
 
 import json
@@ -14,18 +15,21 @@ from diptych.runs.folder import RunFolder
 
 START: Final = "start"
 LAST: Final = "last"
-SHARES: Final = {
-    START: 0.0,
-    "average 0.25": 0.25,
-    "average 0.5": 0.5,
-    "average 0.75": 0.75,
-    LAST: 1.0,
-}
-"""The encoders that are compared: their names, with the share of the last weights in each."""
+SHARES: Final = {START: 0.0, "average 0.5": 0.5, LAST: 1.0}
+"""The weights that are compared: their names, with the share of the last weights in each."""
 
-NEIGHBOURS_KEPT: Final = 0.5
+WHITENED: Final = ", whitened"
+"""Ends the name of a candidate whose features are whitened."""
+
+NAMES: Final = tuple(name + end for name in SHARES for end in ("", WHITENED))
+"""Of all candidates."""
+
+NEIGHBOURS_KEPT: Final = 0.2
 """Share of an image's ten nearest neighbours by the start that an encoder must keep, where there
 are no labels to judge by."""
+
+LINEAR_LOSS: Final = 0.005
+"""Of the linear classifier's accuracy, that is the most a candidate may lose on the start."""
 
 _FORMAT: Final = 1
 
@@ -35,7 +39,7 @@ class Candidate:
     """An encoder that may be kept.
 
     Attributes:
-        name: of ``SHARES``.
+        name: of ``NAMES``.
         trained_share: share of the last weights in it, 0 for the start.
         neighbours_kept: share of the ten nearest neighbours of an image that are as by the start.
         knn, linear: accuracies, a mean over cuts; None without labels.
@@ -78,14 +82,32 @@ class Choice:
 
 
 def choose_with_labels(candidates: Sequence[Candidate]) -> str:
-    """The name of that with the highest mean of both accuracies; of equals the least trained."""
-    return max(candidates, key=lambda one: (one.accuracy, -one.trained_share)).name
+    """The best by the mean of both accuracies, of those that are better than the start.
+
+    Better is more than one standard error of the difference, so that of a few images chance does
+    not decide; and without loss by the linear classifier. Of equals it is the least trained.
+    """
+    start = next(one for one in candidates if one.name == START)
+    better = [
+        one
+        for one in candidates
+        if (one.gain or 0.0) > (one.standard_error or 0.0)
+        and (one.linear or 0.0) >= (start.linear or 0.0) - LINEAR_LOSS
+    ]
+    return max([start, *better], key=lambda one: (one.accuracy, -one.trained_share)).name
 
 
 def choose_without_labels(candidates: Sequence[Candidate]) -> str:
-    """The name of the one that was trained most, of those that keep enough of the neighbours."""
-    near = [one for one in candidates if one.neighbours_kept >= NEIGHBOURS_KEPT]
-    return max(near, key=lambda one: one.trained_share).name if near else START
+    """The whitened one that was trained most, of those that keep enough of the neighbours.
+
+    Whitening by itself moves neighbours, so they are counted before it.
+    """
+    near = [
+        one
+        for one in candidates
+        if one.neighbours_kept >= NEIGHBOURS_KEPT and not one.name.endswith(WHITENED)
+    ]
+    return max(near, key=lambda one: one.trained_share).name + WHITENED
 
 
 def read_choice(folder: RunFolder) -> Choice | None:
@@ -98,8 +120,8 @@ def read_choice(folder: RunFolder) -> Choice | None:
         return None
     try:
         content = json.loads(folder.candidates.read_bytes())
-        if content.pop("format") != _FORMAT or content["chosen"] not in SHARES:
-            raise ValueError(f"wanted format {_FORMAT} and one of {', '.join(SHARES)}")
+        if content.pop("format") != _FORMAT or content["chosen"] not in NAMES:
+            raise ValueError(f"wanted format {_FORMAT} and one of {', '.join(NAMES)}")
         found = tuple(_candidate_in(one) for one in content.pop("candidates"))
         if not all(isinstance(one, str) for one in content.values()):
             raise ValueError("wanted texts beside the candidates")
@@ -119,8 +141,8 @@ def _candidate_in(value: dict[str, Any]) -> Candidate:
     figures = [one.knn, one.linear, one.gain, one.standard_error]
     judged = [figure for figure in figures if figure is not None]
     numbers = [one.trained_share, one.neighbours_kept, *judged]
-    if one.name not in SHARES or not all(isinstance(number, float | int) for number in numbers):
-        raise ValueError(f"wanted numbers of one of {', '.join(SHARES)}")
+    if one.name not in NAMES or not all(isinstance(number, float | int) for number in numbers):
+        raise ValueError(f"wanted numbers of one of {', '.join(NAMES)}")
     if len(judged) not in (0, len(figures)):
         raise ValueError("wanted all accuracies of a candidate, or none")
     return one
@@ -139,12 +161,12 @@ def write_choice(folder: RunFolder, choice: Choice) -> None:
 def why_chosen(chosen: str, candidates: Sequence[Candidate]) -> str:
     """A sentence on the one that is kept, with its figures."""
     one = next(candidate for candidate in candidates if candidate.name == chosen)
-    kept = f"it keeps {one.neighbours_kept:.0%} of the nearest neighbours of the start"
+    kept = f"{one.neighbours_kept:.0%} of the nearest neighbours are as by the start"
     if one.knn is None or one.linear is None or one.gain is None:
         return f"Kept is {_in_words(chosen)}: {kept}, and {NEIGHBOURS_KEPT:.0%} are wanted."
     accuracy = f"kNN {one.knn:.1%}, linear {one.linear:.1%}"
     if chosen == START:
-        return f"Kept is {_in_words(chosen)}: no other does better ({accuracy})."
+        return f"Kept is the start: no other is clearly better ({accuracy})."
     return (
         f"Kept is {_in_words(chosen)}: {accuracy}, in the mean {100 * one.gain:+.1f} points on the "
         f"start (standard error {100 * (one.standard_error or 0.0):.1f}); {kept}."
@@ -152,9 +174,10 @@ def why_chosen(chosen: str, candidates: Sequence[Candidate]) -> str:
 
 
 def _in_words(name: str) -> str:
-    share = SHARES[name]
-    if name == START:
-        return "the start, as nothing was gained by training"
-    if name == LAST:
-        return "the encoder of the last step"
-    return f"an average of weights, {share:.0%} of the last step and {1 - share:.0%} of the start"
+    weights = name.removesuffix(WHITENED)
+    share = SHARES[weights]
+    found = {START: "the start", LAST: "the encoder of the last step"}.get(
+        weights,
+        f"an average of weights, {share:.0%} of the last step and {1 - share:.0%} of the start",
+    )
+    return f"{found}, with its features whitened" if name.endswith(WHITENED) else found

@@ -2,7 +2,8 @@
 
 A run that learns on from good weights can make them worse. So at its end these are compared, by
 kNN and a linear classifier on labelled images that it learned from, never on those that the figures
-of the run are measured on; without labels by how many nearest neighbours stay what they were.
+of the run are measured on; without labels by how many nearest neighbours stay what they were. Each
+is compared as it is and with whitened features.
 Checkpoints are not compared: which ones there are depends on the speed of the machine.
 """
 
@@ -23,6 +24,7 @@ from diptych.config.run import OWN, RunConfig
 from diptych.diagnostics.candidates import (
     SHARES,
     START,
+    WHITENED,
     Candidate,
     Choice,
     choose_with_labels,
@@ -33,7 +35,7 @@ from diptych.diagnostics.candidates import (
 )
 from diptych.diagnostics.label_free import neighbour_agreement
 from diptych.errors import ImagesError, RunFolderError
-from diptych.evaluation.features import encode
+from diptych.evaluation.features import encode, in_batches
 from diptych.evaluation.knn import knn_predict
 from diptych.evaluation.labelled import Labelled, labelled_parts
 from diptych.evaluation.linear import fit_linear
@@ -42,13 +44,16 @@ from diptych.images.groups import stratified_group_split
 from diptych.models.averaging import average_weights, estimate_statistics, moved_norms
 from diptych.models.norms import use_norm
 from diptych.models.weights import difference, load_encoder, save_encoder
+from diptych.models.whitening import Whitening, fit_whitening
 from diptych.runs.folder import RunFolder
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors, tensor_bytes
-from diptych.views.batches import evaluation_views
+from diptych.views.batches import Order, ViewBatches, evaluation_views
 
 _JUDGED: Final = 500  # images, over all cuts, each of which judges a fifth
 _MOST_CUTS: Final = 5
 _BATCH: Final = 64  # images at once, for statistics
+_WHITENED_BY: Final = 256  # images, of which whitening sees views
+_VIEWS: Final = 4  # of each
 
 
 def keep_encoder(
@@ -92,8 +97,9 @@ def keep_encoder(
         choice = _compared(made, judged, why_not)
         write_choice(folder, choice)
         say(choice.why)
-    made.become(SHARES[choice.chosen])
-    save_encoder(folder.encoder, made.network, config)
+    made.become(SHARES[choice.chosen.removesuffix(WHITENED)])
+    whitening = made.whitening() if choice.chosen.endswith(WHITENED) else None
+    save_encoder(folder.encoder, made.network, config, whitening=whitening)
 
 
 # --- on which images ------------------------------------------------------------------------------
@@ -200,14 +206,35 @@ class _Candidates:
             self.network, self.images, self._config.views, self._executor, batch_size=4 * _BATCH
         )
 
+    @torch.no_grad()
+    def whitening(self) -> Whitening:
+        """Of the network as it is, by views of the images as the run makes them."""
+        images = self.images.spread(_WHITENED_BY)
+        device = self._device
+        batches = ViewBatches(
+            images,
+            Order(self._config.seed, len(images), len(images)),
+            self._config.views,
+            self._executor,
+            view_count=_VIEWS,
+        )
+        parts = []
+        for rows in in_batches(len(images), _BATCH):
+            views = batches.of(rows, epoch=0)[:_VIEWS]
+            parts.append(torch.stack([self.network(view.to(device)).cpu() for view in views]))
+        return fit_whitening(torch.cat(parts, dim=1))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
     def _batches(self) -> Iterator[Tensor]:
-        device = next(self.network.parameters()).device
         count = max(1, len(self.images) // _BATCH)
         for rows in np.array_split(np.arange(len(self.images)), count):
             views = evaluation_views(
                 self.images, rows, "center", self._config.views, self._executor
             )
-            yield views[0].to(device)
+            yield views[0].to(self._device)
 
 
 def _start_weights(folder: RunFolder, config: RunConfig, network: nn.Module) -> dict[str, Tensor]:
@@ -246,16 +273,17 @@ def _compared(made: _Candidates, judged: _Judged | None, why_not: str) -> Choice
     candidates, first, score_of_first = list[Candidate](), None, None
     for name, share in SHARES.items():
         made.become(share)
-        features = made.features().cpu()
-        first = features if first is None else first
-        kept = 1.0 if name == START else neighbour_agreement(first, features)
-        one = Candidate(name, share, kept)
-        if judged is not None:
-            right = _judge(features, judged)
-            score = right.mean(axis=0)
-            score_of_first = score if score_of_first is None else score_of_first
-            one = _with_accuracies(one, right, score - score_of_first)
-        candidates.append(one)
+        plain = made.features().cpu()
+        first = plain if first is None else first
+        for end, features in (("", plain), (WHITENED, made.whitening()(plain))):
+            kept = 1.0 if name + end == START else neighbour_agreement(first, features)
+            one = Candidate(name + end, share, kept)
+            if judged is not None:
+                right = _judge(features, judged)
+                score = right.mean(axis=0)
+                score_of_first = score if score_of_first is None else score_of_first
+                one = _with_accuracies(one, right, score - score_of_first)
+            candidates.append(one)
     if judged is None:
         chosen = choose_without_labels(candidates)
         words = f"Compared on {len(made.images):,} images that the run learned from. {why_not}"
