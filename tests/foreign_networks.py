@@ -1,5 +1,6 @@
 """Files as other libraries write them: true networks with random weights under their own names."""
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ State = dict[str, Tensor]
 
 def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
     """With statistics of batch norms that differ from their defaults, in evaluation mode."""
+    if next(network.parameters()).is_meta:
+        return network.eval()
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -57,7 +60,7 @@ def prefixed(prefix: str, state: State) -> State:
 
 def mlp(*widths: int) -> State:
     """Linear layers as a Sequential with a nonlinearity behind each names them."""
-    pairs = list(zip(widths, widths[1:], strict=False))
+    pairs = list(itertools.pairwise(widths))
     found: State = {}
     for place, (before, after) in enumerate(pairs):
         found[f"{2 * place}.weight"] = torch.randn(after, before)
