@@ -50,7 +50,7 @@ def test_the_conversion_that_is_advised_gives_a_file_that_is_read(tmp_path: Path
     with pytest.raises(ConfigError, match=r"argparse\.Namespace") as refused:
         read_weights(str(path), None)
     lines = str(refused.value).partition(":\n")[2].splitlines()
-    exec("\n".join(line.strip() for line in lines))
+    exec("\n".join(line.strip() for line in lines), {})
     found = read_weights(str(tmp_path / "dino.plain.pt"), None).content
     assert found.keys() == {"teacher"}
     assert torch.equal(found["teacher"]["conv.weight"], STATE["conv.weight"])

@@ -58,8 +58,8 @@ class PretrainFlags:
     """Begin a new run from a checkpoint of RUN, or of RUN@STEP: with its settings, of which a few
     may be changed, as --optimizer.learning-rate. Short for --training.begin-from."""
     weights: str | None = None
-    """Begin from weights: a file of another library or of diptych, a run folder, local-dir:FOLDER,
-    hf-hub:NAME or pretrained (with --encoder). Short for --encoder.weights; docs/weights.md."""
+    """Weights to begin from: a file, a run, or `pretrained`. Short for --encoder.weights, which
+    says more; docs/weights.md lists the libraries whose files are read."""
     epochs: int | None = None
     """Passes over the images; short for --training.epochs."""
     batch_size: int | None = None

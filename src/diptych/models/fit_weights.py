@@ -179,6 +179,8 @@ def _misfit(nearest: _Comparison | None, network: nn.Module, origin: str) -> Con
     seen = nearest.candidate.settings["encoder"]
     looks = ", ".join(f"--encoder.{n.replace('_', '-')} {v}" for n, v in seen.items())
     mend = f"They look like {looks}" if seen else "Name the network they are of: --encoder NAME"
+    if nearest.left_over and all("running_" in name for name in nearest.left_over):
+        mend = "Their batch norms have statistics: set --norm.kind batch, split, shuffle or sync"
     return ConfigError(
         f"weights = {origin!r} do not fit the encoder. Nearest is {nearest.candidate.words}: "
         f"{nearest.matched} of {len(network.state_dict())} tensors fit; {wrong}. {mend}."

@@ -179,7 +179,7 @@ def _load_restricted(path: Path, *, is_zip: bool) -> Mapping[str, Any]:
             warnings.simplefilter("ignore")  # of storages of older versions
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # the bytes are anyone's: what they make torch raise is as well
-        if (refused := _refused_global(path, error)) is not None:
+        if (refused := _refused_global(error)) is not None:
             plain = str(path.with_suffix(".plain.pt"))
             snippet = _CONVERT.format(path=str(path), plain=plain)
             raise ConfigError(
@@ -199,12 +199,10 @@ def _load_restricted(path: Path, *, is_zip: bool) -> Mapping[str, Any]:
     return found
 
 
-def _refused_global(path: Path, error: Exception) -> str | None:
+def _refused_global(error: Exception) -> str | None:
     """What torch's unpickler refused to import, if that is why it failed."""
-    named = re.search(r"GLOBAL (\S+)|(?:class|type|instance of) <?([\w.']+)", str(error))
-    if "Unsupported" in str(error) or "was not an allowed global" in str(error):
-        return (named and (named[1] or named[2])) or "of a kind that is not named"
-    return None
+    named = re.search(r"GLOBAL (\S+)|function (\S+)|<class '([\w.]+)'>", str(error))
+    return next(filter(None, named.groups())) if named else None
 
 
 def _require_own_memory(path: Path, content: Mapping[str, Any]) -> None:
