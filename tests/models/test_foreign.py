@@ -137,7 +137,7 @@ def test_a_deeper_network_is_not_taken_for_a_shallower_one() -> None:
 
 def test_a_stem_that_is_not_the_files_is_refused() -> None:
     state = resnet18(small_border=1).state_dict()
-    with pytest.raises(ConfigError, match=r"conv1\.weight is \(64, 3, 3, 3\) there, .* stem small"):
+    with pytest.raises(ConfigError, match=r"conv1\.weight is \(64, 3, 3, 3\) there, .*stem small"):
         fit(state, empty("resnet18"))
 
 

@@ -19,6 +19,7 @@ from diptych.errors import ConfigError, Interrupted
 from diptych.evaluation.protocols import evaluate
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
 from diptych.pretraining import pretrain
+from diptych.resolve import advice_on_weights
 from diptych.runs.folder import RunFolder
 from diptych.runs.tensor_files import read_tensors, read_tensors_and_text
 from diptych.views.batches import Batch, ViewBatches
@@ -141,6 +142,7 @@ def test_the_user_overrides_what_weights_say(images: Path, source: Path, tmp_pat
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_beside_the_weights_it_began_from(
     images: Path, source: Path, tmp_path: Path
 ) -> None:
@@ -154,6 +156,7 @@ def test_a_run_is_measured_beside_the_weights_it_began_from(
     assert "start" not in evaluate(without.path, threads=1)["knn"]
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_from_another_keeps_its_start(
     images: Path, source: Path, tmp_path: Path
 ) -> None:
@@ -165,6 +168,7 @@ def test_a_run_that_begins_from_another_keeps_its_start(
     assert same(second.start, first.start)
 
 
+@pytest.mark.slow
 def test_a_student_begins_from_weights(images: Path, source: Path, tmp_path: Path) -> None:
     teacher = run_of(images, source, tmp_path / "teacher", epochs=1)
     with pytest.MonkeyPatch.context() as patch:
@@ -183,6 +187,7 @@ def test_a_student_begins_from_weights(images: Path, source: Path, tmp_path: Pat
     assert any(torch.allclose(one, begun, rtol=1e-5, atol=1e-6) for one in mine)
 
 
+@pytest.mark.slow
 def test_a_start_that_is_gone_is_missed_only_before_the_first_checkpoint(
     images: Path, source: Path, tmp_path: Path
 ) -> None:
@@ -204,6 +209,7 @@ def test_weights_and_a_module_of_ones_own_do_not_go_together(
         run_of(images, source, tmp_path / "run", encoder=module)
 
 
+@pytest.mark.slow
 def test_an_imported_encoder_is_loaded_from_a_run_folder_too(
     images: Path, source: Path, tmp_path: Path
 ) -> None:
@@ -211,3 +217,24 @@ def test_an_imported_encoder_is_loaded_from_a_run_folder_too(
     second = run_of(images, first.path, tmp_path / "second", epochs=1)
     assert same(second.start, first.encoder)
     assert load_encoder(second.path).config.encoder.width == 4
+
+
+def test_small_sets_of_photographs_are_told_of_weights() -> None:
+    config = RunConfig()
+
+    def said(config: RunConfig, images: int, side: int) -> str | None:
+        return advice_on_weights(config, image_count=images, median_side_pixels=side)
+
+    advice = said(config, 500, 300)
+    assert advice is not None
+    assert "--weights pretrained --encoder resnet18" in advice
+    assert said(config, 20_000, 300) is None
+    assert said(config, 500, 32) is None
+    for more in (
+        {"images.color": "gray"},
+        {"images.path": "photographs"},
+        {"encoder.weights": "w.pt"},
+        {"encoder.name": "own"},
+        {"training.begin_from": "run"},
+    ):
+        assert said(overlay(config, nest(more), "the test"), 500, 300) is None

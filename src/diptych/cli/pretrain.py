@@ -94,7 +94,6 @@ COMMON: Final = {
     "what to learn from": ("group_by", "views.side_pixels", "views.policy"),
     "method": (
         *("recipe", "scale", "encoder.name", "weights", "norm.kind", "method.loss.temperature"),
-        *("method.dictionary.queue.size",),
     ),
     "training": (
         *("epochs", "batch_size", "optimizer.learning_rate", "seed"),
