@@ -38,8 +38,8 @@ def resnet18(seed: int = 0, *, fc: nn.Module | None = None, small_border: int | 
         network = ResNet(BasicBlock, [2, 2, 2, 2])
         if small_border is not None:
             network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=small_border, bias=False)
-            network.maxpool = nn.Identity()  # type: ignore[assignment]
-    network.fc = nn.Identity() if fc is None else fc  # type: ignore[assignment]
+            network.maxpool = nn.Identity()
+    network.fc = nn.Identity() if fc is None else fc
     return randomised(network, seed)
 
 
@@ -50,7 +50,7 @@ def vit(seed: int = 0) -> Any:
         network = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0)
         for parameter in network.parameters():
             nn.init.normal_(parameter, std=0.1)
-        nn.init.normal_(network.pos_embed)
+        nn.init.normal_(network.get_parameter("pos_embed"))
     return network.eval()
 
 
@@ -496,7 +496,7 @@ def torchvision_vit() -> Foreign:
         torch.manual_seed(0)
         network = torchvision.models.vit_b_16(weights=None, image_size=32)
     state = network.state_dict()
-    network.heads = nn.Identity()  # type: ignore[assignment]
+    network.heads = nn.Identity()
     return Foreign(state, network.eval(), "torchvision or timm", "vit_b_16")
 
 

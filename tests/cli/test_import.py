@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign_networks import moco_v2
 
 from diptych.cli.main import main
 from diptych.models.weights import load_encoder
+from foreign_networks import moco_v2
 
 
 @pytest.mark.slow
 def test_a_file_is_imported_and_embeds_images(
-    tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, class_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(moco_v2().content, tmp_path / "moco.pth.tar")
     out = tmp_path / "encoders" / "x.safetensors"
@@ -22,7 +22,7 @@ def test_a_file_is_imported_and_embeds_images(
     assert "the layout of MoCo v1 and v2" in said
     assert "resnet18 for images of 32 pixels" in said
     assert load_encoder(out).config.views.side_pixels == 32
-    assert main(["embed", str(out), str(image_folder), "-o", str(tmp_path / "f")]) == 0
+    assert main(["embed", str(out), str(class_folder), "-o", str(tmp_path / "f")]) == 0
     assert list((tmp_path / "f").glob("*.parquet"))
 
 

@@ -99,7 +99,7 @@ def test_a_gray_network_takes_colour() -> None:
 
 
 def test_position_embeddings_are_interpolated_as_timm_does() -> None:
-    from timm.layers import resample_abs_pos_embed
+    from timm.layers.pos_embed import resample_abs_pos_embed
 
     source = vit()
     larger = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0)

@@ -89,7 +89,8 @@ def test_efficientnet_lite0_sees_a_cat() -> None:
     ours = list(started.network.state_dict().values())
     assert len(ours) == len(in_order)
     assert all(torch.equal(one, other) for one, other in zip(ours, in_order, strict=True))
-    cat = torch.from_numpy(skimage.data.chelsea()).permute(2, 0, 1)[None, :, :, 75:375] / 255
+    pixels = skimage.data.chelsea()  # type: ignore[no-untyped-call]
+    cat = torch.from_numpy(pixels).permute(2, 0, 1)[None, :, :, 75:375] / 255
     cat = nn.functional.interpolate(cat, (224, 224), mode="bicubic", antialias=True)
     mean, std = (torch.tensor(one) for one in (config.views.pixel_mean, config.views.pixel_std))
     with torch.no_grad():
