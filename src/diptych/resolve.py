@@ -9,15 +9,19 @@ from diptych.config.consistency import require_consistent
 from diptych.config.files import overlay, read_config_file
 from diptych.config.model import EncoderConfig
 from diptych.config.recipes import choose_scale, fitted_batch, fitting_stem, recipe_config
-from diptych.config.run import RunConfig
+from diptych.config.run import OWN, RunConfig
 from diptych.errors import ConfigError
 from diptych.images.open import from_any_folder
 from diptych.images.sources.known_sets import PHOTOGRAPHS_NAME
 from diptych.methods.build import NOTHING_OWN, OwnParts, uses_labels
 from diptych.methods.losses import require_fitting_loss
+from diptych.models.start import StartWeights, read_start
+from diptych.models.weight_files import absolute_source
 from diptych.runtime.devices import available_threads, choose_device
 
 DEFAULT_RECIPE = "simclr"
+_PHOTOGRAPH_SIDE = 64  # pixels; smaller images show too little for weights of ImageNet
+_ENOUGH_PHOTOGRAPHS = 20_000  # from which random weights may do as well
 _PATHS = (
     ("images", "path"),
     ("images", "cache_folder"),
@@ -61,7 +65,7 @@ def asked_setting(overrides: Overrides, name: str) -> str | None:
     section, _, last = name.rpartition(".")
     tables = [settings.get(section, {}) if section else settings for settings, _ in overrides]
     named = [table[last] for table in tables if isinstance(table, Mapping) and last in table]
-    return str(named[-1]) if named else None
+    return str(named[-1]) if named and named[-1] is not None else None
 
 
 def asked_recipe(overrides: Overrides) -> str:
@@ -77,6 +81,7 @@ def resolve(
     median_side_pixels: int,
     channels: int,
     own: OwnParts = NOTHING_OWN,
+    start: StartWeights | None = None,
 ) -> tuple[RunConfig, str]:
     """The whole config of a new run, and a sentence that says what was chosen and why.
 
@@ -87,6 +92,7 @@ def resolve(
             asked for.
         channels: of the images as they were opened; kept where the config takes the files' own.
         own: parts given in Python in the place of those that the layers name.
+        start: weights to begin from, see ``asked_start``.
     """
     device = choose_device(overlay_all(RunConfig(), overrides).training.device).type
     scale, reason = asked_setting(overrides, "scale"), "as asked"
@@ -95,7 +101,8 @@ def resolve(
             median_side_pixels=median_side_pixels, accelerator=device != "cpu"
         )
     base = fitted_batch(recipe_config(asked_recipe(overrides), scale), image_count)
-    config = overlay_all(_with_asked_encoder(base, overrides), overrides)
+    base = start.applied_to(base) if start else _with_asked_encoder(base, overrides)
+    config = overlay_all(base, overrides)
     if config.images.color == "raw":
         config = replace(config, images=replace(config.images, raw_channels=channels))
     if config.images.jpeg_side is None:
@@ -114,6 +121,33 @@ def resolve(
         f"{in_effect(config, image_count, uses_labels=labels_used)}"
     )
     return replace(config, training=training), sentence
+
+
+def asked_start(overrides: Overrides) -> StartWeights | None:
+    """The weights to begin from that are asked for, if any; read, and not yet made to fit.
+
+    Raises:
+        ConfigError: they cannot be read, or it is not known which encoder they are of.
+    """
+    text = asked_setting(overrides, "encoder.weights")
+    return None if text is None else read_start(text, asked_setting(overrides, "encoder.name"))
+
+
+def advice_on_weights(
+    config: RunConfig, *, image_count: int, median_side_pixels: int
+) -> str | None:
+    """A sentence for a run that would do better with weights to begin from; None for others."""
+    begins_anew = config.encoder.weights is None and config.training.begin_from is None
+    photographs = config.images.channels == 3 and median_side_pixels >= _PHOTOGRAPH_SIDE
+    if not begins_anew or not photographs or image_count >= _ENOUGH_PHOTOGRAPHS:
+        return None
+    if config.encoder.name == OWN or config.images.path == PHOTOGRAPHS_NAME:
+        return None
+    return (
+        f"The network begins from random weights; with {image_count:,} images, if they are natural "
+        "photographs, weights of ImageNet serve better: --weights pretrained --encoder resnet18 "
+        "fetches some, --weights FILE takes yours (docs/weights.md)."
+    )
 
 
 def in_effect(config: RunConfig, image_count: int, *, uses_labels: bool) -> str:
@@ -173,6 +207,10 @@ def _with_absolute_paths(settings: Mapping[str, Any]) -> Mapping[str, Any]:
         path = table.get(name) if isinstance(table, Mapping) else None
         if isinstance(path, str) and path not in ("", PHOTOGRAPHS_NAME):
             found[section] = {**table, name: _absolute(path)}  # type: ignore[dict-item]
+    encoder = found.get("encoder")
+    weights = encoder.get("weights") if isinstance(encoder, Mapping) else None
+    if isinstance(weights, str):
+        found["encoder"] = {**encoder, "weights": absolute_source(weights)}  # type: ignore[dict-item]
     images = found.get("images")
     group_by = images.get("group_by") if isinstance(images, Mapping) else None
     if isinstance(group_by, str) and ".csv:" in group_by:

@@ -31,7 +31,8 @@ class EvaluateFlags:
     """Compare with the same network trained on the labels, with the run's views, optimizer and
     steps. It is trained once and kept in the run folder; that takes about as long as the run."""
     against: tuple[str, ...] = ()
-    """Other encoders to compare with: run folders, or encoder.safetensors files."""
+    """Other encoders to compare with: run folders, encoder.safetensors files, or weights of other
+    libraries as `diptych pretrain --weights` takes them."""
     head_layers: int = 0
     """Hidden layers of the projection head to keep behind the encoder."""
     crops: Literal["center", "five"] = "center"

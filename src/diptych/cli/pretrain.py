@@ -57,6 +57,9 @@ class PretrainFlags:
     begin_from: str | None = None
     """Begin a new run from a checkpoint of RUN, or of RUN@STEP: with its settings, of which a few
     may be changed, as --optimizer.learning-rate. Short for --training.begin-from."""
+    weights: str | None = None
+    """Weights to begin from: a file, a run, or `pretrained`. Short for --encoder.weights, which
+    says more; docs/weights.md lists the libraries whose files are read."""
     epochs: int | None = None
     """Passes over the images; short for --training.epochs."""
     batch_size: int | None = None
@@ -90,8 +93,7 @@ COMMON: Final = {
     "run": ("out", "resume", "begin_from", "config", "report"),
     "what to learn from": ("group_by", "views.side_pixels", "views.policy"),
     "method": (
-        *("recipe", "scale", "encoder.name", "norm.kind", "method.loss.temperature"),
-        *("method.dictionary.queue.size",),
+        *("recipe", "scale", "encoder.name", "weights", "norm.kind", "method.loss.temperature"),
     ),
     "training": (
         *("epochs", "batch_size", "optimizer.learning_rate", "seed"),

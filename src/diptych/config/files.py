@@ -25,6 +25,7 @@ SHORT_NAMES: Final = {
     "threads": "training.threads",
     "group_by": "images.group_by",
     "begin_from": "training.begin_from",
+    "weights": "encoder.weights",
 }
 """Settings that may be given without their section, as flags and in Python."""
 

@@ -306,7 +306,7 @@ def _against_labels(evaluation: Mapping[str, Any], probe: str) -> str:
 
 
 def _against_others(evaluation: Mapping[str, Any], probe: str) -> list[str]:
-    known = {"trained", "untrained", "pixels", "supervised"}
+    known = {"trained", "start", "untrained", "pixels", "supervised"}
     sentences = []
     for name in evaluation[probe]:
         if name not in known:

@@ -165,7 +165,11 @@ def require_own_parts(config: RunConfig, own: OwnParts) -> None:
 
 
 def build_method(
-    config: RunConfig, collection: Collection, executor: Executor, own: OwnParts = NOTHING_OWN
+    config: RunConfig,
+    collection: Collection,
+    executor: Executor,
+    own: OwnParts = NOTHING_OWN,
+    start: nn.Module | None = None,
 ) -> Method:
     """Builds what a config asks for, with random weights that follow from its seed.
 
@@ -174,6 +178,8 @@ def build_method(
         collection: its images.
         executor: its threads make views.
         own: parts given in the place of those that the config names; they stay as they are.
+        start: the config's encoder with weights to begin from, in the place of random ones. All
+            that a method makes of its encoder, as a momentum encoder, begins from them too.
 
     Raises:
         ConfigError: settings do not go together, or a part that was given does not fit.
@@ -183,6 +189,8 @@ def build_method(
     if own.encoder is not None:
         _require_no_settings_of(config.encoder)
         given["encoder"] = _copy_of(own.encoder, config)
+    elif start is not None:
+        given["encoder"] = start
     try:
         # Bound, not called: a TypeError from inside of build must not be taken for wrong arguments.
         inspect.signature(kind.build).bind(config, collection, executor, **given)

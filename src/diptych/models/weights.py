@@ -137,6 +137,20 @@ def load_encoder(
     return PretrainedEncoder(network, config, whitening)
 
 
+def load_state(file: Path, config: RunConfig) -> dict[str, Tensor]:
+    """The state of an encoder from a file, compared with what a config means.
+
+    Raises:
+        RunFolderError: the file is damaged, or of another network.
+    """
+    try:
+        weights = read_tensors(file)
+    except UnreadableTensors as error:
+        raise RunFolderError(f"{file} is missing or damaged: {error}. Restore it.") from error
+    _require_room(config, weights, file)
+    return weights
+
+
 def load_untrained(
     folder: RunFolder, config: RunConfig, encoder: nn.Module | None = None
 ) -> PretrainedEncoder:

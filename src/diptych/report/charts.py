@@ -14,6 +14,7 @@ from diptych.evaluation.split import split_words
 
 NAMES: Final[Mapping[str, str]] = {
     "trained": "trained encoder",
+    "start": "start weights",
     "untrained": "untrained encoder",
     "pixels": "raw pixels",
     "supervised": "trained on the labels",

@@ -93,7 +93,7 @@ class RunFolder:
 
     @property
     def start(self) -> Path:
-        """The encoder as the run began with it, where it began with given weights."""
+        """The encoder that the run began with, where that holds weights from elsewhere."""
         return self.path / "start.safetensors"
 
     @property

@@ -51,6 +51,7 @@ from diptych.training.setup import (
     not_finite,
     open_log,
     restore,
+    start_file,
 )
 from diptych.training.signals import collected_signals
 from diptych.training.step import require_synchronized, train_step
@@ -117,13 +118,14 @@ def train(
     groups = None if group_by is None else find_groups(images.names, group_by)
     fingerprint, record = fingerprint_of(config, images), load_record(folder)
     torch.manual_seed(config.seed)  # for what a network may draw itself, as dropout does
-    state = build_state(config, collection, executor, watcher, own)
+    place = checkpoint_location(config.checkpoint, folder)
+    start = start_file(config, folder, place)
+    state = build_state(config, collection, executor, watcher, own, start)
     if state.method.needs_labels:
         _require_labels(images, config)
     # Before restore, which puts the trained weights in the place of the untrained ones.
     if config.encoder.name == OWN:
         run_on_first(lambda: keep_untrained(folder, state.method.encoder, config))
-    place = checkpoint_location(config.checkpoint, folder)
     # Every process reads the file: nothing is sent to make them alike.
     restore(state, config, place, record.identity, fingerprint, watcher)
     batches = ViewBatches(

@@ -1,6 +1,7 @@
 """The state of a run at its start or resumption, and files that its folder must have."""
 
 from concurrent.futures import Executor
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from diptych.checkpoints.state import RunState, require_same_images
 from diptych.checkpoints.stores import CheckpointLocation
 from diptych.config.files import to_toml
 from diptych.config.model import EncoderConfig
-from diptych.config.run import RunConfig
+from diptych.config.run import OWN, RunConfig
 from diptych.errors import ConfigError, DamagedCheckpoint, RunFolderError, TrainingError, saving
 from diptych.images.collection import Collection
 from diptych.logging.metrics import RunLog
@@ -19,6 +20,7 @@ from diptych.methods.build import OwnParts, build_method
 from diptych.methods.method import Method
 from diptych.models.activations import offload, recompute_stages
 from diptych.models.parts import FrozenParts, encoder_parts
+from diptych.models.start import load_start
 from diptych.models.weights import require_built_alike, save_encoder
 from diptych.optimization.loss_scale import LossScale
 from diptych.optimization.optimizers import build_optimizer
@@ -35,10 +37,21 @@ def build_state(
     executor: Executor,
     watcher: Watcher,
     own: OwnParts,
+    start: Path | None = None,
 ) -> RunState:
-    """The state that a run begins with, on its device and as its options ask."""
+    """The state that a run begins with, on its device and as its options ask.
+
+    Args:
+        config: of the run.
+        collection: its images.
+        executor: its threads make views.
+        watcher: shows what options mean here.
+        own: parts given in Python.
+        start: the file of an encoder to begin with, in the place of random weights.
+    """
     training, device = config.training, choose_device(config.training.device)
-    method = build_method(config, collection, executor, own).train()
+    begun = None if start is None else load_start(start, config)
+    method = build_method(config, collection, executor, own, begun).train()
     layout = torch.channels_last if training.channels_last else torch.contiguous_format
     method.to(device).to(memory_format=layout)
     if training.recompute == "stages":
@@ -86,6 +99,24 @@ def frozen_parts(method: Method, config: EncoderConfig) -> FrozenParts | None:
             "nothing of it would learn. Freeze fewer, or give encoder.frozen_epochs."
         )
     return found
+
+
+def start_file(config: RunConfig, folder: RunFolder, place: CheckpointLocation) -> Path | None:
+    """The encoder that a run begins with, if its settings name weights.
+
+    Raises:
+        RunFolderError: it is gone, and no checkpoint can stand in.
+    """
+    if config.encoder.weights is None or config.encoder.name == OWN:
+        return None
+    if folder.start.exists():
+        return folder.start
+    if list_checkpoints(place) or config.training.begin_from is not None:
+        return None
+    raise RunFolderError(
+        f"{folder.start}, the weights that this run begins from, is gone. Restore it, or begin a "
+        "new run with --weights in another --out."
+    )
 
 
 def open_log(folder: RunFolder, state: RunState, watcher: Watcher) -> RunLog:
