@@ -8,15 +8,19 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from diptych.config.data import ViewsConfig
+from diptych.diagnostics.label_free import neighbour_agreement
+from diptych.diagnostics.neighbourhoods import Pixels, stability
 from diptych.errors import ImagesError
 from diptych.evaluation.features import encode, require_finite
 from diptych.evaluation.geometry import alignment, effective_rank, uniformity
@@ -27,12 +31,13 @@ from diptych.logging.metrics import PRETEXT_ACCURACY, chance_of
 from diptych.logging.progress import Symptom
 from diptych.logging.times import NOT_WORK, Milliseconds, Times, named, times_of
 from diptych.methods.method import Method
-from diptych.models.weights import trained_on
+from diptych.models.weights import load_encoder, trained_on
 from diptych.runtime.stopwatch import PARTS
 from diptych.views.batches import ViewBatches
 
 _BANK_SHARE = 2  # kNN looks among this many times as many images as it classifies
 _VIEW_PAIRS = 512
+_STABILITY_IMAGES = 256
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Health:
         words: on which images, or why kNN is not measured; empty without labels.
         views: how images are evaluated.
         executor: its threads make views.
+        start: file of the encoder that the run began from, where it had weights; it may be missing.
     """
 
     sample: ImageSet
@@ -54,9 +60,12 @@ class Health:
     words: str
     views: ViewsConfig
     executor: Executor
+    start: Path | None = None
 
     def measure(self, method: Method, batches: ViewBatches) -> dict[str, float]:
-        """Alignment, uniformity, effective rank; with labels kNN accuracy and of what images.
+        """Alignment, uniformity, effective rank, stability; with labels kNN and of what images.
+
+        Where the run began from weights, also the share of neighbours that it kept.
 
         Raises:
             FeaturesError: vectors are not finite numbers.
@@ -65,9 +74,11 @@ class Health:
         for view in pairs:
             require_finite(view, of="the head")
         found = {"alignment": alignment(*pairs), "uniformity": uniformity(pairs[0])}
+        found |= {"stability": self._stability(method.encoder), "pixel_stability": self._of_pixels}
+        method.network.train()
         if self.labelled is None:
             features = encode(method.encoder, self.sample, self.views, self.executor)
-            return found | _rank(features)
+            return found | _rank(features) | self._kept(features)
         train = encode(method.encoder, self.labelled.train, self.views, self.executor)
         test = encode(method.encoder, self.labelled.test, self.views, self.executor)
         predicted = knn_predict(train, self.labelled.train_labels, test)
@@ -75,10 +86,33 @@ class Health:
         known = {} if seen is None else {"knn_images_seen": float(seen.sum())}
         return found | {
             **_rank(train),
+            **self._kept(train),
             "knn": accuracy(predicted, self.labelled.test_labels),
             "knn_images": float(len(test)),
             **known,
         }
+
+    def _stability(self, encoder: nn.Module) -> float:
+        few = self.sample.spread(_STABILITY_IMAGES)
+        return stability(encoder, few, self.views, self.executor)
+
+    @cached_property
+    def _of_pixels(self) -> float:
+        return self._stability(Pixels())
+
+    def _kept(self, features: Tensor) -> dict[str, float]:
+        """Share of the nearest neighbours by the start encoder that are still the nearest."""
+        if self._of_start is None:
+            return {}
+        return {"start_neighbours": neighbour_agreement(self._of_start, features)}
+
+    @cached_property
+    def _of_start(self) -> Tensor | None:
+        """Features of the start encoder, of the images whose rank is measured."""
+        if self.start is None or not self.start.is_file():
+            return None
+        images = self.sample if self.labelled is None else self.labelled.train
+        return encode(load_encoder(self.start), images, self.views, self.executor)
 
     def symptoms(
         self, metrics: Sequence[Mapping[str, Any]], *, dictionary_size: int | None
@@ -96,6 +130,7 @@ def build_health(
     image_count: int,
     group_by: str | None = None,
     labels_used: bool = False,
+    start: Path | None = None,
 ) -> Health:
     """Chooses the images to measure, at most ``image_count`` for each purpose.
 
@@ -108,6 +143,7 @@ def build_health(
         image_count: at most, for each purpose.
         group_by: ``images.group_by``.
         labels_used: whether the run learns from their labels.
+        start: file of the encoder that the run began from, where it had weights.
     """
     labelled, words = _labelled(collection, group_by, labels_used, image_count)
     chosen = spread_indices(len(collection.train), image_count)
@@ -118,6 +154,7 @@ def build_health(
         words=words,
         views=views,
         executor=executor,
+        start=start,
     )
 
 
