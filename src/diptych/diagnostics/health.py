@@ -78,14 +78,14 @@ class Health:
         method.network.train()
         if self.labelled is None:
             features = encode(method.encoder, self.sample, self.views, self.executor)
-            return found | _rank(features) | self._kept(features)
+            return found | _rank(features, self.sample) | self._kept(features)
         train = encode(method.encoder, self.labelled.train, self.views, self.executor)
         test = encode(method.encoder, self.labelled.test, self.views, self.executor)
         predicted = knn_predict(train, self.labelled.train_labels, test)
         seen = self.labelled.test_seen
         known = {} if seen is None else {"knn_images_seen": float(seen.sum())}
         return found | {
-            **_rank(train),
+            **_rank(train, self.labelled.train),
             **self._kept(train),
             "knn": accuracy(predicted, self.labelled.test_labels),
             "knn_images": float(len(test)),
@@ -175,9 +175,12 @@ def _labelled(
     return labelled, f"kNN while the run trains: {labelled.words}"
 
 
-def _rank(features: Tensor) -> dict[str, float]:
-    """The effective rank, and of how many images: their number bounds it."""
-    return {"effective_rank": effective_rank(features), "rank_images": float(len(features))}
+def _rank(features: Tensor, images: ImageSet) -> dict[str, float]:
+    """The effective rank, and of how many images and contents: their number bounds it."""
+    found = {"effective_rank": effective_rank(features), "rank_images": float(len(features))}
+    if images.checksums is None:
+        return found
+    return found | {"rank_contents": float(len(np.unique(images.checksums, axis=0)))}
 
 
 @torch.no_grad()
@@ -199,8 +202,11 @@ def _projections(
 LEAST_STEPS: Final = 500
 """Before, a loss at chance proves nothing: warm-up and the filling of a queue take their time."""
 COLLAPSED_RANK: Final = 2.0
+_FEW_CONTENTS: Final = 0.5  # of the images; below, most of them are copies
 AT_CHANCE: Final = 0.02  # of the chance level
 SHORTCUT_ACCURACY: Final = 0.98
+LEAST_KEPT: Final = 0.45
+"""Share of the nearest neighbours by the start weights that a run should keep."""
 NO_ROOM: Final = 0.98
 """kNN accuracy before training above which hardly anything is left to gain."""
 
@@ -224,6 +230,16 @@ def find_symptoms(
     last = metrics[-1]
     health = [line for line in metrics if "effective_rank" in line]
     found = []
+    if health and _are_copies(health[-1]):
+        found.append(
+            Symptom(
+                "copies",
+                True,
+                f"Of {health[-1]['rank_images']:,.0f} images that were looked at, only "
+                f"{health[-1]['rank_contents']:,.0f} differ: the others are copies, which the "
+                "training task asks to tell from each other. Remove them, or give other images.",
+            )
+        )
     keys = last.get("candidates", 1) - 1
     if dictionary_size is not None and keys < dictionary_size:
         found.append(
@@ -234,7 +250,7 @@ def find_symptoms(
                 "keys): loss and chance level rise together until it is full. This is normal.",
             )
         )
-    if health and _is_collapsed(health[-1]):
+    if health and not _are_copies(health[-1]) and _is_collapsed(health[-1]):
         found.append(
             Symptom(
                 "collapse",
@@ -254,6 +270,17 @@ def find_symptoms(
                 "--optimizer.learning-rate, or weaker views (--views.strength 0.5).",
             )
         )
+    kept = next((x["start_neighbours"] for x in reversed(health) if "start_neighbours" in x), 1.0)
+    if kept < LEAST_KEPT:
+        found.append(
+            Symptom(
+                "start_lost",
+                True,
+                f"Of the nearest neighbours of an image by the start weights only {kept:.0%} are "
+                "left: what they knew is being lost. Try a tenth of --optimizer.learning-rate, or "
+                "weaker views, and compare with the start weights by `diptych evaluate`.",
+            )
+        )
     if _is_shortcut(last, health):
         found.append(
             Symptom(
@@ -271,6 +298,12 @@ def _is_collapsed(line: Mapping[str, Any]) -> bool:
     """Of few images the rank is low anyway: without their mean they span one direction less."""
     most = line.get("rank_images", math.inf) - 1
     return bool(line["effective_rank"] < min(COLLAPSED_RANK, most / 2))
+
+
+def _are_copies(line: Mapping[str, Any]) -> bool:
+    """Whether so many images are copies that the rest says little about the encoder."""
+    contents = line.get("rank_contents", line.get("rank_images", 1.0))
+    return bool(contents <= _FEW_CONTENTS * line.get("rank_images", 1.0))
 
 
 def _is_at_chance(last: Mapping[str, Any]) -> bool:

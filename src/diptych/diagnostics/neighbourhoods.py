@@ -1,4 +1,4 @@
-"""Whether neighbourhoods of features last: from one view to another, and from the start of a run."""
+"""Whether an image has the same nearest neighbours in another view of it."""
 
 from concurrent.futures import Executor
 from dataclasses import replace

@@ -31,6 +31,7 @@ from diptych.runtime.devices import Runtime
 from diptych.views.cpu import EvaluationCrops
 
 TRAINED: Final = "trained"
+START: Final = "start"
 UNTRAINED: Final = "untrained"
 PIXELS: Final = "pixels"
 SUPERVISED: Final = "supervised"
