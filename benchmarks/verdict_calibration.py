@@ -1,11 +1,11 @@
 """How often a verdict says "learned" or "healthy" of an encoder that is no better than it began.
 
 Three populations: the cells of docs/studies, of which tables with the final figures are kept; the
-runs of `verdict_population.py` (--population), with other images for the verdict than for what it
-is compared with; and any run folders with an evaluation.json (--runs). An encoder is no better where
-its accuracy (mean per class where one class has over half of the images), the mean of kNN and of the
-linear classifier, is not above that of the start weights and of the untrained encoder; or, stricter,
-not above that of raw pixels as well. Cells of studies have kNN only.
+runs of `verdict_population.py` (--population), where the verdict gets other images than those that
+say what is true; and any run folders with an evaluation.json (--runs). An encoder is no better
+where its accuracy (mean per class where one class has over half of the images), the mean of kNN and
+the linear classifier, is not above those of the start weights and of the untrained encoder; or,
+stricter, not above that of raw pixels as well. Cells of studies have kNN only.
 
     python benchmarks/verdict_calibration.py --cifar10 cifar10/
     python benchmarks/verdict_calibration.py --population population.jsonl --runs runs/*
@@ -16,6 +16,7 @@ import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final, NamedTuple
@@ -171,9 +172,7 @@ def of_studies(folder: Path, pixels: Mapping[int, float]) -> Iterator[Judged]:
 def _flags(command: str) -> dict[str, str]:
     words = shlex.split(command)
     return {
-        word.removeprefix("--"): value
-        for word, value in zip(words, words[1:], strict=False)
-        if word.startswith("--")
+        word.removeprefix("--"): value for word, value in pairwise(words) if word.startswith("--")
     }
 
 

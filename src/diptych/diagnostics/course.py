@@ -24,15 +24,15 @@ class Course(NamedTuple):
 
 
 def course_of(metrics: Sequence[Mapping[str, Any]]) -> Course:
-    """Judges a run by its training: what it can learn without labels is whether it went as it should.
+    """Judges a run by its training, which can go as it should without a use for the features.
 
     - Fewer than ``LEAST_STEPS`` steps: too short to tell.
-    - Over the last quarter of its lines the accuracy is below ``LEAST_ACCURACY``, or ``TIMES_CHANCE``
-      times chance, or half of the way from chance to 100%: too short to tell while it still rises by
-      ``RISING`` from one quarter to the next, else the run has not learned its task.
-    - The task is learned, from weights: whether the encoder is better than they were cannot be told,
-      only how much of their neighbourhoods it kept.
-    - The task is learned, from random weights: it looks healthy where also ``_doubts`` finds nothing.
+    - Over the last quarter of its lines the accuracy is below ``LEAST_ACCURACY`` or
+      ``TIMES_CHANCE`` times chance (where choices are few, half of the way from chance to 100%):
+      too short to tell while it rises by ``RISING`` from one quarter to the next, else the task is
+      not learned.
+    - Learned, from weights: whether the encoder is better than they were is not known.
+    - Learned, from random weights: it looks healthy where ``_doubts`` finds nothing either.
     """
     # Not the first lines of an empty queue, where the only candidate is the right one.
     lines = [line for line in metrics if has_choice(line)]
@@ -76,8 +76,8 @@ def _of_a_learned_task(metrics: Sequence[Mapping[str, Any]], words: str) -> Cour
             "Training went as it should, but whether the encoder is better than the start weights "
             "is not known.",
             (
-                f"{words}. Of the nearest neighbours by the start weights it kept {kept:.0%}, which "
-                "does not say whether it is better.",
+                f"{words}. Of the nearest neighbours by the start weights it kept {kept:.0%}, "
+                "which does not say whether it is better.",
             ),
         )
     doubts = _doubts([line for line in metrics if "effective_rank" in line])

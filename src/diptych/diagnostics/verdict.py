@@ -46,9 +46,12 @@ def judge(
         metrics: the lines of ``metrics.jsonl``.
         evaluation: ``evaluation.json``, or None without labels.
     """
-    alarms = [s.sentence for s in find_symptoms(metrics, dictionary_size=None) if s.alarming]
+    alarming = [s for s in find_symptoms(metrics, dictionary_size=None) if s.alarming]
+    alarms = [symptom.sentence for symptom in alarming]
     comparison = None if evaluation is None else compare(evaluation)
     if evaluation is not None and comparison is not None:
+        # Accuracy says what was lost; neighbours may change for the better too.
+        alarms = [symptom.sentence for symptom in alarming if symptom.name != "start_lost"]
         first, *more = conclusions(evaluation, comparison)
         head = headline_of(evaluation, comparison)
         return Verdict(head, (first, *alarms, *more, *_about_training(metrics)))
@@ -178,7 +181,7 @@ def _on_few_images(evaluation: Mapping[str, Any]) -> str:
         return ""
     whom = "all of them vote" if neighbours >= fitted else f"{neighbours} neighbours vote"
     return (
-        f"kNN looks among {fitted:,} labelled images of {classes} classes and {whom} on each image, "
+        f"kNN looks among {fitted:,} labelled images of {classes} classes and {whom} on each, "
         "more than a class has on average: other classes vote too, however good the features are. "
         f"Try --neighbours {max(1, fitted // (4 * classes))}, or label more images."
     )
