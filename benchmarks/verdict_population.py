@@ -31,9 +31,10 @@ from diptych.runs.folder import RunFolder
 LEARNED: Final = 800  # images of a set, at most
 FEW: Final = 200
 MANY: Final = 800
+BATCH: Final = 32
 SMALL: Final = {
     "scale": "tiny",
-    "batch_size": 32,
+    "batch_size": BATCH,
     "threads": 1,
     "quiet": True,
     "encoder.width": 8,
@@ -108,7 +109,7 @@ class Parts:
 
 
 def epochs_of(steps: int, images: int) -> int:
-    return max(1, round(steps * SMALL["batch_size"] / images))  # type: ignore[call-overload]
+    return max(1, round(steps * BATCH / images))
 
 
 def trained(parts: Parts, out: Path, steps: int, settings: Mapping[str, Any], **more: Any) -> Path:

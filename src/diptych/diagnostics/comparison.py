@@ -270,12 +270,12 @@ def _lost(comparison: Comparison, losing: Sequence[str]) -> str:
     best = max(sure, key=lambda name: -lost[name].gains[name].value)
     figure = lost[best]
     begin = f"{BASELINES[best].capitalize()} {_serve(best)} better than the trained encoder: "
-    figures = f"{figure.of(best)} against {figure.of(TRAINED)} {figure.by}."
+    begin += f"{figure.of(best)} against {figure.of(TRAINED)} {figure.by}."
     if best == PIXELS:
-        return f"{begin}{figures} Do not use this run as it is."
+        return f"{begin} Do not use this run as it is."
     if best == START:
-        return f"{begin}{figures} Training made it worse: do not use this run as it is."
-    return f"{begin}{figures} Training made the features worse for these classes."
+        return f"{begin} Training made it worse: do not use this run as it is."
+    return f"{begin} Training made the features worse for these classes."
 
 
 def advice(comparison: Comparison) -> str:

@@ -156,7 +156,7 @@ def conclusions(evaluation: Mapping[str, Any], comparison: Comparison) -> list[s
 
 def _in_figures(evaluation: Mapping[str, Any], comparison: Comparison) -> list[str]:
     """The accuracy of each encoder by each probe."""
-    found = []
+    found: list[str] = []
     for figure in comparison.accuracies:
         settings = settings_of(evaluation, figure.probe)
         begin = PROBES[figure.probe].format(neighbours=settings.get("knn_neighbours", 20))

@@ -92,6 +92,11 @@ class RunFolder:
         return self.path / "untrained.safetensors"
 
     @property
+    def start(self) -> Path:
+        """The encoder as the run began with it, where it was given weights."""
+        return self.path / "start.safetensors"
+
+    @property
     def head(self) -> Path:
         """The projection head alone, written when training ends."""
         return self.path / "head.safetensors"
