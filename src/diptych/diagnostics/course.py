@@ -11,7 +11,7 @@ LEAST_ACCURACY: Final = 0.1
 """At its training task, of a run that has learned it; most reach a third and more."""
 TIMES_CHANCE: Final = 10.0
 RISING: Final = 0.02  # of the accuracy, from one quarter of a run to the next
-MORE_STABLE: Final = 1.2
+MORE_STABLE: Final = 1.3
 """Times the agreement of views before training, and by raw pixels, of features that are of use."""
 LEAST_RANK: Final = 0.5  # of the effective rank before training
 
