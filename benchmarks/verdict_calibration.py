@@ -30,7 +30,7 @@ from diptych.evaluation.features import pixel_features
 from diptych.evaluation.knn import accuracy, knn_predict
 from diptych.evaluation.labelled import open_labelled
 from diptych.evaluation.protocols import read_evaluation
-from diptych.evaluation.subject import PIXELS, TRAINED
+from diptych.evaluation.subject import PIXELS, TRAINED, UNTRAINED
 from diptych.logging.metrics import read_metrics
 from diptych.runs.folder import RunFolder
 
@@ -146,16 +146,14 @@ def of_studies(folder: Path, pixels: Mapping[int, float]) -> Iterator[Judged]:
         with open(table, newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["knn"] and row["pretext"]]
         before = [float(row["untrained"]) for row in rows if row.get("untrained")]
+        if not before:
+            continue
         for row in rows:
-            values = {TRAINED: float(row["knn"])}
-            if before:
-                values["untrained"] = fmean(before)
+            values = {TRAINED: float(row["knn"]), UNTRAINED: fmean(before)}
             flags = _flags(row["command"])
             limit, batch = int(flags["images.limit"]), int(flags.get("batch-size", 256))
             if limit in pixels:
                 values[PIXELS] = pixels[limit]
-            if len(values) == 1:
-                continue
             steps = int(flags["epochs"]) * (limit // batch)
             line = {
                 "step": steps,
