@@ -15,7 +15,7 @@ from diptych.checkpoints.state import RunState
 from diptych.checkpoints.stores import checkpoint_location
 from diptych.config.consistency import require_equal_parts
 from diptych.config.files import SHORT_NAMES, load_run_config, nest
-from diptych.config.run import RunConfig
+from diptych.config.run import OWN, RunConfig
 from diptych.diagnostics.health import build_health
 from diptych.diagnostics.keep_encoder import keep_encoder
 from diptych.errors import ConfigError, saving
@@ -227,6 +227,7 @@ def _pretrain_together(
             image_count=config.probe.images,
             group_by=config.images.group_by,
             labels_used=labels_used,
+            start=None if config.encoder.name == OWN else folder.start,
         )
         try:
             state = train(config, collection, folder, executor, watcher, health, own)

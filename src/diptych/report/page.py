@@ -16,6 +16,7 @@ from torch import nn
 from diptych.config.files import flatten, load_run_config
 from diptych.config.run import RunConfig
 from diptych.diagnostics.candidates import read_choice
+from diptych.diagnostics.comparison import result_table
 from diptych.diagnostics.health import time_symptoms
 from diptych.diagnostics.verdict import Verdict, judge
 from diptych.errors import ImagesError, RunFolderError
@@ -126,6 +127,7 @@ def write_report(
     page = template("page.html.jinja").render(
         name=folder.path.resolve().name,
         verdict=verdict_of(run),
+        results=result_table(evaluation),
         config=config,
         settings=flatten(config),
         last=metrics[-1] if metrics else None,
