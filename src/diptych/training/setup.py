@@ -122,7 +122,8 @@ def restore(
     # Of a run's own checkpoints only: what begins from a run in fp32 begins with a new scale.
     if found and state.scale.enabled and "loss_scale" not in scalars:
         raise DamagedCheckpoint(f"a checkpoint of this run in {place} lacks the scale of the loss.")
-    state.restore(tensors, scalars)
+    # How long another run had is not how long this one has.
+    state.restore(tensors, scalars if found else {**scalars, "minutes": None})
     origin = "the checkpoint" if found else f"the state of {begin_from}"
     watcher.say(f"Going on from {origin} after step {state.step}.")
 
