@@ -176,9 +176,18 @@ class _Clock(NamedTuple):
     now: Callable[[], float]
     evaluates: bool
 
-    def budget(self, minutes: float) -> TimeBudget:
+    def of(self, minutes: float) -> TimeBudget:
         """The time of the command, before anything is measured."""
         return TimeBudget(60 * minutes, 0.0, math.inf, self.begun, now=self.now)
+
+    def budget(self, config: RunConfig, speed: Speed, collection: Collection) -> TimeBudget:
+        """The same with what evaluation and report take, and a step."""
+        assert config.training.minutes is not None
+        return replace(
+            self.of(config.training.minutes),
+            reserve_seconds=reserve_seconds(speed, collection, evaluates=self.evaluates),
+            step_seconds=speed.image_seconds * config.training.batch_size,
+        )
 
 
 def check_before_start(
@@ -241,7 +250,7 @@ def _pretrain_together(
                 collection,
                 executor,
                 own,
-                clock.budget(minutes),
+                clock.of(minutes),
                 evaluates=clock.evaluates,
             )
         run_on_first(
@@ -260,16 +269,6 @@ def _pretrain_together(
         if here.count > 1:
             device = str(choose_device(config.training.device))
             own_watcher.say(describe_process(device, threads, len(collection.train)))
-        budget = None
-        if config.training.minutes is not None:
-            speed = speed or measure_speed(config, collection, executor, own)
-            budget = _with_speed(clock, config, speed, collection)
-        elif earlier is None and not _is_length_asked(layers):
-            watcher.say(
-                length_in_words(
-                    config, measure_speed(config, collection, executor, own), collection
-                )
-            )
         health = build_health(
             collection,
             config.views,
@@ -279,6 +278,13 @@ def _pretrain_together(
             labels_used=labels_used,
         )
         try:
+            budget = None
+            if config.training.minutes is not None:
+                speed = speed or measure_speed(config, collection, executor, own)
+                budget = clock.budget(config, speed, collection)
+            elif earlier is None and not _is_length_asked(layers):
+                speed = measure_speed(config, collection, executor, own)
+                watcher.say(length_in_words(config, speed, collection))
             state = train(config, collection, folder, executor, watcher, health, own, budget)
         except ConfigError:
             if earlier is None and here.is_first:
@@ -288,17 +294,6 @@ def _pretrain_together(
     run_on_first(lambda: _save_networks(folder, state, config))
     wait_for_all()
     return folder
-
-
-def _with_speed(
-    clock: _Clock, config: RunConfig, speed: Speed, collection: Collection
-) -> TimeBudget:
-    assert config.training.minutes is not None
-    return replace(
-        clock.budget(config.training.minutes),
-        reserve_seconds=reserve_seconds(speed, collection, evaluates=clock.evaluates),
-        step_seconds=speed.image_seconds * config.training.batch_size,
-    )
 
 
 def _is_length_asked(layers: Overrides) -> bool:

@@ -169,7 +169,7 @@ def _suited_to(
     epochs = suited_epochs(base, count, batch)
     probe = base.probe
     if not is_asked(overrides, "training.epochs"):
-        probe = replace(probe, health_every_epochs=health_interval(epochs))
+        probe = replace(probe, health_every_epochs=health_interval(epochs, count, probe.images))
     return replace(base, training=replace(base.training, epochs=epochs), probe=probe)
 
 

@@ -61,8 +61,8 @@ class PretrainFlags:
     epochs: int | None = None
     """Passes over the images; short for --training.epochs."""
     minutes: float | None = None
-    """Minutes that the whole command may take, report included; network, side, batch and length
-    that are not given are chosen to fit. Short for --training.minutes."""
+    """Minutes that the command may take, report included. Network, side, batch and length that are
+    not given are chosen to fit. Short for --training.minutes."""
     batch_size: int | None = None
     """Images in a batch; short for --training.batch-size."""
     seed: int = 0
@@ -112,8 +112,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     the one before. Folders of classes give labels, which evaluation uses.
 
     Examples:
-      diptych pretrain photos/ --epochs 50 --out runs/photos
-      diptych pretrain photos/ --minutes 10
+      diptych pretrain photos/ --minutes 10 --out runs/photos
       diptych pretrain photos/ --out runs/photos --resume
       diptych pretrain cells.npz --recipe moco_v2 --scale small --optimizer.learning-rate 0.1
       diptych pretrain photos/ --encoder resnet50 --norm.kind shuffle --training.chunk-size 64

@@ -54,7 +54,8 @@ SMALL_BATCH: Final = 64
 _BATCHES_IN_PASS: Final = 4  # fewer, and what is left over of a pass is a large part of it
 _LEAST_STEPS: Final = 2_000  # less hardly moves a network from where it began
 _MOST_SEEN: Final = 1_500_000  # images, each as often as it comes: an hour or less, of the smallest
-_HEALTH: Final = 30  # measurements of health in a run, about
+_HEALTH: Final = 30  # measurements of health in a run, at most about
+_IMAGES_BETWEEN: Final = 8  # images learned from between two of them, for each that is measured
 FEW_PHOTOGRAPHS: Final = 1_000
 _WINDOW_OVER_VIEW: Final = 8 / 3  # least side of a window, in sides of a view
 
@@ -328,9 +329,16 @@ def suited_epochs(config: RunConfig, image_count: int, batch_size: int) -> int:
     return min(epochs, max(1, _MOST_SEEN // image_count)) if config.scale == "tiny" else epochs
 
 
-def health_interval(epochs: int) -> int:
-    """Epochs between two measurements of health, of which many would cost more than the steps."""
-    return max(1, epochs // _HEALTH)
+def health_interval(epochs: int, image_count: int, measured: int) -> int:
+    """Epochs between two measurements of health, so that they cost little beside the steps.
+
+    Args:
+        epochs: of the run.
+        image_count: images in an epoch.
+        measured: ``probe.images``.
+    """
+    apart = math.ceil(_IMAGES_BETWEEN * min(measured, image_count) / image_count)
+    return min(epochs, max(1, epochs // _HEALTH, apart))
 
 
 def fitting_stem(encoder: str, side_pixels: int) -> Literal["small", "imagenet"]:

@@ -21,10 +21,11 @@ from diptych.images.windows import in_windows
 from diptych.methods.build import OwnParts, build_method
 from diptych.optimization.optimizers import build_optimizer
 from diptych.resolve import Overrides, asked_setting, is_asked, overlay_all, resolve
-from diptych.runtime.devices import choose_device, views_device
+from diptych.runtime.devices import choose_device, keep_freed_memory, views_device
 from diptych.runtime.distributed import largest_over_processes, process_count
 from diptych.runtime.rendezvous import run_on_first
 from diptych.training.clock import TimeBudget
+from diptych.training.setup import require_labels
 from diptych.training.step import train_step
 from diptych.views.batches import Order, ViewBatches
 
@@ -91,13 +92,14 @@ _PASSES: Final = 10  # of a large set that a candidate should make,
 _PASSES_RAISE: Final = 4  # which raises the images it should see by this factor at most
 _MEASURED_IMAGES: Final = 32  # in a step that is measured, of each process
 _MEASURED_STEPS: Final = 2
+_SLOWDOWN_SECONDS: Final = 0.05
 _MEASURING_SHARE: Final = 0.05  # of the time: no further candidate is measured after that
 
-# Of evaluation and report, found by benchmarks/minutes.py: two encoders see every image once, and
-# the rest grows with the images, or does not.
+# Of evaluation and report, in seconds of one idle core: two encoders see every image once, and the
+# rest (kNN, the linear classifiers, the pages) grows with the images, or does not.
 _ENCODERS: Final = 2
-_SECONDS_PER_IMAGE: Final = 1e-3
-_REPORT_SECONDS: Final = 12.0
+_SECONDS_PER_IMAGE: Final = 2.5e-3
+_REPORT_SECONDS: Final = 10.0
 _ORIGIN: Final = "the choice for the minutes"
 _SAVE_SECONDS: Final = 0.5  # of encoder and head, which is all without evaluation and report
 
@@ -109,10 +111,12 @@ class Speed:
     Attributes:
         image_seconds: of one image's share of a step, on all processes together.
         encode_seconds: of one image by the frozen encoder.
+        slowdown: how much longer work of one core takes, as other programs want the cores too.
     """
 
     image_seconds: float
     encode_seconds: float
+    slowdown: float = 1.0
 
 
 def reserve_seconds(speed: Speed, collection: Collection, *, evaluates: bool) -> float:
@@ -120,8 +124,8 @@ def reserve_seconds(speed: Speed, collection: Collection, *, evaluates: bool) ->
     if not evaluates:
         return _SAVE_SECONDS
     images = len(collection.train) + (0 if collection.test is None else len(collection.test))
-    each = _ENCODERS * speed.encode_seconds + _SECONDS_PER_IMAGE
-    return _SAVE_SECONDS + _REPORT_SECONDS + images * each
+    rest = speed.slowdown * (_REPORT_SECONDS + images * _SECONDS_PER_IMAGE)
+    return _SAVE_SECONDS + rest + images * _ENCODERS * speed.encode_seconds
 
 
 def choose_for_minutes(
@@ -172,11 +176,14 @@ def measure_speed(
 
     Collective: every process of a run calls it.
     """
+    keep_freed_memory()  # as training does, whose steps would otherwise look slower than they are
     config = _measured_config(config)
     device, batch = choose_device(config.training.device), config.training.batch_size
     sample = collection.train.spread(max(batch, _MEASURED_IMAGES)).decoded_for(config.images)
     images = in_windows(sample, config.images.windows, side_pixels=config.views.side_pixels)
     method = build_method(config, replace(collection, train=images), executor, own).train()
+    if method.needs_labels:
+        require_labels(collection.train, config)
     layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
     method.to(device).to(memory_format=layout)
     optimizer = build_optimizer(config.optimizer, method)
@@ -199,9 +206,11 @@ def measure_speed(
     def encoded() -> None:
         encode(method.encoder, sample, config.views, executor)
 
-    seconds, encode_seconds = _seconds_of(step), _seconds_of(encoded)
-    slowest = largest_over_processes(*(int(1e9 * one) for one in (seconds, encode_seconds)))
-    return Speed(slowest[0] / 1e9 / batch, slowest[1] / 1e9 / len(sample))
+    measured = (_seconds_of(step), _seconds_of(encoded), _slowdown())
+    step_seconds, encode_seconds, slowdown = (
+        one / 1e9 for one in largest_over_processes(*(int(1e9 * one) for one in measured))
+    )
+    return Speed(step_seconds / batch, encode_seconds / len(sample), slowdown)
 
 
 def length_in_words(config: RunConfig, speed: Speed, collection: Collection) -> str:
@@ -225,12 +234,20 @@ def _seconds_of(work: Callable[[], None]) -> float:
     return (time.perf_counter() - begun) / _MEASURED_STEPS
 
 
+def _slowdown() -> float:
+    """Seconds that pass while this thread gets a second of a core."""
+    begun, used = time.perf_counter(), time.thread_time()
+    while time.thread_time() - used < _SLOWDOWN_SECONDS:
+        sum(range(10_000))
+    return (time.perf_counter() - begun) / (time.thread_time() - used)
+
+
 def _measured_config(config: RunConfig) -> RunConfig:
     """The same with a batch that takes little time, and a cache that leaves no file behind."""
     batch, share = config.training.batch_size, _MEASURED_IMAGES
     if config.norm.is_grouped:
         share = config.norm.images_per_group
-    batch = min(batch, share * process_count())
+    batch = min(batch // process_count(), share) * process_count() or batch
     training = replace(config.training, batch_size=batch, chunk_size=None)
     cache = "none" if config.images.cache == "none" else "memory"
     images = replace(config.images, cache=cache)  # type: ignore[arg-type]
@@ -281,12 +298,13 @@ def _length(config: RunConfig, layers: Overrides, train: ImageSet, seen: float) 
     batch = config.training.batch_size
     if seen < _LEAST_STEPS * batch and not is_asked(layers, "training.batch_size"):
         batch = min(batch, SMALL_BATCH)
-    per_epoch = max(1, len(train) * config.images.windows**2 // batch)
+    count = len(train) * config.images.windows**2
+    per_epoch = max(1, count // batch)
     epochs = max(1, round(seen / batch / per_epoch))
     return {
         "training.batch_size": batch,
         "training.epochs": epochs,
-        "probe.health_every_epochs": health_interval(epochs),
+        "probe.health_every_epochs": health_interval(epochs, count, config.probe.images),
     }
 
 

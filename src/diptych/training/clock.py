@@ -79,9 +79,9 @@ def plan_in_words(config: RunConfig, budget: TimeBudget, order: Order, total_ste
     """What the minutes are used for, in one sentence."""
     training, epochs = config.training, total_steps / order.steps_per_epoch
     minutes, threads = budget.seconds / 60, training.threads or 1
-    on_cpu = f"{threads} thread{'s' * (threads > 1)}"
+    where = f"{threads} thread{'s' * (threads > 1)}" if training.device == "cpu" else "the GPU"
     return (
-        f"{minutes:g} minute{'s' * (minutes != 1)} on {on_cpu if training.device == 'cpu' else 'the GPU'}: "
+        f"{minutes:g} minute{'s' * (minutes != 1)} on {where}: "
         f"{config.encoder.name} on {config.views.side_pixels} pixels, batch {training.batch_size}, "
         f"about {_count(epochs)} epochs of {order.image_count:,} images, ending at about "
         f"{budget.ends_at():%H:%M}."

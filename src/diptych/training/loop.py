@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,14 +19,13 @@ from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.files import to_toml
 from diptych.config.run import OWN, RunConfig
 from diptych.errors import (
-    ConfigError,
     FeaturesError,
     FirstStopped,
     Interrupted,
     LostProcess,
     TrainingError,
 )
-from diptych.images.collection import Collection, ImageSet
+from diptych.images.collection import Collection
 from diptych.images.groups import find_groups
 from diptych.images.windows import in_windows
 from diptych.logging.metrics import RunLog
@@ -50,6 +48,7 @@ from diptych.training.setup import (
     keep_untrained,
     not_finite,
     open_log,
+    require_labels,
     restore,
 )
 from diptych.training.signals import collected_signals
@@ -125,7 +124,7 @@ def train(
     torch.manual_seed(config.seed)  # for what a network may draw itself, as dropout does
     state = build_state(config, collection, executor, watcher, own)
     if state.method.needs_labels:
-        _require_labels(images, config)
+        require_labels(images, config)
     # Before restore, which puts the trained weights in the place of the untrained ones.
     if config.encoder.name == OWN:
         run_on_first(lambda: keep_untrained(folder, state.method.encoder, config))
@@ -172,21 +171,6 @@ def train(
     if budget is not None:
         watcher.say(taken_in_words(state.step, order.steps_per_epoch, state.seconds, folder.config))
     return state
-
-
-def _require_labels(images: ImageSet, config: RunConfig) -> None:
-    what = f"method.kind = {config.method_name!r}"
-    if config.method_name == "contrastive":
-        what = f"method.loss.kind = {config.method.loss.kind!r}"
-    mend = "put the images of each class into a folder of its own, or choose another."
-    if images.labels is None:
-        raise ConfigError(f"{what} needs labels: {mend}")
-    without = np.flatnonzero(images.labels < 0)
-    if len(without):
-        raise ConfigError(
-            f"{what} needs a label of every image; {len(without)} of {len(images)} have none, as "
-            f"{images.names[int(without[0])]}: {mend}"
-        )
 
 
 @dataclass

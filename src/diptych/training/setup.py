@@ -2,6 +2,7 @@
 
 from concurrent.futures import Executor
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -10,8 +11,8 @@ from diptych.checkpoints.state import RunState, require_same_images
 from diptych.checkpoints.stores import CheckpointLocation
 from diptych.config.files import to_toml
 from diptych.config.run import RunConfig
-from diptych.errors import DamagedCheckpoint, RunFolderError, TrainingError, saving
-from diptych.images.collection import Collection
+from diptych.errors import ConfigError, DamagedCheckpoint, RunFolderError, TrainingError, saving
+from diptych.images.collection import Collection, ImageSet
 from diptych.logging.metrics import RunLog
 from diptych.logging.progress import Watcher
 from diptych.methods.build import OwnParts, build_method
@@ -55,6 +56,26 @@ def build_state(
             network.compile()
     scale = LossScale(enabled=training.precision == "fp16", device=device.type)
     return RunState(method, build_optimizer(config.optimizer, method), scale)
+
+
+def require_labels(images: ImageSet, config: RunConfig) -> None:
+    """Refuses images without labels, which a method needs of every one.
+
+    Raises:
+        ConfigError: names the setting, and an image.
+    """
+    what = f"method.kind = {config.method_name!r}"
+    if config.method_name == "contrastive":
+        what = f"method.loss.kind = {config.method.loss.kind!r}"
+    mend = "put the images of each class into a folder of its own, or choose another."
+    if images.labels is None:
+        raise ConfigError(f"{what} needs labels: {mend}")
+    without = np.flatnonzero(images.labels < 0)
+    if len(without):
+        raise ConfigError(
+            f"{what} needs a label of every image; {len(without)} of {len(images)} have none, as "
+            f"{images.names[int(without[0])]}: {mend}"
+        )
 
 
 def open_log(folder: RunFolder, state: RunState, watcher: Watcher) -> RunLog:
