@@ -114,7 +114,6 @@ def pretrain(arguments: Sequence[str]) -> None:
     Examples:
       diptych pretrain photos/ --minutes 10 --out runs/photos
       diptych pretrain photos/ --out runs/photos --resume
-      diptych pretrain cells.npz --recipe moco_v2 --scale small --optimizer.learning-rate 0.1
       diptych pretrain photos/ --encoder resnet50 --norm.kind shuffle --training.chunk-size 64
     """
     flags = parse(PretrainFlags, pretrain, arguments, common=COMMON)
