@@ -25,6 +25,17 @@ def require_consistent(config: RunConfig) -> None:
     _require_consistent_batch(config)
     _require_consistent_memory(config.training)
     _require_consistent_start(config)
+    require(
+        config.images.windows == 1 or config.method_name != "distillation",
+        "distillation fits its teacher's classifier on whole images: leave out images.windows",
+        config.images.windows,
+    )
+    require(
+        config.training.minutes is None or config.training.begin_from is None,
+        "training.minutes is the time of a run from its beginning, and does not go with "
+        "training.begin_from; give --epochs",
+        config.training.minutes,
+    )
     if config.method_name == "distillation":
         require(
             config.method.kind in ("contrastive", "distillation"),

@@ -21,6 +21,7 @@ Settings = Mapping[str, Any]
 
 SHORT_NAMES: Final = {
     "epochs": "training.epochs",
+    "minutes": "training.minutes",
     "batch_size": "training.batch_size",
     "threads": "training.threads",
     "group_by": "images.group_by",

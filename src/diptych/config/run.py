@@ -129,6 +129,9 @@ class TrainingConfig:
 
     epochs: int = 10
     """Passes over the images."""
+    minutes: float | None = None
+    """In the place of `epochs`: how long the whole command may take, from opening the images to the
+    report. Network, side and batch that are not given are chosen by the measured speed."""
     batch_size: int = 256
     """Images in a batch, over all processes; each gives two views."""
     chunk_size: int | None = None
@@ -165,7 +168,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check = Checks("training", self)
         check.finite()
-        check.positive("epochs", "threads", "check_every_steps")
+        check.positive("epochs", "minutes", "threads", "check_every_steps")
         check.at_least(2, "batch_size")
         wanted = "be 2 or more, or left out for the whole batch"
         check.must("chunk_size", lambda size: size > 1, wanted)

@@ -48,6 +48,7 @@ MAY_DIFFER: Final = (
     "training.device",
     "training.epochs",
     "training.keep.",
+    "training.minutes",
     "training.process_timeout_seconds",
     "training.precision",
     "training.threads",
@@ -56,9 +57,14 @@ MAY_DIFFER: Final = (
 """Settings by dotted name, or sections. All others decide what a saved tensor means, or which
 images a step sees; of where the images lie and how they are grouped, their fingerprint decides."""
 
-ITS_OWN: Final = ("checkpoint.folder", "probe.profile_steps", "training.begin_from")
+ITS_OWN: Final = (
+    "checkpoint.folder",
+    "probe.profile_steps",
+    "training.begin_from",
+    "training.minutes",
+)
 """Settings that belong to the run that they were given to, and to none that begins from it: where
-its checkpoints lie, what it traced, where it began itself."""
+its checkpoints lie, what it traced, where it began itself, how much time it had."""
 
 
 def parse_begin_from(text: str) -> tuple[RunFolder, int | None]:

@@ -177,7 +177,8 @@ def _new_run(
         watcher.say(f"{place} holds the checkpoints of run {run}, whose folder is lost.")
         return found
     if begin_from is not None:
-        order = Order(config.seed, len(images), config.training.batch_size)
+        count = len(images) * config.images.windows**2
+        order = Order(config.seed, count, config.training.batch_size)
         total_steps = config.training.epochs * order.steps_per_epoch
         require_can_begin_from(begin_from, config, fingerprint=fingerprint, total_steps=total_steps)
     return config, RunRecord(new_identity(folder), fingerprint)

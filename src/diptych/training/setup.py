@@ -3,6 +3,7 @@
 from concurrent.futures import Executor
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,7 +14,7 @@ from diptych.config.files import to_toml
 from diptych.config.model import EncoderConfig
 from diptych.config.run import OWN, RunConfig
 from diptych.errors import ConfigError, DamagedCheckpoint, RunFolderError, TrainingError, saving
-from diptych.images.collection import Collection
+from diptych.images.collection import Collection, ImageSet
 from diptych.logging.metrics import RunLog
 from diptych.logging.progress import Watcher
 from diptych.methods.build import OwnParts, build_method
@@ -119,6 +120,26 @@ def start_file(config: RunConfig, folder: RunFolder, place: CheckpointLocation) 
     )
 
 
+def require_labels(images: ImageSet, config: RunConfig) -> None:
+    """Refuses images without labels, which a method needs of every one.
+
+    Raises:
+        ConfigError: names the setting, and an image.
+    """
+    what = f"method.kind = {config.method_name!r}"
+    if config.method_name == "contrastive":
+        what = f"method.loss.kind = {config.method.loss.kind!r}"
+    mend = "put the images of each class into a folder of its own, or choose another."
+    if images.labels is None:
+        raise ConfigError(f"{what} needs labels: {mend}")
+    without = np.flatnonzero(images.labels < 0)
+    if len(without):
+        raise ConfigError(
+            f"{what} needs a label of every image; {len(without)} of {len(images)} have none, as "
+            f"{images.names[int(without[0])]}: {mend}"
+        )
+
+
 def open_log(folder: RunFolder, state: RunState, watcher: Watcher) -> RunLog:
     """The metrics of a run, without the lines that will be written again.
 
@@ -184,7 +205,8 @@ def restore(
     # Of a run's own checkpoints only: what begins from a run in fp32 begins with a new scale.
     if found and state.scale.enabled and "loss_scale" not in scalars:
         raise DamagedCheckpoint(f"a checkpoint of this run in {place} lacks the scale of the loss.")
-    state.restore(tensors, scalars)
+    # How long another run had is not how long this one has.
+    state.restore(tensors, scalars if found else {**scalars, "minutes": None})
     origin = "the checkpoint" if found else f"the state of {begin_from}"
     watcher.say(f"Going on from {origin} after step {state.step}.")
 
