@@ -153,7 +153,7 @@ def _measured(
     from diptych.evaluation.operations.costs import measure_costs
     from diptych.evaluation.operations.proposal import advice_on_costs
     from diptych.evaluation.operations.readers import EncoderReader
-    from diptych.evaluation.operations.trials import all_trials
+    from diptych.evaluation.operations.trials import trials_for
     from diptych.evaluation.subject import require_same_channels
     from diptych.models.weights import load_encoder
     from diptych.report.costs_of_views import CostsOfViews
@@ -169,26 +169,26 @@ def _measured(
         whole = None in sides
         images = replace(images, jpeg_side=None if whole else max(filter(None, sides)))
     found = open_labelled(images, executor, train=labelled or None)
-    trials = [one for family in all_trials(found.train.channels) for one in family]
+    views = config.views
+    trials = trials_for(views.branches, found.train.channels, views.strength, others=True)
     with ProgressBars(Console(stderr=True)) as bars:
         costs = measure_costs(
             found,
             trials,
-            config.views,
+            views,
             executor,
             encoder=reader,
             seed=config.seed,
             on_trials=partial(bars.images, "Trying operations"),
         )
-    views = config.views
     return CostsOfViews(costs, advice_on_costs(costs, views.branches, strength=views.strength))
 
 
 def _require_labelled(labelled: str | None, encoder_file: str | None) -> None:
     if labelled is None and encoder_file is not None:
         raise ConfigError(
-            f"--encoder-file {encoder_file} reads labels, and none are given: add --labelled FOLDER "
-            "with a folder for each class, or --labelled alone where PATH has such folders."
+            f"--encoder-file {encoder_file} reads labels, and none are given: add --labelled "
+            "FOLDER with a folder for each class, or --labelled alone where PATH has such folders."
         )
 
 

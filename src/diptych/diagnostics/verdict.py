@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any, Final, NamedTuple
 
 from diptych.diagnostics.health import LEAST_STEPS, NO_ROOM, find_symptoms
+from diptych.evaluation.operations.of_run import words_on_views
 from diptych.logging.metrics import TaskAccuracy, chance_of, has_choice, task_accuracy
 
 LEAST_ACCURACY: Final = 0.1
@@ -35,7 +36,7 @@ def judge(
         metrics: the lines of ``metrics.jsonl``.
         evaluation: ``evaluation.json``, or None without labels.
     """
-    sentences = [*_about_training(metrics)]
+    sentences = [*words_on_views(evaluation or {}), *_about_training(metrics)]
     alarms = [s.sentence for s in find_symptoms(metrics, dictionary_size=None) if s.alarming]
     probe = None if evaluation is None else decisive_probe(evaluation)
     if evaluation is not None and probe is not None:

@@ -260,7 +260,7 @@ class _Readers:
         bare = cls({}, None, views, executor, seed)
         seen = bare.make(images, Center(), 1, bare.small_views)
         return cls(
-            {PIXELS_READER: read_pixels, PATCHES_READER: Patches.of(seen, seed)},
+            {PIXELS_READER: read_pixels, PATCHES_READER: Patches.of(seen, seed).read},
             encoder,
             views,
             executor,

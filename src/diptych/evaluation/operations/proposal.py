@@ -34,8 +34,8 @@ def words_of(costs: Costs) -> list[tuple[Cost, str]]:
     """Each cost with its word: ``keeps``, ``touches`` or ``destroys``.
 
     Views under a strong operation have those under the same one at a weaker strength among them. So
-    where labels can be read under the strong one, the weak one is not said to destroy them, whatever
-    its own figure, which has an error.
+    where labels can be read under the strong one, the weak one is not said to destroy them,
+    whatever its own figure, which has an error.
     """
     return [(cost, _word(cost, costs.costs)) for cost in costs.costs]
 

@@ -59,16 +59,16 @@ class Patches(NamedTuple):
         shape = (-1, channels, _PATCH_PIXELS, _PATCH_PIXELS)
         return cls(filters.reshape(shape), offsets)
 
-    def __call__(
+    def read(
         self, images: Float[Tensor, "images channels side side"]
     ) -> Float[Tensor, "images features"]:
         """How much of an image looks like each filter, and how much like its negative."""
-        return torch.cat([self._some(some.contiguous()) for some in images.split(_AT_ONCE)])
+        return torch.cat([self._some(some.contiguous()) for some in torch.split(images, _AT_ONCE)])
 
     def _some(self, images: Tensor) -> Tensor:
-        size = {"kernel_size": _PATCH_PIXELS, "stride": _STRIDE}
-        mean = functional.avg_pool2d(images.mean(dim=1, keepdim=True), **size)
-        square = functional.avg_pool2d(images.square().mean(dim=1, keepdim=True), **size)
+        mean = functional.avg_pool2d(images.mean(dim=1, keepdim=True), _PATCH_PIXELS, _STRIDE)
+        squares = images.square().mean(dim=1, keepdim=True)
+        square = functional.avg_pool2d(squares, _PATCH_PIXELS, _STRIDE)
         spread = ((square - mean.square()).clamp(min=0.0) + _FLAT).sqrt()
         found = functional.conv2d(images, self.filters, stride=_STRIDE) / spread
         found += self.offsets[:, None, None]
@@ -99,9 +99,12 @@ class EncoderReader:
     batch_size: int
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Normalised images (images, channels, side, side) to (images, dim), on the CPU."""
         device = next(self.encoder.parameters()).device
         with torch.no_grad():
-            parts = [self.encoder(some.to(device)).cpu() for some in images.split(self.batch_size)]
+            parts = [
+                self.encoder(some.to(device)).cpu() for some in torch.split(images, self.batch_size)
+            ]
         return torch.cat(parts).float()
 
 
@@ -164,7 +167,7 @@ def fit_ridge(features: Float[Tensor, "images dim"], labels: Int[Tensor, " image
 def balanced_accuracy(predicted: Tensor, labels: Tensor) -> float:
     """Mean over the classes that occur of the share of a class that is right."""
     right = (predicted == labels).double()
-    return float(torch.stack([right[labels == one].mean() for one in labels.unique()]).mean())
+    return float(torch.stack([right[labels == one].mean() for one in torch.unique(labels)]).mean())
 
 
 def _left_vectors(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from typing import Final
 from diptych.config.policies import (
     AutoContrast,
     Blur,
+    Center,
     Color,
     Crop,
     Cutout,
@@ -89,33 +90,45 @@ def all_trials(channels: int) -> tuple[Family, ...]:
     )
 
 
-def trials_of_policy(
-    policies: Sequence[Policy], channels: int, strength: float
+def trials_for(
+    policies: Sequence[Policy], channels: int, strength: float, *, others: bool
 ) -> tuple[Trial, ...]:
-    """The operations of policies as they are there, but each as often as a trial has it.
+    """Every operation of policies at several strengths, its own there among them.
 
     Args:
         policies: of the branches.
         channels: of the images.
         strength: ``views.strength``, which multiplies the changes of ``color``.
+        others: try operations that are not in the policies too.
     """
-    found = dict.fromkeys(
+    own = [
         trial_of(one)
         for policy in policies
         for operation in policy
         for one in _separate(operation, channels, strength)
-    )
-    return tuple(found)
+    ]
+    names = {one.name for one in own}
+    tried = [
+        one for family in all_trials(channels) for one in family if others or one.name in names
+    ]
+    known = {(one.name, one.strength) for one in tried}
+    for one in own:
+        if (one.name, one.strength) not in known:
+            # In its family, before the first that is stronger.
+            family = [place for place, other in enumerate(tried) if other.name == one.name]
+            weaker = [place for place in family if is_weaker(tried[place], one)]
+            tried.insert(weaker[-1] + 1 if weaker else family[0] if family else len(tried), one)
+            known.add((one.name, one.strength))
+    return tuple(tried)
 
 
 def _separate(operation: Operation, channels: int, strength: float) -> Iterator[Operation]:
     """Parts of ``color`` one by one, and others as they are, unless they do nothing."""
-    if getattr(operation, "probability", 0.0) == 0.0 or (
-        isinstance(operation, Gray) and channels == 1
-    ):
+    never = isinstance(operation, Center) or operation.probability == 0.0
+    if never or (isinstance(operation, Gray) and channels == 1):
         return
     if not isinstance(operation, Color):
-        yield replace(operation, probability=_OFTEN.get(type(operation), 1.0))  # type: ignore[call-arg]
+        yield replace(operation, probability=_OFTEN.get(type(operation), 1.0))  # type: ignore[arg-type]
         return
     for part in COLOR_CHANGES if channels == 3 else COLOR_CHANGES[:2]:
         change = getattr(operation, part) * strength
