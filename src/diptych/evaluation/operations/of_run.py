@@ -96,8 +96,8 @@ def words_on_views(evaluation: Mapping[str, Any]) -> list[str]:
     if touched:
         listed = "; ".join(_in_words(one) for one in touched)
         sentences.append(
-            f"Of the changes that views made, and that the encoder was trained to ignore, some cost "
-            f"a classifier of the pixels most: {listed}."
+            "Of the changes that views made, and that the encoder was trained to ignore, these "
+            f"cost a classifier of the pixels most: {listed}."
         )
     if found["proposed"]:
         sentences.append(f"Weaker views, for the next run: {found['proposed']}.")
