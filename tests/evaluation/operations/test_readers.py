@@ -16,6 +16,17 @@ def plain_ridge(
     return np.linalg.solve(gram, rows.T @ (weights[:, None] * wanted))
 
 
+def with_intercept(
+    features: np.ndarray, labels: np.ndarray, weights: np.ndarray, ridge: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and intercept at once, of which only the weights have a penalty."""
+    rows = np.hstack([features, np.ones((len(features), 1))])
+    penalty = ridge * np.diag([1.0] * features.shape[1] + [0.0])
+    gram = rows.T @ (weights[:, None] * rows) + penalty
+    found = np.linalg.solve(gram, rows.T @ (weights[:, None] * np.eye(3)[labels]))
+    return found[:-1], found[-1]
+
+
 def test_the_best_strength_by_leaving_out_each_image_in_turn() -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], [20, 8, 4])
@@ -24,17 +35,15 @@ def test_the_best_strength_by_leaving_out_each_image_in_turn() -> None:
     weights = (len(labels) / (3 * counts))[labels]
     mean = weights @ features / weights.sum()
     total = (weights[:, None] * (features - mean) ** 2).sum() / len(labels)
-    base = weights @ np.eye(3)[labels] / weights.sum()
     scores, solutions = [], []
     for power in range(-5, 3):
         right = np.zeros(3)
         for left_out in range(32):
             kept = np.arange(32) != left_out
-            # Mean and base stay those of all images, as in the closed form.
-            rows, wanted = features[kept] - mean, np.eye(3)[labels[kept]] - base
-            gram = rows.T @ (weights[kept, None] * rows) + 10.0**power * total * np.eye(6)
-            weight = np.linalg.solve(gram, rows.T @ (weights[kept, None] * wanted))
-            answer = ((features[left_out] - mean) @ weight + base).argmax()
+            weight, base = with_intercept(
+                features[kept], labels[kept], weights[kept], 10.0**power * total
+            )
+            answer = (features[left_out] @ weight + base).argmax()
             right[labels[left_out]] += answer == labels[left_out]
         scores.append((right / counts).mean())
         solutions.append(plain_ridge(features, labels, weights, mean, 10.0**power * total))
@@ -73,3 +82,9 @@ def test_patches_do_not_tell_where_a_thing_is() -> None:
     found = filters.read(blank)
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
     assert float((found[0] - filters.read(torch.zeros(1, 3, 32, 32))[0]).abs().max()) > 0.01
+
+
+def test_noise_in_more_dimensions_than_images_is_not_learned_by_heart() -> None:
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(60, 300, generator=generator)
+    assert fit_ridge(features, torch.arange(60) % 2).score < 0.75

@@ -151,11 +151,14 @@ def fit_ridge(features: Float[Tensor, "images dim"], labels: Int[Tensor, " image
     rows, wanted = root * (features.double() - mean), root * (targets - base)
     left, values = _left_vectors(rows)
     inside = left.T @ wanted
+    # The mean, which has no penalty, follows each image too; without it, a centred image could be
+    # told from the sum of all others.
+    by_mean = weights / weights.sum()
     best, score = torch.zeros_like(values), -1.0
     for strength in _STRENGTHS:
         shrunk = values / (values + strength * values.sum() / len(rows))
         residual = wanted - left @ (shrunk[:, None] * inside)
-        leverage = left.square() @ shrunk
+        leverage = left.square() @ shrunk + by_mean
         without = wanted - residual / (1.0 - leverage).clamp(min=1e-9)[:, None]
         reached = balanced_accuracy((without / root + base).argmax(dim=1), labels)
         if reached > score:
