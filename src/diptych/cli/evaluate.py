@@ -20,7 +20,8 @@ class EvaluateFlags:
     """A run folder whose training has ended."""
     protocol: tuple[str, ...] = ("knn", "linear")
     """What to measure, one or several of: knn, linear, linear_sgd, finetune, transfer, geometry,
-    transformations. Results of others stay in evaluation.json. docs/evaluation.md says more."""
+    transformations, views. Results of others stay in evaluation.json; docs/evaluation.md says
+    more."""
     train: str | None = None
     """Labelled images, one folder for each class, to fit the probes on. The run's own by
     default."""

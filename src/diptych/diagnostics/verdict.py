@@ -21,6 +21,7 @@ from diptych.diagnostics.comparison import (
 )
 from diptych.diagnostics.course import course_of
 from diptych.diagnostics.health import find_symptoms
+from diptych.evaluation.operations.of_run import words_on_views
 from diptych.evaluation.subject import SUPERVISED, TRAINED, UNTRAINED
 from diptych.logging.metrics import has_choice, task_accuracy
 
@@ -54,7 +55,8 @@ def judge(
         alarms = [symptom.sentence for symptom in alarming if symptom.name != "start_lost"]
         first, *more = conclusions(evaluation, comparison)
         head = headline_of(evaluation, comparison)
-        return Verdict(head, (first, *alarms, *more, *_about_training(metrics)))
+        more += [*words_on_views(evaluation), *_about_training(metrics)]
+        return Verdict(head, (first, *alarms, *more))
     return _by_training_alone(metrics, evaluation, alarms)
 
 

@@ -151,7 +151,7 @@ class Subject:
             ).to(self.runtime.torch_device)
         for path in map(str, self.options.against):
             other = load_compared(path, self.config.encoder.name).to(self.runtime.torch_device)
-            _require_same_channels(self.config, other.config, path)
+            require_same_channels(self.config, other.config, f"--against {path}")
             found[path] = other
         return found
 
@@ -217,9 +217,14 @@ def _require(holds: bool, wanted: str, came: object) -> None:
         raise ConfigError(f"{wanted}; got {came!r}.")
 
 
-def _require_same_channels(ours: RunConfig, theirs: RunConfig, path: str) -> None:
+def require_same_channels(ours: RunConfig, theirs: RunConfig, given: str) -> None:
+    """Refuses an encoder, given by such a flag, for images of other channels than ours.
+
+    Raises:
+        ConfigError: says both.
+    """
     _require(
         ours.images.channels == theirs.images.channels,
-        f"--against {path} must see images as this run does, with {ours.images.channels} channels",
+        f"{given} must see images as this run does, with {ours.images.channels} channels",
         theirs.images.channels,
     )
