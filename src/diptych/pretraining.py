@@ -186,7 +186,7 @@ class _Clock(NamedTuple):
         assert config.training.minutes is not None
         return replace(
             self.of(config.training.minutes),
-            reserve_seconds=reserve_seconds(speed, collection, evaluates=self.evaluates),
+            reserve_seconds=reserve_seconds(config, speed, collection, evaluates=self.evaluates),
             step_seconds=speed.image_seconds * config.training.batch_size,
         )
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from diptych.config.consistency import require_consistent
 from diptych.config.files import overlay, read_config_file
 from diptych.config.model import EncoderConfig
@@ -14,6 +16,7 @@ from diptych.config.recipes import (
     fitted_batch,
     fitting_stem,
     health_interval,
+    learning_on,
     recipe_config,
     suited_batch,
     suited_epochs,
@@ -26,13 +29,16 @@ from diptych.images.open import from_any_folder
 from diptych.images.sources.known_sets import PHOTOGRAPHS_NAME
 from diptych.methods.build import NOTHING_OWN, OwnParts, uses_labels
 from diptych.methods.losses import require_fitting_loss
+from diptych.models.parts import encoder_parts
 from diptych.models.start import StartWeights, read_start
 from diptych.models.weight_files import absolute_source
+from diptych.models.weights import untrained_encoder
 from diptych.runtime.devices import available_threads, choose_device
 
 DEFAULT_RECIPE = "simclr"
 _PHOTOGRAPH_SIDE = 64  # pixels; smaller images show too little for weights of ImageNet
 _ENOUGH_PHOTOGRAPHS = 20_000  # from which random weights may do as well
+_USUAL_SIDE = 224  # pixels
 _PATHS = (
     ("images", "path"),
     ("images", "cache_folder"),
@@ -122,13 +128,13 @@ def resolve(
             accelerator=device != "cpu",
             short=is_asked(overrides, "training.minutes"),
         )
-        base = recipe_config(asked_recipe(overrides), scale)
+        base = _learning_on(recipe_config(asked_recipe(overrides), scale), overrides, start)
         base = _suited_to(base, overrides, image_count, median_side_pixels)
     else:
-        base = recipe_config(asked_recipe(overrides), scale)
+        base = _learning_on(recipe_config(asked_recipe(overrides), scale), overrides, start)
         windows = overlay_all(base, overrides).images.windows
         base = fitted_batch(base, image_count * windows**2)
-    base = start.applied_to(base) if start else _with_asked_encoder(base, overrides)
+    base = base if start else _with_asked_encoder(base, overrides)
     config = overlay_all(base, overrides)
     image_count *= config.images.windows**2
     if config.images.color == "raw":
@@ -187,7 +193,8 @@ def _suited_to(
 
     What is asked for lies on top of it later; what of it decides on the rest is looked up here.
     """
-    base = suited_side(base, median_side_pixels)
+    weights = is_asked(overrides, "encoder.weights")
+    base = suited_side(base, median_side_pixels, weights=weights)
     asked = overlay_all(base, overrides)
     # Partners of a group are other images already, and a teacher's classifier sees whole ones.
     if asked.method_name == "contrastive" and asked.images.group_by is None:
@@ -200,7 +207,7 @@ def _suited_to(
     count = image_count * overlay_all(base, overrides).images.windows ** 2
     base = fitted_batch(suited_batch(base, count), count)
     batch = overlay_all(base, overrides).training.batch_size
-    epochs = suited_epochs(base, count, batch)
+    epochs = suited_epochs(base, count, batch, weights=weights)
     probe = base.probe
     if not is_asked(overrides, "training.epochs"):
         probe = replace(probe, health_every_epochs=health_interval(epochs, count, probe.images))
@@ -252,6 +259,25 @@ def in_effect(config: RunConfig, image_count: int, *, uses_labels: bool) -> str:
         if dictionary.bank.placement == "sharded":
             size += " over all processes"
     return f"Each query meets {negatives:,} negatives drawn from a bank of {size}{parts}."
+
+
+def _learning_on(base: RunConfig, overrides: Overrides, start: StartWeights | None) -> RunConfig:
+    """The base as it suits weights to begin from, where there are some."""
+    if start is None:
+        return base
+    base = start.applied_to(base)
+    asked = overlay_all(base, overrides)
+    if asked.method_name != "contrastive":
+        return base
+    # Only the structure is looked at, which every network has at the side it was made for.
+    usual = replace(
+        asked,
+        images=replace(asked.images, color="rgb"),
+        views=replace(asked.views, side_pixels=_USUAL_SIDE),
+    )
+    with torch.device("meta"):
+        network = untrained_encoder(usual)
+    return learning_on(base, parts=len(encoder_parts(network)))
 
 
 def _with_asked_encoder(base: RunConfig, overrides: Overrides) -> RunConfig:

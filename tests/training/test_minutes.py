@@ -19,6 +19,8 @@ from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
 from diptych.config.data import ImagesConfig
 from diptych.config.files import load_run_config, nest
 from diptych.config.run import RunConfig
+from diptych.diagnostics import keep_encoder
+from diptych.diagnostics.candidates import SHARES
 from diptych.errors import ConfigError, Interrupted
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.open import from_array
@@ -357,3 +359,8 @@ def test_two_processes_end_together(images: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     steps = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
     assert final_state(tmp_path / "run")[1]["minutes"]["total_steps"] == steps
+
+
+def test_what_the_choice_of_an_encoder_sees_is_counted() -> None:
+    assert len(SHARES) == budget_module.COMPARED_WEIGHTS
+    assert keep_encoder.WHITENED_BY * keep_encoder.VIEWS == budget_module.COMPARED_VIEWS

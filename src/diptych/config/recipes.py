@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from diptych.config.data import ViewsConfig
 from diptych.config.method import (
+    AnchorConfig,
     BankConfig,
     DictionaryConfig,
     InBatchConfig,
@@ -49,10 +50,16 @@ PHOTOGRAPH_SIDE_PIXELS: Final = 96
 """Median side of a set from which on its images are photographs, with more detail than 32 pixels
 show; below are those of CIFAR's kind."""
 _PHOTOGRAPH_VIEW: Final = 64  # pixels of a view of them at `tiny`
+_VIEW_FOR_WEIGHTS: Final = 128  # the same for an encoder that begins with weights
+_FROZEN_SHARE: Final = 0.6  # of the parts of such an encoder
+_LEARNING_ON_POLICY: Final = (
+    "crop(area=0.4..1) + flip + color(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05)"
+)
 SMALL_BATCH: Final = 64
 """To which a batch may go down for few images."""
 _BATCHES_IN_PASS: Final = 4  # fewer, and what is left over of a pass is a large part of it
 _LEAST_STEPS: Final = 2_000  # less hardly moves a network from where it began
+_LEAST_STEPS_ON: Final = 300  # of an encoder that begins with weights
 _MOST_SEEN: Final = 1_500_000  # images, each as often as it comes: an hour or less, of the smallest
 _HEALTH: Final = 30  # measurements of health in a run, at most about
 _IMAGES_BETWEEN: Final = 8  # images learned from between two of them, for each that is measured
@@ -292,11 +299,40 @@ def fitted_batch(config: RunConfig, image_count: int) -> RunConfig:
     return replace(config, training=replace(config.training, batch_size=fitting))
 
 
-def suited_side(config: RunConfig, median_side_pixels: int) -> RunConfig:
-    """The same config at `tiny` with larger views, where the images are photographs."""
-    if config.scale != "tiny" or median_side_pixels < PHOTOGRAPH_SIDE_PIXELS:
+def learning_on(config: RunConfig, *, parts: int) -> RunConfig:
+    """The same recipe for an encoder that begins with weights from elsewhere.
+
+    The first parts stay as they are, an anchor holds the features near the start, views are milder
+    and the run is short; docs/recipes.md has the trials. Only of the contrastive method.
+
+    Args:
+        config: of the recipe.
+        parts: of the encoder, see ``encoder_parts``.
+    """
+    return replace(
+        config,
+        views=replace(config.views, policy=_LEARNING_ON_POLICY, second=None),
+        encoder=replace(config.encoder, frozen_parts=round(_FROZEN_SHARE * parts)),
+        method=replace(config.method, anchor=AnchorConfig(weight=1.0)),
+        optimizer=OptimizerConfig(kind="sgd", learning_rate=0.12, weight_decay=1e-4),
+        schedule=ScheduleConfig(kind="cosine", warmup_epochs=1.0),
+        training=replace(config.training, epochs=10),
+    )
+
+
+def suited_side(config: RunConfig, median_side_pixels: int, *, weights: bool) -> RunConfig:
+    """The same config at `tiny` with larger views, for photographs and for given weights.
+
+    Weights were learned on large images, and even small ones serve them better enlarged.
+    """
+    if config.scale != "tiny":
         return config
-    return replace(config, views=replace(config.views, side_pixels=_PHOTOGRAPH_VIEW))
+    side = config.views.side_pixels
+    if median_side_pixels >= PHOTOGRAPH_SIDE_PIXELS:
+        side = _VIEW_FOR_WEIGHTS if weights else _PHOTOGRAPH_VIEW
+    elif weights:
+        side = _PHOTOGRAPH_VIEW
+    return replace(config, views=replace(config.views, side_pixels=side))
 
 
 def suited_windows(*, image_count: int, median_side_pixels: int, side_pixels: int) -> int:
@@ -322,10 +358,13 @@ def suited_batch(config: RunConfig, image_count: int) -> RunConfig:
     return replace(config, training=replace(config.training, batch_size=fitting))
 
 
-def suited_epochs(config: RunConfig, image_count: int, batch_size: int) -> int:
+def suited_epochs(
+    config: RunConfig, image_count: int, batch_size: int, *, weights: bool = False
+) -> int:
     """Epochs for a set: the recipe's, more for few images, and at `tiny` fewer for very many."""
     steps = max(1, image_count // batch_size)
-    epochs = max(config.training.epochs, math.ceil(_LEAST_STEPS / steps))
+    least = _LEAST_STEPS_ON if weights else _LEAST_STEPS
+    epochs = max(config.training.epochs, math.ceil(least / steps))
     return min(epochs, max(1, _MOST_SEEN // image_count)) if config.scale == "tiny" else epochs
 
 

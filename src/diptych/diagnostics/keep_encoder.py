@@ -51,9 +51,11 @@ from diptych.views.batches import Order, ViewBatches, evaluation_views
 
 _JUDGED: Final = 500  # images, over all cuts, each of which judges a fifth
 _MOST_CUTS: Final = 5
+_STRENGTH: Final = 0.1
+"""Of the linear classifier: one for all, as to choose it for each would take too long."""
 _BATCH: Final = 64  # images at once, for statistics
-_WHITENED_BY: Final = 256  # images, of which whitening sees views
-_VIEWS: Final = 4  # of each
+WHITENED_BY: Final = 256  # images, of which whitening sees views
+VIEWS: Final = 4  # of each
 
 
 def keep_encoder(
@@ -209,18 +211,18 @@ class _Candidates:
     @torch.no_grad()
     def whitening(self) -> Whitening:
         """Of the network as it is, by views of the images as the run makes them."""
-        images = self.images.spread(_WHITENED_BY)
+        images = self.images.spread(WHITENED_BY)
         device = self._device
         batches = ViewBatches(
             images,
             Order(self._config.seed, len(images), len(images)),
             self._config.views,
             self._executor,
-            view_count=_VIEWS,
+            view_count=VIEWS,
         )
         parts = []
         for rows in in_batches(len(images), _BATCH):
-            views = batches.of(rows, epoch=0)[:_VIEWS]
+            views = batches.of(rows, epoch=0)[:VIEWS]
             parts.append(torch.stack([self.network(view.to(device)).cpu() for view in views]))
         return fit_whitening(torch.cat(parts, dim=1))
 
@@ -300,7 +302,7 @@ def _judge(features: Tensor, judged: _Judged) -> NDArray[np.float64]:
         rows, tested = torch.from_numpy(fit), torch.from_numpy(held_out)
         train, labels, truth = features[rows], judged.labels[rows], judged.labels[tested]
         units = None if judged.units is None else judged.units[fit]
-        linear = fit_linear(train, labels, groups=units)
+        linear = fit_linear(train, labels, groups=units, strengths=(_STRENGTH,))
         right[0, held_out] += (knn_predict(train, labels, features[tested]) == truth).numpy()
         right[1, held_out] += (linear.predict(features[tested]) == truth).numpy()
         times[held_out] += 1

@@ -19,13 +19,14 @@ from diptych.evaluation.features import encode
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.windows import in_windows
 from diptych.methods.build import OwnParts, build_method
+from diptych.models.start import StartWeights
 from diptych.optimization.optimizers import build_optimizer
-from diptych.resolve import Overrides, asked_setting, is_asked, overlay_all, resolve
+from diptych.resolve import Overrides, asked_setting, asked_start, is_asked, overlay_all, resolve
 from diptych.runtime.devices import choose_device, keep_freed_memory, views_device
 from diptych.runtime.distributed import largest_over_processes, process_count
 from diptych.runtime.rendezvous import run_on_first
 from diptych.training.clock import TimeBudget
-from diptych.training.setup import require_labels
+from diptych.training.setup import frozen_parts, require_labels
 from diptych.training.step import train_step
 from diptych.views.batches import Order, ViewBatches
 
@@ -80,6 +81,11 @@ _SMALL_IMAGES_ON_ACCELERATOR: Final = (
     Candidate(32, _small(64), 500_000),
     Candidate(32, _RESNET18, 1_500_000),
 )
+_FROM_WEIGHTS: Final = tuple(
+    Candidate(side, {}, 8_000 if side > 64 else 0) for side in (64, 96, 128, 160, 192, 224)
+)
+"""With weights to begin from: what they know of large images counts more than many steps."""
+
 _CANDIDATES: Final = {  # by: on a CPU, of photographs
     (True, True): _PHOTOGRAPHS_ON_CPU,
     (True, False): _SMALL_IMAGES_ON_CPU,
@@ -99,7 +105,13 @@ _MEASURING_SHARE: Final = 0.05  # of the time: no further candidate is measured 
 # rest (kNN, the linear classifiers, the pages) grows with the images, or does not.
 _ENCODERS: Final = 2
 _SECONDS_PER_IMAGE: Final = 2.5e-3
+_SECONDS_PER_IMAGE_FROM_WEIGHTS: Final = 12e-3  # of more features, by one encoder more
 _REPORT_SECONDS: Final = 10.0
+# Of the choice of an encoder, which stands above training: weights that are compared, views that
+# whitening sees, and seconds for each image.
+COMPARED_WEIGHTS: Final = 3
+COMPARED_VIEWS: Final = 1024
+_CHOICE_SECONDS: Final = 20e-3
 _ORIGIN: Final = "the choice for the minutes"
 _SAVE_SECONDS: Final = 0.5  # of encoder and head, which is all without evaluation and report
 
@@ -119,13 +131,22 @@ class Speed:
     slowdown: float = 1.0
 
 
-def reserve_seconds(speed: Speed, collection: Collection, *, evaluates: bool) -> float:
-    """What evaluation and report will take, roughly; without them, what saving takes."""
-    if not evaluates:
-        return _SAVE_SECONDS
-    images = len(collection.train) + (0 if collection.test is None else len(collection.test))
-    rest = speed.slowdown * (_REPORT_SECONDS + images * _SECONDS_PER_IMAGE)
-    return _SAVE_SECONDS + rest + images * _ENCODERS * speed.encode_seconds
+def reserve_seconds(
+    config: RunConfig, speed: Speed, collection: Collection, *, evaluates: bool
+) -> float:
+    """What comes after the last step, roughly: the choice of an encoder, evaluation and report."""
+    weights = config.encoder.weights is not None
+    seconds = _SAVE_SECONDS
+    if config.keeps_best:
+        shown = min(config.training.keep.images, len(collection.train)) + COMPARED_VIEWS
+        seconds += COMPARED_WEIGHTS * shown * speed.encode_seconds
+        seconds += speed.slowdown * _CHOICE_SECONDS * shown
+    if evaluates:
+        images = len(collection.train) + (0 if collection.test is None else len(collection.test))
+        per_image = _SECONDS_PER_IMAGE_FROM_WEIGHTS if weights else _SECONDS_PER_IMAGE
+        seconds += speed.slowdown * (_REPORT_SECONDS + images * per_image)
+        seconds += images * (_ENCODERS + weights) * speed.encode_seconds
+    return seconds
 
 
 def choose_for_minutes(
@@ -150,11 +171,11 @@ def choose_for_minutes(
         budget: the time of the command.
         evaluates: whether evaluation and report follow.
     """
-    begun, chosen = budget.now(), None
+    begun, chosen, start = budget.now(), None, asked_start(layers)
     for settings, images in _candidates(layers, collection.train, own):
-        config = _resolved(settings, layers, collection.train, own)
+        config = _resolved(settings, layers, collection.train, own, start)
         speed = measure_speed(config, collection, executor, own)
-        reserve = reserve_seconds(speed, collection, evaluates=evaluates)
+        reserve = reserve_seconds(config, speed, collection, evaluates=evaluates)
         seconds, measuring = _of_first(
             budget.seconds - budget.spent_seconds() - reserve, budget.now() - begun
         )
@@ -187,6 +208,9 @@ def measure_speed(
     layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
     method.to(device).to(memory_format=layout)
     optimizer = build_optimizer(config.optimizer, method)
+    frozen = frozen_parts(method, config.encoder)
+    if frozen is not None:
+        frozen.set(frozen=True)
     batches = ViewBatches(
         images,
         Order(config.seed, len(images), batch),
@@ -261,11 +285,12 @@ def _candidates(
     if own.encoder is not None or asked_setting(layers, "scale") is not None:
         yield {}, 0
         return
+    weights = is_asked(layers, "encoder.weights")
     on_cpu = choose_device(overlay_all(RunConfig(), layers).training.device).type == "cpu"
     photographs = images.median_side_pixels >= PHOTOGRAPH_SIDE_PIXELS
     fixed = tuple(one for one in ("encoder", "views.side_pixels") if is_asked(layers, one))
     tried = list[dict[str, Any]]()
-    for candidate in _CANDIDATES[on_cpu, photographs]:
+    for candidate in _FROM_WEIGHTS if weights else _CANDIDATES[on_cpu, photographs]:
         encoder = {f"encoder.{name}": value for name, value in candidate.encoder.items()}
         settings = {**encoder, "views.side_pixels": candidate.side_pixels}
         settings = {k: v for k, v in settings.items() if not k.startswith(fixed)}
@@ -281,7 +306,11 @@ def _wanted(images: int, config: RunConfig, train: ImageSet) -> float:
 
 
 def _resolved(
-    settings: Mapping[str, Any], layers: Overrides, images: ImageSet, own: OwnParts
+    settings: Mapping[str, Any],
+    layers: Overrides,
+    images: ImageSet,
+    own: OwnParts,
+    start: StartWeights | None,
 ) -> RunConfig:
     config, _ = resolve(
         [(nest(settings), _ORIGIN), *layers],
@@ -289,6 +318,7 @@ def _resolved(
         median_side_pixels=images.median_side_pixels,
         channels=images.channels,
         own=own,
+        start=start,
     )
     return config
 

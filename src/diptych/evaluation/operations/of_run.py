@@ -9,7 +9,7 @@ from diptych.evaluation.operations.costs import DESTROYS, KEEPS, Costs, measure_
 from diptych.evaluation.operations.proposal import proposed, words_of
 from diptych.evaluation.operations.readers import PIXELS_READER, fit_ridge
 from diptych.evaluation.operations.trials import trials_for
-from diptych.evaluation.subject import PIXELS, TRAINED, UNTRAINED, Subject
+from diptych.evaluation.subject import PIXELS, START, TRAINED, UNTRAINED, Subject
 
 _NAMED: Final = 3  # operations in a sentence
 
