@@ -61,7 +61,12 @@ def gains(start: Any = None, untrained: Any = BETTER, pixels: Any = BETTER) -> G
         (gains(pixels=WORSE), gains(pixels=UNSURE), "Raw pixels serve better"),
         (gains(pixels=WORSE), gains(pixels=BETTER), "The figures disagree on what serves best"),
         (gains(pixels=UNSURE), None, "but cannot be told apart from raw pixels"),
-        (gains(pixels=UNSURE), gains(), "but cannot be told apart from raw pixels"),
+        (
+            gains(pixels=UNSURE),
+            gains(),
+            "better than the untrained encoder and raw pixels by the linear classifier; by kNN it "
+            "cannot be told apart from raw pixels.",
+        ),
         (gains(start=WORSE), None, "The start weights serve better than the trained encoder"),
         (gains(start=UNSURE), None, "No gain that can be told from chance: the trained encoder is"),
         (gains(untrained=WORSE, pixels=WORSE), None, "serves better than the trained encoder"),

@@ -187,6 +187,13 @@ class Comparison(NamedTuple):
         """The figures by which a baseline is better."""
         return [one for one in (*self.deciding, *self.others) if one.gains[name].high < 0]
 
+    @property
+    def wins(self) -> list[Figure]:
+        """The deciding figures by which the trained encoder is better than every baseline."""
+        return [
+            one for one in self.deciding if all(one.gains[name].low > 0 for name in self.rivals)
+        ]
+
     def won_from(self, name: str) -> list[Figure]:
         """The deciding figures by which the trained encoder is better."""
         return [figure for figure in self.deciding if figure.gains[name].low > 0]
@@ -236,6 +243,13 @@ def headline(comparison: Comparison) -> str:
             "Measure on classes that are harder to tell apart."
         )
     unsure = [name for name in rivals if not comparison.beats(name)]
+    if won := comparison.wins:
+        others = joined([one.by for one in comparison.deciding if one not in won])
+        return (
+            f"The trained encoder is better than {listed(rivals)} "
+            f"{joined([one.by for one in won])}; {others} it cannot be told apart from "
+            f"{listed(unsure)}."
+        )
     beaten = [name for name in rivals if name not in unsure]
     apart = f"cannot be told apart from {listed(unsure)}: measure on more test images"
     if beaten and unsure == [PIXELS]:
@@ -279,9 +293,9 @@ def _lost(comparison: Comparison, losing: Sequence[str]) -> str:
 
 
 def advice(comparison: Comparison) -> str:
-    """What to do next; empty where the trained encoder is the best."""
+    """What to do next; empty where the trained encoder is the best, or as good."""
     open_to = [name for name in comparison.rivals if not comparison.beats(name)]
-    if not open_to:
+    if not open_to or (comparison.wins and not any(map(comparison.lost_to, open_to))):
         return ""
     if START in comparison.rivals and START in open_to:
         return (
