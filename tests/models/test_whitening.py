@@ -12,6 +12,7 @@ import diptych
 from diptych.errors import RunFolderError
 from diptych.evaluation.feature_store import FeatureStore
 from diptych.images.open import open_images
+from diptych.models.start import fit_start, read_start
 from diptych.models.weights import save_encoder
 from diptych.models.whitening import Whitening, fit_whitening
 from diptych.runtime.devices import Runtime
@@ -124,3 +125,14 @@ def test_a_whitening_of_other_features_is_refused(run: Path, tmp_path: Path) -> 
     whitened_file(run, tmp_path / "white.safetensors", 5)
     with pytest.raises(RunFolderError, match="whitening is of 5 features"):
         diptych.load_encoder(tmp_path / "white.safetensors")
+
+
+def test_a_run_may_begin_from_a_whitened_encoder(run: Path, tmp_path: Path) -> None:
+    """From its weights: the whitening was of other features than training will make of them."""
+    file = tmp_path / "white.safetensors"
+    plain = diptych.load_encoder(run)
+    whitened_file(run, file, plain(torch.zeros(1, 3, 16, 16)).shape[1])
+    begun = fit_start(read_start(str(file), None), plain.config)
+    assert "the whitening of its features (2)" in begun.sentences[0]
+    for name, value in plain.network.state_dict().items():
+        assert torch.equal(begun.network.state_dict()[name], value), name

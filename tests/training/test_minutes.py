@@ -364,3 +364,13 @@ def test_two_processes_end_together(images: Path, tmp_path: Path) -> None:
 def test_what_the_choice_of_an_encoder_sees_is_counted() -> None:
     assert len(SHARES) == budget_module.COMPARED_WEIGHTS
     assert keep_encoder.WHITENED_BY * keep_encoder.VIEWS == budget_module.COMPARED_VIEWS
+
+
+def test_a_measurement_of_health_is_not_the_pace_of_steps() -> None:
+    clock = Clock()
+    budget = TimeBudget(1000.0, 100.0, 1.0, clock(), now=clock)
+    assert budget.begin(0, earlier_seconds=0.0) == 900
+    with budget.pausing():
+        clock.seconds += 300.0
+    clock.seconds += 60.0  # for 60 steps
+    assert budget.planned_after(60) == 60 + (900 - 360)

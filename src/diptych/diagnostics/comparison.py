@@ -293,10 +293,15 @@ def _lost(comparison: Comparison, losing: Sequence[str]) -> str:
 
 
 def advice(comparison: Comparison) -> str:
-    """What to do next; empty where the trained encoder is the best, or as good."""
+    """What to do next; empty where the trained encoder is the best."""
     open_to = [name for name in comparison.rivals if not comparison.beats(name)]
-    if not open_to or (comparison.wins and not any(map(comparison.lost_to, open_to))):
+    if not open_to:
         return ""
+    if comparison.wins and not any(map(comparison.lost_to, open_to)):
+        return (
+            "What to do next: use this encoder, as no baseline is better by any figure; to know "
+            "more, measure on more test images, or train longer."
+        )
     if START in comparison.rivals and START in open_to:
         return (
             "What to do next: take the start weights as they are, or train more gently from them: "

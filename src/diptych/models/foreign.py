@@ -31,11 +31,13 @@ _HEAD: Final = (
     r"proj(?:ector|ection|etion)|prediction|predictor|prototypes|neck|^bn\.|(?:^|\.)heads?\.|"
     r"\.fc\.|classifier|contrastive|pooler|decoder|mask_token"
 )
+_WHITENING: Final = r"^whitening\."
 _REASONS: Final = (
     (_QUEUE, "keys of earlier batches"),
     (_MOMENTUM, "the momentum copy"),
     (_CLASSIFIER, "a classifier or head"),
     (_HEAD, "heads of its training"),
+    (_WHITENING, "the whitening of its features"),
 )
 """Of tensors that are left out, why."""
 
@@ -176,7 +178,8 @@ LAYOUTS: Final = (
     ),
     Layout("a backbone beside heads", r"(?:model\.)?(?:backbone|encoder|convnet|network|net|f)\."),
     Layout("a Sequential of a ResNet", marks=(r"^0\.weight$",), renames=_FLAT_SEQUENTIAL),
-    Layout("torchvision or timm", left_out=rf"{_CLASSIFIER}|^fc_norm\."),
+    # Also of diptych's own encoders, whose features may be whitened.
+    Layout("torchvision or timm", left_out=rf"{_CLASSIFIER}|^fc_norm\.|{_WHITENING}"),
 )
 """In order: those that are recognised by more come first."""
 

@@ -1,7 +1,8 @@
 """The minutes of a run: how many steps fit, planned anew while it trains."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -61,11 +62,18 @@ class TimeBudget:
         if passed < self._interval:
             return None
         seen = passed / (step - self._planned_step)
-        # Half of what was known before: a slow stretch, as a measurement of health, is not the
-        # pace of all that comes.
+        # Half of what was known before: a slow stretch, as images that are decoded for the first
+        # time, is not the pace of all that comes.
         self.step_seconds = (self.step_seconds + seen) / 2
         self._planned_step, self._planned_at = step, self.spent_seconds()
         return self._planned(step)
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """What is done inside is time spent, but does not count towards the pace of steps."""
+        begun = self.now()
+        yield
+        self._planned_at += self.now() - begun
 
     def ends_at(self) -> datetime:
         """The time of day at which the minutes are over."""

@@ -378,7 +378,7 @@ class _Run:
         if self._health_is_due():
             measure = self.health.measure
             try:
-                with watch("measuring"):
+                with watch("measuring"), self.budget.pausing() if self.budget else nullcontext():
                     measured = run_on_first(lambda: json.dumps(measure(state.method, self.batches)))
             except FeaturesError as error:  # the weights of this step are not finite; its loss was
                 raise self._not_finite(error.what, state.step) from error
