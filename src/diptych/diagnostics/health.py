@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diptych.config.data import ViewsConfig
+from diptych.diagnostics.candidates import NEIGHBOURS_KEPT
 from diptych.diagnostics.label_free import neighbour_agreement
 from diptych.diagnostics.neighbourhoods import Pixels, stability
 from diptych.errors import ImagesError
@@ -205,8 +206,6 @@ COLLAPSED_RANK: Final = 2.0
 _FEW_CONTENTS: Final = 0.5  # of the images; below, most of them are copies
 AT_CHANCE: Final = 0.02  # of the chance level
 SHORTCUT_ACCURACY: Final = 0.98
-LEAST_KEPT: Final = 0.45
-"""Share of the nearest neighbours by the start weights that a run should keep."""
 NO_ROOM: Final = 0.98
 """kNN accuracy before training above which hardly anything is left to gain."""
 
@@ -271,13 +270,13 @@ def find_symptoms(
             )
         )
     kept = next((x["start_neighbours"] for x in reversed(health) if "start_neighbours" in x), 1.0)
-    if kept < LEAST_KEPT:
+    if kept < NEIGHBOURS_KEPT:
         found.append(
             Symptom(
                 "start_lost",
                 True,
                 f"Of the nearest neighbours of an image by the start weights only {kept:.0%} are "
-                "left: what they knew is being lost. Try a tenth of --optimizer.learning-rate, or "
+                "left: what they knew may be lost. Try a tenth of --optimizer.learning-rate, or "
                 "weaker views, and compare with the start weights by `diptych evaluate`.",
             )
         )

@@ -105,13 +105,13 @@ _MEASURING_SHARE: Final = 0.05  # of the time: no further candidate is measured 
 # rest (kNN, the linear classifiers, the pages) grows with the images, or does not.
 _ENCODERS: Final = 2
 _SECONDS_PER_IMAGE: Final = 2.5e-3
-_SECONDS_PER_IMAGE_FROM_WEIGHTS: Final = 12e-3  # of more features, by one encoder more
+_SECONDS_PER_IMAGE_FROM_WEIGHTS: Final = 8e-3  # of more features, by one encoder more
 _REPORT_SECONDS: Final = 10.0
 # Of the choice of an encoder, which stands above training: weights that are compared, views that
 # whitening sees, and seconds for each image.
 COMPARED_WEIGHTS: Final = 3
 COMPARED_VIEWS: Final = 1024
-_CHOICE_SECONDS: Final = 20e-3
+_CHOICE_SECONDS: Final = 8e-3
 _ORIGIN: Final = "the choice for the minutes"
 _SAVE_SECONDS: Final = 0.5  # of encoder and head, which is all without evaluation and report
 
