@@ -152,7 +152,12 @@ def write_report(
 def verdict_of(run: str | Path) -> Verdict:
     """What the metrics and the evaluation of a run show, in words."""
     folder = RunFolder(Path(run))
-    return judge(read_metrics(folder.metrics), read_evaluation(folder))
+    verdict = judge(read_metrics(folder.metrics), read_evaluation(folder))
+    choice = read_choice(folder)
+    # First, as what is called trained may be the start, or an average of its weights.
+    return (
+        verdict if choice is None else Verdict(verdict.headline, (choice.why, *verdict.sentences))
+    )
 
 
 def left_out_table(skipped: Path) -> LeftOutTable | None:
