@@ -266,13 +266,25 @@ def test_a_damaged_choice_is_refused_in_words(text: str, folder: RunFolder) -> N
         read_choice(folder)
 
 
-def test_a_start_that_is_missing_is_refused_in_words(
+def test_a_start_that_is_damaged_is_refused_in_words(
     folder: RunFolder, tmp_path: Path, executor: Executor
 ) -> None:
     collection = opened(tmp_path / "i.npz", executor)
-    with pytest.raises(RunFolderError, match=r"untrained\.safetensors.*missing or damaged"):
+    folder.path.mkdir()
+    folder.untrained.write_bytes(b"no tensors")
+    with pytest.raises(RunFolderError, match=r"untrained\.safetensors.*is damaged"):
         keep_encoder(folder, trained(RED), CONFIG, collection, executor, own_encoder=Colours(RED))
     assert not folder.encoder.exists()
+
+
+def test_where_the_start_is_gone_the_last_encoder_is_kept(
+    folder: RunFolder, tmp_path: Path, executor: Executor
+) -> None:
+    collection, said = opened(tmp_path / "i.npz", executor), list[str]()
+    keep_encoder(folder, trained(RED), CONFIG, collection, executor, say=said.append)
+    assert folder.encoder.exists()
+    assert read_choice(folder) is None
+    assert "is gone" in said[0]
 
 
 def candidate(

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import replace
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -82,12 +83,29 @@ def keep_encoder(
         say: prints a sentence on the choice.
 
     Raises:
-        RunFolderError: the weights that the run began with are missing or damaged.
+        RunFolderError: the weights that the run began with are damaged.
         OSError: a file cannot be written.
     """
-    if not config.keeps_best:
-        save_encoder(folder.encoder, encoder, config)
+    if config.keeps_best and not _start_file(folder, config).exists():
+        say(
+            f"{_start_file(folder, config)} is gone, so that the encoder cannot be compared with "
+            "what the run began from: kept is that of the last step."
+        )
+    elif config.keeps_best:
+        _keep_best(folder, encoder, config, collection, executor, own_encoder, say)
         return
+    save_encoder(folder.encoder, encoder, config)
+
+
+def _keep_best(
+    folder: RunFolder,
+    encoder: nn.Module,
+    config: RunConfig,
+    collection: Collection,
+    executor: Executor,
+    own_encoder: nn.Module | None,
+    say: Callable[[str], None],
+) -> None:
     save_encoder(folder.last, encoder, config)
     device = next(encoder.parameters()).device
     network = load_encoder(folder.last, encoder=own_encoder).network.to(device)
@@ -239,18 +257,22 @@ class _Candidates:
             yield views[0].to(self._device)
 
 
+def _start_file(folder: RunFolder, config: RunConfig) -> Path:
+    return folder.untrained if config.encoder.name == OWN else folder.start
+
+
 def _start_weights(folder: RunFolder, config: RunConfig, network: nn.Module) -> dict[str, Tensor]:
     """The encoder's state as the run began with it.
 
     Raises:
-        RunFolderError: the file is missing, damaged or of another network.
+        RunFolderError: the file is damaged or of another network.
     """
-    file = folder.untrained if config.encoder.name == OWN else folder.start
+    file = _start_file(folder, config)
     try:
         weights = read_tensors(file)
     except UnreadableTensors as error:
         raise RunFolderError(
-            f"{file}, which the encoder is compared with, is missing or damaged: {error}. Restore "
+            f"{file}, which the encoder is compared with, is damaged: {error}. Restore "
             "it, and go on with --resume."
         ) from error
     if (found := difference(network.state_dict(), weights)) is not None:
