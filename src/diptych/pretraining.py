@@ -1,12 +1,15 @@
 """From a path to a trained encoder: settings resolved, images opened, the run trained and saved."""
 
 import json
+import math
 import sys
+import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from torch import Tensor, nn
@@ -15,9 +18,11 @@ from diptych.checkpoints.state import RunState
 from diptych.checkpoints.stores import checkpoint_location
 from diptych.config.consistency import require_equal_parts
 from diptych.config.files import SHORT_NAMES, load_run_config, nest
-from diptych.config.run import RunConfig
+from diptych.config.run import OWN, RunConfig
 from diptych.diagnostics.health import build_health
+from diptych.diagnostics.keep_encoder import keep_encoder
 from diptych.errors import ConfigError, saving
+from diptych.images.collection import Collection
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images, require_there
 from diptych.images.sources.handed_over import path_of
@@ -32,13 +37,21 @@ from diptych.methods.build import (
 )
 from diptych.methods.method import Method
 from diptych.methods.objective import Loss
-from diptych.models.weights import save_encoder, save_head
-from diptych.resolve import Overrides, overrides_of
+from diptych.models.weights import save_head
+from diptych.resolve import Overrides, is_asked, overrides_of
 from diptych.runs.folder import RunFolder
 from diptych.runtime.console import safe_stream
 from diptych.runtime.devices import choose_device, divided, use_threads
 from diptych.runtime.rendezvous import describe_process, process_group, run_on_first, wait_for_all
 from diptych.runtime.world import World, advice_on_restarts, stop_with_launcher
+from diptych.training.budget import (
+    Speed,
+    choose_for_minutes,
+    length_in_words,
+    measure_speed,
+    reserve_seconds,
+)
+from diptych.training.clock import TimeBudget
 from diptych.training.loop import train
 from diptych.training.open_run import (
     find_run_folder,
@@ -81,8 +94,8 @@ def pretrain(
         method: a ``diptych.MethodKind`` of your own, in the place of ``method.kind``; or a function
             from (config, images, executor) to a ``diptych.Method``, which is the ``build`` of such
             a method.
-        **settings: override both; ``epochs``, ``batch_size``, ``threads``, ``seed``, or any other
-            by its dotted name, as ``**{"optimizer.learning_rate": 0.1}``.
+        **settings: override both; ``epochs`` or ``minutes``, ``batch_size``, ``threads``, ``seed``,
+            or any other by its dotted name, as ``**{"optimizer.learning_rate": 0.1}``.
 
     Where parts are your own, ``config.toml`` says ``own`` in their place, and resuming needs the
     same again. They are compared by names and shapes of their tensors only.
@@ -123,6 +136,9 @@ def run_pretraining(
     watcher: Watcher,
     on_progress: Progress = ignore_progress,
     own: OwnParts = NOTHING_OWN,
+    evaluates: bool = False,
+    begun: float | None = None,
+    now: Callable[[], float] = time.monotonic,
 ) -> RunFolder:
     """What ``pretrain`` and the command line share.
 
@@ -136,18 +152,43 @@ def run_pretraining(
         watcher: shows how it goes.
         on_progress: called with the number of image files that are checked.
         own: parts of the method that are given in the place of those that the settings name.
+        evaluates: whether evaluation and report follow, for which ``training.minutes`` leaves time.
+        begun: when the command began, by ``now``; with this call when not given.
+        now: a clock in seconds that nobody sets.
     """
+    clock = _Clock(now() if begun is None else begun, now, evaluates)
     stop_with_launcher()
     layers = overrides_of(settings, config_file)
-    begun = RunFolder(out).config if resume and out is not None else None
-    earlier = load_run_config(begun) if begun is not None and begun.exists() else None
+    known = RunFolder(out).config if resume and out is not None else None
+    earlier = load_run_config(known) if known is not None and known.exists() else None
     # Before the processes meet, as device and time-out of their meeting are settings.
     training = requested_config(earlier, layers, own).training
     choose_device(training.device)  # before any work is done
     with process_group(
         device=training.device, timeout_seconds=training.process_timeout_seconds
     ) as here:
-        return _pretrain_together(layers, out, resume, here, watcher, on_progress, own)
+        return _pretrain_together(layers, out, resume, here, watcher, on_progress, own, clock)
+
+
+class _Clock(NamedTuple):
+    """When the command began, by which clock, and whether evaluation and report follow."""
+
+    begun: float
+    now: Callable[[], float]
+    evaluates: bool
+
+    def of(self, minutes: float) -> TimeBudget:
+        """The time of the command, before anything is measured."""
+        return TimeBudget(60 * minutes, 0.0, math.inf, self.begun, now=self.now)
+
+    def budget(self, config: RunConfig, speed: Speed, collection: Collection) -> TimeBudget:
+        """The same with what evaluation and report take, and a step."""
+        assert config.training.minutes is not None
+        return replace(
+            self.of(config.training.minutes),
+            reserve_seconds=reserve_seconds(config, speed, collection, evaluates=self.evaluates),
+            step_seconds=speed.image_seconds * config.training.batch_size,
+        )
 
 
 def check_before_start(
@@ -185,6 +226,7 @@ def _pretrain_together(
     watcher: Watcher,
     on_progress: Progress,
     own: OwnParts,
+    clock: _Clock,
 ) -> RunFolder:
     """The work of each process of the group."""
     own_watcher = watcher
@@ -202,6 +244,16 @@ def _pretrain_together(
         watcher.say(collection.description)
         if advice := advice_on_restarts(resume=resume):
             watcher.say(advice)
+        minutes, speed = asked.training.minutes, None
+        if earlier is None and minutes is not None:
+            layers, speed = choose_for_minutes(
+                layers,
+                collection,
+                executor,
+                own,
+                clock.of(minutes),
+                evaluates=clock.evaluates,
+            )
         run_on_first(
             lambda: write_run(folder, earlier, layers, collection, resume, here, watcher, held, own)
         )
@@ -225,22 +277,52 @@ def _pretrain_together(
             image_count=config.probe.images,
             group_by=config.images.group_by,
             labels_used=labels_used,
+            start=None if config.encoder.name == OWN else folder.start,
         )
         try:
-            state = train(config, collection, folder, executor, watcher, health, own)
+            budget = None
+            if config.training.minutes is not None:
+                speed = speed or measure_speed(config, collection, executor, own)
+                budget = clock.budget(config, speed, collection)
+            elif earlier is None and not _is_length_asked(layers):
+                speed = measure_speed(config, collection, executor, own)
+                watcher.say(length_in_words(config, speed, collection))
+            state = train(config, collection, folder, executor, watcher, health, own, budget)
         except ConfigError:
             if earlier is None and here.is_first:
                 remove_failed_start(folder, checkpoint_location(config.checkpoint, folder))
             raise
         run_on_first(record_images)  # again, where the folder has vanished meanwhile
-    run_on_first(lambda: _save_networks(folder, state, config))
+        run_on_first(
+            lambda: _save_networks(folder, state, config, collection, executor, own, watcher)
+        )
     wait_for_all()
     return folder
 
 
-def _save_networks(folder: RunFolder, state: RunState, config: RunConfig) -> str:
+def _is_length_asked(layers: Overrides) -> bool:
+    return any(is_asked(layers, f"training.{name}") for name in ("epochs", "begin_from"))
+
+
+def _save_networks(
+    folder: RunFolder,
+    state: RunState,
+    config: RunConfig,
+    collection: Collection,
+    executor: Executor,
+    own: OwnParts,
+    watcher: Watcher,
+) -> str:
     failure = "the run was saved after its last step, but its encoder cannot be written to "
     with saving(failure + str(folder.path), "give the same command with --resume"):
-        save_encoder(folder.encoder, state.method.encoder, config)
+        keep_encoder(
+            folder,
+            state.method.encoder,
+            config,
+            collection,
+            executor,
+            own_encoder=own.encoder,
+            say=watcher.say,
+        )
         save_head(folder.head, state.method.network.get_submodule("head"))
     return str(folder.encoder)

@@ -1,23 +1,44 @@
 """From what the user gave to a whole config: recipe at a scale, then a file, then flags."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from diptych.config.consistency import require_consistent
 from diptych.config.files import overlay, read_config_file
 from diptych.config.model import EncoderConfig
-from diptych.config.recipes import choose_scale, fitted_batch, fitting_stem, recipe_config
-from diptych.config.run import RunConfig
+from diptych.config.recipes import (
+    choose_scale,
+    fitted_batch,
+    fitting_stem,
+    health_interval,
+    learning_on,
+    recipe_config,
+    suited_batch,
+    suited_epochs,
+    suited_side,
+    suited_windows,
+)
+from diptych.config.run import OWN, RunConfig
 from diptych.errors import ConfigError
 from diptych.images.open import from_any_folder
 from diptych.images.sources.known_sets import PHOTOGRAPHS_NAME
 from diptych.methods.build import NOTHING_OWN, OwnParts, uses_labels
 from diptych.methods.losses import require_fitting_loss
+from diptych.models.parts import encoder_parts
+from diptych.models.start import StartWeights, read_start
+from diptych.models.weight_files import absolute_source
+from diptych.models.weights import untrained_encoder
 from diptych.runtime.devices import available_threads, choose_device
 
 DEFAULT_RECIPE = "simclr"
+_PHOTOGRAPH_SIDE = 64  # pixels; smaller images show too little for weights of ImageNet
+_ENOUGH_PHOTOGRAPHS = 20_000  # from which random weights may do as well
+_USUAL_SIDE = 224  # pixels
 _PATHS = (
     ("images", "path"),
     ("images", "cache_folder"),
@@ -41,6 +62,7 @@ def overrides_of(settings: Mapping[str, Any], config_file: Path | None) -> Overr
     if config_file is not None:
         given.insert(0, (read_config_file(config_file), str(config_file)))
     recipe_config(asked_recipe(given), asked_setting(given, "scale") or "tiny")  # both are known
+    given = _with_one_length(given)
     return [(_with_absolute_paths(table), origin) for table, origin in given]
 
 
@@ -61,7 +83,15 @@ def asked_setting(overrides: Overrides, name: str) -> str | None:
     section, _, last = name.rpartition(".")
     tables = [settings.get(section, {}) if section else settings for settings, _ in overrides]
     named = [table[last] for table in tables if isinstance(table, Mapping) and last in table]
-    return str(named[-1]) if named else None
+    return str(named[-1]) if named and named[-1] is not None else None
+
+
+def is_asked(overrides: Overrides, name: str) -> bool:
+    """Whether anything is asked for as a setting, or in a section, of a dotted name."""
+    section, _, last = name.rpartition(".")
+    tables = [settings.get(section, {}) if section else settings for settings, _ in overrides]
+    given = [table.get(last) for table in tables if isinstance(table, Mapping)]
+    return any(one is not None and one != {} for one in given)
 
 
 def asked_recipe(overrides: Overrides) -> str:
@@ -77,6 +107,7 @@ def resolve(
     median_side_pixels: int,
     channels: int,
     own: OwnParts = NOTHING_OWN,
+    start: StartWeights | None = None,
 ) -> tuple[RunConfig, str]:
     """The whole config of a new run, and a sentence that says what was chosen and why.
 
@@ -87,19 +118,30 @@ def resolve(
             asked for.
         channels: of the images as they were opened; kept where the config takes the files' own.
         own: parts given in Python in the place of those that the layers name.
+        start: weights to begin from, see ``asked_start``.
     """
     device = choose_device(overlay_all(RunConfig(), overrides).training.device).type
     scale, reason = asked_setting(overrides, "scale"), "as asked"
     if scale is None:
         scale, reason = choose_scale(
-            median_side_pixels=median_side_pixels, accelerator=device != "cpu"
+            median_side_pixels=median_side_pixels,
+            accelerator=device != "cpu",
+            short=is_asked(overrides, "training.minutes"),
         )
-    base = fitted_batch(recipe_config(asked_recipe(overrides), scale), image_count)
-    config = overlay_all(_with_asked_encoder(base, overrides), overrides)
+        base = _learning_on(recipe_config(asked_recipe(overrides), scale), overrides, start)
+        base = _suited_to(base, overrides, image_count, median_side_pixels)
+    else:
+        base = _learning_on(recipe_config(asked_recipe(overrides), scale), overrides, start)
+        windows = overlay_all(base, overrides).images.windows
+        base = fitted_batch(base, image_count * windows**2)
+    base = base if start else _with_asked_encoder(base, overrides)
+    config = overlay_all(base, overrides)
+    image_count *= config.images.windows**2
     if config.images.color == "raw":
         config = replace(config, images=replace(config.images, raw_channels=channels))
     if config.images.jpeg_side is None:
-        side = config.views.image_side
+        # Of a photograph whose windows, 2 / (n + 1) of its side, are as large as a view needs.
+        side = math.ceil(config.views.image_side * (config.images.windows + 1) / 2)
         config = replace(config, images=replace(config.images, jpeg_side=side))
     require_consistent(config)
     require_fitting_loss(config, own.loss)
@@ -111,9 +153,76 @@ def resolve(
         f"Recipe {config.recipe} at scale {scale} ({reason}): {config.encoder.name} on views of "
         f"{config.views.side_pixels} pixels, batch {training.batch_size}, {training.epochs} "
         f"epoch{'s' * (training.epochs > 1)}, on {device} with {threads} threads. "
+        f"{_on_windows(config, image_count)}"
         f"{in_effect(config, image_count, uses_labels=labels_used)}"
     )
     return replace(config, training=training), sentence
+
+
+def asked_start(overrides: Overrides) -> StartWeights | None:
+    """The weights to begin from that are asked for, if any; read, and not yet made to fit.
+
+    Raises:
+        ConfigError: they cannot be read, or it is not known which encoder they are of.
+    """
+    text = asked_setting(overrides, "encoder.weights")
+    return None if text is None else read_start(text, asked_setting(overrides, "encoder.name"))
+
+
+def advice_on_weights(
+    config: RunConfig, *, image_count: int, median_side_pixels: int
+) -> str | None:
+    """A sentence for a run that would do better with weights to begin from; None for others."""
+    begins_anew = config.encoder.weights is None and config.training.begin_from is None
+    photographs = config.images.channels == 3 and median_side_pixels >= _PHOTOGRAPH_SIDE
+    if not begins_anew or not photographs or image_count >= _ENOUGH_PHOTOGRAPHS:
+        return None
+    if config.encoder.name == OWN or config.images.path == PHOTOGRAPHS_NAME:
+        return None
+    return (
+        f"The network begins from random weights; with {image_count:,} images, if they are natural "
+        "photographs, weights of ImageNet serve better: --weights pretrained --encoder resnet18 "
+        "fetches some, --weights FILE takes yours (docs/weights.md)."
+    )
+
+
+def _suited_to(
+    base: RunConfig, overrides: Overrides, image_count: int, median_side_pixels: int
+) -> RunConfig:
+    """A recipe at a scale that nobody asked for, with what suits the set of images.
+
+    What is asked for lies on top of it later; what of it decides on the rest is looked up here.
+    """
+    weights = is_asked(overrides, "encoder.weights")
+    base = suited_side(base, median_side_pixels, weights=weights)
+    asked = overlay_all(base, overrides)
+    # Partners of a group are other images already, and a teacher's classifier sees whole ones.
+    if asked.method_name == "contrastive" and asked.images.group_by is None:
+        windows = suited_windows(
+            image_count=image_count,
+            median_side_pixels=median_side_pixels,
+            side_pixels=asked.views.side_pixels,
+        )
+        base = replace(base, images=replace(base.images, windows=windows))
+    count = image_count * overlay_all(base, overrides).images.windows ** 2
+    base = fitted_batch(suited_batch(base, count), count)
+    batch = overlay_all(base, overrides).training.batch_size
+    epochs = suited_epochs(base, count, batch, weights=weights)
+    probe = base.probe
+    if not is_asked(overrides, "training.epochs"):
+        probe = replace(probe, health_every_epochs=health_interval(epochs, count, probe.images))
+    return replace(base, training=replace(base.training, epochs=epochs), probe=probe)
+
+
+def _on_windows(config: RunConfig, image_count: int) -> str:
+    """A sentence on windows, where photographs are cut; empty elsewhere."""
+    windows = config.images.windows
+    if windows == 1:
+        return ""
+    return (
+        f"Each of the {image_count // windows**2:,} photographs is cut into {windows} x {windows} "
+        f"windows, {image_count:,} images in all (images.windows; 1 takes them whole). "
+    )
 
 
 def in_effect(config: RunConfig, image_count: int, *, uses_labels: bool) -> str:
@@ -152,6 +261,25 @@ def in_effect(config: RunConfig, image_count: int, *, uses_labels: bool) -> str:
     return f"Each query meets {negatives:,} negatives drawn from a bank of {size}{parts}."
 
 
+def _learning_on(base: RunConfig, overrides: Overrides, start: StartWeights | None) -> RunConfig:
+    """The base as it suits weights to begin from, where there are some."""
+    if start is None:
+        return base
+    base = start.applied_to(base)
+    asked = overlay_all(base, overrides)
+    if asked.method_name != "contrastive":
+        return base
+    # Only the structure is looked at, which every network has at the side it was made for.
+    usual = replace(
+        asked,
+        images=replace(asked.images, color="rgb"),
+        views=replace(asked.views, side_pixels=_USUAL_SIDE),
+    )
+    with torch.device("meta"):
+        network = untrained_encoder(usual)
+    return learning_on(base, parts=len(encoder_parts(network)))
+
+
 def _with_asked_encoder(base: RunConfig, overrides: Overrides) -> RunConfig:
     """The base with the encoder that is asked for, and the stem that goes with it.
 
@@ -165,6 +293,38 @@ def _with_asked_encoder(base: RunConfig, overrides: Overrides) -> RunConfig:
     return replace(base, encoder=EncoderConfig(name=name, stem=stem))
 
 
+def _with_one_length(overrides: Overrides) -> Overrides:
+    """The layers with epochs or minutes of a run, as the strongest one that names any asks.
+
+    Raises:
+        ConfigError: that one names both.
+    """
+    for number in reversed(range(len(overrides))):
+        settings, origin = overrides[number]
+        training = settings.get("training")
+        if not isinstance(training, Mapping):
+            continue
+        epochs, minutes = training.get("epochs"), training.get("minutes")
+        if epochs is not None and minutes is not None:
+            raise ConfigError(
+                f"{origin}: training.epochs = {epochs!r} and training.minutes = {minutes!r} "
+                "exclude each other: a run ends after so many epochs, or with the time. Leave one "
+                "of them out."
+            )
+        if epochs is not None or minutes is not None:
+            weaker = [(_without_length(given), where) for given, where in overrides[:number]]
+            return [*weaker, *overrides[number:]]
+    return overrides
+
+
+def _without_length(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    training = settings.get("training")
+    if not isinstance(training, Mapping):
+        return settings
+    kept = {name: one for name, one in training.items() if name not in ("epochs", "minutes")}
+    return {**settings, "training": kept}
+
+
 def _with_absolute_paths(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same settings; a path means the same from any folder."""
     found = dict(settings)
@@ -173,6 +333,10 @@ def _with_absolute_paths(settings: Mapping[str, Any]) -> Mapping[str, Any]:
         path = table.get(name) if isinstance(table, Mapping) else None
         if isinstance(path, str) and path not in ("", PHOTOGRAPHS_NAME):
             found[section] = {**table, name: _absolute(path)}  # type: ignore[dict-item]
+    encoder = found.get("encoder")
+    weights = encoder.get("weights") if isinstance(encoder, Mapping) else None
+    if isinstance(weights, str):
+        found["encoder"] = {**encoder, "weights": absolute_source(weights)}  # type: ignore[dict-item]
     images = found.get("images")
     group_by = images.get("group_by") if isinstance(images, Mapping) else None
     if isinstance(group_by, str) and ".csv:" in group_by:

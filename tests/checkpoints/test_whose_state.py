@@ -207,6 +207,7 @@ def test_every_place_that_a_setting_names_was_thought_about() -> None:
         "images.column",
         "images.group_by",
         "images.cache_folder",
+        "encoder.weights",
         "distillation.teacher",
         "distillation.labelled",
         "views.second",

@@ -228,6 +228,40 @@ def test_views_writes_a_page_that_trusts_no_name(
     assert "policy = &#34;crop + color(saturation=0.2) + gray + blur(1) + flip&#34;" in text
 
 
+@pytest.mark.slow
+def test_views_measures_what_operations_cost_of_the_labels(
+    class_folder: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "views.html"
+    given = ["--out", str(page), "--rows", "1", "--columns", "2", "--threads", "1"]
+    # Without a folder behind it, in the middle and at the end.
+    assert ran("views", str(class_folder), "--labelled", *given) == 0
+    printed = capsys.readouterr().out
+    assert "What the labels say, under each operation alone" in printed
+    assert "quarter_turns" in printed
+    assert "held-out images are told right by" in printed
+    text = page.read_text()
+    assert "fitted on such views" in text
+    encoder = ["--encoder-file", str(finished), "--labelled", str(class_folder)]
+    assert ran("views", str(class_folder), *given, *encoder) == 0
+    assert ran("views", str(class_folder), *given, "--encoder-file", str(finished)) == 2
+    assert "add --labelled" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_is_told_what_its_views_cost(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished / "evaluation.json").read_bytes()
+    assert ran("evaluate", str(finished), "--protocol", "views", "--threads", "1") == 0
+    found = json.loads((finished / "evaluation.json").read_text())["views"]
+    assert set(found["clean"]) == {"trained", "untrained", "pixels"}
+    assert {"crop", "flip"} <= {one["name"] for one in found["operations"]}
+    assert found["split"]["test_images"] > 0
+    (finished / "evaluation.json").write_bytes(before)
+    capsys.readouterr()
+
+
 def test_unlabelled_images_are_reported_without_accuracies(
     tmp_path: Path, stripes: Stripes, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,3 +136,70 @@ def test_a_supervised_run_says_whom_a_query_meets() -> None:
     supervised = replace(config.method, loss=replace(config.method.loss, kind="supervised"))
     said = in_effect(replace(config, method=supervised), image_count=1000, uses_labels=True)
     assert "the 255 other views of its batch: those of its class are its positives" in said
+
+
+def resolved(count: int, side: int, **settings: object) -> tuple[RunConfig, str]:
+    layers: Overrides = [({"images": {"path": "x"}, "training": {"device": "cpu"}, **settings}, "")]
+    return resolve(layers, image_count=count, median_side_pixels=side, channels=3)
+
+
+@pytest.mark.parametrize(
+    ("images", "side", "views", "windows", "batch"),
+    [
+        (1_076, 255, 64, 1, 128),  # magnetic tiles
+        (364, 480, 64, 3, 128),  # blood cells
+        (364, 260, 64, 2, 128),
+        (200, 100, 64, 1, 64),
+        (50_000, 32, 32, 1, 128),  # CIFAR-10
+        (2_000_000, 375, 64, 1, 128),
+    ],
+)
+def test_defaults_suit_the_set(
+    images: int, side: int, views: int, windows: int, batch: int
+) -> None:
+    config, said = resolved(images, side)
+    assert config.views.side_pixels == views
+    assert config.images.windows == windows
+    assert ("windows" in said) == (windows > 1)
+    assert config.training.batch_size == batch
+    count = images * windows**2
+    steps = config.training.epochs * (count // batch)
+    assert steps >= 2_000
+    assert config.training.epochs == 1 or config.training.epochs * count <= 1_500_000
+    assert 1 <= config.training.epochs / config.probe.health_every_epochs <= 60
+
+
+def test_at_a_scale_that_is_asked_for_the_recipe_stays() -> None:
+    config, _ = resolved(364, 480, scale="tiny")
+    recipe = recipe_config("simclr", "tiny")
+    assert config.views == recipe.views
+    assert config.images.windows == 1
+    assert config.training.epochs == recipe.training.epochs
+    assert config.training.batch_size == recipe.training.batch_size
+
+
+def test_what_is_asked_for_decides_on_the_rest() -> None:
+    training = {"device": "cpu", "batch_size": 20}
+    config, _ = resolved(364, 480, images={"path": "x", "windows": 1}, training=training)
+    assert config.images.windows == 1
+    assert config.training.batch_size == 20
+    assert config.training.epochs == -(-2_000 // (364 // 20))
+    config, _ = resolved(364, 480, views={"side_pixels": 160})
+    assert config.images.windows == 1  # no window is far larger than a view
+    config, _ = resolved(364, 480, images={"path": "x", "group_by": "folder"})
+    assert config.images.windows == 1
+    config, said = resolved(10_000, 480, images={"path": "x", "windows": 3})
+    assert config.training.epochs == 16
+    assert "Each of the 10,000 photographs is cut into 3 x 3 windows, 90,000 images" in said
+    whole, _ = resolved(10_000, 480)
+    assert config.images.jpeg_side == pytest.approx(2 * (whole.images.jpeg_side or 0), abs=2)
+
+
+def test_windows_are_not_for_distillation() -> None:
+    with pytest.raises(ConfigError, match=r"leave out images\.windows"):
+        resolved(
+            364,
+            480,
+            images={"path": "x", "windows": 2},
+            distillation={"teacher": "runs/teacher", "labelled": "x"},
+        )

@@ -111,6 +111,7 @@ def test_headlines_follow_the_gain_and_its_error(
     found = judge([line(9)], evaluation(trained, untrained, count=count))
     assert words in found.headline
     assert f"{100 * (trained - untrained):+.1f} points" in " ".join(found.sentences)
+    assert ("What to do next" in " ".join(found.sentences)) == ("learned" not in found.headline)
     assert f"By its 7 nearest neighbours, {trained:.1%} of {count:,} test" in found.sentences[0]
 
 
@@ -130,7 +131,9 @@ def test_where_nothing_can_be_gained_nothing_is_advised() -> None:
 
 def test_a_better_baseline_is_named() -> None:
     found = judge([line(9)], evaluation(0.4, 0.3, pixels=0.5))
-    assert any("raw pixels would serve better" in sentence for sentence in found.sentences)
+    assert found.headline.startswith("Raw pixels serve better than the trained encoder: 50.0%")
+    assert "Do not use this run as it is." in found.headline
+    assert any("--weights FILE" in s and "diptych views PATH" in s for s in found.sentences)
 
 
 def test_without_labels_it_says_what_is_not_known() -> None:
@@ -139,6 +142,42 @@ def test_without_labels_it_says_what_is_not_known() -> None:
     sick = judge([line(30, effective_rank=1.1)], None)
     assert "Something is wrong" in sick.headline
     assert "collapsed" in sick.sentences[0]
+
+
+HEALTH = {"effective_rank": 20.0, "stability": 0.1, "pixel_stability": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("last", "words", "reason"),
+    [
+        ({"stability": 0.3}, "Training looks healthy", ""),
+        ({"stability": 0.1}, "of little use", "agree on 10% of its nearest neighbours"),
+        ({"stability": 0.3, "pixel_stability": 0.3}, "of little use", "by raw pixels on 30%"),
+        ({"stability": 0.3, "effective_rank": 6.0}, "of little use", "use 6.0 directions"),
+        ({"stability": 0.3, "start_neighbours": 0.8}, "better than the start weights", "kept 80%"),
+        ({"stability": 0.3, "start_neighbours": 0.2}, "Something is wrong", "only 20% are left"),
+    ],
+)
+def test_a_learned_task_alone_is_not_healthy(
+    last: dict[str, float], words: str, reason: str
+) -> None:
+    found = judge([line(1, **HEALTH), line(900, **{**HEALTH, **last})], None)
+    assert words in found.headline
+    assert reason in " ".join(found.sentences)
+
+
+def test_what_the_start_knew_is_no_alarm_where_labels_decide() -> None:
+    metrics = [line(1, **HEALTH), line(900, **HEALTH, start_neighbours=0.2)]
+    assert names(metrics) == {"start_lost": True}
+    found = judge(metrics, evaluation(0.7, 0.5))
+    assert "being lost" not in " ".join(found.sentences)
+
+
+def test_copies_are_named_and_are_no_collapse() -> None:
+    copies = line(9, effective_rank=1.0, rank_images=80.0, rank_contents=2.0)
+    assert names([copies]) == {"copies": True}
+    assert "only 2 differ" in judge([copies], None).sentences[0]
+    assert names([line(9, effective_rank=20.0, rank_images=80.0, rank_contents=79.0)]) == {}
 
 
 def course(steps: int, shares: list[float], candidates: int = 256) -> Verdict:

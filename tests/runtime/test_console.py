@@ -166,7 +166,7 @@ def test_standard_files_that_are_not_there(command: list[str], tmp_path: Path) -
     shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command, *FEW]
     assert subprocess.run(shell, timeout=120).returncode == 0
     newest = list_checkpoints(tmp_path / "run" / "checkpoints")[0]
-    assert newest.name == "step-000000012"
+    assert newest.name == "step-000000048"
 
 
 @pytest.mark.slow

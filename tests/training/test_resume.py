@@ -51,7 +51,8 @@ MOCO_V3: dict[str, Any] = {
     "training.chunk_size": 8,
 }
 BANK: dict[str, Any] = {"recipe": "memory_bank", "method.dictionary.bank.negatives": 20}
-RECIPES = {"simclr": SIMCLR, "moco": MOCO, "moco_v3": MOCO_V3, "bank": BANK}
+WINDOWS: dict[str, Any] = {"recipe": "simclr", "images.windows": 2, "training.batch_size": 64}
+RECIPES = {"simclr": SIMCLR, "moco": MOCO, "moco_v3": MOCO_V3, "bank": BANK, "windows": WINDOWS}
 
 
 @pytest.fixture

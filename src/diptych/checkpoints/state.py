@@ -4,6 +4,7 @@ A run whose folder was lost is recovered by its checkpoints where these lay else
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,9 @@ class RunState:
         scale: of the loss, in fp16.
         step: steps done.
         seconds: spent in training, interruptions left out.
+        total_steps: of the whole run as last planned, where minutes decide; else None, and the
+            epochs decide.
+        spent_seconds: of those minutes, by all commands of the run.
     """
 
     method: Method
@@ -45,6 +49,8 @@ class RunState:
     scale: LossScale = field(default_factory=LossScale)
     step: int = 0
     seconds: float = 0.0
+    total_steps: int | None = None
+    spent_seconds: float = 0.0
 
     def named_tensors(self, whole: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Every tensor of the state by a stable name, where it is; the next step changes it.
@@ -73,7 +79,9 @@ class RunState:
         """Every plain number of the state, and the names of its tensors."""
         scale = {"loss_scale": self.scale.scalars()} if self.scale.enabled else {}
         names = _names_of(self.named_tensors())
-        return {"step": self.step, "seconds": self.seconds, "tensors": names, **scale}
+        plan = {"total_steps": self.total_steps, "spent_seconds": self.spent_seconds}
+        minutes = {} if self.total_steps is None else {"minutes": plan}
+        return {"step": self.step, "seconds": self.seconds, "tensors": names, **scale, **minutes}
 
     def restore(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
         """Takes back what ``tensors`` and ``scalars`` gave.
@@ -96,7 +104,15 @@ class RunState:
                 torch.cuda.set_rng_state(tensors["generator/cuda"])
             if "loss_scale" in scalars:
                 self.scale.restore(scalars["loss_scale"])
+            if scalars.get("minutes") is not None:
+                self._restore_minutes(scalars["minutes"], int(scalars["step"]))
         self.step, self.seconds = int(scalars["step"]), float(scalars["seconds"])
+
+    def _restore_minutes(self, saved: Mapping[str, Any], step: int) -> None:
+        total, spent = saved["total_steps"], saved["spent_seconds"]
+        if type(total) is not int or total < step or not 0 <= float(spent) < math.inf:
+            raise DamagedCheckpoint(f"it plans {total} steps after {step}, {spent} seconds spent")
+        self.total_steps, self.spent_seconds = total, float(spent)
 
     def _restore_optimizer(self, parameter: nn.Parameter, saved: dict[str, Tensor]) -> None:
         for key, one in saved.items():
@@ -187,6 +203,17 @@ MAY_CHANGE_WITH_MACHINE: Final = (
 )
 """Settings that may differ between a lost machine and the one in its place."""
 
+CHOSEN_FOR_MINUTES: Final = (
+    "encoder.",
+    "images.jpeg_side",
+    "images.windows",
+    "probe.health_every_epochs",
+    "training.batch_size",
+    "training.epochs",
+    "views.side_pixels",
+)
+"""Settings, or sections, that may be chosen by the speed of a machine."""
+
 
 def recover_run(
     config: RunConfig,
@@ -227,8 +254,12 @@ def recover_run(
     _, scalars = loaded
     settings = parse_toml(_text(scalars.get("config"), place), f"the config in {place}")
     theirs = overlay(RunConfig(), settings, f"the config in {place}")
+    # What the minutes allowed follows from the speed of the lost machine.
+    chosen = () if config.training.minutes is None else CHOSEN_FOR_MINUTES
     different = [
-        one for one in differing_keys(theirs, config) if one not in MAY_CHANGE_WITH_MACHINE
+        one
+        for one in differing_keys(theirs, config)
+        if one not in MAY_CHANGE_WITH_MACHINE and not one.startswith(chosen)
     ]
     if different:
         raise ForeignCheckpoint(

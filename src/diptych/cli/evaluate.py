@@ -20,7 +20,8 @@ class EvaluateFlags:
     """A run folder whose training has ended."""
     protocol: tuple[str, ...] = ("knn", "linear")
     """What to measure, one or several of: knn, linear, linear_sgd, finetune, transfer, geometry,
-    transformations. Results of others stay in evaluation.json. docs/evaluation.md says more."""
+    transformations, views. Results of others stay in evaluation.json; docs/evaluation.md says
+    more."""
     train: str | None = None
     """Labelled images, one folder for each class, to fit the probes on. The run's own by
     default."""
@@ -31,7 +32,8 @@ class EvaluateFlags:
     """Compare with the same network trained on the labels, with the run's views, optimizer and
     steps. It is trained once and kept in the run folder; that takes about as long as the run."""
     against: tuple[str, ...] = ()
-    """Other encoders to compare with: run folders, or encoder.safetensors files."""
+    """Other encoders to compare with: run folders, encoder.safetensors files, or weights of other
+    libraries as `diptych pretrain --weights` takes them."""
     head_layers: int = 0
     """Hidden layers of the projection head to keep behind the encoder."""
     crops: Literal["center", "five"] = "center"

@@ -62,9 +62,10 @@ def parse(
         arguments: behind the verb's name.
         common: flags that most people need, in groups, which --help shows; all when not given.
     """
-    arguments = _whole_names(arguments)
-    command = f"diptych {verb.__name__.replace('_', '-')}"
+    command = f"diptych {verb.__name__.rstrip('_').replace('_', '-')}"
     settings = list(settings_of(kind))
+    if any(one.name == "encoder.name" for one in settings):
+        arguments = _whole_names(arguments)
     if {"-h", "--help"} & set(arguments):
         print(help_screen(command, verb.__doc__ or "", settings, common))
         raise SystemExit(0)

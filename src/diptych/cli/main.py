@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import keyword
 import os
 import signal
 import sys
@@ -44,6 +45,10 @@ VERBS: Final = {
         "train detectors on a run's ResNet and on an untrained one, and compare them",
     ),
     "embed": ("embed", "write the features of any images to Parquet files, in shards"),
+    "import": (
+        "import_weights",
+        "make weights of another library an encoder file that every verb here takes",
+    ),
     "report": ("evaluate", "write a run's report, one page that opens offline"),
     "plan": (
         "plan",
@@ -121,7 +126,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _function(verb: str) -> Callable[[Sequence[str]], None]:
     """The verb's function; its module is imported only here, as it may import torch."""
     module = importlib.import_module(f"diptych.cli.{VERBS[verb][0]}")
-    return getattr(module, verb.replace("-", "_"))
+    name = verb.replace("-", "_")
+    return getattr(module, name + "_" * keyword.iskeyword(name))
 
 
 def _usage() -> str:

@@ -3,6 +3,7 @@
 import inspect
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,8 +58,14 @@ class PretrainFlags:
     begin_from: str | None = None
     """Begin a new run from a checkpoint of RUN, or of RUN@STEP: with its settings, of which a few
     may be changed, as --optimizer.learning-rate. Short for --training.begin-from."""
+    weights: str | None = None
+    """Weights to begin from: a file, a run, or `pretrained`. Short for --encoder.weights, which
+    says more; docs/weights.md lists the libraries whose files are read."""
     epochs: int | None = None
     """Passes over the images; short for --training.epochs."""
+    minutes: float | None = None
+    """Minutes that the command may take, report included. Network, side, batch and length that are
+    not given are chosen to fit. Short for --training.minutes."""
     batch_size: int | None = None
     """Images in a batch; short for --training.batch-size."""
     seed: int = 0
@@ -90,11 +97,10 @@ COMMON: Final = {
     "run": ("out", "resume", "begin_from", "config", "report"),
     "what to learn from": ("group_by", "views.side_pixels", "views.policy"),
     "method": (
-        *("recipe", "scale", "encoder.name", "norm.kind", "method.loss.temperature"),
-        *("method.dictionary.queue.size",),
+        *("recipe", "scale", "encoder.name", "weights", "norm.kind", "method.loss.temperature"),
     ),
     "training": (
-        *("epochs", "batch_size", "optimizer.learning_rate", "seed"),
+        *("epochs", "minutes", "batch_size", "optimizer.learning_rate", "seed"),
         *("training.chunk_size", "training.device", "training.precision", "threads"),
     ),
 }
@@ -108,9 +114,8 @@ def pretrain(arguments: Sequence[str]) -> None:
     the one before. Folders of classes give labels, which evaluation uses.
 
     Examples:
-      diptych pretrain photos/ --epochs 50 --out runs/photos
+      diptych pretrain photos/ --minutes 10 --out runs/photos
       diptych pretrain photos/ --out runs/photos --resume
-      diptych pretrain cells.npz --recipe moco_v2 --scale small --optimizer.learning-rate 0.1
       diptych pretrain photos/ --encoder resnet50 --norm.kind shuffle --training.chunk-size 64
     """
     flags = parse(PretrainFlags, pretrain, arguments, common=COMMON)
@@ -169,6 +174,7 @@ def _run_to_report(
     report: bool = True,
 ) -> None:
     """Trains, then evaluates where there are labels, then writes the report."""
+    begun = time.monotonic()  # before torch is imported, which takes seconds
     from diptych.evaluation.protocols import evaluate as measure
     from diptych.logging.progress import Display
     from diptych.pretraining import run_pretraining
@@ -184,6 +190,8 @@ def _run_to_report(
             resume=resume,
             watcher=display,
             on_progress=display.files,
+            evaluates=report,
+            begun=begun,
         )
     # The others would write the same files.
     if not read_world().is_first:

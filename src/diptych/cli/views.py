@@ -1,10 +1,12 @@
 """The verb `views`: what the encoder will see, before it is trained."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tyro.conf import Positional
 
@@ -13,6 +15,10 @@ from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.runs.folder import require_writable
+from diptych.runtime.devices import BATCH_SIZE
+
+if TYPE_CHECKING:
+    from diptych.report.costs_of_views import CostsOfViews
 
 
 @dataclass(frozen=True)
@@ -36,12 +42,21 @@ class ViewsFlags:
     """Images shown, evenly spread over the set."""
     columns: int = 8
     """Full-sized views of each image, the two branches taking turns."""
+    labelled: str | None = None
+    """Measure what each operation costs of that which the labels of these images say, one folder
+    for each class; without a folder behind it, the labels of PATH itself."""
+    encoder_file: str | None = None
+    """With --labelled: a run folder or encoder file, from whose features labels are read too. Slow
+    for large encoders."""
+    threads: int | None = None
+    """CPU threads; all cores by default."""
     images: ImagesConfig = field(default_factory=ImagesConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
 
 
 COMMON: Final = {
     "what is shown": ("out", "rows", "columns", "seed"),
+    "what the labels need": ("labelled", "encoder_file"),
     "whose views": (
         *("recipe", "scale", "config", "views.policy", "views.second", "views.side_pixels"),
         *("views.strength", "views.small_views", "images.color", "images.group_by"),
@@ -54,22 +69,29 @@ def views(arguments: Sequence[str]) -> None:
     """Preview random views: a contact sheet (.png) or a page that opens offline (.html).
 
     Shows images beside their views and each operation alone from weak to strong. Prints the
-    operations in words, with advice where the images do not suit them.
+    operations in words, with advice where the images do not suit them. With --labelled it measures
+    which operations destroy what labels say, and proposes a policy that does not.
 
     Examples:
       diptych views photos/ --out sheet.png
       diptych views photos/ --recipe moco_v2 --scale small --out views.html
       diptych views photos/ --views.policy "crop(area=0.3..1) + flip + color" --rows 12
+      diptych views photos/ --labelled photos/labelled --out views.html
     """
+    from rich.console import Console
+
     from diptych.images.open import open_images
+    from diptych.report.costs_of_views import print_costs
     from diptych.report.preview_page import write_preview
     from diptych.resolve import overlay_all, overrides_of, resolve
     from diptych.runtime.devices import use_threads
     from diptych.views.preview.advice import advise
     from diptych.views.preview.policy_in_words import policy_in_words
 
+    arguments = _with_own_labels(arguments)
     flags = parse(ViewsFlags, views, arguments, common=COMMON)
     _require_picture(flags.out, flags.rows, flags.columns)
+    _require_labelled(flags.labelled, flags.encoder_file)
     settings = explicit_settings(flags, arguments)
     layers = overrides_of(settings, flags.config)
     asked = overlay_all(RunConfig(), layers)
@@ -85,6 +107,9 @@ def views(arguments: Sequence[str]) -> None:
         )
         collection = collection.decoded_for(config.images)
         advice = advise(collection.train, config.views, executor)
+        measured = None
+        if flags.labelled is not None:
+            measured = _measured(flags.labelled, flags.encoder_file, config, executor)
         write_preview(
             flags.out,
             collection,
@@ -93,6 +118,7 @@ def views(arguments: Sequence[str]) -> None:
             executor,
             image_count=flags.rows,
             view_count=flags.columns,
+            measured=measured,
         )
     print(collection.description)
     print(f"Views of recipe {config.recipe} at scale {config.scale}:")
@@ -102,7 +128,68 @@ def views(arguments: Sequence[str]) -> None:
         print("Before you train:")
     for sentence in advice:
         print(f"  - {sentence}")
+    if measured is not None:
+        print_costs(Console(markup=False), measured)
     print(f"Preview: {flags.out}")
+
+
+def _with_own_labels(arguments: Sequence[str]) -> list[str]:
+    """The same arguments; a --labelled without a folder gets an empty one, for PATH's labels."""
+    found = list[str]()
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
+        found.append(argument)
+        if argument == "--labelled" and following.startswith("--"):
+            found.append("")
+    return found
+
+
+def _measured(
+    labelled: str, encoder_file: str | None, config: RunConfig, executor: Executor
+) -> "CostsOfViews":
+    """What each operation costs of what the labels say; without a folder, those of the images."""
+    from rich.console import Console
+
+    from diptych.evaluation.labelled import open_labelled
+    from diptych.evaluation.operations.costs import measure_costs
+    from diptych.evaluation.operations.proposal import advice_on_costs
+    from diptych.evaluation.operations.readers import EncoderReader
+    from diptych.evaluation.operations.trials import trials_for
+    from diptych.evaluation.subject import require_same_channels
+    from diptych.models.weights import load_encoder
+    from diptych.report.costs_of_views import CostsOfViews
+    from diptych.runtime.console import ProgressBars
+
+    images, reader = config.images, None
+    if encoder_file is not None:
+        encoder = load_encoder(encoder_file)
+        require_same_channels(config, encoder.config, f"--encoder-file {encoder_file}")
+        reader = EncoderReader(encoder, BATCH_SIZE)
+        sides = (images.jpeg_side, encoder.config.images.jpeg_side)
+        # Decoded small, a photograph lacks what an encoder of larger views has learned to see.
+        whole = None in sides
+        images = replace(images, jpeg_side=None if whole else max(filter(None, sides)))
+    found = open_labelled(images, executor, train=labelled or None)
+    views = config.views
+    trials = trials_for(views.branches, found.train.channels, views.strength, others=True)
+    with ProgressBars(Console(stderr=True)) as bars:
+        costs = measure_costs(
+            found,
+            trials,
+            views,
+            executor,
+            encoder=reader,
+            seed=config.seed,
+            on_trials=partial(bars.images, "Trying operations"),
+        )
+    return CostsOfViews(costs, advice_on_costs(costs, views.branches, strength=views.strength))
+
+
+def _require_labelled(labelled: str | None, encoder_file: str | None) -> None:
+    if labelled is None and encoder_file is not None:
+        raise ConfigError(
+            f"--encoder-file {encoder_file} reads labels, and none are given: add --labelled "
+            "FOLDER with a folder for each class, or --labelled alone where PATH has such folders."
+        )
 
 
 def _require_picture(out: Path, rows: int, columns: int) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from diptych.config.checks import require
 from diptych.config.model import NormConfig
-from diptych.config.run import RunConfig, TrainingConfig
+from diptych.config.run import OWN, RunConfig, TrainingConfig
 
 
 def require_consistent(config: RunConfig) -> None:
@@ -24,6 +24,18 @@ def require_consistent(config: RunConfig) -> None:
     _require_consistent_method(config)
     _require_consistent_batch(config)
     _require_consistent_memory(config.training)
+    _require_consistent_start(config)
+    require(
+        config.images.windows == 1 or config.method_name != "distillation",
+        "distillation fits its teacher's classifier on whole images: leave out images.windows",
+        config.images.windows,
+    )
+    require(
+        config.training.minutes is None or config.training.begin_from is None,
+        "training.minutes is the time of a run from its beginning, and does not go with "
+        "training.begin_from; give --epochs",
+        config.training.minutes,
+    )
     if config.method_name == "distillation":
         require(
             config.method.kind in ("contrastive", "distillation"),
@@ -167,4 +179,52 @@ def _require_consistent_memory(training: TrainingConfig) -> None:
         not training.compile or not training.offload_activations,
         "training.compile and training.offload_activations do not go together; leave one out",
         training.offload_activations,
+    )
+
+
+def _require_consistent_start(config: RunConfig) -> None:
+    """What needs a start that is worth staying near: weights, or a module given in Python."""
+    encoder, anchored = config.encoder, config.method.anchor.weight > 0
+    asked = {
+        "method.anchor.weight": config.method.anchor.weight if anchored else None,
+        "optimizer.pull_to_start": config.optimizer.pull_to_start or None,
+        "encoder.batch_statistics": encoder.batch_statistics
+        if encoder.batch_statistics == "start"
+        else None,
+        "training.keep.kind": "best" if config.training.keep.kind == "best" else None,
+    }
+    for name, value in asked.items():
+        require(
+            value is None or encoder.weights is not None or encoder.name == OWN,
+            f"{name} = {value!r} refers to the weights that the encoder begins with, and these are "
+            "random: give encoder.weights, or leave it out",
+            encoder.weights,
+        )
+    require(
+        encoder.batch_statistics == "batch" or not config.norm.is_per_image,
+        f"norm.kind = {config.norm.kind!r} leaves the encoder no batch norms: leave out "
+        "encoder.batch_statistics, or choose another norm",
+        encoder.batch_statistics,
+    )
+    require(
+        encoder.batch_statistics == "batch"
+        or config.method_name in ("contrastive", "distillation"),
+        "encoder.batch_statistics = 'start' does not go with a method of your own: leave it out",
+        config.method_name,
+    )
+    require(
+        encoder.frozen_epochs is None or encoder.frozen_parts > 0,
+        "encoder.frozen_epochs says how long encoder.frozen_parts do not train; give both",
+        encoder.frozen_parts,
+    )
+    require(
+        not anchored or config.method_name == "contrastive",
+        "method.anchor.weight goes with the method 'contrastive'; set it to 0",
+        config.method_name,
+    )
+    require(
+        not anchored or not config.training.compile,
+        "method.anchor needs the features in front of the head, which a compiled network does not "
+        "give; leave out training.compile",
+        config.training.compile,
     )

@@ -19,6 +19,9 @@ SMALL_AREA: Final = (0.05, 0.14)  # of multi-crop's small views (SwAV, 2006.0988
 MOST_CHANNELS: Final = 64
 """Of an image, with images.color = "raw"."""
 
+MOST_WINDOWS: Final = 8
+"""Of a photograph, along each side."""
+
 MOST_SIDE_PIXELS: Final = 4096
 """Of a view."""
 
@@ -55,6 +58,10 @@ class ImagesConfig:
     least this many pixels. A new run takes what its smallest crops need; in full when not given."""
     max_unreadable_share: float = 0.1
     """Stop before training when more than this share of the images is unreadable."""
+    windows: int = 1
+    """Learn from n x n half-overlapping windows of each photograph, each an image of its own with
+    the photograph's label; evaluation sees photographs whole. 1 is the whole photograph; chosen
+    for few, large photographs when neither this nor a scale is given."""
     cache: Literal["auto", "memory", "file", "none"] = "auto"
     """Where decoded images are kept: in `memory`, in one `file` on disk, or nowhere (`none`), that
     is, decoded at every use. `auto`: in memory if they fit, else small ones in a file."""
@@ -73,6 +80,7 @@ class ImagesConfig:
         check.positive("limit", "max_megapixels", "jpeg_side")
         check.not_negative("cache_megabytes", "cache_file_megabytes")
         check.between(0, 1, "max_unreadable_share")
+        check.between(1, MOST_WINDOWS, "windows")
         check.between(1, MOST_CHANNELS, "raw_channels")
         check.must("cache_folder", lambda path: "://" not in path, "be a path on this machine")
 

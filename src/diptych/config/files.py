@@ -21,10 +21,12 @@ Settings = Mapping[str, Any]
 
 SHORT_NAMES: Final = {
     "epochs": "training.epochs",
+    "minutes": "training.minutes",
     "batch_size": "training.batch_size",
     "threads": "training.threads",
     "group_by": "images.group_by",
     "begin_from": "training.begin_from",
+    "weights": "encoder.weights",
 }
 """Settings that may be given without their section, as flags and in Python."""
 

@@ -121,6 +121,24 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class AnchorConfig:
+    """What holds the encoder's features near those of `encoder.weights`, without labels."""
+
+    weight: float = 0.0
+    """The loss gets so many times the distance of the features of the queries from those that the
+    start gives for the same views; 0 is no anchor, and costs nothing."""
+    kind: Literal["features", "similarities"] = "features"
+    """The distance. `features`: one less the cosine of each view's two features. `similarities`:
+    the mean squared difference of the cosines of all pairs of views of the batch (relational
+    distillation, 1904.05068)."""
+
+    def __post_init__(self) -> None:
+        check = Checks("method.anchor", self)
+        check.finite()
+        check.not_negative("weight")
+
+
+@dataclass(frozen=True)
 class MethodConfig:
     """Which dictionary, which key encoder, which loss: all that tells the methods apart."""
 
@@ -134,6 +152,7 @@ class MethodConfig:
     dictionary: DictionaryConfig = field(default_factory=DictionaryConfig)
     key_encoder: KeyEncoderConfig = field(default_factory=KeyEncoderConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    anchor: AnchorConfig = field(default_factory=AnchorConfig)
 
     def __post_init__(self) -> None:
         Checks("method", self).between(2, 16, "views")

@@ -20,15 +20,28 @@ class EncoderConfig:
     """Stride of the stem of `small_resnet`: 2 is four times cheaper, 1 keeps the finest detail."""
     stage_blocks: tuple[int, ...] = (1, 1, 1)
     """Residual blocks in each stage of `small_resnet`."""
-    stem: Literal["small", "imagenet"] = "small"
-    """First layers of a ResNet: `small` is one 3x3 convolution, `imagenet` a strided 7x7 and a
-    max-pool. Other networks have only their own, `imagenet`."""
+    stem: Literal["small", "small_padded", "imagenet"] = "small"
+    """First layers of a ResNet: `small` is one 3x3 convolution, `small_padded` the same with a
+    border of two pixels, as solo-learn has it, `imagenet` a strided 7x7 and a max-pool. Other
+    networks have only their own, `imagenet`."""
     width_multiplier: int = 1
     """Of resnet18 to resnet152: all channels times this (SimCLR's 2x and 4x)."""
     selective_kernels: bool = False
     """Of resnet50 to resnet152: 3x3 convolutions that choose their kernel (SimCLR v2's SK)."""
     freeze_patches: bool = False
     """Of a vision transformer: the patch projection stays random (MoCo v3, section 4)."""
+    weights: str | None = None
+    """Weights to begin from: a file of another library or of diptych, a run folder,
+    `local-dir:FOLDER` (timm's layout), `hf-hub:NAME`, or `pretrained` or `pretrained:TAG`, which
+    torchvision or timm fetch. Random ones when not given; docs/weights.md says more."""
+    frozen_parts: int = 0
+    """Parts of the encoder, from the input on, that do not train: the stem is the first, then come
+    stages, of a transformer blocks. Their batch norms keep their statistics and use them."""
+    frozen_epochs: float | None = None
+    """Epochs for which `frozen_parts` holds, from the start of the run; all when not given."""
+    batch_statistics: Literal["batch", "start"] = "batch"
+    """What the encoder's batch norms normalise by in training: the statistics of the batch, as
+    `norm` says, or those that came with `weights`, which then never change."""
 
     def __post_init__(self) -> None:
         check = Checks("encoder", self)
@@ -40,6 +53,10 @@ class EncoderConfig:
             "list one positive number per stage",
         )
         check.between(1, 16, "width_multiplier")
+        check.finite()
+        check.not_negative("frozen_parts")
+        check.positive("frozen_epochs")
+        check.must("weights", lambda text: text != "", "name a file, a run folder or `pretrained`")
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,14 @@ batch, dictionary, length; docs/recipes.md says what was tried. A recipe is only
 config file and flags override it.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final, Literal
 
 from diptych.config.data import ViewsConfig
 from diptych.config.method import (
+    AnchorConfig,
     BankConfig,
     DictionaryConfig,
     InBatchConfig,
@@ -43,6 +45,27 @@ _ENCODERS: Final[Mapping[Scale, EncoderConfig]] = {
     "paper": EncoderConfig(name="resnet50", stem="imagenet"),
 }
 _SIDES: Final[Mapping[Scale, int]] = {"tiny": 32, "small": 96, "cifar10": 32, "paper": 224}
+
+PHOTOGRAPH_SIDE_PIXELS: Final = 96
+"""Median side of a set from which on its images are photographs, with more detail than 32 pixels
+show; below are those of CIFAR's kind."""
+_PHOTOGRAPH_VIEW: Final = 64  # pixels of a view of them at `tiny`
+_VIEW_FOR_WEIGHTS: Final = 128  # the same for an encoder that begins with weights
+_FROZEN_SHARE: Final = 0.6  # of the parts of such an encoder
+_LEARNING_ON_POLICY: Final = (
+    "crop(area=0.4..1) + flip + color(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05)"
+)
+SMALL_BATCH: Final = 64
+"""To which a batch may go down for few images."""
+_BATCHES_IN_PASS: Final = 4  # fewer, and what is left over of a pass is a large part of it
+_LEAST_STEPS: Final = 2_000  # less hardly moves a network from where it began
+_LEAST_STEPS_ON: Final = 300  # of an encoder that begins with weights
+_MOST_SEEN: Final = 1_500_000  # images, each as often as it comes: an hour or less, of the smallest
+_HEALTH: Final = 30  # measurements of health in a run, at most about
+_IMAGES_BETWEEN: Final = 8  # images learned from between two of them, for each that is measured
+FEW_PHOTOGRAPHS: Final = 1_000
+_WINDOW_OVER_VIEW: Final = 8 / 3  # least side of a window, in sides of a view
+
 _TINY_POLICIES: Final = {
     # Crops of a twelfth of 32 pixels leave too little to learn from in a short run; and so does, of
     # a few thousand tiny images, a colour that always changes by as much as MoCo v1's.
@@ -276,6 +299,87 @@ def fitted_batch(config: RunConfig, image_count: int) -> RunConfig:
     return replace(config, training=replace(config.training, batch_size=fitting))
 
 
+def learning_on(config: RunConfig, *, parts: int) -> RunConfig:
+    """The same recipe for an encoder that begins with weights from elsewhere.
+
+    The first parts stay as they are, an anchor holds the features near the start, views are milder
+    and the run is short; docs/recipes.md has the trials. Only of the contrastive method.
+
+    Args:
+        config: of the recipe.
+        parts: of the encoder, see ``encoder_parts``.
+    """
+    return replace(
+        config,
+        views=replace(config.views, policy=_LEARNING_ON_POLICY, second=None),
+        encoder=replace(config.encoder, frozen_parts=round(_FROZEN_SHARE * parts)),
+        method=replace(config.method, anchor=AnchorConfig(weight=1.0)),
+        optimizer=OptimizerConfig(kind="sgd", learning_rate=0.12, weight_decay=1e-4),
+        schedule=ScheduleConfig(kind="cosine", warmup_epochs=1.0),
+        training=replace(config.training, epochs=10),
+    )
+
+
+def suited_side(config: RunConfig, median_side_pixels: int, *, weights: bool) -> RunConfig:
+    """The same config at `tiny` with larger views, for photographs and for given weights.
+
+    Weights were learned on large images, and even small ones serve them better enlarged.
+    """
+    if config.scale != "tiny":
+        return config
+    side = config.views.side_pixels
+    if median_side_pixels >= PHOTOGRAPH_SIDE_PIXELS:
+        side = _VIEW_FOR_WEIGHTS if weights else _PHOTOGRAPH_VIEW
+    elif weights:
+        side = _PHOTOGRAPH_VIEW
+    return replace(config, views=replace(config.views, side_pixels=side))
+
+
+def suited_windows(*, image_count: int, median_side_pixels: int, side_pixels: int) -> int:
+    """``images.windows`` for a set: more than 1 for few photographs far larger than a view.
+
+    >>> suited_windows(image_count=364, median_side_pixels=480, side_pixels=64)
+    3
+    """
+    if image_count >= FEW_PHOTOGRAPHS:
+        return 1
+    # A window of n has 2 / (n + 1) of the side.
+    fitting = (
+        n for n in (3, 2) if 2 * median_side_pixels / (n + 1) >= _WINDOW_OVER_VIEW * side_pixels
+    )
+    return next(fitting, 1)
+
+
+def suited_batch(config: RunConfig, image_count: int) -> RunConfig:
+    """The same config with a smaller batch, where its own would be taken a few times in a pass."""
+    fitting = config.training.batch_size
+    while fitting > SMALL_BATCH and image_count < _BATCHES_IN_PASS * fitting:
+        fitting //= 2
+    return replace(config, training=replace(config.training, batch_size=fitting))
+
+
+def suited_epochs(
+    config: RunConfig, image_count: int, batch_size: int, *, weights: bool = False
+) -> int:
+    """Epochs for a set: the recipe's, more for few images, and at `tiny` fewer for very many."""
+    steps = max(1, image_count // batch_size)
+    least = _LEAST_STEPS_ON if weights else _LEAST_STEPS
+    epochs = max(config.training.epochs, math.ceil(least / steps))
+    return min(epochs, max(1, _MOST_SEEN // image_count)) if config.scale == "tiny" else epochs
+
+
+def health_interval(epochs: int, image_count: int, measured: int) -> int:
+    """Epochs between two measurements of health, so that they cost little beside the steps.
+
+    Args:
+        epochs: of the run.
+        image_count: images in an epoch.
+        measured: ``probe.images``.
+    """
+    apart = math.ceil(_IMAGES_BETWEEN * min(measured, image_count) / image_count)
+    return min(epochs, max(1, epochs // _HEALTH, apart))
+
+
 def fitting_stem(encoder: str, side_pixels: int) -> Literal["small", "imagenet"]:
     """The first layers that suit an encoder named by the user: small ones for tiny images.
 
@@ -286,17 +390,25 @@ def fitting_stem(encoder: str, side_pixels: int) -> Literal["small", "imagenet"]
     return "small" if encoder in _RESNETS and side_pixels <= 2 * _SIDES["tiny"] else "imagenet"
 
 
-def choose_scale(*, median_side_pixels: int, accelerator: bool) -> tuple[Scale, str]:
-    """The scale for a set of images on a machine, and a sentence that says why."""
+def choose_scale(
+    *, median_side_pixels: int, accelerator: bool, short: bool = False
+) -> tuple[Scale, str]:
+    """The scale for a set of images on a machine, and a phrase that says why.
+
+    Args:
+        median_side_pixels: of the images.
+        accelerator: whether the machine has one.
+        short: of a run of some minutes, for which the papers' batches of thousands are too large.
+    """
     if not accelerator:
         reason = "this machine has no accelerator"
-        if median_side_pixels > 2 * _SIDES["tiny"]:
+        if median_side_pixels > 2 * _PHOTOGRAPH_VIEW:
             reason += (
-                f"; the images' median side of {median_side_pixels} pixels has more detail than "
-                "its 32, and --scale small sees some of it at many times the cost"
+                f"; the images' median side of {median_side_pixels} pixels has more detail, which "
+                "--scale small sees some of at many times the cost"
             )
         return "tiny", reason
-    if median_side_pixels >= 160:
+    if median_side_pixels >= 160 and not short:
         return "paper", f"the images' median side is {median_side_pixels} pixels"
     if median_side_pixels >= 64:
         return "small", f"the images' median side is {median_side_pixels} pixels"

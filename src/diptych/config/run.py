@@ -50,6 +50,12 @@ class OptimizerConfig:
     weight_decay: float = 1e-4
     """Pull of each weight towards zero: of matrices and kernels, never of norms, biases, tokens,
     position embeddings and layer scales (MoCo's published code pulls at all of them)."""
+    layer_decay: float = 1.0
+    """The last part of the encoder learns at this share of the rate, the one before it at the share
+    squared, and so on down to the stem; the head at the full rate (BEiT, 2106.08254; MAE)."""
+    pull_to_start: float = 0.0
+    """Instead of `weight_decay`, in the encoder: the strength of a pull of each of these weights
+    towards what it was in `encoder.weights` (L2-SP, 1802.01483). 0 leaves it to decay."""
     clip_norm: float | None = None
     """Longest gradient over all weights; longer ones are shortened to it. No bound if not given;
     `inf` bounds nothing and shows the length."""
@@ -60,7 +66,9 @@ class OptimizerConfig:
         check = Checks("optimizer", self)
         check.finite(but=("clip_norm",))
         check.positive("learning_rate")
-        check.not_negative("weight_decay")
+        check.not_negative("weight_decay", "pull_to_start")
+        wanted = "be above 0 and at most 1"
+        check.must("layer_decay", lambda share: 0 < share <= 1, wanted)
         check.must("momentum", lambda share: 0 <= share < 1, "be at least 0 and below 1")
         check.must("clip_norm", lambda norm: norm > 0, "be positive, or left out for no bound")
 
@@ -98,6 +106,20 @@ class ScheduleConfig:
         check.not_negative("warmup_epochs")
 
 
+@dataclass(frozen=True)
+class KeepConfig:
+    """Which encoder a run leaves in `encoder.safetensors`."""
+
+    kind: Literal["auto", "last", "best"] = "auto"
+    """`last`: that of the last step. `best`: of that, the start and averages of their weights the
+    one that does best on training images. `auto`: `best` where `encoder.weights` are given."""
+    images: int = 1000
+    """Of `best`: training images that the encoders are compared on, at most."""
+
+    def __post_init__(self) -> None:
+        Checks("training.keep", self).at_least(32, "images")
+
+
 _READ_ONLY: Final = ("http:", "https:", "file:", "local:")  # of URLs that checkpoints may have
 
 
@@ -107,6 +129,9 @@ class TrainingConfig:
 
     epochs: int = 10
     """Passes over the images."""
+    minutes: float | None = None
+    """In the place of `epochs`: how long the whole command may take, from opening the images to the
+    report. Network, side and batch that are not given are chosen by the measured speed."""
     batch_size: int = 256
     """Images in a batch, over all processes; each gives two views."""
     chunk_size: int | None = None
@@ -134,6 +159,7 @@ class TrainingConfig:
     """Of several processes: how long one may keep the others waiting before they stop."""
     check_every_steps: int = 200
     """Of several processes: steps between two checks that all hold the same weights and keys."""
+    keep: KeepConfig = field(default_factory=KeepConfig)
     begin_from: str | None = None
     """RUN or RUN@STEP: begin a new run with the settings of that run and the state of its newest
     checkpoint, or of the one after that step. What moves the weights may be set otherwise, as
@@ -142,7 +168,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check = Checks("training", self)
         check.finite()
-        check.positive("epochs", "threads", "check_every_steps")
+        check.positive("epochs", "minutes", "threads", "check_every_steps")
         check.at_least(2, "batch_size")
         wanted = "be 2 or more, or left out for the whole batch"
         check.must("chunk_size", lambda size: size > 1, wanted)
@@ -235,6 +261,12 @@ class RunConfig:
     def method_name(self) -> str:
         """Which of ``methods.build.METHODS`` trains the network."""
         return self.method.kind if self.distillation.teacher is None else "distillation"
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the encoder that is kept is chosen among several, by ``training.keep``."""
+        kind = self.training.keep.kind
+        return kind == "best" or (kind == "auto" and self.encoder.weights is not None)
 
     @property
     def has_projection_head(self) -> bool:

@@ -8,15 +8,20 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from diptych.config.data import ViewsConfig
+from diptych.diagnostics.candidates import NEIGHBOURS_KEPT
+from diptych.diagnostics.label_free import neighbour_agreement
+from diptych.diagnostics.neighbourhoods import Pixels, stability
 from diptych.errors import ImagesError
 from diptych.evaluation.features import encode, require_finite
 from diptych.evaluation.geometry import alignment, effective_rank, uniformity
@@ -27,12 +32,13 @@ from diptych.logging.metrics import PRETEXT_ACCURACY, chance_of
 from diptych.logging.progress import Symptom
 from diptych.logging.times import NOT_WORK, Milliseconds, Times, named, times_of
 from diptych.methods.method import Method
-from diptych.models.weights import trained_on
+from diptych.models.weights import load_encoder, trained_on
 from diptych.runtime.stopwatch import PARTS
 from diptych.views.batches import ViewBatches
 
 _BANK_SHARE = 2  # kNN looks among this many times as many images as it classifies
 _VIEW_PAIRS = 512
+_STABILITY_IMAGES = 256
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Health:
         words: on which images, or why kNN is not measured; empty without labels.
         views: how images are evaluated.
         executor: its threads make views.
+        start: file of the encoder that the run began from, where it had weights; it may be missing.
     """
 
     sample: ImageSet
@@ -54,9 +61,12 @@ class Health:
     words: str
     views: ViewsConfig
     executor: Executor
+    start: Path | None = None
 
     def measure(self, method: Method, batches: ViewBatches) -> dict[str, float]:
-        """Alignment, uniformity, effective rank; with labels kNN accuracy and of what images.
+        """Alignment, uniformity, effective rank, stability; with labels kNN and of what images.
+
+        Where the run began from weights, also the share of neighbours that it kept.
 
         Raises:
             FeaturesError: vectors are not finite numbers.
@@ -65,20 +75,45 @@ class Health:
         for view in pairs:
             require_finite(view, of="the head")
         found = {"alignment": alignment(*pairs), "uniformity": uniformity(pairs[0])}
+        found |= {"stability": self._stability(method.encoder), "pixel_stability": self._of_pixels}
+        method.network.train()
         if self.labelled is None:
             features = encode(method.encoder, self.sample, self.views, self.executor)
-            return found | _rank(features)
+            return found | _rank(features, self.sample) | self._kept(features)
         train = encode(method.encoder, self.labelled.train, self.views, self.executor)
         test = encode(method.encoder, self.labelled.test, self.views, self.executor)
         predicted = knn_predict(train, self.labelled.train_labels, test)
         seen = self.labelled.test_seen
         known = {} if seen is None else {"knn_images_seen": float(seen.sum())}
         return found | {
-            **_rank(train),
+            **_rank(train, self.labelled.train),
+            **self._kept(train),
             "knn": accuracy(predicted, self.labelled.test_labels),
             "knn_images": float(len(test)),
             **known,
         }
+
+    def _stability(self, encoder: nn.Module) -> float:
+        few = self.sample.spread(_STABILITY_IMAGES)
+        return stability(encoder, few, self.views, self.executor)
+
+    @cached_property
+    def _of_pixels(self) -> float:
+        return self._stability(Pixels())
+
+    def _kept(self, features: Tensor) -> dict[str, float]:
+        """Share of the nearest neighbours by the start encoder that are still the nearest."""
+        if self._of_start is None:
+            return {}
+        return {"start_neighbours": neighbour_agreement(self._of_start, features)}
+
+    @cached_property
+    def _of_start(self) -> Tensor | None:
+        """Features of the start encoder, of the images whose rank is measured."""
+        if self.start is None or not self.start.is_file():
+            return None
+        images = self.sample if self.labelled is None else self.labelled.train
+        return encode(load_encoder(self.start), images, self.views, self.executor)
 
     def symptoms(
         self, metrics: Sequence[Mapping[str, Any]], *, dictionary_size: int | None
@@ -96,6 +131,7 @@ def build_health(
     image_count: int,
     group_by: str | None = None,
     labels_used: bool = False,
+    start: Path | None = None,
 ) -> Health:
     """Chooses the images to measure, at most ``image_count`` for each purpose.
 
@@ -108,6 +144,7 @@ def build_health(
         image_count: at most, for each purpose.
         group_by: ``images.group_by``.
         labels_used: whether the run learns from their labels.
+        start: file of the encoder that the run began from, where it had weights.
     """
     labelled, words = _labelled(collection, group_by, labels_used, image_count)
     chosen = spread_indices(len(collection.train), image_count)
@@ -118,6 +155,7 @@ def build_health(
         words=words,
         views=views,
         executor=executor,
+        start=start,
     )
 
 
@@ -138,9 +176,12 @@ def _labelled(
     return labelled, f"kNN while the run trains: {labelled.words}"
 
 
-def _rank(features: Tensor) -> dict[str, float]:
-    """The effective rank, and of how many images: their number bounds it."""
-    return {"effective_rank": effective_rank(features), "rank_images": float(len(features))}
+def _rank(features: Tensor, images: ImageSet) -> dict[str, float]:
+    """The effective rank, and of how many images and contents: their number bounds it."""
+    found = {"effective_rank": effective_rank(features), "rank_images": float(len(features))}
+    if images.checksums is None:
+        return found
+    return found | {"rank_contents": float(len(np.unique(images.checksums, axis=0)))}
 
 
 @torch.no_grad()
@@ -162,6 +203,7 @@ def _projections(
 LEAST_STEPS: Final = 500
 """Before, a loss at chance proves nothing: warm-up and the filling of a queue take their time."""
 COLLAPSED_RANK: Final = 2.0
+_FEW_CONTENTS: Final = 0.5  # of the images; below, most of them are copies
 AT_CHANCE: Final = 0.02  # of the chance level
 SHORTCUT_ACCURACY: Final = 0.98
 NO_ROOM: Final = 0.98
@@ -187,6 +229,16 @@ def find_symptoms(
     last = metrics[-1]
     health = [line for line in metrics if "effective_rank" in line]
     found = []
+    if health and _are_copies(health[-1]):
+        found.append(
+            Symptom(
+                "copies",
+                True,
+                f"Of {health[-1]['rank_images']:,.0f} images that were looked at, only "
+                f"{health[-1]['rank_contents']:,.0f} differ: the others are copies, which the "
+                "training task asks to tell from each other. Remove them, or give other images.",
+            )
+        )
     keys = last.get("candidates", 1) - 1
     if dictionary_size is not None and keys < dictionary_size:
         found.append(
@@ -197,7 +249,7 @@ def find_symptoms(
                 "keys): loss and chance level rise together until it is full. This is normal.",
             )
         )
-    if health and _is_collapsed(health[-1]):
+    if health and not _are_copies(health[-1]) and _is_collapsed(health[-1]):
         found.append(
             Symptom(
                 "collapse",
@@ -217,6 +269,17 @@ def find_symptoms(
                 "--optimizer.learning-rate, or weaker views (--views.strength 0.5).",
             )
         )
+    kept = next((x["start_neighbours"] for x in reversed(health) if "start_neighbours" in x), 1.0)
+    if kept < NEIGHBOURS_KEPT:
+        found.append(
+            Symptom(
+                "start_lost",
+                True,
+                f"Of the nearest neighbours of an image by the start weights only {kept:.0%} are "
+                "left: what they knew may be lost. Try a tenth of --optimizer.learning-rate, or "
+                "weaker views, and compare with the start weights by `diptych evaluate`.",
+            )
+        )
     if _is_shortcut(last, health):
         found.append(
             Symptom(
@@ -234,6 +297,12 @@ def _is_collapsed(line: Mapping[str, Any]) -> bool:
     """Of few images the rank is low anyway: without their mean they span one direction less."""
     most = line.get("rank_images", math.inf) - 1
     return bool(line["effective_rank"] < min(COLLAPSED_RANK, most / 2))
+
+
+def _are_copies(line: Mapping[str, Any]) -> bool:
+    """Whether so many images are copies that the rest says little about the encoder."""
+    contents = line.get("rank_contents", line.get("rank_images", 1.0))
+    return bool(contents <= _FEW_CONTENTS * line.get("rank_images", 1.0))
 
 
 def _is_at_chance(last: Mapping[str, Any]) -> bool:

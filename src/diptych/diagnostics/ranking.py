@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint, own_checkpoints
 from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
-from diptych.config.data import ImagesConfig, ViewsConfig
+from diptych.config.data import ImagesConfig
 from diptych.config.files import load_run_config
 from diptych.config.run import RunConfig
 from diptych.diagnostics.label_free import (
@@ -26,9 +26,9 @@ from diptych.diagnostics.label_free import (
     rank_agreement,
 )
 from diptych.diagnostics.leak import build_to_encode, method_of
+from diptych.diagnostics.neighbourhoods import batches_of_views, stability
 from diptych.errors import ConfigError, DamagedCheckpoint, ImagesError
 from diptych.evaluation.feature_store import FeatureStore
-from diptych.evaluation.features import in_batches
 from diptych.evaluation.geometry import effective_rank
 from diptych.evaluation.knn import accuracy, knn_predict
 from diptych.evaluation.labelled import Labelled, labelled_parts
@@ -50,7 +50,7 @@ from diptych.models.weights import (
 from diptych.runs.folder import RunFolder, load_record
 from diptych.runtime.console import ProgressReporter
 from diptych.runtime.devices import BATCH_SIZE, Runtime
-from diptych.views.batches import Order, ViewBatches
+from diptych.views.batches import ViewBatches
 
 
 @dataclass(frozen=True)
@@ -144,11 +144,7 @@ def _from_files(folder: RunFolder, config: RunConfig, device: torch.device) -> C
 MEASURES: Final = ("effective_rank", "pretext", "stability")
 """More is better in each; they have equal weights in the combined rank."""
 
-STABILITY_VIEWS: Final = "crop(area=0.3..1) + flip + color(brightness=0.4, hue=0.1) + gray"
-"""The same for every run: with a run's own weak views any encoder would look stable."""
-
 _PRETEXT_BATCH: Final = 256  # keys among which a query has its positive; the same for every run
-_SEED: Final = 0  # of the views: the same for every encoder
 _KNN_IMAGES: Final = 10_000  # to look for neighbours in, at most
 
 
@@ -315,7 +311,14 @@ class _Measurer:
                 step=one.step,
                 effective_rank=effective_rank(features),
                 pretext=self._pretext(one, images),
-                stability=self._stability(one, images),
+                stability=stability(
+                    one.encoder,
+                    images,
+                    one.config.views,
+                    self.runtime.executor,
+                    batch_size=self.runtime.batch_size,
+                    told=self.runtime.counting("Features of two views of each image"),
+                ),
                 steadiness=None if before is None else neighbour_agreement(before, features),
                 knn=self._knn(one, collection, seen, store) if self.labels else None,
             )
@@ -341,25 +344,10 @@ class _Measurer:
     def _pretext(self, one: Candidate, images: ImageSet) -> float | None:
         if one.method is None:
             return None
-        return pretext_accuracy(one.method, self._batches(images, one.config.views))
-
-    def _stability(self, one: Candidate, images: ImageSet) -> float:
-        own = one.config.views
-        # A run's own strength or second policy would make these views other ones than those of the
-        # rest.
-        views = replace(own, policy=STABILITY_VIEWS, second=None, strength=1.0)
-        batches, device = self._batches(images, views), next(one.encoder.parameters()).device
-        parts: list[tuple[Tensor, Tensor]] = []
-        one.encoder.eval()
-        told = self.runtime.counting("Features of two views of each image")
-        for indices in in_batches(len(images), self.runtime.batch_size):
-            made = batches.of(indices, epoch=0)
-            with torch.no_grad():
-                first, second = (one.encoder(view.to(device)).float().cpu() for view in made)
-            parts.append((first, second))
-            told(int(indices[-1]) + 1, len(images))
-        firsts, seconds = zip(*parts, strict=True)
-        return neighbour_agreement(torch.cat(firsts), torch.cat(seconds))
+        batches = batches_of_views(
+            images, one.config.views, self.runtime.executor, batch_size=_PRETEXT_BATCH
+        )
+        return pretext_accuracy(one.method, batches)
 
     def _knn(
         self,
@@ -377,10 +365,6 @@ class _Measurer:
             for part in (labelled.train, labelled.test)
         )
         return accuracy(knn_predict(train, labelled.train_labels, test), labelled.test_labels)
-
-    def _batches(self, images: ImageSet, views: ViewsConfig) -> ViewBatches:
-        order = Order(_SEED, len(images), min(_PRETEXT_BATCH, len(images)))
-        return ViewBatches(images, order, replace(views, small_views=0), self.runtime.executor)
 
 
 def _require_comparable(

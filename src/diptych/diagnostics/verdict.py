@@ -2,16 +2,28 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any, Final, NamedTuple
 
-from diptych.diagnostics.health import LEAST_STEPS, NO_ROOM, find_symptoms
-from diptych.logging.metrics import TaskAccuracy, chance_of, has_choice, task_accuracy
-
-LEAST_ACCURACY: Final = 0.1
-"""At its training task, of a run that has learned it; most reach a third and more."""
-TIMES_CHANCE: Final = 10.0
-RISING: Final = 0.02  # of the accuracy, from one quarter of a run to the next
+from diptych.diagnostics.comparison import (
+    BASELINES,
+    PROBES,
+    Comparison,
+    Figure,
+    Gain,
+    advice,
+    compare,
+    disagreement,
+    headline,
+    joined,
+    on_unequal_classes,
+    probes_of,
+    settings_of,
+)
+from diptych.diagnostics.course import course_of
+from diptych.diagnostics.health import find_symptoms
+from diptych.evaluation.operations.of_run import words_on_views
+from diptych.evaluation.subject import SUPERVISED, TRAINED, UNTRAINED
+from diptych.logging.metrics import has_choice, task_accuracy
 
 _UNKNOWN: Final = "Without labels, how useful the features are is not known."
 
@@ -29,19 +41,30 @@ def judge(
 ) -> Verdict:
     """Says what the figures of a run mean.
 
-    With labels the accuracies decide. Without, the course of training does, see ``Course``.
+    With labels the accuracies decide. Without, the course of training does, see ``course_of``.
 
     Args:
         metrics: the lines of ``metrics.jsonl``.
         evaluation: ``evaluation.json``, or None without labels.
     """
-    sentences = [*_about_training(metrics)]
-    alarms = [s.sentence for s in find_symptoms(metrics, dictionary_size=None) if s.alarming]
-    probe = None if evaluation is None else decisive_probe(evaluation)
-    if evaluation is not None and probe is not None:
-        explained = conclusions(evaluation, probe)
-        head = headline(evaluation, probe)
-        return Verdict(head, (explained[0], *alarms, *explained[1:], *sentences))
+    alarming = [s for s in find_symptoms(metrics, dictionary_size=None) if s.alarming]
+    alarms = [symptom.sentence for symptom in alarming]
+    comparison = None if evaluation is None else compare(evaluation)
+    if evaluation is not None and comparison is not None:
+        # Accuracy says what was lost; neighbours may change for the better too.
+        alarms = [symptom.sentence for symptom in alarming if symptom.name != "start_lost"]
+        first, *more = conclusions(evaluation, comparison)
+        head = headline_of(evaluation, comparison)
+        more += [*words_on_views(evaluation), *_about_training(metrics)]
+        return Verdict(head, (first, *alarms, *more))
+    return _by_training_alone(metrics, evaluation, alarms)
+
+
+def _by_training_alone(
+    metrics: Sequence[Mapping[str, Any]],
+    evaluation: Mapping[str, Any] | None,
+    alarms: Sequence[str],
+) -> Verdict:
     known = [] if evaluation is None else without_probe(evaluation)
     course = course_of(metrics)
     head = "Something is wrong with this run." if alarms else course.headline
@@ -53,62 +76,7 @@ def judge(
             "To measure the features, give labelled images: diptych evaluate RUN --train PATH "
             "--test PATH."
         )
-    return Verdict(head, (*known, *alarms, *course.reasons, *sentences, ask))
-
-
-class Course(NamedTuple):
-    """A judgement of a run by its training alone, and the reasons for it."""
-
-    headline: str
-    reasons: tuple[str, ...] = ()
-
-
-def course_of(metrics: Sequence[Mapping[str, Any]]) -> Course:
-    """Judges a run by the steps that it took and by its accuracy at its training task.
-
-    - Fewer than ``LEAST_STEPS`` steps: too short to tell.
-    - Over the last quarter of its lines the accuracy is at least ``LEAST_ACCURACY`` and
-      ``TIMES_CHANCE`` times chance, or half of the way from chance to 100%: the run has learned its
-      task, and looks healthy.
-    - Less, but more than in the quarter before by ``RISING``: too short to tell.
-    - Less, and no longer rising: it has not learned its task.
-    """
-    # Not the first lines of an empty queue, where the only candidate is the right one.
-    lines = [line for line in metrics if has_choice(line)]
-    task = task_accuracy(lines[-1]) if lines else None
-    if task is None:
-        return Course("Of training there is nothing to judge by.")
-    steps, chance = lines[-1]["step"], chance_of(lines[-1], task.name)
-    quarter = max(1, len(lines) // 4)
-    late = _mean(lines[-quarter:], task)
-    before = _mean(lines[-2 * quarter : -quarter], task) if len(lines) > quarter else late
-    words = (
-        f"After {steps:,} step{'s' * (steps > 1)} it {task.does} {late:.1%} of its views, where "
-        f"guessing does {chance:.1%}"
-    )
-    if steps < LEAST_STEPS:
-        return Course(
-            "Too short to tell.",
-            (f"{words}: of fewer than {LEAST_STEPS:,} steps nothing can be said. Train longer.",),
-        )
-    # Where choices are few, ten times chance is more than 100%.
-    wanted = min(max(LEAST_ACCURACY, TIMES_CHANCE * chance), 0.5 * (1.0 + chance))
-    if late >= wanted:
-        return Course("Training looks healthy.")
-    if late > before + RISING:
-        reason = f"{words}, {100 * (late - before):.1f} points more than before. Train longer."
-        return Course("Too short to tell.", (reason,))
-    return Course(
-        "The run has not learned its task.",
-        (
-            f"{words}, and it no longer gets better. Try another --optimizer.learning-rate, or "
-            "weaker views (--views.strength 0.5).",
-        ),
-    )
-
-
-def _mean(lines: Sequence[Mapping[str, Any]], task: TaskAccuracy) -> float:
-    return fmean(line[task.name] for line in lines)
+    return Verdict(head, (*known, *alarms, *course.reasons, *_about_training(metrics), ask))
 
 
 def _about_loss(last: Mapping[str, Any]) -> str:
@@ -148,41 +116,9 @@ def _told_apart(share: float, line: Mapping[str, Any]) -> float:
     return max(0.01, 2.0 * math.sqrt(share * (1.0 - share) / images))
 
 
-PROBES: Final = {
-    "knn": "By its {knn_neighbours} nearest neighbours",
-    "linear": "By a linear classifier on the frozen features",
-    "linear_sgd": "By a linear classifier trained with crop and flip",
-}
-"""Any of these decides the headline; the first that was measured."""
-
-_BASELINES: Final = {"pixels": "raw pixels", "untrained": "the untrained encoder"}
 _WIDE: Final = 0.03  # half an interval, above which more test images are advised
 _LINEAR_LEAD: Final = 0.08  # of the linear classifier over kNN
 _LABELS_LEAD: Final = 0.05  # of the supervised baseline
-
-
-class Gain(NamedTuple):
-    """How much better the trained encoder is than another, with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def error(self) -> float:
-        """Standard error."""
-        # An interval of 95% is 2 x 1.96 standard errors wide.
-        return (self.high - self.low) / 3.92
-
-    @property
-    def words(self) -> str:
-        """In points."""
-        return f"{100 * self.value:+.1f} points, 95% interval {self.range}"
-
-    @property
-    def range(self) -> str:
-        """The interval in points."""
-        return f"{100 * self.low:+.1f} to {100 * self.high:+.1f}"
 
 
 def without_probe(evaluation: Mapping[str, Any]) -> list[str]:
@@ -190,110 +126,100 @@ def without_probe(evaluation: Mapping[str, Any]) -> list[str]:
     return [words for words in (_few_labels(evaluation), _transfer(evaluation)) if words]
 
 
-def decisive_probe(evaluation: Mapping[str, Any]) -> str | None:
-    """The probe that decides the headline; None where none was measured."""
-    return next((name for name in PROBES if name in evaluation), None)
-
-
-def headline(evaluation: Mapping[str, Any], probe: str) -> str:
-    """Whether the encoder learned, by the gain over the untrained one and its error."""
-    split = _split(evaluation, probe)
+def headline_of(evaluation: Mapping[str, Any], comparison: Comparison) -> str:
+    """Which encoder serves best, where the images can tell."""
+    split = _split(evaluation, comparison.deciding[0].probe)
     if split.get("labels_used") and split.get("test_images_seen"):
         return (
             "Of other images nothing is known: pretraining saw those measured on, with labels. "
             "Give held-out ones by --test PATH."
         )
-    gain = gain_over(evaluation, probe, "untrained")
-    if gain.value > 4 * gain.error:
-        return "The encoder learned: its features are clearly better than before training."
-    if gain.low > 0:
-        return "The encoder learned a little: its features are better than before training."
-    if gain.high >= 0:
-        if evaluation[probe]["untrained"] >= NO_ROOM:
-            return (
-                "Nothing can be told: the untrained encoder gets these images right already. "
-                "Measure on classes that are harder to tell apart."
-            )
-        return "No gain that can be told from chance: train longer, or on more images."
-    return "Training made the features worse for these classes."
+    return headline(comparison)
 
 
-def conclusions(evaluation: Mapping[str, Any], probe: str) -> list[str]:
+def conclusions(evaluation: Mapping[str, Any], comparison: Comparison) -> list[str]:
     """The sentences below the headline, the most important first."""
+    first = comparison.accuracies[0]
     found = [
-        _against_baselines(evaluation, probe),
+        *_in_figures(evaluation, comparison),
+        on_unequal_classes(comparison),
+        disagreement(comparison),
+        advice(comparison),
+        _on_few_images(evaluation),
         _linear(evaluation),
-        _against_labels(evaluation, probe),
-        *_against_others(evaluation, probe),
+        _against_labels(first),
+        *_against_others(first),
         _few_labels(evaluation),
         _transfer(evaluation),
-        _how_sure(evaluation, probe),
+        _how_sure(evaluation, comparison),
     ]
     return [sentence for sentence in found if sentence]
 
 
-def gain_over(evaluation: Mapping[str, Any], probe: str, baseline: str) -> Gain:
-    """The gain over another encoder, in pairs.
+def _in_figures(evaluation: Mapping[str, Any], comparison: Comparison) -> list[str]:
+    """The accuracy of each encoder by each probe."""
+    found: list[str] = []
+    for figure in comparison.accuracies:
+        settings = settings_of(evaluation, figure.probe)
+        begin = PROBES[figure.probe].format(neighbours=settings.get("knn_neighbours", 20))
+        others = [f"{figure.of(name)} with {BASELINES[name]}" for name in figure.rivals]
+        over = f"{figure.gains[UNTRAINED].words} over the untrained encoder"
+        tested = "" if found else f" of {_tested(evaluation, figure.probe)}"
+        found.append(
+            f"{begin}, {figure.of(TRAINED)}{tested} get the right class, against "
+            f"{joined(others)} ({over})."
+        )
+    return found
 
-    Older files have no intervals: there the two accuracies count as independent proportions, which
-    gives a larger error.
-    """
-    metrics = evaluation.get("details", {}).get(probe, {}).get("metrics", {})
-    found = metrics.get("accuracy", {}).get("gains", {}).get(baseline)
-    if found is not None:
-        return Gain(found["value"], found["low"], found["high"])
-    ours, theirs = evaluation[probe]["trained"], evaluation[probe][baseline]
-    count = evaluation["protocol"]["test_images"]
-    error = math.sqrt(sum(share * (1 - share) for share in (ours, theirs)) / count)
-    gain = ours - theirs
-    return Gain(gain, gain - 1.96 * error, gain + 1.96 * error)
 
-
-def _against_baselines(evaluation: Mapping[str, Any], probe: str) -> str:
-    values, settings = evaluation[probe], _settings(evaluation, probe)
-    gain = gain_over(evaluation, probe, "untrained")
-    begin = PROBES[probe].format_map({"knn_neighbours": settings.get("knn_neighbours", 20)})
-    pixels = f" and {values['pixels']:.1%} with raw pixels" if "pixels" in values else ""
-    sentence = (
-        f"{begin}, {values['trained']:.1%} of {_tested(evaluation, probe)} get the "
-        f"right class, against {values['untrained']:.1%} with the untrained encoder{pixels} "
-        f"({gain.words} over the untrained one)."
+def _on_few_images(evaluation: Mapping[str, Any]) -> str:
+    """Where a class has fewer labelled images than neighbours vote, others outvote it."""
+    if "knn" not in evaluation:
+        return ""
+    settings = settings_of(evaluation, "knn")
+    fitted, classes = settings.get("train_images"), settings.get("classes")
+    neighbours = settings.get("knn_neighbours", 20)
+    if not fitted or not classes or fitted >= neighbours * classes:
+        return ""
+    whom = "all of them vote" if neighbours >= fitted else f"{neighbours} neighbours vote"
+    return (
+        f"kNN looks among {fitted:,} labelled images of {classes} classes and {whom} on each, "
+        "more than a class has on average: other classes vote too, however good the features are. "
+        f"Try --neighbours {max(1, fitted // (4 * classes))}, or label more images."
     )
-    baselines = {name: values[name] for name in _BASELINES if name in values}
-    best = max(baselines, key=baselines.__getitem__)
-    if baselines[best] > values["trained"]:
-        sentence += f" At present {_BASELINES[best]} would serve better."
-    return sentence
 
 
 def _linear(evaluation: Mapping[str, Any]) -> str:
+    """How far the linear classifier is from the nearest neighbours, on the trained features."""
     if "linear" not in evaluation or "knn" not in evaluation:
         return ""
-    linear, knn = evaluation["linear"]["trained"], evaluation["knn"]["trained"]
-    sentence = f"A linear classifier on the frozen features reaches {linear:.1%}."
-    if _settings(evaluation, "linear").get("images") != _settings(evaluation, "knn").get("images"):
-        return f"{sentence} That is on other images, so the two cannot be compared."
+    linear, knn = evaluation["linear"][TRAINED], evaluation["knn"][TRAINED]
+    if "linear" not in probes_of(evaluation):
+        return (
+            f"A linear classifier on the frozen features reaches {linear:.1%}. That is on other "
+            "images, so the two cannot be compared."
+        )
     if linear - knn > _LINEAR_LEAD:
-        sentence += (
-            " That is far above the nearest neighbours: what matters is in the features, but does "
-            "not rule their distances. Use them with a classifier, or train longer."
+        return (
+            "The linear classifier is far above the nearest neighbours: what matters is in the "
+            "features, but does not rule their distances. Use them with a classifier, or train "
+            "longer."
         )
-    elif knn - linear > _LINEAR_LEAD:
-        sentence += (
-            " That is far below the nearest neighbours: there are few labelled images for so many "
-            "features, so use the neighbours, or label more."
+    if knn - linear > _LINEAR_LEAD:
+        return (
+            "The linear classifier is far below the nearest neighbours: there are few labelled "
+            "images for so many features, so use the neighbours, or label more."
         )
-    return sentence
+    return ""
 
 
-def _against_labels(evaluation: Mapping[str, Any], probe: str) -> str:
-    values = evaluation[probe]
-    if "supervised" not in values:
+def _against_labels(figure: Figure) -> str:
+    if SUPERVISED not in figure.gains:
         return ""
-    gain = gain_over(evaluation, probe, "supervised")
+    gain = figure.gains[SUPERVISED]
     begin = (
         f"The same network, told the labels, with the same views and steps, reaches "
-        f"{values['supervised']:.1%} ({gain.words} for the trained one)."
+        f"{figure.of(SUPERVISED)} ({gain.words} for the trained one)."
     )
     if gain.low > 0:
         return begin + " Here learning without labels served better."
@@ -305,12 +231,10 @@ def _against_labels(evaluation: Mapping[str, Any], probe: str) -> str:
     return begin + " Without labels the run comes close to what labels teach this network."
 
 
-def _against_others(evaluation: Mapping[str, Any], probe: str) -> list[str]:
-    known = {"trained", "untrained", "pixels", "supervised"}
+def _against_others(figure: Figure) -> list[str]:
     sentences = []
-    for name in evaluation[probe]:
-        if name not in known:
-            gain = gain_over(evaluation, probe, name)
+    for name, gain in figure.gains.items():
+        if name not in (*BASELINES, SUPERVISED):
             verdict = "better than" if gain.low > 0 else "worse than"
             if gain.low <= 0 <= gain.high:
                 verdict = "not to be told apart from"
@@ -369,26 +293,23 @@ def _transfer(evaluation: Mapping[str, Any]) -> str:
     )
 
 
-def _how_sure(evaluation: Mapping[str, Any], probe: str) -> str:
-    gain, settings = gain_over(evaluation, probe, "untrained"), _settings(evaluation, probe)
+def _how_sure(evaluation: Mapping[str, Any], comparison: Comparison) -> str:
+    first = comparison.accuracies[0]
+    gains = [first.gains[name] for name in first.rivals]
+    images = settings_of(evaluation, first.probe)["test_images"]
     sentence = (
-        f"How sure: the intervals are those of {settings['test_images']:,} test images for this "
+        f"How sure: the intervals are those of {images:,} test images for this "
         "one run. Another seed in training can move the figures too; to know by how much, repeat "
         "the run with --seed 1 and --seed 2."
     )
-    if gain.high - gain.low > 2 * _WIDE:
+    if any(gain.high - gain.low > 2 * _WIDE for gain in gains):
         sentence += " The interval is wide: measure on more labelled images with --test PATH."
     return sentence
 
 
-def _settings(evaluation: Mapping[str, Any], probe: str) -> Mapping[str, Any]:
-    found = evaluation.get("details", {}).get(probe, {}).get("settings")
-    return dict(found or evaluation["protocol"])
-
-
 def _tested(evaluation: Mapping[str, Any], probe: str) -> str:
     """The images measured on, and whether pretraining saw them, as a part of a sentence."""
-    images = f"{_settings(evaluation, probe)['test_images']:,} test images"
+    images = f"{settings_of(evaluation, probe)['test_images']:,} test images"
     return str(_split(evaluation, probe).get("tested", images))
 
 

@@ -47,10 +47,10 @@ class Embedder:
         self._settings = settings
         files = {"encoder": folder.encoder if run.is_dir() else run}
         layer = _ALIASES.get(settings.layer, settings.layer)
-        network: nn.Module = encoder.network
+        network: nn.Module = encoder
         if layer != FEATURES:
             files["head"] = folder.head
-            network = _up_to(layer, network, load_head(run))
+            network = _up_to(layer, encoder.network, load_head(run))
         self._device = device
         self._network = network.to(self._device).eval()
         self.identity: dict[str, Any] = {

@@ -142,12 +142,17 @@ def accuracy_of(right: Flags) -> Statistic:
 
 def mean_per_class(predicted: NDArray[np.int64], truth: NDArray[np.int64]) -> Statistic:
     """Mean over classes of the share of a class that is right; classes without images left out."""
-    members = truth[:, None] == np.unique(truth)
-    right = members & (predicted == truth)[:, None]
+    return mean_share_per_class((predicted == truth).astype(np.float64), truth)
+
+
+def mean_share_per_class(right: NDArray[np.float64], truth: NDArray[np.int64]) -> Statistic:
+    """The same of images that are right in a share of several views; both (images,)."""
+    members = (truth[:, None] == np.unique(truth)).astype(np.float64)
+    hits = members * right[:, None]
 
     # A rare class is missing in some resamples, which then have no share of it.
     def figure(counts: Counts) -> NDArray[np.float64]:
-        return _mean_where_defined(counts @ right.astype(float), counts @ members.astype(float))
+        return _mean_where_defined(counts @ hits, counts @ members)
 
     return figure
 

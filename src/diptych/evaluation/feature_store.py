@@ -87,6 +87,10 @@ class FeatureStore:
         Raises:
             FeaturesError: features are not finite numbers.
         """
+        if isinstance(network, PretrainedEncoder):
+            # Kept as the backbone gives them: its features are the same with any whitening.
+            of_backbone = self.features(network.network, images, opened, views, crops=crops, of=of)
+            return of_backbone if network.whitening is None else network.whitening(of_backbone)
         key = _key(network, images.channels, opened, views, crops)
         found = None if images.checksums is None else self._find(key, images.checksums)
         if found is not None:
@@ -179,8 +183,6 @@ def _key(
     crops: EvaluationCrops,
 ) -> str:
     """A hash of all that a feature depends on but its image: 64 hexadecimal digits."""
-    if isinstance(network, PretrainedEncoder):
-        network = network.network
     # The structure too: strides and activations, for instance, are in no tensor of the state.
     digest = hashlib.sha256(repr(network).encode())
     for name, value in network.state_dict().items():

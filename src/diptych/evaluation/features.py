@@ -293,7 +293,8 @@ def trained_layers(folder: RunFolder, encoder: nn.Module | None = None) -> Layer
     """
     trained = load_encoder(folder, encoder=encoder)
     projects = trained.config.has_projection_head
-    return layered_network(trained, load_head(folder, encoder=encoder) if projects else None)
+    head = load_head(folder, encoder=encoder) if projects else None
+    return layered_network(trained.network, head)  # which was trained on features as they are
 
 
 def untrained_layers(folder: RunFolder, encoder: nn.Module | None = None) -> LayeredNetwork:

@@ -101,6 +101,8 @@ def common_settings(subject: Subject) -> dict[str, Any]:
         "test_images": len(labelled.test),
         "classes": len(labelled.classes),
         "chance": labelled.chance,
+        "largest_class": labelled.largest_class,
+        "measured_classes": labelled.measured_classes,
         "head_layers": options.head_layers,
         "crops": options.crops,
     }

@@ -53,6 +53,16 @@ class Labelled(Split):
         return float(torch.bincount(self.train_labels).max() / len(self.train))
 
     @property
+    def largest_class(self) -> float:
+        """Share of the test images in the class that most of them are of."""
+        return float(torch.bincount(self.test_labels).max() / len(self.test))
+
+    @property
+    def measured_classes(self) -> int:
+        """Classes that test images are of."""
+        return len(torch.unique(self.test_labels))
+
+    @property
     def fingerprint(self) -> str:
         """A short hash of both parts and their labels, to tell results on other images apart."""
         digest = hashlib.sha256()
@@ -154,9 +164,9 @@ def open_labelled(
     found = labelled_parts(collection, group_by=config.group_by, seen=seen)
     if found is None:
         raise ImagesError(
-            "evaluation needs labels: put the images of each class into a folder of its own, and "
-            "give --train PATH and --test PATH. Without labels, the report still shows the "
-            "label-free measures."
+            "evaluation needs labels of two classes or more: put the images of each class into a "
+            "folder of its own, and give --train PATH and --test PATH. Without labels, the report "
+            "still shows the label-free measures."
         )
     return replace(found, remarks=(*found.remarks, *remarks))
 

@@ -14,6 +14,7 @@ from diptych.evaluation.finetune import measure_finetune, measure_linear_sgd
 from diptych.evaluation.geometry import measure_geometry
 from diptych.evaluation.knn_and_linear import measure_knn, measure_linear, measure_transfer
 from diptych.evaluation.labelled import open_labelled
+from diptych.evaluation.operations.of_run import measure_views
 from diptych.evaluation.subject import EvaluationOptions, Subject
 from diptych.evaluation.transformations import measure_transformations
 from diptych.images.open import open_images
@@ -34,6 +35,7 @@ PROTOCOLS: Final[Mapping[str, ProtocolFunction]] = {
     "transfer": measure_transfer,
     "geometry": measure_geometry,
     "transformations": measure_transformations,
+    "views": measure_views,
 }
 
 USUAL: Final = ("knn", "linear")

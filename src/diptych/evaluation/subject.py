@@ -20,6 +20,7 @@ from diptych.evaluation.knn import NEIGHBOURS, TEMPERATURE
 from diptych.evaluation.labelled import Labelled
 from diptych.evaluation.supervised import supervised_encoder
 from diptych.images.collection import Collection, ImageSet
+from diptych.models.start import load_compared
 from diptych.models.weights import (
     PretrainedEncoder,
     TrainedOn,
@@ -31,6 +32,7 @@ from diptych.runtime.devices import Runtime
 from diptych.views.cpu import EvaluationCrops
 
 TRAINED: Final = "trained"
+START: Final = "start"
 UNTRAINED: Final = "untrained"
 PIXELS: Final = "pixels"
 SUPERVISED: Final = "supervised"
@@ -53,7 +55,8 @@ class EvaluationOptions:
         seeds: of fine-tuning.
         transfer: paths of labelled images; see ``knn_and_linear.py``.
         supervised: compare with the same network trained on the labels.
-        against: encoders to compare with, each a run folder or an ``encoder.safetensors``.
+        against: encoders to compare with, each a run folder, an ``encoder.safetensors``, or
+            weights as ``encoder.weights`` names them.
     """
 
     head_layers: int = 0
@@ -138,14 +141,17 @@ class Subject:
     @cached_property
     def encoders(self) -> Mapping[str, PretrainedEncoder]:
         """All that are compared, by name; the trained one first."""
-        found = {TRAINED: self.encoder, UNTRAINED: self.untrained}
+        found = {TRAINED: self.encoder}
+        if self.folder.start.exists():
+            found[START] = load_encoder(self.folder.start).to(self.runtime.torch_device)
+        found[UNTRAINED] = self.untrained
         if self.options.supervised:
             found[SUPERVISED] = supervised_encoder(
                 self.folder, self.config, self.labelled, self.runtime
             ).to(self.runtime.torch_device)
         for path in map(str, self.options.against):
-            other = load_encoder(path).to(self.runtime.torch_device)
-            _require_same_channels(self.config, other.config, path)
+            other = load_compared(path, self.config.encoder.name).to(self.runtime.torch_device)
+            require_same_channels(self.config, other.config, f"--against {path}")
             found[path] = other
         return found
 
@@ -202,7 +208,7 @@ class Subject:
 
 def _in_words(name: str) -> str:
     """An encoder that is compared, in an error."""
-    known = (TRAINED, UNTRAINED, SUPERVISED)
+    known = (TRAINED, START, UNTRAINED, SUPERVISED)
     return f"the {name} encoder" if name in known else f"the encoder of {name}"
 
 
@@ -211,9 +217,14 @@ def _require(holds: bool, wanted: str, came: object) -> None:
         raise ConfigError(f"{wanted}; got {came!r}.")
 
 
-def _require_same_channels(ours: RunConfig, theirs: RunConfig, path: str) -> None:
+def require_same_channels(ours: RunConfig, theirs: RunConfig, given: str) -> None:
+    """Refuses an encoder, given by such a flag, for images of other channels than ours.
+
+    Raises:
+        ConfigError: says both.
+    """
     _require(
         ours.images.channels == theirs.images.channels,
-        f"--against {path} must see images as this run does, with {ours.images.channels} channels",
+        f"{given} must see images as this run does, with {ours.images.channels} channels",
         theirs.images.channels,
     )

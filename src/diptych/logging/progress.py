@@ -40,6 +40,9 @@ class Watcher:
     def begin(self, *, step: int, total_steps: int) -> None:
         """Training begins, or goes on, after ``step`` steps."""
 
+    def planned(self, total_steps: int) -> None:
+        """The run will have another number of steps than was planned before."""
+
     def metrics(self, line: dict[str, Any]) -> None:
         """A line of metrics was written."""
 
@@ -86,6 +89,12 @@ class Display(Watcher):
             self._task = self._progress.add_task("", total=total_steps, figures="")
             self._progress.update(self._task, completed=step)
             self._progress.start()
+
+    def planned(self, total_steps: int) -> None:
+        """Makes the bar longer or shorter."""
+        self._total_steps = total_steps
+        if self._progress is not None:
+            self._progress.update(self._task, total=total_steps)
 
     def files(self, done: int, total: int) -> None:
         """Says how many image files are checked, when that takes a while."""

@@ -6,7 +6,7 @@ In the place of an entry of a table, parts may be given in Python; the config th
 import inspect
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -165,7 +165,11 @@ def require_own_parts(config: RunConfig, own: OwnParts) -> None:
 
 
 def build_method(
-    config: RunConfig, collection: Collection, executor: Executor, own: OwnParts = NOTHING_OWN
+    config: RunConfig,
+    collection: Collection,
+    executor: Executor,
+    own: OwnParts = NOTHING_OWN,
+    start: nn.Module | None = None,
 ) -> Method:
     """Builds what a config asks for, with random weights that follow from its seed.
 
@@ -174,6 +178,8 @@ def build_method(
         collection: its images.
         executor: its threads make views.
         own: parts given in the place of those that the config names; they stay as they are.
+        start: the config's encoder with weights to begin from, in the place of random ones. All
+            that a method makes of its encoder, as a momentum encoder, begins from them too.
 
     Raises:
         ConfigError: settings do not go together, or a part that was given does not fit.
@@ -183,6 +189,8 @@ def build_method(
     if own.encoder is not None:
         _require_no_settings_of(config.encoder)
         given["encoder"] = _copy_of(own.encoder, config)
+    elif start is not None:
+        given["encoder"] = start
     try:
         # Bound, not called: a TypeError from inside of build must not be taken for wrong arguments.
         inspect.signature(kind.build).bind(config, collection, executor, **given)
@@ -213,7 +221,14 @@ def uses_labels(config: RunConfig, own: OwnParts = NOTHING_OWN) -> bool:
 
 def _require_no_settings_of(encoder: EncoderConfig) -> None:
     """Refuses settings that a module which was given in Python does not have."""
-    plain = flatten(EncoderConfig(OWN, stem=encoder.stem))
+    plain = flatten(
+        replace(
+            EncoderConfig(OWN, stem=encoder.stem),
+            frozen_parts=encoder.frozen_parts,
+            frozen_epochs=encoder.frozen_epochs,
+            batch_statistics=encoder.batch_statistics,
+        )
+    )
     useless = [f"encoder.{name}" for name, one in flatten(encoder).items() if plain[name] != one]
     if useless:
         raise ConfigError(

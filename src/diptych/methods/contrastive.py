@@ -21,6 +21,7 @@ from torch.nn import functional
 from diptych.config.consistency import norm_of_batch, require_consistent
 from diptych.config.method import DictionaryConfig, MethodConfig
 from diptych.config.run import RunConfig
+from diptych.methods.anchor import Anchor
 from diptych.methods.dictionaries import Dictionary, ImageBank, InBatch, KeyQueue
 from diptych.methods.grad_cache import Views, encode_in_chunks
 from diptych.methods.logits import Temperature
@@ -38,6 +39,7 @@ from diptych.models.encoders import build_encoder, count_features
 from diptych.models.heads import build_head, build_predictor, output_dim
 from diptych.models.momentum_encoder import MomentumEncoder
 from diptych.models.norms import frozen_statistics, use_norm
+from diptych.models.parts import batch_norms, hold_statistics
 from diptych.runtime.distributed import (
     gather_rows,
     gather_rows_with_gradient,
@@ -59,10 +61,13 @@ class Vectors(NamedTuple):
         queries: (views, images, dim), small views last.
         keys: the same for the keys, in the order of the queries they belong to; None where the
             queries are the keys, or the dictionary has them.
+        features: (views, images, features) of the queries, in front of the head; None where there
+            is no anchor.
     """
 
     queries: Tensor
     keys: Tensor | None
+    features: Tensor | None = None
 
 
 class Contrastive(Method):
@@ -75,6 +80,7 @@ class Contrastive(Method):
         dictionary: what each query is compared with.
         config: symmetry, number of views, settings of the loss.
         loss: by the config, unless another is given.
+        anchor: holds the features near those of the start, or None.
         shuffle_seed: shuffles keys across norm groups and processes; None for no shuffling.
         autocast_type: encode under autocast to this type, if any; the loss stays in fp32.
         chunk_size: images that are encoded at once, by cached gradients; None for the whole batch.
@@ -89,6 +95,7 @@ class Contrastive(Method):
         *,
         loss: Loss | None = None,
         predictor: nn.Module | None = None,
+        anchor: Anchor | None = None,
         shuffle_seed: int | None = None,
         autocast_type: torch.dtype | None = None,
         chunk_size: int | None = None,
@@ -105,6 +112,7 @@ class Contrastive(Method):
         self.shuffle_seed = shuffle_seed
         self.autocast_type = autocast_type
         self.chunk_size = chunk_size
+        self.anchor = anchor
         self.views, self.needs_labels = config.views, self.loss.needs_labels
         # Its logarithm is learned, so that no step of the optimizer makes it negative.
         start = torch.tensor(math.log(config.loss.temperature))
@@ -130,25 +138,44 @@ class Contrastive(Method):
 
     def forward(self, batch: Batch) -> StepOutput:
         """Encodes the views of a batch, and compares the queries with the dictionary."""
-        queries, keys = self.encode(batch)
-        return self.contrast(queries, keys, batch)
+        queries, keys, features = self.encode(batch)
+        output = self.contrast(queries, keys, batch)
+        if self.anchor is None or features is None:
+            return output
+        with torch.autocast(features.device.type, enabled=False):
+            distance = self.anchor(features, self._query_views(batch))
+        return replace(
+            output,
+            penalty=self.config.anchor.weight * distance,
+            metrics={**output.metrics, "anchor_distance": distance.detach()},
+        )
 
     def encode(self, batch: Batch) -> Vectors:
         """Chooses which views are queries and which are keys, and encodes them."""
+        queries = self._query_views(batch)
         # The first view may keep its order: what matters is that no other view shares it.
         if self._views_are_keys:
-            return Vectors(
-                self._encoded(self.encode_queries, batch.views, batch, from_view=1), None
-            )
-        first, second, *small = batch.views
-        queries, keys = [first, *small], [second]
-        if self.config.symmetric:
-            queries, keys = [first, second, *small], [second, first]
+            return self._split(self._encoded(self._queries_encoded, queries, batch, from_view=1))
+        first, second, *_ = batch.views
+        keys = [second, first] if self.config.symmetric else [second]
         encoded = None
         if self.dictionary.needs_keys(batch.indices):
             learns = self._keys_learn
             encoded = self._encoded(self.encode_keys, keys, batch, from_view=0, learns=learns)
-        return Vectors(self._encoded(self.encode_queries, queries, batch), encoded)
+        return self._split(self._encoded(self._queries_encoded, queries, batch), encoded)
+
+    def _query_views(self, batch: Batch) -> tuple[Tensor, ...]:
+        if self._views_are_keys or self.config.symmetric:
+            return batch.views
+        first, _, *small = batch.views
+        return (first, *small)
+
+    def _split(self, encoded: Tensor, keys: Tensor | None = None) -> Vectors:
+        """Takes the features apart that an anchor needs."""
+        if self.anchor is None:
+            return Vectors(encoded, keys)
+        dim = encoded.shape[-1] - self.anchor.features
+        return Vectors(encoded[..., :dim], keys, encoded[..., dim:])
 
     def contrast(self, queries: Tensor, keys: Tensor | None, batch: Batch) -> StepOutput:
         """Compares encoded queries with the dictionary.
@@ -172,7 +199,7 @@ class Contrastive(Method):
 
     def encode_pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Query and key of each image, (batch, dim) each, as in training, without a comparison."""
-        queries, keys = self.encode(batch)
+        queries, keys, _ = self.encode(batch)
         return self._scaled(queries[0]), self._scaled(queries[1] if keys is None else keys[0])
 
     @torch.no_grad()
@@ -244,6 +271,13 @@ class Contrastive(Method):
 
     def encode_queries(self, views: Views) -> Tensor:
         """(views, images, dim), in one pass for each size; its views share batch statistics."""
+        return self._split(self._queries_encoded(views)).queries
+
+    def _queries_encoded(self, views: Views) -> Tensor:
+        """The same; with an anchor, each vector is followed by the features that it came from.
+
+        As one tensor they take the same way through chunks and shuffling.
+        """
         # groupby joins neighbours only: all views of one size must stand together.
         full, *smaller = [tuple(same) for _, same in groupby(views, key=lambda one: one.shape[-1])]
         vectors = self._predicted(full)
@@ -256,10 +290,18 @@ class Contrastive(Method):
     def _predicted(self, views: Views) -> Tensor:
         """(views x images, dim) of views of one size, through network and predictor."""
         with autocast_to(self.autocast_type, views[0]):
-            vectors = self.network(torch.cat(views))
+            images, features = torch.cat(views), None
+            if self.anchor is None:
+                vectors = self.network(images)
+            else:
+                features = self.encoder(images)
+                vectors = self.network.get_submodule("head")(features)
             if self.predictor is not None:
                 vectors = self.predictor(vectors)
-        return _at_least_fp32(vectors)
+        vectors = _at_least_fp32(vectors)
+        if features is None:
+            return vectors
+        return torch.cat([vectors, _at_least_fp32(features)], dim=1)
 
     def encode_keys(self, views: Views) -> Tensor:
         """(views, images, dim); gradients flow only to the keys of a batch."""
@@ -344,8 +386,20 @@ def build_contrastive(
     # A seed for each part: another encoder leaves the weights of head and predictor as they are.
     head = build_head(config.head, features=features, seed=config.seed + 1)
     predictor = build_predictor(config.head, dim=dim, seed=config.seed + 2)
+    encoder, anchor = use_norm(encoder, norm), None
+    if config.encoder.batch_statistics == "start":
+        hold_statistics(batch_norms(encoder))
+    if config.method.anchor.weight > 0:
+        # A copy of what the run begins with: the state of a run that goes on comes later.
+        anchor = Anchor(
+            encoder,
+            config.method.anchor,
+            features=features,
+            autocast_type=HALF_TYPES[config.training.precision],
+            chunk_size=config.training.chunk_size,
+        )
     return Contrastive(
-        use_norm(encoder, norm),
+        encoder,
         use_norm(head, norm),
         build_dictionary(
             config.method.dictionary,
@@ -357,6 +411,7 @@ def build_contrastive(
         config.method,
         loss=loss,
         predictor=None if predictor is None else use_norm(predictor, norm),
+        anchor=anchor,
         shuffle_seed=config.seed if config.norm.kind == "shuffle" else None,
         autocast_type=HALF_TYPES[config.training.precision],
         chunk_size=config.training.chunk_size,

@@ -34,6 +34,7 @@ from diptych.methods.method import (
 from diptych.methods.objective import Loss
 from diptych.models.encoders import build_encoder, count_features
 from diptych.models.norms import use_norm
+from diptych.models.parts import batch_norms, hold_statistics
 from diptych.models.weights import PretrainedEncoder, load_encoder
 from diptych.runtime.devices import choose_device
 from diptych.views.batches import Batch
@@ -213,8 +214,11 @@ def build_distillation(
     with torch.random.fork_rng(devices=[]):  # leaves the generator of the run as it is
         torch.manual_seed(config.seed + 1)
         head = nn.Linear(width, len(labelled.classes))
+    encoder = use_norm(encoder, norm_of_batch(config))
+    if config.encoder.batch_statistics == "start":
+        hold_statistics(batch_norms(encoder))
     return Distillation(
-        use_norm(encoder, norm_of_batch(config)),
+        encoder,
         head,
         Teacher(teacher, classifier),
         temperature=given.temperature,

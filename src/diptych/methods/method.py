@@ -25,12 +25,15 @@ class StepOutput:
             ``chance_NAME`` is what NAME is where the network cannot tell one image from another.
         keys: (keys, dim), without gradient, for ``Method.after_step``; None where it needs none.
         indices: (batch,), the images that the keys are of.
+        penalty: (), what is minimised beside the loss and is no part of it, as the distance from an
+            anchor; None for nothing.
     """
 
     loss: Tensor
     metrics: Mapping[str, Tensor]
     keys: Tensor | None = None
     indices: Tensor | None = None
+    penalty: Tensor | None = None
 
 
 class Method(nn.Module):

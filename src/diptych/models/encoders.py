@@ -170,9 +170,9 @@ def _from_torchvision(config: EncoderConfig, channels: int, side_pixels: int) ->
         options = {"aux_logits": False, "init_weights": True}
     network: nn.Module = torchvision.models.get_model(config.name, weights=None, **options)
     _remove_classifier(config.name, network)
-    if config.stem == "small":  # of ResNets only: SimCLR, appendix B.9
-        width = network.get_submodule("bn1").num_features
-        network.conv1 = first_convolution(channels, int(width), 3, stride=1)  # type: ignore[arg-type]
+    if config.stem != "imagenet":  # of ResNets only: SimCLR, appendix B.9
+        width = int(network.get_submodule("bn1").num_features)  # type: ignore[arg-type]
+        network.conv1 = first_convolution(channels, width, 3, stride=1, stem=config.stem)
         network.maxpool = nn.Identity()
     elif channels != 3:
         _replace_first_convolution(network, channels)
@@ -322,9 +322,9 @@ def _require_settings_that_apply(config: EncoderConfig) -> None:
             f"bottlenecks; got encoder.name = {name!r}. Set it to false."
         )
     is_resnet = name in _torchvision_names() and name.startswith(_TORCHVISION_RESNETS)
-    if config.stem == "small" and name != SMALL_RESNET and not is_resnet:
+    if config.stem != "imagenet" and name != SMALL_RESNET and not is_resnet:
         raise ConfigError(
-            f"encoder.stem = 'small' goes with {SMALL_RESNET} and torchvision's ResNets; "
+            f"encoder.stem = {config.stem!r} goes with {SMALL_RESNET} and torchvision's ResNets; "
             f"{name!r} has only its own: set encoder.stem = 'imagenet'."
         )
 

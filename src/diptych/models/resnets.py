@@ -35,7 +35,7 @@ class ResNet(nn.Module):
     Args:
         name: of resnet18 to resnet152; selective kernels need a network of bottlenecks.
         channels: of the images.
-        stem: ``small`` (3x3, no max-pool; SimCLR, B.9) or ``imagenet``.
+        stem: ``small`` (3x3, no max-pool; SimCLR, B.9), ``small_padded`` or ``imagenet``.
         width_multiplier: k.
         selective_kernels: whether bottlenecks choose their kernels.
     """
@@ -45,7 +45,7 @@ class ResNet(nn.Module):
         name: str,
         *,
         channels: int,
-        stem: Literal["small", "imagenet"],
+        stem: Literal["small", "small_padded", "imagenet"],
         width_multiplier: int = 1,
         selective_kernels: bool = False,
     ) -> None:
@@ -55,8 +55,8 @@ class ResNet(nn.Module):
         self.block = Bottleneck if name in BOTTLENECKS else BasicBlock
         self.conv1: nn.Module
         self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
-        if stem == "small":
-            self.conv1 = first_convolution(channels, width, 3, stride=1)
+        if stem != "imagenet":
+            self.conv1 = first_convolution(channels, width, 3, stride=1, stem=stem)
             self.maxpool = nn.Identity()
         elif selective_kernels:
             self.conv1 = _three_convolutions(channels, width)
@@ -150,9 +150,12 @@ class SelectiveKernels(nn.Module):
         return scores.softmax(dim=1)
 
 
-def first_convolution(channels: int, width: int, kernel: int, stride: int) -> nn.Conv2d:
+def first_convolution(
+    channels: int, width: int, kernel: int, stride: int, stem: str = ""
+) -> nn.Conv2d:
     """A stem's convolution, with torchvision's initial weights."""
-    convolution = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
+    border = 2 if stem == "small_padded" else kernel // 2
+    convolution = nn.Conv2d(channels, width, kernel, stride, padding=border, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return convolution
 

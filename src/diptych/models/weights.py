@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from diptych.images.groups import among
 from diptych.models.encoders import build_encoder, count_features, own_encoder
 from diptych.models.heads import build_head, first_layers
 from diptych.models.norms import use_norm
+from diptych.models.whitening import Whitening
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors, read_tensors_and_text
@@ -34,35 +36,54 @@ class PretrainedEncoder(nn.Module):
     Attributes:
         network: from (batch, channels, side, side) to (batch, features); the bare backbone.
         config: of the run; ``config.views`` has the side and the normalisation.
+        whitening: of the features behind the backbone, or None.
     """
 
-    def __init__(self, network: nn.Module, config: RunConfig) -> None:
+    def __init__(
+        self, network: nn.Module, config: RunConfig, whitening: Whitening | None = None
+    ) -> None:
         super().__init__()
         self.network = network.requires_grad_(False)
         self.config = config
+        self.whitening = whitening
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (batch, channels, side, side) to features (batch, features)."""
         features: Tensor = self.network(images)
-        return features
+        return features if self.whitening is None else self.whitening(features)
 
 
-def save_encoder(path: Path, encoder: nn.Module, config: RunConfig, **more: str) -> None:
+_WHITENING: Final = "whitening."
+"""Begins the names of a whitening's tensors in the file of an encoder."""
+
+
+def save_encoder(
+    path: Path,
+    encoder: nn.Module,
+    config: RunConfig,
+    *,
+    whitening: Whitening | None = None,
+    **more: str,
+) -> None:
     """Writes an encoder's weights, under torchvision's names for torchvision's networks.
 
     Args:
         path: of the file.
         encoder: on any device.
         config: of the run, kept in the header.
+        whitening: of its features, if any.
         **more: texts for the header.
     """
-    atomic_write(path, _serialized(encoder, {"config": to_toml(config), **more}))
+    state = dict(encoder.state_dict())
+    if whitening is not None:
+        state |= {_WHITENING + name: value for name, value in whitening.state_dict().items()}
+    atomic_write(path, _serialized(state, {"config": to_toml(config), **more}))
 
 
 def save_head(path: Path, head: nn.Module) -> None:
     """Writes a head's weights; nothing for one that has none."""
-    atomic_write(path, _serialized(head))
+    atomic_write(path, _serialized(head.state_dict()))
 
 
 def load_encoder(
@@ -101,6 +122,7 @@ def load_encoder(
     settings = parse_toml(text, str(file))
     rename_old(settings)
     config = overlay(RunConfig(), settings, str(file))
+    whitening = _take_whitening(weights, file)
     if encoder is not None:
         network = _own_network(encoder, config, weights, file)
     else:
@@ -109,8 +131,24 @@ def load_encoder(
     _fill(network, weights, file)
     if head_layers:
         head = _load_head(file.with_name(RunFolder(file.parent).head.name), network, config)
-        network = nn.Sequential(network, first_layers(head, head_layers))
-    return PretrainedEncoder(network, config)
+        # The head was trained on features as they are.
+        network, whitening = nn.Sequential(network, first_layers(head, head_layers)), None
+    _require_as_long(whitening, network, config, file)
+    return PretrainedEncoder(network, config, whitening)
+
+
+def load_state(file: Path, config: RunConfig) -> dict[str, Tensor]:
+    """The state of an encoder from a file, compared with what a config means.
+
+    Raises:
+        RunFolderError: the file is damaged, or of another network.
+    """
+    try:
+        weights = read_tensors(file)
+    except UnreadableTensors as error:
+        raise RunFolderError(f"{file} is missing or damaged: {error}. Restore it.") from error
+    _require_room(config, weights, file)
+    return weights
 
 
 def load_untrained(
@@ -228,13 +266,41 @@ def load_trained_on(path: Path) -> TrainedOn | None:
     return TrainedOn(found.numpy().view(np.uint64), bool(labels_used))
 
 
-def _serialized(network: nn.Module, header: dict[str, str] | None = None) -> bytes:
+def _serialized(state: Mapping[str, Tensor], header: dict[str, str] | None = None) -> bytes:
     # Copies, as the format refuses tensors that share memory; tied weights are written twice.
     weights = {
         name: torch.clone(value.cpu(), memory_format=torch.contiguous_format)
-        for name, value in network.state_dict().items()
+        for name, value in state.items()
     }
     return save(weights, metadata=header)
+
+
+def _take_whitening(weights: dict[str, Tensor], file: Path) -> Whitening | None:
+    """The whitening in the file of an encoder, if there is one; its tensors are taken out."""
+    names = [name for name in weights if name.startswith(_WHITENING)]
+    if not names:
+        return None
+    found = {name.removeprefix(_WHITENING): weights.pop(name) for name in names}
+    mean, weight = found.pop("mean", None), found.pop("weight", None)
+    if found or mean is None or weight is None or mean.ndim != 1:
+        raise RunFolderError(_misfit(file, "its whitening is not a mean and a matrix"))
+    if weight.shape != (len(mean), len(mean)) or {mean.dtype, weight.dtype} != {torch.float32}:
+        raise RunFolderError(_misfit(file, f"its whitening is {_form(weight.shape, weight.dtype)}"))
+    return Whitening(mean, weight)
+
+
+def _require_as_long(
+    whitening: Whitening | None, network: nn.Module, config: RunConfig, file: Path
+) -> None:
+    """Refuses a whitening of other features than the network gives."""
+    if whitening is None:
+        return
+    side = config.views.side_pixels
+    features = count_features(network, channels=config.images.channels, side_pixels=side)
+    if len(whitening.mean) != features:
+        raise RunFolderError(
+            _misfit(file, f"its whitening is of {len(whitening.mean)} features, not {features}")
+        )
 
 
 def _load_head(file: Path, encoder: nn.Module, config: RunConfig) -> nn.Module:

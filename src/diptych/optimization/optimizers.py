@@ -1,8 +1,8 @@
 """Optimizers and learning rates: SGD, AdamW and LARS, which weights decay, and schedules."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -11,29 +11,112 @@ from diptych.config.method import KeyEncoderConfig
 from diptych.config.run import OptimizerConfig, ScheduleConfig
 
 
-def build_optimizer(config: OptimizerConfig, network: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: OptimizerConfig, network: nn.Module, parts: Sequence[Sequence[nn.Parameter]] = ()
+) -> torch.optim.Optimizer:
     """Builds the optimizer of a module's trainable parameters.
 
     Weight decay, and LARS's scaling, act on ``decayed_weights`` only: norms and biases are left out
     (SimCLR, appendix B.1; MoCo v3's code for ResNets), and so are tokens, position embeddings and
     layer scales (DeiT's and timm's code). The published code of MoCo v1 and v2, and that of MoCo v3
     for transformers, decays all parameters alike.
+
+    Args:
+        config: which one, and how strong its decay is.
+        network: with all that it trains.
+        parts: the parameters of its encoder, part by part from the input on. Those of the k-th part
+            from the end learn at ``layer_decay`` to the power of k of the rate; and with
+            ``pull_to_start`` they are pulled to the values that they have now.
     """
-    pulled = {id(p) for p in decayed_weights(network)}
-    trainable = [p for p in network.parameters() if p.requires_grad]
-    decayed = [p for p in trainable if id(p) in pulled]
-    spared = [p for p in trainable if id(p) not in pulled]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
+    groups = _parameter_groups(config, network, parts)
+    optimizer: torch.optim.Optimizer
     if config.kind == "lars":
-        groups[1]["trust"] = None
-        return Lars(groups, momentum=config.momentum, trust=config.lars.trust)
-    if config.kind == "adamw":
+        for group in groups:
+            if group["kind"] == _SPARED:
+                group["trust"] = None
+        optimizer = Lars(groups, momentum=config.momentum, trust=config.lars.trust)
+    elif config.kind == "adamw":
         betas = (config.momentum, config.adamw.beta2)
-        return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
-    return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
+        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
+        optimizer.register_step_pre_hook(_complete_momentum)
+    if any(group["kind"] == _PULLED for group in groups):
+        optimizer.register_step_pre_hook(_pull_to_start)
+    return optimizer
+
+
+_DECAYED: Final = "decayed"
+_SPARED: Final = "spared"
+_PULLED: Final = "pulled"
+
+
+def _parameter_groups(
+    config: OptimizerConfig, network: nn.Module, parts: Sequence[Sequence[nn.Parameter]]
+) -> list[dict[str, Any]]:
+    """Parameters that learn at the same share of the rate and decay alike, in one group each."""
+    decayed = {id(p) for p in decayed_weights(network)}
+    shares = {
+        id(parameter): config.layer_decay**place
+        for place, part in enumerate(reversed(parts), start=1)
+        for parameter in part
+    }
+    # The full rate first, also where nothing is in it: metrics show the rate of the first group.
+    members: dict[tuple[float, str], list[nn.Parameter]]
+    members = {(1.0, _DECAYED): [], (1.0, _SPARED): []}
+    for parameter in network.parameters():
+        if not parameter.requires_grad:
+            continue
+        kind = _DECAYED if id(parameter) in decayed else _SPARED
+        if kind == _DECAYED and config.pull_to_start > 0 and id(parameter) in shares:
+            kind = _PULLED
+        members.setdefault((shares.get(id(parameter), 1.0), kind), []).append(parameter)
+    groups = list[dict[str, Any]]()
+    for (share, kind), parameters in members.items():
+        group = {"params": parameters, "kind": kind, "rate_share": share, "weight_decay": 0.0}
+        if kind == _DECAYED:
+            group["weight_decay"] = config.weight_decay
+        elif kind == _PULLED:
+            start = [parameter.detach().clone() for parameter in parameters]
+            group |= {"pull": config.pull_to_start, "start": start}
+        groups.append(group)
+    return groups
+
+
+def _complete_momentum(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Gives weights that learn later than others, as they were frozen, a momentum of zero.
+
+    In a group torch's fused SGD takes the momentum of all weights, or of none at their first step.
+    """
+    for group in optimizer.param_groups:
+        learning = [weight for weight in group["params"] if weight.grad is not None]
+        late = [one for one in learning if "momentum_buffer" not in optimizer.state.get(one, {})]
+        if len(late) < len(learning):
+            for weight in late:
+                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+
+
+@torch.no_grad()
+def _pull_to_start(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Decay towards the start instead of zero (L2-SP, Li et al. 2018, 1802.01483, eq. 2).
+
+    For a weight w that began as w0 it adds b (w - w0) to the gradient, where decay would add b w;
+    of AdamW, whose decay is apart from the gradient, it takes rate x b (w - w0) off the weight.
+    """
+    for group in optimizer.param_groups:
+        moving = [
+            (weight, start)
+            for weight, start in zip(group["params"], group.get("start", ()), strict=False)
+            if weight.grad is not None
+        ]
+        if not moving:
+            continue
+        weights, starts = map(list, zip(*moving, strict=True))
+        ways = torch._foreach_sub(weights, starts)
+        if isinstance(optimizer, torch.optim.AdamW):
+            torch._foreach_add_(weights, ways, alpha=-group["lr"] * group["pull"])
+        else:
+            torch._foreach_add_([w.grad for w in weights], ways, alpha=group["pull"])
 
 
 def decayed_weights(network: nn.Module) -> Iterator[nn.Parameter]:
@@ -60,9 +143,9 @@ def decayed_weights(network: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the rate of every group."""
+    """Sets the rate of every group, of which some learn at a share of it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_share", 1.0)
 
 
 class Lars(torch.optim.Optimizer):

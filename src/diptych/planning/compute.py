@@ -24,6 +24,7 @@ from diptych.methods.contrastive import Contrastive, build_contrastive
 from diptych.methods.method import StepOutput
 from diptych.models.activations import recompute_stages
 from diptych.planning.planned_run import PlannedRun
+from diptych.training.setup import frozen_parts
 from diptych.views.batches import Batch
 
 _FLOAT_BYTES: Final = 4  # logits are never narrower
@@ -121,7 +122,15 @@ def build_on_meta(config: RunConfig, image_count: int) -> Contrastive:
     """The method of a run without memory: its tensors have shapes only."""
     with torch.device("meta"):
         method = build_contrastive(config, image_count=image_count).train()
+    freeze_for_ever(method, config)
     return method.to(memory_format=memory_format(config))
+
+
+def freeze_for_ever(method: Contrastive, config: RunConfig) -> None:
+    """Freezes the parts of the encoder that do not train in all of the run."""
+    frozen = frozen_parts(method, config.encoder)
+    if frozen is not None and config.encoder.frozen_epochs is None:
+        frozen.set(frozen=True)
 
 
 def count_networks(config: RunConfig, images: int) -> NetworkCost:

@@ -39,6 +39,7 @@ from diptych.models.norms import GlobalBatchNorm
 from diptych.optimization.optimizers import build_optimizer
 from diptych.planning.compute import (
     count_networks,
+    freeze_for_ever,
     logits_cost,
     memory_format,
     random_batch,
@@ -218,6 +219,7 @@ def _build(run: PlannedRun) -> Contrastive:
         recompute_stages(method.encoder)
     if config.training.offload_activations:
         offload(method.encoder, device)
+    freeze_for_ever(method, config)
     return method
 
 

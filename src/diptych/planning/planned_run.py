@@ -13,7 +13,7 @@ from diptych.images.collection import ImageSet
 from diptych.images.open import open_images
 from diptych.methods.losses import find_loss
 from diptych.planning.machine import Machine
-from diptych.resolve import Overrides, overlay_all, overrides_of, resolve
+from diptych.resolve import Overrides, is_asked, overlay_all, overrides_of, resolve
 from diptych.runtime.devices import available_threads
 
 _SAMPLED: Final = 256  # images whose mean size stands for that of all
@@ -48,7 +48,8 @@ class PlannedRun:
     @property
     def steps(self) -> int:
         """Of the whole run."""
-        return self.config.training.epochs * (self.image_count // self.config.training.batch_size)
+        count = self.image_count * self.config.images.windows**2
+        return self.config.training.epochs * (count // self.config.training.batch_size)
 
     @property
     def chunks(self) -> int:
@@ -186,6 +187,11 @@ def resolve_run(
     if request.processes < 1:
         raise ConfigError(f"--processes must be 1 or more; got {request.processes}.")
     layers = overrides_of(settings, config_file)
+    if is_asked(layers, "training.minutes"):
+        raise ConfigError(
+            "a plan says how long a run of so many epochs takes, and training.minutes is how long "
+            "it may take: leave that out, and give --epochs."
+        )
     given = overlay_all(RunConfig(images=ImagesConfig(path=_NO_PATH)), layers).images
     images, on_cpu = None, request.machine.is_one_memory
     if given.path != _NO_PATH:

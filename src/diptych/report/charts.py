@@ -9,11 +9,13 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from diptych.diagnostics.comparison import compare, probes_of
 from diptych.errors import RunFolderError
 from diptych.evaluation.split import split_words
 
 NAMES: Final[Mapping[str, str]] = {
     "trained": "trained encoder",
+    "start": "start weights",
     "untrained": "untrained encoder",
     "pixels": "raw pixels",
     "supervised": "trained on the labels",
@@ -186,6 +188,8 @@ def _frozen(evaluation: Mapping[str, Any]) -> ChartGroup:
         "each image by all others",
     }
     others = [name for name in evaluation if name not in titles and _is_chart(evaluation[name])]
+    comparison = compare(evaluation)
+    per_class_of = probes_of(evaluation) if comparison and comparison.is_unequal else []
     charts = []
     for name, title in (titles | {name: name.replace("_", " ") for name in others}).items():
         if name in evaluation:
@@ -193,6 +197,10 @@ def _frozen(evaluation: Mapping[str, Any]) -> ChartGroup:
             settings = _settings(evaluation, name) or shared
             chart = _chart(title, evaluation[name], metric, settings.get("chance"))
             charts.append(replace(chart, images=_images(evaluation, name)))
+            per_class = _detail(evaluation, name, "metrics", "mean_per_class")
+            if name in per_class_of and per_class:
+                chart = _chart(f"{title}, mean per class", _values(per_class), per_class, None)
+                charts.append(replace(chart, images=_images(evaluation, name)))
     return _with_images("How good the frozen features are", "The encoder is frozen.", charts)
 
 

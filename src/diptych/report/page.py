@@ -15,6 +15,8 @@ from torch import nn
 
 from diptych.config.files import flatten, load_run_config
 from diptych.config.run import RunConfig
+from diptych.diagnostics.candidates import read_choice
+from diptych.diagnostics.comparison import result_table
 from diptych.diagnostics.health import time_symptoms
 from diptych.diagnostics.verdict import Verdict, judge
 from diptych.errors import ImagesError, RunFolderError
@@ -125,6 +127,7 @@ def write_report(
     page = template("page.html.jinja").render(
         name=folder.path.resolve().name,
         verdict=verdict_of(run),
+        results=result_table(evaluation),
         config=config,
         settings=flatten(config),
         last=metrics[-1] if metrics else None,
@@ -139,6 +142,7 @@ def write_report(
         geometry_images=geometry_images(evaluation or {}),
         policy=branches_in_words(config.views, config.images.channels),
         left_out=left_out_table(folder.skipped),
+        choice=read_choice(folder),
         **pictures,
     )
     atomic_write(folder.report, page.encode(errors=HANDLER))
@@ -148,7 +152,12 @@ def write_report(
 def verdict_of(run: str | Path) -> Verdict:
     """What the metrics and the evaluation of a run show, in words."""
     folder = RunFolder(Path(run))
-    return judge(read_metrics(folder.metrics), read_evaluation(folder))
+    verdict = judge(read_metrics(folder.metrics), read_evaluation(folder))
+    choice = read_choice(folder)
+    # First, as what is called trained may be the start, or an average of its weights.
+    return (
+        verdict if choice is None else Verdict(verdict.headline, (choice.why, *verdict.sentences))
+    )
 
 
 def left_out_table(skipped: Path) -> LeftOutTable | None:

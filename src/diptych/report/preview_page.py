@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from diptych.config.run import RunConfig
 from diptych.escaping import HANDLER
 from diptych.images.collection import Collection
+from diptych.report.costs_of_views import HEADINGS, CostsOfViews
 from diptych.report.figures import data_uri
 from diptych.report.page import template
 from diptych.runs.atomic import atomic_write
@@ -59,6 +60,7 @@ def write_preview(
     *,
     image_count: int = 8,
     view_count: int = 8,
+    measured: CostsOfViews | None = None,
 ) -> None:
     """Writes a page to a name that ends in .html, and a PNG sheet, without the advice, to another.
 
@@ -70,9 +72,10 @@ def write_preview(
         executor: its threads make the views.
         image_count: images shown.
         view_count: full-sized views of each.
+        measured: what operations cost of that which labels say; on the page only.
     """
     if out.suffix.lower() == ".html":
-        page = _page(collection, config, advice, executor, image_count, view_count)
+        page = _page(collection, config, advice, executor, image_count, view_count, measured)
         atomic_write(out, page.encode(errors=HANDLER))
         return
     sheet = contact_sheet(
@@ -97,6 +100,7 @@ def _page(
     executor: Executor,
     image_count: int,
     view_count: int,
+    measured: CostsOfViews | None,
 ) -> str:
     images, views = collection.train, config.views
     shown = show_views(
@@ -122,6 +126,8 @@ def _page(
         rows=_image_rows(shown),
         example=_called(images.names[example]),
         alone=[_operation_row(one) for one in alone],
+        measured=measured,
+        headings=HEADINGS,
     )
 
 

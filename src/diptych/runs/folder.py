@@ -92,6 +92,21 @@ class RunFolder:
         return self.path / "untrained.safetensors"
 
     @property
+    def start(self) -> Path:
+        """The encoder that the run began with, where that holds weights from elsewhere."""
+        return self.path / "start.safetensors"
+
+    @property
+    def last(self) -> Path:
+        """The encoder of the last step, where the one that is kept was chosen among several."""
+        return self.path / "last.safetensors"
+
+    @property
+    def candidates(self) -> Path:
+        """Which encoders were compared at the end of training, and which one is kept."""
+        return self.path / "candidates.json"
+
+    @property
     def head(self) -> Path:
         """The projection head alone, written when training ends."""
         return self.path / "head.safetensors"

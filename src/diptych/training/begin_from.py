@@ -29,10 +29,14 @@ from diptych.runs.folder import RunFolder, load_record
 MAY_DIFFER: Final = (
     "checkpoint.",
     *MAY_CHANGE_ON_RESUME,
+    "encoder.batch_statistics",
+    "encoder.frozen_",
     "method.key_encoder.momentum",
     "optimizer.clip_norm",
+    "optimizer.layer_decay",
     "optimizer.learning_rate",
     "optimizer.momentum",
+    "optimizer.pull_to_start",
     "optimizer.scaling",
     "optimizer.weight_decay",
     "probe.",
@@ -43,6 +47,8 @@ MAY_DIFFER: Final = (
     "training.compile",
     "training.device",
     "training.epochs",
+    "training.keep.",
+    "training.minutes",
     "training.process_timeout_seconds",
     "training.precision",
     "training.threads",
@@ -51,9 +57,14 @@ MAY_DIFFER: Final = (
 """Settings by dotted name, or sections. All others decide what a saved tensor means, or which
 images a step sees; of where the images lie and how they are grouped, their fingerprint decides."""
 
-ITS_OWN: Final = ("checkpoint.folder", "probe.profile_steps", "training.begin_from")
+ITS_OWN: Final = (
+    "checkpoint.folder",
+    "probe.profile_steps",
+    "training.begin_from",
+    "training.minutes",
+)
 """Settings that belong to the run that they were given to, and to none that begins from it: where
-its checkpoints lie, what it traced, where it began itself."""
+its checkpoints lie, what it traced, where it began itself, how much time it had."""
 
 
 def parse_begin_from(text: str) -> tuple[RunFolder, int | None]:

@@ -5,12 +5,11 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,21 +19,22 @@ from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.files import to_toml
 from diptych.config.run import OWN, RunConfig
 from diptych.errors import (
-    ConfigError,
     FeaturesError,
     FirstStopped,
     Interrupted,
     LostProcess,
     TrainingError,
 )
-from diptych.images.collection import Collection, ImageSet
+from diptych.images.collection import Collection
 from diptych.images.groups import find_groups
+from diptych.images.windows import in_windows
 from diptych.logging.metrics import RunLog
 from diptych.logging.progress import Symptom, Watcher
 from diptych.logging.times import profiled, time_metrics
 from diptych.methods.build import NOTHING_OWN, OwnParts
 from diptych.methods.method import Method, StepOutput
 from diptych.methods.sharded_bank import whole_banks
+from diptych.models.parts import FrozenParts
 from diptych.optimization.loss_scale import LEAST_SCALE
 from diptych.optimization.optimizers import encoder_momentum, learning_rate, peak_learning_rate
 from diptych.runs.folder import RunFolder, load_record
@@ -42,17 +42,23 @@ from diptych.runtime.devices import choose_device, keep_freed_memory, views_devi
 from diptych.runtime.distributed import largest_over_processes, process_count, process_rank
 from diptych.runtime.rendezvous import name_missing, run_on_first, wait_for_all
 from diptych.runtime.stopwatch import Stopwatch, watch
+from diptych.training.clock import TimeBudget, plan_in_words, taken_in_words
 from diptych.training.setup import (
     build_state,
+    frozen_parts,
     keep_config,
     keep_untrained,
     not_finite,
     open_log,
+    require_labels,
     restore,
+    start_file,
 )
 from diptych.training.signals import collected_signals
 from diptych.training.step import require_synchronized, train_step
 from diptych.views.batches import Batch, Order, ViewBatches
+
+_NO_END: Final = 2**40  # steps
 
 
 class Health(Protocol):
@@ -82,8 +88,9 @@ def train(
     watcher: Watcher,
     health: Health,
     own: OwnParts = NOTHING_OWN,
+    budget: TimeBudget | None = None,
 ) -> RunState:
-    """Trains until the last epoch ends, from the newest good checkpoint in the folder if any.
+    """Trains until the last epoch ends, or the time, from the newest good checkpoint if any.
 
     Every process of a run calls it; the first one writes.
 
@@ -95,6 +102,7 @@ def train(
         watcher: shows how it goes.
         health: measures the encoder now and then.
         own: parts of the method that are given in the place of those that the config names.
+        budget: of ``training.minutes``; None where epochs say how long the run is.
 
     Returns:
         The state at the end, which is also the newest checkpoint.
@@ -109,19 +117,22 @@ def train(
         ConfigError: the settings ask for labels or groups that the images do not have.
     """
     keep_freed_memory()
+    fingerprint, record = fingerprint_of(config, collection.train), load_record(folder)
     images, device = collection.train, choose_device(config.training.device)
+    images = in_windows(images, config.images.windows, side_pixels=config.views.side_pixels)
+    collection = replace(collection, train=images)
     order = Order(config.seed, len(images), config.training.batch_size)
     group_by = config.images.group_by
     groups = None if group_by is None else find_groups(images.names, group_by)
-    fingerprint, record = fingerprint_of(config, images), load_record(folder)
     torch.manual_seed(config.seed)  # for what a network may draw itself, as dropout does
-    state = build_state(config, collection, executor, watcher, own)
+    place = checkpoint_location(config.checkpoint, folder)
+    start = start_file(config, folder, place)
+    state = build_state(config, collection, executor, watcher, own, start)
     if state.method.needs_labels:
-        _require_labels(images, config)
+        require_labels(images, config)
     # Before restore, which puts the trained weights in the place of the untrained ones.
     if config.encoder.name == OWN:
         run_on_first(lambda: keep_untrained(folder, state.method.encoder, config))
-    place = checkpoint_location(config.checkpoint, folder)
     # Every process reads the file: nothing is sent to make them alike.
     restore(state, config, place, record.identity, fingerprint, watcher)
     batches = ViewBatches(
@@ -133,7 +144,10 @@ def train(
         groups=groups,
         device=views_device(config.views.applier, device),
     )
-    run = _Run(config, folder, batches, health, state, watcher, place, fingerprint)
+    # After restore: a checkpoint may be of a time when they were no longer frozen.
+    frozen = frozen_parts(state.method, config.encoder)
+    run = _Run(config, folder, batches, health, state, watcher, place, fingerprint, frozen, budget)
+    run.plan()
     if health.words:
         watcher.say(health.words)
     watcher.begin(step=state.step, total_steps=run.total_steps)
@@ -160,22 +174,9 @@ def train(
                 run.train(log, saver, received, stopwatch, step_ended)
         except LostProcess as error:
             raise name_missing(error, state.step + 1) from error
+    if budget is not None:
+        watcher.say(taken_in_words(state.step, order.steps_per_epoch, state.seconds, folder.config))
     return state
-
-
-def _require_labels(images: ImageSet, config: RunConfig) -> None:
-    what = f"method.kind = {config.method_name!r}"
-    if config.method_name == "contrastive":
-        what = f"method.loss.kind = {config.method.loss.kind!r}"
-    mend = "put the images of each class into a folder of its own, or choose another."
-    if images.labels is None:
-        raise ConfigError(f"{what} needs labels: {mend}")
-    without = np.flatnonzero(images.labels < 0)
-    if len(without):
-        raise ConfigError(
-            f"{what} needs a label of every image; {len(without)} of {len(images)} have none, as "
-            f"{images.names[int(without[0])]}: {mend}"
-        )
 
 
 @dataclass
@@ -190,14 +191,39 @@ class _Run:
     watcher: Watcher
     checkpoints: CheckpointLocation
     fingerprint: str
+    frozen: FrozenParts | None
+    budget: TimeBudget | None = None
     # Losses by step, not yet read: reading one waits for the device.
     unchecked: list[tuple[int, Tensor]] = field(default_factory=list)
     symptoms: set[str] = field(default_factory=set)
 
     @property
     def total_steps(self) -> int:
-        """Steps from the first epoch to the last."""
+        """Steps from the first epoch to the last, as the epochs say or the minutes allow."""
+        planned = self.state.total_steps
+        if planned is not None:
+            return planned
         return self.config.training.epochs * self.batches.order.steps_per_epoch
+
+    def plan(self) -> None:
+        """Plans the steps of a run of some minutes that begins, and says what it will do."""
+        state, budget = self.state, self.budget
+        if budget is None:
+            return
+        # By the clock of the first process; a run that goes on keeps its plan until the next.
+        (first,) = largest_over_processes(
+            budget.begin(state.step, earlier_seconds=state.spent_seconds) * (process_rank() == 0)
+        )
+        state.total_steps = state.total_steps or first
+        order = self.batches.order
+        self.watcher.say(plan_in_words(self.config, budget, order, state.total_steps))
+
+    def _plan_anew(self) -> int:
+        """The steps of the run where the first process's clock asks for a new plan; else 0."""
+        if self.budget is None or process_rank() > 0:
+            return 0
+        self.state.spent_seconds = self.budget.spent_seconds()
+        return self.budget.planned_after(self.state.step) or 0
 
     def train(
         self,
@@ -223,7 +249,7 @@ class _Run:
             state.step += 1
             now = time.monotonic()
             state.seconds = earlier + now - begun
-            last = state.step == self.total_steps
+            last = state.step >= self.total_steps
             if self._is_due(self.config.probe.log_every_steps) or last or self._health_is_due():
                 self._check_losses()
                 steps = state.step - line_step
@@ -239,9 +265,14 @@ class _Run:
                     self._require_synchronized()
             # The first process decides by disk and clock; all must save or stop at the same step.
             asked = (0, 0) if saver is None else (saver.is_due(), saver.error is not None)
-            stop, due, broken = largest_over_processes(sum(received[:1]), *map(int, asked))
+            stop, due, broken, planned = largest_over_processes(
+                sum(received[:1]), *map(int, asked), self._plan_anew()
+            )
             if broken:
                 raise (saver.failure() if saver is not None else FirstStopped("process 0 says why"))
+            if planned and not last:
+                state.total_steps = planned
+                self.watcher.planned(planned)
             if stop or last:
                 with watch("checkpoint"):
                     self._save_and_wait(log, saver)
@@ -258,22 +289,27 @@ class _Run:
             step_ended()
 
     def _batches(self) -> Iterator[Batch]:
-        steps = range(self.state.step, self.total_steps)
         device = next(self.state.method.parameters()).device
         if device.type == "cpu":  # views and network share the cores: nothing to gain ahead
-            for step in steps:
+            while self.state.step < self.total_steps:
                 with watch("views"):
-                    batch = self.batches.at(step)
+                    batch = self.batches.at(self.state.step)
                 yield batch
             return
-        ahead = self.batches.prefetched(steps, pin=device.type == "cuda")
-        for _ in steps:
-            with watch("data_wait"):
-                batch = next(ahead).to(device)
-            yield batch
+        # The clock may end a run early, or late: then batches are made ahead until it ends.
+        end = self.total_steps if self.budget is None else _NO_END
+        with closing(
+            self.batches.prefetched(range(self.state.step, end), pin=device.type == "cuda")
+        ) as ahead:
+            while self.state.step < self.total_steps:
+                with watch("data_wait"):
+                    batch = next(ahead).to(device)
+                yield batch
 
     def _step(self, batch: Batch) -> StepOutput:
         config, state = self.config, self.state
+        if self.frozen is not None:
+            self.frozen.set(frozen=self._is_frozen_time())
         rate = learning_rate(
             config.schedule,
             peak=peak_learning_rate(config.optimizer, config.training.batch_size),
@@ -300,6 +336,13 @@ class _Run:
         if batch.indices.device.type == "cpu":  # reading a loss there waits for nothing
             self._check_losses()
         return output
+
+    def _is_frozen_time(self) -> bool:
+        """A function of the step alone, so that a resumed run does the same."""
+        epochs = self.config.encoder.frozen_epochs
+        return epochs is None or self.state.step < round(
+            epochs * self.batches.order.steps_per_epoch
+        )
 
     def _check_losses(self) -> None:
         # Stacked below, so that the device is waited for once and not for each loss.
@@ -335,7 +378,7 @@ class _Run:
         if self._health_is_due():
             measure = self.health.measure
             try:
-                with watch("measuring"):
+                with watch("measuring"), self.budget.pausing() if self.budget else nullcontext():
                     measured = run_on_first(lambda: json.dumps(measure(state.method, self.batches)))
             except FeaturesError as error:  # the weights of this step are not finite; its loss was
                 raise self._not_finite(error.what, state.step) from error

@@ -32,8 +32,17 @@ from diptych.images.collection import Collection
 from diptych.images.open import open_images
 from diptych.logging.progress import Watcher
 from diptych.methods.build import NOTHING_OWN, OwnParts, require_own_parts
+from diptych.models.start import StartEncoder, StartWeights, fit_start, read_start, start_of_run
 from diptych.models.weights import TrainedOn, load_trained_on, save_trained_on, trained_on
-from diptych.resolve import Overrides, asked_recipe, asked_setting, overlay_all, resolve
+from diptych.resolve import (
+    Overrides,
+    advice_on_weights,
+    asked_recipe,
+    asked_setting,
+    asked_start,
+    overlay_all,
+    resolve,
+)
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import (
     Identity,
@@ -47,7 +56,12 @@ from diptych.runs.folder import (
     write_record,
 )
 from diptych.runtime.world import World, restarts_allowed
-from diptych.training.begin_from import MAY_DIFFER, config_begun_from, require_can_begin_from
+from diptych.training.begin_from import (
+    MAY_DIFFER,
+    config_begun_from,
+    parse_begin_from,
+    require_can_begin_from,
+)
 from diptych.views.batches import Order
 
 
@@ -107,9 +121,12 @@ def write_run(
     The folder is locked until ``held`` is closed.
     """
     if earlier is None:
-        config, record = _new_run(folder, layers, collection, resume, watcher, own)
+        read = asked_start(layers)
+        config, record = _new_run(folder, layers, collection, resume, watcher, own, read)
     else:
+        read = None
         config, record = _known_run(folder, earlier, layers, collection, watcher)
+    start = _start_encoder(folder, config, read, begins=earlier is None, watcher=watcher)
     if here.count > 1:
         require_divisible(config, here.count)
         watcher.say(_sharing(config, here.count))
@@ -120,6 +137,10 @@ def write_run(
             raise RunFolderError(
                 f"another process began a run in {folder.path} meanwhile. Choose another --out."
             )
+        if earlier is None:  # what a start that failed may have left would be taken for this run's
+            folder.start.unlink(missing_ok=True)
+        if start is not None:
+            start.write(folder.start, config)
         if config != earlier:
             # The config last: a folder that has one holds a run.
             write_record(folder, record)
@@ -135,20 +156,18 @@ def _new_run(
     resume: bool,
     watcher: Watcher,
     own: OwnParts,
+    start: StartWeights | None,
 ) -> tuple[RunConfig, RunRecord]:
     """Settings and identity of a run that begins, or of one whose folder was lost."""
     images, begin_from = collection.train, asked_setting(layers, "training.begin_from")
     if begin_from is not None:
         config = config_begun_from(begin_from, layers, own)
     else:
-        config, sentence = resolve(
-            layers,
-            image_count=len(images),
-            median_side_pixels=images.median_side_pixels,
-            channels=images.channels,
-            own=own,
-        )
+        size = {"image_count": len(images), "median_side_pixels": images.median_side_pixels}
+        config, sentence = resolve(layers, **size, channels=images.channels, own=own, start=start)
         watcher.say(sentence)
+        if (advice := advice_on_weights(config, **size)) is not None:
+            watcher.say(advice)
     fingerprint = fingerprint_of(config, images)
     place = checkpoint_location(config.checkpoint, folder)
     if list_checkpoints(place):
@@ -158,10 +177,36 @@ def _new_run(
         watcher.say(f"{place} holds the checkpoints of run {run}, whose folder is lost.")
         return found
     if begin_from is not None:
-        order = Order(config.seed, len(images), config.training.batch_size)
+        count = len(images) * config.images.windows**2
+        order = Order(config.seed, count, config.training.batch_size)
         total_steps = config.training.epochs * order.steps_per_epoch
         require_can_begin_from(begin_from, config, fingerprint=fingerprint, total_steps=total_steps)
     return config, RunRecord(new_identity(folder), fingerprint)
+
+
+def _start_encoder(
+    folder: RunFolder,
+    config: RunConfig,
+    read: StartWeights | None,
+    *,
+    begins: bool,
+    watcher: Watcher,
+) -> StartEncoder | None:
+    """The encoder with the weights that a run begins from; None where none are to be written.
+
+    A run that goes on needs neither its first weights nor the file that they came from.
+    """
+    text = config.encoder.weights
+    goes_on = bool(list_checkpoints(checkpoint_location(config.checkpoint, folder)))
+    if text is None or goes_on or (folder.start.exists() and not begins):
+        return None
+    if config.training.begin_from is not None:  # the weights are the checkpoint's
+        earlier = parse_begin_from(config.training.begin_from)[0]
+        return start_of_run(earlier.start, config)
+    start = fit_start(read or read_start(text, config.encoder.name), config)
+    for sentence in start.sentences:
+        watcher.say(sentence)
+    return start
 
 
 def _known_run(
@@ -280,7 +325,7 @@ def _unused(path: Path) -> Path:
 
 def _is_foreign(path: Path, folder: RunFolder) -> bool:
     """Whether something in a run folder was not left there by a run that was about to begin."""
-    return not path.name.startswith(".") and path != folder.record
+    return not path.name.startswith(".") and path not in (folder.record, folder.start)
 
 
 def remove_failed_start(folder: RunFolder, checkpoints: CheckpointLocation) -> None:
@@ -292,6 +337,7 @@ def remove_failed_start(folder: RunFolder, checkpoints: CheckpointLocation) -> N
         folder.skipped.unlink(missing_ok=True)
         folder.trained_on.unlink(missing_ok=True)
         folder.untrained.unlink(missing_ok=True)
+        folder.start.unlink(missing_ok=True)
 
 
 def write_skipped(folder: RunFolder, collection: Collection) -> None:

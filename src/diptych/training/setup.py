@@ -1,7 +1,9 @@
 """The state of a run at its start or resumption, and files that its folder must have."""
 
 from concurrent.futures import Executor
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -9,13 +11,17 @@ from diptych.checkpoints.save_and_load import list_checkpoints, load_newest, ste
 from diptych.checkpoints.state import RunState, require_same_images
 from diptych.checkpoints.stores import CheckpointLocation
 from diptych.config.files import to_toml
-from diptych.config.run import RunConfig
-from diptych.errors import DamagedCheckpoint, RunFolderError, TrainingError, saving
-from diptych.images.collection import Collection
+from diptych.config.model import EncoderConfig
+from diptych.config.run import OWN, RunConfig
+from diptych.errors import ConfigError, DamagedCheckpoint, RunFolderError, TrainingError, saving
+from diptych.images.collection import Collection, ImageSet
 from diptych.logging.metrics import RunLog
 from diptych.logging.progress import Watcher
 from diptych.methods.build import OwnParts, build_method
+from diptych.methods.method import Method
 from diptych.models.activations import offload, recompute_stages
+from diptych.models.parts import FrozenParts, encoder_parts
+from diptych.models.start import load_start
 from diptych.models.weights import require_built_alike, save_encoder
 from diptych.optimization.loss_scale import LossScale
 from diptych.optimization.optimizers import build_optimizer
@@ -32,10 +38,21 @@ def build_state(
     executor: Executor,
     watcher: Watcher,
     own: OwnParts,
+    start: Path | None = None,
 ) -> RunState:
-    """The state that a run begins with, on its device and as its options ask."""
+    """The state that a run begins with, on its device and as its options ask.
+
+    Args:
+        config: of the run.
+        collection: its images.
+        executor: its threads make views.
+        watcher: shows what options mean here.
+        own: parts given in Python.
+        start: the file of an encoder to begin with, in the place of random weights.
+    """
     training, device = config.training, choose_device(config.training.device)
-    method = build_method(config, collection, executor, own).train()
+    begun = None if start is None else load_start(start, config)
+    method = build_method(config, collection, executor, own, begun).train()
     layout = torch.channels_last if training.channels_last else torch.contiguous_format
     method.to(device).to(memory_format=layout)
     if training.recompute == "stages":
@@ -53,8 +70,74 @@ def build_state(
         for network in method.networks:
             # In place: torch.compile(network) would wrap it and rename its weights in checkpoints.
             network.compile()
+    parts = encoder_parts(method.encoder)
+    if len(parts) == 1 and config.optimizer.layer_decay < 1:
+        watcher.say(
+            f"No stages of {type(method.encoder).__name__} are known, so optimizer.layer_decay = "
+            f"{config.optimizer.layer_decay:g} lowers the rate of all of it alike."
+        )
+    parameters = [[method.encoder.get_parameter(name) for name in part] for part in parts]
     scale = LossScale(enabled=training.precision == "fp16", device=device.type)
-    return RunState(method, build_optimizer(config.optimizer, method), scale)
+    return RunState(method, build_optimizer(config.optimizer, method, parameters), scale)
+
+
+def frozen_parts(method: Method, config: EncoderConfig) -> FrozenParts | None:
+    """The parts of a method's encoder that do not train, not frozen yet; None for no parts.
+
+    Raises:
+        ConfigError: there are fewer, or nothing would ever train.
+    """
+    if config.frozen_parts == 0:
+        return None
+    others = [one for one in method.networks if one is not method.network]
+    copies = [dict(one.named_children()).get("encoder") for one in others]
+    found = FrozenParts(
+        method.encoder, config.frozen_parts, [one for one in copies if one is not None]
+    )
+    if config.frozen_epochs is None and not found.leaves_some:
+        raise ConfigError(
+            f"encoder.frozen_parts = {config.frozen_parts} are all that the encoder has, so that "
+            "nothing of it would learn. Freeze fewer, or give encoder.frozen_epochs."
+        )
+    return found
+
+
+def start_file(config: RunConfig, folder: RunFolder, place: CheckpointLocation) -> Path | None:
+    """The encoder that a run begins with, if its settings name weights.
+
+    Raises:
+        RunFolderError: it is gone, and no checkpoint can stand in.
+    """
+    if config.encoder.weights is None or config.encoder.name == OWN:
+        return None
+    if folder.start.exists():
+        return folder.start
+    if list_checkpoints(place) or config.training.begin_from is not None:
+        return None
+    raise RunFolderError(
+        f"{folder.start}, the weights that this run begins from, is gone. Restore it, or begin a "
+        "new run with --weights in another --out."
+    )
+
+
+def require_labels(images: ImageSet, config: RunConfig) -> None:
+    """Refuses images without labels, which a method needs of every one.
+
+    Raises:
+        ConfigError: names the setting, and an image.
+    """
+    what = f"method.kind = {config.method_name!r}"
+    if config.method_name == "contrastive":
+        what = f"method.loss.kind = {config.method.loss.kind!r}"
+    mend = "put the images of each class into a folder of its own, or choose another."
+    if images.labels is None:
+        raise ConfigError(f"{what} needs labels: {mend}")
+    without = np.flatnonzero(images.labels < 0)
+    if len(without):
+        raise ConfigError(
+            f"{what} needs a label of every image; {len(without)} of {len(images)} have none, as "
+            f"{images.names[int(without[0])]}: {mend}"
+        )
 
 
 def open_log(folder: RunFolder, state: RunState, watcher: Watcher) -> RunLog:
@@ -122,7 +205,8 @@ def restore(
     # Of a run's own checkpoints only: what begins from a run in fp32 begins with a new scale.
     if found and state.scale.enabled and "loss_scale" not in scalars:
         raise DamagedCheckpoint(f"a checkpoint of this run in {place} lacks the scale of the loss.")
-    state.restore(tensors, scalars)
+    # How long another run had is not how long this one has.
+    state.restore(tensors, scalars if found else {**scalars, "minutes": None})
     origin = "the checkpoint" if found else f"the state of {begin_from}"
     watcher.say(f"Going on from {origin} after step {state.step}.")
 

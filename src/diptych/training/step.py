@@ -75,7 +75,10 @@ def train_step(
         output: StepOutput = method(batch)
     with watch("backward"):
         # The weight scales gradients only; the loss in the metrics stays comparable.
-        torch.autograd.backward(scale.scaled(output.loss * config.method.loss.weight))
+        minimised = output.loss * config.method.loss.weight
+        if output.penalty is not None:
+            minimised = minimised + output.penalty
+        torch.autograd.backward(scale.scaled(minimised))
     # Before overflow is looked for: all must skip the same steps, so all see the same gradients.
     output = synchronize_step(method, output)
 

@@ -4,7 +4,7 @@ The order of images is a pure function of the seed and the step. So the position
 data is one integer, the step, and a resumed run meets the images that the unbroken one would have.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -179,7 +179,7 @@ class ViewBatches:
         small = self._make(indices, epoch, range(self.view_count, self._all_views))
         return (*(view for made in large for view in made), *small)
 
-    def prefetched(self, steps: range, *, pin: bool = False) -> Iterator[Batch]:
+    def prefetched(self, steps: range, *, pin: bool = False) -> Generator[Batch]:
         """The batch of each step, made one ahead while an accelerator works on the last.
 
         Args:

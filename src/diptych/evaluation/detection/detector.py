@@ -164,7 +164,7 @@ def anchor_sides(run: RunConfig, config: DetectionConfig) -> list[float]:
     32 to 512 pixels are for a shorter side of 800, where an anchor spans eight strides of its map.
     Anchors of fewer than four would leave objects between neighbours that match none.
     """
-    stride = 1 if run.encoder.stem == "small" else 4
+    stride = 4 if run.encoder.stem == "imagenet" else 1
     finest = max(_FINEST_ANCHOR * config.side / USUAL_SIDE, _STRIDES * stride)
     return [finest * 2**level for level in range(len(STAGES) + 1)]
 

@@ -1,0 +1,183 @@
+"""Which encoder a run may keep, by what rule one is chosen, and the file that says so.
+
+The start, the encoder of the last step and averages of their weights (WiSE-FT, 2109.01903); each as
+it is, and with its features whitened.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from diptych.errors import RunFolderError
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import RunFolder
+
+START: Final = "start"
+LAST: Final = "last"
+SHARES: Final = {START: 0.0, "average 0.5": 0.5, LAST: 1.0}
+"""The weights that are compared: their names, with the share of the last weights in each."""
+
+WHITENED: Final = ", whitened"
+"""Ends the name of a candidate whose features are whitened."""
+
+NAMES: Final = tuple(name + end for name in SHARES for end in ("", WHITENED))
+"""Of all candidates."""
+
+NEIGHBOURS_KEPT: Final = 0.45
+"""Share of an image's ten nearest neighbours by the start that an encoder must keep, where there
+are no labels to judge by. With fewer, what the start knew was lost as often as not."""
+
+LINEAR_LOSS: Final = 0.005
+"""Of the linear classifier's accuracy, that is the most a candidate may lose on the start."""
+
+_FORMAT: Final = 1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An encoder that may be kept.
+
+    Attributes:
+        name: of ``NAMES``.
+        trained_share: share of the last weights in it, 0 for the start.
+        neighbours_kept: share of the ten nearest neighbours of an image that are as by the start.
+        knn, linear: accuracies, a mean over cuts; None without labels.
+        gain: of the mean of both accuracies over that of the start.
+        standard_error: of the gain, over the images judged on.
+    """
+
+    name: str
+    trained_share: float
+    neighbours_kept: float
+    knn: float | None = None
+    linear: float | None = None
+    gain: float | None = None
+    standard_error: float | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """The mean of both accuracies; 0 without labels."""
+        # Rounded, so that sums in another order are equal.
+        return round(((self.knn or 0.0) + (self.linear or 0.0)) / 2, 9)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What ``candidates.json`` holds.
+
+    Attributes:
+        chosen: the name of the encoder that is kept.
+        why: in a sentence.
+        images: on which images, in a sentence or two.
+        candidates: all that were compared, the start first.
+        weights: a checksum of the start and the last encoder, which all of this follows from.
+    """
+
+    chosen: str
+    why: str
+    images: str
+    candidates: tuple[Candidate, ...]
+    weights: str
+
+
+def choose_with_labels(candidates: Sequence[Candidate]) -> str:
+    """The best by the mean of both accuracies, of those that are better than the start.
+
+    Better is more than one standard error of the difference, so that of a few images chance does
+    not decide; and without loss by the linear classifier. Of equals it is the least trained.
+    """
+    start = next(one for one in candidates if one.name == START)
+    better = [
+        one
+        for one in candidates
+        if (one.gain or 0.0) > (one.standard_error or 0.0)
+        and (one.linear or 0.0) >= (start.linear or 0.0) - LINEAR_LOSS
+    ]
+    return max([start, *better], key=lambda one: (one.accuracy, -one.trained_share)).name
+
+
+def choose_without_labels(candidates: Sequence[Candidate]) -> str:
+    """The whitened one that was trained most, of those that keep enough of the neighbours.
+
+    Whitening by itself moves neighbours, so they are counted before it.
+    """
+    near = [
+        one
+        for one in candidates
+        if one.neighbours_kept >= NEIGHBOURS_KEPT and not one.name.endswith(WHITENED)
+    ]
+    return max(near, key=lambda one: one.trained_share).name + WHITENED
+
+
+def read_choice(folder: RunFolder) -> Choice | None:
+    """What ``candidates.json`` of a run holds; None where nothing was chosen.
+
+    Raises:
+        RunFolderError: it is not what was written.
+    """
+    if not folder.candidates.exists():
+        return None
+    try:
+        content = json.loads(folder.candidates.read_bytes())
+        if content.pop("format") != _FORMAT or content["chosen"] not in NAMES:
+            raise ValueError(f"wanted format {_FORMAT} and one of {', '.join(NAMES)}")
+        found = tuple(_candidate_in(one) for one in content.pop("candidates"))
+        if not all(isinstance(one, str) for one in content.values()):
+            raise ValueError("wanted texts beside the candidates")
+        choice = Choice(candidates=found, **content)
+        if choice.chosen not in [one.name for one in found]:
+            raise ValueError(f"{choice.chosen} is not among the candidates")
+        return choice
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RunFolderError(
+            f"{folder.candidates} is damaged: {error}. Remove it; `diptych pretrain --resume --out "
+            f"{folder.path}` then chooses again."
+        ) from error
+
+
+def _candidate_in(value: dict[str, Any]) -> Candidate:
+    one = Candidate(**value)
+    figures = [one.knn, one.linear, one.gain, one.standard_error]
+    judged = [figure for figure in figures if figure is not None]
+    numbers = [one.trained_share, one.neighbours_kept, *judged]
+    if one.name not in NAMES or not all(isinstance(number, float | int) for number in numbers):
+        raise ValueError(f"wanted numbers of one of {', '.join(NAMES)}")
+    if len(judged) not in (0, len(figures)):
+        raise ValueError("wanted all accuracies of a candidate, or none")
+    return one
+
+
+def write_choice(folder: RunFolder, choice: Choice) -> None:
+    """Writes ``candidates.json``.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = json.dumps({"format": _FORMAT, **asdict(choice)}, indent=1) + "\n"
+    atomic_write(folder.candidates, text.encode())
+
+
+def why_chosen(chosen: str, candidates: Sequence[Candidate]) -> str:
+    """A sentence on the one that is kept, with its figures."""
+    one = next(candidate for candidate in candidates if candidate.name == chosen)
+    kept = f"{one.neighbours_kept:.0%} of the nearest neighbours are as by the start"
+    if one.knn is None or one.linear is None or one.gain is None:
+        return f"Kept is {_in_words(chosen)}: {kept}, and {NEIGHBOURS_KEPT:.0%} are wanted."
+    accuracy = f"kNN {one.knn:.1%}, linear {one.linear:.1%}"
+    if chosen == START:
+        return f"Kept is the start: no other is clearly better ({accuracy})."
+    return (
+        f"Kept is {_in_words(chosen)}: {accuracy}, in the mean {100 * one.gain:+.1f} points on the "
+        f"start (standard error {100 * (one.standard_error or 0.0):.1f}); {kept}."
+    )
+
+
+def _in_words(name: str) -> str:
+    weights = name.removesuffix(WHITENED)
+    share = SHARES[weights]
+    found = {START: "the start", LAST: "the encoder of the last step"}.get(
+        weights,
+        f"an average of weights, {share:.0%} of the last step and {1 - share:.0%} of the start",
+    )
+    return f"{found}, with its features whitened" if name.endswith(WHITENED) else found

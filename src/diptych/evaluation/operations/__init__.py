@@ -1,0 +1,1 @@
+"""What each operation of views does to that which labels say."""

@@ -1,0 +1,344 @@
+"""Which network, views and batch suit so many minutes on this machine: measured, then chosen.
+
+docs/decisions/0027-minutes.md says how the tables were found.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from diptych.config.files import nest
+from diptych.config.recipes import PHOTOGRAPH_SIDE_PIXELS, SMALL_BATCH, health_interval
+from diptych.config.run import RunConfig
+from diptych.evaluation.features import encode
+from diptych.images.collection import Collection, ImageSet
+from diptych.images.windows import in_windows
+from diptych.methods.build import OwnParts, build_method
+from diptych.models.start import StartWeights
+from diptych.optimization.optimizers import build_optimizer
+from diptych.resolve import Overrides, asked_setting, asked_start, is_asked, overlay_all, resolve
+from diptych.runtime.devices import choose_device, keep_freed_memory, views_device
+from diptych.runtime.distributed import largest_over_processes, process_count
+from diptych.runtime.rendezvous import run_on_first
+from diptych.training.clock import TimeBudget
+from diptych.training.setup import frozen_parts, require_labels
+from diptych.training.step import train_step
+from diptych.views.batches import Order, ViewBatches
+
+_LEAST_STEPS: Final = 500  # with fewer, the smaller batch is taken
+
+
+class Candidate(NamedTuple):
+    """A network and a side of views that a run may have.
+
+    Attributes:
+        side_pixels: of a view.
+        encoder: settings of the section ``encoder``.
+        images: that it should see at least, each as often as it comes: a larger network on larger
+            views that sees fewer learns less than the one before it.
+    """
+
+    side_pixels: int
+    encoder: Mapping[str, Any]
+    images: int
+
+
+def _small(width: int) -> Mapping[str, Any]:
+    return {"name": "small_resnet", "width": width}
+
+
+_RESNET18: Final = {"name": "resnet18"}
+_RESNET50: Final = {"name": "resnet50"}
+
+_PHOTOGRAPHS_ON_CPU: Final = (
+    Candidate(32, _small(16), 0),
+    Candidate(64, _small(16), SMALL_BATCH * _LEAST_STEPS),  # rather than 32 pixels whenever it can
+    Candidate(64, _small(32), 100_000),
+    Candidate(64, _small(64), 200_000),
+    Candidate(96, _RESNET18, 300_000),
+    Candidate(128, _RESNET18, 500_000),
+)
+_SMALL_IMAGES_ON_CPU: Final = (
+    Candidate(32, _small(16), 0),
+    Candidate(32, _small(32), 200_000),
+    Candidate(32, _small(64), 500_000),
+    Candidate(32, _RESNET18, 1_500_000),
+)
+_PHOTOGRAPHS_ON_ACCELERATOR: Final = (
+    Candidate(64, _small(32), 0),
+    Candidate(96, _RESNET18, 200_000),
+    Candidate(128, _RESNET18, 500_000),
+    Candidate(128, _RESNET50, 1_500_000),
+    Candidate(224, _RESNET50, 5_000_000),
+)
+_SMALL_IMAGES_ON_ACCELERATOR: Final = (
+    Candidate(32, _small(32), 0),
+    Candidate(32, _small(64), 500_000),
+    Candidate(32, _RESNET18, 1_500_000),
+)
+_FROM_WEIGHTS: Final = tuple(
+    Candidate(side, {}, 8_000 if side > 64 else 0) for side in (64, 96, 128, 160, 192, 224)
+)
+"""With weights to begin from: what they know of large images counts more than many steps."""
+
+_CANDIDATES: Final = {  # by: on a CPU, of photographs
+    (True, True): _PHOTOGRAPHS_ON_CPU,
+    (True, False): _SMALL_IMAGES_ON_CPU,
+    (False, True): _PHOTOGRAPHS_ON_ACCELERATOR,
+    (False, False): _SMALL_IMAGES_ON_ACCELERATOR,
+}
+"""The smallest first: the last one before one that cannot see its images in the time is taken."""
+
+_PASSES: Final = 10  # of a large set that a candidate should make,
+_PASSES_RAISE: Final = 4  # which raises the images it should see by this factor at most
+_MEASURED_IMAGES: Final = 32  # in a step that is measured, of each process
+_MEASURED_STEPS: Final = 2
+_SLOWDOWN_SECONDS: Final = 0.05
+_MEASURING_SHARE: Final = 0.05  # of the time: no further candidate is measured after that
+
+# Of evaluation and report, in seconds of one idle core: two encoders see every image once, and the
+# rest (kNN, the linear classifiers, the pages) grows with the images, or does not.
+_ENCODERS: Final = 2
+_SECONDS_PER_IMAGE: Final = 2.5e-3
+_SECONDS_PER_IMAGE_FROM_WEIGHTS: Final = 8e-3  # of more features, by one encoder more
+_REPORT_SECONDS: Final = 10.0
+# Of the choice of an encoder, which stands above training: weights that are compared, views that
+# whitening sees, and seconds for each image.
+COMPARED_WEIGHTS: Final = 3
+COMPARED_VIEWS: Final = 1024
+_CHOICE_SECONDS: Final = 8e-3
+_ORIGIN: Final = "the choice for the minutes"
+_SAVE_SECONDS: Final = 0.5  # of encoder and head, which is all without evaluation and report
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast this machine is at a config.
+
+    Attributes:
+        image_seconds: of one image's share of a step, on all processes together.
+        encode_seconds: of one image by the frozen encoder.
+        slowdown: how much longer work of one core takes, as other programs want the cores too.
+    """
+
+    image_seconds: float
+    encode_seconds: float
+    slowdown: float = 1.0
+
+
+def reserve_seconds(
+    config: RunConfig, speed: Speed, collection: Collection, *, evaluates: bool
+) -> float:
+    """What comes after the last step, roughly: the choice of an encoder, evaluation and report."""
+    weights = config.encoder.weights is not None
+    seconds = _SAVE_SECONDS
+    if config.keeps_best:
+        shown = min(config.training.keep.images, len(collection.train)) + COMPARED_VIEWS
+        seconds += COMPARED_WEIGHTS * shown * speed.encode_seconds
+        seconds += speed.slowdown * _CHOICE_SECONDS * shown
+    if evaluates:
+        images = len(collection.train) + (0 if collection.test is None else len(collection.test))
+        per_image = _SECONDS_PER_IMAGE_FROM_WEIGHTS if weights else _SECONDS_PER_IMAGE
+        seconds += speed.slowdown * (_REPORT_SECONDS + images * per_image)
+        seconds += images * (_ENCODERS + weights) * speed.encode_seconds
+    return seconds
+
+
+def choose_for_minutes(
+    layers: Overrides,
+    collection: Collection,
+    executor: Executor,
+    own: OwnParts,
+    budget: TimeBudget,
+    *,
+    evaluates: bool,
+) -> tuple[Overrides, Speed]:
+    """The layers above a weakest one, of what the minutes allow; and the speed of that.
+
+    Every process of a run calls it, and all choose the same: candidates are measured in steps that
+    they take together, and the first one's clock counts.
+
+    Args:
+        layers: what the user asks for.
+        collection: the images.
+        executor: its threads make views.
+        own: parts given in Python.
+        budget: the time of the command.
+        evaluates: whether evaluation and report follow.
+    """
+    begun, chosen, start = budget.now(), None, asked_start(layers)
+    for settings, images in _candidates(layers, collection.train, own):
+        config = _resolved(settings, layers, collection.train, own, start)
+        speed = measure_speed(config, collection, executor, own)
+        reserve = reserve_seconds(config, speed, collection, evaluates=evaluates)
+        seconds, measuring = _of_first(
+            budget.seconds - budget.spent_seconds() - reserve, budget.now() - begun
+        )
+        fits = seconds / speed.image_seconds >= _wanted(images, config, collection.train)
+        if chosen is not None and not fits:
+            break
+        length = _length(config, layers, collection.train, seconds / speed.image_seconds)
+        chosen = {**settings, **length}, speed
+        if measuring > _MEASURING_SHARE * budget.seconds:
+            break
+    assert chosen is not None
+    return [(nest(chosen[0]), _ORIGIN), *layers], chosen[1]
+
+
+def measure_speed(
+    config: RunConfig, collection: Collection, executor: Executor, own: OwnParts
+) -> Speed:
+    """Takes a few real steps, views included, and encodes a few images; changes no state of a run.
+
+    Collective: every process of a run calls it.
+    """
+    keep_freed_memory()  # as training does, whose steps would otherwise look slower than they are
+    config = _measured_config(config)
+    device, batch = choose_device(config.training.device), config.training.batch_size
+    sample = collection.train.spread(max(batch, _MEASURED_IMAGES)).decoded_for(config.images)
+    images = in_windows(sample, config.images.windows, side_pixels=config.views.side_pixels)
+    method = build_method(config, replace(collection, train=images), executor, own).train()
+    if method.needs_labels:
+        require_labels(collection.train, config)
+    layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
+    method.to(device).to(memory_format=layout)
+    optimizer = build_optimizer(config.optimizer, method)
+    frozen = frozen_parts(method, config.encoder)
+    if frozen is not None:
+        frozen.set(frozen=True)
+    batches = ViewBatches(
+        images,
+        Order(config.seed, len(images), batch),
+        config.views,
+        executor,
+        view_count=method.views,
+        device=views_device(config.views.applier, device),
+    )
+
+    def step() -> None:
+        # Always the same batch: its images are decoded once, as in all epochs but the first.
+        output = train_step(
+            method, optimizer, batches.at(0).to(device), rate=1e-6, momentum=0.99, config=config
+        )
+        float(output.loss)  # waits for the device
+
+    def encoded() -> None:
+        encode(method.encoder, sample, config.views, executor)
+
+    measured = (_seconds_of(step), _seconds_of(encoded), _slowdown())
+    step_seconds, encode_seconds, slowdown = (
+        one / 1e9 for one in largest_over_processes(*(int(1e9 * one) for one in measured))
+    )
+    return Speed(step_seconds / batch, encode_seconds / len(sample), slowdown)
+
+
+def length_in_words(config: RunConfig, speed: Speed, collection: Collection) -> str:
+    """How long a run of so many epochs takes, roughly, in one sentence."""
+    training, count = config.training, len(collection.train) * config.images.windows**2
+    steps = training.epochs * (count // training.batch_size)
+    minutes = steps * training.batch_size * speed.image_seconds / 60
+    about = f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds"
+    return (
+        f"{training.epochs:,} epochs are {steps:,} steps, which take about {about}; --epochs or "
+        "--minutes asks for another length."
+    )
+
+
+def _seconds_of(work: Callable[[], None]) -> float:
+    """The mean of some calls, the first of which does not count."""
+    work()
+    begun = time.perf_counter()
+    for _ in range(_MEASURED_STEPS):
+        work()
+    return (time.perf_counter() - begun) / _MEASURED_STEPS
+
+
+def _slowdown() -> float:
+    """Seconds that pass while this thread gets a second of a core."""
+    begun, used = time.perf_counter(), time.thread_time()
+    while time.thread_time() - used < _SLOWDOWN_SECONDS:
+        sum(range(10_000))
+    return (time.perf_counter() - begun) / (time.thread_time() - used)
+
+
+def _measured_config(config: RunConfig) -> RunConfig:
+    """The same with a batch that takes little time, and a cache that leaves no file behind."""
+    batch, share = config.training.batch_size, _MEASURED_IMAGES
+    if config.norm.is_grouped:
+        share = config.norm.images_per_group
+    batch = min(batch // process_count(), share) * process_count() or batch
+    training = replace(config.training, batch_size=batch, chunk_size=None)
+    cache = "none" if config.images.cache == "none" else "memory"
+    images = replace(config.images, cache=cache)  # type: ignore[arg-type]
+    return replace(config, training=training, images=images)
+
+
+def _candidates(
+    layers: Overrides, images: ImageSet, own: OwnParts
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """Settings to try, and images that each should see; none of what is asked for itself."""
+    if own.encoder is not None or asked_setting(layers, "scale") is not None:
+        yield {}, 0
+        return
+    weights = is_asked(layers, "encoder.weights")
+    on_cpu = choose_device(overlay_all(RunConfig(), layers).training.device).type == "cpu"
+    photographs = images.median_side_pixels >= PHOTOGRAPH_SIDE_PIXELS
+    fixed = tuple(one for one in ("encoder", "views.side_pixels") if is_asked(layers, one))
+    tried = list[dict[str, Any]]()
+    for candidate in _FROM_WEIGHTS if weights else _CANDIDATES[on_cpu, photographs]:
+        encoder = {f"encoder.{name}": value for name, value in candidate.encoder.items()}
+        settings = {**encoder, "views.side_pixels": candidate.side_pixels}
+        settings = {k: v for k, v in settings.items() if not k.startswith(fixed)}
+        if settings not in tried:
+            tried.append(settings)
+            yield settings, candidate.images
+
+
+def _wanted(images: int, config: RunConfig, train: ImageSet) -> float:
+    """How many images a candidate should see on this set: more where it is large."""
+    passes = _PASSES * len(train) * config.images.windows**2
+    return max(images, min(passes, _PASSES_RAISE * images))
+
+
+def _resolved(
+    settings: Mapping[str, Any],
+    layers: Overrides,
+    images: ImageSet,
+    own: OwnParts,
+    start: StartWeights | None,
+) -> RunConfig:
+    config, _ = resolve(
+        [(nest(settings), _ORIGIN), *layers],
+        image_count=len(images),
+        median_side_pixels=images.median_side_pixels,
+        channels=images.channels,
+        own=own,
+        start=start,
+    )
+    return config
+
+
+def _length(config: RunConfig, layers: Overrides, train: ImageSet, seen: float) -> dict[str, Any]:
+    """Batch, epochs and epochs between measurements, of a run that sees so many images."""
+    batch = config.training.batch_size
+    if seen < _LEAST_STEPS * batch and not is_asked(layers, "training.batch_size"):
+        batch = min(batch, SMALL_BATCH)
+    count = len(train) * config.images.windows**2
+    per_epoch = max(1, count // batch)
+    epochs = max(1, round(seen / batch / per_epoch))
+    return {
+        "training.batch_size": batch,
+        "training.epochs": epochs,
+        "probe.health_every_epochs": health_interval(epochs, count, config.probe.images),
+    }
+
+
+def _of_first(*seconds: float) -> tuple[float, ...]:
+    """The first process's numbers, on all."""
+    told: list[float] = json.loads(run_on_first(lambda: json.dumps(seconds)))
+    return tuple(told)

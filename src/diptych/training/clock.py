@@ -1,0 +1,109 @@
+"""The minutes of a run: how many steps fit, planned anew while it trains."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from diptych.config.run import RunConfig
+from diptych.views.batches import Order
+
+PLANNED_EVERY: Final = 0.05
+"""Share of the training time after which the steps are planned anew: often enough to end within
+the time when the pace changes late, and with enough steps between to know the pace."""
+
+
+@dataclass
+class TimeBudget:
+    """What of the minutes of a command is spent, and how many steps fit in the rest.
+
+    Attributes:
+        seconds: of all commands of the run together, report included.
+        reserve_seconds: for evaluation and report, after the last step.
+        step_seconds: of one step; as measured before training, then as seen.
+        begun: when this command began, by ``now``.
+        earlier_seconds: spent by earlier commands of the run, until their last checkpoint.
+        now: a clock in seconds that nobody sets.
+    """
+
+    seconds: float
+    reserve_seconds: float
+    step_seconds: float
+    begun: float
+    earlier_seconds: float = 0.0
+    now: Callable[[], float] = time.monotonic
+
+    def spent_seconds(self) -> float:
+        """By all commands of the run so far."""
+        return self.earlier_seconds + self.now() - self.begun
+
+    def training_seconds_left(self) -> float:
+        """Until evaluation and report must begin; negative where it is too late."""
+        return self.seconds - self.reserve_seconds - self.spent_seconds()
+
+    def begin(self, step: int, *, earlier_seconds: float) -> int:
+        """The steps of the whole run, as training begins or goes on after ``step`` steps."""
+        self.earlier_seconds = earlier_seconds
+        self._interval = PLANNED_EVERY * max(0.0, self.training_seconds_left())
+        self._planned_step, self._planned_at = step, self.spent_seconds()
+        return self._planned(step)
+
+    def planned_after(self, step: int) -> int | None:
+        """The steps of the whole run where a new plan is due after a step; None where it is not.
+
+        When the time is over it is due at once: the next step is the last.
+        """
+        if self.training_seconds_left() <= 0:
+            return step + 1
+        passed = self.spent_seconds() - self._planned_at
+        if passed < self._interval:
+            return None
+        seen = passed / (step - self._planned_step)
+        # Half of what was known before: a slow stretch, as images that are decoded for the first
+        # time, is not the pace of all that comes.
+        self.step_seconds = (self.step_seconds + seen) / 2
+        self._planned_step, self._planned_at = step, self.spent_seconds()
+        return self._planned(step)
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """What is done inside is time spent, but does not count towards the pace of steps."""
+        begun = self.now()
+        yield
+        self._planned_at += self.now() - begun
+
+    def ends_at(self) -> datetime:
+        """The time of day at which the minutes are over."""
+        return datetime.now() + timedelta(seconds=self.seconds - self.spent_seconds())
+
+    def _planned(self, step: int) -> int:
+        return step + max(1, round(self.training_seconds_left() / self.step_seconds))
+
+
+def plan_in_words(config: RunConfig, budget: TimeBudget, order: Order, total_steps: int) -> str:
+    """What the minutes are used for, in one sentence."""
+    training, epochs = config.training, total_steps / order.steps_per_epoch
+    minutes, threads = budget.seconds / 60, training.threads or 1
+    where = f"{threads} thread{'s' * (threads > 1)}" if training.device == "cpu" else "the GPU"
+    return (
+        f"{minutes:g} minute{'s' * (minutes != 1)} on {where}: "
+        f"{config.encoder.name} on {config.views.side_pixels} pixels, batch {training.batch_size}, "
+        f"about {_count(epochs)} epochs of {order.image_count:,} images, ending at about "
+        f"{budget.ends_at():%H:%M}."
+    )
+
+
+def taken_in_words(steps: int, steps_per_epoch: int, seconds: float, config_file: Path) -> str:
+    """What a run of some minutes took, and how to repeat it, in two sentences."""
+    epochs = steps / steps_per_epoch
+    return (
+        f"Training took {steps:,} steps, {_count(epochs)} epochs, in {seconds / 60:.1f} minutes. "
+        f"To repeat it by length: --config {config_file} --epochs {max(1, round(epochs))}."
+    )
+
+
+def _count(epochs: float) -> str:
+    return f"{epochs:,.0f}" if epochs >= 10 else f"{epochs:.1f}"

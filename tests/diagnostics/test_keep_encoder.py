@@ -1,0 +1,421 @@
+"""The encoder that is kept: the known best one, by images that no figure is measured on."""
+
+import json
+import re
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from diptych.config.data import ImagesConfig, ViewsConfig
+from diptych.config.model import EncoderConfig, NormConfig
+from diptych.config.run import OWN, KeepConfig, RunConfig, TrainingConfig
+from diptych.diagnostics import keep_encoder as selection
+from diptych.diagnostics.candidates import (
+    NAMES,
+    SHARES,
+    WHITENED,
+    Candidate,
+    Choice,
+    choose_with_labels,
+    choose_without_labels,
+    read_choice,
+)
+from diptych.diagnostics.keep_encoder import keep_encoder
+from diptych.errors import ConfigError, RunFolderError
+from diptych.evaluation.features import encode
+from diptych.evaluation.labelled import labelled_parts
+from diptych.images.collection import Collection, ImageSet
+from diptych.images.open import open_images
+from diptych.models.norms import use_norm
+from diptych.models.weights import load_encoder, save_encoder
+from diptych.pretraining import pretrain
+from diptych.report.page import template
+from diptych.runs.folder import RunFolder
+from diptych.views.batches import evaluation_views
+
+SIDE = 8
+CONFIG = RunConfig(
+    encoder=EncoderConfig(OWN),
+    views=ViewsConfig(side_pixels=SIDE),
+    training=TrainingConfig(keep=KeepConfig("best")),
+)
+
+
+class Colours(nn.Module):
+    """The mean of each colour, by a weight of its own, with noise that no class depends on."""
+
+    def __init__(self, weights: tuple[float, float, float]) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(3, 3, 1, bias=False)
+        self.norm = nn.BatchNorm2d(3)
+        with torch.no_grad():
+            self.mix.weight.copy_(torch.diag(torch.tensor(weights))[:, :, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.as_tensor(self.norm(self.mix(images)).mean(dim=(2, 3)))
+
+
+RED, GREEN, BLUE = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
+
+
+def pictures(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Of four classes: red high or low, green high or low; blue is noise."""
+    rng, labels = np.random.default_rng(seed), np.arange(count) % 4
+    colours = np.stack([labels % 2, labels // 2, rng.integers(0, 2, count)], axis=1)
+    values = 70 + 110 * colours[:, None, None, :] + rng.integers(0, 40, (count, SIDE, SIDE, 3))
+    return values.astype(np.uint8), labels
+
+
+def opened(
+    path: Path, executor: Executor, *, labels: bool = True, test: bool = False
+) -> Collection:
+    arrays: dict[str, Any] = {}
+    for part, count, seed in (("train", 160, 0), *((("test", 40, 1),) if test else ())):
+        arrays[f"{part}_images"], found = pictures(count, seed)
+        if labels:
+            arrays[f"{part}_labels"] = found
+    np.savez(path, **arrays)
+    return open_images(ImagesConfig(path=str(path)), executor)
+
+
+def trained(weights: tuple[float, float, float], *, norm: NormConfig | None = None) -> nn.Module:
+    """With statistics of its own, from images of the kind."""
+    network = use_norm(Colours(weights), norm or NormConfig()).train()
+    images = torch.from_numpy(pictures(64, 3)[0]).permute(0, 3, 1, 2).float() / 100 - 1.2
+    for _ in range(60):
+        network(images)
+    return network
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+def kept(
+    folder: RunFolder,
+    collection: Collection,
+    executor: Executor,
+    start: nn.Module,
+    last: nn.Module,
+    config: RunConfig = CONFIG,
+) -> str:
+    save_encoder(folder.untrained, start, config)
+    keep_encoder(folder, last, config, collection, executor, own_encoder=Colours(RED))
+    choice = read_choice(folder)
+    assert choice is not None
+    return choice.chosen
+
+
+def test_the_start_is_kept_where_training_made_it_worse(
+    folder: RunFolder, tmp_path: Path, executor: Executor
+) -> None:
+    start, last = trained((1.0, 1.0, 0.0)), trained(BLUE)
+    collection = opened(tmp_path / "i.npz", executor)
+    assert kept(folder, collection, executor, start, last) == "start"
+    for name, value in load_file(folder.encoder).items():
+        assert torch.equal(value, start.state_dict()[name]), name
+    for name, value in load_file(folder.last).items():
+        assert torch.equal(value, last.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    "kind", ["batch", *(pytest.param(one, marks=pytest.mark.slow) for one in ("sync", "shuffle"))]
+)
+def test_an_average_is_kept_where_it_sees_what_both_see(
+    kind: Any, folder: RunFolder, tmp_path: Path, executor: Executor
+) -> None:
+    """The average tells all classes apart, which neither of the two does."""
+    config = replace(CONFIG, norm=NormConfig(kind))
+    start, last = (trained(weights, norm=config.norm) for weights in (RED, GREEN))
+    collection = opened(tmp_path / "i.npz", executor)
+    assert kept(folder, collection, executor, start, last, config) == "average 0.5"
+    choice = read_choice(folder)
+    assert choice is not None
+    found = {one.name: one for one in choice.candidates}
+    assert list(found) == list(NAMES)
+    for name in ("start", "last"):
+        assert found[name].linear == pytest.approx(0.5, abs=0.15)
+    assert found["average 0.5"].knn == found["average 0.5"].linear == 1.0
+    assert found["start"].gain == 0.0
+    assert found["average 0.5"].gain == pytest.approx(1 - found["start"].accuracy, abs=1e-9)
+    mixed = load_encoder(folder, encoder=Colours(RED)).network.state_dict()
+    weights = torch.diagonal(mixed["mix.weight"][:, :, 0, 0]).tolist()
+    assert weights == [0.5, 0.5, 0.0]
+    # Statistics are those of these activations, and not means of those of others.
+    shown = evaluation_views(collection.train, np.arange(160), "center", config.views, executor)[0]
+    network = load_encoder(folder, encoder=Colours(RED)).network
+    normalised = network.norm(network.mix(shown))  # type: ignore[operator]
+    spread = normalised.transpose(0, 1).flatten(1).std(dim=1)
+    torch.testing.assert_close(spread, torch.tensor([1.0, 1.0, 0.0]), rtol=0.05, atol=1e-6)
+    assert "average of weights, 50% of the last step" in choice.why
+
+
+@pytest.mark.parametrize("test", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_no_image_is_used_that_figures_are_measured_on(
+    test: bool,
+    folder: RunFolder,
+    tmp_path: Path,
+    executor: Executor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    collection = opened(tmp_path / "i.npz", executor, test=test)
+    shown, original = list[NDArray[np.uint64]](), encode
+
+    def watched(network: nn.Module, images: ImageSet, *more: Any, **options: Any) -> Tensor:
+        assert images.checksums is not None
+        shown.append(images.checksums)
+        return original(network, images, *more, **options)
+
+    monkeypatch.setattr(selection, "encode", watched)
+    kept(folder, collection, executor, trained(RED), trained(GREEN))
+    labelled = labelled_parts(collection)
+    assert labelled is not None
+    assert labelled.test.checksums is not None
+    measured_on = set(map(tuple, labelled.test.checksums.tolist()))
+    assert measured_on
+    assert len(shown) == len(SHARES)
+    for one in shown:
+        assert len(one)
+        assert not measured_on & set(map(tuple, one.tolist()))
+
+
+def test_without_labels_it_goes_by_neighbours(
+    folder: RunFolder, tmp_path: Path, executor: Executor
+) -> None:
+    collection = opened(tmp_path / "i.npz", executor, labels=False)
+    start = trained((1.0, 1.0, 1.0))
+    assert kept(folder, collection, executor, start, trained((1.0, 1.0, 0.99))) == (
+        "last, whitened"
+    )
+    choice = read_choice(folder)
+    assert choice is not None
+    assert "no labels" in choice.images
+    assert all(one.knn is None for one in choice.candidates)
+    assert kept(folder, collection, executor, start, trained(BLUE)) != ("last, whitened")
+
+
+@pytest.mark.slow
+def test_called_again_it_goes_by_the_choice_that_was_made(
+    folder: RunFolder, tmp_path: Path, executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill between any two of its files, or where one of them was lost."""
+    collection = opened(tmp_path / "i.npz", executor)
+    start, last = trained(RED), trained(GREEN)
+    kept(folder, collection, executor, start, last)
+    encoder, choice = folder.encoder.read_bytes(), folder.candidates.read_bytes()
+    for lost in (folder.candidates, folder.last):  # chosen anew, and read
+        lost.unlink()
+        folder.encoder.unlink()
+        kept(folder, collection, executor, start, last)
+        assert folder.encoder.read_bytes() == encoder
+        assert folder.candidates.read_bytes() == choice
+    monkeypatch.setattr(selection, "_compared", lambda *_: pytest.fail("compared again"))
+    kept(folder, collection, executor, start, last)
+    assert folder.encoder.read_bytes() == encoder
+    monkeypatch.undo()
+    # Of other weights the choice says nothing.
+    kept(folder, collection, executor, start, trained(BLUE))
+    assert json.loads(folder.candidates.read_bytes())["weights"] != json.loads(choice)["weights"]
+
+
+def as_text(**change: object) -> str:
+    one = {"name": "start", "trained_share": 0.0, "neighbours_kept": 1.0}
+    content = {"format": 1, "chosen": "start", "why": "", "images": "", "weights": ""}
+    return json.dumps({**content, "candidates": [one], **change})
+
+
+def test_a_whole_choice_is_read(folder: RunFolder) -> None:
+    folder.path.mkdir()
+    folder.candidates.write_text(as_text())
+    found = read_choice(folder)
+    assert found is not None
+    assert found.candidates == (Candidate("start", 0.0, 1.0),)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        as_text(why=5),
+        as_text(chosen="last"),
+        as_text(candidates=[{"name": "start"}]),
+        as_text(candidates=[{"name": "start", "trained_share": "a", "neighbours_kept": 1.0}]),
+        as_text(
+            candidates=[{"name": "start", "trained_share": 0, "neighbours_kept": 1.0, "knn": 0.5}]
+        ),
+        "[]",
+        "{",
+        '{"format": 1}',
+        '{"format": 1, "chosen": "mine", "candidates": []}',
+        "1",
+    ],
+)
+def test_a_damaged_choice_is_refused_in_words(text: str, folder: RunFolder) -> None:
+    folder.path.mkdir()
+    folder.candidates.write_text(text)
+    with pytest.raises(RunFolderError, match=r"is damaged.*--resume"):
+        read_choice(folder)
+
+
+def test_a_start_that_is_damaged_is_refused_in_words(
+    folder: RunFolder, tmp_path: Path, executor: Executor
+) -> None:
+    collection = opened(tmp_path / "i.npz", executor)
+    folder.path.mkdir()
+    folder.untrained.write_bytes(b"no tensors")
+    with pytest.raises(RunFolderError, match=r"untrained\.safetensors.*is damaged"):
+        keep_encoder(folder, trained(RED), CONFIG, collection, executor, own_encoder=Colours(RED))
+    assert not folder.encoder.exists()
+
+
+def test_where_the_start_is_gone_the_last_encoder_is_kept(
+    folder: RunFolder, tmp_path: Path, executor: Executor
+) -> None:
+    collection, said = opened(tmp_path / "i.npz", executor), list[str]()
+    keep_encoder(folder, trained(RED), CONFIG, collection, executor, say=said.append)
+    assert folder.encoder.exists()
+    assert read_choice(folder) is None
+    assert "is gone" in said[0]
+
+
+def candidate(
+    name: str, neighbours: float = 1.0, knn: float = 0.5, linear: float = 0.5, error: float = 0.0
+) -> Candidate:
+    share = SHARES[name.removesuffix(WHITENED)]
+    return Candidate(name, share, neighbours, knn, linear, (knn + linear) / 2 - 0.5, error)
+
+
+def chosen_of(*others: Candidate) -> str:
+    named = {one.name: one for one in others}
+    return choose_with_labels([named.get(name) or candidate(name) for name in NAMES])
+
+
+def test_the_rule_with_labels() -> None:
+    assert chosen_of() == "start"
+    assert chosen_of(candidate("last", knn=0.7, linear=0.6)) == "last"
+    assert chosen_of(candidate("average 0.5", knn=0.7, linear=0.6)) == "average 0.5"
+    white = candidate("start, whitened", knn=0.7, linear=0.6)
+    assert chosen_of(white, candidate("last", knn=0.6, linear=0.7)) == "start, whitened"
+
+
+def test_what_chance_may_have_made_better_is_not_kept() -> None:
+    assert chosen_of(candidate("last", knn=0.54, linear=0.54, error=0.05)) == "start"
+    assert chosen_of(candidate("last", knn=0.54, linear=0.54, error=0.03)) == "last"
+
+
+def test_what_loses_by_the_linear_classifier_is_not_kept() -> None:
+    assert chosen_of(candidate("last", knn=0.9, linear=0.49)) == "start"
+    assert chosen_of(candidate("last", knn=0.9, linear=0.496)) == "last"
+
+
+def test_the_rule_without_labels() -> None:
+    def chosen(*kept: float) -> str:
+        plain = [candidate(name, share) for name, share in zip(SHARES, kept, strict=True)]
+        white = [candidate(name + WHITENED, 0.0) for name in SHARES]
+        return choose_without_labels([*plain, *white])
+
+    assert chosen(1.0, 0.9, 0.15) == "average 0.5, whitened"
+    assert chosen(1.0, 0.9, 0.9) == "last, whitened"
+    assert chosen(1.0, 0.1, 0.1) == "start, whitened"
+
+
+def test_which_runs_choose() -> None:
+    weights = EncoderConfig(weights="there.safetensors")
+    last = TrainingConfig(keep=KeepConfig("last"))
+    assert not RunConfig().keeps_best
+    assert RunConfig(encoder=weights).keeps_best
+    assert not RunConfig(encoder=weights, training=last).keeps_best
+    assert CONFIG.keeps_best
+
+
+# --- in a run ---------------------------------------------------------------------------------
+
+SMALL: dict[str, Any] = {
+    "head.hidden_features": 8,
+    "head.output_features": 4,
+    "views.side_pixels": SIDE,
+    "training.batch_size": 16,
+    "training.threads": 1,
+    "training.epochs": 1,
+    "probe.images": 16,
+}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    pixels, labels = pictures(64, 0)
+    np.savez(tmp_path / "images.npz", images=pixels, labels=labels)
+    return tmp_path / "images.npz"
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_best_and_resumes_after_a_kill(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way = {**SMALL, "training.keep.kind": "best"}
+
+    def run(name: str, **more: Any) -> RunFolder:
+        module = trained((1.0, 1.0, 0.0))
+        return RunFolder(
+            pretrain(images, out=tmp_path / name, encoder=module, quiet=True, **way, **more)
+        )
+
+    whole = run("whole")
+    original: Callable[..., Any] = selection._compared
+
+    def killed(*arguments: Any) -> Any:
+        original(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(selection, "_compared", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run("killed")
+    assert not (tmp_path / "killed" / "encoder.safetensors").exists()
+    resumed = run("killed", resume=True)
+    for file in ("candidates", "encoder", "last", "head"):
+        assert getattr(resumed, file).read_bytes() == getattr(whole, file).read_bytes(), file
+    assert json.loads(whole.candidates.read_bytes())["chosen"] in NAMES
+
+
+def test_best_of_random_weights_is_refused(images: Path, tmp_path: Path) -> None:
+    way = {**SMALL, "training.keep.kind": "best"}
+    with pytest.raises(
+        ConfigError, match=r"training\.keep\.kind = 'best' .* give encoder\.weights"
+    ):
+        pretrain(images, out=tmp_path / "run", quiet=True, **way)
+
+
+# --- on the page ------------------------------------------------------------------------------
+
+
+def shown(choice: Choice | None) -> str:
+    page = template("candidates.html.jinja").render(choice=choice)
+    return " ".join(re.sub("<[^>]+>", " ", page).split())
+
+
+def test_the_page_shows_every_candidate_with_its_figures() -> None:
+    found = (
+        Candidate("start", 0.0, 1.0, 0.81, 0.9, 0.0, 0.0),
+        Candidate("last", 1.0, 0.42, 0.7, 0.8, -0.105, 0.02),
+    )
+    page = shown(Choice("start", "Kept is the start.", "On 9 images.", found, ""))
+    assert "Kept is the start. On 9 images." in page
+    assert "start 81.0% 90.0% +0.0 &plusmn; 0.0 100%" in page
+    assert "last 70.0% 80.0% -10.5 &plusmn; 2.0 42%" in page
+    assert "<b>" not in page
+
+
+def test_the_page_shows_neighbours_alone_without_labels_and_nothing_without_a_choice() -> None:
+    found = (Candidate("start", 0.0, 1.0), Candidate("last", 1.0, 0.42))
+    assert "last - - - 42%" in shown(Choice("last", "", "", found, ""))
+    assert shown(None) == ""

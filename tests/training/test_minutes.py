@@ -1,0 +1,376 @@
+"""Runs of so many minutes: how long they are, by a clock of the tests' own, and what is chosen."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
+from diptych.config.data import ImagesConfig
+from diptych.config.files import load_run_config, nest
+from diptych.config.run import RunConfig
+from diptych.diagnostics import keep_encoder
+from diptych.diagnostics.candidates import SHARES
+from diptych.errors import ConfigError, Interrupted
+from diptych.images.collection import Collection, ImageSet
+from diptych.images.open import from_array
+from diptych.logging.metrics import read_metrics
+from diptych.logging.progress import Watcher
+from diptych.methods.build import NOTHING_OWN
+from diptych.pretraining import run_pretraining
+from diptych.resolve import overrides_of
+from diptych.training import budget as budget_module
+from diptych.training.budget import Speed, choose_for_minutes
+from diptych.training.clock import TimeBudget
+from diptych.views.batches import Batch, ViewBatches
+
+Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
+TINY: dict[str, Any] = {
+    "encoder.width": 4,
+    "encoder.stage_blocks": (1, 1),
+    "head.hidden_features": 8,
+    "head.output_features": 8,
+    "views.side_pixels": 16,
+    "training.batch_size": 16,
+    "training.threads": 1,
+    "probe.images": 16,
+    "probe.health_every_epochs": 100,
+}
+
+
+MINUTES = 0.345  # of which saving takes half a second: 20 steps of a second
+
+
+class Clock:
+    """Moves only where a step is taken."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class Notes(Watcher):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.plans: list[int] = []
+
+    def say(self, sentence: str) -> None:
+        self.said.append(sentence)
+
+    def begin(self, *, step: int, total_steps: int) -> None:
+        self.plans.append(total_steps)
+
+    def planned(self, total_steps: int) -> None:
+        self.plans.append(total_steps)
+
+
+@pytest.fixture
+def images(tmp_path: Path, stripes: Stripes) -> Path:
+    pixels, labels = stripes(64)
+    np.savez(tmp_path / "images.npz", images=pixels, labels=labels)
+    return tmp_path / "images.npz"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A second a step, as was measured."""
+    clock = Clock()
+    original = ViewBatches.at
+
+    def at(self: ViewBatches, step: int) -> Batch:
+        clock.seconds += 1.0
+        return original(self, step)
+
+    monkeypatch.setattr(ViewBatches, "at", at)
+    _measure_as(monkeypatch, lambda config: Speed(1 / config.training.batch_size, 0.0))
+    return clock
+
+
+def _measure_as(monkeypatch: pytest.MonkeyPatch, speed: Callable[[RunConfig], Speed]) -> None:
+    for place in ("diptych.training.budget.measure_speed", "diptych.pretraining.measure_speed"):
+        monkeypatch.setattr(place, lambda config, *_: speed(config))
+
+
+def run(
+    images: Path, out: Path, clock: Callable[[], float], *, resume: bool = False, **more: Any
+) -> Notes:
+    notes = Notes()
+    settings = {"images.path": str(images), "training.minutes": MINUTES, **TINY, **more}
+    run_pretraining(
+        nest(settings), out=out, config_file=None, resume=resume, watcher=notes, now=clock
+    )
+    return notes
+
+
+def final_state(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    return load_checkpoint(list_checkpoints(out / "checkpoints")[0])
+
+
+def test_a_run_takes_its_minutes_and_its_rate_ends_with_them(
+    images: Path, tmp_path: Path, clock: Clock
+) -> None:
+    begun = clock.seconds
+    notes = run(images, tmp_path / "run", clock)
+    assert clock.seconds - begun == 20
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert lines[-1]["step"] == clock.seconds - begun
+    assert lines[-1]["learning_rate"] < 0.02 * max(line["learning_rate"] for line in lines)
+    config = load_run_config(tmp_path / "run" / "config.toml")
+    assert (config.training.minutes, config.training.epochs) == (MINUTES, 5)  # of 4 steps
+    first = next(said for said in notes.said if said.startswith("0.345 minutes on 1 thread"))
+    assert "small_resnet on 16 pixels, batch 16, about 5.0 epochs of 64 images, ending at" in first
+    last = notes.said[-1]
+    assert f"--config {tmp_path / 'run' / 'config.toml'} --epochs 5." in last
+
+
+def test_a_run_that_is_interrupted_ends_with_the_same_steps_and_bits(
+    images: Path, tmp_path: Path, clock: Clock
+) -> None:
+    run(images, tmp_path / "unbroken", clock)
+    counted = ViewBatches.at
+    with pytest.MonkeyPatch.context() as patch:
+
+        def at(self: ViewBatches, step: int) -> Batch:
+            if step == 7:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return counted(self, step)
+
+        patch.setattr(ViewBatches, "at", at)
+        with pytest.raises(Interrupted, match="saved after step 8"):
+            run(images, tmp_path / "broken", clock)
+    _, scalars = final_state(tmp_path / "broken")
+    assert scalars["minutes"] == {"total_steps": 20, "spent_seconds": 8.0}
+    clock.seconds += 1e6  # until somebody goes on
+    run(images, tmp_path / "broken", clock, resume=True)
+    (ours, of_ours), (theirs, of_theirs) = map(
+        final_state, (tmp_path / "unbroken", tmp_path / "broken")
+    )
+    assert of_ours["step"] == of_theirs["step"]
+    assert all(bool((value == theirs[name]).all()) for name, value in ours.items())
+
+
+@pytest.mark.parametrize("later", [0.5, 3.0])
+def test_the_steps_are_planned_anew_when_the_pace_changes(later: float) -> None:
+    clock = Clock()
+    budget = TimeBudget(1000.0, 100.0, 1.0, clock(), now=clock)
+    step, total = 0, budget.begin(0, earlier_seconds=0.0)
+    assert total == 900
+    while step < total:
+        clock.seconds += 1.0 if clock() < 1400 else later
+        step += 1
+        planned = budget.planned_after(step)
+        total = planned if planned is not None and step < total else total
+    assert clock() - 1000 == pytest.approx(900, rel=0.02)
+    assert step == pytest.approx(400 + 500 / later, rel=0.05)
+
+
+def test_when_the_time_is_over_the_next_step_is_the_last() -> None:
+    clock = Clock()
+    budget = TimeBudget(60.0, 10.0, 1.0, clock(), now=clock)
+    assert budget.begin(7, earlier_seconds=20.0) == 7 + 30
+    clock.seconds += 1.0
+    assert budget.planned_after(8) is None
+    clock.seconds += 29.0
+    assert budget.planned_after(9) == 10
+
+
+def test_a_run_that_resumes_after_its_time_takes_one_step(
+    images: Path, tmp_path: Path, clock: Clock
+) -> None:
+    counted = ViewBatches.at
+
+    def slow(self: ViewBatches, step: int) -> Batch:
+        clock.seconds += 100.0 * (step == 3)
+        return counted(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ViewBatches, "at", slow)
+        notes = run(images, tmp_path / "run", clock)
+    assert notes.plans[-1] == 5
+    assert final_state(tmp_path / "run")[1]["step"] == 5
+
+
+# What is chosen.
+
+
+def photographs(count: int, side: int) -> Collection:
+    """So many images, all of them the same one, of which none is looked at."""
+    array = np.zeros((1, 8, 8, 3), dtype=np.uint8)
+    one = from_array(array, None, ImagesConfig(path="x"))
+    sides = np.full(count, side, dtype=np.int64)
+    images: ImageSet = replace(
+        one.select(np.zeros(count, dtype=np.int64)), heights=sides, widths=sides
+    )
+    return Collection(images, None, "")
+
+
+def chosen(
+    monkeypatch: pytest.MonkeyPatch,
+    executor: Executor,
+    minutes: float,
+    collection: Collection,
+    **settings: Any,
+) -> dict[str, Any]:
+    """What is chosen where images cost a millionth of a second for each pixel and channel."""
+
+    def speed(config: RunConfig) -> Speed:
+        width = config.encoder.width if config.encoder.name == "small_resnet" else 128
+        return Speed(1e-9 * config.views.side_pixels**2 * width**2, 1e-4)
+
+    _measure_as(monkeypatch, speed)
+    layers = overrides_of(nest({"images.path": "x", "training.minutes": minutes, **settings}), None)
+    clock = Clock()
+    budget = TimeBudget(60 * minutes, 0.0, 1.0, clock(), now=clock)
+    whole, _ = choose_for_minutes(layers, collection, executor, NOTHING_OWN, budget, evaluates=True)
+    return dict(whole[0][0])
+
+
+def test_more_minutes_give_larger_networks_on_larger_views(
+    monkeypatch: pytest.MonkeyPatch, executor: Executor
+) -> None:
+    set_of = photographs(2000, 256)
+    found = [chosen(monkeypatch, executor, minutes, set_of) for minutes in (0.3, 2, 10, 60, 1e5)]
+    asked = [(one["views"]["side_pixels"], *one["encoder"].values()) for one in found]
+    assert asked[0] == (32, "small_resnet", 16)
+    assert asked[1] == (64, "small_resnet", 16)
+    assert asked[2] == (64, "small_resnet", 32)
+    assert asked[3] == (64, "small_resnet", 64)
+    assert asked[4] == (128, "resnet18")
+    small = chosen(monkeypatch, executor, 1e5, photographs(2000, 32))
+    assert small["views"]["side_pixels"] == 32
+    assert small["encoder"] == {"name": "resnet18"}
+
+
+def test_what_is_asked_for_is_not_chosen(
+    monkeypatch: pytest.MonkeyPatch, executor: Executor
+) -> None:
+    set_of = photographs(2000, 256)
+    by = {"encoder.name": "resnet50"}
+    found = chosen(monkeypatch, executor, 1e5, set_of, **by)
+    assert "encoder" not in found
+    assert found["views"] == {"side_pixels": 128}
+    found = chosen(monkeypatch, executor, 1e5, set_of, **{"views.side_pixels": 48})
+    assert "views" not in found
+    assert found["encoder"] == {"name": "resnet18"}
+    found = chosen(monkeypatch, executor, 1e5, set_of, scale="tiny")
+    assert found.keys() == {"training", "probe"}
+    found = chosen(monkeypatch, executor, 0.5, set_of, **{"training.batch_size": 100})
+    assert found["training"]["batch_size"] == 100
+
+
+def test_a_short_run_has_small_batches_and_a_long_one_no_more_measurements_of_health(
+    monkeypatch: pytest.MonkeyPatch, executor: Executor
+) -> None:
+    set_of = photographs(2000, 256)
+    short, long = (chosen(monkeypatch, executor, one, set_of) for one in (0.35, 1e3))
+    assert short["training"]["batch_size"] == 64
+    assert long["training"]["batch_size"] == 128
+    assert short["probe"]["health_every_epochs"] == 5  # of 1,024 images each
+    epochs = long["training"]["epochs"]
+    assert 25 <= epochs / long["probe"]["health_every_epochs"] <= 35
+
+
+def test_measuring_takes_real_steps_and_leaves_no_trace(
+    images: Path, tmp_path: Path, executor: Executor
+) -> None:
+    from diptych.images.open import open_images
+    from diptych.resolve import resolve
+
+    settings = {"images.path": str(images), "images.cache_folder": str(tmp_path / "cache"), **TINY}
+    config, _ = resolve(
+        overrides_of(nest(settings), None), image_count=64, median_side_pixels=32, channels=3
+    )
+    collection = open_images(config.images, executor)
+    before = sorted(tmp_path.rglob("*"))
+    speed = budget_module.measure_speed(config, collection, executor, NOTHING_OWN)
+    assert 0 < speed.encode_seconds < speed.image_seconds < 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_epochs_and_minutes_exclude_each_other(tmp_path: Path) -> None:
+    both = {"images": {"path": "photographs"}, "training": {"epochs": 3, "minutes": 2.0}}
+    with pytest.raises(ConfigError, match=r"the command: training\.epochs = 3 and .* Leave one"):
+        overrides_of(both, None)
+    file = tmp_path / "both.toml"
+    file.write_text("[training]\nepochs = 3\nminutes = 2.0\n")
+    with pytest.raises(ConfigError, match=r"both\.toml: .* exclude each other"):
+        overrides_of({"images": {"path": "photographs"}}, file)
+    # What repeats a run of some minutes by its length, as it says at its end.
+    stronger = {"images": {"path": "photographs"}, "training": {"epochs": 5}}
+    weak, strong = overrides_of(stronger, file)
+    assert weak[0]["training"] == {}
+    assert strong[0]["training"] == {"epochs": 5}
+
+
+def test_minutes_do_not_go_with_a_beginning_of_another_run(
+    images: Path, tmp_path: Path, clock: Clock
+) -> None:
+    run(images, tmp_path / "first", clock)
+    begin = {"images.path": str(images), "training.begin_from": str(tmp_path / "first")}
+    for more, said in (
+        ({"training.minutes": 1.0}, "does not go with training.begin_from"),
+        ({}, "nothing is left to learn"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            run_pretraining(
+                nest({**begin, **more}),
+                out=tmp_path / "second",
+                config_file=None,
+                resume=False,
+                watcher=Notes(),
+            )
+    notes = Notes()
+    run_pretraining(
+        nest({**begin, "training.epochs": 6}),
+        out=tmp_path / "second",
+        config_file=None,
+        resume=False,
+        watcher=notes,
+    )
+    assert final_state(tmp_path / "second")[1]["step"] == 24
+    assert "minutes" not in final_state(tmp_path / "second")[1]
+
+
+@pytest.mark.slow
+def test_a_fifth_of_a_minute_takes_twelve_seconds(images: Path, tmp_path: Path) -> None:
+    begun, more = time.monotonic(), dict[str, Any]({"training.minutes": 0.2})
+    run(images, tmp_path / "run", time.monotonic, **more)
+    assert 0.8 * 12 < time.monotonic() - begun < 1.2 * 12
+
+
+@pytest.mark.slow
+def test_two_processes_end_together(images: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "diptych", "launch", "--nproc-per-node", "2", "--", "pretrain"]
+    command += [str(images), "--minutes", "0.5", "--out", str(tmp_path / "run"), "--no-report"]
+    command += ["--training.threads", "2", "--scale", "tiny"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    steps = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
+    assert final_state(tmp_path / "run")[1]["minutes"]["total_steps"] == steps
+
+
+def test_what_the_choice_of_an_encoder_sees_is_counted() -> None:
+    assert len(SHARES) == budget_module.COMPARED_WEIGHTS
+    assert keep_encoder.WHITENED_BY * keep_encoder.VIEWS == budget_module.COMPARED_VIEWS
+
+
+def test_a_measurement_of_health_is_not_the_pace_of_steps() -> None:
+    clock = Clock()
+    budget = TimeBudget(1000.0, 100.0, 1.0, clock(), now=clock)
+    assert budget.begin(0, earlier_seconds=0.0) == 900
+    with budget.pausing():
+        clock.seconds += 300.0
+    clock.seconds += 60.0  # for 60 steps
+    assert budget.planned_after(60) == 60 + (900 - 360)
