@@ -362,9 +362,11 @@ def test_a_run_keeps_the_best_and_resumes_after_a_kill(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     way = {**SMALL, "training.keep.kind": "best"}
+    module = trained(
+        (1.0, 1.0, 0.0)
+    )  # once: a run sets the number of threads, which its bits follow
 
     def run(name: str, **more: Any) -> RunFolder:
-        module = trained((1.0, 1.0, 0.0))
         return RunFolder(
             pretrain(images, out=tmp_path / name, encoder=module, quiet=True, **way, **more)
         )
