@@ -104,7 +104,7 @@ _MEASURING_SHARE: Final = 0.05  # of the time: no further candidate is measured 
 # Of evaluation and report, in seconds of one idle core: two encoders see every image once, and the
 # rest (kNN, the linear classifiers, the pages) grows with the images, or does not.
 _ENCODERS: Final = 2
-_SECONDS_PER_IMAGE: Final = 2.5e-3
+_SECONDS_PER_IMAGE: Final = 1.2e-3
 _SECONDS_PER_IMAGE_FROM_WEIGHTS: Final = 8e-3  # of more features, by one encoder more
 _REPORT_SECONDS: Final = 10.0
 # Of the choice of an encoder, which stands above training: weights that are compared, views that
