@@ -269,17 +269,7 @@ def find_symptoms(
                 "--optimizer.learning-rate, or weaker views (--views.strength 0.5).",
             )
         )
-    kept = next((x["start_neighbours"] for x in reversed(health) if "start_neighbours" in x), 1.0)
-    if kept < NEIGHBOURS_KEPT:
-        found.append(
-            Symptom(
-                "start_lost",
-                True,
-                f"Of the nearest neighbours of an image by the start weights only {kept:.0%} are "
-                "left: what they knew may be lost. Try a tenth of --optimizer.learning-rate, or "
-                "weaker views, and compare with the start weights by `diptych evaluate`.",
-            )
-        )
+    found += _lost_start(health)
     if _is_shortcut(last, health):
         found.append(
             Symptom(
@@ -309,6 +299,22 @@ def _is_at_chance(last: Mapping[str, Any]) -> bool:
     """Whether the loss is near that of equal scores; where that is 0, nothing can be concluded."""
     chance = last.get("chance_loss", 0.0)
     return bool(chance > 0 and last["loss"] > (1 - AT_CHANCE) * chance)
+
+
+def _lost_start(health: Sequence[Mapping[str, Any]]) -> list[Symptom]:
+    """Of a run from weights: whether few nearest neighbours are as by these."""
+    kept = next((x["start_neighbours"] for x in reversed(health) if "start_neighbours" in x), 1.0)
+    if kept >= NEIGHBOURS_KEPT:
+        return []
+    return [
+        Symptom(
+            "start_lost",
+            True,
+            f"Of the nearest neighbours of an image by the start weights only {kept:.0%} are "
+            "left: what they knew may be lost. Try a tenth of --optimizer.learning-rate, or "
+            "weaker views, and compare with the start weights by `diptych evaluate`.",
+        )
+    ]
 
 
 def _is_shortcut(last: Mapping[str, Any], health: Sequence[Mapping[str, Any]]) -> bool:
