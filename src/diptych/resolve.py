@@ -20,10 +20,11 @@ from diptych.config.recipes import (
     recipe_config,
     suited_batch,
     suited_epochs,
+    suited_pool,
     suited_side,
     suited_windows,
 )
-from diptych.config.run import OWN, RunConfig
+from diptych.config.run import OWN, KeepConfig, RunConfig
 from diptych.errors import ConfigError
 from diptych.images.open import from_any_folder
 from diptych.images.sources.known_sets import PHOTOGRAPHS_NAME
@@ -195,6 +196,7 @@ def _suited_to(
     """
     weights = is_asked(overrides, "encoder.weights")
     base = suited_side(base, median_side_pixels, weights=weights)
+    base = base if weights else suited_pool(base)
     asked = overlay_all(base, overrides)
     # Partners of a group are other images already, and a teacher's classifier sees whole ones.
     if asked.method_name == "contrastive" and asked.images.group_by is None:
@@ -211,7 +213,10 @@ def _suited_to(
     probe = base.probe
     if not is_asked(overrides, "training.epochs"):
         probe = replace(probe, health_every_epochs=health_interval(epochs, count, probe.images))
-    return replace(base, training=replace(base.training, epochs=epochs), probe=probe)
+    training = replace(base.training, epochs=epochs)
+    if asked.method_name == "contrastive" and asked.encoder.name != OWN:
+        training = replace(training, keep=KeepConfig("best"))
+    return replace(base, training=training, probe=probe)
 
 
 def _on_windows(config: RunConfig, image_count: int) -> str:

@@ -30,13 +30,13 @@ from diptych.diagnostics.candidates import (
     read_choice,
 )
 from diptych.diagnostics.keep_encoder import keep_encoder
-from diptych.errors import ConfigError, RunFolderError
+from diptych.errors import RunFolderError
 from diptych.evaluation.features import encode
 from diptych.evaluation.labelled import labelled_parts
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.open import open_images
 from diptych.models.norms import use_norm
-from diptych.models.weights import load_encoder, save_encoder
+from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
 from diptych.pretraining import pretrain
 from diptych.report.page import template
 from diptych.runs.folder import RunFolder
@@ -389,12 +389,34 @@ def test_a_run_keeps_the_best_and_resumes_after_a_kill(
     assert json.loads(whole.candidates.read_bytes())["chosen"] in NAMES
 
 
-def test_best_of_random_weights_is_refused(images: Path, tmp_path: Path) -> None:
-    way = {**SMALL, "training.keep.kind": "best"}
-    with pytest.raises(
-        ConfigError, match=r"training\.keep\.kind = 'best' .* give encoder\.weights"
-    ):
-        pretrain(images, out=tmp_path / "run", quiet=True, **way)
+def test_from_random_weights_the_last_encoder_is_compared_with_itself_whitened(
+    images: Path, tmp_path: Path
+) -> None:
+    way = {**SMALL, "training.keep.kind": "best", "encoder.width": 4}
+    folder = RunFolder(pretrain(images, out=tmp_path / "run", quiet=True, **way))
+    choice = read_choice(folder)
+    assert choice is not None
+    assert [one.name for one in choice.candidates] == ["last", "last, whitened"]
+    assert choice.candidates[0].gain == 0.0
+    last, kept = load_file(folder.last), load_encoder(folder)
+    for name, value in kept.network.state_dict().items():
+        assert torch.equal(value, last[name]), name
+    assert (kept.whitening is not None) == (choice.chosen == "last, whitened")
+    assert "start" not in choice.why
+
+
+def test_without_labels_the_last_encoder_of_random_weights_is_whitened(
+    folder: RunFolder, tmp_path: Path, executor: Executor
+) -> None:
+    config = replace(CONFIG, encoder=EncoderConfig(width=4))
+    collection = opened(tmp_path / "i.npz", executor, labels=False)
+    network = untrained_encoder(config)
+    keep_encoder(folder, network, config, collection, executor)
+    choice = read_choice(folder)
+    assert choice is not None
+    assert choice.chosen == "last, whitened"
+    assert "views of an image differ less" in choice.why
+    assert load_encoder(folder).whitening is not None
 
 
 # --- on the page ------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from diptych.cli.main import main
 from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.diagnostics.health import build_health
 from diptych.diagnostics.ranking import rank_runs
-from diptych.errors import ImagesError
+from diptych.errors import ConfigError, ImagesError
 from diptych.evaluation.labelled import open_labelled
 from diptych.evaluation.protocols import evaluate
 from diptych.images.open import open_images
@@ -122,6 +122,44 @@ def test_figures_on_different_images_have_each_their_caption(run: Path, tmp_path
     assert all(words(caption) in page for caption in captions.values())
     assert "Measured on 6 images that pretraining did not see." in page  # the geometry
     assert "on other images, so the two cannot be compared" in page
+
+
+def test_fewer_images_are_fitted_and_measured_on_where_that_is_asked(
+    run: Path, flat: Path, tmp_path: Path
+) -> None:
+    """The same as a folder of these images alone."""
+    few = {"fit_images": 18, "test_images": 12}
+    for label in range(3):
+        fill(tmp_path / "test" / f"class{label}", label, [f"{n:02}" for n in range(8)])
+    given: Any = {"train": flat / "train", "test": tmp_path / "test", "threads": 1}
+    found = evaluate(run, ["knn", "linear"], **given, **few)
+    split = found["details"]["knn"]["split"]
+    assert (split["train_images"], split["test_images"]) == (18, 12)
+    assert "Of 45 images 18 are fitted on, spread over all." in split["words"]
+    assert "Of 24 images 12 are measured on, spread over all." in split["words"]
+    for part, folder, count, most in (
+        ("a", flat / "train", 45, 18),
+        ("b", tmp_path / "test", 24, 12),
+    ):
+        files = sorted(folder.rglob("*.png"))
+        assert len(files) == count
+        for row in range(most):
+            file = files[row * (count - 1) // (most - 1)]
+            (tmp_path / part / file.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, tmp_path / part / file.parent.name)
+    given |= {"train": tmp_path / "a", "test": tmp_path / "b"}
+    alone = evaluate(run, ["knn", "linear"], **given)
+    assert alone["knn"] == found["knn"]
+    assert alone["linear"] == found["linear"]
+    with pytest.raises(ConfigError, match="--test-images must be 10 or more; got 3"):
+        evaluate(run, ["knn"], threads=1, test_images=3)
+
+
+def test_of_a_set_that_is_cut_each_image_is_counted_once(run: Path) -> None:
+    found = evaluate(run, ["knn"], threads=1, fit_images=20)
+    split = found["details"]["knn"]["split"]
+    assert (split["train_images"], split["test_images"], split["cut"]) == (20, 9, True)
+    assert found["details"]["knn_leave_one_out"]["split"]["test_images"] == 29
 
 
 def test_what_lies_beside_given_images_is_said(tmp_path: Path) -> None:

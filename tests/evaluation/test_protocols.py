@@ -157,7 +157,7 @@ def test_the_supervised_rival_is_trained_once(run: Path, monkeypatch: pytest.Mon
     # The run took 4 steps of 72 images; 57 labelled ones make 3 a pass, so 2 passes.
     assert trained == [2]
     ours, theirs = (
-        load_encoder(run / name).state_dict()
+        load_encoder(run / name).network.state_dict()
         for name in ("encoder.safetensors", "supervised.safetensors")
     )
     assert ours.keys() == theirs.keys()

@@ -53,6 +53,31 @@ def test_width_and_depth_are_parameters(
     assert encoder.training
 
 
+@pytest.mark.parametrize(
+    ("settings", "maps"),
+    [
+        ({"name": "small_resnet", "stem": "small", "width": 4}, "blocks"),
+        ({"name": "resnet18", "stem": "small"}, "layer4"),
+        ({"name": "resnet18", "stem": "small", "width_multiplier": 2}, "layer4"),
+    ],
+)
+def test_pooling_in_cells_keeps_the_mean_of_each_quarter(
+    settings: dict[str, object], maps: str
+) -> None:
+    whole, cells = (built(side=64, pool=pool, **settings).eval() for pool in (1, 2))  # type: ignore[arg-type]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, cells.state_dict()[name]), name
+    seen = list[torch.Tensor]()
+    cells.get_submodule(maps).register_forward_hook(lambda *of: seen.append(of[-1]))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        found, mean = cells(images).unflatten(1, (-1, 2, 2)), whole(images)
+    half = seen[0].shape[2] // 2
+    torch.testing.assert_close(found[:, :, 0, 1], seen[0][:, :, :half, half:].mean(dim=(2, 3)))
+    torch.testing.assert_close(found.mean(dim=(2, 3)), mean)
+    assert count_features(cells, channels=3, side_pixels=64) == 4 * mean.shape[1]
+
+
 # --- torchvision's ----------------------------------------------------------------------------
 
 TORCHVISION = {
@@ -273,6 +298,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str, wanted: str) -> 
         ({"name": "wide_resnet50_2", "selective_kernels": True}, "Set it to false"),
         ({"name": "mobilenet_v2", "stem": "small"}, "set encoder.stem = 'imagenet'"),
         ({"name": "timm:resnet18", "stem": "small"}, "set encoder.stem = 'imagenet'"),
+        ({"name": "mobilenet_v2", "pool": 2}, r"pool = 2 goes with small_resnet .*pool = 1\."),
         ({"name": "resnet18", "freeze_patches": True}, "'resnet18' does not. Set it to false"),
         ({"name": "test_efficientnet", "freeze_patches": True}, "goes with vision transformers"),
     ],

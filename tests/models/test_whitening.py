@@ -82,6 +82,7 @@ def run(class_folder: Path, tmp_path: Path) -> Path:
         "views.side_pixels": 16,
         "batch_size": 8,
         "epochs": 1,
+        "training.keep.kind": "last",
     }
     return diptych.pretrain(class_folder, out=tmp_path / "run", quiet=True, threads=1, **settings)
 

@@ -21,6 +21,7 @@ LOSSES: Final[dict[str, list[float]]] = json.loads(
 )
 SMALL: Final[dict[str, Any]] = {
     "encoder.width": 4,
+    "encoder.pool": 1,
     "encoder.stage_blocks": (1, 1),
     "head.hidden_features": 16,
     "head.output_features": 8,

@@ -28,6 +28,10 @@ class EvaluateFlags:
     test: str | None = None
     """Labelled images to measure on. By default those held out with the run's own images, or a
     fifth split off from them; the result says which of them pretraining saw."""
+    fit_images: int | None = None
+    """Labelled images to fit the probes on, at most, spread over all that there are."""
+    test_images: int | None = None
+    """Labelled images to measure on, at most, spread over all that there are."""
     supervised: bool = False
     """Compare with the same network trained on the labels, with the run's views, optimizer and
     steps. It is trained once and kept in the run folder; that takes about as long as the run."""

@@ -180,6 +180,7 @@ def _run_to_report(
     from diptych.pretraining import run_pretraining
     from diptych.report.charts import print_tables
     from diptych.report.page import write_report
+    from diptych.training.budget import evaluation_limits
 
     console = Console(quiet=quiet, markup=False)
     with Display(console) as display:
@@ -201,9 +202,10 @@ def _run_to_report(
         return
     given = settings.get("training", {})
     runtime = {name: given[name] for name in ("device", "threads") if name in given}
+    limits = evaluation_limits(load_run_config(folder.config).training.minutes)
     with ProgressBars(console) as bars:
         try:
-            print_tables(console, measure(folder.path, progress=bars, **runtime))
+            print_tables(console, measure(folder.path, progress=bars, **limits, **runtime))
         except ImagesError as error:  # no labels, say; the report is written all the same
             console.print(str(error), highlight=False)
         page = write_report(folder.path, progress=bars, **runtime)

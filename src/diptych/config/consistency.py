@@ -191,7 +191,6 @@ def _require_consistent_start(config: RunConfig) -> None:
         "encoder.batch_statistics": encoder.batch_statistics
         if encoder.batch_statistics == "start"
         else None,
-        "training.keep.kind": "best" if config.training.keep.kind == "best" else None,
     }
     for name, value in asked.items():
         require(

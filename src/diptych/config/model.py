@@ -24,6 +24,10 @@ class EncoderConfig:
     """First layers of a ResNet: `small` is one 3x3 convolution, `small_padded` the same with a
     border of two pixels, as solo-learn has it, `imagenet` a strided 7x7 and a max-pool. Other
     networks have only their own, `imagenet`."""
+    pool: int = 1
+    """Of `small_resnet` and torchvision's ResNets: the last maps are averaged in this many cells
+    along each side, and the features of all cells are kept. 1 is one average of the whole image; 2
+    tells in which quarter something is, with four times the features."""
     width_multiplier: int = 1
     """Of resnet18 to resnet152: all channels times this (SimCLR's 2x and 4x)."""
     selective_kernels: bool = False
@@ -52,6 +56,7 @@ class EncoderConfig:
             lambda blocks: len(blocks) > 0 and min(blocks) > 0,
             "list one positive number per stage",
         )
+        check.between(1, 8, "pool")
         check.between(1, 16, "width_multiplier")
         check.finite()
         check.not_negative("frozen_parts")

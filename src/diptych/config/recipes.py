@@ -50,6 +50,7 @@ PHOTOGRAPH_SIDE_PIXELS: Final = 96
 """Median side of a set from which on its images are photographs, with more detail than 32 pixels
 show; below are those of CIFAR's kind."""
 _PHOTOGRAPH_VIEW: Final = 64  # pixels of a view of them at `tiny`
+_CELLS: Final = 2  # along each side, in which maps of the smallest network are pooled
 _VIEW_FOR_WEIGHTS: Final = 128  # the same for an encoder that begins with weights
 _FROZEN_SHARE: Final = 0.6  # of the parts of such an encoder
 _LEARNING_ON_POLICY: Final = (
@@ -333,6 +334,16 @@ def suited_side(config: RunConfig, median_side_pixels: int, *, weights: bool) ->
     elif weights:
         side = _PHOTOGRAPH_VIEW
     return replace(config, views=replace(config.views, side_pixels=side))
+
+
+def suited_pool(config: RunConfig) -> RunConfig:
+    """The same config with features of the quarters of an image, where its network is the smallest.
+
+    A hundred features of a whole image tell a classifier too little of where something is.
+    """
+    if config.encoder.name != "small_resnet":
+        return config
+    return replace(config, encoder=replace(config.encoder, pool=_CELLS))
 
 
 def suited_windows(*, image_count: int, median_side_pixels: int, side_pixels: int) -> int:

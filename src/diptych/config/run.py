@@ -111,9 +111,9 @@ class KeepConfig:
     """Which encoder a run leaves in `encoder.safetensors`."""
 
     kind: Literal["auto", "last", "best"] = "auto"
-    """`last`: that of the last step. `best`: of that, the start and the average of their weights,
-    each as it is and with whitened features, the one that does best on training images. `auto`:
-    `best` where `encoder.weights` are given."""
+    """`last`: that of the last step. `best`: of that and, where `encoder.weights` are given, the
+    start and the average of both, each as it is and with whitened features, the one that does best
+    on training images. `auto`: `best` where `encoder.weights` are given."""
     images: int = 1000
     """Of `best`: training images that the encoders are compared on, at most."""
 

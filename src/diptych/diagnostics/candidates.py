@@ -1,7 +1,7 @@
 """Which encoder a run may keep, by what rule one is chosen, and the file that says so.
 
-The start, the encoder of the last step and averages of their weights (WiSE-FT, 2109.01903); each as
-it is, and with its features whitened.
+The encoder of the last step and, of a run that began from weights, the start and averages of both
+(WiSE-FT, 2109.01903); each as it is, and with its features whitened.
 """
 
 import json
@@ -41,9 +41,10 @@ class Candidate:
     Attributes:
         name: of ``NAMES``.
         trained_share: share of the last weights in it, 0 for the start.
-        neighbours_kept: share of the ten nearest neighbours of an image that are as by the start.
+        neighbours_kept: share of the ten nearest neighbours of an image that are as by the first
+            candidate.
         knn, linear: accuracies, a mean over cuts; None without labels.
-        gain: of the mean of both accuracies over that of the start.
+        gain: of the mean of both accuracies over that of the first candidate.
         standard_error: of the gain, over the images judged on.
     """
 
@@ -70,7 +71,7 @@ class Choice:
         chosen: the name of the encoder that is kept.
         why: in a sentence.
         images: on which images, in a sentence or two.
-        candidates: all that were compared, the start first.
+        candidates: all that were compared; the first one is the start, or without one the last.
         weights: a checksum of the start and the last encoder, which all of this follows from.
     """
 
@@ -82,19 +83,19 @@ class Choice:
 
 
 def choose_with_labels(candidates: Sequence[Candidate]) -> str:
-    """The best by the mean of both accuracies, of those that are better than the start.
+    """The best by the mean of both accuracies, of those that are better than the first.
 
     Better is more than one standard error of the difference, so that of a few images chance does
     not decide; and without loss by the linear classifier. Of equals it is the least trained.
     """
-    start = next(one for one in candidates if one.name == START)
+    first = candidates[0]
     better = [
         one
         for one in candidates
         if (one.gain or 0.0) > (one.standard_error or 0.0)
-        and (one.linear or 0.0) >= (start.linear or 0.0) - LINEAR_LOSS
+        and (one.linear or 0.0) >= (first.linear or 0.0) - LINEAR_LOSS
     ]
-    return max([start, *better], key=lambda one: (one.accuracy, -one.trained_share)).name
+    return max([first, *better], key=lambda one: (one.accuracy, -one.trained_share)).name
 
 
 def choose_without_labels(candidates: Sequence[Candidate]) -> str:
@@ -160,16 +161,24 @@ def write_choice(folder: RunFolder, choice: Choice) -> None:
 
 def why_chosen(chosen: str, candidates: Sequence[Candidate]) -> str:
     """A sentence on the one that is kept, with its figures."""
-    one = next(candidate for candidate in candidates if candidate.name == chosen)
-    kept = f"{one.neighbours_kept:.0%} of the nearest neighbours are as by the start"
+    named = {candidate.name: candidate for candidate in candidates}
+    one, first = named[chosen], candidates[0].name
     if one.knn is None or one.linear is None or one.gain is None:
-        return f"Kept is {_in_words(chosen)}: {kept}, and {NEIGHBOURS_KEPT:.0%} are wanted."
+        if first != START:
+            return f"Kept is {_in_words(chosen)}, by which views of an image differ less."
+        # Before whitening, as the rule has it.
+        kept = named[chosen.removesuffix(WHITENED)].neighbours_kept
+        return (
+            f"Kept is {_in_words(chosen)}: before whitening {kept:.0%} of the nearest neighbours "
+            f"are as by the start, and {NEIGHBOURS_KEPT:.0%} are wanted."
+        )
     accuracy = f"kNN {one.knn:.1%}, linear {one.linear:.1%}"
-    if chosen == START:
-        return f"Kept is the start: no other is clearly better ({accuracy})."
+    if chosen == first:
+        return f"Kept is {_in_words(first)}: no other is clearly better ({accuracy})."
     return (
-        f"Kept is {_in_words(chosen)}: {accuracy}, in the mean {100 * one.gain:+.1f} points on the "
-        f"start (standard error {100 * (one.standard_error or 0.0):.1f}); {kept}."
+        f"Kept is {_in_words(chosen)}: {accuracy}, in the mean {100 * one.gain:+.1f} points on "
+        f"{_in_words(first)} (standard error {100 * (one.standard_error or 0.0):.1f}); "
+        f"{one.neighbours_kept:.0%} of the nearest neighbours are the same."
     )
 
 

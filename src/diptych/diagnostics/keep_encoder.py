@@ -3,7 +3,8 @@
 A run that learns on from good weights can make them worse. So at its end these are compared, by
 kNN and a linear classifier on labelled images that it learned from, never on those that the figures
 of the run are measured on; without labels by how many nearest neighbours stay what they were. Each
-is compared as it is and with whitened features.
+is compared as it is and with whitened features. A run from random weights compares the last one
+with itself whitened: nobody would keep its start.
 Checkpoints are not compared: which ones there are depends on the speed of the machine.
 """
 
@@ -23,8 +24,8 @@ from torch import Tensor, nn
 from diptych.config.model import NormConfig
 from diptych.config.run import OWN, RunConfig
 from diptych.diagnostics.candidates import (
+    LAST,
     SHARES,
-    START,
     WHITENED,
     Candidate,
     Choice,
@@ -86,10 +87,11 @@ def keep_encoder(
         RunFolderError: the weights that the run began with are damaged.
         OSError: a file cannot be written.
     """
-    if config.keeps_best and not _start_file(folder, config).exists():
+    start = _start_file(folder, config)
+    if config.keeps_best and start is not None and not start.exists():
         say(
-            f"{_start_file(folder, config)} is gone, so that the encoder cannot be compared with "
-            "what the run began from: kept is that of the last step."
+            f"{start} is gone, so that the encoder cannot be compared with what the run began "
+            "from: kept is that of the last step."
         )
     elif config.keeps_best:
         _keep_best(folder, encoder, config, collection, executor, own_encoder, say)
@@ -188,21 +190,24 @@ class _Candidates:
     Attributes:
         network: in evaluation mode; at first the last encoder.
         images: that statistics are taken on, and features are of.
-        checksum: of the two states that all candidates are made of.
+        shares: names of the weights to compare, with the share of the last ones in each.
+        checksum: of the one or two states that all candidates are made of.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        start: dict[str, Tensor],
+        start: dict[str, Tensor] | None,
         images: ImageSet,
         config: RunConfig,
         executor: Executor,
     ) -> None:
         self.images = images
-        self._start, self._config, self._executor = start, config, executor
+        self._config, self._executor = config, executor
         self._last = {name: value.cpu().clone() for name, value in network.state_dict().items()}
-        self.checksum = _checksum(start, self._last)
+        self._start = start or self._last
+        self.shares = SHARES if start else {LAST: SHARES[LAST]}
+        self.checksum = _checksum(self._start, self._last)
         # Statistics of the batch as a whole: in groups an image might be alone, and those of all
         # processes would wait for the others, which do not come here.
         if config.norm.is_grouped or config.norm.kind == "sync":
@@ -257,17 +262,24 @@ class _Candidates:
             yield views[0].to(self._device)
 
 
-def _start_file(folder: RunFolder, config: RunConfig) -> Path:
-    return folder.untrained if config.encoder.name == OWN else folder.start
+def _start_file(folder: RunFolder, config: RunConfig) -> Path | None:
+    """What the run began from; None for random weights."""
+    if config.encoder.name == OWN:
+        return folder.untrained
+    return None if config.encoder.weights is None else folder.start
 
 
-def _start_weights(folder: RunFolder, config: RunConfig, network: nn.Module) -> dict[str, Tensor]:
-    """The encoder's state as the run began with it.
+def _start_weights(
+    folder: RunFolder, config: RunConfig, network: nn.Module
+) -> dict[str, Tensor] | None:
+    """The encoder's state as the run began with it; None for random weights.
 
     Raises:
         RunFolderError: the file is damaged or of another network.
     """
     file = _start_file(folder, config)
+    if file is None:
+        return None
     try:
         weights = read_tensors(file)
     except UnreadableTensors as error:
@@ -295,12 +307,12 @@ def _checksum(*states: dict[str, Tensor]) -> str:
 def _compared(made: _Candidates, judged: _Judged | None, why_not: str) -> Choice:
     """Measures all candidates and chooses one."""
     candidates, first, score_of_first = list[Candidate](), None, None
-    for name, share in SHARES.items():
+    for name, share in made.shares.items():
         made.become(share)
         plain = made.features().cpu()
         first = plain if first is None else first
         for end, features in (("", plain), (WHITENED, made.whitening()(plain))):
-            kept = 1.0 if name + end == START else neighbour_agreement(first, features)
+            kept = 1.0 if features is first else neighbour_agreement(first, features)
             one = Candidate(name + end, share, kept)
             if judged is not None:
                 right = _judge(features, judged)

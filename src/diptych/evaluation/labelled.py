@@ -23,7 +23,7 @@ from diptych.evaluation.split import (
     groups_of_parts,
     units_of,
 )
-from diptych.images.collection import Collection, ImageSet
+from diptych.images.collection import Collection, ImageSet, spread_indices
 from diptych.images.groups import stratified_group_split
 from diptych.images.inventory import listed
 from diptych.images.listing import Progress, ignore_progress
@@ -70,6 +70,24 @@ class Labelled(Split):
             # Labels too: the same images sorted into other classes are another task.
             digest.update(part.fingerprint().encode() + labels.numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def limited(self, fit_images: int | None, test_images: int | None) -> "Labelled":
+        """At most so many images of each part, spread over it, and a remark that says so."""
+        rows, remarks = list[NDArray[np.int64]](), list[str]()
+        for part, most, what in (
+            (self.train, fit_images, "are fitted on"),
+            (self.test, test_images, "are measured on"),
+        ):
+            rows.append(spread_indices(len(part), len(part) if most is None else most))
+            if len(rows[-1]) < len(part):
+                remarks.append(
+                    f"Of {len(part):,} images {len(rows[-1]):,} {what}, spread over all."
+                )
+        if not remarks:
+            return self
+        fewer = self.select(rows[0], rows[1])
+        whole = None if self.whole is None else self.whole.spread(len(rows[0]) + len(rows[1]))
+        return replace(fewer, whole=whole, remarks=(*self.remarks, *remarks))
 
     def select(self, train: NDArray[np.int64], test: NDArray[np.int64]) -> "Labelled":
         """Some of the images of each part."""

@@ -36,6 +36,7 @@ START: Final = "start"
 UNTRAINED: Final = "untrained"
 PIXELS: Final = "pixels"
 SUPERVISED: Final = "supervised"
+_FEWEST: Final = 10  # images of a part, below which a figure says nothing
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class EvaluationOptions:
         finetune_shares: of the labels to fine-tune on.
         finetune_epochs: instead of 30, and of 60 for 1% of the labels.
         seeds: of fine-tuning.
+        fit_images, test_images: labelled images to fit and to measure on, at most.
         transfer: paths of labelled images; see ``knn_and_linear.py``.
         supervised: compare with the same network trained on the labels.
         against: encoders to compare with, each a run folder, an ``encoder.safetensors``, or
@@ -69,6 +71,8 @@ class EvaluationOptions:
     finetune_shares: tuple[float, ...] = (1.0, 0.1, 0.01)
     finetune_epochs: int | None = None
     seeds: int = 3
+    fit_images: int | None = None
+    test_images: int | None = None
     transfer: tuple[str, ...] = ()
     supervised: bool = False
     against: tuple[str, ...] = ()
@@ -85,6 +89,10 @@ class EvaluationOptions:
             epochs = getattr(self, name)
             flag = "--" + name.replace("_", "-")
             _require(epochs is None or epochs > 0, f"{flag} must be positive", epochs)
+        for name in ("fit_images", "test_images"):
+            most = getattr(self, name)
+            flag = "--" + name.replace("_", "-")
+            _require(most is None or most >= _FEWEST, f"{flag} must be {_FEWEST} or more", most)
         _require(
             len(self.finetune_shares) > 0 and all(0 < s <= 1 for s in self.finetune_shares),
             "--finetune-shares must lie above 0 and be at most 1",
@@ -130,7 +138,7 @@ class Subject:
         Raises:
             ImagesError: there are no labels.
         """
-        return self.open_labelled()
+        return self.open_labelled().limited(self.options.fit_images, self.options.test_images)
 
     @cached_property
     def untrained(self) -> PretrainedEncoder:

@@ -129,6 +129,7 @@ def _network(config: EncoderConfig, channels: int, side_pixels: int) -> nn.Modul
             stem=config.stem,
             width_multiplier=config.width_multiplier,
             selective_kernels=config.selective_kernels,
+            pool=config.pool,
         )
     if config.name in _torchvision_names():
         return _from_torchvision(config, channels, side_pixels)
@@ -137,7 +138,9 @@ def _network(config: EncoderConfig, channels: int, side_pixels: int) -> nn.Modul
 
 def _small_resnet(config: EncoderConfig, channels: int, side_pixels: int) -> nn.Module:
     del side_pixels  # of any
-    return SmallResNet(channels, config.width, config.stage_blocks, config.stem_stride)
+    return SmallResNet(
+        channels, config.width, config.stage_blocks, config.stem_stride, pool=config.pool
+    )
 
 
 ENCODERS: Final[dict[str, Callable[[EncoderConfig, int, int], nn.Module]]] = {
@@ -176,6 +179,8 @@ def _from_torchvision(config: EncoderConfig, channels: int, side_pixels: int) ->
         network.maxpool = nn.Identity()
     elif channels != 3:
         _replace_first_convolution(network, channels)
+    if config.pool > 1:
+        network.avgpool = nn.AdaptiveAvgPool2d(config.pool)
     return network
 
 
@@ -326,6 +331,11 @@ def _require_settings_that_apply(config: EncoderConfig) -> None:
         raise ConfigError(
             f"encoder.stem = {config.stem!r} goes with {SMALL_RESNET} and torchvision's ResNets; "
             f"{name!r} has only its own: set encoder.stem = 'imagenet'."
+        )
+    if config.pool > 1 and name != SMALL_RESNET and not is_resnet:
+        raise ConfigError(
+            f"encoder.pool = {config.pool} goes with {SMALL_RESNET} and torchvision's ResNets; "
+            f"{name!r} has only its own: set encoder.pool = 1."
         )
 
 

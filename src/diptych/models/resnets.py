@@ -38,6 +38,7 @@ class ResNet(nn.Module):
         stem: ``small`` (3x3, no max-pool; SimCLR, B.9), ``small_padded`` or ``imagenet``.
         width_multiplier: k.
         selective_kernels: whether bottlenecks choose their kernels.
+        pool: cells along each side in which the last maps are averaged.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class ResNet(nn.Module):
         stem: Literal["small", "small_padded", "imagenet"],
         width_multiplier: int = 1,
         selective_kernels: bool = False,
+        pool: int = 1,
     ) -> None:
         super().__init__()
         width = 64 * width_multiplier
@@ -70,14 +72,14 @@ class ResNet(nn.Module):
         self.layer2 = self._stage(width * expansion, width * 2, two, stride=2)
         self.layer3 = self._stage(width * expansion * 2, width * 4, three, stride=2)
         self.layer4 = self._stage(width * expansion * 4, width * 8, four, stride=2)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool = nn.AdaptiveAvgPool2d(pool)
         self.fc = nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """(batch, channels, side, side) to (batch, 512 x expansion x width_multiplier)."""
+        """(batch, channels, side, side) to (batch, 512 x expansion x width_multiplier x pool^2)."""
         maps = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
         features: Tensor = self.fc(torch.flatten(self.avgpool(maps), 1))
@@ -178,12 +180,27 @@ class SmallResNet(nn.Module):
     """A residual network for tiny images: 3x3 stem, no early pooling (He et al. 2015, sec. 4.2).
 
     With width 32 and one block in each of three stages it has 0.3 million parameters.
+
+    Args:
+        channels: of the images.
+        width: channels of the first stage; each later one doubles them.
+        stage_blocks: residual blocks in each stage.
+        stem_stride: 1 or 2.
+        pool: cells along each side in which the last maps are averaged; Goyal et al. (2019,
+            1905.01235) pool in cells too, so that a linear classifier sees where something is.
     """
 
     def __init__(
-        self, channels: int, width: int, stage_blocks: Sequence[int], stem_stride: int
+        self,
+        channels: int,
+        width: int,
+        stage_blocks: Sequence[int],
+        stem_stride: int,
+        *,
+        pool: int = 1,
     ) -> None:
         super().__init__()
+        self.pool = pool
         self.conv1 = nn.Conv2d(channels, width, 3, stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         blocks: list[nn.Module] = []
@@ -201,9 +218,9 @@ class SmallResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """(batch, channels, side, side) to (batch, width x 2^(stages - 1))."""
+        """(batch, channels, side, side) to (batch, width x 2^(stages - 1) x pool^2)."""
         maps = self.blocks(self.relu(self.bn1(self.conv1(images))))
-        return torch.flatten(nn.functional.adaptive_avg_pool2d(maps, 1), 1)
+        return torch.flatten(nn.functional.adaptive_avg_pool2d(maps, self.pool), 1)
 
 
 class ResidualBlock(nn.Module):

@@ -81,8 +81,10 @@ _SMALL_IMAGES_ON_ACCELERATOR: Final = (
     Candidate(32, _small(64), 500_000),
     Candidate(32, _RESNET18, 1_500_000),
 )
-_FROM_WEIGHTS: Final = tuple(
-    Candidate(side, {}, 8_000 if side > 64 else 0) for side in (64, 96, 128, 160, 192, 224)
+_FROM_WEIGHTS: Final = (
+    Candidate(64, {}, 0),
+    Candidate(96, {}, 4_000),
+    *(Candidate(side, {}, 8_000) for side in (128, 160, 192, 224)),
 )
 """With weights to begin from: what they know of large images counts more than many steps."""
 
@@ -112,6 +114,10 @@ _REPORT_SECONDS: Final = 10.0
 COMPARED_WEIGHTS: Final = 3
 COMPARED_VIEWS: Final = 1024
 _CHOICE_SECONDS: Final = 8e-3
+_WHITENING_SECONDS: Final = 2e-3  # the same from nothing, of one encoder and itself whitened
+_EVALUATED: Final = {"fit_images": (1_000, 500), "test_images": (500, 200)}
+"""Labelled images: so many at least, and so many for each minute."""
+_PARTS: Final = tuple(_EVALUATED)
 _ORIGIN: Final = "the choice for the minutes"
 _SAVE_SECONDS: Final = 0.5  # of encoder and head, which is all without evaluation and report
 
@@ -139,14 +145,27 @@ def reserve_seconds(
     seconds = _SAVE_SECONDS
     if config.keeps_best:
         shown = min(config.training.keep.images, len(collection.train)) + COMPARED_VIEWS
-        seconds += COMPARED_WEIGHTS * shown * speed.encode_seconds
-        seconds += speed.slowdown * _CHOICE_SECONDS * shown
+        seconds += (COMPARED_WEIGHTS if weights else 1) * shown * speed.encode_seconds
+        seconds += speed.slowdown * (_CHOICE_SECONDS if weights else _WHITENING_SECONDS) * shown
     if evaluates:
-        images = len(collection.train) + (0 if collection.test is None else len(collection.test))
+        limits = evaluation_limits(config.training.minutes)
+        parts = len(collection.train), 0 if collection.test is None else len(collection.test)
+        images = sum(min(n, limits.get(name, n)) for name, n in zip(_PARTS, parts, strict=True))
         per_image = _SECONDS_PER_IMAGE_FROM_WEIGHTS if weights else _SECONDS_PER_IMAGE
         seconds += speed.slowdown * (_REPORT_SECONDS + images * per_image)
         seconds += images * (_ENCODERS + weights) * speed.encode_seconds
     return seconds
+
+
+def evaluation_limits(minutes: float | None) -> dict[str, Any]:
+    """How many labelled images a run of so many minutes is evaluated on, as `evaluate` takes them.
+
+    Without a limit, tens of thousands of test images would leave no time to train. `diptych
+    evaluate` measures on all afterwards. Nothing for a run without minutes.
+    """
+    if minutes is None:
+        return {}
+    return {name: max(least, int(minutes * each)) for name, (least, each) in _EVALUATED.items()}
 
 
 def choose_for_minutes(
