@@ -31,6 +31,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from diptych.training.budget import evaluation_limits
+
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 MINUTES, MINUTES_QUICK = 10.0, 0.5
 SEEDS = 3
@@ -120,8 +122,11 @@ def run(case: Case, flags: Sequence[str], out: Path) -> dict[str, Any]:
     return found
 
 
-def frozen_elsewhere(case: Case, run_folder: Path, weights: Sequence[str]) -> dict[str, float]:
-    """The best accuracy of the frozen start over other sides of view, by probe."""
+def frozen_elsewhere(run_folder: Path, weights: Sequence[str], minutes: float) -> dict[str, float]:
+    """The best accuracy of the frozen start over other sides of view, by probe.
+
+    On the images that the run was measured on.
+    """
     kept = run_folder / "frozen.json"
     if not kept.exists():
         files = []
@@ -131,7 +136,12 @@ def frozen_elsewhere(case: Case, run_folder: Path, weights: Sequence[str]) -> di
             subprocess.run(diptych("import", *weights[1:], *size), check=True)
             files.append(str(file))
         own = (run_folder / "evaluation.json").read_bytes()
-        command = diptych("evaluate", str(run_folder), "--against", *files)
+        limits = [
+            word
+            for name, most in evaluation_limits(minutes).items()
+            for word in ("--" + name.replace("_", "-"), str(most))
+        ]
+        command = diptych("evaluate", str(run_folder), *limits, "--against", *files)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         found = json.loads((run_folder / "evaluation.json").read_text())
         (run_folder / "evaluation.json").write_bytes(own)
@@ -142,9 +152,15 @@ def frozen_elsewhere(case: Case, run_folder: Path, weights: Sequence[str]) -> di
 
 
 def measured(
-    case: Case, start: str, flags: Sequence[str], seeds: int, folder: Path, weights: Sequence[str]
+    case: Case,
+    start: str,
+    seeds: int,
+    folder: Path,
+    weights: Sequence[str],
+    minutes: float,
 ) -> Result:
     """All seeds of a set from one start."""
+    flags = ["--minutes", str(minutes), *(weights if start == "weights" else [])]
     found = [
         run(case, [*flags, "--seed", str(seed)], folder / f"{case.name}-{start}-{seed}")
         for seed in range(seeds)
@@ -154,7 +170,7 @@ def measured(
         interval = found[0]["details"][probe]["metrics"]["accuracy"]["intervals"]["trained"]
         half[probe] = (interval["high"] - interval["low"]) / 2
     first = folder / f"{case.name}-{start}-0"
-    frozen = frozen_elsewhere(case, first, weights) if start == "weights" else {}
+    frozen = frozen_elsewhere(first, weights, minutes) if start == "weights" else {}
     return Result(case.name, start, found, half, frozen)
 
 
@@ -229,11 +245,8 @@ def main() -> None:
         for case in found:
             if flags.sets and case.name not in flags.sets:
                 continue
-            length = ["--minutes", str(minutes)]
-            results.append(measured(case, "nothing", length, seeds, folder, weights))
-            if weights:
-                begun = [*length, *weights]
-                results.append(measured(case, "weights", begun, seeds, folder, weights))
+            for start in ("nothing", *(["weights"] if weights else [])):
+                results.append(measured(case, start, seeds, folder, weights, minutes))
             show(results, minutes)
         publish([goal for one in results for goal in goals(one)], "Own photographs", flags.json)
 
