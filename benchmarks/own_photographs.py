@@ -245,8 +245,10 @@ def main() -> None:
         for case in found:
             if flags.sets and case.name not in flags.sets:
                 continue
-            for start in ("nothing", *(["weights"] if weights else [])):
-                results.append(measured(case, start, seeds, folder, weights, minutes))
+            results += [
+                measured(case, start, seeds, folder, weights, minutes)
+                for start in ("nothing", *(["weights"] if weights else []))
+            ]
             show(results, minutes)
         publish([goal for one in results for goal in goals(one)], "Own photographs", flags.json)
 

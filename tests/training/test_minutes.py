@@ -362,7 +362,7 @@ def test_minutes_do_not_go_with_a_beginning_of_another_run(
 def test_a_fifth_of_a_minute_takes_twelve_seconds(images: Path, tmp_path: Path) -> None:
     begun, more = time.monotonic(), dict[str, Any]({"training.minutes": 0.2})
     run(images, tmp_path / "run", time.monotonic, **more)
-    assert 0.5 * 12 < time.monotonic() - begun < 1.2 * 12  # other programs may slow its measurement
+    assert 0.5 * 12 < time.monotonic() - begun < 1.2 * 12  # others may slow what it measures
 
 
 @pytest.mark.slow
