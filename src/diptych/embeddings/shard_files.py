@@ -269,11 +269,13 @@ class Chunk(NamedTuple):
         names: of the images.
         features: (rows, dim).
         labels: names of their classes; None where the set has none.
+        checksums: 16 bytes of each encoded image.
     """
 
     names: list[str]
     features: Vectors
     labels: list[str | None] | None
+    checksums: list[bytes]
 
 
 @dataclass(frozen=True)
@@ -310,7 +312,8 @@ class Embeddings:
             labels = batch["label"].to_pylist() if "label" in batch.schema.names else None
             if labels is not None:
                 labels = [None if label is None else unescaped(label) for label in labels]
-            yield Chunk(_names(batch), self._matrix(batch["feature"]), labels)
+            checksums = batch["checksum"].to_pylist()
+            yield Chunk(_names(batch), self._matrix(batch["feature"]), labels, checksums)
 
     @cached_property
     def names(self) -> CompactNames:
