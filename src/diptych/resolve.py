@@ -295,7 +295,8 @@ def _with_asked_encoder(base: RunConfig, overrides: Overrides) -> RunConfig:
         return base
     side = overlay_all(base, overrides).views.side_pixels
     stem = fitting_stem(name, side)
-    return replace(base, encoder=EncoderConfig(name=name, stem=stem))
+    pool = base.encoder.pool if name == base.encoder.name else 1
+    return replace(base, encoder=EncoderConfig(name=name, stem=stem, pool=pool))
 
 
 def _with_one_length(overrides: Overrides) -> Overrides:

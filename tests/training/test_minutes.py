@@ -254,6 +254,25 @@ def test_more_minutes_give_larger_networks_on_larger_views(
     assert small["encoder"] == {"name": "resnet18"}
 
 
+def test_what_is_chosen_has_features_of_quarters_and_is_whitened(
+    images: Path, tmp_path: Path, clock: Clock
+) -> None:
+    few = {name: value for name, value in TINY.items() if not name.startswith("encoder.")}
+    del few["training.keep.kind"]
+    settings = {"images.path": str(images), "training.minutes": 2.0, **few}
+    run_pretraining(
+        nest(settings),
+        out=tmp_path / "run",
+        config_file=None,
+        resume=False,
+        watcher=Notes(),
+        now=clock,
+    )
+    config = load_run_config(tmp_path / "run" / "config.toml")
+    assert (config.encoder.name, config.encoder.pool) == ("small_resnet", 2)
+    assert config.training.keep.kind == "best"
+
+
 def test_what_is_asked_for_is_not_chosen(
     monkeypatch: pytest.MonkeyPatch, executor: Executor
 ) -> None:
