@@ -178,6 +178,18 @@ def test_at_a_scale_that_is_asked_for_the_recipe_stays() -> None:
     assert config.training.batch_size == recipe.training.batch_size
 
 
+def test_features_of_quarters_are_of_the_smallest_network_where_no_scale_is_asked_for() -> None:
+    def pool_and_kept(**settings: object) -> tuple[int, str]:
+        config, _ = resolved(2_000, 255, **settings)
+        return config.encoder.pool, config.training.keep.kind
+
+    assert pool_and_kept() == (2, "best")
+    assert pool_and_kept(encoder={"name": "small_resnet"}) == (2, "best")
+    assert pool_and_kept(encoder={"pool": 3}) == (3, "best")
+    assert pool_and_kept(encoder={"name": "resnet18"}) == (1, "best")
+    assert pool_and_kept(scale="tiny") == (1, "auto")
+
+
 def test_what_is_asked_for_decides_on_the_rest() -> None:
     training = {"device": "cpu", "batch_size": 20}
     config, _ = resolved(364, 480, images={"path": "x", "windows": 1}, training=training)
