@@ -127,13 +127,5 @@ def histogram(distances: NDArray[np.floating], threshold: float) -> str:
         axes.axvline(threshold, color=ACCENT)
         axes.set_xlabel(f"distance to the nearest neighbour ({SAME:g} for the same vector)")
         axes.set_ylabel("images")
-        axes.annotate(
-            f"threshold {threshold:.4f}",
-            (threshold, 1.0),
-            (4, -4),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            va="top",
-            color=ACCENT,
-        )
+        axes.set_title(f"threshold {threshold:.4f}", color=ACCENT, loc="left", fontsize=10)
         return svg(figure)

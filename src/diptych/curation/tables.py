@@ -265,15 +265,10 @@ def _around(
         (outside, "Just beyond it", "If these are copies, give a larger --threshold."),
     )
     return [
-        Section(title, text, [_joined([pair(row) for row in rows.tolist()])])
+        Section(title, text, [pair(row) for row in rows.tolist()])
         for rows, title, text in texts
         if len(rows)
     ]
-
-
-def _joined(rows: Sequence[Row]) -> Row:
-    """All pictures in one row, so that pairs fill the width."""
-    return Row("", [one for row in rows for one in row.tiles])
 
 
 def _kind(exact: np.bool_) -> str:

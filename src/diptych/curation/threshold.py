@@ -10,7 +10,8 @@ and the sum over images is the number that is expected to have a neighbour withi
 copies. A few copies are neighbours that are too near, and leave the distances to those behind them
 nearly as they were: m is fitted to neighbours 8 to 16 (after Levina and Bickel 2004, eq. 8). The
 threshold is the largest distance at which the expected number is a small part of what is found, as
-with the false discovery rate of an empirical null (Efron 2004, section 4).
+with the false discovery rate of an empirical null, and no more than half of it close to the
+threshold, as with the local rate (Efron 2004, sections 2 and 4).
 """
 
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ NEIGHBOURS: Final = 16
 """K, the neighbours of each image whose distances are looked at."""
 WRONG_SHARE: Final = 0.05
 """Of the images with a neighbour within the threshold, those that are expected to be no copies."""
+_CLOSE: Final = 0.8  # times the threshold: what is between the two is close to it
+_WRONG_CLOSE: Final = 0.5  # of the images found there, those that are expected to be no copies
 _FROM: Final = 8  # the first neighbour that is taken for an ordinary one: groups are smaller
 _FEWEST: Final = 50  # images of whose distances anything can be said
 _TRIED: Final = 2000  # distances that may become the threshold
@@ -84,8 +87,9 @@ class CopyThreshold:
             )
         return (
             f"{how}: within {self.distance:.4f} for {self.expected:.1f} images. The threshold is "
-            f"the largest distance at which these are at most {WRONG_SHARE:.0%} of those found. "
-            "Look at the pairs on both sides of it, and give --threshold to move it."
+            f"the largest distance at which these are at most {WRONG_SHARE:.0%} of those found, "
+            "and at most half of those found close to it. Look at the pairs on both sides of it, "
+            "and give --threshold to move it."
         )
 
 
@@ -119,9 +123,10 @@ def fit_threshold(distances: NDArray[np.floating]) -> CopyThreshold:
     last = np.maximum(known[:, -1], _DENSEST * np.median(known[:, -1]))
     tried = np.unique(known[:, 0])
     tried = tried[np.unique(np.linspace(0, len(tried) - 1, _TRIED).astype(np.int64))]
-    expected = np.array([_expected(one, last, dimension) for one in tried])
-    found = np.searchsorted(np.sort(known[:, 0]), tried, side="right")
-    good = np.flatnonzero((expected <= WRONG_SHARE * found) & (tried > SAME))
+    expected, found = _counts(tried, known[:, 0], last, dimension)
+    expected_before, found_before = _counts(_CLOSE * tried, known[:, 0], last, dimension)
+    close = expected - expected_before <= _WRONG_CLOSE * (found - found_before)
+    good = np.flatnonzero((expected <= WRONG_SHARE * found) & close & (tried > SAME))
     chosen = given_threshold(nearest, float(tried[good[-1]]) if len(good) else SAME)
     return CopyThreshold(
         chosen.distance,
@@ -147,7 +152,15 @@ def _dimension(distances: NDArray[np.float64]) -> float:
     return wanted / max(mean, SAME)
 
 
-def _expected(distance: float, last: NDArray[np.float64], dimension: float) -> float:
-    """Images with so near a neighbour by chance."""
-    share = np.minimum(distance / last, 1.0) ** dimension
-    return float((1 - (1 - share) ** (NEIGHBOURS - 1)).sum())
+def _counts(
+    tried: NDArray[np.float64],
+    nearest: NDArray[np.float64],
+    last: NDArray[np.float64],
+    dimension: float,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """For each distance, images expected to have so near a neighbour by chance, and those found."""
+    expected = np.empty(len(tried))
+    for place, distance in enumerate(tried):
+        share = np.minimum(distance / last, 1.0) ** dimension
+        expected[place] = (1 - (1 - share) ** (NEIGHBOURS - 1)).sum()
+    return expected, np.searchsorted(np.sort(nearest), tried, side="right")

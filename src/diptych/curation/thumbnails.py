@@ -15,7 +15,7 @@ from diptych.errors import ConfigError, ImagesError, UnreadableImage
 from diptych.images.codecs.channels import Pixels
 from diptych.report.figures import data_uri
 
-SIDE: Final = 112  # of a picture, at most
+SIDE: Final = 128  # of a picture, at most
 _LOSSLESS_SIDE: Final = 64  # JPEG's blocks would show where so small an image is enlarged
 
 
