@@ -2,11 +2,15 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from diptych.cli.main import main
+from diptych.config.model import EncoderConfig
+from diptych.config.run import RunConfig
 from diptych.curation.search import (
     FaissIndex,
     embed_queries,
@@ -15,9 +19,11 @@ from diptych.curation.search import (
     search_images,
     search_rows,
 )
+from diptych.embeddings.embed import embed
 from diptych.embeddings.neighbours import nearest
-from diptych.embeddings.vectors import VectorSet
+from diptych.embeddings.vectors import VectorSet, read_vectors
 from diptych.errors import ConfigError, EmbeddingsError
+from diptych.models.weights import save_encoder, untrained_encoder
 
 needs_faiss = pytest.mark.skipif(
     importlib.util.find_spec("faiss") is None, reason="faiss is not installed"
@@ -91,3 +97,27 @@ def test_faiss_reaches_the_recall_that_it_says() -> None:
     assert recall_at(exact.rows, found.rows) == pytest.approx(index.recall, abs=0.05)
     same = found.rows[:, 0] == exact.rows[:, 0]
     np.testing.assert_allclose(found.similarities[same, 0], exact.similarities[same, 0], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_image_file_is_embedded_as_the_set_was(
+    tmp_path: Path, class_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder, out = tmp_path / "e.safetensors", tmp_path / "v"
+    config = RunConfig(encoder=EncoderConfig(width=8, stage_blocks=(1,)))
+    save_encoder(encoder, untrained_encoder(config), config)
+    embed(encoder, class_folder, out, normalize=True)
+    vectors = read_vectors(out)
+    file = class_folder / vectors.names[3]
+    arguments = ["search", str(out), "--image", str(file), "--source", str(encoder), "--k", "2"]
+    assert main([*arguments, "-o", str(tmp_path / "found.csv")]) == 0
+    lines = (tmp_path / "found.csv").read_text().splitlines()
+    assert lines[1].split(",")[2] == vectors.names[3]
+    assert float(lines[1].split(",")[3]) == pytest.approx(1.0, abs=1e-5)
+    assert "data:image" in (tmp_path / "found.html").read_text()
+    other = tmp_path / "other.safetensors"
+    save_encoder(other, untrained_encoder(replace(config, seed=9)), replace(config, seed=9))
+    arguments[5] = str(other)
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert "differ in 'encoder'" in capsys.readouterr().err

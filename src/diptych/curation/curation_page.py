@@ -120,8 +120,9 @@ def histogram(distances: NDArray[np.floating], threshold: float) -> str:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.4, 2.6), layout="constrained")
         axes = figure.subplots()
-        high = max(float(shown.max()), 2 * SAME)
-        axes.hist(shown, np.geomspace(SAME, high, 80), color=SECOND)
+        low = min(float(shown.min()), threshold)
+        high = max(float(shown.max()), 2 * low)
+        axes.hist(shown, np.geomspace(low, high, 60).tolist(), color=SECOND)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.axvline(threshold, color=ACCENT)
