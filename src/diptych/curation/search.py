@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -13,6 +13,7 @@ from diptych.embeddings.embed import embed
 from diptych.embeddings.neighbours import Neighbours, nearest, unit_length
 from diptych.embeddings.vectors import VectorSet, read_vectors, require_comparable
 from diptych.errors import ConfigError, EmbeddingsError
+from diptych.images.codecs.decode import EXTENSIONS
 
 IndexKind = Literal["exact", "faiss"]
 
@@ -30,12 +31,14 @@ class SearchResult:
         queries: names of the queries.
         found: rows of the set that was searched, and their cosines.
         sentence: how it was searched.
-        pictured: the queries as a set, whose pictures can be shown; None where they are rows.
+        rows: of the queries, where they are of the set itself.
+        pictured: the queries as a set, where they are not.
     """
 
     queries: list[str]
     found: Neighbours
     sentence: str
+    rows: list[int] | None = None
     pictured: VectorSet | None = None
 
 
@@ -68,7 +71,7 @@ def search_rows(
     own[:, -1] |= ~own.any(axis=1)
     shape = (len(rows), found.rows.shape[1] - 1)
     others = Neighbours(*(column[~own].reshape(shape) for column in found))
-    return SearchResult([vectors.names[row] for row in rows], others, sentence)
+    return SearchResult([vectors.names[row] for row in rows], others, sentence, rows=rows)
 
 
 def search_images(
@@ -86,7 +89,7 @@ def search_images(
     """
     require_comparable(vectors, queries)
     found, sentence = _search(vectors, queries.features, k, index, device)
-    return SearchResult(list(queries.names), found, sentence, queries)
+    return SearchResult(list(queries.names), found, sentence, pictured=queries)
 
 
 def embed_queries(
@@ -129,8 +132,6 @@ def embed_queries(
 
 
 def _is_image(path: str) -> bool:
-    from diptych.images.codecs.decode import EXTENSIONS
-
     return Path(path).is_file() and Path(path).suffix.lower() in EXTENSIONS
 
 
@@ -155,12 +156,13 @@ class FaissIndex:
         index: of faiss.
         recall: share of the 10 nearest by exact search that it finds, on images of the set.
         seconds: that building and choosing took.
+        images: in it.
     """
 
     index: Any
     recall: float
     seconds: float
-    images: int = field(default=0)
+    images: int
 
     @classmethod
     def of(cls, features: NDArray[np.float32], *, recall: float = _RECALL) -> "FaissIndex":

@@ -14,6 +14,7 @@ from diptych.curation.copies import Copies, find_copies, find_overlap
 from diptych.curation.curation_page import (
     Row,
     Section,
+    Tile,
     histogram,
     tile,
     write_page,
@@ -23,7 +24,7 @@ from diptych.curation.mislabelled import find_mislabelled
 from diptych.curation.outliers import find_outliers
 from diptych.curation.search import SearchResult
 from diptych.curation.threshold import SAME
-from diptych.curation.thumbnails import Thumbnails
+from diptych.curation.thumbnails import Thumbnails, file_picture
 from diptych.embeddings.vectors import VectorSet
 
 _TILES: Final = 12  # pictures of one group
@@ -210,6 +211,7 @@ def write_search(
     """Writes what was found for each query, the nearest first."""
     table, shown = list[list[object]](), list[Row]()
     pictures = Thumbnails.of(vectors, images)
+    query_picture = _query_pictures(result, pictures)
     for place, name in enumerate(result.queries):
         near = zip(result.found.rows[place], result.found.similarities[place], strict=True)
         hits = [(int(row), float(similarity)) for row, similarity in near if row >= 0]
@@ -218,13 +220,24 @@ def write_search(
             for rank, (row, similarity) in enumerate(hits, 1)
         ]
         if place < rows:
+            query = Tile(name, query_picture(place), ["looked for"], marked=True)
             tiles = [tile(vectors, pictures, row, f"{value:.4f}") for row, value in hits]
-            shown.append(Row(f"Nearest to {name}", tiles))
+            shown.append(Row("", [query, *tiles]))
     write_table(out, ["query", "rank", "name", "similarity", "label"], table)
     if rows:
         section = Section("Found", "The most similar first, with their cosines.", shown)
         said = [result.sentence, *pictures.remarks]
         write_page(out.with_suffix(".html"), "Search", said, [section])
+
+
+def _query_pictures(result: SearchResult, pictures: Thumbnails) -> Callable[[int], str | None]:
+    """The picture of each query, by its place: of the set, of a folder, or a file by itself."""
+    if result.rows is not None:
+        rows = result.rows
+        return lambda place: pictures.picture(rows[place])
+    if result.pictured is not None and result.pictured.root is not None:
+        return Thumbnails.of(result.pictured).picture
+    return lambda place: file_picture(result.queries[place])
 
 
 def _copies_in_words(

@@ -13,6 +13,7 @@ from diptych.embeddings.shards import ImageRows, find_rows
 from diptych.embeddings.vectors import VectorSet
 from diptych.errors import ConfigError, ImagesError, UnreadableImage
 from diptych.images.codecs.channels import Pixels
+from diptych.images.codecs.decode import decode_file
 from diptych.report.figures import data_uri
 
 SIDE: Final = 128  # of a picture, at most
@@ -87,6 +88,14 @@ class Thumbnails:
                     continue
                 sizes[row] = len(data)
         return sizes
+
+
+def file_picture(file: str) -> str | None:
+    """A picture of an image file that the user named, as a data URI; None if it cannot be read."""
+    try:
+        return _as_uri(decode_file(file, ImagesConfig(jpeg_side=SIDE)))
+    except UnreadableImage:
+        return None
 
 
 def _config(path: str, vectors: VectorSet) -> ImagesConfig:
