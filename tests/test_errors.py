@@ -349,7 +349,7 @@ def test_urls_keep_their_slashes() -> None:
 
 def test_no_flag_that_takes_images_is_a_path() -> None:
     """A path of the file system would make one slash of two."""
-    local = {"out", "config", "json", "run", "runs", "write_commands", "data"}
+    local = {"out", "config", "json", "run", "runs", "write_commands", "data"} | {"vectors", "test"}
     modules = [importlib.import_module(f"diptych.cli.{module}") for module, _ in VERBS.values()]
     kinds = {kind for one in modules for name, kind in vars(one).items() if name.endswith("Flags")}
     assert len(kinds) == len(VERBS) - 1  # torchrun reads those of launch

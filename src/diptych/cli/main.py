@@ -45,6 +45,11 @@ VERBS: Final = {
         "train detectors on a run's ResNet and on an untrained one, and compare them",
     ),
     "embed": ("embed", "write the features of any images to Parquet files, in shards"),
+    "search": ("curate", "find the images of a set that are nearest to a picture"),
+    "duplicates": ("curate", "list exact and near copies in a set, and which one to keep"),
+    "overlap": ("curate", "list the images of a test set that are copies of training images"),
+    "outliers": ("curate", "rank images by how far they are from all others"),
+    "mislabelled": ("curate", "list labels that the nearest images contradict"),
     "import": (
         "import_weights",
         "make weights of another library an encoder file that every verb here takes",
