@@ -128,7 +128,7 @@ def test_fewer_images_are_fitted_and_measured_on_where_that_is_asked(
     run: Path, flat: Path, tmp_path: Path
 ) -> None:
     """The same as a folder of these images alone."""
-    few = {"fit_images": 18, "test_images": 12}
+    few: Any = {"fit_images": 18, "test_images": 12}
     for label in range(3):
         fill(tmp_path / "test" / f"class{label}", label, [f"{n:02}" for n in range(8)])
     given: Any = {"train": flat / "train", "test": tmp_path / "test", "threads": 1}

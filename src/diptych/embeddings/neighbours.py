@@ -82,11 +82,22 @@ def _blocks(
                 own = torch.arange(first, first + len(block), device=device) - begin
                 inside = torch.nonzero((own >= 0) & (own < values.shape[1])).flatten()
                 values[inside, own[inside]] = -torch.inf
-            top, at = values.topk(min(k, values.shape[1]), dim=1)
+            top, at = _top(values, min(k, values.shape[1]))
             best_values = torch.cat([best_values, top], dim=1)
             best_rows = torch.cat([best_rows, at + begin], dim=1)
             best_values, best_rows = _best(best_values, best_rows, k)
         yield first, best_rows.cpu(), best_values.cpu()
+
+
+def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row and their columns; of equal ones at the end the first columns."""
+    top, at = values.topk(k, dim=1)
+    # topk takes any of equal values: where more than fit are as large as the last, sort that row.
+    last = top[:, -1:]
+    for row in torch.nonzero((values >= last).sum(dim=1) > k).flatten().tolist():
+        order = values[row].argsort(descending=True, stable=True)[:k]
+        top[row], at[row] = values[row, order], order
+    return top, at
 
 
 def _best(values: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
