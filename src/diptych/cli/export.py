@@ -44,10 +44,10 @@ def export(arguments: Sequence[str]) -> None:
       diptych pretrain more/ --weights local-dir:photos-timm
     """
     flags = parse(ExportFlags, export, arguments)
-    from diptych.export.write import export as write
+    from diptych.export.write import export_encoder
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
-    done = write(flags.source, flags.out, form=flags.format, licence=flags.licence)
+    done = export_encoder(flags.source, flags.out, form=flags.format, licence=flags.licence)
     files = ", ".join(sorted(path.name for path in done.folder.iterdir()))
     console.print(f"Export: {done.folder}, for {flags.format}, {done.features} features: {files}.")
     if done.difference is None:

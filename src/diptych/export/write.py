@@ -57,7 +57,7 @@ class Exported:
     left_out: list[str]
 
 
-def export(
+def export_encoder(
     source: str | Path,
     out: str | Path,
     *,
