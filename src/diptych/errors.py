@@ -84,8 +84,6 @@ class EmbeddingsError(DiptychError):
 class ExportError(DiptychError):
     """An export gives other features than the encoder when it is read back."""
 
-    exit_code = EXIT_ERROR
-
 
 class TrainingError(DiptychError):
     """Training cannot go on; the last good checkpoint is intact."""

@@ -26,11 +26,15 @@ from diptych.models.weights import PretrainedEncoder, load_encoder
 from diptych.pretraining import pretrain
 from diptych.runtime.devices import BATCH_SIZE, choose_device
 
-Images = Sequence[str | Path] | NDArray[Any]
-"""Paths of image files, or an array (images, height, width[, channels]) of uint8."""
+Images = Sequence[str | Path] | NDArray[Any] | torch.Tensor
+"""Paths of image files, or an array or tensor (images, height, width[, channels]) of uint8."""
 
 
-class ContrastiveEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class ContrastiveEmbedder(
+    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
+    TransformerMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
+):
     """Learns features of images without labels, and gives those of any images.
 
     ``fit`` and ``transform`` take the paths of image files or an array (images, height, width[,
@@ -116,7 +120,7 @@ class ContrastiveEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         """
         check_is_fitted(self, "encoder_")
         images = _checked(X)
-        options = {"threads": self.threads, "batch_size": self.batch_size}
+        options: Any = {"threads": self.threads, "batch_size": self.batch_size}
         if isinstance(images, np.ndarray):
             return extract_features(self.encoder_, images, **options).numpy()
         with _listed(images) as path:

@@ -12,7 +12,7 @@ import timm
 import torch
 import torchvision.models
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.cli.main import main
 from diptych.config.data import ImagesConfig, ViewsConfig
@@ -24,6 +24,7 @@ from diptych.export.detectors import encode_by_names
 from diptych.export.layouts import Written
 from diptych.export.source import ExportSource
 from diptych.export.write import FORMATS, export_encoder
+from diptych.models.norms import use_norm
 from diptych.models.start import import_encoder
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
 from diptych.models.whitening import Whitening
@@ -39,7 +40,7 @@ needs_onnx = pytest.mark.skipif(
 
 
 def config_of(
-    name: str = "resnet18", *, side: int = 32, gray: bool = False, norm: str = "batch", **more: Any
+    name: str = "resnet18", *, side: int = 32, gray: bool = False, norm: Any = "batch", **more: Any
 ) -> RunConfig:
     more = {"stem": "imagenet"} | more
     return RunConfig(
@@ -92,7 +93,7 @@ def assert_close(came: Tensor, wanted: Tensor) -> None:
 def test_torchvision_opens_its_state_dict(resnet: Path, tmp_path: Path) -> None:
     done = export_encoder(resnet, tmp_path / "out", form="torchvision")
     network = torchvision.models.resnet18()
-    network.fc = torch.nn.Identity()  # type: ignore[assignment]
+    network.fc = torch.nn.Identity()
     network.load_state_dict(torch.load(tmp_path / "out" / "weights.pth", weights_only=True))
     images = images_of()
     assert_close(network.eval()(images), load_encoder(resnet)(images))
@@ -235,6 +236,42 @@ def test_a_program_normalises_pixels_by_itself(tmp_path: Path) -> None:
         pixels = torch.rand(count, 1, 32, 32)
         images = (pixels - 0.4) / 0.25  # the means of three channels
         assert_close(program(pixels), load_encoder(file)(images))
+
+
+class Own(nn.Module):
+    """An encoder that only its owner can build."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.norm = nn.BatchNorm2d(6)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.norm(self.conv(images)).relu().mean(dim=(2, 3))
+        return found
+
+
+@torch.no_grad()
+def test_an_encoder_given_in_python(tmp_path: Path) -> None:
+    config = config_of("own")
+    own = use_norm(randomised(Own()), config.norm)
+    save_encoder(tmp_path / "a.safetensors", own, config)
+    images = images_of()
+    export_encoder(tmp_path / "a.safetensors", tmp_path / "a", form="safetensors", encoder=Own())
+    came = load_encoder(tmp_path / "a" / "encoder.safetensors", encoder=Own())
+    assert_close(came(images), own(images))
+    config = replace(config, norm=NormConfig(kind="split", images_per_group=2))
+    save_encoder(tmp_path / "b.safetensors", own, config)
+    done = export_encoder(
+        tmp_path / "b.safetensors", tmp_path / "b", form="torch-export", encoder=Own()
+    )
+    assert done.features == 6
+    with pytest.raises(ConfigError, match="none of its networks"):
+        export_encoder(
+            tmp_path / "b.safetensors", tmp_path / "c", form="torchvision", encoder=Own()
+        )
+    with pytest.raises(ConfigError, match="Give it as encoder=MODULE"):
+        export_encoder(tmp_path / "b.safetensors", tmp_path / "c", form="safetensors")
 
 
 @pytest.mark.slow

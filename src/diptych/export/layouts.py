@@ -195,7 +195,8 @@ def _timm_settings(name: str, source: ExportSource) -> dict[str, Any]:
     """
     instead = "torchvision, safetensors, torch-export or onnx"
     require(timm.is_model(name), source, "timm", f"timm has no {name}", instead)
-    about = dict(timm.get_pretrained_cfg(name).to_dict())
+    known: Any = timm.get_pretrained_cfg(name)
+    about = {} if known is None else known.to_dict()
     arguments: dict[str, Any] = {"in_chans": source.channels} if source.channels != 3 else {}
     built, with_side = _built_by_timm(name, source, arguments)
     found = difference(built.state_dict(), source.network.state_dict())
