@@ -179,7 +179,8 @@ def test_a_whitening_lies_beside(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_a_file_of_diptych_tells_nothing_of_the_run(tmp_path: Path) -> None:
-    file = encoder_file(tmp_path / "a.safetensors", config_of(norm="group"), whitened=True)
+    config = config_of("small_resnet", width=8, stem="small", norm="group")
+    file = encoder_file(tmp_path / "a.safetensors", config, whitened=True)
     export_encoder(file, tmp_path / "out", form="safetensors")
     written = tmp_path / "out" / "encoder.safetensors"
     assert b"secret" in file.read_bytes()
@@ -370,12 +371,20 @@ def test_other_folders_are_not_replaced(small: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("form", "settings", "why"),
     [
-        ("timm", {"norm": "group"}, "timm's resnet18 is another network"),
+        pytest.param(
+            *("timm", {"norm": "group"}, "timm's resnet18 is another network"),
+            marks=pytest.mark.slow,
+        ),
         ("timm", {"name": "small_resnet"}, "timm has no small_resnet"),
         ("torchvision", {"name": "small_resnet"}, "none of its networks"),
-        ("hf", {"stem": "small"}, "with the stem small"),
+        pytest.param(
+            *("hf", {"stem": "small"}, r"with the stem small .* opens --format timm"),
+            marks=pytest.mark.slow,
+        ),
         ("detectron2", {"name": "timm:test_vit"}, "no ResNet"),
-        ("coco-features", {"norm": "layer"}, "with layer norm"),
+        pytest.param(
+            *("coco-features", {"norm": "layer"}, "with layer norm"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_networks_that_a_format_cannot_hold(
@@ -383,7 +392,7 @@ def test_networks_that_a_format_cannot_hold(
 ) -> None:
     """A refusal says what does not fit, and which format does."""
     file = encoder_file(tmp_path / "a.safetensors", config_of(**settings))
-    with pytest.raises(ConfigError, match=f"{why}.* Use --format"):
+    with pytest.raises(ConfigError, match=f"{why}.* Use --format safetensors"):
         export_encoder(file, tmp_path / "out", form=form)
 
 

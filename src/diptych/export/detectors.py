@@ -19,7 +19,6 @@ from diptych.export.source import ExportSource, contiguous_state, require
 from diptych.models.resnets import STAGE_BLOCKS
 
 _FILE: Final = "weights.pth"
-_ELSE: Final = "safetensors, torch-export or onnx"
 
 
 def write_coco_features(source: ExportSource, folder: Path) -> Written:
@@ -164,7 +163,7 @@ INPUT:
 
 def _maps_of(source: ExportSource, form: str) -> Any:
     why = f"{described(source)} is no ResNet with the usual first layers"
-    require(is_plain_resnet(source), source, form, why, _ELSE)
+    require(is_plain_resnet(source), source, form, why)
     return replace(source.average_pooled(), whitening=None)
 
 

@@ -27,7 +27,6 @@ Reader = Callable[[Path], Callable[[Tensor], Tensor]]
 """From the folder to a function of normalised images (batch, channels, side, side) to features."""
 
 WHITENING: Final = "whitening.safetensors"
-_NO_PROGRAM: Final = "safetensors, torch-export or onnx"
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def write_torchvision(source: ExportSource, folder: Path) -> Written:
     wide = encoder.width_multiplier > 1 or encoder.selective_kernels
     require(
         encoder.name in names and not wide and not source.config.norm.is_per_image,
-        *(source, "torchvision", f"{described(source)} is none of its networks", _NO_PROGRAM),
+        *(source, "torchvision", f"{described(source)} is none of its networks"),
     )
     torch.save(contiguous_state(source.network), folder / "weights.pth")
     _, lines = _torchvision_network(source)
@@ -193,15 +192,14 @@ def _timm_settings(name: str, source: ExportSource) -> dict[str, Any]:
     Raises:
         ConfigError: it has none with these tensors.
     """
-    instead = "torchvision, safetensors, torch-export or onnx"
-    require(timm.is_model(name), source, "timm", f"timm has no {name}", instead)
+    require(timm.is_model(name), source, "timm", f"timm has no {name}")
     known: Any = timm.get_pretrained_cfg(name)
     about = {} if known is None else known.to_dict()
     arguments: dict[str, Any] = {"in_chans": source.channels} if source.channels != 3 else {}
     built, with_side = _built_by_timm(name, source, arguments)
-    found = difference(built.state_dict(), source.network.state_dict())
+    found = difference(source.network.state_dict(), built.state_dict())
     why = f"timm's {name} is another network ({found})"
-    require(found is None, source, "timm", why, instead)
+    require(found is None, source, "timm", why)
     size = [source.channels, source.side, source.side]
     return {
         "architecture": name,

@@ -1,6 +1,7 @@
 """The model card of an export: what the encoder is, how it is fed, how good it was found to be."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -38,7 +39,7 @@ def _front_matter(source: ExportSource, written: Written) -> str:
     tags = ["image-feature-extraction", "self-supervised", "contrastive-learning", "diptych"]
     lines = [
         "---",
-        f"license: {source.licence or 'unknown'}",
+        *_licence(source.licence),
         f"library_name: {written.library}",
         "pipeline_tag: image-feature-extraction",
         "tags:",
@@ -46,6 +47,13 @@ def _front_matter(source: ExportSource, written: Written) -> str:
         "---",
     ]
     return "\n".join(lines)
+
+
+def _licence(text: str) -> list[str]:
+    """An identifier as it is; other words, which may be anyone's, as a quoted name."""
+    if re.fullmatch(r"[\w.+-]+", text, re.ASCII):
+        return [f"license: {text}"]
+    return ["license: other", f"license_name: {json.dumps(text)}"] if text else ["license: unknown"]
 
 
 def _summary(source: ExportSource) -> str:
@@ -95,27 +103,35 @@ def _training(source: ExportSource) -> str:
 
 def _figures(source: ExportSource) -> Iterator[str]:
     """Accuracies of the run's evaluation, with their intervals, as tables."""
-    found = None if source.folder is None else _read_object(source.folder.evaluation)
-    measured = [name for name in _PROTOCOLS if isinstance((found or {}).get(name), dict)]
-    if found is None or not measured:
+    found = {} if source.folder is None else _read_object(source.folder.evaluation)
+    measured = [name for name in _PROTOCOLS if _inner(found, name)]
+    if not measured:
         yield "None were measured. `diptych evaluate RUN --train LABELLED` measures them."
-        return
     for name in measured:
-        detail = found.get("details", {}).get(name, {})
-        intervals = detail.get("metrics", {}).get("accuracy", {}).get("intervals", {})
+        detail = _inner(found, "details", name)
+        intervals = _inner(detail, "metrics", "accuracy", "intervals")
         yield f"Accuracy by {_PROTOCOLS[name]}, with 95% intervals over test images:\n"
         yield "| features | accuracy | interval |\n|---|---|---|"
-        for encoder, value in found[name].items():
+        for encoder, value in _inner(found, name).items():
             if isinstance(value, float):
                 words = _ENCODERS.get(encoder, encoder)
-                yield f"| {words} | {value:.1%} | {_range(intervals.get(encoder))} |"
-        if words := detail.get("split", {}).get("words"):
+                yield f"| {words} | {value:.1%} | {_range(_inner(intervals, encoder))} |"
+        if words := _inner(detail, "split").get("words"):
             yield f"\n{words}\n"
 
 
-def _range(interval: object) -> str:
-    ends = [interval.get("low"), interval.get("high")] if isinstance(interval, Mapping) else []
-    numbers = [f"{one:.1%}" for one in ends if isinstance(one, float)]
+def _inner(found: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """What lies under some keys, each in the one before; an empty table where it is none."""
+    for key in keys:
+        inside = found.get(key)
+        found = inside if isinstance(inside, Mapping) else {}
+    return found
+
+
+def _range(interval: Mapping[str, Any]) -> str:
+    numbers = [
+        f"{one:.1%}" for name in ("low", "high") if isinstance(one := interval.get(name), float)
+    ]
     return " to ".join(numbers) if len(numbers) == 2 else ""
 
 
@@ -137,13 +153,13 @@ def _check(form: str, difference: float | None) -> str:
     return f"Read back and compared on five images: features differ by {difference:.1e} at most."
 
 
-def _read_object(path: Path) -> dict[str, Any] | None:
-    """A JSON object of a run folder; None where there is none that can be read."""
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object of a run folder; an empty one where there is none that can be read."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _last_line(path: Path) -> dict[str, Any] | None:

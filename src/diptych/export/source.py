@@ -136,7 +136,7 @@ def source_of(
 ) -> ExportSource:
     """An encoder that is loaded, as one to export."""
     config = encoder.config
-    network = encoder.network.cpu().float().eval()
+    network = encoder.network.cpu().float().to(memory_format=torch.contiguous_format).eval()
     if not own:
         network = plain_network(config, network.state_dict())
     return ExportSource(name, folder, config, network, encoder.whitening, licence)
@@ -164,7 +164,7 @@ def contiguous_state(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def require(condition: bool, source: ExportSource, form: str, why: str, instead: str) -> None:
+def require(condition: bool, source: ExportSource, form: str, why: str) -> None:
     """Refuses a network that a format cannot hold.
 
     Raises:
@@ -172,7 +172,8 @@ def require(condition: bool, source: ExportSource, form: str, why: str, instead:
     """
     if not condition:
         raise ConfigError(
-            f"{source.name} cannot be exported as {form}: {why}. Use --format {instead}."
+            f"{source.name} cannot be exported as {form}: {why}. Use --format safetensors, "
+            "torch-export or onnx, which hold any network."
         )
 
 

@@ -54,9 +54,8 @@ def write_hf(source: ExportSource, folder: Path) -> Written:
         named = {_resnet_name(name): one for name, one in state.items()}
     else:
         named = _vit_state(state)
-        why = f"{described(source)} is no ResNet and no plain vision transformer"
-        instead = "timm, which transformers opens too, or safetensors"
-        require(bool(named), source, "hf", why, instead)
+        why = f"{described(source)} is no ResNet and no plain vision transformer of it"
+        require(bool(named), source, "hf", f"{why} (but it opens --format timm too)")
         settings, use = _vit_settings(source), _VIT_USE
     save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "config.json", settings)
