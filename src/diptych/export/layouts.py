@@ -219,7 +219,7 @@ def _timm_settings(name: str, source: ExportSource) -> dict[str, Any]:
             "num_classes": 0,
             "first_conv": about.get("first_conv"),
             "classifier": about.get("classifier"),
-            "license": source.licence or "unknown",
+            **({"license": source.licence} if source.licence else {}),
         },
     }
 

@@ -116,8 +116,8 @@ def _figures(source: ExportSource) -> Iterator[str]:
             if isinstance(value, float):
                 words = _ENCODERS.get(encoder, encoder)
                 yield f"| {words} | {value:.1%} | {_range(_inner(intervals, encoder))} |"
-        if words := _inner(detail, "split").get("words"):
-            yield f"\n{words}\n"
+        if split := _inner(detail, "split").get("words"):
+            yield f"\n{split}\n"
 
 
 def _inner(found: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
