@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diptych.evaluation.features import extract_features as extract_features
     from diptych.evaluation.features import extract_named_features as extract_named_features
     from diptych.evaluation.protocols import evaluate as evaluate
+    from diptych.export.write import export_encoder as export_encoder
     from diptych.images.listing import Listing as Listing
     from diptych.images.open import Source as Source
     from diptych.images.splits import LocatedImages as LocatedImages
@@ -84,6 +85,7 @@ _HOMES = {
     "draw_views": "views.draw",
     "embed": "embeddings.embed",
     "evaluate": "evaluation.protocols",
+    "export_encoder": "export.write",
     "extract_features": "evaluation.features",
     "extract_named_features": "evaluation.features",
     "info_nce": "methods.losses",

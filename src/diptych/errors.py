@@ -81,6 +81,10 @@ class EmbeddingsError(DiptychError):
     """Embeddings on disk are incomplete, damaged, or of other images, settings or encoders."""
 
 
+class ExportError(DiptychError):
+    """An export gives other features than the encoder when it is read back."""
+
+
 class TrainingError(DiptychError):
     """Training cannot go on; the last good checkpoint is intact."""
 

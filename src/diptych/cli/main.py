@@ -54,6 +54,10 @@ VERBS: Final = {
         "import_weights",
         "make weights of another library an encoder file that every verb here takes",
     ),
+    "export": (
+        "export",
+        "write a trained encoder for timm, torchvision, ONNX and others, and compare it there",
+    ),
     "report": ("evaluate", "write a run's report, one page that opens offline"),
     "plan": (
         "plan",

@@ -67,6 +67,14 @@ _TRANSFORMERS_RESNET: Final = (
     *((rf"^encoder\.stages\.{n}\.layers\.", f"layer{n + 1}.") for n in range(4)),
 )
 
+_DETECTRON2: Final = (
+    (r"^stem\.", ""),
+    *((rf"^res{n + 1}\.", f"layer{n}.") for n in (1, 2, 3, 4)),
+    (r"\bconv(\d)\.norm\.", r"bn\1."),
+    (r"\.shortcut\.norm\.", ".downsample.1."),
+    (r"\.shortcut\.", ".downsample.0."),
+)
+
 _TRANSFORMERS_VIT: Final = (
     (r"^embeddings\.cls_token$", "cls_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
@@ -166,6 +174,13 @@ LAYOUTS: Final = (
         (r"embeddings\.patch_embeddings\.",),
         renames=_TRANSFORMERS_VIT,
         left_out=rf"{_CLASSIFIER}|^pooler\.|^embeddings\.mask_token|^decoder\.",
+    ),
+    Layout(
+        "detectron2",
+        r"(?:backbone\.)?(?:bottom_up\.)?",
+        (r"(?:^|\.)res2\.0\.conv1\.norm\.",),
+        renames=_DETECTRON2,
+        left_out=rf"{_CLASSIFIER}|^(?:fpn_|proposal_generator|roi_heads|pixel_)",
     ),
     Layout(
         "efficientnet_lite_pytorch",

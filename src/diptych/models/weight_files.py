@@ -29,6 +29,7 @@ LOCAL: Final = "local-dir:"
 HUB: Final = "hf-hub:"
 PRETRAINED: Final = "pretrained"
 _FOLDER_FILES: Final = ("model.safetensors", "pytorch_model.bin")
+_PREPROCESSING: Final = "preprocessor_config.json"  # of transformers
 _TEXT_BYTES: Final = 1 << 20  # of a config.json, at most
 _SPARE_BYTES: Final = 1 << 20  # beyond four times the file, of tensors that share memory
 
@@ -247,6 +248,9 @@ def _read_folder(text: str, folder: Path) -> WeightFile:
     content, _ = _read_file(file)
     described = folder / "config.json"
     config = _read_json(described) if described.is_file() else {}
+    beside = folder / _PREPROCESSING
+    if "pretrained_cfg" not in config and beside.is_file():
+        config = _of_transformers(_read_json(beside))
     return _described(text, content, _checksum(file), config, str(described))
 
 
@@ -259,6 +263,15 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"{path} must hold a table; got a {type(found).__name__}.")
     return found
+
+
+def _of_transformers(found: Mapping[str, Any]) -> dict[str, Any]:
+    """How transformers feeds a network, as timm would say it."""
+    about = {name: found[f"image_{name}"] for name in ("mean", "std") if f"image_{name}" in found}
+    side = found["size"].get("height") if isinstance(found.get("size"), Mapping) else None
+    if type(side) is int:
+        about["input_size"] = [3, side, side]
+    return {"pretrained_cfg": about if found.get("do_normalize", True) else {}}
 
 
 def _described(

@@ -1,0 +1,61 @@
+"""The verb `export`: a trained encoder in the format of another library."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from diptych.cli.flags import parse
+
+
+@dataclass(frozen=True)
+class ExportFlags:
+    """What `diptych export` takes."""
+
+    source: Positional[str]
+    """A run folder whose training has ended, an encoder file, or weights as --weights has them."""
+    out: Annotated[Path, arg(aliases=["-o"])]
+    """The folder to write; an earlier export there is replaced."""
+    format: Literal[
+        "torchvision",
+        "timm",
+        "safetensors",
+        "torch-export",
+        "onnx",
+        "hf",
+        "detectron2",
+        "coco-features",
+    ] = "timm"
+    """The library that shall open it; docs/export.md says what each can hold."""
+    licence: str = ""
+    """Of the weights, as the hub calls it: apache-2.0, cc-by-4.0. That of the weights that the run
+    began with by default, where it is known."""
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Write a trained encoder in the format of another library, read it back there and compare.
+
+    Examples:
+      diptych export runs/photos --format timm -o photos-timm/ --licence apache-2.0
+      diptych export runs/photos --format onnx -o photos-onnx/
+      diptych pretrain more/ --weights local-dir:photos-timm
+    """
+    flags = parse(ExportFlags, export, arguments)
+    from diptych.export.write import export_encoder
+
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    done = export_encoder(flags.source, flags.out, form=flags.format, licence=flags.licence)
+    files = ", ".join(sorted(path.name for path in done.folder.iterdir()))
+    console.print(f"Export: {done.folder}, for {flags.format}, {done.features} features: {files}.")
+    if done.difference is None:
+        console.print(f"Not read back: the library that reads {flags.format} is not installed.")
+    else:
+        console.print(
+            f"Read back and compared on 5 images: the largest difference of a feature is "
+            f"{done.difference:.1e}, where the largest feature is {done.scale:.3g}."
+        )
+    for sentence in done.left_out:
+        console.print(sentence)
