@@ -81,6 +81,10 @@ class EmbeddingsError(DiptychError):
     """Embeddings on disk are incomplete, damaged, or of other images, settings or encoders."""
 
 
+class ClassifierError(DiptychError):
+    """The folder of a classifier is missing or damaged, or does not go with what it is given."""
+
+
 class TrainingError(DiptychError):
     """Training cannot go on; the last good checkpoint is intact."""
 

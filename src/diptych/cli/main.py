@@ -45,6 +45,11 @@ VERBS: Final = {
         "train detectors on a run's ResNet and on an untrained one, and compare them",
     ),
     "embed": ("embed", "write the features of any images to Parquet files, in shards"),
+    "classify": (
+        "classify",
+        "fit a classifier on labelled images, with calibrated probabilities, and use it on others",
+    ),
+    "subset": ("classify", "choose which images to label next"),
     "import": (
         "import_weights",
         "make weights of another library an encoder file that every verb here takes",
