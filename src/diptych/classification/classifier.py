@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
+from torch.nn import functional
 
 from diptych.errors import ClassifierError, FeaturesError
 from diptych.evaluation.knn import knn_votes
@@ -70,7 +71,34 @@ class NearestImages:
         return (votes + 1.0 / self.classes).log()
 
 
-Head = LinearClassifier | NearestImages
+FARTHEST: Final = 10.0
+"""Standard deviations from the mean, beyond which a feature counts as that far away. A feature that
+hardly varies over the images fitted on may lie hundreds of them away for another image, and would
+decide alone, at a probability of 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class LinearHead:
+    """A linear classifier on standardised features.
+
+    Attributes:
+        fitted: its weights.
+        farthest: that a standardised feature counts as, at most; None for no bound.
+    """
+
+    fitted: LinearClassifier
+    farthest: float | None = FARTHEST
+
+    def scores(self, features: Float[Tensor, "images dim"]) -> Float[Tensor, "images classes"]:
+        """Logits of each image."""
+        weight, bias, mean, scale, _ = self.fitted
+        standard = (features - mean) * scale
+        if self.farthest is not None:
+            standard = standard.clamp(-self.farthest, self.farthest)
+        return functional.linear(standard, weight, bias)
+
+
+Head = LinearHead | NearestImages
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +125,8 @@ class ImageClassifier:
     def dim(self) -> int:
         """Length of the features that it takes."""
         head = self.head
-        return (head.features if isinstance(head, NearestImages) else head.weight).shape[1]
+        rows = head.features if isinstance(head, NearestImages) else head.fitted.weight
+        return rows.shape[1]
 
     def probabilities(self, features: Float[Tensor, "images dim"]) -> NDArray[np.float64]:
         """(images, classes) of features that the encoder gave.
@@ -133,7 +162,8 @@ def save_classifier(folder: Path, classifier: ImageClassifier) -> None:
         }
     else:
         names = ("weight", "bias", "mean", "scale")
-        tensors, own = {name: getattr(head, name) for name in names}, {"l2": head.l2}
+        tensors = {name: getattr(head.fitted, name) for name in names}
+        own = {"l2": head.fitted.l2, "farthest": head.farthest}
     contiguous = {name: one.detach().cpu().contiguous() for name, one in tensors.items()}
     atomic_write(folder / WEIGHTS, save(contiguous))
     manifest = {
@@ -242,7 +272,9 @@ def _head(manifest: Mapping[str, Any], tensors: dict[str, Tensor], classes: int)
         _require_numbers(name, tensors[name], (weight.shape[1],))
     l2 = manifest["l2"]
     _require(isinstance(l2, float | int), "l2")
-    return LinearClassifier(weight, tensors["bias"], tensors["mean"], tensors["scale"], float(l2))
+    farthest = None if manifest["farthest"] is None else _positive(manifest, "farthest")
+    bias, mean, scale = (tensors[name] for name in ("bias", "mean", "scale"))
+    return LinearHead(LinearClassifier(weight, bias, mean, scale, float(l2)), farthest)
 
 
 def _require_numbers(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:

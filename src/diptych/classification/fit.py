@@ -22,6 +22,7 @@ from diptych.classification.classifier import (
     PREDICTIONS,
     Head,
     ImageClassifier,
+    LinearHead,
     NearestImages,
     save_classifier,
 )
@@ -167,7 +168,7 @@ def _on_frozen(
 
     def fit(features: Tensor, its_labels: Tensor) -> Head:
         if how.kind == "linear":
-            return fit_with_strength(features, its_labels, classes, l2, None)
+            return LinearHead(fit_with_strength(features, its_labels, classes, l2, None))
         return NearestImages(features, its_labels, classes, how.neighbours, how.knn_temperature)
 
     scores, truth = [train.new_zeros(0, classes)], [labels[:0]]
@@ -200,7 +201,8 @@ def _finetuned(
     weight, bias = (one.detach().cpu() for one in (tuned.head.weight, tuned.head.bias))
     # Its features are taken as they are.
     dim = weight.shape[1]
-    head = LinearClassifier(weight, bias, torch.zeros(dim), torch.ones(dim), 0.0)
+    as_is = LinearClassifier(weight, bias, torch.zeros(dim), torch.ones(dim), 0.0)
+    head = LinearHead(as_is, farthest=None)
     return _Fitted(
         PretrainedEncoder(tuned.encoder, encoder.config),
         head,

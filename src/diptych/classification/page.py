@@ -48,8 +48,8 @@ def headline(figures: Mapping[str, Any]) -> str:
     accuracy = figures["accuracy"]
     low, high = (100 * accuracy[name] for name in ("low", "high"))
     return (
-        f"Of {figures['images']:,} images that it had not seen it names {_percent(accuracy)} right "
-        f"({low:.0f} to {high:.0f}%)."
+        f"It names {_percent(accuracy)} ({low:.0f} to {high:.0f}%) of {figures['images']:,} images "
+        "right that it was not fitted on."
     )
 
 

@@ -7,6 +7,7 @@ their square.
 
 import csv
 import heapq
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -193,10 +194,14 @@ def _typical(unit: Tensor, budget: int, labelled: Rows, seed: int) -> Chosen:
     A cluster of fewer than five images is passed over as long as others have any left.
     """
     from sklearn.cluster import KMeans, MiniBatchKMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     count = min(len(labelled) + budget, _MOST_CLUSTERS, len(unit))
     method = KMeans if count <= 50 else MiniBatchKMeans
-    clusters = method(count, n_init=1, random_state=seed).fit_predict(unit.numpy())
+    with warnings.catch_warnings():
+        # Copies of images may leave clusters empty, which does no harm here.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        clusters = method(count, n_init=1, random_state=seed).fit_predict(unit.numpy())
     sizes = np.bincount(clusters, minlength=count)
     taken = np.bincount(clusters[labelled], minlength=count)
     own = np.zeros(len(unit), dtype=np.bool_)

@@ -20,8 +20,14 @@ from diptych.escaping import HANDLER, escaped, unescaped
 from diptych.evaluation.confidence import Interval, accuracy_of, estimate, mean_per_class
 from diptych.runs.atomic import atomic_write
 
+PREDICTIONS: Final = "predictions"
+"""Under which a protocol of ``evaluate`` gives its own, which go to a table beside the figures."""
+
 TOP: Final = 5
 """Answers of which one must be right, for the figure of that name."""
+
+MANY_CLASSES: Final = 2 * TOP
+"""From which on that figure says something."""
 
 COLUMNS: Final = ("name", "label", "predicted", "probability", "label_probability", "label_rank")
 """Of a table of predictions; behind them, of few classes, one for the probability of each."""
@@ -164,7 +170,7 @@ def figures_of(predictions: Predictions) -> dict[str, Any]:
         "mean_per_class": mean_per_class_interval(predictions).as_dict(),
         "calibration_error": reliability(predictions).error,
     }
-    if len(predictions.classes) > TOP:
+    if len(predictions.classes) >= MANY_CLASSES:
         found[f"top_{TOP}"] = float((predictions.label_rank <= TOP).mean())
     return found
 

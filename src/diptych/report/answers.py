@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from diptych.config.data import ViewsConfig
 from diptych.evaluation.predictions import (
+    MANY_CLASSES,
     TOP,
     ClassFigures,
     Predictions,
@@ -105,7 +106,7 @@ def answers_of(
     found = reliability(predictions)
     classes = sorted(per_class(predictions), key=lambda one: one.found)
     few = len(predictions.classes) <= _MOST_IN_TABLE
-    many = len(predictions.classes) > TOP
+    many = len(predictions.classes) >= MANY_CLASSES
     return Answers(
         images=len(predictions),
         wrong=int((~predictions.right).sum()),
