@@ -26,7 +26,7 @@ from diptych.classification.classifier import (
     NearestImages,
     save_classifier,
 )
-from diptych.classification.page import classifier_page
+from diptych.classification.classifier_page import classifier_page
 from diptych.config.downstream import ClassifierSettings
 from diptych.errors import ClassifierError, saving
 from diptych.escaping import HANDLER

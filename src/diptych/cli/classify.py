@@ -76,8 +76,8 @@ def classify(arguments: Sequence[str]) -> None:
 
 def _fit(flags: ClassifyFlags, console: Console) -> None:
     from diptych.classification.classifier import PAGE
+    from diptych.classification.classifier_page import headline, sentences
     from diptych.classification.fit import fit_classifier
-    from diptych.classification.page import headline, sentences
 
     with ProgressBars(console) as bars:
         found = fit_classifier(
@@ -131,7 +131,7 @@ def _predict(flags: ClassifyFlags, console: Console) -> None:
 class SubsetFlags:
     """What `diptych subset` takes."""
 
-    vectors: Positional[Path]
+    vectors: Positional[str]
     """Vectors of all images: a folder or file of `diptych embed`, a table, or an .npy file."""
     budget: int
     """Images to choose."""
@@ -145,7 +145,7 @@ class SubsetFlags:
     labelled: str | None = None
     """What is labelled already and counts as chosen: a .csv with a column `name`, a list of names,
     or `labels` for the images with a label among the vectors."""
-    model: Path | None = None
+    model: str | None = None
     """Of uncertain: the folder of a classifier on the same encoder, of `diptych classify fit`."""
     seed: int = 0
     """Of the clusters of typical."""
@@ -214,7 +214,7 @@ def _write_chosen(out: Path, vectors: "VectorSet", chosen: "Chosen") -> None:
     atomic_write(out, text.getvalue().encode(errors=HANDLER))
 
 
-def _probabilities(model: Path, vectors: "VectorSet") -> "NDArray[np.float64]":
+def _probabilities(model: str, vectors: "VectorSet") -> "NDArray[np.float64]":
     import torch
 
     from diptych.classification.classifier import load_classifier

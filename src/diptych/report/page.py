@@ -296,7 +296,7 @@ def _answers(
     given = details.get("linear", {}).get("labelled", {})
     path = given.get("test") or given.get("train")
     if path is not None:  # the images that were measured on are others
-        images = replace(config.images, path=path, limit=None)
+        images, opened = replace(config.images, path=path, limit=None), None
         with suppress(ImagesError):
             opened = open_images(images, runtime.executor)
     sets = [] if opened is None else [opened.train]
