@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 
@@ -202,6 +203,31 @@ def test_a_feature_that_hardly_varied_does_not_decide_alone() -> None:
     far = torch.tensor([[5.0, 0.0]])
     assert LinearHead(head).scores(far).tolist() == [[10.0, 0.0]]
     assert LinearHead(head, None).scores(far).tolist() == [[5000.0, 0.0]]
+
+
+def test_the_most_uncertain_are_those_of_the_same_encoder(
+    fitted: Path, run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--by", "uncertain", "--budget", "4", "-o", str(tmp_path / "s.csv")]
+    for number, source in enumerate((run, fitted / ENCODER)):
+        vectors = tmp_path / f"v{number}"
+        diptych.embed(source, images, vectors, threads=1)
+        assert main(["subset", str(vectors), "--model", str(fitted), *flags]) == 0
+    chances = load_classifier(fitted).probabilities(
+        diptych.extract_features(diptych.load_encoder(run), images, threads=1)
+    )
+    chances.sort(axis=1)
+    least = np.sort(chances[:, -1] - chances[:, -2])[:4]
+    scores = [float(row["score"]) for row in rows_of(tmp_path / "s.csv")]
+    assert scores == pytest.approx((1 - least).tolist(), abs=1e-4)
+    other = tmp_path / "other.safetensors"
+    tensors = load_file(run / "encoder.safetensors")
+    with safe_open(run / "encoder.safetensors", "pt") as file:
+        header = file.metadata()
+    save_file({name: 2 * one for name, one in tensors.items()}, other, header)
+    diptych.embed(other, images, tmp_path / "v2", threads=1)
+    assert main(["subset", str(tmp_path / "v2"), "--model", str(fitted), *flags]) == 2
+    assert "another encoder" in capsys.readouterr().err
 
 
 def changed(model: Path, **values: Any) -> None:

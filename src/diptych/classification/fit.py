@@ -6,6 +6,7 @@ part was cut from the labelled images, the classifier that is kept is then fitte
 its figures are those of the one that was fitted on the rest.
 """
 
+import hashlib
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -128,12 +129,26 @@ def fit_classifier(
         fitted = (_finetuned if how.kind == "finetune" else _on_frozen)(
             trained, found, how, runtime
         )
-        made = {"source": str(source), "labelled": path_of(labelled), **asdict(how)}
+        made = {
+            "source": str(source),
+            "encoder_checksum": None if how.kind == "finetune" else _checksum(Path(source)),
+            "labelled": path_of(labelled),
+            **asdict(how),
+        }
         return _write(folder, fitted, found, made, runtime)
 
 
 def _is_run(source: str | Path) -> bool:
     return os.path.isdir(source)
+
+
+def _checksum(source: Path) -> str | None:
+    """Of the encoder's file, by which vectors of it are known; None where it is none of ours."""
+    file = RunFolder(source).encoder if source.is_dir() else source
+    if not file.is_file():
+        return None
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _require_free(folder: Path) -> None:

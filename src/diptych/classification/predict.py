@@ -1,6 +1,7 @@
 """A classifier at work: the classes of any images, with calibrated probabilities, as a table."""
 
 import csv
+import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,12 +9,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from diptych.classification.classifier import ImageClassifier, load_classifier
-from diptych.errors import ConfigError
+from diptych.classification.classifier import ENCODER, ImageClassifier, load_classifier
+from diptych.embeddings.vectors import VectorSet
+from diptych.errors import ClassifierError, ConfigError
 from diptych.escaping import HANDLER, escaped
-from diptych.evaluation.features import encode, in_batches
+from diptych.evaluation.features import FEATURES, encode, in_batches
 from diptych.evaluation.predictions import Predictions, write_predictions
 from diptych.images.collection import ImageSet
 from diptych.images.inventory import Skipped
@@ -94,6 +97,28 @@ def predict_images(
         write_predictions(file, predictions, probabilities)
         _list_skipped(file.with_suffix(".skipped.csv"), skipped)
     return Predicted(predictions, skipped)
+
+
+def classify_vectors(model: str | Path, vectors: VectorSet) -> NDArray[np.float64]:
+    """(images, classes) probabilities of vectors of the classifier's encoder.
+
+    Raises:
+        ClassifierError: there is no classifier, or the vectors are of another encoder or layer.
+    """
+    classifier = load_classifier(model)
+    settings = vectors.settings or {}
+    if "encoder" in settings:
+        with open(Path(model) / ENCODER, "rb") as file:
+            own = hashlib.file_digest(file, "sha256").hexdigest()
+        made = classifier.about.get("made", {})
+        known = settings["encoder"] in (own, made.get("encoder_checksum"))
+        as_given = settings.get("layer") == FEATURES and not settings.get("normalized")
+        if not (known and as_given):
+            raise ClassifierError(
+                f"{vectors.source} holds vectors of another encoder or layer than the classifier "
+                f"{model} takes. Make them with `diptych embed {Path(model) / ENCODER} PATH`."
+            )
+    return classifier.probabilities(torch.from_numpy(vectors.features))
 
 
 def _classified(

@@ -16,9 +16,6 @@ from diptych.errors import ConfigError
 from diptych.runtime.console import ProgressBars
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from diptych.curation.subset import Chosen
     from diptych.embeddings.vectors import VectorSet
 
@@ -173,7 +170,9 @@ def subset(arguments: Sequence[str]) -> None:
     own = find_labelled(vectors, flags.labelled)
     probabilities = None
     if flags.by == "uncertain" and flags.model is not None:
-        probabilities = _probabilities(flags.model, vectors)
+        from diptych.classification.predict import classify_vectors
+
+        probabilities = classify_vectors(flags.model, vectors)
     elif flags.model is not None:
         raise ConfigError(f"--model goes with --by uncertain; got --by {flags.by}.")
     chosen = choose_subset(
@@ -212,11 +211,3 @@ def _write_chosen(out: Path, vectors: "VectorSet", chosen: "Chosen") -> None:
     for rank, (row, score) in enumerate(zip(chosen.rows, chosen.scores, strict=True), start=1):
         writer.writerow([escaped(vectors.names[row]), rank, f"{score:.6g}"])
     atomic_write(out, text.getvalue().encode(errors=HANDLER))
-
-
-def _probabilities(model: str, vectors: "VectorSet") -> "NDArray[np.float64]":
-    import torch
-
-    from diptych.classification.classifier import load_classifier
-
-    return load_classifier(model).probabilities(torch.from_numpy(vectors.features))
