@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from diptych.classification.classifier import load_classifier as load_classifier
+    from diptych.classification.fit import fit_classifier as fit_classifier
+    from diptych.classification.predict import predict_images as predict_images
     from diptych.config.data import ViewsConfig as ViewsConfig
     from diptych.config.files import load_run_config as load_run_config
     from diptych.config.method import MethodConfig as MethodConfig
     from diptych.config.recipes import RECIPES as RECIPES
     from diptych.config.recipes import recipe_config as recipe_config
     from diptych.config.run import RunConfig as RunConfig
+    from diptych.curation.subset import choose_subset as choose_subset
     from diptych.diagnostics.leak import check_leak as check_leak
     from diptych.embeddings.embed import embed as embed
     from diptych.embeddings.shard_files import read_embeddings as read_embeddings
@@ -80,6 +84,7 @@ _HOMES = {
     "build_head": "models.heads",
     "build_method": "methods.build",
     "check_leak": "diagnostics.leak",
+    "choose_subset": "curation.subset",
     "count_features": "models.encoders",
     "decoupled_nt_xent": "methods.losses",
     "draw_views": "views.draw",
@@ -88,12 +93,15 @@ _HOMES = {
     "export_encoder": "export.write",
     "extract_features": "evaluation.features",
     "extract_named_features": "evaluation.features",
+    "fit_classifier": "classification.fit",
     "info_nce": "methods.losses",
+    "load_classifier": "classification.classifier",
     "load_encoder": "models.weights",
     "load_run_config": "config.files",
     "make_views": "views.cpu",
     "nt_logistic": "methods.losses",
     "nt_xent": "methods.losses",
+    "predict_images": "classification.predict",
     "pretrain": "pretraining",
     "read_embeddings": "embeddings.shard_files",
     "recipe_config": "config.recipes",

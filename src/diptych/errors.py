@@ -85,6 +85,10 @@ class ExportError(DiptychError):
     """An export gives other features than the encoder when it is read back."""
 
 
+class ClassifierError(DiptychError):
+    """The folder of a classifier is missing or damaged, or does not go with what it is given."""
+
+
 class TrainingError(DiptychError):
     """Training cannot go on; the last good checkpoint is intact."""
 

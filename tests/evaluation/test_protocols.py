@@ -29,6 +29,7 @@ from diptych.evaluation.finetune import (
 )
 from diptych.evaluation.knn_and_linear import _judge_classes, _judge_labels, find_tags
 from diptych.evaluation.labelled import open_labelled
+from diptych.evaluation.predictions import read_predictions
 from diptych.evaluation.protocols import evaluate, merged
 from diptych.evaluation.supervised import Classifier, predict
 from diptych.models.weights import load_encoder
@@ -88,6 +89,40 @@ def test_results_are_added_to_what_is_there(run: Path) -> None:
     assert again["details"]["finetune"]["shares"]["0.1"]["images"] == 6  # of 57: two of each
     assert json.loads((run / "evaluation.json").read_text()) == again
     assert "NaN" not in (run / "evaluation.json").read_text()  # one seed: no interval, so null
+
+
+def test_predictions_are_those_of_the_linear_classifier(run: Path) -> None:
+    found = evaluate(run, threads=1)
+    said = read_predictions(run / "predictions.csv")
+    assert said is not None
+    assert len(said) == found["protocol"]["test_images"]
+    assert said.right.mean() == pytest.approx(found["linear"]["trained"])
+    assert found["details"]["linear"]["labelled"] == {"train": None, "test": None}
+    assert "predictions" not in found
+    assert set(said.names) < {f"class{label}/{n}.png" for label in range(3) for n in range(24)}
+
+
+@pytest.mark.slow
+def test_mistakes_on_other_images_are_shown_until_these_are_gone(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(images, tmp_path / "other"))
+    (other / "class0").rename(other / "aside")  # so that every answer of class1 is wrong
+    (other / "class1").rename(other / "class0")
+    (other / "aside").rename(other / "class1")
+    evaluate(run, threads=1)
+    page = write_report(run, threads=1).read_text()
+    assert "Where it is wrong" in page
+    assert "picture not found" not in page
+    evaluate(run, ["linear"], train=images, test=other, threads=1)
+    page = write_report(run, threads=1).read_text()
+    assert page.count("picture not found") == 0
+    assert "taken for" in page
+    shutil.rmtree(other)
+    assert "picture not found" in write_report(run, threads=1).read_text()
+    (run / "predictions.csv").write_text("name")
+    with pytest.raises(RunFolderError, match="evaluate again"):
+        write_report(run, threads=1)
 
 
 def test_intervals_hold_the_figure_and_gains_are_differences(run: Path) -> None:

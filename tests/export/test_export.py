@@ -413,7 +413,7 @@ def test_the_command_prints_the_difference(
 def test_every_format_is_a_choice_of_the_command() -> None:
     import typing
 
-    from diptych.cli.export import ExportFlags
+    from diptych.cli.import_export import ExportFlags
 
     assert set(typing.get_args(typing.get_type_hints(ExportFlags)["format"])) == set(FORMATS)
 

@@ -50,12 +50,17 @@ VERBS: Final = {
     "overlap": ("curate", "list the images of a test set that are copies of training images"),
     "outliers": ("curate", "rank images by how far they are from all others"),
     "mislabelled": ("curate", "list labels that the nearest images contradict"),
+    "classify": (
+        "classify",
+        "fit a classifier on labelled images, with calibrated probabilities, and use it on others",
+    ),
+    "subset": ("classify", "choose which images to label next"),
     "import": (
-        "import_weights",
+        "import_export",
         "make weights of another library an encoder file that every verb here takes",
     ),
     "export": (
-        "export",
+        "import_export",
         "write a trained encoder for timm, torchvision, ONNX and others, and compare it there",
     ),
     "report": ("evaluate", "write a run's report, one page that opens offline"),

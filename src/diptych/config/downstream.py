@@ -1,4 +1,4 @@
-"""What is done with a trained encoder: settings of detection transfer and of embeddings."""
+"""What is done with a trained encoder: settings of detection, of embeddings, of classifiers."""
 
 import math
 from dataclasses import dataclass
@@ -105,3 +105,32 @@ class EmbedSettings:
             raise ConfigError(
                 f"--max-unreadable-share must lie between 0 and 1; got {self.max_unreadable_share}."
             )
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """How labelled images become a classifier."""
+
+    kind: Literal["linear", "knn", "finetune"] = "linear"
+    """A linear classifier on frozen features; the vote of the nearest labelled images; or encoder
+    and linear classifier trained together, which takes minutes to hours."""
+    crops: Literal["center", "five"] = "center"
+    """What is seen of an image: its centre, or five crops (corners and centre), whose features are
+    averaged; of linear and knn."""
+    neighbours: int = 20
+    """Of knn: images that vote."""
+    knn_temperature: float = 0.07
+    """Of knn: a vote weighs exp(cosine / temperature)."""
+    epochs: int = 30
+    """Of finetune: passes over the labelled images."""
+    seed: int = 0
+    """Of the parts that choose the penalty and the calibration, and of fine-tuning."""
+
+    def __post_init__(self) -> None:
+        check = Checks("classify", self)
+        check.finite()
+        check.at_least(1, "neighbours", "epochs")
+        check.at_least(0.001, "knn_temperature")
+        check.at_least(0, "seed")
+        if self.crops == "five" and self.kind == "finetune":
+            raise ConfigError("--crops five goes with linear and knn; fine-tuning sees the centre.")

@@ -1,1 +1,1 @@
-"""Search in vectors of images, and what is wrong with a set: copies, outliers, wrong labels."""
+"""Work on vectors of images: search, what is wrong with a set, and which images to label."""

@@ -24,7 +24,29 @@ def knn_predict(
     The weights are taken relative to the nearest image's, which changes no vote and cannot
     overflow.
     """
-    return _vote(*nearest(test, train, k), labels, temperature)
+    return knn_votes(train, labels, test, k=k, temperature=temperature).argmax(dim=1)
+
+
+def knn_votes(
+    train: Float[Tensor, "images dim"],
+    labels: Int[Tensor, " images"],
+    test: Float[Tensor, "queries dim"],
+    *,
+    k: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+    classes: int | None = None,
+) -> Float[Tensor, "queries classes"]:
+    """The votes for each class; the nearest image's counts 1.
+
+    Args:
+        train: features of the images that vote.
+        labels: their classes.
+        test: features of the queries.
+        k: images that vote.
+        temperature: of the weights.
+        classes: how many; as many as the labels say when not given.
+    """
+    return _votes(*nearest(test, train, k), labels, temperature, classes)
 
 
 def leave_one_out(
@@ -40,16 +62,21 @@ def leave_one_out(
     itself = rows == torch.arange(len(features), device=rows.device)[:, None]
     itself[:, -1] |= ~itself.any(dim=1)
     others = (len(features), rows.shape[1] - 1)
-    return _vote(
+    return _votes(
         similarities[~itself].view(others), rows[~itself].view(others), labels, temperature
-    )
+    ).argmax(dim=1)
 
 
-def _vote(similarities: Tensor, rows: Tensor, labels: Tensor, temperature: float) -> Tensor:
+def _votes(
+    similarities: Tensor,
+    rows: Tensor,
+    labels: Tensor,
+    temperature: float,
+    classes: int | None = None,
+) -> Tensor:
     weights = ((similarities - similarities[:, :1]) / temperature).exp()
-    votes = weights.new_zeros(len(rows), int(labels.max()) + 1)
-    votes.scatter_add_(1, labels[rows], weights)
-    return votes.argmax(dim=1)
+    votes = weights.new_zeros(len(rows), classes or int(labels.max()) + 1)
+    return votes.scatter_add_(1, labels[rows], weights)
 
 
 def accuracy(predicted: Int[Tensor, " queries"], truth: Int[Tensor, " queries"]) -> float:

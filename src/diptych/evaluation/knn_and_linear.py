@@ -31,6 +31,7 @@ from diptych.evaluation.confidence import (
 from diptych.evaluation.knn import accuracy, knn_predict, leave_one_out
 from diptych.evaluation.labelled import labelled_parts
 from diptych.evaluation.linear import L2_SWEEPS, fit_linear, fit_multilabel
+from diptych.evaluation.predictions import PREDICTIONS, Predictions, softmax
 from diptych.evaluation.split import Split, groups_of_parts, units_of, unlabelled_split
 from diptych.evaluation.subject import TRAINED, Subject
 from diptych.images.collection import Collection, ImageSet
@@ -79,12 +80,17 @@ def measure_linear(subject: Subject) -> dict[str, Any]:
         classifier = fit_linear(
             train, labelled.train_labels, strengths=sweep, groups=labelled.units
         )
-        predicted[name] = classifier.predict(test)
+        scores = classifier.scores(test)
+        predicted[name] = scores.argmax(dim=1)
         strengths[name] = classifier.l2
+        if name == TRAINED:
+            answers = softmax(scores.double().numpy())
     found, metrics = compared(predicted, labelled.test_labels)
     settings = common_settings(subject) | {"linear_l2": strengths}
+    truth = labelled.test_labels.numpy()
     return {
         "linear": found,
+        PREDICTIONS: Predictions.of(labelled.test.names, labelled.classes, truth, answers),
         "protocol": settings,
         "details": {
             "linear": {"settings": settings, "metrics": metrics, "split": labelled.as_dict()}

@@ -15,9 +15,11 @@ from diptych.evaluation.geometry import measure_geometry
 from diptych.evaluation.knn_and_linear import measure_knn, measure_linear, measure_transfer
 from diptych.evaluation.labelled import open_labelled
 from diptych.evaluation.operations.of_run import measure_views
+from diptych.evaluation.predictions import PREDICTIONS, write_predictions
 from diptych.evaluation.subject import EvaluationOptions, Subject
 from diptych.evaluation.transformations import measure_transformations
 from diptych.images.open import open_images
+from diptych.images.sources.handed_over import path_of
 from diptych.models.weights import load_encoder, load_trained_on
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, require_writable
@@ -74,6 +76,8 @@ def evaluate(
         encoder: of a run whose encoder was given in Python, a module of the same structure.
         **options: fields of ``EvaluationOptions``, as ``head_layers`` or ``neighbours``.
 
+    The answers of the linear classifier on the trained encoder go to ``predictions.csv``.
+
     Returns:
         What is now in ``evaluation.json``: results of these protocols and those of earlier calls
         that they do not replace. Accuracies are fractions; under ``knn`` and ``linear`` one each
@@ -118,6 +122,12 @@ def evaluate(
         found: dict[str, Any] = {}
         for measure in chosen:
             found = merged(found, measure(subject))
+    predictions = found.pop(PREDICTIONS, None)
+    if predictions is not None:
+        opened = {"train": train, "test": test}
+        paths = {name: None if one is None else path_of(one) for name, one in opened.items()}
+        found["details"]["linear"]["labelled"] = paths
+        write_predictions(folder.predictions, predictions)
     # Read only now, so that what another command wrote meanwhile is kept.
     found = merged(read_evaluation(folder) or {}, found)
     atomic_write(folder.evaluation, (json.dumps(found, indent=1) + "\n").encode())

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,15 +24,17 @@ from diptych.errors import ImagesError, RunFolderError
 from diptych.escaping import HANDLER
 from diptych.evaluation.feature_store import FeatureStore
 from diptych.evaluation.knn import nearest
+from diptych.evaluation.predictions import read_predictions
 from diptych.evaluation.protocols import read_evaluation
 from diptych.evaluation.split import NOT_RECORDED
-from diptych.images.collection import ImageSet
+from diptych.images.collection import Collection, ImageSet
 from diptych.images.inventory import Skipped
 from diptych.images.open import open_images
 from diptych.logging.metrics import read_metrics
 from diptych.logging.times import time_in_words, times_of
 from diptych.models.weights import load_encoder, load_untrained
 from diptych.report import figures
+from diptych.report.answers import Answers, answers_of
 from diptych.report.charts import (
     chart_groups,
     detection_group,
@@ -143,6 +146,11 @@ def write_report(
         policy=branches_in_words(config.views, config.images.channels),
         left_out=left_out_table(folder.skipped),
         choice=read_choice(folder),
+        answers_title=(
+            "What the linear classifier on the trained encoder answers on its test images, all of "
+            f"it in {folder.predictions.name}."
+        ),
+        answers_calibration="The probabilities are as the classifier gives them.",
         **pictures,
     )
     atomic_write(folder.report, page.encode(errors=HANDLER))
@@ -234,6 +242,7 @@ def _pictures(
         collection = open_images(config.images, executor, told)
     except ImagesError as error:
         nothing: dict[str, Any] = {"sheet": None, "neighbours": [], "map": None, "legend": []}
+        nothing["answers"] = _answers(folder, config, runtime, None)
         return {"missing_images": str(error), **nothing}
     shown = collection.train.spread(_SEARCHED_IMAGES)
     samples = (collection.test or collection.train).spread(_SAMPLES)
@@ -253,6 +262,7 @@ def _pictures(
     plane = figures.feature_map(trained.numpy(), thumbnails, few.labels)
     return {
         "missing_images": None,
+        "answers": _answers(folder, config, runtime, collection),
         "sheet": figures.data_uri(sheet, lossless=True),
         "neighbours": _neighbours(
             samples,
@@ -266,6 +276,33 @@ def _pictures(
         "map": figures.data_uri(plane),
         "legend": _legend(few),
     }
+
+
+def _answers(
+    folder: RunFolder, config: RunConfig, runtime: Runtime, opened: Collection | None
+) -> Answers | None:
+    """What ``predictions.csv`` holds; without pictures where the images are gone.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        runtime: its threads make the pictures.
+        opened: the images of the run.
+    """
+    found = read_predictions(folder.predictions)
+    if found is None:
+        return None
+    details = (read_evaluation(folder) or {}).get("details", {})
+    given = details.get("linear", {}).get("labelled", {})
+    path = given.get("test") or given.get("train")
+    if path is not None:  # the images that were measured on are others
+        images, opened = replace(config.images, path=path, limit=None), None
+        with suppress(ImagesError):
+            opened = open_images(images, runtime.executor)
+    sets = [] if opened is None else [opened.train]
+    if opened is not None and opened.test is not None:
+        sets.insert(0, opened.test)
+    return answers_of(found.labelled(), sets, config.views, runtime.executor)
 
 
 def _legend(images: ImageSet) -> list[tuple[str, str]]:

@@ -117,6 +117,11 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     @property
+    def predictions(self) -> Path:
+        """What the linear classifier on the trained encoder answers on each test image."""
+        return self.path / "predictions.csv"
+
+    @property
     def supervised(self) -> Path:
         """The same network trained on labels, once an evaluation asked for it."""
         return self.path / "supervised.safetensors"

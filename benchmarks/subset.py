@@ -1,0 +1,161 @@
+"""Accuracy of a linear classifier on images chosen to be labelled, against images drawn at random.
+
+The classifier is fitted on 1% and on 5% of the images' labels, chosen by each way of `diptych
+subset`, and measured on the test images. Each seed chooses from another random four fifths of the
+images, the same for every way, so that gains are paired; intervals are over the seeds. `uncertain`
+has the first half of its labels at random and the others by the classifier of those.
+
+    python benchmarks/subset.py --source RUN --data cifar10/ [--train 10000] [--keep FILE.npz]
+    python benchmarks/subset.py --quick   # made vectors: many of some kinds, few of others
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Final, NamedTuple, get_args
+
+import numpy as np
+import torch
+from measuring import Figure, add_arguments, publish
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from diptych.curation.subset import Way, choose_subset
+from diptych.evaluation.confidence import Interval, over_seeds
+from diptych.evaluation.features import encode
+from diptych.evaluation.labelled import open_labelled
+from diptych.evaluation.linear import fit_linear, fit_with_strength
+from diptych.evaluation.predictions import softmax
+from diptych.models.start import load_compared
+from diptych.runtime.devices import Runtime
+
+SHARES: Final = (0.01, 0.05)
+SEEDS: Final = 5
+POOL: Final = 0.8
+RANDOM: Final = "random"
+
+
+class Vectors(NamedTuple):
+    """Features and labels of images to learn from and to measure on."""
+
+    train: NDArray[np.float32]
+    train_labels: NDArray[np.int64]
+    test: NDArray[np.float32]
+    test_labels: NDArray[np.int64]
+
+
+def made(seed: int = 0) -> Vectors:
+    """Sixty kinds of images in ten classes, some of them a hundred times as frequent as others."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(60, 32))
+    often = np.exp(-np.arange(60) / 13)
+
+    def draw(count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        kinds = rng.choice(60, count, p=often / often.sum())
+        noise = rng.normal(0, 0.8, (count, 32))
+        return (centres[kinds] + noise).astype(np.float32), (kinds % 10).astype(np.int64)
+
+    return Vectors(*draw(4000), *draw(2000))
+
+
+def embedded(flags: argparse.Namespace) -> Vectors:
+    """Of the images in a folder, kept in a file where one is named."""
+    names = Vectors._fields
+    if flags.keep is not None and flags.keep.exists():
+        with np.load(flags.keep, allow_pickle=False) as file:
+            return Vectors(*(file[name] for name in names))
+    with Runtime() as runtime:
+        encoder = load_compared(flags.source, "resnet50").to(runtime.torch_device)
+        images = encoder.config.images
+        found = open_labelled(images, runtime.executor, train=flags.data)
+        found = found.limited(flags.train, flags.test)
+        train, test = (
+            encode(encoder, part, encoder.config.views, runtime.executor).numpy()
+            for part in (found.train, found.test)
+        )
+    vectors = Vectors(train, found.train_labels.numpy(), test, found.test_labels.numpy())
+    if flags.keep is not None:
+        np.savez(flags.keep, **vectors._asdict())
+    return vectors
+
+
+def accuracy(vectors: Vectors, rows: NDArray[np.int64]) -> tuple[float, NDArray[np.float64]]:
+    """Of a linear classifier on some labels, and its probabilities of all images to learn from."""
+    features, labels = (torch.from_numpy(one[rows]) for one in vectors[:2])
+    classes = int(vectors.train_labels.max()) + 1
+    l2 = fit_linear(features, labels).l2
+    classifier = fit_with_strength(features, labels, classes, l2, None)
+    right = classifier.predict(torch.from_numpy(vectors.test)).numpy() == vectors.test_labels
+    scores = classifier.scores(torch.from_numpy(vectors.train)).double().numpy()
+    return float(right.mean()), softmax(scores)
+
+
+def measure(
+    vectors: Vectors, share: float, seed: int, ways: list[str], seconds: dict[str, float]
+) -> dict[str, float]:
+    """Accuracy by way, all of them choosing from the same images."""
+    rng = np.random.default_rng(seed)
+    count = len(vectors.train)
+    pool = np.sort(rng.permutation(count)[: int(POOL * count)])
+    budget, features = round(share * count), vectors.train[pool]
+    drawn = rng.permutation(len(pool))[:budget]
+    reached = {RANDOM: accuracy(vectors, pool[drawn])[0]}
+    for way in ways:
+        begun = time.perf_counter()
+        if way == "uncertain":
+            first = drawn[: budget // 2]
+            chances = accuracy(vectors, pool[first])[1][pool]
+            more = choose_subset(
+                features, budget - len(first), "uncertain", labelled=first, probabilities=chances
+            )
+            rows = np.concatenate([first, more.rows])
+        else:
+            rows = choose_subset(features, budget, way, seed=seed).rows  # type: ignore[arg-type]
+        seconds[way] = seconds.get(way, 0.0) + time.perf_counter() - begun
+        reached[way] = accuracy(vectors, pool[rows])[0]
+    return reached
+
+
+def as_text(interval: Interval) -> str:
+    """In per cent."""
+    value, low, high = (100 * one for one in interval)
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def main() -> None:
+    """Measures every way at every share of the labels."""
+    parser = add_arguments(__doc__)
+    parser.add_argument("--source", help="a run, an encoder file or weights")
+    parser.add_argument("--data", help="labelled images, as CIFAR-10's")
+    parser.add_argument("--train", type=int, help="images to choose from, at most")
+    parser.add_argument("--test", type=int, help="images to measure on, at most")
+    parser.add_argument("--keep", type=Path, metavar="FILE.npz", help="vectors, made if missing")
+    flags = parser.parse_args()
+    if not flags.quick and (flags.source is None or flags.data is None):
+        parser.error("give --source and --data, or --quick")
+    vectors = made() if flags.quick else embedded(flags)
+    ways, seconds = list(get_args(Way)), dict[str, float]()
+    table = Table(title=f"{len(vectors.train):,} images, {SEEDS} seeds", title_justify="left")
+    for column in ("labels", "chosen", "accuracy", "points over random"):
+        table.add_column(column)
+    figures, best = list[Figure](), dict[float, float]()
+    for share in SHARES:
+        runs = [measure(vectors, share, seed, ways, seconds) for seed in range(SEEDS)]
+        for way in (RANDOM, *ways):
+            gain = over_seeds([one[way] - one[RANDOM] for one in runs])
+            mean = float(np.mean([one[way] for one in runs]))
+            said = "" if way == RANDOM else as_text(gain)
+            table.add_row(f"{share:.0%}", way, f"{mean:.1%}", said)
+            if way != RANDOM:
+                best[share] = max(best.get(share, -1.0), gain.low)
+        name = f"best way at {share:.0%} of the labels: lower end of its gain over random, points"
+        figures.append(Figure(name, 100 * best[share], 0.0))
+    Console(width=100).print(table)
+    for way, taken in seconds.items():
+        print(f"{way}: {taken / (len(SHARES) * SEEDS):.2f} seconds a choice")
+    publish(figures, "Chosen labels against random ones", flags.json)
+
+
+if __name__ == "__main__":
+    main()

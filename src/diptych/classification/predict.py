@@ -1,0 +1,161 @@
+"""A classifier at work: the classes of any images, with calibrated probabilities, as a table."""
+
+import csv
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from diptych.classification.classifier import ENCODER, ImageClassifier, load_classifier
+from diptych.embeddings.vectors import VectorSet
+from diptych.errors import ClassifierError, ConfigError
+from diptych.escaping import HANDLER, escaped
+from diptych.evaluation.features import FEATURES, encode, in_batches
+from diptych.evaluation.predictions import Predictions, write_predictions
+from diptych.images.collection import ImageSet
+from diptych.images.inventory import Skipped
+from diptych.images.open import open_images
+from diptych.images.sources.handed_over import path_of
+from diptych.runs.atomic import atomic_write
+from diptych.runs.folder import require_writable
+from diptych.runtime.console import ProgressReporter
+from diptych.runtime.devices import BATCH_SIZE, Runtime
+
+_AT_ONCE: Final = 16_384  # images whose features are held
+
+
+class Predicted(NamedTuple):
+    """What became of the images.
+
+    Attributes:
+        predictions: of those that can be read.
+        skipped: the others, and why.
+    """
+
+    predictions: Predictions
+    skipped: tuple[Skipped, ...]
+
+
+def predict_images(
+    model: str | Path | ImageClassifier,
+    images: str | Path | Any,
+    out: str | Path | None = None,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    progress: ProgressReporter | None = None,
+) -> Predicted:
+    """Classifies images, and writes ``predictions.csv`` with their probabilities.
+
+    Labels that the images have are compared where they are names of the classifier's classes.
+
+    Args:
+        model: the folder of a classifier, or one that was read.
+        images: anything that ``pretrain`` takes; all parts of it.
+        out: the table, a file that ends in .csv; images that cannot be read are listed beside it,
+            in ``NAME.skipped.csv``. Nothing is written when not given.
+        device: where the encoder runs, as in ``Runtime``.
+        threads: CPU threads; all cores when not given.
+        batch_size: images that the encoder sees at once; changes probabilities by rounding only.
+        progress: told how far it is.
+
+    Raises:
+        ClassifierError: there is no classifier, or it is damaged.
+        ImagesError: none of the images, or too few, can be read.
+        OSError: the table cannot be written.
+    """
+    file = None if out is None else Path(out)
+    if file is not None:
+        if file.suffix.lower() != ".csv" or file.is_dir():
+            raise ConfigError(f"-o {file}: wanted the name of a table that ends in .csv.")
+        require_writable(file.parent)
+    classifier = model if isinstance(model, ImageClassifier) else load_classifier(model)
+    config = replace(classifier.encoder.config.images, path=path_of(images), limit=None)
+    with Runtime(device, threads, batch_size, progress or ProgressReporter()) as runtime:
+        classifier.encoder.to(runtime.torch_device)
+        told = runtime.counting("Reading the images")
+        collection = open_images(config, runtime.executor, told)
+        parts = [collection.train, *([collection.test] if collection.test is not None else [])]
+        found = [
+            (some, probabilities)
+            for part in parts
+            for some, probabilities in _classified(classifier, part, runtime)
+        ]
+    names = [name for some, _ in found for name in some.names]
+    labels = np.concatenate([_labels(some, classifier.classes) for some, _ in found])
+    probabilities = np.concatenate([one for _, one in found])
+    predictions = Predictions.of(names, classifier.classes, labels, probabilities)
+    skipped = tuple(one for part in parts for one in part.skipped)
+    if file is not None:
+        write_predictions(file, predictions, probabilities)
+        _list_skipped(file.with_suffix(".skipped.csv"), skipped)
+    return Predicted(predictions, skipped)
+
+
+def classify_vectors(model: str | Path, vectors: VectorSet) -> NDArray[np.float64]:
+    """(images, classes) probabilities of vectors of the classifier's encoder.
+
+    Raises:
+        ClassifierError: there is no classifier, or the vectors are of another encoder or layer.
+    """
+    classifier = load_classifier(model)
+    settings = vectors.settings or {}
+    if "encoder" in settings:
+        with open(Path(model) / ENCODER, "rb") as file:
+            own = hashlib.file_digest(file, "sha256").hexdigest()
+        made = classifier.about.get("made", {})
+        known = settings["encoder"] in (own, made.get("encoder_checksum"))
+        as_given = settings.get("layer") == FEATURES and not settings.get("normalized")
+        if not (known and as_given):
+            raise ClassifierError(
+                f"{vectors.source} holds vectors of another encoder or layer than the classifier "
+                f"{model} takes. Make them with `diptych embed {Path(model) / ENCODER} PATH`."
+            )
+    return classifier.probabilities(torch.from_numpy(vectors.features))
+
+
+def _classified(
+    classifier: ImageClassifier, images: ImageSet, runtime: Runtime
+) -> Iterator[tuple[ImageSet, NDArray[np.float64]]]:
+    """Some images after the others, with the probability of each class."""
+    for rows in in_batches(len(images), _AT_ONCE):
+        some = images.select(rows)
+        features = encode(
+            classifier.encoder,
+            some,
+            classifier.encoder.config.views,
+            runtime.executor,
+            crops=classifier.crops,
+            batch_size=runtime.batch_size,
+            on_images=runtime.counting("Classifying"),
+        )
+        yield some, classifier.probabilities(features)
+
+
+def _labels(images: ImageSet, classes: tuple[str, ...]) -> NDArray[np.int64]:
+    """Labels as positions among the classes, by name; -1 for none of them."""
+    if images.labels is None:
+        return np.full(len(images), -1, dtype=np.int64)
+    position = {name: place for place, name in enumerate(classes)}
+    # The last is for images without a label, -1.
+    table = np.array([*(position.get(name, -1) for name in images.classes), -1], dtype=np.int64)
+    found: NDArray[np.int64] = table[images.labels]
+    return found
+
+
+def _list_skipped(file: Path, skipped: tuple[Skipped, ...]) -> None:
+    if not skipped:
+        file.unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["name", "reason"])
+    writer.writerows([escaped(one.name), one.reason] for one in skipped)
+    atomic_write(file, text.getvalue().encode(errors=HANDLER))

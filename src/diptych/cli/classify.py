@@ -1,0 +1,213 @@
+"""The verbs that end in labels: `classify`, and `subset`, which says what to label."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from diptych.cli.flags import InferenceOptions, parse
+from diptych.config.downstream import ClassifierSettings
+from diptych.errors import ConfigError
+from diptych.runtime.console import ProgressBars
+
+if TYPE_CHECKING:
+    from diptych.curation.subset import Chosen
+    from diptych.embeddings.vectors import VectorSet
+
+
+@dataclass(frozen=True)
+class ClassifyFlags:
+    """What `diptych classify` takes."""
+
+    task: Positional[Literal["fit", "predict"]]
+    """fit: make a classifier of labelled images; predict: use it on others."""
+    source: Positional[str]
+    """Of fit: a run folder, an encoder file, or weights as `--weights` takes them; of predict: the
+    folder of the classifier."""
+    images: Positional[str]
+    """Images: of fit a folder for each class, or anything else with labels."""
+    out: Annotated[Path, arg(aliases=["-o"])]
+    """Of fit the folder of the classifier, of predict a table that ends in .csv."""
+    test: str | None = None
+    """Of fit: labelled images to measure on. Those held out with the images by default, or a fifth
+    of them."""
+    encoder: str = "resnet50"
+    """Of fit: the network of weights that do not show which they are of."""
+    settings: Annotated[ClassifierSettings, arg(name="")] = field(
+        default_factory=ClassifierSettings
+    )
+    runtime: Annotated[InferenceOptions, arg(name="")] = field(default_factory=InferenceOptions)
+
+
+CLASSIFY_COMMON: Final = {
+    "of fit": ("kind", "test", "crops", "neighbours", "epochs", "seed"),
+    "of both": ("out", "device", "batch_size", "threads"),
+}
+
+
+def classify(arguments: Sequence[str]) -> None:
+    """Fit a classifier on labelled images, or classify others with it.
+
+    fit writes a folder with the classifier, its encoder, a table of its answers on images that
+    were kept apart, and a page on how good it is. predict writes a table with a probability for
+    each class.
+
+    Examples:
+      diptych classify fit runs/photos labelled/ -o model/
+      diptych classify fit runs/photos labelled/train --test labelled/test -o model/
+      diptych classify fit runs/photos labelled/ --kind finetune --epochs 20 -o model/
+      diptych classify predict model/ photos/ -o predictions.csv
+    """
+    flags = parse(ClassifyFlags, classify, arguments, common=CLASSIFY_COMMON)
+    console = Console(markup=False)
+    if flags.task == "fit":
+        _fit(flags, console)
+    else:
+        _predict(flags, console)
+
+
+def _fit(flags: ClassifyFlags, console: Console) -> None:
+    from diptych.classification.classifier import PAGE
+    from diptych.classification.classifier_page import headline, sentences
+    from diptych.classification.fit import fit_classifier
+
+    with ProgressBars(console) as bars:
+        found = fit_classifier(
+            flags.source,
+            flags.images,
+            flags.out,
+            test=flags.test,
+            encoder=flags.encoder,
+            progress=bars,
+            **asdict(flags.runtime),
+            **asdict(flags.settings),
+        )
+    console.print(headline(found.about["figures"]), style="bold", highlight=False)
+    for sentence in sentences(found):
+        console.print(sentence, highlight=False)
+    console.print(f"Classifier: {flags.out}", highlight=False, soft_wrap=True)
+    console.print(f"Page: {flags.out / PAGE}", highlight=False, soft_wrap=True)
+
+
+def _predict(flags: ClassifyFlags, console: Console) -> None:
+    from diptych.classification.predict import predict_images
+    from diptych.evaluation.predictions import accuracy_interval
+
+    if flags.settings != ClassifierSettings() or flags.test is not None:
+        raise ConfigError(
+            "predict uses the classifier as it was fitted: --test and the settings of fit, as "
+            "--kind or --crops, go with `diptych classify fit`."
+        )
+    with ProgressBars(console) as bars:
+        found = predict_images(
+            flags.source, flags.images, flags.out, progress=bars, **asdict(flags.runtime)
+        )
+    said, labelled = found.predictions, found.predictions.labelled()
+    console.print(f"{len(said):,} images: {flags.out}", highlight=False, soft_wrap=True)
+    if found.skipped:
+        console.print(
+            f"{len(found.skipped):,} cannot be read: {flags.out.with_suffix('.skipped.csv')}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if len(labelled):
+        value, low, high = (100 * one for one in accuracy_interval(labelled))
+        console.print(
+            f"Of the {len(labelled):,} that have a label {value:.1f}% are named right ({low:.1f} "
+            f"to {high:.1f}%). Where the classifier was fitted on some of them, that is too many.",
+            highlight=False,
+        )
+
+
+@dataclass(frozen=True)
+class SubsetFlags:
+    """What `diptych subset` takes."""
+
+    vectors: Positional[str]
+    """Vectors of all images: a folder or file of `diptych embed`, a table, or an .npy file."""
+    budget: int
+    """Images to choose."""
+    out: Annotated[Path, arg(aliases=["-o"])] = Path("subset.csv")
+    """Where to write them: a table that ends in .csv, or a .txt list of paths, which `diptych
+    pretrain` takes as images."""
+    by: Literal["k-centre", "facility-location", "typical", "uncertain"] = "typical"
+    """k-centre: the farthest from all chosen, rare kinds too; facility-location: those that all
+    images are most like; typical: the densest part of each cluster, for few labels; uncertain:
+    those that --model is least sure of."""
+    labelled: str | None = None
+    """What is labelled already and counts as chosen: a .csv with a column `name`, a list of names,
+    or `labels` for the images with a label among the vectors."""
+    model: str | None = None
+    """Of uncertain: the folder of a classifier on the same encoder, of `diptych classify fit`."""
+    seed: int = 0
+    """Of the clusters of typical."""
+    threads: int | None = None
+    """CPU threads; all cores when not given."""
+
+
+def subset(arguments: Sequence[str]) -> None:
+    """Choose which images to label next, by their vectors.
+
+    Examples:
+      diptych subset features/ --budget 500 -o to-label.csv
+      diptych subset features/ --budget 500 --by k-centre --labelled done.csv -o next.txt
+      diptych subset features/ --budget 100 --by uncertain --model model/ --labelled done.csv
+    """
+    from diptych.curation.subset import SCORES, choose_subset, find_labelled
+    from diptych.embeddings.vectors import read_vectors
+    from diptych.runtime.devices import use_threads
+
+    flags = parse(SubsetFlags, subset, arguments)
+    if flags.out.suffix.lower() not in (".csv", ".txt"):
+        raise ConfigError(f"-o {flags.out}: wanted a name that ends in .csv or .txt.")
+    use_threads(flags.threads)
+    vectors = read_vectors(flags.vectors)
+    own = find_labelled(vectors, flags.labelled)
+    probabilities = None
+    if flags.by == "uncertain" and flags.model is not None:
+        from diptych.classification.predict import classify_vectors
+
+        probabilities = classify_vectors(flags.model, vectors)
+    elif flags.model is not None:
+        raise ConfigError(f"--model goes with --by uncertain; got --by {flags.by}.")
+    chosen = choose_subset(
+        vectors.features,
+        flags.budget,
+        flags.by,
+        labelled=own.rows,
+        probabilities=probabilities,
+        seed=flags.seed,
+    )
+    _write_chosen(flags.out, vectors, chosen)
+    console = Console(markup=False)
+    more = f", beside {len(own.rows):,} that are labelled" if len(own.rows) else ""
+    console.print(
+        f"{len(chosen.rows):,} of {len(vectors):,} images{more}: {flags.out}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if own.unknown:
+        console.print(f"{own.unknown:,} names of --labelled are none of the images.")
+    console.print(f"Their score: {SCORES[flags.by]}.", highlight=False)
+
+
+def _write_chosen(out: Path, vectors: "VectorSet", chosen: "Chosen") -> None:
+    from diptych.escaping import HANDLER, escaped
+    from diptych.runs.atomic import atomic_write
+
+    text = io.StringIO()
+    if out.suffix.lower() == ".txt":
+        root = Path() if vectors.root is None else vectors.root.absolute()
+        text.writelines(f"{root / vectors.names[row]}\n" for row in chosen.rows)
+        atomic_write(out, text.getvalue().encode(errors="surrogateescape"))
+        return
+    writer = csv.writer(text)
+    writer.writerow(["name", "rank", "score"])
+    for rank, (row, score) in enumerate(zip(chosen.rows, chosen.scores, strict=True), start=1):
+        writer.writerow([escaped(vectors.names[row]), rank, f"{score:.6g}"])
+    atomic_write(out, text.getvalue().encode(errors=HANDLER))

@@ -1,0 +1,52 @@
+"""The verb `subset` from vectors to a list; `classify` is tested beside its room."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diptych.cli.main import main
+
+
+@pytest.fixture
+def vectors(tmp_path: Path, rng: np.random.Generator) -> Path:
+    """Forty vectors with the table of their names, of which the first two have labels."""
+    np.save(tmp_path / "v.npy", rng.normal(size=(40, 6)).astype(np.float32))
+    lines = [f"{n}.png,{'ab'[n] if n < 2 else ''}" for n in range(40)]
+    (tmp_path / "v.csv").write_text("\n".join(["name,label", *lines]) + "\n")
+    return tmp_path / "v.npy"
+
+
+@pytest.mark.parametrize("way", ["k-centre", "facility-location", "typical"])
+def test_a_subset_is_written_in_order(
+    way: str, vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out" / "subset.csv"
+    flags = ["--budget", "5", "--by", way, "--labelled", "labels", "-o", str(out)]
+    assert main(["subset", str(vectors), *flags]) == 0
+    with open(out, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["rank"] for row in rows] == list("12345")
+    assert not {"0.png", "1.png"} & {row["name"] for row in rows}
+    assert "5 of 40 images, beside 2 that are labelled" in capsys.readouterr().out
+    assert main(["subset", str(vectors), *flags[:-1], str(tmp_path / "s.txt")]) == 0
+    assert (tmp_path / "s.txt").read_text().splitlines() == [row["name"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--budget", "0"], "between 1 and 40"),
+        (["--budget", "5", "--by", "uncertain"], "--model FOLDER"),
+        (["--budget", "5", "--model", "m"], "goes with --by uncertain"),
+        (["--budget", "5", "--by", "uncertain", "--model", "m"], "no folder of a classifier"),
+        (["--budget", "5", "-o", "x.jpg"], "ends in .csv or .txt"),
+        (["--budget", "5", "--labelled", "no.csv"], "is not there"),
+    ],
+)
+def test_wrong_use_is_refused_with_a_sentence(
+    flags: list[str], words: str, vectors: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["subset", str(vectors), *flags]) == 2
+    assert words in capsys.readouterr().err
