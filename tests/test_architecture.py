@@ -67,7 +67,6 @@ def test_every_folder_is_a_package() -> None:
 
 # Of one name and one meaning: the verb and what it does, settings and what is set.
 SAME_NAME: Final = {
-    "export": {"cli.import_export", "export"},
     "embed": {"cli.embed", "embeddings.embed"},
     "study": {"cli.study", "studies.study"},
     "method": {"config.method", "methods.method"},
