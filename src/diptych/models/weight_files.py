@@ -115,7 +115,7 @@ def read_weights(text: str, encoder: str | None) -> WeightFile:
             )
         path = file
     content, texts = _read_file(path)
-    sha256 = _checksum(path)
+    sha256 = file_checksum(path)
     if not texts.get("config"):
         return WeightFile(text, content, sha256)
     return _own_file(text, content, texts, sha256, path)
@@ -228,7 +228,8 @@ def tensors_in(content: Mapping[str, Any], depth: int = 8) -> Iterator[Tensor]:
             yield from tensors_in(value, depth - 1)
 
 
-def _checksum(path: Path) -> str:
+def file_checksum(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -247,7 +248,7 @@ def _read_folder(text: str, folder: Path) -> WeightFile:
     content, _ = _read_file(file)
     described = folder / "config.json"
     config = _read_json(described) if described.is_file() else {}
-    return _described(text, content, _checksum(file), config, str(described))
+    return _described(text, content, file_checksum(file), config, str(described))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

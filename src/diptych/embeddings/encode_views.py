@@ -1,10 +1,8 @@
-"""From images to the vectors that are stored: the views of a batch, and a run's network."""
+"""From images to the vectors that are stored: the views of a batch, and the encoder."""
 
-import hashlib
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -16,11 +14,14 @@ from torch.nn import functional
 from diptych.config.data import ViewsConfig
 from diptych.config.downstream import EmbedSettings
 from diptych.config.run import RunConfig
+from diptych.embeddings.layers import EncoderLayer
 from diptych.errors import ConfigError, UnreadableImage
 from diptych.evaluation.features import FEATURES, PROJECTION, layered_network, require_finite
 from diptych.images.codecs.channels import Pixels
 from diptych.images.pixels import PixelBatch
-from diptych.models.weights import load_encoder, load_head
+from diptych.models.start import OpenedEncoder
+from diptych.models.weight_files import file_checksum
+from diptych.models.weights import load_head
 from diptych.runs.folder import RunFolder
 from diptych.views.batches import as_images
 from diptych.views.cpu import EvaluationCrops, make_views
@@ -29,34 +30,55 @@ from diptych.views.draw import centre_views, five_views
 Vectors = NDArray[np.float32 | np.float16]
 """(images, dim), as they are stored."""
 
-_ALIASES: Final = {"g": PROJECTION}
+_ALIASES: Final = {"g": PROJECTION, "features": FEATURES}
 
 
-class Embedder:
+class ViewEncoder:
     """Gives the vectors of views.
 
     Attributes:
-        config: of the run.
+        config: of the encoder.
         identity: the layer and the checksums of the files that it comes from.
+
+    Args:
+        opened: a run's encoder, or foreign weights.
+        settings: name the layer.
+        device: where it runs.
+
+    Raises:
+        ConfigError: there is no such layer.
+        RunFolderError: the layer is of the head, and there is none.
     """
 
-    def __init__(self, run: Path, settings: EmbedSettings, device: torch.device) -> None:
-        folder = RunFolder(run if run.is_dir() else run.parent)
-        encoder = load_encoder(run)
-        self.config: RunConfig = encoder.config
-        self._settings = settings
-        files = {"encoder": folder.encoder if run.is_dir() else run}
+    def __init__(
+        self, opened: OpenedEncoder, settings: EmbedSettings, device: torch.device
+    ) -> None:
+        self.config: RunConfig = opened.encoder.config
+        self._settings, self._device = settings, device
         layer = _ALIASES.get(settings.layer, settings.layer)
-        network: nn.Module = encoder
-        if layer != FEATURES:
-            files["head"] = folder.head
-            network = _up_to(layer, encoder.network, load_head(run))
-        self._device = device
-        self._network = network.to(self._device).eval()
-        self.identity: dict[str, Any] = {
-            "layer": layer,
-            **{name: _checksum(file) for name, file in files.items()},
-        }
+        self.identity: dict[str, Any] = {"layer": layer, "encoder": opened.sha256}
+        network: nn.Module = opened.encoder
+        if _is_of_head(layer):
+            head, self.identity["head"] = _head(opened, settings)
+            network = _up_to(layer, opened.encoder.network, head)
+        elif layer != FEATURES or settings.maps:
+            network = self._own_layer(opened, None if layer == FEATURES else layer)
+        self._network = network.to(device).eval()
+
+    def _own_layer(self, opened: OpenedEncoder, layer: str | None) -> nn.Module:
+        side, channels = self.config.views.side_pixels, self.config.images.channels
+        blank = torch.zeros(1, channels, side, side)
+        maps = self._settings.maps
+        found = EncoderLayer(opened.encoder.network, layer, maps=maps, blank=blank)
+        self.identity["layer"] = found.layer
+        if maps:
+            self.identity["map"] = found.map_shape
+        return found
+
+    def dim(self) -> int:
+        """Length of a vector, found by encoding one blank image."""
+        side, channels = self.config.views.side_pixels, self.config.images.channels
+        return int(self.vectors((torch.zeros(1, channels, side, side),)).shape[1])
 
     def on_accelerator(self) -> bool:
         """Whether views can be made while the network works."""
@@ -71,7 +93,7 @@ class Embedder:
             FeaturesError: a vector is not of finite numbers.
         """
         seen = [self._network(view.to(self._device)).float() for view in views]
-        features = require_finite(torch.stack(seen).mean(dim=0), of="this run")
+        features = require_finite(torch.stack(seen).mean(dim=0), of="this encoder")
         if self._settings.normalize:
             features = functional.normalize(features, dim=1)
         found = features.cpu().numpy()
@@ -87,17 +109,29 @@ class Embedder:
         return found.astype(np.float16)
 
 
+def _is_of_head(layer: str) -> bool:
+    return layer == PROJECTION or layer.startswith("hidden ")
+
+
+def _head(opened: OpenedEncoder, settings: EmbedSettings) -> tuple[nn.Module, str]:
+    """The head of a run and the checksum of its file."""
+    if opened.run is None:
+        raise ConfigError(
+            f"--layer {settings.layer!r}: weights of other libraries have no projection head here. "
+            "Wanted h or a layer of the encoder."
+        )
+    if settings.maps:
+        raise ConfigError(f"--maps: layer {settings.layer!r} of the head gives no map.")
+    folder = opened.run if opened.run.is_dir() else opened.run.parent
+    return load_head(opened.run), file_checksum(RunFolder(folder).head)
+
+
 def _up_to(layer: str, encoder: nn.Module, head: nn.Module) -> nn.Module:
     layers = layered_network(encoder, head)
     if layer not in layers.names:
         names = ", ".join([*layers.names[:-1], "g"])
         raise ConfigError(f"--layer {layer!r}: this run has the layers {names}.")
     return nn.Sequential(*layers.parts[: layers.names.index(layer) + 1])
-
-
-def _checksum(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 _TASK: Final = 32  # images
