@@ -63,7 +63,7 @@ class ShardMaker:
         return self._anew(shard, note)
 
     def say_what_is_gone(self, shard: Shard) -> None:
-        """After the last shard: how many vectors were dropped, if all shards were made anew here."""
+        """After the last shard: how many vectors were dropped, if all were made anew here."""
         if self._kept is not None and self._made == shard.count:
             say_dropped(self._kept.gone, self.progress)
 

@@ -70,7 +70,7 @@ class EncoderLayer(nn.Module):
             raise ConfigError(
                 f"--layer {self.layer}: the encoder does not call it. Choose another."
             )
-        placed = _as_map(self._encoder, found)
+        placed = _as_map(self._encoder, self._part, found)
         if placed is None:
             raise ConfigError(
                 f"--layer {self.layer}: wanted a layer that gives vectors, maps or tokens; this "
@@ -103,7 +103,7 @@ def _last_map(encoder: nn.Module, blank: Tensor) -> str:
     for name, part in encoder.named_modules():
 
         def take(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
-            placed = _as_map(encoder, output)
+            placed = _as_map(encoder, module, output)
             if name and placed is not None and placed.ndim == 4 and placed[0, 0].numel() > 1:
                 last.append(name)
 
@@ -119,13 +119,14 @@ def _last_map(encoder: nn.Module, blank: Tensor) -> str:
     return last[-1]
 
 
-def _as_map(encoder: nn.Module, output: Any) -> Tensor | None:
+def _as_map(encoder: nn.Module, part: nn.Module, output: Any) -> Tensor | None:
     """(batch, dim) or (batch, channels, height, width); None for anything else."""
     if not isinstance(output, Tensor) or output.ndim not in (2, 3, 4):
         return None
     if output.ndim == 4:
-        # Swin transformers of both libraries have the channels last.
-        last = getattr(encoder, "output_fmt", "") == "NHWC" or "Swin" in type(encoder).__name__
+        # timm says so where the channels are last, torchvision does not of its Swin transformers.
+        said = (getattr(one, "output_fmt", "") for one in (encoder, part))
+        last = "NHWC" in said or type(encoder).__name__ == "SwinTransformer"
         return output.permute(0, 3, 1, 2) if last else output
     return output if output.ndim == 2 else _patches(encoder, output)
 

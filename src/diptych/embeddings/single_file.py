@@ -195,7 +195,7 @@ def _table(found: _Rows, *, labelled: bool, features: bool) -> bytes:
     writer.writerow([NAME, *([LABEL] if labelled else []), CHECKSUM, *numbers])
     for row, name in enumerate(found.names):
         label = [escaped(found.labels[row] or "")] if labelled else []
-        # The shortest text that gives the same number again.
-        vector = map(str, found.vectors[row]) if features else []
+        # The shortest text that gives the same number again, as it is read: of 32 bits.
+        vector = map(str, found.vectors[row].astype(np.float32)) if features else []
         writer.writerow([escaped(name), *label, found.checksums[row].hex(), *vector])
     return text.getvalue().encode()

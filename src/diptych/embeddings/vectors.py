@@ -167,8 +167,8 @@ def _root(path: Any) -> Path | None:
 
 
 def _read_parquet(file: Path) -> VectorSet:
-    with open(file, "rb") as opened:
-        table = parquet.read_table(opened)
+    with open(file, "rb") as opened, parquet.ParquetFile(opened) as whole:
+        table, data = whole.read(), (whole.metadata.metadata or {}).get(KEY)
     lists = table[FEATURE].combine_chunks()
     if lists.null_count or len(pc.unique(pc.list_value_length(lists))) != 1:
         raise ValueError("its vectors are not all of one length")
@@ -177,7 +177,6 @@ def _read_parquet(file: Path) -> VectorSet:
         name: table[name].to_pylist() for name in (LABEL, CHECKSUM) if name in table.schema.names
     }
     labels = columns.get(LABEL)
-    data = (table.schema.metadata or {}).get(KEY)
     note = None if data is None else Note.decode(data)
     return VectorSet(
         file,
