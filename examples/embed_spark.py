@@ -7,6 +7,8 @@ table, encoder and output lie where all machines see them. docs/scale.md says wh
 """
 
 import argparse
+import os
+import sys
 
 import pandas as pd
 from pyspark.sql import SparkSession
@@ -22,6 +24,8 @@ def main() -> None:
     parser.add_argument("table", help="Parquet file or folder of images")
     parser.add_argument("out", help="folder of Parquet files to write")
     given = parser.parse_args()
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # for workers on this machine
+    spark = SparkSession.builder.getOrCreate()
     # One thread: Spark runs one Python worker for each core.
     embedder = Embedder(given.source, threads=1)
 
@@ -29,7 +33,6 @@ def main() -> None:
     def vector(images: pd.Series) -> pd.Series:
         return pd.Series(list(embedder(images)))
 
-    spark = SparkSession.builder.getOrCreate()
     spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", "256")
     table = spark.read.parquet(given.table)
     table.withColumn("feature", vector("image")).drop("image").write.parquet(given.out)

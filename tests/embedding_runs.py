@@ -10,7 +10,7 @@ from diptych.config.files import to_toml
 from diptych.config.model import EncoderConfig, HeadConfig
 from diptych.config.run import RunConfig
 from diptych.embeddings.embed import embed_images
-from diptych.embeddings.progress import EmbedProgress, FinishedFile
+from diptych.embeddings.embed_progress import EmbedProgress, FinishedFile
 from diptych.embeddings.shards import own_shards
 from diptych.models.start import open_encoder
 from diptych.models.weights import save_encoder, save_head, untrained_encoder, untrained_head

@@ -53,7 +53,7 @@ def embed(arguments: Sequence[str]) -> None:
       diptych launch --nproc-per-node 8 -- embed runs/photos photos/ -o features/ --shards 64
     """
     from diptych.embeddings.embed import embed_images
-    from diptych.embeddings.progress import PrintedProgress
+    from diptych.embeddings.embed_progress import PrintedProgress
     from diptych.embeddings.shards import own_shards
     from diptych.models.start import open_encoder
     from diptych.runtime.devices import Runtime

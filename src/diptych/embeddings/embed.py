@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from diptych.config.downstream import EmbedSettings
+from diptych.embeddings.embed_progress import EmbedProgress, FinishedFile, say_dropped
 from diptych.embeddings.job import EmbeddingJob, open_job
 from diptych.embeddings.kept import CHANGES, MOST_SHARDS, KeptShards, KeptVectors, can_be_kept
-from diptych.embeddings.progress import EmbedProgress, FinishedFile, say_dropped
 from diptych.embeddings.shard_files import (
     MANIFEST,
     Note,

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -19,6 +19,7 @@ from diptych.embeddings.kept import KeptVectors
 from diptych.embeddings.shards import ImageRows, ShardReader, find_rows
 from diptych.errors import ImagesError
 from diptych.escaping import HANDLER, escaped
+from diptych.images.codecs.channels import Pixels
 from diptych.images.open import from_any_folder
 from diptych.images.sources.handed_over import path_of
 from diptych.models.start import OpenedEncoder
@@ -134,9 +135,7 @@ class EmbeddingJob:
         unreadable = dict[int, str]()
         for start in range(0, len(new), self.view_maker.batch_size):
             few = new[start : start + self.view_maker.batch_size]
-            seen = self.view_maker.make(
-                range(len(few)), lambda place, few=few: reading.pixels(few[place])
-            )
+            seen = self.view_maker.make(range(len(few)), partial(_pixels_at, reading, few))
             unreadable |= {few[place]: why for place, why in seen.unreadable.items()}
             if len(seen.unreadable) < len(few):
                 views = tuple(view[: len(few)] for view in seen.views)
@@ -208,6 +207,10 @@ def open_job(
     place = from_any_folder(images.path) or str(Path(images.path).absolute())
     made = {"run": absolute_source(source), "path": place}
     return EmbeddingJob(encoder, find_rows(images), views, settings, made)
+
+
+def _pixels_at(reading: ShardReader, images: Sequence[int], place: int) -> Pixels:
+    return reading.pixels(images[place])
 
 
 def _one_ahead(batches: Iterator[BatchOfViews]) -> Iterator[BatchOfViews]:

@@ -140,7 +140,7 @@ def _patches(encoder: nn.Module, tokens: Tensor) -> Tensor:
     patches = tokens[:, skipped:].transpose(1, 2)
     side = math.isqrt(patches.shape[2])
     square = side * side == patches.shape[2]
-    return patches.unflatten(2, (side, side) if square else (-1, 1))
+    return patches.reshape(*patches.shape[:2], *((side, side) if square else (-1, 1)))
 
 
 def _form(output: Any) -> str:

@@ -12,10 +12,10 @@ from typing import Final
 
 import numpy as np
 
+from diptych.embeddings.embed_progress import EmbedProgress, FinishedFile, say_dropped
 from diptych.embeddings.encode_views import Vectors
 from diptych.embeddings.job import EmbeddingJob
 from diptych.embeddings.kept import CHANGES, KeptVectors, kept_in_memory
-from diptych.embeddings.progress import EmbedProgress, FinishedFile, say_dropped
 from diptych.embeddings.shard_files import (
     Note,
     differences,

@@ -94,4 +94,5 @@ class PrintedProgress(EmbedProgress):
 
 
 def _capital(what: str) -> str:
-    return what[:1].upper() + what[1:]
+    """A sentence may begin with "shard"; a file's name stays as it is."""
+    return what.replace("shard ", "Shard ", 1) if what.startswith("shard ") else what
