@@ -170,3 +170,13 @@ def test_a_file_is_made_by_one_process(run: Path, class_folder: Path, tmp_path: 
     (tmp_path / "d.csv").mkdir()
     finish(run, class_folder, tmp_path / "d.csv", 2)  # a folder of that name is a folder
     assert len(read_vectors(tmp_path / "d.csv")) == 48
+
+
+def test_damaged_shards_are_not_kept(run: Path, class_folder: Path, tmp_path: Path) -> None:
+    [file] = make(run, class_folder, tmp_path / "out", 1)
+    whole, vector = file.read_bytes(), read_embeddings(tmp_path / "out").features[20].tobytes()
+    place = whole.index(vector)
+    file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    (class_folder / "class0" / "003.png").unlink()
+    with pytest.raises(EmbeddingsError, match="an earlier call wrote are damaged"):
+        make(run, class_folder, tmp_path / "out", 1)

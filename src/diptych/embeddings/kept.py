@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from diptych.embeddings.encode_views import Vectors
 from diptych.embeddings.shard_files import differences, read_note
+from diptych.errors import EmbeddingsError
 
 CHANGES: Final = ("images", "names")
 """Settings that differ when images came or went, and all else is as it was."""
@@ -124,9 +125,15 @@ class KeptShards:
 
     def _read_group(self, number: int) -> Vectors:
         file, group = self._groups[number]
-        table = self._files[file].read_row_group(group, columns=["feature"])
-        column = table["feature"].combine_chunks()
-        return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self._dim)
+        try:
+            table = self._files[file].read_row_group(group, columns=["feature"])
+            column = table["feature"].combine_chunks().flatten()
+            return column.to_numpy(zero_copy_only=False).reshape(-1, self._dim)
+        except (OSError, ValueError) as error:
+            raise EmbeddingsError(
+                f"the vectors that an earlier call wrote are damaged: {error}. Remove the shards; "
+                "`diptych embed` makes them anew."
+            ) from error
 
 
 def can_be_kept(path: Path, settings: Mapping[str, Any]) -> bool:

@@ -260,8 +260,9 @@ def open_encoder(
             f"{text} is an encoder of diptych, which says what network it is of and what it sees. "
             "--encoder and --side go with weights of other libraries; leave them away."
         )
+    folder = RunFolder(own if own.is_dir() else own.parent)  # refuses a URL
     loaded = load_encoder(own)
-    file = RunFolder(own).encoder if own.is_dir() else own
+    file = folder.encoder if own.is_dir() else own
     return OpenedEncoder(loaded, file_checksum(file), own)
 
 
