@@ -105,8 +105,13 @@ class EmbeddingJob:
     def _fresh(self, rows: range, reading: ShardReader) -> Iterator[Part]:
         for seen in self._seen(rows, reading):
             good = [index for index in seen.rows if index not in seen.unreadable]
-            places = [index % self.view_maker.batch_size for index in good]
-            vectors = self._none if not good else self.encoder.vectors(seen.views)[places]
+            size = self.view_maker.batch_size
+            places = [index % size for index in good]
+            # The set's last batch is as short as the set leaves it, in whatever shard: not blank
+            # rows of a batch of 256 where there are 60 images.
+            short = min(size, len(self.rows) - seen.rows.start // size * size)
+            views = tuple(view[:short] for view in seen.views)
+            vectors = self.encoder.vectors(views)[places] if good else self._none
             yield Part(good, vectors, seen.unreadable, seen.rows.stop)
 
     def _seen(self, rows: range, reading: ShardReader) -> Iterable[BatchOfViews]:
