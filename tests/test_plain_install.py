@@ -80,6 +80,7 @@ for command in (
     ["study"],
     ["plan", "photos", "--processes", "8", "--on", "a100"],
     ["embed", "run", "photos", "-o", "features", "--threads", "1"],
+    ["embed", "run", "photos", "-o", "features.parquet", "--threads", "1"],
 ):
     assert main(command) == 0, command
     print("verb", command[0])

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from diptych.curation.subset import choose_subset as choose_subset
     from diptych.diagnostics.leak import check_leak as check_leak
     from diptych.embeddings.embed import embed as embed
+    from diptych.embeddings.embedder import Embedder as Embedder
     from diptych.embeddings.shard_files import read_embeddings as read_embeddings
+    from diptych.embeddings.vectors import read_vectors as read_vectors
     from diptych.errors import DiptychError as DiptychError
     from diptych.evaluation.features import extract_features as extract_features
     from diptych.evaluation.features import extract_named_features as extract_named_features
@@ -63,6 +65,7 @@ _HOMES = {
     "Batch": "views.batches",
     "Contrastive": "methods.contrastive",
     "DiptychError": "errors",
+    "Embedder": "embeddings.embedder",
     "ImageBank": "methods.dictionaries",
     "InBatch": "methods.dictionaries",
     "KeyQueue": "methods.dictionaries",
@@ -104,6 +107,7 @@ _HOMES = {
     "predict_images": "classification.predict",
     "pretrain": "pretraining",
     "read_embeddings": "embeddings.shard_files",
+    "read_vectors": "embeddings.vectors",
     "recipe_config": "config.recipes",
     "supervised_contrastive": "methods.losses",
     "triplet": "methods.losses",

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import diptych
-from diptych.config.data import ViewsConfig
-from diptych.config.downstream import EmbedSettings
-from diptych.config.files import to_toml
-from diptych.config.model import EncoderConfig, HeadConfig
-from diptych.config.run import RunConfig
-from diptych.embeddings.embed import embed_shards
-from diptych.embeddings.embedder import ViewMaker
+from diptych.embeddings.encode_views import ViewMaker
 from diptych.embeddings.shard_files import read_embeddings
 from diptych.embeddings.shards import Shard, own_shards, parse_shard
 from diptych.errors import ConfigError, EmbeddingsError, ImagesError
@@ -38,44 +31,18 @@ from diptych.models.weights import (
     load_encoder,
     load_head,
     save_encoder,
-    save_head,
     untrained_encoder,
-    untrained_head,
 )
 from diptych.runs.folder import RunFolder
-from diptych.runtime.devices import Runtime
 from diptych.runtime.world import World
+from embedding_runs import CONFIG, make, write_run
 
 BATCH: Any = {"batch_size": 8, "threads": 1}  # 48 images: six batches, which three shards cut
-CONFIG = RunConfig(
-    encoder=EncoderConfig(width=4, stage_blocks=(1,)),
-    head=HeadConfig(layers=2, hidden_features=6, output_features=5),
-    views=ViewsConfig(side_pixels=16),
-)
-
-
-def write_run(folder: Path, seed: int = 0) -> Path:
-    """A run whose training has ended; its weights are those it began with."""
-    config, run = replace(CONFIG, seed=seed), RunFolder(folder)
-    folder.mkdir()
-    encoder = untrained_encoder(config)
-    save_encoder(run.encoder, encoder, config)
-    save_head(run.head, untrained_head(config, encoder))
-    run.config.write_text(to_toml(config))
-    return folder
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("gallery") / "run")
-
-
-def make(run: Path, path: Any, out: Path, count: int, **settings: Any) -> list[Path]:
-    """All shards, as one process makes them."""
-    how = EmbedSettings(**{"batch_size": 8, **settings})
-    shards = own_shards(None, count, World())
-    with Runtime(threads=1) as runtime:
-        return [done.path for done in embed_shards(run, path, out, shards, how, runtime)]
 
 
 def test_shards_are_the_whole(run: Path, class_folder: Path, tmp_path: Path) -> None:
@@ -203,9 +170,10 @@ def test_shards_of_another_set_are_refused(run: Path, class_folder: Path, tmp_pa
         make(other, class_folder, out, 2)
     (out / "embeddings.json").unlink()
     make(run, class_folder, out, 2)  # the right one still passes
-    file = class_folder / "class0" / "003.png"
-    file.unlink()
-    refused("images: 48 there, 47 now; names: ")
+    shutil.copytree(class_folder, tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "class0" / "003.png").unlink()
+    with pytest.raises(EmbeddingsError, match=r"vectors of other images: of .*, and now of .*else"):
+        make(run, tmp_path / "elsewhere", out, 2)
 
 
 def test_damaged_images_are_listed(run: Path, class_folder: Path, tmp_path: Path) -> None:
@@ -376,7 +344,8 @@ def test_changed_pixels_are_embedded_anew(run: Path, tmp_path: Path) -> None:
     make(run, images, out, 2)
     [wanted] = make(run, tmp_path / "others", tmp_path / "wanted", 1)
     found = read_embeddings(out)
-    assert found.features.tobytes() == read_embeddings(tmp_path / "wanted").features.tobytes()
+    now = read_embeddings(tmp_path / "wanted").features
+    np.testing.assert_allclose(found.features, now, rtol=1e-5)  # it was encoded by itself
     assert np.flatnonzero((found.features != before).any(axis=1)).tolist() == [7]
     assert files[0].stat().st_ino == inodes[0]
     assert files[1].stat().st_ino != inodes[1]

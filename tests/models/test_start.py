@@ -1,5 +1,6 @@
 """What weights mean for settings, and the encoder files made of them."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ from diptych.config.model import EncoderConfig
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.models import weight_files
-from diptych.models.start import fit_start, import_encoder, load_compared, read_start
+from diptych.models.start import (
+    fit_start,
+    import_encoder,
+    load_compared,
+    open_encoder,
+    read_start,
+)
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
 from diptych.runs.tensor_files import read_tensors_and_text
 from foreign_networks import LINEAR, prefixed, resnet18
@@ -140,3 +147,27 @@ def test_what_is_compared_is_a_run_or_foreign_weights(ours: Path, theirs: Path) 
     found = load_compared(str(theirs), "resnet50")
     assert found.config.encoder == EncoderConfig("resnet18", stem="small")
     assert not found.training
+
+
+def test_an_encoder_to_use_is_a_runs_or_foreign_weights(
+    ours: Path, theirs: Path, tmp_path: Path
+) -> None:
+    opened = open_encoder(str(ours))
+    assert (opened.run, opened.encoder.config, list(opened.sentences)) == (ours, SMALL, [])
+    assert opened.sha256 == hashlib.sha256(ours.read_bytes()).hexdigest()
+    (tmp_path / "run").mkdir()
+    inside = tmp_path / "run" / "encoder.safetensors"
+    inside.write_bytes(ours.read_bytes())
+    assert open_encoder(str(tmp_path / "run")).sha256 == opened.sha256
+    with pytest.raises(
+        ConfigError, match="--encoder and --side go with weights of other libraries"
+    ):
+        open_encoder(str(ours), side_pixels=64)
+    foreign = open_encoder(str(theirs), encoder="resnet18", side_pixels=48)
+    assert foreign.run is None
+    assert foreign.encoder.config.views.side_pixels == 48
+    assert foreign.sha256 == hashlib.sha256(theirs.read_bytes()).hexdigest()
+    assert "tensors fit" in foreign.sentences[0]
+    (tmp_path / "w.pt").write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match="is not a file of weights that can be read"):
+        open_encoder(str(tmp_path / "w.pt"))

@@ -71,5 +71,12 @@ def _check_embed(options: Sequence[str], given: Sequence[str]) -> None:
     from diptych.runtime.world import World
 
     flags = parse(EmbedFlags, embed, given)
-    own_shards(flags.shard, flags.shards, World(count=process_count(options) or 1))
-    check_before_start(flags.run, flags.path, flags.out)
+    shards = own_shards(flags.shard, flags.shards, World(count=process_count(options) or 1))
+    check_before_start(
+        flags.source,
+        flags.path,
+        flags.out,
+        shards,
+        encoder=flags.encoder,
+        side_pixels=flags.side,
+    )

@@ -80,7 +80,11 @@ class EmbedSettings:
     """How images become vectors."""
 
     layer: str = "h"
-    """What to store: h, the encoder's features; or of the head `hidden 1`, `hidden 2`, ..., g."""
+    """What to store: h, the encoder's features; of the head `hidden 1`, `hidden 2`, ..., g; or a
+    layer of the encoder by its own name, as layer3 or blocks.5, averaged over places."""
+    maps: bool = False
+    """Store the layer's whole map, channels x height x width numbers, instead of the average. With
+    h: the encoder's last map."""
     precision: Precision = "float32"
     """Numbers that vectors are stored in."""
     normalize: bool = False
@@ -99,6 +103,10 @@ class EmbedSettings:
             raise ConfigError(f"--precision is float32 or float16; got {self.precision!r}.")
         if self.crops not in ("center", "five"):
             raise ConfigError(f"--crops is center or five; got {self.crops!r}.")
+        if self.maps and self.crops != "center":
+            raise ConfigError(
+                "--maps go with --crops center: maps of other crops are other places."
+            )
         if self.batch_size < 1:
             raise ConfigError(f"--batch-size must be positive; got {self.batch_size}.")
         if not 0 <= self.max_unreadable_share <= 1:

@@ -1,160 +1,136 @@
-"""Vectors of very many images: each process makes whole shards, and asks nothing of the others.
+"""Vectors of the images of a path: in shards, of which each process makes whole ones, or one file.
 
-A shard is made from images to views to vectors to a file.
+A shard is made from images to views to vectors to a file, and asks nothing of the other processes.
 """
 
-import csv
-import io
-import itertools
-import json
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
-
-import torch
-from rich.console import Console
+from typing import Any
 
 from diptych.config.downstream import EmbedSettings
-from diptych.embeddings.embedder import BatchOfViews, Embedder, ViewMaker
+from diptych.embeddings.embed_progress import EmbedProgress, FinishedFile, say_dropped
+from diptych.embeddings.job import EmbeddingJob, open_job
+from diptych.embeddings.kept import CHANGES, MOST_SHARDS, KeptShards, KeptVectors, can_be_kept
 from diptych.embeddings.shard_files import (
+    MANIFEST,
     Note,
-    ShardWriter,
     differences,
     new_shard,
     read_note,
+    read_set_manifest,
     refuse_differences,
     write_or_compare_manifest,
 )
-from diptych.embeddings.shards import ImageRows, Shard, ShardReader, checked_shard, find_rows
-from diptych.errors import ImagesError
-from diptych.escaping import HANDLER, escaped, readable_lines
+from diptych.embeddings.shards import Shard, checked_shard
+from diptych.embeddings.single_file import is_single_file, make_file
+from diptych.errors import ConfigError, EmbeddingsError
 from diptych.images.open import require_there
 from diptych.images.sources.handed_over import path_of
-from diptych.models.weights import load_encoder
+from diptych.models.start import OpenedEncoder, open_encoder
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import require_writable
 from diptych.runtime.devices import Runtime
 
 
-class ShardProgress:
-    """Called as shards are made; this one is silent."""
-
-    def say(self, sentence: str) -> None:
-        """Something worth a line."""
-
-    def images(self, shard: Shard, done: int, total: int) -> None:
-        """So many images of a shard are done."""
-
-
-@dataclass(frozen=True)
-class FinishedShard:
-    """A shard that is on disk.
+@dataclass
+class ShardMaker:
+    """Makes the shards of a folder, one after the other.
 
     Attributes:
-        shard: which.
-        path: of its file.
-        images: vectors in it.
-        skipped: images that could not be read.
-        was_there: it had been finished before.
-    """
-
-    shard: Shard
-    path: Path
-    images: int
-    skipped: int
-    was_there: bool
-
-
-@dataclass(frozen=True)
-class EmbeddingJob:
-    """What is embedded, how, and where to.
-
-    Attributes:
-        embedder: from views to vectors.
-        rows: all images.
-        view_maker: from images to views.
-        settings: the rest.
+        job: what is embedded, and how.
         out: the folder.
-        made: from where, for people.
         progress: called as it goes.
+        stack: closes what stays open until the last shard is made.
     """
 
-    embedder: Embedder
-    rows: ImageRows
-    view_maker: ViewMaker
-    settings: EmbedSettings
+    job: EmbeddingJob
     out: Path
-    made: dict[str, str]
-    progress: ShardProgress
+    progress: EmbedProgress
+    stack: ExitStack
+    _kept: KeptVectors | None = field(default=None, init=False)
+    _made: int = field(default=0, init=False)
 
-    def make(self, shard: Shard) -> FinishedShard:
+    def make(self, shard: Shard) -> FinishedFile:
         """One shard, unless it is there."""
         note = self._note(shard)
-        write_or_compare_manifest(self.out, replace(note, shard={}))
+        self._write_manifest(replace(note, shard={}))
         found = self._find(shard, note)
         if found is not None:
             return found
-        path, rows = self.out / shard.file_name, shard.rows(len(self.rows))
-        skipped, reading = dict[int, str](), self.rows.reader(rows)
+        self._made += 1
+        return self._anew(shard, note)
+
+    def say_what_is_gone(self, shard: Shard) -> None:
+        """After the last shard: how many vectors were dropped, if all were made anew here."""
+        if self._kept is not None and self._made == shard.count:
+            say_dropped(self._kept.gone, self.progress)
+
+    def _anew(self, shard: Shard, note: Note) -> FinishedFile:
+        job, path = self.job, self.out / shard.file_name
+        rows, kept = shard.rows(len(job.rows)), self._kept_for(shard, note)
+        skipped, reading, again = dict[int, str](), job.rows.reader(rows), 0
         with new_shard(
             path,
             dim=note.settings["dim"],
-            precision=self.settings.precision,
-            labelled=self.rows.labels is not None,
+            precision=job.settings.precision,
+            labelled=job.rows.labels is not None,
         ) as writer:
-            for seen in self._seen(rows, reading):
-                self._write(seen, reading, writer)
-                skipped |= seen.unreadable
-                self._refuse_too_many(skipped, shard)
-                self.progress.images(shard, seen.rows.stop - rows.start, len(rows))
+            for part in job.parts(rows, reading, kept):
+                writer.add(
+                    [job.rows.names[index] for index in part.images],
+                    [job.rows.label(index) for index in part.images],
+                    [reading.checksum(index) for index in part.images],
+                    part.vectors,
+                )
+                skipped |= part.unreadable
+                again += part.kept
+                job.refuse_too_many(skipped, len(rows), str(shard))
+                self.progress.images(str(shard), part.stop - rows.start, len(rows))
             writer.flush()
             writer.sign(replace(note, shard={**note.shard, "content": reading.content()}))
-            self._list_skipped(shard, skipped)
-        return FinishedShard(shard, path, len(rows) - len(skipped), len(skipped), was_there=False)
+            # Before the shard is there: whoever finds it finds its list too.
+            job.list_skipped(self.out / shard.skipped_name, skipped)
+        return self._finished(shard, len(rows) - len(skipped), kept=again)
+
+    def _finished(
+        self, shard: Shard, images: int, *, kept: int = 0, was_there: bool = False
+    ) -> FinishedFile:
+        rows = shard.rows(len(self.job.rows))
+        return FinishedFile(
+            str(shard),
+            self.out / shard.file_name,
+            images,
+            len(rows) - images,
+            self.out / shard.skipped_name,
+            kept,
+            was_there,
+        )
 
     def _note(self, shard: Shard) -> Note:
-        rows = shard.rows(len(self.rows))
+        rows = shard.rows(len(self.job.rows))
         own = {
             "shard": shard.index,
             "first": rows.start,
             "stop": rows.stop,
-            "stamps": self.rows.stamps(rows),
+            "stamps": self.job.rows.stamps(rows),
         }
-        return Note({**self._shared, "shards": shard.count}, own, self.made)
+        return Note({**self.job.identity, "shards": shard.count}, own, self.job.made)
 
-    @cached_property
-    def _shared(self) -> dict[str, Any]:
-        config, side = self.embedder.config, self.view_maker.config.side_pixels
-        blank = torch.zeros(1, self.view_maker.channels, side, side)  # to learn a vector's length
-        settings = {
-            **self.embedder.identity,
-            "dim": self.embedder.vectors((blank,)).shape[1],
-            "precision": self.settings.precision,
-            "normalized": self.settings.normalize,
-            "views": {
-                "crops": self.settings.crops,
-                "side_pixels": config.views.side_pixels,
-                "pixel_mean": config.views.pixel_mean,
-                "pixel_std": config.views.pixel_std,
-                "color": config.images.color,
-                "channels": config.images.channels,
-                "bits": config.images.bits,
-                "max_megapixels": config.images.max_megapixels,
-            },
-            "batch_size": self.settings.batch_size,
-            "images": len(self.rows),
-            "names": self.rows.fingerprint(),
-        }
-        shared: dict[str, Any] = json.loads(json.dumps(settings))  # as it is read again
-        return shared
+    def _write_manifest(self, note: Note) -> None:
+        """Writes the manifest, also in the place of one of the same path with other images."""
+        file = self.out / MANIFEST
+        if file.exists():
+            there = read_set_manifest(self.out)
+            found = differences(there.settings, note.settings)
+            if found and _only_images_changed(there, note, found):
+                atomic_write(file, note.encode() + b"\n")
+        write_or_compare_manifest(self.out, note)
 
-    def _find(self, shard: Shard, note: Note) -> FinishedShard | None:
-        """The shard, if it has been finished; one that is damaged is made anew."""
-        path, rows = self.out / shard.file_name, shard.rows(len(self.rows))
+    def _find(self, shard: Shard, note: Note) -> FinishedFile | None:
+        """The shard, if it has been finished; one that is damaged or outdated is made anew."""
+        path, rows = self.out / shard.file_name, shard.rows(len(self.job.rows))
         if not path.exists():
             return None
         try:
@@ -162,11 +138,27 @@ class EmbeddingJob:
         except (OSError, ValueError) as error:
             self.progress.say(f"{path} is damaged and made anew: {error}")
             return None
-        refuse_differences(differences(there.settings, note.settings), path)
+        found = differences(there.settings, note.settings)
+        if found and _only_images_changed(there, note, found):
+            self.progress.say(f"{path} is made anew: images came or went.")
+            return None
+        refuse_differences(found, path)
         if not self._is_of_same_content(there.shard, note.shard, rows):
             self.progress.say(f"{path} is made anew: its images have changed since.")
             return None
-        return FinishedShard(shard, path, count, len(rows) - count, was_there=True)
+        return self._finished(shard, count, was_there=True)
+
+    def _kept_for(self, shard: Shard, note: Note) -> KeptVectors | None:
+        """Vectors of shards that are outdated; None where there are none, as at first."""
+        own = self.out / shard.file_name
+        if shard.count > MOST_SHARDS or not can_be_kept(own, note.settings):
+            return None
+        if self._kept is None:
+            # All of them now: images may have moved from one shard to the next.
+            files = [self.out / Shard(index, shard.count).file_name for index in range(shard.count)]
+            there = [file for file in files if file.exists()]
+            self._kept = KeptShards(there, note.settings, self.stack).vectors
+        return self._kept
 
     def _is_of_same_content(
         self, there: Mapping[str, Any], now: Mapping[str, Any], rows: range
@@ -177,203 +169,140 @@ class EmbeddingJob:
         """
         if now["stamps"] is not None and there.get("stamps") == now["stamps"]:
             return True
-        reading = self.rows.reader(rows)
-        reading.read_all(self.view_maker.executor)
+        reading = self.job.rows.reader(rows)
+        reading.read_all(self.job.view_maker.executor)
         return bool(there.get("content") == reading.content())
 
-    def _seen(self, rows: range, reading: ShardReader) -> Iterable[BatchOfViews]:
-        batches = self.view_maker.batches(rows)
-        seen = (self.view_maker.make(batch, reading.pixels) for batch in batches)
-        # On a CPU views and network share the cores: nothing to gain ahead.
-        return _one_ahead(seen) if self.embedder.on_accelerator() else seen
 
-    def _write(self, seen: BatchOfViews, reading: ShardReader, writer: ShardWriter) -> None:
-        good = [index for index in seen.rows if index not in seen.unreadable]
-        if not good:
-            return
-        places = [index % self.view_maker.batch_size for index in good]
-        writer.add(
-            [self.rows.names[index] for index in good],
-            [self.rows.label(index) for index in good],
-            [reading.checksum(index) for index in good],
-            self.embedder.vectors(seen.views)[places],
-        )
-
-    def _refuse_too_many(self, skipped: dict[int, str], shard: Shard) -> None:
-        count, most = len(shard.rows(len(self.rows))), self.settings.max_unreadable_share
-        if len(skipped) <= most * count:
-            return
-        some = itertools.islice(sorted(skipped.items()), 5)
-        listed = "".join(f"\n  {self.rows.names[index]}: {why}" for index, why in some)
-        raise ImagesError(
-            f"more than {most:.0%} of the {count:,} images of {shard} cannot be read, so it is not "
-            f"finished:{listed}\nRepair or remove them, or raise --max-unreadable-share."
-        )
-
-    def _list_skipped(self, shard: Shard, skipped: dict[int, str]) -> None:
-        """Before the shard is there: whoever finds it finds its list too."""
-        file = self.out / shard.skipped_name
-        if not skipped:
-            file.unlink(missing_ok=True)
-            return
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(["name", "reason"])
-        writer.writerows(
-            [escaped(self.rows.names[index]), why] for index, why in sorted(skipped.items())
-        )
-        atomic_write(file, text.getvalue().encode(errors=HANDLER))
-
-
-def _one_ahead(batches: Iterator[BatchOfViews]) -> Iterator[BatchOfViews]:
-    """The same, each made while its predecessor is in use."""
-    # One thread: a generator cannot be run by two at once.
-    with ThreadPoolExecutor(1, thread_name_prefix="diptych-embed-ahead") as ahead:
-        waiting = ahead.submit(next, batches, None)
-        while (batch := waiting.result()) is not None:
-            waiting = ahead.submit(next, batches, None)
-            yield batch
-
-
-_EVERY_SECONDS: Final = 10.0
-
-
-class PrintedShardProgress(ShardProgress):
-    """Plain lines, as several processes may share the terminal or each has a log.
-
-    Args:
-        console: where to write.
-    """
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._last = time.monotonic()
-        self._last_done = (-1, 0)
-
-    def say(self, sentence: str) -> None:
-        """Something worth a line."""
-        self._console.print(readable_lines(sentence), highlight=False, soft_wrap=True)
-
-    def images(self, shard: Shard, done: int, total: int) -> None:
-        """At most every ten seconds: how far a shard is, and how fast."""
-        now = time.monotonic()
-        if now - self._last < _EVERY_SECONDS:
-            return
-        number, earlier = self._last_done
-        speed = (done - (earlier if number == shard.index else 0)) / (now - self._last)
-        self._last, self._last_done = now, (shard.index, done)
-        self.say(f"{str(shard).capitalize()}: {done:,} of {total:,} images, {speed:,.0f} a second.")
-
-    def done(self, done: FinishedShard) -> None:
-        """A shard is on disk."""
-        how = "was there" if done.was_there else "done"
-        skipped = ""
-        if done.skipped:
-            where = done.path.with_name(done.shard.skipped_name)
-            skipped = f", {done.skipped:,} skipped and listed in {where}"
-        self.say(
-            f"{str(done.shard).capitalize()} {how}: {done.images:,} images in {done.path}{skipped}."
-        )
+def _only_images_changed(there: Note, now: Note, found: Sequence[str]) -> bool:
+    """Whether a set is the same but for images that came or went."""
+    if any(one.partition(":")[0] not in CHANGES for one in found):
+        return False
+    if there.made.get("path") == now.made.get("path"):
+        return True
+    raise EmbeddingsError(
+        f"there are vectors of other images: of {there.made.get('path')}, and now of "
+        f"{now.made.get('path')}. Choose another place for these, or remove the old ones."
+    )
 
 
 def embed(
-    run: str | Path,
+    source: str | Path,
     path: Any,
     out: str | Path,
     shard: tuple[int, int] = (0, 1),
     *,
     device: str = "auto",
     threads: int | None = None,
+    encoder: str | None = None,
+    side_pixels: int | None = None,
     **settings: Any,
 ) -> Path:
-    """Writes one shard of the vectors of all images of a path; one that is there is left alone.
+    """Writes the vectors of all images of a path, or one shard of them.
+
+    What is there is left alone; of images that came or changed since, only those are embedded.
 
     Args:
-        run: a run folder whose training has ended, or its ``encoder.safetensors``.
+        source: a run folder whose training has ended, its ``encoder.safetensors``, or any other
+            weights as ``encoder.weights`` names them.
         path: anything that ``pretrain`` takes; of one with held-out images, those to learn from.
-        out: the folder of the embeddings, the same for all shards.
-        shard: its number, from 0, and how many there are.
+        out: the folder of the shards; or one file that ends in .parquet, .npy or .csv.
+        shard: of a folder, its number, from 0, and how many there are.
         device: where the network runs, as in ``Runtime``.
         threads: CPU threads; all cores when not given.
+        encoder: of weights from elsewhere, the network that they are of.
+        side_pixels: of weights from elsewhere, the side of the images that it sees.
         settings: see ``EmbedSettings``.
 
     Returns:
-        The shard's Parquet file.
+        The file of the shard, or of all.
 
     Raises:
-        EmbeddingsError: the folder holds embeddings of another encoder, images or settings.
+        EmbeddingsError: embeddings of another encoder, images or settings are there.
         ImagesError: the images, or too many of them, cannot be read.
         RunFolderError: there is no trained encoder.
         ConfigError: a setting is out of range, or there is no such layer or shard.
     """
-    chosen = [checked_shard(*shard)]
-    how = EmbedSettings(**settings)
+    chosen, how = [checked_shard(*shard)], EmbedSettings(**settings)
+    opened = open_encoder(str(source), encoder=encoder, side_pixels=side_pixels)
     with Runtime(device, threads, how.batch_size) as runtime:
-        [done] = embed_shards(Path(run), path, Path(out), chosen, how, runtime)
+        [done] = embed_images(str(source), opened, path, Path(out), chosen, how, runtime)
     return done.path
 
 
-def embed_shards(
-    run: Path,
+def embed_images(
+    source: str,
+    opened: OpenedEncoder,
     path: Any,
     out: Path,
     shards: Sequence[Shard],
     settings: EmbedSettings,
     runtime: Runtime,
-    progress: ShardProgress | None = None,
-) -> Iterator[FinishedShard]:
-    """Makes shards one after the other; see ``embed``.
+    progress: EmbedProgress | None = None,
+) -> Iterator[FinishedFile]:
+    """Makes shards one after the other, or one file; see ``embed``.
 
     Args:
-        run: a run folder, or an ``encoder.safetensors``.
+        source: the encoder's name, for people.
+        opened: the encoder.
         path: of the images.
-        out: the folder.
-        shards: of the same set.
+        out: the folder or file.
+        shards: of the same set; of a file the only one.
         settings: how images become vectors.
         runtime: gives device and threads.
         progress: called as it goes.
     """
-    work = _open(run, path, out, settings, runtime, progress or ShardProgress())
-    for shard in shards:
-        yield work.make(shard)
+    progress = progress or EmbedProgress()
+    _require_place(out, shards)  # before any work is done
+    job = open_job(source, opened, path, settings, runtime)
+    if is_single_file(out):
+        yield make_file(job, out, progress)
+        return
+    with ExitStack() as stack:
+        maker = ShardMaker(job, out, progress, stack)
+        for shard in shards:
+            yield maker.make(shard)
+        if shards:
+            maker.say_what_is_gone(shards[-1])
 
 
-def check_before_start(run: Path, path: Any, out: Path) -> None:
+def check_before_start(
+    source: str,
+    path: Any,
+    out: Path,
+    shards: Sequence[Shard],
+    *,
+    encoder: str | None = None,
+    side_pixels: int | None = None,
+) -> None:
     """Refuses what is certain to fail before processes are started, without opening an image.
 
     Args:
-        run: a run folder, or an ``encoder.safetensors``.
+        source: of the encoder.
         path: of the images.
         out: the folder.
+        shards: of one process.
+        encoder: as in ``embed``.
+        side_pixels: as in ``embed``.
 
     Raises:
-        DiptychError: as ``embed_shards`` would.
+        DiptychError: as ``embed_images`` would.
         OSError: the folder cannot be written.
     """
-    config = load_encoder(run).config  # on the CPU: the processes need the accelerator
-    require_there(replace(config.images, path=path_of(path)))
-    require_writable(out)
+    # On the CPU: the processes need the accelerator.
+    opened = open_encoder(source, encoder=encoder, side_pixels=side_pixels)
+    require_there(replace(opened.encoder.config.images, path=path_of(path)))
+    _require_place(out, shards)
 
 
-def _open(
-    run: Path,
-    path: Any,
-    out: Path,
-    settings: EmbedSettings,
-    runtime: Runtime,
-    progress: ShardProgress,
-) -> EmbeddingJob:
-    embedder = Embedder(run, settings, runtime.torch_device)
-    config = embedder.config
-    images = replace(
-        config.images,
-        path=path_of(path),
-        limit=None,
-        column=settings.column or config.images.column,
-    )
-    views = ViewMaker(
-        settings.crops, config.views, images.channels, settings.batch_size, runtime.executor
-    )
-    made = {"run": str(run), "path": images.path}
-    require_writable(out)  # before any work is done
-    return EmbeddingJob(embedder, find_rows(images), views, settings, out, made, progress)
+def _require_place(out: Path, shards: Sequence[Shard]) -> None:
+    """Refuses a place that cannot be written, or a single file that is to be made in shards."""
+    if not is_single_file(out):
+        require_writable(out)
+        return
+    if list(shards) != [Shard(0, 1)]:
+        raise ConfigError(
+            f"{out} is one file, which one process makes. Give a folder for shards, or for several "
+            "processes."
+        )
+    require_writable(out.parent)

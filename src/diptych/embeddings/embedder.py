@@ -1,185 +1,188 @@
-"""From images to the vectors that are stored: the views of a batch, and a run's network."""
+"""Images in a batch to vectors, for engines that hand out batches: Ray Data, Spark and others."""
 
-import hashlib
-from collections.abc import Callable
-from concurrent.futures import Executor
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any, Final, Literal
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
 
-from diptych.config.data import ViewsConfig
 from diptych.config.downstream import EmbedSettings
-from diptych.config.run import RunConfig
-from diptych.errors import ConfigError, UnreadableImage
-from diptych.evaluation.features import FEATURES, PROJECTION, layered_network, require_finite
+from diptych.embeddings.encode_views import Vectors, ViewEncoder, ViewMaker
+from diptych.embeddings.shards import CHECKSUM_BYTES
+from diptych.embeddings.vectors import CHECKSUM, FEATURE
+from diptych.errors import ConfigError, ImagesError, UnreadableImage
 from diptych.images.codecs.channels import Pixels
-from diptych.images.pixels import PixelBatch
-from diptych.models.weights import load_encoder, load_head
-from diptych.runs.folder import RunFolder
-from diptych.views.batches import as_images
-from diptych.views.cpu import EvaluationCrops, make_views
-from diptych.views.draw import centre_views, five_views
+from diptych.images.codecs.decode import decode_bytes
+from diptych.images.open import from_array
+from diptych.models.start import open_encoder
+from diptych.runtime.devices import Runtime
 
-Vectors = NDArray[np.float32 | np.float16]
-"""(images, dim), as they are stored."""
-
-_ALIASES: Final = {"g": PROJECTION}
+_BYTES: Final = "bytes"
+"""Entry of a column of images as Hugging Face datasets write them: a struct of bytes and a path."""
 
 
 class Embedder:
-    """Gives the vectors of views.
+    """Gives the vectors of batches of images; the same as ``diptych.embed`` to rounding.
 
-    Attributes:
-        config: of the run.
-        identity: the layer and the checksums of the files that it comes from.
+    An object holds settings until it is first called, and only those are sent to another process:
+    each loads the encoder by itself, so its file must be found there under the same name.
+
+    >>> embedder = Embedder("runs/photos", normalize=True)
+    >>> embedder({"name": names, "image": encoded})  # doctest: +SKIP
+
+    Args:
+        source: as in ``diptych.embed``.
+        column: of a batch by columns, the one with the images.
+        encoder: as in ``diptych.embed``.
+        side_pixels: as in ``diptych.embed``.
+        device: where the network runs, as in ``Runtime``.
+        threads: CPU threads of this process; all cores when not given.
+        unreadable: ``refuse`` ends the work at an image that cannot be read; ``nan`` gives it a
+            vector of NaN, to be filtered out.
+        settings: see ``EmbedSettings``; ``batch_size`` is what the network sees at once, whatever
+            the size of the batches that come.
+
+    Raises:
+        ConfigError: a setting is out of range.
     """
 
-    def __init__(self, run: Path, settings: EmbedSettings, device: torch.device) -> None:
-        folder = RunFolder(run if run.is_dir() else run.parent)
-        encoder = load_encoder(run)
-        self.config: RunConfig = encoder.config
-        self._settings = settings
-        files = {"encoder": folder.encoder if run.is_dir() else run}
-        layer = _ALIASES.get(settings.layer, settings.layer)
-        network: nn.Module = encoder
-        if layer != FEATURES:
-            files["head"] = folder.head
-            network = _up_to(layer, encoder.network, load_head(run))
-        self._device = device
-        self._network = network.to(self._device).eval()
-        self.identity: dict[str, Any] = {
-            "layer": layer,
-            **{name: _checksum(file) for name, file in files.items()},
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        column: str = "image",
+        encoder: str | None = None,
+        side_pixels: int | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+        unreadable: Literal["refuse", "nan"] = "refuse",
+        **settings: Any,
+    ) -> None:
+        if unreadable not in ("refuse", "nan"):
+            raise ConfigError(f"unreadable= is refuse or nan; got {unreadable!r}.")
+        self.column, self._unreadable = column, unreadable
+        self._source: dict[str, Any] = {
+            "text": os.fspath(source),
+            "encoder": encoder,
+            "side_pixels": side_pixels,
         }
+        self._settings = EmbedSettings(**settings)
+        self._device, self._threads = device, threads
 
-    def on_accelerator(self) -> bool:
-        """Whether views can be made while the network works."""
-        return self._device.type != "cpu"
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_loaded"}
 
-    @torch.no_grad()
-    def vectors(self, views: tuple[Tensor, ...]) -> Vectors:
-        """(batch, dim) of the views of a batch, each (batch, channels, side, side).
+    def __call__(self, batch: Any) -> Any:
+        """Vectors of a batch.
+
+        Args:
+            batch: images, each the bytes of a file, a uint8 or uint16 array (height, width[,
+                channels]), or a mapping with ``bytes``; or columns by name (as Ray's NumPy
+                batches), of which ``column`` holds the images.
+
+        Returns:
+            (images, dim) for images; for columns the same columns with ``feature`` (images, dim)
+            and ``checksum`` (images,), 16 bytes each as ``diptych.embed`` writes them, in the place
+            of the images.
 
         Raises:
-            ConfigError: a number is too large for 16 bits.
-            FeaturesError: a vector is not of finite numbers.
+            ConfigError: there is no such column.
+            UnreadableImage: an image cannot be read; says which of the batch.
         """
-        seen = [self._network(view.to(self._device)).float() for view in views]
-        features = require_finite(torch.stack(seen).mean(dim=0), of="this run")
-        if self._settings.normalize:
-            features = functional.normalize(features, dim=1)
-        found = features.cpu().numpy()
-        if self._settings.precision == "float32":
-            return found
-        largest = float(np.abs(found).max())
-        # The cast would make it infinite.
-        if largest > float(np.finfo(np.float16).max):
+        if not isinstance(batch, Mapping):
+            return self._vectors(_contents(batch))
+        if self.column not in batch:
             raise ConfigError(
-                f"a feature of {largest:g} is too large for --precision float16; use float32, or "
-                "--normalize."
+                f"column= is {self.column!r}; the batch has {', '.join(map(str, batch))}."
             )
-        return found.astype(np.float16)
+        contents = _contents(batch[self.column])
+        found = {name: values for name, values in batch.items() if name != self.column}
+        checksums = np.array([_checksum(one) for one in contents], dtype=object)
+        return {**found, CHECKSUM: checksums, FEATURE: self._vectors(contents)}
 
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self._loaded.encoder.dim()
 
-def _up_to(layer: str, encoder: nn.Module, head: nn.Module) -> nn.Module:
-    layers = layered_network(encoder, head)
-    if layer not in layers.names:
-        names = ", ".join([*layers.names[:-1], "g"])
-        raise ConfigError(f"--layer {layer!r}: this run has the layers {names}.")
-    return nn.Sequential(*layers.parts[: layers.names.index(layer) + 1])
+    def _vectors(self, contents: Sequence[bytes | Pixels]) -> Vectors:
+        size = self._settings.batch_size
+        parts = [self._few(contents, start) for start in range(0, len(contents), size)]
+        if parts:
+            return np.concatenate(parts)
+        return np.empty((0, self.dim), self._settings.precision)
 
+    def _few(self, contents: Sequence[bytes | Pixels], start: int) -> Vectors:
+        loaded, few = self._loaded, contents[start : start + self._settings.batch_size]
+        seen = loaded.views.make(range(len(few)), lambda place: self._pixels(few[place]))
+        if seen.unreadable and self._unreadable == "refuse":
+            place, why = min(seen.unreadable.items())
+            raise UnreadableImage(
+                f"image {start + place} of the batch cannot be read: {why}. Leave it out, or give "
+                "unreadable='nan'"
+            )
+        vectors = loaded.encoder.vectors(tuple(view[: len(few)] for view in seen.views))
+        vectors[list(seen.unreadable)] = np.nan
+        return vectors
 
-def _checksum(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    def _pixels(self, content: bytes | Pixels) -> Pixels:
+        images = self._loaded.encoder.config.images
+        if isinstance(content, bytes):
+            return decode_bytes(content, images)
+        try:
+            return from_array(content[None], None, images).pixels.gather(np.array([0])).image(0)
+        except ImagesError as error:
+            raise UnreadableImage(str(error)) from error
 
-
-_TASK: Final = 32  # images
-_HELD_BYTES: Final = 1 << 20  # of decoded pixels that wait for their views, in each thread
+    @cached_property
+    def _loaded(self) -> "_Loaded":
+        runtime = Runtime(self._device, self._threads, self._settings.batch_size)
+        encoder = ViewEncoder(open_encoder(**self._source), self._settings, runtime.torch_device)
+        config = encoder.config
+        views = ViewMaker(
+            self._settings.crops,
+            config.views,
+            config.images.channels,
+            self._settings.batch_size,
+            runtime.executor,
+        )
+        return _Loaded(encoder, views, runtime.executor)
 
 
 @dataclass(frozen=True)
-class BatchOfViews:
-    """Some consecutive images as the network sees them.
+class _Loaded:
+    """What a process has of its own."""
 
-    Attributes:
-        rows: of the set.
-        views: each (batch, channels, side, side); row ``i % batch`` shows image i, other rows are
-            blank.
-        unreadable: the reason why, by image.
-    """
-
-    rows: range
-    views: tuple[Tensor, ...]
-    unreadable: dict[int, str]
+    encoder: ViewEncoder
+    views: ViewMaker
+    executor: ThreadPoolExecutor
 
 
-@dataclass(frozen=True)
-class ViewMaker:
-    """Makes the views of batches.
+def _contents(images: Any) -> list[bytes | Pixels]:
+    return [_content(place, image) for place, image in enumerate(images)]
 
-    Attributes:
-        crops: one view of an image, or five.
-        config: gives side and normalisation.
-        channels: of a view.
-        batch_size: images that the network sees at once.
-        executor: its threads decode and make views.
-    """
 
-    crops: EvaluationCrops
-    config: ViewsConfig
-    channels: int
-    batch_size: int
-    executor: Executor
+def _content(place: int, image: Any) -> bytes | Pixels:
+    if isinstance(image, Mapping):
+        image = image.get(_BYTES)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, np.ndarray):
+        return image
+    raise ConfigError(
+        f"image {place} of the batch is a {type(image).__name__}. Wanted the bytes of a file, an "
+        "array, or a mapping with bytes."
+    )
 
-    def batches(self, rows: range) -> list[range]:
-        """Consecutive rows that the network sees together.
 
-        An image is always at the same place of a batch of the same size, whatever the shards, as
-        the last bits of its features may depend on that.
-        """
-        size = self.batch_size
-        first = rows.start // size * size
-        starts = range(first, rows.stop, size) if rows else range(0)
-        return [range(max(s, rows.start), min(s + size, rows.stop)) for s in starts]
+def _checksum(content: bytes | Pixels) -> bytes:
+    data = content if isinstance(content, bytes) else _of_array(content)
+    return blake2b(data, digest_size=CHECKSUM_BYTES).digest()
 
-    def make(self, rows: range, read: Callable[[int], Pixels]) -> BatchOfViews:
-        """Decodes the images of one batch and makes their views."""
-        side, count = self.config.side_pixels, 1 if self.crops == "center" else 5
-        out = np.zeros((count, self.batch_size, side, side, self.channels), dtype=np.float32)
-        unreadable = dict[int, str]()
 
-        def work(some: range) -> None:
-            held = list[Pixels]()
-            for index in some:
-                try:
-                    held.append(read(index))
-                except UnreadableImage as error:
-                    unreadable[index] = str(error)
-                    # What is held must be consecutive, and ends at the gap.
-                    self._flush(held, index, out)
-                if sum(pixels.nbytes for pixels in held) > _HELD_BYTES:
-                    self._flush(held, index + 1, out)
-            self._flush(held, some.stop, out)
-
-        tasks = [rows[start : start + _TASK] for start in range(0, len(rows), _TASK)]
-        for _ in self.executor.map(work, tasks):
-            pass  # this waits, and raises what a thread raised
-        return BatchOfViews(rows, tuple(map(as_images, out)), unreadable)
-
-    def _flush(self, held: list[Pixels], stop: int, out: np.ndarray) -> None:
-        """Makes the views of the images before ``stop`` that were decoded, and lets them go."""
-        if not held:
-            return
-        pixels = PixelBatch.of(held)
-        draw = centre_views if self.crops == "center" else five_views
-        drawn = draw(pixels.heights, pixels.widths)
-        begin = (stop - len(held)) % self.batch_size
-        make_views(pixels, drawn, self.config, out=out, begin=begin)
-        held.clear()
+def _of_array(pixels: Pixels) -> bytes:
+    return repr(pixels.shape).encode() + pixels.tobytes()

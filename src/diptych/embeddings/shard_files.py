@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from diptych.config.downstream import Precision
-from diptych.embeddings.embedder import Vectors
+from diptych.embeddings.encode_views import Vectors
 from diptych.embeddings.shards import CHECKSUM_BYTES, Shard
 from diptych.errors import EmbeddingsError
 from diptych.escaping import escaped, unescaped

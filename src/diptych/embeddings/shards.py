@@ -173,15 +173,21 @@ class ShardReader:
         """A hash of all checksums."""
         return hashlib.sha256(self.checksums.tobytes()).hexdigest()
 
-    def read_all(self, executor: Executor) -> None:
-        """Reads every image and decodes none."""
+    def read_all(self, executor: Executor, some: range | None = None) -> NDArray[np.uint64]:
+        """Reads every image, or some of them, and decodes none.
+
+        Returns:
+            (images, 2), their checksums; 0 of one that cannot be read.
+        """
+        some = self.some if some is None else some
 
         def read(index: int) -> None:
             with suppress(UnreadableImage):
                 self._read(index)
 
-        for _ in executor.map(read, self.some):
+        for _ in executor.map(read, some):
             pass
+        return self.checksums[some.start - self.some.start : some.stop - self.some.start]
 
     def _read(self, index: int) -> Callable[[], Pixels]:
         data, decode = self.fetch(index)

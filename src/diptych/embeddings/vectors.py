@@ -1,6 +1,7 @@
 """Vectors of images from a file or a folder, whole and checked, for search and curation."""
 
 import csv
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,8 +167,8 @@ def _root(path: Any) -> Path | None:
 
 
 def _read_parquet(file: Path) -> VectorSet:
-    with open(file, "rb") as opened:
-        table = parquet.read_table(opened)
+    with open(file, "rb") as opened, parquet.ParquetFile(opened) as whole:
+        table, data = whole.read(), (whole.metadata.metadata or {}).get(KEY)
     lists = table[FEATURE].combine_chunks()
     if lists.null_count or len(pc.unique(pc.list_value_length(lists))) != 1:
         raise ValueError("its vectors are not all of one length")
@@ -176,7 +177,6 @@ def _read_parquet(file: Path) -> VectorSet:
         name: table[name].to_pylist() for name in (LABEL, CHECKSUM) if name in table.schema.names
     }
     labels = columns.get(LABEL)
-    data = (table.schema.metadata or {}).get(KEY)
     note = None if data is None else Note.decode(data)
     return VectorSet(
         file,
@@ -201,7 +201,26 @@ def _read_npy(file: Path) -> VectorSet:
     if not np.issubdtype(features.dtype, np.number):
         raise ValueError(f"wanted numbers, got {features.dtype}")
     rows = _rows(file.with_suffix(".csv"))
-    return _of_rows(file, features.astype(np.float32), rows, file.with_suffix(".json"))
+    found = _of_rows(file, features.astype(np.float32), rows, file.with_suffix(".json"))
+    _require_of_one_writing(found, file.with_suffix(".json"))
+    return found
+
+
+def digest_of_rows(vectors: NDArray[Any], checksums: Sequence[bytes]) -> str:
+    """A hash of vectors and of the images that they are of, by which files are known to fit."""
+    digest = hashlib.sha256(np.ascontiguousarray(vectors, "<f4").tobytes())
+    digest.update(b"".join(checksums))
+    return digest.hexdigest()
+
+
+def _require_of_one_writing(found: VectorSet, note: Path) -> None:
+    """Refuses vectors beside the table of others, as after a kill between two files."""
+    wanted = Note.decode(note.read_bytes()).shard.get("rows") if note.exists() else None
+    if wanted is not None and digest_of_rows(found.features, found.checksums or ()) != wanted:
+        raise ValueError(
+            f"its rows and those of its table are not those of {note.name}; `diptych embed` writes "
+            "all three anew"
+        )
 
 
 def _read_csv(file: Path) -> VectorSet:

@@ -4,7 +4,7 @@ A run reads foreign weights once, before it begins, and keeps them in its folder
 its own; from then on only that file is read. ``diptych import`` writes the same kind of file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -20,7 +20,13 @@ from diptych.errors import ConfigError
 from diptych.models.encoders import SMALL_RESNET, build_encoder
 from diptych.models.fit_weights import fit_weights, stem_of
 from diptych.models.foreign import Candidate, candidates
-from diptych.models.weight_files import LOCAL, WeightFile, is_fetched, read_weights
+from diptych.models.weight_files import (
+    LOCAL,
+    WeightFile,
+    file_checksum,
+    is_fetched,
+    read_weights,
+)
 from diptych.models.weights import (
     PretrainedEncoder,
     load_encoder,
@@ -28,6 +34,7 @@ from diptych.models.weights import (
     save_encoder,
     untrained_encoder,
 )
+from diptych.runs.folder import RunFolder
 from diptych.runs.tensor_files import read_tensors_and_text
 
 _SIDES: Final = {"imagenet": 224, "small": 32, "small_padded": 32}  # of images, where none is said
@@ -183,7 +190,10 @@ def import_encoder(
         side_pixels: of the images that it shall see; what the weights say when not given, else 224,
             or 32 for the small stems.
     """
-    start = read_start(text, encoder, otherwise=otherwise)
+    return _imported(read_start(text, encoder, otherwise=otherwise), side_pixels)
+
+
+def _imported(start: StartWeights, side_pixels: int | None) -> tuple[StartEncoder, RunConfig]:
     config = start.applied_to(RunConfig())
     side = side_pixels or start.file.side_pixels or _SIDES[config.encoder.stem]
     views = ViewsConfig(
@@ -200,25 +210,65 @@ def import_encoder(
     return fit_start(start, config), config
 
 
-def load_compared(text: str, otherwise: str) -> PretrainedEncoder:
-    """An encoder to compare with: a run's, or foreign weights, frozen.
+@dataclass(frozen=True)
+class OpenedEncoder:
+    """An encoder to use, and where it is from.
+
+    Attributes:
+        encoder: frozen.
+        sha256: of its file, or of its tensors where they were fetched.
+        run: the run folder or encoder file of diptych that it is from; None of foreign weights.
+        sentences: of foreign weights, what matched and what was left out.
+    """
+
+    encoder: PretrainedEncoder
+    sha256: str
+    run: Path | None = None
+    sentences: Sequence[str] = ()
+
+
+def open_encoder(
+    text: str,
+    *,
+    encoder: str | None = None,
+    otherwise: str | None = None,
+    side_pixels: int | None = None,
+) -> OpenedEncoder:
+    """Opens an encoder to use: a run's, or foreign weights.
 
     Args:
         text: a run folder or encoder file, or as ``encoder.weights`` has it.
-        otherwise: the network of weights that do not show which they are of.
+        encoder: as in ``import_encoder``; of foreign weights only.
+        otherwise: as in ``import_encoder``.
+        side_pixels: as in ``import_encoder``; of foreign weights only.
 
     Raises:
         RunFolderError, ConfigError: there is none, or it cannot be read.
     """
     path = Path(text)
     named = is_fetched(text) or text.startswith(LOCAL) or (path / "config.json").is_file()
-    if not named and not path.is_file():
-        return load_encoder(path)
-    file = read_weights(text, otherwise)
-    if file.own is not None:
-        return load_encoder(file.own)
-    started, config = import_encoder(text, otherwise=otherwise)
-    return PretrainedEncoder(started.network, config)
+    own = path
+    if named or path.is_file():
+        start = read_start(text, encoder, otherwise=otherwise)
+        if start.file.own is None:
+            started, config = _imported(start, side_pixels)
+            network = PretrainedEncoder(started.network, config)
+            return OpenedEncoder(network, start.file.sha256, sentences=started.sentences)
+        own = start.file.own
+    if encoder is not None or side_pixels is not None:
+        raise ConfigError(
+            f"{text} is an encoder of diptych, which says what network it is of and what it sees. "
+            "--encoder and --side go with weights of other libraries; leave them away."
+        )
+    folder = RunFolder(own if own.is_dir() else own.parent)  # refuses a URL
+    loaded = load_encoder(own)
+    file = folder.encoder if own.is_dir() else own
+    return OpenedEncoder(loaded, file_checksum(file), own)
+
+
+def load_compared(text: str, otherwise: str) -> PretrainedEncoder:
+    """An encoder to compare with; see ``open_encoder``."""
+    return open_encoder(text, otherwise=otherwise).encoder
 
 
 def _likeliest(file: WeightFile) -> Candidate | None:

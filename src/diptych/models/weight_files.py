@@ -116,7 +116,7 @@ def read_weights(text: str, encoder: str | None) -> WeightFile:
             )
         path = file
     content, texts = _read_file(path)
-    sha256 = _checksum(path)
+    sha256 = file_checksum(path)
     if not texts.get("config"):
         return WeightFile(text, content, sha256)
     return _own_file(text, content, texts, sha256, path)
@@ -229,7 +229,8 @@ def tensors_in(content: Mapping[str, Any], depth: int = 8) -> Iterator[Tensor]:
             yield from tensors_in(value, depth - 1)
 
 
-def _checksum(path: Path) -> str:
+def file_checksum(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -251,7 +252,7 @@ def _read_folder(text: str, folder: Path) -> WeightFile:
     beside = folder / _PREPROCESSING
     if "pretrained_cfg" not in config and beside.is_file():
         config = _of_transformers(_read_json(beside))
-    return _described(text, content, _checksum(file), config, str(described))
+    return _described(text, content, file_checksum(file), config, str(described))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,147 @@
+"""A layer of an encoder by its own name: the mean of its map over places, or the whole map."""
+
+import math
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from diptych.config.files import nearest_name
+from diptych.errors import ConfigError
+
+_LISTED: Final = 12  # names in an error
+
+
+class EncoderLayer(nn.Module):
+    """Gives the output of one layer of an encoder, and runs no further than that.
+
+    Maps of convolutional networks are (batch, channels, height, width). Tokens of a transformer
+    are such a map too, one place for each patch; the class token is left out.
+
+    Attributes:
+        layer: its name in the encoder.
+        map_shape: (channels, height, width) of one image; None if it has one vector for an image.
+
+    Args:
+        encoder: any, in evaluation mode.
+        layer: as ``named_modules`` has it; None for the last that gives a map.
+        maps: give the whole map in one vector, in the order of ``map_shape``, and not its mean.
+        blank: an image (1, channels, side, side) to try it on.
+
+    Raises:
+        ConfigError: there is no such layer, or none with a map is wanted and found.
+    """
+
+    def __init__(self, encoder: nn.Module, layer: str | None, *, maps: bool, blank: Tensor) -> None:
+        super().__init__()
+        self.layer = _last_map(encoder, blank) if layer is None else layer
+        self._encoder, self._maps = encoder, maps
+        self._part = _part(encoder, self.layer)
+        with torch.no_grad():
+            found = self._output(blank)
+        self.map_shape = None if found.ndim == 2 else tuple(found.shape[1:])
+        if maps and self.map_shape is None:
+            raise ConfigError(
+                f"--maps: layer {self.layer!r} gives one vector for an image and no map. Leave "
+                "--maps away, or choose an earlier layer."
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (batch, channels, side, side) to (batch, dim)."""
+        found = self._output(images)
+        return found.flatten(1) if found.ndim == 2 or self._maps else found.mean(dim=(2, 3))
+
+    def _output(self, images: Tensor) -> Tensor:
+        found = None
+
+        def take(module: nn.Module, inputs: Any, output: Any) -> None:
+            nonlocal found
+            found = output
+            raise _Reached
+
+        hook = self._part.register_forward_hook(take)
+        try:
+            self._encoder(images)
+        except _Reached:
+            pass
+        finally:
+            hook.remove()
+        if found is None:
+            raise ConfigError(
+                f"--layer {self.layer}: the encoder does not call it. Choose another."
+            )
+        placed = _as_map(self._encoder, self._part, found)
+        if placed is None:
+            raise ConfigError(
+                f"--layer {self.layer}: wanted a layer that gives vectors, maps or tokens; this "
+                f"one gives {_form(found)}. Choose another, as the block around it."
+            )
+        return placed
+
+
+class _Reached(Exception):
+    """The layer has given its output; what follows need not run."""
+
+
+def _part(encoder: nn.Module, layer: str) -> nn.Module:
+    parts = {name: part for name, part in encoder.named_modules() if name}
+    if layer in parts:
+        return parts[layer]
+    nearest = nearest_name(layer, list(parts))
+    hint = f" Did you mean {nearest}?" if nearest else ""
+    names = [name for name, _ in encoder.named_children()]
+    more = ", ..." if len(names) > _LISTED else ""
+    raise ConfigError(
+        f"--layer {layer!r}: there is no such layer.{hint} Wanted h, of a run's head `hidden 1` or "
+        f"g, or a layer of the encoder: {', '.join(names[:_LISTED])}{more}, or what is inside them."
+    )
+
+
+def _last_map(encoder: nn.Module, blank: Tensor) -> str:
+    """The layer that gives a map with more than one place last, before it is averaged."""
+    last, hooks = list[str](), []
+    for name, part in encoder.named_modules():
+
+        def take(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
+            placed = _as_map(encoder, module, output)
+            if name and placed is not None and placed.ndim == 4 and placed[0, 0].numel() > 1:
+                last.append(name)
+
+        hooks.append(part.register_forward_hook(take))
+    try:
+        with torch.no_grad():
+            encoder(blank)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not last:
+        raise ConfigError("--maps: no layer of this encoder gives a map. Leave --maps away.")
+    return last[-1]
+
+
+def _as_map(encoder: nn.Module, part: nn.Module, output: Any) -> Tensor | None:
+    """(batch, dim) or (batch, channels, height, width); None for anything else."""
+    if not isinstance(output, Tensor) or output.ndim not in (2, 3, 4):
+        return None
+    if output.ndim == 4:
+        # timm says so where the channels are last, torchvision does not of its Swin transformers.
+        said = (getattr(one, "output_fmt", "") for one in (encoder, part))
+        last = "NHWC" in said or type(encoder).__name__ == "SwinTransformer"
+        return output.permute(0, 3, 1, 2) if last else output
+    return output if output.ndim == 2 else _patches(encoder, output)
+
+
+def _patches(encoder: nn.Module, tokens: Tensor) -> Tensor:
+    """(batch, tokens, channels) to (batch, channels, height, width), without the first tokens."""
+    first = int(getattr(encoder, "num_prefix_tokens", hasattr(encoder, "class_token")))
+    count = tokens.shape[1]
+    # Views are square, so patches are: before the class token joins them, they are so already.
+    skipped = next((n for n in (first, 0) if math.isqrt(max(0, count - n)) ** 2 == count - n), 0)
+    patches = tokens[:, skipped:].transpose(1, 2)
+    side = math.isqrt(patches.shape[2])
+    square = side * side == patches.shape[2]
+    return patches.reshape(*patches.shape[:2], *((side, side) if square else (-1, 1)))
+
+
+def _form(output: Any) -> str:
+    return f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
