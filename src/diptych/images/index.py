@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -240,7 +241,10 @@ def file_stamp(path: str | Path) -> tuple[int, int]:
 @lru_cache
 def decoders() -> str:
     """Versions of the packages that decode: rows and pixels depend on them too."""
-    packages = ("diptych", "imagecodecs", "pillow", "simplejpeg", "tifffile")
+    packages = ["diptych", "imagecodecs", "pillow", "simplejpeg", "tifffile"]
+    # A file that could not be read without one of these is looked at again when it is there.
+    extras = (("pillow_heif", "pillow-heif"), ("pydicom", "pydicom"))
+    packages += [name for module, name in extras if find_spec(module) is not None]
     return " ".join([_VERSION, *(f"{name} {version(name)}" for name in packages)])
 
 

@@ -15,6 +15,7 @@ from PIL import BmpImagePlugin, GifImagePlugin
 from diptych.config.data import ImagesConfig
 from diptych.errors import UnreadableImage
 from diptych.images.codecs.channels import Decoded, Pixels, Plugin, decode_opened, in_form
+from diptych.images.codecs.dicom import decode_dicom, dicom_pages
 from diptych.images.codecs.formats import (
     decode_avif,
     decode_jpeg2000,
@@ -25,6 +26,7 @@ from diptych.images.codecs.formats import (
     png_pages,
     webp_pages,
 )
+from diptych.images.codecs.heif import decode_heif
 from diptych.images.codecs.jpeg import decode_any_jpeg, decode_plain_jpeg, plain_jpeg_header
 from diptych.images.codecs.tiff import decode_tiff, tiff_pages
 
@@ -56,10 +58,13 @@ class Format:
 
 _TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _AVIF_BRANDS: Final = (b"ftypavif", b"ftypavis")
+_HEIF_BRANDS: Final = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _JPEG2000_STARTS: Final = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 
 FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
     {
+        # First, as its 128 free bytes may be the beginning of a TIFF.
+        "DICOM": Format((".dcm", ".dicom", ".ima"), ((128, b"DICM"),), decode_dicom, dicom_pages),
         "JPEG": Format(
             (".jpg", ".jpeg", ".jpe", ".jfif"), ((0, b"\xff\xd8\xff"),), decode_any_jpeg
         ),
@@ -81,6 +86,11 @@ FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
             tuple((0, start) for start in _JPEG2000_STARTS),
             decode_jpeg2000,
         ),
+        "HEIC": Format(
+            (".heic", ".heif", ".hif"),
+            tuple((4, b"ftyp" + brand) for brand in _HEIF_BRANDS),
+            decode_heif,
+        ),
     }
 )
 """What is read, in the order in which it is asked for."""
@@ -89,18 +99,30 @@ EXTENSIONS: Final = frozenset(one for read in FORMATS.values() for one in read.e
 """Names that count as images in a folder. What is inside decides how they are decoded."""
 
 _PHOTOGRAPH: Final = "convert it to PNG or TIFF, for example with ImageMagick"
-_HEIF: Final = "convert it to JPEG or PNG, with heif-convert or the Python package pillow-heif"
 _CAMERA: Final = "develop it to a 16-bit TIFF, with darktable-cli or the Python package rawpy"
 _DRAWING: Final = "it is a drawing: render it to PNG, with Inkscape or rsvg-convert"
 _DOCUMENT: Final = "render its pages to PNG, with pdftoppm or Ghostscript"
-_MEDICAL: Final = "write its slices as 16-bit PNG or an .npz, with the Python package {}"
+_MEDICAL: Final = "write its slices as DICOM or 16-bit PNG, with the Python package SimpleITK"
 _SLIDE: Final = "cut it into tiles of PNG or JPEG, with the Python package openslide-python"
 _ARRAY: Final = "write its pictures as 16-bit TIFF or an .npz, with the Python package {}"
 _FLOATS: Final = "stretch it to a 16-bit PNG or TIFF, for example with ImageMagick"
 
 _PHOTOGRAPHS: Final = (
     *(".tga", ".pcx", ".psd", ".psb", ".xcf", ".ico", ".cur", ".icns", ".dds", ".dib", ".bpg"),
-    *(".sgi", ".ras", ".xbm", ".xpm", ".qoi", ".jxl", ".jxr", ".wdp", ".jls", ".jng", ".mng"),
+    *(
+        ".avifs",
+        ".sgi",
+        ".ras",
+        ".xbm",
+        ".xpm",
+        ".qoi",
+        ".jxl",
+        ".jxr",
+        ".wdp",
+        ".jls",
+        ".jng",
+        ".mng",
+    ),
 )
 _CAMERAS: Final = (
     *(".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".dng", ".orf", ".rw2", ".raf"),
@@ -109,13 +131,11 @@ _CAMERAS: Final = (
 
 HOW_TO_READ: Final[Mapping[str, str]] = MappingProxyType(
     {
-        **dict.fromkeys((".heic", ".heif", ".hif", ".avifs"), _HEIF),
         **dict.fromkeys(_PHOTOGRAPHS, _PHOTOGRAPH),
         **dict.fromkeys(_CAMERAS, _CAMERA),
         **dict.fromkeys((".svg", ".svgz", ".emf", ".wmf"), _DRAWING),
         **dict.fromkeys((".pdf", ".eps", ".ps", ".djvu", ".ai"), _DOCUMENT),
-        **dict.fromkeys((".dcm", ".dicom", ".ima"), _MEDICAL.format("pydicom")),
-        **dict.fromkeys((".nii", ".mgz", ".mha", ".mhd", ".nrrd"), _MEDICAL.format("SimpleITK")),
+        **dict.fromkeys((".nii", ".mgz", ".mha", ".mhd", ".nrrd"), _MEDICAL),
         **dict.fromkeys((".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif"), _SLIDE),
         **dict.fromkeys((".czi", ".lif", ".nd2", ".oib", ".oif", ".lsm"), _ARRAY.format("bioio")),
         **dict.fromkeys((".fit", ".fits", ".fts"), _ARRAY.format("astropy")),
@@ -151,9 +171,6 @@ def pages(data: bytes) -> int:
         return 1 if found is None else max(1, found.pages(data))
     except Exception:  # a damaged file is reported when it is decoded
         return 1
-
-
-_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
 def decode_file(path: str | Path, config: ImagesConfig) -> Pixels:
@@ -223,14 +240,8 @@ def _decode(data: bytes, config: ImagesConfig, room: NDArray[np.uint8] | None) -
         return decode_plain_jpeg(data, plain, config, room)
     found = format_of(data)
     if found is None:
-        raise UnreadableImage(_unknown(data))
+        raise UnreadableImage("not an image of a known format")
     return found.decode(data, config)
-
-
-def _unknown(data: bytes) -> str:
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
-        return f"a HEIC picture: {HOW_TO_READ['.heic']}"
-    return "not an image of a known format"
 
 
 def _first_line(error: Exception) -> str:
