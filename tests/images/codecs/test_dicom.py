@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from diptych.config.data import ImagesConfig
 from diptych.errors import UnreadableImage
-from diptych.images.codecs.decode import decode_bytes, pages
-from diptych.images.codecs.dicom import dicom_frame
+from diptych.images.codecs.decode import decode_bytes, page_of, pages
 
 pydicom = pytest.importorskip("pydicom", reason="pydicom reads DICOM")
 
@@ -78,7 +77,7 @@ def test_twelve_bits_in_sixteen_are_not_black() -> None:
 def test_monochrome1_is_turned() -> None:
     turned = dicom(RAMP, PhotometricInterpretation="MONOCHROME1")
     for color in ("gray", "rgb", "raw"):
-        config = ImagesConfig(color=color, bits=16)  # type: ignore[arg-type]
+        config = ImagesConfig(color=color, bits=16)
         both = decode_bytes(turned, config).astype(int) + decode_bytes(dicom(RAMP), config)
         assert (both == 65535).all()
 
@@ -113,7 +112,7 @@ def test_each_frame_is_a_file_of_its_own() -> None:
     data = dicom(RAMP[:8], NumberOfFrames=3, PixelData=frames.tobytes())
     assert pages(data) == 3
     for number in range(3):
-        one = dicom_frame(data, number)
+        one = page_of(data, number, DEEP)
         assert pages(one) == 1
         assert np.array_equal(decode_bytes(one, DEEP), decode_bytes(dicom(frames[number]), DEEP))
 

@@ -15,7 +15,7 @@ from PIL import BmpImagePlugin, GifImagePlugin
 from diptych.config.data import ImagesConfig
 from diptych.errors import UnreadableImage
 from diptych.images.codecs.channels import Decoded, Pixels, Plugin, decode_opened, in_form
-from diptych.images.codecs.dicom import decode_dicom, dicom_pages
+from diptych.images.codecs.dicom import decode_dicom, dicom_frame, dicom_pages
 from diptych.images.codecs.formats import (
     decode_avif,
     decode_jpeg2000,
@@ -28,6 +28,7 @@ from diptych.images.codecs.formats import (
 )
 from diptych.images.codecs.heif import decode_heif
 from diptych.images.codecs.jpeg import decode_any_jpeg, decode_plain_jpeg, plain_jpeg_header
+from diptych.images.codecs.single_pages import gif_frame, png_frame, tiff_page, webp_frame
 from diptych.images.codecs.tiff import decode_tiff, tiff_pages
 
 
@@ -48,12 +49,14 @@ class Format:
         starts: (place, bytes), one of which every such file has.
         decode: reads the first picture.
         pages: counts the pictures without decoding one.
+        page: a file of one of the pictures, counted from 0. Raises where there is no such.
     """
 
     extensions: tuple[str, ...]
     starts: tuple[tuple[int, bytes], ...]
     decode: Callable[[bytes, ImagesConfig], Decoded]
     pages: Callable[[bytes], int] = _one
+    page: Callable[[bytes, int, ImagesConfig], bytes] | None = None
 
 
 _TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -64,17 +67,27 @@ _JPEG2000_STARTS: Final = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
     {
         # First, as its 128 free bytes may be the beginning of a TIFF.
-        "DICOM": Format((".dcm", ".dicom", ".ima"), ((128, b"DICM"),), decode_dicom, dicom_pages),
+        "DICOM": Format(
+            (".dcm", ".dicom", ".ima"), ((128, b"DICM"),), decode_dicom, dicom_pages, dicom_frame
+        ),
         "JPEG": Format(
             (".jpg", ".jpeg", ".jpe", ".jfif"), ((0, b"\xff\xd8\xff"),), decode_any_jpeg
         ),
-        "PNG": Format((".png", ".apng"), ((0, b"\x89PNG\r\n\x1a\n"),), decode_png, png_pages),
-        "WebP": Format((".webp",), ((8, b"WEBP"),), decode_webp, webp_pages),
+        "PNG": Format(
+            (".png", ".apng"), ((0, b"\x89PNG\r\n\x1a\n"),), decode_png, png_pages, png_frame
+        ),
+        "WebP": Format((".webp",), ((8, b"WEBP"),), decode_webp, webp_pages, webp_frame),
         "BMP": Format((".bmp",), ((0, b"BM"),), _by(BmpImagePlugin.BmpImageFile)),
         "TIFF": Format(
-            (".tif", ".tiff"), tuple((0, start) for start in _TIFF_STARTS), decode_tiff, tiff_pages
+            (".tif", ".tiff"),
+            tuple((0, start) for start in _TIFF_STARTS),
+            decode_tiff,
+            tiff_pages,
+            tiff_page,
         ),
-        "GIF": Format((".gif",), ((0, b"GIF8"),), _by(GifImagePlugin.GifImageFile), gif_pages),
+        "GIF": Format(
+            (".gif",), ((0, b"GIF8"),), _by(GifImagePlugin.GifImageFile), gif_pages, gif_frame
+        ),
         "PBM, PGM, PPM": Format(
             (".ppm", ".pgm", ".pbm", ".pnm"),
             tuple((0, b"P%d" % kind) for kind in range(1, 7)),
@@ -97,6 +110,19 @@ FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
 
 EXTENSIONS: Final = frozenset(one for read in FORMATS.values() for one in read.extensions)
 """Names that count as images in a folder. What is inside decides how they are decoded."""
+
+MANY_PAGED: Final = frozenset(
+    one for read in FORMATS.values() if read.page is not None for one in read.extensions
+)
+"""Names of files that may hold several pictures."""
+
+VIDEOS: Final = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"))
+
+
+def extensions_of(config: ImagesConfig) -> frozenset[str]:
+    """Names of files that count as images, with those of videos where frames of them are wanted."""
+    return EXTENSIONS if config.video_seconds is None else EXTENSIONS | VIDEOS
+
 
 _PHOTOGRAPH: Final = "convert it to PNG or TIFF, for example with ImageMagick"
 _CAMERA: Final = "develop it to a 16-bit TIFF, with darktable-cli or the Python package rawpy"
@@ -144,10 +170,7 @@ HOW_TO_READ: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(
             (".img", ".vrt", ".ecw", ".sid"), "convert it to TIFF, with gdal_translate"
         ),
-        **dict.fromkeys(
-            (".mp4", ".mov", ".avi", ".mkv", ".webm"),
-            "write its frames as PNG or JPEG, with ffmpeg",
-        ),
+        **dict.fromkeys(VIDEOS, "images.video_seconds takes a frame every so many seconds"),
     }
 )
 """Other extensions of images, in lower case, and what to do with such files."""
@@ -171,6 +194,28 @@ def pages(data: bytes) -> int:
         return 1 if found is None else max(1, found.pages(data))
     except Exception:  # a damaged file is reported when it is decoded
         return 1
+
+
+def page_of(data: bytes, number: int, config: ImagesConfig) -> bytes:
+    """A file of one picture out of a file that holds several.
+
+    Args:
+        data: the bytes of the file.
+        number: of the picture, counted from 0.
+        config: gives the largest number of pixels.
+
+    Raises:
+        UnreadableImage: there is no such picture, or it cannot be taken out.
+    """
+    found = format_of(data)
+    if found is None or found.page is None:
+        raise UnreadableImage("no longer a file that holds several pictures")
+    try:
+        return found.page(data, number, config)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # decoders raise whatever they like on damaged data
+        raise UnreadableImage(f"damaged: {_first_line(error)}") from error
 
 
 def decode_file(path: str | Path, config: ImagesConfig) -> Pixels:

@@ -65,12 +65,9 @@ def dicom_pages(data: bytes) -> int:
     return int(_header(data, pixels=False).get("NumberOfFrames") or 1)
 
 
-def dicom_frame(data: bytes, frame: int) -> bytes:
-    """A DICOM file of one frame of another.
-
-    Raises:
-        UnreadableImage: it has no such frame.
-    """
+def dicom_frame(data: bytes, frame: int, config: ImagesConfig) -> bytes:
+    """A DICOM file of one frame of another."""
+    del config  # the file that is made is checked when it is decoded
     header, pydicom = _header(data), _pydicom()
     if header.file_meta.TransferSyntaxUID.is_compressed:
         whole = _compressed_frame(header, frame)
@@ -228,7 +225,7 @@ def _windowed(values: NDArray[np.float64], header: "Dataset") -> NDArray[np.floa
             found = _pydicom().pixels.apply_voi(np.rint(values).astype(np.int64), header)
             return np.clip(found / (2.0 ** table[2] - 1), 0, 1)
         low, high = values.min(), values.max()
-        return (values - low) / max(high - low, np.finfo(np.float64).tiny)
+        return (values - low) / max(float(high - low), 1e-300)
     if kind == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
     if kind == "LINEAR":  # C.11.2.1.2.1: the middle of a pixel's step, and one step less
