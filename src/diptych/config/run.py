@@ -214,7 +214,7 @@ class ProbeConfig:
     profile_steps: int | None = None
     """Trace so many steps with torch's profiler, after the first few, and write
     `traces/rank-K.json` into the run folder. No trace when not given."""
-    tracker: Literal["wandb", "mlflow", "trackio"] | None = None
+    tracker: Literal["none", "wandb", "mlflow", "trackio"] = "none"
     """Also send the metrics to this experiment tracker, as its own environment variables say where;
     each needs the extra of its name. TensorBoard's events are written in any case."""
     tracker_project: str = "diptych"

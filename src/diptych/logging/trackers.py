@@ -134,7 +134,7 @@ def require_tracker(config: ProbeConfig) -> None:
     Raises:
         ConfigError: it is not.
     """
-    if config.tracker is not None and find_spec(config.tracker) is None:
+    if config.tracker != "none" and find_spec(config.tracker) is None:
         raise ConfigError(
             f"probe.tracker = {config.tracker!r} needs pip install 'diptych[{config.tracker}]'; "
             "without a tracker all metrics are in metrics.jsonl and as TensorBoard events."

@@ -151,7 +151,7 @@ def open_log(
     """
     with saving(f"metrics cannot be written to {folder.path}", "begin again"):
         log = RunLog(folder, resumed_step=state.step, say=watcher.say)
-    if config.probe.tracker is not None:
+    if config.probe.tracker != "none":
         project, settings = config.probe.tracker_project, flatten(config)
         run = TrackedRun(identity.id, folder.path.absolute().name, project, settings)
         log.tracking = Tracking(config.probe.tracker, run, watcher.say)
