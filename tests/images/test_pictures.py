@@ -55,7 +55,7 @@ def test_each_page_of_a_tiff_is_a_file_with_its_pixels(options: dict[str, Any]) 
     stack = STACK.transpose(0, 3, 1, 2) if planar else STACK
     data = tiff(stack, photometric="rgb", **options)
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        wanted = [page.asarray() for page in file.pages if not page.is_reduced]
+        wanted = [page.asarray() for page in file.pages if page.shape != (5, 6)]
     assert pages(data) == len(wanted) == 4
     for number, pixels in enumerate(wanted):
         one = page_of(data, number, ImagesConfig())

@@ -143,7 +143,7 @@ class Calls:
 @pytest.mark.parametrize("kind", ["wandb", "trackio"])
 def test_what_wandb_and_trackio_are_called_with(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = Calls()
-    monkeypatch.setitem(sys.modules, kind, module)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, kind, module)
     said: list[str] = []
     tracking = tracked(said, kind)
     for line in LINES:
@@ -159,12 +159,12 @@ def test_what_wandb_and_trackio_are_called_with(kind: str, monkeypatch: pytest.M
 
 
 def test_what_mlflow_is_called_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    client = Calls()
+    client: Any = Calls()
     client.search_runs = lambda *args, **options: []
     client.create_run = lambda *args, **options: SimpleNamespace(info=SimpleNamespace(run_id="r"))
     entities = SimpleNamespace(Metric=lambda *all: all, Param=lambda *all: all)
     monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=lambda: client))
-    monkeypatch.setitem(sys.modules, "mlflow.entities", entities)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
     said: list[str] = []
     tracking = tracked(said, "mlflow")
     tracking.write(LINES[1])

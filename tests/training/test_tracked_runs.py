@@ -55,20 +55,21 @@ def test_a_tracked_run(
 ) -> None:
     np.savez(tmp_path / "images.npz", images=stripes(24)[0])
 
+    used: dict[str, Any] = {"probe.tracker": "trackio"}
+
     def run(name: str, epochs: int = 1, **more: Any) -> Path:
-        place = tmp_path / name
-        settings = SMALL | more
+        place, settings = tmp_path / name, SMALL | more
         return diptych.pretrain(
             tmp_path / "images.npz", out=place, quiet=True, epochs=epochs, **settings
         )
 
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'diptych\[trackio\]'"):
-        run("refused", **{"probe.tracker": "trackio"})
+        run("refused", **used)
     assert not (tmp_path / "refused").exists()
     monkeypatch.setattr(trackers, "find_spec", lambda name: name)
     monkeypatch.setattr(trackers, "TRACKERS", {"trackio": Recorded})
-    plain, tracked = run("plain"), run("tracked", **{"probe.tracker": "trackio"})
+    plain, tracked = run("plain"), run("tracked", **used)
     ours, theirs = (load_file(one / "encoder.safetensors") for one in (plain, tracked))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert Recorded.steps == [line["step"] for line in read_metrics(tracked / "metrics.jsonl")]
@@ -77,4 +78,5 @@ def test_a_tracked_run(
     assert told.project == ProbeConfig().tracker_project
     assert told.settings["training.batch_size"] == 8
     # Another tracker, or none, is no other run.
-    diptych.pretrain(out=tracked, resume=True, quiet=True, **{"probe.tracker_project": "other"})
+    other: dict[str, Any] = {"probe.tracker_project": "other"}
+    diptych.pretrain(out=tracked, resume=True, quiet=True, **other)

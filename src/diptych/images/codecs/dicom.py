@@ -212,7 +212,8 @@ def _rescaled(numbers: NDArray[np.int32], header: "Dataset") -> NDArray[np.float
     if header.get("ModalityLUTSequence"):
         return _pydicom().pixels.apply_modality_lut(numbers, header).astype(np.float64)
     slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
-    return numbers * float(1 if slope is None else slope) + float(intercept or 0)
+    scaled = numbers * np.float64(1 if slope is None else slope)
+    return scaled + np.float64(intercept or 0)
 
 
 def _windowed(values: NDArray[np.float64], header: "Dataset") -> NDArray[np.float64]:

@@ -52,6 +52,7 @@ def tiff_page(data: bytes, number: int, config: ImagesConfig) -> bytes:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         kept = -1
         for page in file.pages:
+            assert isinstance(page, tifffile.TiffPage)
             kind = page.tags.get(_KIND_OF_PAGE)
             kept += not (kind is not None and kind.value & 0b101)
             if kept == number:
