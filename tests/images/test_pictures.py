@@ -1,6 +1,8 @@
 """Pages as images of their own, and what images.exclude leaves out."""
 
 import io
+import struct
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,18 @@ def test_a_damaged_file_of_pages_is_listed_as_one_image(
     found = opened(root, executor, pages="all", max_unreadable_share=0.5)
     assert len(found.train) == 7
     assert {one.name for one in found.train.skipped} == {"cats/bad.gif", "cats/empty.tif"}
+
+
+def test_a_file_that_claims_any_number_of_pictures_is_refused(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    data = encoded(STACK[0], "PNG")
+    claim = b"acTL" + struct.pack(">II", 2**31 - 1, 0)
+    chunk = struct.pack(">I", 8) + claim + struct.pack(">I", zlib.crc32(claim))
+    (tmp_path / "bomb.png").write_bytes(data[:33] + chunk + data[33:])
+    with pytest.raises(ImagesError, match=r"bomb\.png says that it holds 2,147,483,647 pictures"):
+        opened(tmp_path, executor, pages="all")
+    assert len(opened(tmp_path, executor).train) == 1
 
 
 def test_excluded_folders_and_files_are_left_out_and_counted(

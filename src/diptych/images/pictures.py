@@ -4,6 +4,7 @@ import os
 from array import array
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from diptych.images.collection import CompactNames
 from diptych.images.inventory import EXCLUDED, Tally
 from diptych.images.listing import Listing
 from diptych.images.tree import matches
+
+MOST_PICTURES: Final = 100_000
+"""Of one file."""
 
 
 def without_excluded(listing: Listing, config: ImagesConfig, excluded: Tally) -> Listing:
@@ -60,10 +64,18 @@ def each_picture(listing: Listing, config: ImagesConfig) -> Listing:
     Args:
         listing: of files.
         config: says what is wanted.
+
+    Raises:
+        ImagesError: a file claims more than ``MOST_PICTURES``.
     """
     rows, numbers, names = array("q"), array("q"), list[str]()
     for row, name in enumerate(listing.names):
         count = _count(listing, row, config)
+        if count > MOST_PICTURES:  # a header of a few bytes may claim any number
+            raise ImagesError(
+                f"{listing.origin}: {name} says that it holds {count:,} pictures; wanted at most "
+                f"{MOST_PICTURES:,} of a file. Leave it out with images.exclude, or split it."
+            )
         rows.extend([row] * count)
         numbers.extend(range(count) if count > 1 or _end(name) in VIDEOS else (-1,))
         names += [f"{name}#{number + 1}" for number in range(count)] if count > 1 else [name]
