@@ -1,6 +1,7 @@
 """One picture out of a file that holds several, as a file of its own that loses nothing."""
 
 import io
+import itertools
 import struct
 from typing import TYPE_CHECKING, Final
 
@@ -9,12 +10,12 @@ from PIL import GifImagePlugin, PngImagePlugin, WebPImagePlugin
 from diptych.config.data import ImagesConfig
 from diptych.errors import UnreadableImage
 from diptych.images.codecs.channels import Plugin, check_size
+from diptych.images.codecs.tiff import page_places
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
 
 _OFFSETS: Final = (273, 324)  # tags with the places of strips and of tiles
-_KIND_OF_PAGE: Final = 254
 _POINTERS: Final = (330, 34665, 34853)  # to what is not copied: smaller copies, EXIF, GPS
 
 
@@ -49,15 +50,13 @@ def tiff_page(data: bytes, number: int, config: ImagesConfig) -> bytes:
     import tifffile
 
     del config  # the file that is made is checked when it is decoded
+    place = next(itertools.islice(page_places(data), number, None), None)
+    if place is None:
+        raise UnreadableImage(f"it has no page {number + 1} any more")
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        kept = -1
-        for page in file.pages:
-            assert isinstance(page, tifffile.TiffPage)
-            kind = page.tags.get(_KIND_OF_PAGE)
-            kept += not (kind is not None and kind.value & 0b101)
-            if kept == number:
-                return _rewritten(page, data)
-    raise UnreadableImage(f"it has no page {number + 1} any more")
+        # Not through all pages before it: a stack may have thousands.
+        file.filehandle.seek(place)
+        return _rewritten(tifffile.TiffPage(file, index=number), data)
 
 
 def _rewritten(page: "TiffPage", data: bytes) -> bytes:
