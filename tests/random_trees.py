@@ -22,7 +22,7 @@ IMAGES = (
     "new\nline.tif", "..png.webp", "x.bmp",
 )  # fmt: skip
 OTHERS = (
-    "labels.csv", "notes.txt", "photo.HEIC", "photo.jxl", "backup.zip", "README", "a.", ".png",
+    "labels.csv", "notes.txt", "photo.NEF", "photo.jxl", "backup.zip", "README", "a.", ".png",
     ".DS_Store", "._1.png", "Thumbs.db", "train", "x.JSON", "y.tar.gz", "png",
     os.fsdecode(b"x.\xe4"),
 )  # fmt: skip

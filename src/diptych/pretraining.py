@@ -27,6 +27,7 @@ from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images, require_there
 from diptych.images.sources.handed_over import path_of
 from diptych.logging.progress import Display, Silent, Watcher
+from diptych.logging.trackers import require_tracker
 from diptych.methods.build import (
     NOTHING_OWN,
     MethodKind,
@@ -162,8 +163,10 @@ def run_pretraining(
     known = RunFolder(out).config if resume and out is not None else None
     earlier = load_run_config(known) if known is not None and known.exists() else None
     # Before the processes meet, as device and time-out of their meeting are settings.
-    training = requested_config(earlier, layers, own).training
+    asked = requested_config(earlier, layers, own)
+    training = asked.training
     choose_device(training.device)  # before any work is done
+    require_tracker(asked.probe)
     with process_group(
         device=training.device, timeout_seconds=training.process_timeout_seconds
     ) as here:
@@ -213,6 +216,7 @@ def check_before_start(
     asked = requested_config(earlier, layers)
     choose_device(asked.training.device)
     require_there(asked.images)
+    require_tracker(asked.probe)
     chosen = any("batch_size" in given.get("training", {}) for given, _ in layers)
     if processes is not None and (earlier is not None or chosen):
         require_equal_parts(asked.training.batch_size, processes)

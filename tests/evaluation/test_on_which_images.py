@@ -166,12 +166,12 @@ def test_what_lies_beside_given_images_is_said(tmp_path: Path) -> None:
     for part in ("one/train", "one/val", "two/train", "two/test"):
         for label in range(2):
             fill(tmp_path / part / f"class{label}", label, "abc")
-    (tmp_path / "one/train/class0/x.heic").write_bytes(b"?")
+    (tmp_path / "one/train/class0/x.jxl").write_bytes(b"?")
     (tmp_path / "two/test/class1/x.tga").write_bytes(b"?")
     with ThreadPoolExecutor(1) as executor:
         one, two = tmp_path / "one", tmp_path / "two"
         said = open_labelled(ImagesConfig(), executor, train=one, test=two).words
-    assert f"In {one}: Left out in train: train/class0/x.heic, .heic is not read here;" in said
+    assert f"In {one}: Left out in train: train/class0/x.jxl, .jxl is not read here;" in said
     assert f"In {two}: Left out in test: test/class1/x.tga, .tga is not read here;" in said
     assert f"Of {one}, the part val is not used, as there is --test." in said
     assert f"Of {two}, the part test is measured on." in said

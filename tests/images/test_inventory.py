@@ -210,12 +210,12 @@ def test_tables_beside_class_folders_are_refused(
 
 
 def test_what_is_no_image_is_counted(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
-    files = {f"png/{name}": b"x" for name in ("1.jxl", "2.jxl", "3.HEIC", ".hidden", "README")}
+    files = {f"png/{name}": b"x" for name in ("1.jxl", "2.jxl", "3.NEF", ".hidden", "README")}
     fill(tmp_path, {"png": 3, "empty/none/a.zip": b"x", "b.csv": b"x", "c.csv": b"x", **files})
     found = opened(tmp_path, executor)
     counted = {(one.name, one.count): one.reason for one in found.left_out}
     assert set(counted) == {
-        *(("png/1.jxl", 2), ("png/3.HEIC", 1), ("png/.hidden", 1), ("png/README", 1)),
+        *(("png/1.jxl", 2), ("png/3.NEF", 1), ("png/.hidden", 1), ("png/README", 1)),
         *(("empty/none/a.zip", 1), ("b.csv", 2), ("empty", 1)),
     }
     assert "convert it to PNG" in counted["png/1.jxl", 2]

@@ -16,7 +16,8 @@ from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.collection import CompactNames
 from diptych.images.listing import Listing, open_listing
 from diptych.images.open import open_images
-from diptych.images.sources.image_files import find_list, labels_from_folders
+from diptych.images.sources.image_files import labels_from_folders
+from diptych.images.sources.lists import find_list
 
 
 def png(color: int) -> bytes:

@@ -190,9 +190,11 @@ MAY_CHANGE_ON_RESUME: Final = (
     "images.cache_folder",
     "images.cache_megabytes",
     "images.cache_file_megabytes",
+    "probe.tracker",
+    "probe.tracker_project",
 )
 """Settings that may change when a run resumes: the images may be moved, as their fingerprint
-identifies them, and no pixel depends on where it is kept."""
+identifies them, and no pixel depends on where it is kept; nor does a figure on who shows it."""
 
 MAY_CHANGE_WITH_MACHINE: Final = (
     *MAY_CHANGE_ON_RESUME,

@@ -39,7 +39,17 @@ class ImagesConfig:
     """Use a random subset of this many images. All of them when not given."""
     column: str | None = None
     """Of Parquet files and Hugging Face data sets: the column with the images. `image`, `img`,
-    `jpg`, `png` or the only one that could be when not given."""
+    `jpg`, `png` or the only one that could be when not given. Of tar shards: which file of a sample
+    is its image, by what follows the first dot of its name, as `jpg` or `left.png`."""
+    exclude: tuple[str, ...] = ()
+    """Leave out what these patterns match, as `*_mask.png`, `backup` or `raw/2019*`: names of files
+    and folders, or their paths from the folder that is given."""
+    pages: Literal["first", "all"] = "first"
+    """Of a file with several pictures (TIFF, GIF, animated WebP and PNG, DICOM): use the `first`,
+    or `all`, each as an image of its own with the file's label."""
+    video_seconds: float | None = None
+    """Take videos too: a frame every so many seconds, each an image of its own with the file's
+    label. Needs the extra `video`."""
     group_by: str | None = None
     """Take the second view from another image of the same group: `folder` (the folder that an
     image lies in), `folder:2` (its second folder level), `name:PATTERN` (the first parenthesis of a
@@ -77,12 +87,18 @@ class ImagesConfig:
     def __post_init__(self) -> None:
         check = Checks("images", self)
         check.finite(but=("max_megapixels",))
-        check.positive("limit", "max_megapixels", "jpeg_side")
+        check.positive("limit", "max_megapixels", "jpeg_side", "video_seconds")
         check.not_negative("cache_megabytes", "cache_file_megabytes")
         check.between(0, 1, "max_unreadable_share")
         check.between(1, MOST_WINDOWS, "windows")
         check.between(1, MOST_CHANNELS, "raw_channels")
         check.must("cache_folder", lambda path: "://" not in path, "be a path on this machine")
+
+    @property
+    def selection(self) -> tuple[object, ...]:
+        """What is said of which pictures are images; empty where every file is one."""
+        chosen = (self.exclude, self.pages, self.video_seconds)
+        return () if chosen == ((), "first", None) else chosen
 
     @property
     def channels(self) -> int:

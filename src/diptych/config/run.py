@@ -214,6 +214,11 @@ class ProbeConfig:
     profile_steps: int | None = None
     """Trace so many steps with torch's profiler, after the first few, and write
     `traces/rank-K.json` into the run folder. No trace when not given."""
+    tracker: Literal["none", "wandb", "mlflow", "trackio"] = "none"
+    """Also send the metrics to this experiment tracker, as its own environment variables say where;
+    each needs the extra of its name. TensorBoard's events are written in any case."""
+    tracker_project: str = "diptych"
+    """The tracker's project, or experiment, that the run appears in."""
 
     def __post_init__(self) -> None:
         check = Checks("probe", self)

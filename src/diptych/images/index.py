@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -240,7 +241,10 @@ def file_stamp(path: str | Path) -> tuple[int, int]:
 @lru_cache
 def decoders() -> str:
     """Versions of the packages that decode: rows and pixels depend on them too."""
-    packages = ("diptych", "imagecodecs", "pillow", "simplejpeg", "tifffile")
+    packages = ["diptych", "imagecodecs", "pillow", "simplejpeg", "tifffile"]
+    # A file that could not be read without one of these is looked at again when it is there.
+    extras = (("pillow_heif", "pillow-heif"), ("pydicom", "pydicom"), ("av", "av"))
+    packages += [name for module, name in extras if find_spec(module) is not None]
     return " ".join([_VERSION, *(f"{name} {version(name)}" for name in packages)])
 
 
@@ -252,7 +256,7 @@ def index_path(origin: str, part: str, config: ImagesConfig) -> Path:
 def set_name(origin: str, part: str, config: ImagesConfig, *more: object) -> str:
     """A name for files about one part of a set as it is decoded."""
     # The limits too, as they decide which images there are and which of them can be used.
-    form = (config.color, config.bits, config.max_megapixels, config.limit)
+    form = (config.color, config.bits, config.max_megapixels, config.limit, *config.selection)
     asked = "\0".join(map(str, [os.path.abspath(origin), part, *form, *more]))
     return hashlib.sha256(asked.encode(errors="surrogateescape")).hexdigest()[:32]
 

@@ -19,6 +19,7 @@ _CONTAINERS: Final = {
 """By the end of a file's name: what to do so that the images in it are read."""
 
 HIDDEN: Final = "its name begins with a dot"
+EXCLUDED: Final = "left out by images.exclude"
 _MOST_SENTENCES: Final = 12
 
 
@@ -96,7 +97,7 @@ class Inventory:
         if self.further_pages:
             found.append(
                 f"{self.stacks:,} files hold {self.further_pages:,} further pages, which are not "
-                "used; write each page as a file to use them."
+                "used; images.pages = 'all' makes each page an image."
             )
         return [*self.remarks, *found]
 

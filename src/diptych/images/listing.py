@@ -51,6 +51,7 @@ class Listing:
         part: what the part of the data is called that they are, as "train"; empty without parts.
         stamp: two numbers that change when the bytes behind a name do, as the size and the time of
             its file, found without reading it. Without it nothing is kept on disk.
+        file: the path of the file of an image, where each is a file on this disk.
         read_part: ``read`` for those who want only some consecutive images, where reading any of
             them means to copy the files of all; still called with places in the whole.
     """
@@ -62,17 +63,19 @@ class Listing:
     classes: tuple[str, ...] = ()
     part: str = ""
     stamp: Callable[[int], tuple[int, int]] | None = None
+    file: Callable[[int], str] | None = None
     read_part: Callable[[range], Callable[[int], bytes]] | None = None
 
     def select(self, indices: NDArray[np.int64]) -> "Listing":
         """Some of the images, in the order of ``indices``."""
-        read, stamp = self.read, self.stamp
+        read, stamp, file = self.read, self.stamp, self.file
         return replace(
             self,
             names=CompactNames.of(self.names).select(indices),
             read=lambda index: read(int(indices[index])),
             labels=None if self.labels is None else self.labels[indices],
             stamp=None if stamp is None else lambda index: stamp(int(indices[index])),
+            file=None if file is None else lambda index: file(int(indices[index])),
             read_part=None,
         )
 

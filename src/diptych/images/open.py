@@ -18,8 +18,9 @@ from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.codecs.channels import Pixels
 from diptych.images.collection import Collection, ImageSet, on_classes
-from diptych.images.inventory import Skipped
-from diptych.images.listing import Progress, ignore_progress
+from diptych.images.inventory import Skipped, Tally
+from diptych.images.listing import Listing, Progress, ignore_progress
+from diptych.images.pictures import each_picture, without_excluded
 from diptych.images.sources.arrays import (
     find_idx,
     find_idx_folder,
@@ -31,7 +32,7 @@ from diptych.images.sources.arrays import (
 )
 from diptych.images.sources.arrow import find_saved, is_saved
 from diptych.images.sources.handed_over import find_handed_over, is_handed_over
-from diptych.images.sources.image_files import find_in_folder, find_list
+from diptych.images.sources.image_files import find_in_folder
 from diptych.images.sources.known_sets import (
     PHOTOGRAPHS_NAME,
     absolute_name,
@@ -42,6 +43,7 @@ from diptych.images.sources.known_sets import (
     is_photographs,
     is_torchvision,
 )
+from diptych.images.sources.lists import find_list
 from diptych.images.sources.parquet import find_in_parquet, is_parquet_pattern, list_parquet
 from diptych.images.sources.remote import fetch, find_in_remote_folder, is_remote_file
 from diptych.images.sources.tar_shards import find_in_tar, find_shards, is_shard_pattern
@@ -105,7 +107,19 @@ def locate_images(config: ImagesConfig) -> LocatedImages:
     Raises:
         ImagesError: nothing usable is there.
     """
-    return _source_of(config.path).find(config.path, config)
+    located = _source_of(config.path).find(config.path, config)
+    if not config.selection:
+        return located
+    excluded = Tally()
+
+    def picked(part: Listing | ImageSet) -> Listing | ImageSet:
+        if isinstance(part, ImageSet):
+            return part
+        return each_picture(without_excluded(part, config, excluded), config)
+
+    train, held_out = picked(located.train), tuple(map(picked, located.held_out))
+    left_out = (*located.left_out, *excluded.rows())
+    return replace(located, train=train, held_out=held_out, left_out=left_out)
 
 
 def require_there(config: ImagesConfig) -> None:
@@ -169,8 +183,7 @@ def _is_tar(path: str) -> bool:
 
 
 def _find_shards(pattern: str, config: ImagesConfig) -> LocatedImages:
-    del config
-    return find_in_tar(find_shards(pattern), pattern)
+    return find_in_tar(find_shards(pattern), pattern, config.column)
 
 
 def _find_remote_file(url: str, config: ImagesConfig) -> LocatedImages:
@@ -178,7 +191,7 @@ def _find_remote_file(url: str, config: ImagesConfig) -> LocatedImages:
     copies = fetch(url, config)
     kinds = {copy.suffix for copy in copies}
     if kinds == {".tar"}:
-        return find_in_tar(copies, url)
+        return find_in_tar(copies, url, config.column)
     if len(copies) == 1:
         return locate_images(replace(config, path=str(copies[0])))
     if kinds == {".parquet"}:
@@ -195,7 +208,7 @@ def _with_beside(
     """For folders of a known form: lists images and shards that lie beside as left out."""
 
     def found(path: str, config: ImagesConfig) -> LocatedImages:
-        tree = walk(Path(path))
+        tree = walk(Path(path), config)
         known, others = find(path, config), [*tree.names_in(), *tree.containers]
         beside = [Skipped(others[0], _BESIDE, count=len(others))] if others else []
         return replace(known, left_out=(*known.left_out, *beside))
@@ -205,7 +218,7 @@ def _with_beside(
 
 def _find_in_folder(path: str, config: ImagesConfig) -> LocatedImages:
     """Images, shards or Parquet files, in parts or not."""
-    tree = walk(Path(path))
+    tree = walk(Path(path), config)
     tables = [name for name in tree.containers if name.lower().endswith(".parquet")]
     others = [name for name in tree.containers if name not in tables]
     others += tree.names_in() if tables else []
@@ -218,7 +231,7 @@ def _find_in_folder(path: str, config: ImagesConfig) -> LocatedImages:
     if tables and not others:
         found = find_in_parquet(path, config)
         return replace(found, left_out=(*found.left_out, *tree.others.rows(), *tree.odd))
-    return find_in_folder(Path(path), tree)
+    return find_in_folder(Path(path), tree, config.column)
 
 
 def _is_usual(table: str) -> bool:
@@ -237,7 +250,9 @@ SOURCES: Final = [
     Source("a .npy file", _named(".npy"), find_npy),
     Source("a .parquet file with a column of images", _named(".parquet"), find_in_parquet),
     Source("a .txt list of paths", _named(".txt"), find_list),
-    Source("a .tar shard", _is_tar, lambda path, _: find_in_tar([Path(path)], path)),
+    Source(
+        "a .tar shard", _is_tar, lambda path, config: find_in_tar([Path(path)], path, config.column)
+    ),
     Source("an IDX file", lambda path: _is_file(path) and is_idx(path), find_idx),
     Source("a pattern of shards as 'shards/{000..012}.tar'", is_shard_pattern, _find_shards),
     Source("a data set handed over in Python", is_handed_over, find_handed_over, str),

@@ -2,15 +2,20 @@
 
 import heapq
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
+from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.codecs.decode import EXTENSIONS
-from diptych.images.inventory import HIDDEN, Skipped, Tally, why_no_image
+from diptych.images.codecs.decode import extensions_of
+from diptych.images.inventory import EXCLUDED, HIDDEN, Skipped, Tally, why_no_image
 from diptych.images.splits import role_of
+
+_NO_SETTINGS: Final = ImagesConfig()
 
 _Place = tuple[int, int]
 """Device and number of a folder, which are the same whatever path leads there."""
@@ -58,8 +63,10 @@ class Tree:
         return (one for one in self.folders if one not in full and os.path.dirname(one) in full)
 
 
-def walk(root: Path) -> Tree:
+def walk(root: Path, config: ImagesConfig = _NO_SETTINGS) -> Tree:
     """Everything in a folder and below it, links to folders included.
+
+    What ``images.exclude`` names is not looked into.
 
     A folder is looked into once for each part (see ``part_around``), by its own path rather than by
     a link, by the first link in the order of paths where there are only links. A link that leads to
@@ -68,7 +75,7 @@ def walk(root: Path) -> Tree:
     Raises:
         ImagesError: the folder cannot be read.
     """
-    walker = _Walker(root)
+    walker = _Walker(root, config)
     walker.visit_all()
     tree = walker.tree
     tree.containers.sort()
@@ -81,6 +88,19 @@ def walk(root: Path) -> Tree:
 def lies_in(path: str, folder: str) -> bool:
     """Whether a path is a folder or lies in it; everything lies in the whole, which has no name."""
     return not folder or path == folder or path.startswith(folder + os.sep)
+
+
+def matches(path: str, patterns: Sequence[str]) -> bool:
+    """Whether a pattern of ``images.exclude`` fits a path from the folder that was given.
+
+    It may fit the whole path, or the name at its end.
+
+    >>> [matches(path, ["*_mask.*", "raw/2019*"]) for path in ("a/1_mask.png", "raw/2019-05", "a")]
+    [True, True, False]
+    """
+    name = os.path.basename(path)
+    wanted = (pattern.rstrip("/") for pattern in patterns)
+    return any(fnmatchcase(path, one) or fnmatchcase(name, one) for one in wanted)
 
 
 @lru_cache(maxsize=1024)
@@ -106,8 +126,9 @@ class _Visit:
 
 
 class _Walker:
-    def __init__(self, root: Path) -> None:
-        self.root, self.tree = root, Tree()
+    def __init__(self, root: Path, config: ImagesConfig) -> None:
+        self.root, self.tree, self.exclude = root, Tree(), config.exclude
+        self.extensions = extensions_of(config)
         self._links = list[_Visit]()
         self._seen = dict[tuple[str, _Place], str]()
         self._parts = dict[_Place, str]()  # the first path of a folder, in whatever part
@@ -167,9 +188,11 @@ class _Walker:
             name, is_link = entry.name, entry.is_symlink()
             if name.startswith("."):
                 self.tree.others.add(_join(around.path, name), HIDDEN, part_around(around.path))
+            elif self.exclude and matches(_join(around.path, name), self.exclude):
+                self.tree.others.add(_join(around.path, name), EXCLUDED, part_around(around.path))
             elif not _is_folder(entry):
                 # Of very many files most are images: they are not looked at any closer.
-                if name[name.rfind(".") :].lower() in EXTENSIONS and "." in name:
+                if name[name.rfind(".") :].lower() in self.extensions and "." in name:
                     images.append(name)
                 else:
                     self._note_other(_join(around.path, name), name, is_link)

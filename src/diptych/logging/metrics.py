@@ -22,6 +22,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from diptych.errors import NotSaved
+from diptych.logging.trackers import Tracking
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder
 
@@ -110,6 +111,7 @@ class RunLog:
 
     Attributes:
         lines: of the run so far.
+        tracking: gets a copy of each new line, where it is set.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class RunLog:
         kept = [line for line in read_metrics(folder.metrics) if line["step"] <= resumed_step]
         self.lines: list[dict[str, Any]] = kept
         self._resumed_step, self._say, self._folder = resumed_step, say, folder
+        self.tracking: Tracking | None = None
         self._in_trouble = False
         atomic_write(folder.metrics, self._all_lines())
         self._metrics = AppendedFile(folder.metrics, self._all_lines)
@@ -127,6 +130,8 @@ class RunLog:
     def write(self, line: Mapping[str, float | int]) -> None:
         """Writes one line, or keeps it; it must have a ``step``."""
         self.lines.append(dict(line))
+        if self.tracking is not None:
+            self.tracking.write(line)
         trouble = self._add(_as_json(line), line_events(line))
         if trouble is not None and not self._in_trouble:
             self._say(
@@ -163,6 +168,8 @@ class RunLog:
         self._add(b"", b"")  # a last try, also where the run failed
         self._metrics.close()
         self._events.close()
+        if self.tracking is not None:
+            self.tracking.finish()
 
     def _add(self, metrics: bytes, events: bytes) -> str | None:
         """Adds to both files; what was in the way, if anything."""

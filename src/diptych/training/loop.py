@@ -157,7 +157,7 @@ def train(
         received = opened.enter_context(collected_signals(patient=process_count() > 1))
         log = saver = None
         if process_rank() == 0:
-            log = opened.enter_context(open_log(folder, state, watcher))
+            log = opened.enter_context(open_log(folder, state, watcher, config, record.identity))
             prepare = partial(keep_config, folder, config, record)
             saver = opened.enter_context(
                 Saver(

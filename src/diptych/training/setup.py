@@ -10,13 +10,14 @@ from torch import nn
 from diptych.checkpoints.save_and_load import list_checkpoints, load_newest, steps_in
 from diptych.checkpoints.state import RunState, require_same_images
 from diptych.checkpoints.stores import CheckpointLocation
-from diptych.config.files import to_toml
+from diptych.config.files import flatten, to_toml
 from diptych.config.model import EncoderConfig
 from diptych.config.run import OWN, RunConfig
 from diptych.errors import ConfigError, DamagedCheckpoint, RunFolderError, TrainingError, saving
 from diptych.images.collection import Collection, ImageSet
 from diptych.logging.metrics import RunLog
 from diptych.logging.progress import Watcher
+from diptych.logging.trackers import TrackedRun, Tracking
 from diptych.methods.build import OwnParts, build_method
 from diptych.methods.method import Method
 from diptych.models.activations import offload, recompute_stages
@@ -140,14 +141,21 @@ def require_labels(images: ImageSet, config: RunConfig) -> None:
         )
 
 
-def open_log(folder: RunFolder, state: RunState, watcher: Watcher) -> RunLog:
-    """The metrics of a run, without the lines that will be written again.
+def open_log(
+    folder: RunFolder, state: RunState, watcher: Watcher, config: RunConfig, identity: Identity
+) -> RunLog:
+    """The metrics of a run, without the lines that will be written again; its tracker begins.
 
     Raises:
         NotSaved: they cannot be written.
     """
     with saving(f"metrics cannot be written to {folder.path}", "begin again"):
-        return RunLog(folder, resumed_step=state.step, say=watcher.say)
+        log = RunLog(folder, resumed_step=state.step, say=watcher.say)
+    if config.probe.tracker != "none":
+        project, settings = config.probe.tracker_project, flatten(config)
+        run = TrackedRun(identity.id, folder.path.absolute().name, project, settings)
+        log.tracking = Tracking(config.probe.tracker, run, watcher.say)
+    return log
 
 
 def keep_config(folder: RunFolder, config: RunConfig, record: RunRecord) -> None:

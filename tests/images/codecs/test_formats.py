@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import warnings
 import zlib
 from typing import Any
@@ -33,9 +34,9 @@ def test_every_extension_is_read_or_explained() -> None:
     for one in (*EXTENSIONS, *HOW_TO_READ):
         assert one.startswith(".")
         assert one == one.lower()
-    assert {".heic", ".dcm", ".svg", ".psd", ".exr", ".nef", ".jxl"} <= set(HOW_TO_READ)
+    assert {".svg", ".psd", ".exr", ".nef", ".jxl"} <= set(HOW_TO_READ)
     assert {".ppm", ".avif", ".jp2", ".apng"} <= EXTENSIONS
-    assert len(FORMATS) == len(KINDS)
+    assert len(FORMATS) == len(KINDS) + 2  # with those of extras: HEIC and DICOM
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,9 +91,20 @@ def test_what_is_wrong_beside_the_picture_is_not_told(capfd: pytest.CaptureFixtu
     assert capfd.readouterr() == ("", "")
 
 
-def test_heic_is_named_whatever_it_is_called() -> None:
-    with pytest.raises(UnreadableImage, match=r"HEIC.*pillow-heif"):
-        decode_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", ImagesConfig())
+@pytest.mark.parametrize(
+    ("module", "extra", "data"),
+    [
+        ("pillow_heif", "heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"),
+        ("pydicom", "dicom", bytes(128) + b"DICM"),
+    ],
+)
+def test_a_missing_extra_is_named(
+    module: str, extra: str, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UnreadableImage, match=rf"pip install 'diptych\[{extra}\]'"):
+        decode_bytes(data, ImagesConfig())
+    assert pages(data) == 1
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -329,3 +329,29 @@ def test_a_missing_shard_is_named(tmp_path: Path, executor: ThreadPoolExecutor) 
         opened(tmp_path / "{0..1}.tar", executor)
     with pytest.raises(ImagesError, match="there is no shard"):
         opened(tmp_path / "x*.tar", executor)
+
+
+def test_the_column_says_which_file_of_a_sample_is_its_image(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    files = [(f"{number}.{end}", png(color)) for number in range(3) for end, color in ENDS.items()]
+    labels = [(f"{number}.cls", str(number % 2).encode()) for number in range(3)]
+    path = write_tar(tmp_path / "a.tar", [*files, *labels])
+    with pytest.raises(ImagesError, match=r"two images for .* images\.column takes one"):
+        opened(path, executor)
+    for place in (path, tmp_path, tmp_path / "*.tar"):
+        for end, color in ENDS.items():
+            found = opened(place, executor, column=end)
+            assert list(found.names) == [f"a.tar/{number}.{end}" for number in range(3)]
+            assert found.labels is not None
+            assert found.labels.tolist() == [0, 1, 0]
+            assert found.pixels.gather(np.arange(1)).image(0)[0, 0, 0] == color
+    left_out = open_images(ImagesConfig(path=str(path), column="jpg"), executor).left_out
+    assert [(one.reason, one.count) for one in left_out] == [
+        ("images.column takes the .jpg of a sample", 6)
+    ]
+    with pytest.raises(ImagesError, match=r"Wanted members named \.tif \(images\.column\)"):
+        opened(path, executor, column="tif")
+
+
+ENDS = {"jpg": 10, "left.png": 20, "PNG": 30}

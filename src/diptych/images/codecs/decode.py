@@ -15,6 +15,7 @@ from PIL import BmpImagePlugin, GifImagePlugin
 from diptych.config.data import ImagesConfig
 from diptych.errors import UnreadableImage
 from diptych.images.codecs.channels import Decoded, Pixels, Plugin, decode_opened, in_form
+from diptych.images.codecs.dicom import decode_dicom, dicom_frame, dicom_pages
 from diptych.images.codecs.formats import (
     decode_avif,
     decode_jpeg2000,
@@ -25,7 +26,9 @@ from diptych.images.codecs.formats import (
     png_pages,
     webp_pages,
 )
+from diptych.images.codecs.heif import decode_heif
 from diptych.images.codecs.jpeg import decode_any_jpeg, decode_plain_jpeg, plain_jpeg_header
+from diptych.images.codecs.single_pages import gif_frame, png_frame, tiff_page, webp_frame
 from diptych.images.codecs.tiff import decode_tiff, tiff_pages
 
 
@@ -46,30 +49,45 @@ class Format:
         starts: (place, bytes), one of which every such file has.
         decode: reads the first picture.
         pages: counts the pictures without decoding one.
+        page: a file of one of the pictures, counted from 0. Raises where there is no such.
     """
 
     extensions: tuple[str, ...]
     starts: tuple[tuple[int, bytes], ...]
     decode: Callable[[bytes, ImagesConfig], Decoded]
     pages: Callable[[bytes], int] = _one
+    page: Callable[[bytes, int, ImagesConfig], bytes] | None = None
 
 
 _TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _AVIF_BRANDS: Final = (b"ftypavif", b"ftypavis")
+_HEIF_BRANDS: Final = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _JPEG2000_STARTS: Final = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 
 FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
     {
+        # First, as its 128 free bytes may be the beginning of a TIFF.
+        "DICOM": Format(
+            (".dcm", ".dicom", ".ima"), ((128, b"DICM"),), decode_dicom, dicom_pages, dicom_frame
+        ),
         "JPEG": Format(
             (".jpg", ".jpeg", ".jpe", ".jfif"), ((0, b"\xff\xd8\xff"),), decode_any_jpeg
         ),
-        "PNG": Format((".png", ".apng"), ((0, b"\x89PNG\r\n\x1a\n"),), decode_png, png_pages),
-        "WebP": Format((".webp",), ((8, b"WEBP"),), decode_webp, webp_pages),
+        "PNG": Format(
+            (".png", ".apng"), ((0, b"\x89PNG\r\n\x1a\n"),), decode_png, png_pages, png_frame
+        ),
+        "WebP": Format((".webp",), ((8, b"WEBP"),), decode_webp, webp_pages, webp_frame),
         "BMP": Format((".bmp",), ((0, b"BM"),), _by(BmpImagePlugin.BmpImageFile)),
         "TIFF": Format(
-            (".tif", ".tiff"), tuple((0, start) for start in _TIFF_STARTS), decode_tiff, tiff_pages
+            (".tif", ".tiff"),
+            tuple((0, start) for start in _TIFF_STARTS),
+            decode_tiff,
+            tiff_pages,
+            tiff_page,
         ),
-        "GIF": Format((".gif",), ((0, b"GIF8"),), _by(GifImagePlugin.GifImageFile), gif_pages),
+        "GIF": Format(
+            (".gif",), ((0, b"GIF8"),), _by(GifImagePlugin.GifImageFile), gif_pages, gif_frame
+        ),
         "PBM, PGM, PPM": Format(
             (".ppm", ".pgm", ".pbm", ".pnm"),
             tuple((0, b"P%d" % kind) for kind in range(1, 7)),
@@ -81,6 +99,11 @@ FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
             tuple((0, start) for start in _JPEG2000_STARTS),
             decode_jpeg2000,
         ),
+        "HEIC": Format(
+            (".heic", ".heif", ".hif"),
+            tuple((4, b"ftyp" + brand) for brand in _HEIF_BRANDS),
+            decode_heif,
+        ),
     }
 )
 """What is read, in the order in which it is asked for."""
@@ -88,19 +111,44 @@ FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
 EXTENSIONS: Final = frozenset(one for read in FORMATS.values() for one in read.extensions)
 """Names that count as images in a folder. What is inside decides how they are decoded."""
 
+MANY_PAGED: Final = frozenset(
+    one for read in FORMATS.values() if read.page is not None for one in read.extensions
+)
+"""Names of files that may hold several pictures."""
+
+VIDEOS: Final = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"))
+
+
+def extensions_of(config: ImagesConfig) -> frozenset[str]:
+    """Names of files that count as images, with those of videos where frames of them are wanted."""
+    return EXTENSIONS if config.video_seconds is None else EXTENSIONS | VIDEOS
+
+
 _PHOTOGRAPH: Final = "convert it to PNG or TIFF, for example with ImageMagick"
-_HEIF: Final = "convert it to JPEG or PNG, with heif-convert or the Python package pillow-heif"
 _CAMERA: Final = "develop it to a 16-bit TIFF, with darktable-cli or the Python package rawpy"
 _DRAWING: Final = "it is a drawing: render it to PNG, with Inkscape or rsvg-convert"
 _DOCUMENT: Final = "render its pages to PNG, with pdftoppm or Ghostscript"
-_MEDICAL: Final = "write its slices as 16-bit PNG or an .npz, with the Python package {}"
+_MEDICAL: Final = "write its slices as DICOM or 16-bit PNG, with the Python package SimpleITK"
 _SLIDE: Final = "cut it into tiles of PNG or JPEG, with the Python package openslide-python"
 _ARRAY: Final = "write its pictures as 16-bit TIFF or an .npz, with the Python package {}"
 _FLOATS: Final = "stretch it to a 16-bit PNG or TIFF, for example with ImageMagick"
 
 _PHOTOGRAPHS: Final = (
     *(".tga", ".pcx", ".psd", ".psb", ".xcf", ".ico", ".cur", ".icns", ".dds", ".dib", ".bpg"),
-    *(".sgi", ".ras", ".xbm", ".xpm", ".qoi", ".jxl", ".jxr", ".wdp", ".jls", ".jng", ".mng"),
+    *(
+        ".avifs",
+        ".sgi",
+        ".ras",
+        ".xbm",
+        ".xpm",
+        ".qoi",
+        ".jxl",
+        ".jxr",
+        ".wdp",
+        ".jls",
+        ".jng",
+        ".mng",
+    ),
 )
 _CAMERAS: Final = (
     *(".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".dng", ".orf", ".rw2", ".raf"),
@@ -109,13 +157,11 @@ _CAMERAS: Final = (
 
 HOW_TO_READ: Final[Mapping[str, str]] = MappingProxyType(
     {
-        **dict.fromkeys((".heic", ".heif", ".hif", ".avifs"), _HEIF),
         **dict.fromkeys(_PHOTOGRAPHS, _PHOTOGRAPH),
         **dict.fromkeys(_CAMERAS, _CAMERA),
         **dict.fromkeys((".svg", ".svgz", ".emf", ".wmf"), _DRAWING),
         **dict.fromkeys((".pdf", ".eps", ".ps", ".djvu", ".ai"), _DOCUMENT),
-        **dict.fromkeys((".dcm", ".dicom", ".ima"), _MEDICAL.format("pydicom")),
-        **dict.fromkeys((".nii", ".mgz", ".mha", ".mhd", ".nrrd"), _MEDICAL.format("SimpleITK")),
+        **dict.fromkeys((".nii", ".mgz", ".mha", ".mhd", ".nrrd"), _MEDICAL),
         **dict.fromkeys((".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif"), _SLIDE),
         **dict.fromkeys((".czi", ".lif", ".nd2", ".oib", ".oif", ".lsm"), _ARRAY.format("bioio")),
         **dict.fromkeys((".fit", ".fits", ".fts"), _ARRAY.format("astropy")),
@@ -124,10 +170,7 @@ HOW_TO_READ: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(
             (".img", ".vrt", ".ecw", ".sid"), "convert it to TIFF, with gdal_translate"
         ),
-        **dict.fromkeys(
-            (".mp4", ".mov", ".avi", ".mkv", ".webm"),
-            "write its frames as PNG or JPEG, with ffmpeg",
-        ),
+        **dict.fromkeys(VIDEOS, "images.video_seconds takes a frame every so many seconds"),
     }
 )
 """Other extensions of images, in lower case, and what to do with such files."""
@@ -153,7 +196,26 @@ def pages(data: bytes) -> int:
         return 1
 
 
-_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+def page_of(data: bytes, number: int, config: ImagesConfig) -> bytes:
+    """A file of one picture out of a file that holds several.
+
+    Args:
+        data: the bytes of the file.
+        number: of the picture, counted from 0.
+        config: gives the largest number of pixels.
+
+    Raises:
+        UnreadableImage: there is no such picture, or it cannot be taken out.
+    """
+    found = format_of(data)
+    if found is None or found.page is None:
+        raise UnreadableImage("no longer a file that holds several pictures")
+    try:
+        return found.page(data, number, config)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # decoders raise whatever they like on damaged data
+        raise UnreadableImage(f"damaged: {_first_line(error)}") from error
 
 
 def decode_file(path: str | Path, config: ImagesConfig) -> Pixels:
@@ -223,14 +285,8 @@ def _decode(data: bytes, config: ImagesConfig, room: NDArray[np.uint8] | None) -
         return decode_plain_jpeg(data, plain, config, room)
     found = format_of(data)
     if found is None:
-        raise UnreadableImage(_unknown(data))
+        raise UnreadableImage("not an image of a known format")
     return found.decode(data, config)
-
-
-def _unknown(data: bytes) -> str:
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
-        return f"a HEIC picture: {HOW_TO_READ['.heic']}"
-    return "not an image of a known format"
 
 
 def _first_line(error: Exception) -> str:

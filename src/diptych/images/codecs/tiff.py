@@ -6,6 +6,7 @@ By tifffile and imagecodecs alone: libtiff writes what it does not like to the t
 import io
 import logging
 import struct
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -239,12 +240,16 @@ def _segment_size(segment: bytes, compression: int) -> tuple[int, int]:
 
 def tiff_pages(data: bytes) -> int:
     """Pictures in a TIFF, without those that are smaller copies or masks of others."""
+    return sum(1 for _ in page_places(data))
+
+
+def page_places(data: bytes) -> Iterator[int]:
+    """Where the tags of each picture begin, in their order; see ``tiff_pages``."""
     order = {b"II": "<", b"MM": ">"}[data[:2]]
     big = data[2:4] in (b"+\0", b"\0+")
     word, count, step = ("Q", "Q", 20) if big else ("I", "H", 12)
     (at,) = struct.unpack_from(order + word, data, 8 if big else 4)
     seen: set[int] = set()
-    pages = 0
     # A damaged or hostile chain of pages may lead back to itself.
     while at and at not in seen:
         seen.add(at)
@@ -254,6 +259,6 @@ def tiff_pages(data: bytes) -> int:
         tag, _ = struct.unpack_from(order + "HH", data, begin)
         (kind,) = struct.unpack_from(order + "I", data, begin + step - (8 if big else 4))
         # Bit 0 marks a reduced copy, bit 2 a mask.
-        pages += not (tag == 254 and kind & 0b101)
+        if not (tag == 254 and kind & 0b101):
+            yield at
         (at,) = struct.unpack_from(order + word, data, begin + step * entries)
-    return pages

@@ -1,22 +1,21 @@
-"""Image files: those of a folder, in its parts and labelled by class folders, or of a .txt list."""
+"""Image files: those of a folder, in its parts and labelled by class folders."""
 
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diptych.config.data import ImagesConfig
-from diptych.errors import ImagesError, UnreadableImage
+from diptych.errors import ImagesError
 from diptych.escaping import readable
 from diptych.images.codecs.decode import EXTENSIONS, read_bytes
 from diptych.images.collection import CompactNames
 from diptych.images.index import file_stamp
-from diptych.images.inventory import Skipped, Tally, why_no_image
+from diptych.images.inventory import Skipped, Tally, listed, why_no_image
 from diptych.images.listing import Listing
 from diptych.images.sources.tar_shards import find_in_tar, list_tar, read_samples
 from diptych.images.splits import (
@@ -26,16 +25,16 @@ from diptych.images.splits import (
     refuse_unclear,
     role_of,
 )
-from diptych.images.tree import Tree, lies_in, part_around
-from diptych.runs.folder import is_url
+from diptych.images.tree import Tree, lies_in, part_around, walk
 
 
-def find_in_folder(root: Path, tree: Tree) -> LocatedImages:
+def find_in_folder(root: Path, tree: Tree, key: str | None = None) -> LocatedImages:
     """The image files or shards of a folder: its parts where it has some, or all together.
 
     Args:
         root: the folder.
         tree: what lies in it.
+        key: of shards: which file of a sample is its image.
 
     Raises:
         ImagesError: there are no images, or it is not clear which are meant.
@@ -43,10 +42,10 @@ def find_in_folder(root: Path, tree: Tree) -> LocatedImages:
     if not _parts(tree, _base(tree)):
         shards = _shards_in(root, tree, "")
         if shards:
-            found = find_in_tar(shards, str(root))
+            found = find_in_tar(shards, str(root), key)
             return replace(found, left_out=(*_left_out(tree, "", [""]), *found.left_out))
     return find_in_tree(
-        str(root), tree, lambda inside, part: _listed(root, tree, inside, part, tree.others)
+        str(root), tree, lambda inside, part: _listed(root, tree, inside, part, key)
     )
 
 
@@ -117,6 +116,26 @@ def list_folder(root: Path, tree: Tree, inside: str = "", part: str = "") -> Lis
     return replace(list_files(place, packed, labels, classes, origin=str(place)), part=part)
 
 
+def whole_folder(root: Path, config: ImagesConfig) -> tuple[list[str], list[Skipped]]:
+    """The image files of a folder that is one of several, and what else lies in it.
+
+    Raises:
+        ImagesError: it has no image files, or it is split into parts.
+    """
+    tree = walk(root, config)
+    base = _base(tree)
+    parts = _parts(tree, base)
+    if parts:
+        raise ImagesError(
+            f"{root} is split into parts ({listed(parts)}). Of several folders all images are "
+            f"learned from; list the folder of a part, as {root / base / parts[0]}."
+        )
+    names = tree.names_in()
+    if not names:
+        raise ImagesError(_nothing(root, tree, ""))
+    return names, _left_out(tree, "", [])
+
+
 def list_files(
     root: Path,
     names: CompactNames,
@@ -133,6 +152,7 @@ def list_files(
         labels=labels,
         classes=classes,
         stamp=lambda index: file_stamp(os.path.join(root, names[index])),
+        file=lambda index: os.path.join(root, names[index]),
     )
 
 
@@ -231,11 +251,11 @@ def _beside(tree: Tree, base: str, parts: Iterable[str]) -> list[str]:
     return [*Tree(images=images).names_in(base), *_below(shards, base)]
 
 
-def _listed(root: Path, tree: Tree, inside: str, part: str, tally: Tally) -> Listing:
+def _listed(root: Path, tree: Tree, inside: str, part: str, key: str | None) -> Listing:
     """The shards right in a folder if it has any, else the image files in and below it."""
     shards = _shards_in(root, tree, inside)
     if shards:
-        return list_tar(shards, str(root / inside), tally, part)
+        return list_tar(shards, str(root / inside), tree.others, part, key)
     return list_folder(root, tree, inside, part)
 
 
@@ -322,49 +342,3 @@ def _nothing(place: Path, tree: Tree, inside: str) -> str:
         f"no images in {place}. Wanted files named {', '.join(sorted(EXTENSIONS))} in it or in its "
         f"subfolders.{f' It holds {there}.' if there else ''}"
     )
-
-
-_LONGEST_LINE: Final = 4096 + 2  # bytes; no path is longer
-_MARK: Final = b"\xef\xbb\xbf"  # that some editors put before UTF-8
-
-
-def find_list(path: str, config: ImagesConfig) -> LocatedImages:
-    """The images that a file lists, in its order, repeated ones too; none has a label.
-
-    A path is absolute or relative to the folder of the list. Blank lines, and lines that begin
-    with ``#``, are left out.
-
-    Raises:
-        ImagesError: the file cannot be read, is no list of paths, or lists nothing.
-    """
-    del config
-    try:
-        names = CompactNames.of_bytes(_lines(Path(path)))
-    except OSError as error:
-        raise ImagesError(f"{path} cannot be read: {error.strerror or error}.") from error
-    if not names:
-        raise ImagesError(f"{path} lists no images; wanted the path of one in each line.")
-    folder = Path(path).parent
-    listing = list_files(folder, names, origin=path)
-
-    def read(index: int) -> bytes:
-        name = names[index]
-        if is_url(name) and not (folder / name).exists():
-            raise UnreadableImage("a URL; a list takes paths, and a URL is given by itself")
-        return listing.read(index)
-
-    return LocatedImages(replace(listing, read=read))
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        number = 0
-        while line := file.readline(_LONGEST_LINE):
-            number += 1
-            if (len(line) == _LONGEST_LINE and not line.endswith(b"\n")) or b"\0" in line:
-                raise ImagesError(
-                    f"{path}, line {number} is no path; wanted the path of an image in each line."
-                )
-            name = line.removeprefix(_MARK if number == 1 else b"").strip()
-            if name and not name.startswith(b"#"):
-                yield name

@@ -55,10 +55,10 @@ _CHECK_EVERY: Final = 2**26  # bytes written between two looks at the free room
 _BATCH: Final = 64  # rows in memory at once
 
 
-def find_parquet(path: str) -> list[str]:
+def find_parquet(path: str, config: ImagesConfig) -> list[str]:
     """The Parquet files that a path names: a file, those in a folder, or those of a pattern."""
     if os.path.isdir(path):
-        found = [os.path.join(path, name) for name in walk(Path(path)).containers]
+        found = [os.path.join(path, name) for name in walk(Path(path), config).containers]
     else:
         found = [path] if os.path.exists(path) else glob.glob(path, recursive=True)
     tables = (name for name in found if name.lower().endswith(".parquet"))
@@ -80,7 +80,7 @@ def find_in_parquet(path: str, config: ImagesConfig) -> LocatedImages:
     Raises:
         ImagesError: no such files, no column of images, or a damaged file.
     """
-    files = find_parquet(path)
+    files = find_parquet(path, config)
     if not files:
         raise ImagesError(f"{path}: no .parquet files there.")
     root = path if os.path.isdir(path) else os.path.commonpath([os.path.dirname(f) for f in files])

@@ -69,7 +69,7 @@ class Sample:
     labels: dict[str, Member] = field(default_factory=dict)
 
 
-def read_samples(path: Path, others: Tally) -> list[Sample]:
+def read_samples(path: Path, others: Tally, key: str | None = None) -> list[Sample]:
     """The samples of a shard that have an image, in the order of their images.
 
     The files of a sample share the name up to the first dot of its last part. Where that would give
@@ -79,6 +79,7 @@ def read_samples(path: Path, others: Tally) -> list[Sample]:
     Args:
         path: of the shard.
         others: takes up what is not used.
+        key: what follows the first dot in the names of images; any ending of images by default.
 
     Raises:
         ImagesError: the shard is missing, compressed, damaged, or has two images for one sample.
@@ -88,12 +89,14 @@ def read_samples(path: Path, others: Tally) -> list[Sample]:
         stem, end = os.path.splitext(member.name)
         if os.path.basename(member.name).startswith("."):
             others.add(member.name, HIDDEN)
-        elif end.lower() in EXTENSIONS:
+        elif _is_image(member.name, key):
             if member.name in images:
                 others.add(member.name, "a later member of the shard has the same name")
             images[member.name] = member
         elif end in _LABELS:
             labels.setdefault(stem, {})[end[1:]] = member
+        elif key is not None and end.lower() in EXTENSIONS:
+            others.add(member.name, f"images.column takes the .{key} of a sample")
         else:
             others.add(member.name, why_no_image(member.name))
     return _samples(path, images, labels, others)
@@ -121,6 +124,12 @@ def _samples(
     return [samples[name] for name in images]
 
 
+def _is_image(name: str, key: str | None) -> bool:
+    if key is None:
+        return os.path.splitext(name)[1].lower() in EXTENSIONS
+    return name.rpartition("/")[2].partition(".")[2].lower() == key.lower()
+
+
 def _to_first_dot(name: str) -> str:
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]
@@ -135,7 +144,8 @@ def _refuse_same(path: Path, several: Sequence[Member]) -> None:
         if other is not member:
             raise ImagesError(
                 f"{path} has two images for the sample {stem}: {other.name} and {member.name}. "
-                "Wanted one; write the shard anew."
+                "Wanted one; images.column takes one of several by the end of its name, as "
+                f"{os.path.splitext(member.name)[1][1:]}."
             )
 
 
@@ -363,12 +373,13 @@ _LARGEST_LABEL: Final = 2**20  # bytes
 Label = int | str
 
 
-def find_in_tar(paths: Sequence[Path], origin: str) -> LocatedImages:
+def find_in_tar(paths: Sequence[Path], origin: str, key: str | None = None) -> LocatedImages:
     """The images in shards whose names, or those of their folders, say of which part they are.
 
     Args:
         paths: of the shards, sorted.
         origin: what the user gave, named in errors.
+        key: which file of a sample is its image; see ``read_samples``.
 
     Raises:
         ImagesError: a shard cannot be read, there is no image, or two parts are named alike.
@@ -378,7 +389,7 @@ def find_in_tar(paths: Sequence[Path], origin: str) -> LocatedImages:
     chosen = choose_splits(parts, origin)
 
     def listed(name: str) -> Listing:
-        return list_tar([Path(root, one) for one in parts[name]], origin, tally, name)
+        return list_tar([Path(root, one) for one in parts[name]], origin, tally, name, key)
 
     train, held_out = listed(chosen.train), [listed(name) for name in chosen.held_out]
     for name in chosen.unused:
@@ -393,7 +404,9 @@ def find_in_tar(paths: Sequence[Path], origin: str) -> LocatedImages:
     )
 
 
-def list_tar(paths: Sequence[Path], origin: str, others: Tally, part: str = "") -> Listing:
+def list_tar(
+    paths: Sequence[Path], origin: str, others: Tally, part: str = "", key: str | None = None
+) -> Listing:
     """The images in shards, shard after shard, each in the order of its shard.
 
     An image's name is its shard's and, after a slash, its own. The label of a sample is the number
@@ -405,6 +418,7 @@ def list_tar(paths: Sequence[Path], origin: str, others: Tally, part: str = "") 
         origin: what the user gave, named in errors.
         others: takes up what is not used.
         part: what the part of the data is called that they are.
+        key: which file of a sample is its image; see ``read_samples``.
 
     Raises:
         ImagesError: a shard cannot be read, or none has an image.
@@ -414,9 +428,10 @@ def list_tar(paths: Sequence[Path], origin: str, others: Tally, part: str = "") 
             raise ImagesError(f"{origin}: {path} is not a file.")
     shards = Shards(list(paths))
     places, flaws, labels = _Places(), dict[int, str](), list[Label | None]()
-    names = CompactNames.of(_collect(shards, places, flaws, labels, others))
+    names = CompactNames.of(_collect(shards, places, flaws, labels, others, key))
     if not names:
-        raise ImagesError(f"no images in {origin}. Wanted members named .jpg, .png or the like.")
+        wanted = ".jpg, .png or the like" if key is None else f".{key} (images.column)"
+        raise ImagesError(f"no images in {origin}. Wanted members named {wanted}.")
     numbers, classes = _number(labels)
     return Listing(
         origin=origin,
@@ -447,12 +462,13 @@ def _collect(
     flaws: dict[int, str],
     labels: list[Label | None],
     others: Tally,
+    key: str | None,
 ) -> Iterator[str]:
     """The names of the images; fills in the rest on the way."""
     root = os.path.commonpath([path.parent for path in shards.paths])
     for shard, path in enumerate(shards.paths):
         inside = os.path.relpath(path, root)
-        for sample in read_samples(path, others):
+        for sample in read_samples(path, others, key):
             if sample.image.flaw:
                 flaws[len(labels)] = sample.image.flaw
             places.append(shard, sample.image)
