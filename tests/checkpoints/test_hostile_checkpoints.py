@@ -297,6 +297,7 @@ def try_many(folder: Path, seeds: range) -> dict[str, int]:
     return outcomes
 
 
+@pytest.mark.slow
 def test_a_few_hundred(tmp_path: Path) -> None:
     outcomes = try_many(tmp_path, range(150))
     assert outcomes.keys() == {"step 1", "step 2", "DamagedCheckpoint"}

@@ -539,6 +539,7 @@ def test_the_second_view_comes_from_another_image_of_the_group(
     assert "images.group_by must be 'folder'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_says_what_its_queries_meet(
     class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ from diptych.diagnostics.label_free import (
 VALUES = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=3, max_size=30)
 
 
+@pytest.mark.slow
 @given(VALUES)
 def test_rank_correlations_equal_plain_loops(pairs: list[tuple[int, int]]) -> None:
     first, second = ([float(pair[place]) for pair in pairs] for place in (0, 1))

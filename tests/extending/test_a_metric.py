@@ -28,6 +28,7 @@ def nearest_mean(subject: Subject) -> dict[str, Any]:
     return {"nearest_mean": found}
 
 
+@pytest.mark.slow
 def test_a_protocol(
     images: Path,
     train: Callable[..., Path],

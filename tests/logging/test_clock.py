@@ -16,6 +16,7 @@ from diptych.training import open_run
 SOURCES = Path(diptych.__file__).parent
 ASKED_FOR = {
     "logging/metrics.py": "the time of day that TensorBoard shows, and names that sort anyway",
+    "logging/trackers.py": "the time of day that MLflow wants with every figure",
     "runtime/world.py": "a mark that torchrun wants beside an error",
     "training/clock.py": "the time of day at which a run of some minutes will end, for people",
     "training/open_run.py": "names of run folders, which are made to differ anyway",

@@ -186,6 +186,7 @@ def test_the_bank_never_draws_the_own_image(
     assert comparison.candidates == 1 + min(negatives, images - 1)
 
 
+@pytest.mark.slow
 def test_the_bank_draws_every_other_image_equally_often() -> None:
     bank, met = full_bank(12, 4, seed=3), torch.zeros(12)
     query = torch.randn(1, 2)

@@ -1,5 +1,6 @@
 """A bank in shares answers as a whole one, is saved whole, and is checked by itself."""
 
+import pytest
 import torch
 
 from diptych.errors import DistributedError
@@ -76,6 +77,7 @@ def told(bank: ImageBank, rank: int) -> str:
     return "nothing"
 
 
+@pytest.mark.slow
 def test_shares_answer_as_a_whole() -> None:
     results = run_processes(in_each, 3)
     for found in results:

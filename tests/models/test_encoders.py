@@ -58,7 +58,11 @@ def test_width_and_depth_are_parameters(
     [
         ({"name": "small_resnet", "stem": "small", "width": 4}, "blocks"),
         ({"name": "resnet18", "stem": "small"}, "layer4"),
-        ({"name": "resnet18", "stem": "small", "width_multiplier": 2}, "layer4"),
+        pytest.param(
+            {"name": "resnet18", "stem": "small", "width_multiplier": 2},
+            "layer4",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_pooling_in_cells_keeps_the_mean_of_each_quarter(

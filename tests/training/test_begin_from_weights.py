@@ -114,6 +114,7 @@ def test_encoder_and_momentum_encoder_begin_from_the_weights(
             torch.testing.assert_close(ours[name], weights[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_the_same_bits_after_its_source_is_gone(
     images: Path, source: Path, tmp_path: Path
 ) -> None:

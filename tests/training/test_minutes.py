@@ -254,6 +254,7 @@ def test_more_minutes_give_larger_networks_on_larger_views(
     assert small["encoder"] == {"name": "resnet18"}
 
 
+@pytest.mark.slow
 def test_what_is_chosen_has_features_of_quarters_and_is_whitened(
     images: Path, tmp_path: Path, clock: Clock
 ) -> None:

@@ -137,6 +137,7 @@ def together(request: pytest.FixtureRequest) -> list[Results]:
     return run_processes(trained_all, request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_processes_train_as_one(name: str, alone: Results, together: list[Results]) -> None:
     wanted = of(name, alone)

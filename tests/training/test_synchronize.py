@@ -2,6 +2,7 @@
 
 import hashlib
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -91,6 +92,7 @@ def in_each(rank: int, count: int) -> Results:
     }
 
 
+@pytest.mark.slow
 def test_processes_are_kept_synchronized() -> None:
     results = run_processes(in_each, 3)
     wanted = torch.tensor([1.0] * 4 + [0, 6, 2, 8, 4, 10], dtype=torch.float64)

@@ -46,19 +46,17 @@ def _at(file: "InputContainer", stream: "VideoStream", seconds: float) -> bytes:
     begin = stream.start_time or 0
     if seconds:
         # To the key frame before; from there it is decoded forwards.
-        file.seek(begin + int(seconds / stream.time_base), stream=stream)
+        file.seek(begin + int(seconds / _tick(stream)), stream=stream)
     last = None
     for frame in file.decode(stream):
         last = frame
-        if (
-            frame.pts is not None
-            and float((frame.pts - begin) * stream.time_base) >= seconds - 1e-6
-        ):
+        if frame.pts is not None and (frame.pts - begin) * _tick(stream) >= seconds - 1e-6:
             break
     if last is None:
         raise UnreadableImage("damaged: no frame can be decoded")
     written = io.BytesIO()
-    last.to_image().save(written, "PNG", compress_level=1)
+    picture = last.to_image()  # type: ignore[no-untyped-call]
+    picture.save(written, "PNG", compress_level=1)
     return written.getvalue()
 
 
@@ -86,7 +84,14 @@ def _stream(file: "InputContainer") -> "VideoStream":
 
 def _duration(file: "InputContainer", stream: "VideoStream") -> float:
     if stream.duration is not None:
-        return float(stream.duration * stream.time_base)
+        return stream.duration * _tick(stream)
     if file.duration is not None:
         return file.duration / 1e6
     raise UnreadableImage("a video that does not say how long it is")
+
+
+def _tick(stream: "VideoStream") -> float:
+    """Seconds of a unit of the stream's times."""
+    if not stream.time_base:
+        raise UnreadableImage("a video that does not say what its times mean")
+    return float(stream.time_base)
