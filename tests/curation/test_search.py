@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 
 from diptych.cli.main import main
 from diptych.config.model import EncoderConfig
@@ -120,4 +122,19 @@ def test_an_image_file_is_embedded_as_the_set_was(
     arguments[5] = str(other)
     capsys.readouterr()
     assert main(arguments) == 2
-    assert "differ in 'encoder'" in capsys.readouterr().err
+    assert "made differently: encoder: " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_image_is_seen_at_the_side_that_was_chosen_for_foreign_weights(
+    tmp_path: Path, class_folder: Path
+) -> None:
+    weights, out = tmp_path / "theirs.pth", tmp_path / "v.npy"
+    torch.save(timm.create_model("test_resnet", pretrained=False).state_dict(), weights)
+    embed(weights, class_folder, out, encoder="timm:test_resnet", side_pixels=48)
+    vectors = read_vectors(out)
+    file = str(class_folder / vectors.names[3])
+    found = embed_queries(vectors, str(weights), file, encoder="timm:test_resnet")
+    nearest_one = search_images(vectors, found, 1).found
+    assert nearest_one.rows.tolist() == [[3]]
+    assert nearest_one.similarities[0, 0] == pytest.approx(1.0, abs=1e-5)

@@ -104,5 +104,16 @@ def test_vectors_of_other_encoders_are_not_compared() -> None:
     require_comparable(made(3, None), made(3, "x"))
     with pytest.raises(EmbeddingsError, match="of 3 numbers, v of 4"):
         require_comparable(made(3, "x"), made(4, "x"))
-    with pytest.raises(EmbeddingsError, match="differ in 'encoder'"):
+    with pytest.raises(EmbeddingsError, match="made differently: encoder: x there, y now"):
         require_comparable(made(3, "x"), made(3, "y"))
+
+
+def test_vectors_of_views_of_other_sides_are_not_compared() -> None:
+    def made(side: int, megapixels: float) -> VectorSet:
+        views = {"side_pixels": side, "max_megapixels": megapixels}
+        settings = {"encoder": "x", "layer": "h", "views": views}
+        return VectorSet(Path("v"), np.ones((2, 3), np.float32), ["a", "b"], settings=settings)
+
+    require_comparable(made(128, 80.0), made(128, 20.0))
+    with pytest.raises(EmbeddingsError, match=r"views\.side_pixels: 128 there, 224 now"):
+        require_comparable(made(128, 80.0), made(224, 80.0))

@@ -99,7 +99,11 @@ class SearchFlags:
     """What to look for: an image file, a folder of them, or an image of the set by its row (from 0)
     or its name."""
     source: str | None = None
-    """The run or encoder that made the vectors; needed for images that are not of the set."""
+    """The run, encoder or weights that made the vectors; needed for images that are not of the
+    set."""
+    encoder: str | None = None
+    """Of weights from elsewhere as `--source`: the network that they are of, where they do not show
+    it."""
     k: int = 10
     """Images to find for each."""
     index: Literal["exact", "faiss"] = "exact"
@@ -225,7 +229,9 @@ def search(arguments: Sequence[str]) -> None:
             "image, give --source, the run or encoder that made the vectors."
         )
     else:
-        queries = embed_queries(vectors, flags.source, flags.image, device=flags.device)
+        queries = embed_queries(
+            vectors, flags.source, flags.image, encoder=flags.encoder, device=flags.device
+        )
         result = search_images(vectors, queries, flags.k, index=flags.index)
     console = Console(markup=False, highlight=False, soft_wrap=True)
     for place, name in enumerate(result.queries[:_PRINTED]):

@@ -14,6 +14,7 @@ from diptych.embeddings.neighbours import Neighbours, nearest, unit_length
 from diptych.embeddings.vectors import VectorSet, read_vectors, require_comparable
 from diptych.errors import ConfigError, EmbeddingsError
 from diptych.images.codecs.decode import EXTENSIONS
+from diptych.models.start import open_encoder
 
 IndexKind = Literal["exact", "faiss"]
 
@@ -93,14 +94,20 @@ def search_images(
 
 
 def embed_queries(
-    vectors: VectorSet, source: str, images: str, *, device: str = "auto"
+    vectors: VectorSet,
+    source: str,
+    images: str,
+    *,
+    encoder: str | None = None,
+    device: str = "auto",
 ) -> VectorSet:
-    """Vectors of images made as those of a set were: with its layer, crops and length.
+    """Vectors of images made as those of a set were: with its layer, side, crops and length.
 
     Args:
         vectors: the set; its settings say how.
         source: what ``diptych embed`` took for it.
         images: a file, or anything that ``diptych embed`` takes.
+        encoder: of weights from elsewhere that do not show it, the network that they are of.
         device: where the network runs.
 
     Raises:
@@ -113,12 +120,16 @@ def embed_queries(
             f"{vectors.source} does not say how its vectors were made, so no image can be embedded "
             "in the same way. Embed the query yourself and search by a row."
         )
-    settings = {
+    views = made.get("views", {})
+    settings: dict[str, Any] = {
         "layer": made.get("layer", "h"),
         "normalize": bool(made.get("normalized", False)),
-        "crops": made.get("views", {}).get("crops", "center"),
+        "crops": views.get("crops", "center"),
         "max_unreadable_share": 0.0,
+        "encoder": encoder,
     }
+    if open_encoder(source, encoder=encoder).run is None:  # what it sees was chosen for the set
+        settings["side_pixels"] = views.get("side_pixels")
     with tempfile.TemporaryDirectory() as folder:
         path, out = images, Path(folder) / "vectors"
         if _is_image(images):

@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from pyarrow import compute as pc
 from pyarrow import parquet
 
-from diptych.embeddings.shard_files import KEY, MANIFEST, Note, read_embeddings, read_set_manifest
+from diptych.embeddings.shard_files import (
+    KEY,
+    MANIFEST,
+    Note,
+    differences,
+    read_embeddings,
+    read_set_manifest,
+)
 from diptych.embeddings.shards import CHECKSUM_BYTES
 from diptych.errors import EmbeddingsError
 from diptych.escaping import unescaped
@@ -134,12 +141,20 @@ def require_comparable(one: VectorSet, other: VectorSet) -> None:
         )
     if not one.settings or not other.settings:
         return
-    for name in ("encoder", "layer", "head", "normalized"):
-        if one.settings.get(name) != other.settings.get(name):
-            raise EmbeddingsError(
-                f"{one.source} and {other.source} differ in {name!r}, so their vectors cannot be "
-                "compared. Embed both with the same encoder and settings."
-            )
+    found = differences(_compared(one.settings), _compared(other.settings))
+    if found:
+        raise EmbeddingsError(
+            f"The vectors of {one.source} (there) and {other.source} (now) cannot be compared, as "
+            f"they were made differently: {'; '.join(found)}. Embed both with the same encoder and "
+            "settings."
+        )
+
+
+def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What vectors follow from, whatever the images."""
+    views = settings.get("views", {})
+    kept = {name: settings.get(name) for name in ("encoder", "head", "layer", "normalized", "map")}
+    return kept | {"views": {name: views[name] for name in views if name != "max_megapixels"}}
 
 
 def _read_folder(folder: Path) -> VectorSet:
