@@ -81,6 +81,12 @@ for command in (
     ["plan", "photos", "--processes", "8", "--on", "a100"],
     ["embed", "run", "photos", "-o", "features", "--threads", "1"],
     ["embed", "run", "photos", "-o", "features.parquet", "--threads", "1"],
+    ["search", "features", "--image", "photos", "--source", "run"],
+    ["duplicates", "features", "-o", "copies.csv"],
+    ["subset", "features", "--budget", "5", "-o", "to-label.csv"],
+    ["classify", "fit", "run", "photos", "-o", "model", "--threads", "1"],
+    ["classify", "predict", "model", "photos", "-o", "answers.csv", "--threads", "1"],
+    ["export", "run", "--format", "safetensors", "-o", "export"],
 ):
     assert main(command) == 0, command
     print("verb", command[0])

@@ -81,6 +81,7 @@ class Runtime:
         return partial(self.progress.images, what)
 
     def __enter__(self) -> "Runtime":
+        keep_freed_memory()  # each batch asks for the blocks that the one before gave back
         return self
 
     def __exit__(self, *_: object) -> None:

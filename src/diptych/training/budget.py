@@ -107,13 +107,13 @@ _MEASURING_SHARE: Final = 0.05  # of the time: no further candidate is measured 
 # rest (kNN, the linear classifiers, the pages) grows with the images, or does not.
 _ENCODERS: Final = 2
 _SECONDS_PER_IMAGE: Final = 1.2e-3
-_SECONDS_PER_IMAGE_FROM_WEIGHTS: Final = 8e-3  # of more features, by one encoder more
+_SECONDS_PER_IMAGE_FROM_WEIGHTS: Final = 5e-3  # of more features, by one encoder more
 _REPORT_SECONDS: Final = 10.0
 # Of the choice of an encoder, which stands above training: weights that are compared, views that
 # whitening sees, and seconds for each image.
 COMPARED_WEIGHTS: Final = 3
 COMPARED_VIEWS: Final = 1024
-_CHOICE_SECONDS: Final = 8e-3
+_CHOICE_SECONDS: Final = 5e-3
 _WHITENING_SECONDS: Final = 2e-3  # the same from nothing, of one encoder and itself whitened
 _EVALUATED: Final = {"fit_images": (1_000, 500), "test_images": (500, 200)}
 """Labelled images: so many at least, and so many for each minute."""
