@@ -14,7 +14,7 @@ import torch
 
 from diptych.config.files import nest
 from diptych.config.recipes import PHOTOGRAPH_SIDE_PIXELS, SMALL_BATCH, health_interval
-from diptych.config.run import RunConfig
+from diptych.config.run import OWN, RunConfig
 from diptych.evaluation.features import encode
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.windows import in_windows
@@ -145,8 +145,9 @@ def reserve_seconds(
     seconds = _SAVE_SECONDS
     if config.keeps_best:
         shown = min(config.training.keep.images, len(collection.train)) + COMPARED_VIEWS
-        seconds += (COMPARED_WEIGHTS if weights else 1) * shown * speed.encode_seconds
-        seconds += speed.slowdown * (_CHOICE_SECONDS if weights else _WHITENING_SECONDS) * shown
+        has_start = weights or config.encoder.name == OWN
+        seconds += (COMPARED_WEIGHTS if has_start else 1) * shown * speed.encode_seconds
+        seconds += speed.slowdown * (_CHOICE_SECONDS if has_start else _WHITENING_SECONDS) * shown
     if evaluates:
         limits = evaluation_limits(config.training.minutes)
         parts = len(collection.train), 0 if collection.test is None else len(collection.test)
