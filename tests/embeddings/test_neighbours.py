@@ -40,7 +40,7 @@ def test_of_equal_ones_the_first_comes_first(monkeypatch: pytest.MonkeyPatch) ->
     same = np.tile(made_up(1), (10, 1))
     assert nearest(same[:2], same, 4).rows.tolist() == [[0, 1, 2, 3]] * 2
     monkeypatch.undo()  # in one block too, of many equal ones
-    many = np.tile(made_up(1), (3000, 1))
+    many = np.tile(made_up(1), (100, 1))
     assert nearest(many[:2], many, 4).rows.tolist() == [[0, 1, 2, 3]] * 2
     monkeypatch.setattr(module, "_BLOCK_BYTES", 4 * 1024 * 3)
     assert nearest(same, same, 2, exclude_own_row=True).rows[:3].tolist() == [
