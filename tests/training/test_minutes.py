@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
 from diptych.config.data import ImagesConfig
 from diptych.config.files import load_run_config, nest
+from diptych.config.model import EncoderConfig
 from diptych.config.run import RunConfig, TrainingConfig
 from diptych.diagnostics import keep_encoder
 from diptych.diagnostics.candidates import SHARES
@@ -27,6 +28,7 @@ from diptych.images.open import from_array
 from diptych.logging.metrics import read_metrics
 from diptych.logging.progress import Watcher
 from diptych.methods.build import NOTHING_OWN
+from diptych.models.weights import save_encoder, untrained_encoder
 from diptych.pretraining import run_pretraining
 from diptych.resolve import overrides_of
 from diptych.training import budget as budget_module
@@ -252,6 +254,22 @@ def test_more_minutes_give_larger_networks_on_larger_views(
     small = chosen(monkeypatch, executor, 1e5, photographs(2000, 32))
     assert small["views"]["side_pixels"] == 32
     assert small["encoder"] == {"name": "resnet18"}
+
+
+def test_weights_are_given_large_views_whatever_the_number_of_images(
+    monkeypatch: pytest.MonkeyPatch, executor: Executor, tmp_path: Path
+) -> None:
+    source, start = RunConfig(encoder=EncoderConfig(width=64)), tmp_path / "start.safetensors"
+    save_encoder(start, untrained_encoder(source), source)
+    weights = {"encoder.weights": str(start)}
+    for count in (2000, 200_000):
+        found = chosen(monkeypatch, executor, 0.5, photographs(count, 256), **weights)
+        assert found["views"] == {"side_pixels": 64}
+        found = chosen(monkeypatch, executor, 1e3, photographs(count, 256), **weights)
+        assert found["views"] == {"side_pixels": 224}
+        # Enlarged further, small images would show nothing more.
+        found = chosen(monkeypatch, executor, 1e3, photographs(count, 32), **weights)
+        assert found["views"] == {"side_pixels": 128}
 
 
 @pytest.mark.slow

@@ -87,6 +87,7 @@ _FROM_WEIGHTS: Final = (
     *(Candidate(side, {}, 8_000) for side in (128, 160, 192, 224)),
 )
 """With weights to begin from: what they know of large images counts more than many steps."""
+_ENLARGED_SIDE: Final = 128  # to which smaller images are enlarged for them; more is only slower
 
 _CANDIDATES: Final = {  # by: on a CPU, of photographs
     (True, True): _PHOTOGRAPHS_ON_CPU,
@@ -96,7 +97,7 @@ _CANDIDATES: Final = {  # by: on a CPU, of photographs
 }
 """The smallest first: the last one before one that cannot see its images in the time is taken."""
 
-_PASSES: Final = 10  # of a large set that a candidate should make,
+_PASSES: Final = 10  # of a large set that a candidate from nothing should make,
 _PASSES_RAISE: Final = 4  # which raises the images it should see by this factor at most
 _MEASURED_IMAGES: Final = 32  # in a step that is measured, of each process
 _MEASURED_STEPS: Final = 2
@@ -199,7 +200,9 @@ def choose_for_minutes(
         seconds, measuring = _of_first(
             budget.seconds - budget.spent_seconds() - reserve, budget.now() - begun
         )
-        fits = seconds / speed.image_seconds >= _wanted(images, config, collection.train)
+        if start is None:
+            images = _wanted(images, config, collection.train)
+        fits = seconds / speed.image_seconds >= images
         if chosen is not None and not fits:
             break
         length = _length(config, layers, collection.train, seconds / speed.image_seconds)
@@ -310,7 +313,9 @@ def _candidates(
     photographs = images.median_side_pixels >= PHOTOGRAPH_SIDE_PIXELS
     fixed = tuple(one for one in ("encoder", "views.side_pixels") if is_asked(layers, one))
     tried = list[dict[str, Any]]()
-    for candidate in _FROM_WEIGHTS if weights else _CANDIDATES[on_cpu, photographs]:
+    largest = max(_ENLARGED_SIDE, images.median_side_pixels)
+    from_weights = [one for one in _FROM_WEIGHTS if one.side_pixels <= largest]
+    for candidate in from_weights if weights else _CANDIDATES[on_cpu, photographs]:
         encoder = {f"encoder.{name}": value for name, value in candidate.encoder.items()}
         settings = {**encoder, "views.side_pixels": candidate.side_pixels}
         settings = {k: v for k, v in settings.items() if not k.startswith(fixed)}
@@ -319,8 +324,8 @@ def _candidates(
             yield settings, candidate.images
 
 
-def _wanted(images: int, config: RunConfig, train: ImageSet) -> float:
-    """How many images a candidate should see on this set: more where it is large."""
+def _wanted(images: int, config: RunConfig, train: ImageSet) -> int:
+    """How many images a candidate should see on this set from nothing: more where it is large."""
     passes = _PASSES * len(train) * config.images.windows**2
     return max(images, min(passes, _PASSES_RAISE * images))
 
