@@ -14,6 +14,7 @@ from diptych.views.batches import Order
 PLANNED_EVERY: Final = 0.05
 """Share of the training time after which the steps are planned anew: often enough to end within
 the time when the pace changes late, and with enough steps between to know the pace."""
+_MOST_SLOWDOWN: Final = 2.0  # that is set aside for
 
 
 @dataclass
@@ -36,13 +37,18 @@ class TimeBudget:
     earlier_seconds: float = 0.0
     now: Callable[[], float] = time.monotonic
 
+    def __post_init__(self) -> None:
+        self._measured_seconds = self.step_seconds
+
     def spent_seconds(self) -> float:
         """By all commands of the run so far."""
         return self.earlier_seconds + self.now() - self.begun
 
     def training_seconds_left(self) -> float:
         """Until evaluation and report must begin; negative where it is too late."""
-        return self.seconds - self.reserve_seconds - self.spent_seconds()
+        # Programs that came in after measuring slow down what follows, as they do the steps.
+        slowdown = min(max(1.0, self.step_seconds / self._measured_seconds), _MOST_SLOWDOWN)
+        return self.seconds - slowdown * self.reserve_seconds - self.spent_seconds()
 
     def begin(self, step: int, *, earlier_seconds: float) -> int:
         """The steps of the whole run, as training begins or goes on after ``step`` steps."""
