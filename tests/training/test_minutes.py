@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
@@ -220,6 +220,12 @@ def photographs(count: int, side: int) -> Collection:
     return Collection(images, None, "")
 
 
+def by_pixels(config: RunConfig) -> Speed:
+    """Images cost a millionth of a second for each thousand pixels and square of channels."""
+    width = config.encoder.width if config.encoder.name == "small_resnet" else 128
+    return Speed(1e-9 * config.views.side_pixels**2 * width**2, 1e-4)
+
+
 def chosen(
     monkeypatch: pytest.MonkeyPatch,
     executor: Executor,
@@ -227,13 +233,14 @@ def chosen(
     collection: Collection,
     **settings: Any,
 ) -> dict[str, Any]:
-    """What is chosen where images cost a millionth of a second for each pixel and channel."""
+    """What is chosen where views cost by their pixels."""
+    _measure_as(monkeypatch, by_pixels)
+    return chosen_as_measured(executor, minutes, collection, settings)
 
-    def speed(config: RunConfig) -> Speed:
-        width = config.encoder.width if config.encoder.name == "small_resnet" else 128
-        return Speed(1e-9 * config.views.side_pixels**2 * width**2, 1e-4)
 
-    _measure_as(monkeypatch, speed)
+def chosen_as_measured(
+    executor: Executor, minutes: float, collection: Collection, settings: Mapping[str, Any]
+) -> dict[str, Any]:
     layers = overrides_of(nest({"images.path": "x", "training.minutes": minutes, **settings}), None)
     clock = Clock()
     budget = TimeBudget(60 * minutes, 0.0, 1.0, clock(), now=clock)
@@ -257,20 +264,42 @@ def test_more_minutes_give_larger_networks_on_larger_views(
     assert small["encoder"] == {"name": "resnet18"}
 
 
+@pytest.fixture
+def start(tmp_path: Path) -> dict[str, Any]:
+    """Weights to begin from."""
+    source, file = RunConfig(encoder=EncoderConfig(width=4)), tmp_path / "start.safetensors"
+    save_encoder(file, untrained_encoder(source), source)
+    return {"encoder.weights": str(file)}
+
+
 def test_weights_are_given_large_views_whatever_the_number_of_images(
-    monkeypatch: pytest.MonkeyPatch, executor: Executor, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, executor: Executor, start: dict[str, Any]
 ) -> None:
-    source, start = RunConfig(encoder=EncoderConfig(width=64)), tmp_path / "start.safetensors"
-    save_encoder(start, untrained_encoder(source), source)
-    weights = {"encoder.weights": str(start)}
-    for count in (2000, 200_000):
-        found = chosen(monkeypatch, executor, 0.5, photographs(count, 256), **weights)
-        assert found["views"] == {"side_pixels": 64}
-        found = chosen(monkeypatch, executor, 1e3, photographs(count, 256), **weights)
-        assert found["views"] == {"side_pixels": 224}
-        # Enlarged further, small images would show nothing more.
-        found = chosen(monkeypatch, executor, 1e3, photographs(count, 32), **weights)
-        assert found["views"] == {"side_pixels": 128}
+    _measure_as(monkeypatch, lambda config: Speed(4e-6 * config.views.side_pixels**2, 1e-4))
+    expected = ((0.5, 64), (4, 96), (8, 96), (11, 128), (16, 160), (22, 192), (1e3, 224))
+    for minutes, side in expected:
+        found = chosen_as_measured(executor, minutes, photographs(2000, 256), start)
+        assert found["views"] == {"side_pixels": side}, minutes
+    found = chosen_as_measured(executor, 1e3, photographs(200_000, 256), start)
+    assert found["views"] == {"side_pixels": 224}
+    # Enlarged further, small images would show nothing more.
+    found = chosen_as_measured(executor, 1e3, photographs(2000, 32), start)
+    assert found["views"] == {"side_pixels": 128}
+
+
+def test_sides_that_are_surely_too_small_are_not_measured(
+    monkeypatch: pytest.MonkeyPatch, executor: Executor, start: dict[str, Any]
+) -> None:
+    measured = list[int]()
+
+    def speed(config: RunConfig) -> Speed:
+        measured.append(config.views.side_pixels)
+        return Speed(1e-6 * config.views.side_pixels**2, 1e-4)
+
+    _measure_as(monkeypatch, speed)
+    found = chosen_as_measured(executor, 5.0, photographs(2000, 256), start)
+    assert found["views"] == {"side_pixels": 160}
+    assert measured == [64, 160, 192]  # the last one is the first that does not fit
 
 
 @pytest.mark.slow

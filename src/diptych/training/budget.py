@@ -5,7 +5,7 @@ docs/decisions/0027-minutes.md says how the tables were found.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
@@ -193,22 +193,24 @@ def choose_for_minutes(
         evaluates: whether evaluation and report follow.
     """
     begun, chosen, start = budget.now(), None, asked_start(layers)
-    for settings, images in _candidates(layers, collection.train, own):
+    candidates, place = list(_candidates(layers, collection.train, own)), 0
+    while place < len(candidates):
+        settings, images = candidates[place]
         config = _resolved(settings, layers, collection.train, own, start)
         speed = measure_speed(config, collection, executor, own)
         reserve = reserve_seconds(config, speed, collection, evaluates=evaluates)
         seconds, measuring = _of_first(
             budget.seconds - budget.spent_seconds() - reserve, budget.now() - begun
         )
-        if start is None:
-            images = _wanted(images, config, collection.train)
-        fits = seconds / speed.image_seconds >= images
+        seen = seconds / speed.image_seconds
+        fits = seen >= (images if start else _wanted(images, config, collection.train))
         if chosen is not None and not fits:
             break
-        length = _length(config, layers, collection.train, seconds / speed.image_seconds)
+        length = _length(config, layers, collection.train, seen)
         chosen = {**settings, **length}, speed
         if measuring > _MEASURING_SHARE * budget.seconds:
             break
+        place = _next_place(candidates, place, seen) if start else place + 1
     assert chosen is not None
     return [(nest(chosen[0]), _ORIGIN), *layers], chosen[1]
 
@@ -322,6 +324,25 @@ def _candidates(
         if settings not in tried:
             tried.append(settings)
             yield settings, candidate.images
+
+
+def _next_place(candidates: Sequence[tuple[dict[str, Any], int]], place: int, seen: float) -> int:
+    """Which candidate to measure next, where all have one network: not those surely too small.
+
+    A view costs as its area does, or less. Every candidate that is measured takes of the time.
+
+    Args:
+        candidates: settings, and images that each should see.
+        place: of the one that was measured.
+        seen: images that it would see in the time.
+    """
+    side = candidates[place][0].get("views.side_pixels", 1)
+    fitting = [
+        later
+        for later, (settings, images) in enumerate(candidates)
+        if later > place and seen * (side / settings["views.side_pixels"]) ** 2 >= images
+    ]
+    return max(fitting, default=place + 1)
 
 
 def _wanted(images: int, config: RunConfig, train: ImageSet) -> int:
