@@ -86,7 +86,7 @@ def cases(data: Path, scratch: Path) -> Iterator[Case]:
     if (data / "cifar10").is_dir():
         yield Case("cifar10", data / "cifar10", few)
     if FASHION.is_dir():
-        yield Case("fashion-mnist", FASHION, (*few, "--images.color", "gray"))
+        yield Case("fashion-mnist", FASHION, few)
 
 
 def cut_cells(voc: Path, out: Path) -> Path:
