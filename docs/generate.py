@@ -73,7 +73,7 @@ def commands_page() -> str:
     for verb, (_, does) in VERBS.items():
         lines += ["", f"## diptych {verb}", "", f"{does[0].upper()}{does[1:]}.", ""]
         lines += _text(inspect.getdoc(verb_function(verb)) or "")
-        if flags := _flags_of(verb):
+        if flags := flags_of(verb):
             lines += _table(flags)
     return "\n".join(lines) + "\n"
 
@@ -119,7 +119,7 @@ class _CapturedError(Exception):
     """Ends a verb once it has said what its flags are."""
 
 
-def _flags_of(verb: str) -> list[Setting]:
+def flags_of(verb: str) -> list[Setting]:
     """The flags of a verb, without those that are settings of a run."""
     function, found = verb_function(verb), []
 

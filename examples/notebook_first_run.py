@@ -1,8 +1,9 @@
 # %% [markdown]
 # # A first run, cell by cell
 #
-# From built-in photographs to an encoder, its figures, and the nearest neighbours of an image. It takes some two minutes
-# on two cores. Nothing is downloaded. To use your own images, set `IMAGES` to a folder.
+# From built-in photographs to an encoder, its figures, and the nearest neighbours of an image.
+# It takes some two minutes on two cores. Nothing is downloaded. To use your own images, set
+# `IMAGES` to a folder.
 
 # %%
 import os
@@ -29,7 +30,8 @@ sorted(path.name for path in run.iterdir())
 # %% [markdown]
 # ## Measure
 #
-# By the 20 nearest neighbours and by a linear classifier, beside the untrained network and raw pixels.
+# By the 20 nearest neighbours and by a linear classifier, beside the untrained network and raw
+# pixels.
 
 # %%
 found = diptych.evaluate(run)

@@ -7,6 +7,7 @@ negatives, so it never holds the whole matrix. docs/own-parts.md says more.
 """
 
 import argparse
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
@@ -16,7 +17,7 @@ import diptych
 MARGIN = 0.1  # of the cosine
 
 
-def margin_info_nce(positive: Tensor, logsumexp: Tensor, settings: diptych.MethodConfig) -> Tensor:
+def margin_info_nce(positive: Tensor, logsumexp: Tensor, settings: Any) -> Tensor:
     """Mean of -log( e^(s+ - m/T) / (e^(s+ - m/T) + sum e^s-) ).
 
     Args:
