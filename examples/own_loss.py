@@ -35,7 +35,8 @@ def main() -> None:
     parser.add_argument("out", help="the run folder")
     parser.add_argument("--epochs", type=int, default=10)
     given = parser.parse_args()
-    run = diptych.pretrain(given.images, loss=margin_info_nce, epochs=given.epochs, out=given.out)
+    how = {"epochs": given.epochs, "out": given.out}
+    run = diptych.pretrain(given.images, loss=margin_info_nce, **how)
     found = diptych.evaluate(run, ["knn"])["knn"]
     print({name: round(share, 3) for name, share in found.items()})
 

@@ -30,7 +30,9 @@ def draw() -> Any:
     for line, (name, images) in enumerate(rows.items()):
         for place, image in enumerate(images):
             x = place + 0.6 * (place // GROUP)
-            groups.scatter(x, -line, s=190, marker="s", color=COLORS[image // GROUP], lw=0)
+            groups.scatter(
+                x, -line, s=200, marker="s", color=COLORS[image // GROUP], edgecolors="w"
+            )
             groups.text(x, -line, image, ha="center", va="center", color="white", fontsize=8)
         groups.text(-1.2, -line, name, ha="right", va="center")
     groups.set(xlim=(-5.5, 18.5), ylim=(-2.6, 0.8), xticks=[], yticks=[])

@@ -147,7 +147,7 @@ def _changed(setting: Setting, recipes: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _as_default(value: Any) -> str:
-    if value in (None, ""):
+    if value in (None, "", ()):
         return ""
     if isinstance(value, bool):
         return str(value).lower()
