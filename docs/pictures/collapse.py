@@ -49,7 +49,7 @@ def _train(images: Tensor, *, with_negatives: bool) -> tuple[Tensor, list[float]
         else:
             loss = 1 - (first * second).sum(dim=1).mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         with torch.no_grad():
             vectors = functional.normalize(network(images), dim=1)

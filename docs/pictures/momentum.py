@@ -1,4 +1,4 @@
-"""How a momentum encoder follows the network, and how long it remembers its start."""
+"""How a momentum encoder follows the network, and how much of its start is left."""
 
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ def draw() -> Any:
         path.append(network.weight.item())
         for momentum, copy in copies.items():
             copy.update(network, momentum)
-            lines[momentum].append(copy.network.weight.item())
+            lines[momentum].append(next(copy.parameters()).item())
     weight.plot(path, color=GRAY, lw=0.7, label="network")
     for momentum, color in MOMENTA.items():
         weight.plot(lines[momentum], color=color, label=f"m = {momentum}")

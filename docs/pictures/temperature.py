@@ -39,9 +39,9 @@ def _push(temperature: float) -> Any:
     """Length of the gradient that reaches each negative, as a share of all."""
     query, positive = _at(torch.ones(1)), _at(torch.tensor([0.8]))
     negatives = _at(COSINES).requires_grad_()
-    info_nce(query, positive, negatives, temperature=temperature).backward()
-    assert negatives.grad is not None
-    lengths = negatives.grad.norm(dim=1)
+    loss = info_nce(query, positive, negatives, temperature=temperature)
+    (gradient,) = torch.autograd.grad(loss, negatives)
+    lengths = gradient.norm(dim=1)
     return (lengths / lengths.sum()).numpy()
 
 
