@@ -9,7 +9,7 @@ WANTED := $(shell { $(PYTHON) --version; cat pyproject.toml; } | cksum | cut -d'
 WORKERS ?= logical
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
-.PHONY: help setup demo test lint check slow bench docs fix clean
+.PHONY: help setup demo test lint check slow bench docs site site-links fix clean
 
 help:
 	@echo "make demo    learn from built-in photographs and write runs/demo/report.html"
@@ -19,6 +19,8 @@ help:
 	@echo "make slow    only the slow tests"
 	@echo "make bench   every benchmark, quickly; tables on the screen"
 	@echo "make docs    write docs/settings.md anew"
+	@echo "make site    build the documentation to build/site; a warning or a dead link is an error"
+	@echo "make site-links   ask whether the links to other sites still lead somewhere"
 	@echo "make fix     mend format and lint where that can be done by itself"
 	@echo "make setup   the virtual environment for all of these"
 
@@ -58,6 +60,16 @@ bench: setup
 
 docs: setup
 	$(BIN)/python -m diptych.cli.help > docs/settings.md
+
+SPHINX := $(BIN)/python -m sphinx --quiet --fail-on-warning -d build/doctrees
+
+site: setup
+	$(SPHINX) -b html docs build/site
+	$(BIN)/python docs/check_links.py build/site
+	@echo "build/site/index.html"
+
+site-links: setup
+	$(SPHINX) -b linkcheck docs build/links
 
 fix: setup
 	$(BIN)/ruff check --fix

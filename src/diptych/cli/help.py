@@ -73,6 +73,11 @@ class Setting:
         return self.field.default if make is MISSING else make()
 
     @property
+    def default_words(self) -> str:
+        """The default as Markdown; empty where there is none, "needed" where one must be given."""
+        return "needed" if self.default is MISSING else _as_default(self.default)
+
+    @property
     def choices(self) -> tuple[Any, ...]:
         """The values that it may have, if its type lists them."""
         return typing.get_args(self._bare) if typing.get_origin(self._bare) is Literal else ()
@@ -123,7 +128,7 @@ def settings_page() -> str:
             title = setting.name.rpartition(".")[0] or "The run"
             lines += ["", f"## {title}", "", inspect.cleandoc(section.__doc__ or ""), ""]
             lines += ["| setting | type | default | meaning |", "|---|---|---|---|"]
-        default = _as_default(setting.default)
+        default = setting.default_words
         meaning = setting.meaning.replace("|", "\\|")
         if changed := _changed(setting, recipes):
             meaning += f" *{changed}*"
@@ -142,7 +147,7 @@ def _changed(setting: Setting, recipes: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _as_default(value: Any) -> str:
-    if value in (None, ""):
+    if value in (None, "", ()):
         return ""
     if isinstance(value, bool):
         return str(value).lower()

@@ -123,7 +123,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     # Before the verb's module, which may import torch: OpenMP reads the variable only once.
     shorten_spinning()
     try:
-        _function(verb)(given)
+        verb_function(verb)(given)
     except KeyboardInterrupt:  # outside of training, where there is nothing to save
         print("diptych: interrupted.", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -137,7 +137,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     return 0
 
 
-def _function(verb: str) -> Callable[[Sequence[str]], None]:
+def verb_function(verb: str) -> Callable[[Sequence[str]], None]:
     """The verb's function; its module is imported only here, as it may import torch."""
     module = importlib.import_module(f"diptych.cli.{VERBS[verb][0]}")
     name = verb.replace("-", "_")

@@ -272,6 +272,7 @@ RECIPES: Final[Mapping[str, Callable[[Scale], RunConfig]]] = {
     "simclr": simclr,
     "simclr_v2": simclr_v2,
 }
+"""Each recipe by its name: a function from a scale to its settings."""
 
 
 def recipe_config(recipe: str, scale: str) -> RunConfig:

@@ -155,7 +155,7 @@ class Lars(torch.optim.Optimizer):
     two lengths.
 
     With gradient g, weights w and decay b, a layer moves by
-    v <- m v + lr x trust x |w| / |g + b w| x (g + b w); w <- w - v.
+    ``v <- m v + lr x trust x |w| / |g + b w| x (g + b w); w <- w - v``.
     Groups with ``trust=None`` move by plain SGD with momentum.
     """
 
