@@ -36,6 +36,7 @@ export class Atlas {
   }
 
   #fetch(sheet) {
+    if (sheet >= this.shape.pages) return;
     const image = new Image();
     this.sheets.set(sheet, image);
     image.onload = () => this.listeners.forEach((listener) => listener());

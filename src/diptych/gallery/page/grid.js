@@ -28,9 +28,6 @@ export class Grid {
     for (const name of ["selection", "filter", "list"]) state.on(name, () => this.refresh());
   }
 
-  get side() {
-    return this.place.clientWidth < 420 ? 72 : 92;
-  }
 
   /** Takes what is to be shown anew, from the top unless only the selection changed. */
   refresh() {
@@ -61,8 +58,9 @@ export class Grid {
   }
 
   #shape() {
-    const step = this.side + GAP;
-    const across = Math.max(1, Math.floor((this.place.clientWidth - GAP) / step));
+    const width = this.place.clientWidth - GAP;
+    const across = Math.max(1, Math.round(width / (width < 420 ? 78 : 98)));
+    const step = width / across;
     const lines = Math.ceil(this.length / across);
     const full = lines * step + GAP;
     // A very long grid scrolls faster than its pixels, so that its end is within reach.
@@ -75,8 +73,8 @@ export class Grid {
   draw() {
     if (this.list === undefined || this.place.clientWidth === 0) return;
     const { step, across, lines, high, pace } = this.#shape();
-    if (across !== this.across) this.#clear();
-    this.across = across;
+    if (step !== this.step) this.#clear();
+    Object.assign(this, { across, step });
     this.sizer.style.height = `${high}px`;
     const { scrollTop, clientHeight } = this.place;
     const top = scrollTop * pace;
@@ -110,7 +108,7 @@ export class Grid {
       "aria-label": titleOf(row, this.names.get(row)),
       "data-at": position,
     });
-    cell.style.width = cell.style.height = `${this.side}px`;
+    cell.style.width = cell.style.height = `${this.step - GAP}px`;
     const canvas = make("canvas", { "aria-hidden": "true" });
     this.atlas.paint(canvas, row);
     cell.append(canvas);

@@ -126,13 +126,14 @@ class Page {
       await Promise.all(this.maps.map((map) => map.setColours(null)));
       return;
     }
-    const column = this.state.set.columns[index];
     const values = await this.state.column(index);
     if (values === null) {
-      say(`${column.name} is still being computed.`);
+      say(`${this.state.set.columns[index].name} is still being computed.`);
       setTimeout(() => Number(find("colour").value) === index && attempt(() => this.colour()), 1500);
       return;
     }
+    if (!this.state.set.columns[index].ready) await this.state.refreshSet();
+    const column = this.state.set.columns[index];
     const named = column.name === "given label" ? { ...column, classes: this.state.labels.classes } : column;
     const coloured = coloursOf(named, values, this.state.filter);
     this.legend.draw(named, values, coloured);

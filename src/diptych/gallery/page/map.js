@@ -19,7 +19,7 @@ export class PointMap {
       lassoOnLongPress: false,
       deselectOnDblClick: false,
       deselectOnEscape: false,
-      keyMap: { shift: "lasso", ctrl: "merge", cmd: "merge", alt: "remove" },
+      actionKeyMap: { lasso: "shift", merge: "ctrl", remove: "alt" },
       spatialIndexUseWorker: false, // a worker from a blob is against the content policy
     });
     this.plot.subscribe("select", ({ points }) => listeners.select([...points]));
@@ -85,7 +85,7 @@ export class PointMap {
 
   theme() {
     const style = getComputedStyle(document.documentElement);
-    const ink = style.getPropertyValue("--ink").trim();
+    const ink = style.getPropertyValue("--point").trim();
     this.plot.set({
       backgroundColor: style.getPropertyValue("--map").trim(),
       pointColorActive: ink,

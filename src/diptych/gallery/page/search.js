@@ -11,10 +11,13 @@ export class Search {
     Object.assign(this, { state, names });
     const { upload, why } = state.set.search;
     const input = find("upload");
-    find("upload-label").hidden = !upload;
-    find("upload-why").hidden = upload || !why;
-    find("upload-why").textContent = why ?? "";
-    if (!upload) return;
+    if (!upload) {
+      input.addEventListener("click", (event) => {
+        event.preventDefault();
+        say(`No search by other images: ${why}`);
+      });
+      return;
+    }
     input.addEventListener("change", () => {
       this.#use(input.files[0]);
       input.value = "";

@@ -81,7 +81,6 @@ export class State extends EventTarget {
 
   async refreshSet() {
     this.set = await getJson("/api/set");
-    this.announce("set");
   }
 
   rowsOfCode(codes, wanted) {

@@ -70,7 +70,7 @@ export class Thumbnails {
     context.fillRect(left - 2, top - 2, size + 4, size + 4);
     if (!this.atlas.draw(context, row, left, top, size)) return;
     if (selected) {
-      context.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue("--ink");
+      context.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue("--point");
       context.lineWidth = 2;
       context.strokeRect(left - 3, top - 3, size + 6, size + 6);
     }
