@@ -1,5 +1,7 @@
 """A gallery: all that its server answers from."""
 
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -12,7 +14,7 @@ from diptych.embeddings.vectors import VectorSet
 from diptych.gallery.columns import Column, columns_of
 from diptych.gallery.data import NEIGHBOURS, Run, Runs, kept_array, open_runs
 from diptych.gallery.labels import LabelStore
-from diptych.gallery.map import make_map
+from diptych.gallery.map import MapProcess
 from diptych.gallery.panels import Findings, Panel
 from diptych.gallery.pictures import Atlas
 from diptych.gallery.pieces import Piece, Progress, make_in_threads
@@ -51,6 +53,7 @@ class Gallery:
     thumbnails: Piece[bool] = field(init=False)
     columns: list[Column] = field(init=False)
     _panels: dict[str, Panel] | None = field(default=None, init=False)
+    _processes: list[MapProcess] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.neighbours = {run.name: Piece(self._find(run)) for run in self.runs}
@@ -83,15 +86,18 @@ class Gallery:
         make_in_threads(maps, [self.findings.make, self.thumbnails.make])
 
     def close(self) -> None:
-        """Ends the use of files."""
+        """Ends what is still being made, and the use of files."""
+        for process in self._processes:
+            process.close()
         self.labels.close()
 
-    def _find(self, run: Run):  # type: ignore[no-untyped-def]
+    def _find(self, run: Run) -> Callable[[Progress], Neighbours]:
         def make(progress: Progress) -> Neighbours:
             features = run.vectors.features
 
             def both() -> NDArray[np.float32]:
                 found = nearest(features, features, NEIGHBOURS, exclude_own_row=True)
+                # Whole numbers up to 2^24 are exact in float32.
                 return np.stack([found.rows.astype(np.float32), found.similarities])
 
             kept = kept_array(self.folder, f"neighbours-{run.name}", run.digest, both)
@@ -99,15 +105,15 @@ class Gallery:
 
         return make
 
-    def _draw(self, run: Run):  # type: ignore[no-untyped-def]
+    def _draw(self, run: Run) -> Callable[[Progress], NDArray[np.float32]]:
         def make(progress: Progress) -> NDArray[np.float32]:
-            self.neighbours[run.name].make()
-            points = kept_array(
-                self.folder,
-                f"map-{run.name}",
-                run.digest,
-                lambda: make_map(run.vectors.features, progress),
-            )
+            def drawn() -> NDArray[np.float32]:
+                with closing(MapProcess()) as process:
+                    self._processes.append(process)
+                    near = self.neighbours[run.name].make()
+                    return process.draw(run.vectors.features, near, progress)
+
+            points = kept_array(self.folder, f"map-{run.name}", run.digest, drawn)
             whole = np.full((len(self), 2), np.nan, np.float32)
             whole[run.rows] = points
             return whole

@@ -57,7 +57,7 @@ def label_routes(gallery: Gallery) -> list[Route]:
 
     async def spread_them(request: Request) -> Response:
         given = await read_json(request)
-        return JSONResponse(await run_in_threadpool(spread, gallery, given))
+        return JSONResponse(await run_in_threadpool(_spread, gallery, given))
 
     async def accept(request: Request) -> Response:
         rows, names = _proposals(await read_json(request), count)
@@ -99,6 +99,32 @@ def label_routes(gallery: Gallery) -> list[Route]:
         Route("/api/export", export, methods=["GET"]),
         Route("/api/export", links, methods=["POST"]),
     ]
+
+
+def _spread(gallery: Gallery, given: dict[str, Any]) -> dict[str, Any]:
+    """Proposals as JSON; nothing is kept."""
+    confidence = given.get("confidence", 0.5)
+    if type(confidence) not in (int, float) or not 0 <= confidence <= 1:
+        raise Refused(400, "confidence should be a number from 0 to 1.")
+    _, codes = gallery.labels.codes()
+    classes = gallery.labels.classes()
+    name = given.get("class") or None
+    if name is not None and name not in classes:
+        raise Refused(400, "There is no such class among the labels given here.")
+    if not (codes >= 0).any():
+        raise Refused(400, "Label some images first: labels spread from them to their neighbours.")
+    found = spread(
+        gallery.neighbours["A"].get(),
+        codes,
+        len(classes),
+        only=None if name is None else classes.index(name),
+        confidence=float(confidence),
+    )
+    return {
+        "rows": found.rows.tolist(),
+        "classes": [classes[code] for code in found.codes.tolist()],
+        "confidences": [round(one, 4) for one in found.confidences.tolist()],
+    }
 
 
 def _version(request: Request) -> int | None:
