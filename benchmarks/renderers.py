@@ -138,7 +138,9 @@ def measure(name: str, count: int, strict: bool) -> tuple[float, float, str]:
         with served(Path(folder), strict) as address, Browser() as browser:
             page = browser.page(1100, 760)
             complaints: list[str] = []
-            page.on("console", lambda one: complaints.append(one.text) if one.type == "error" else None)
+            page.on(
+                "console", lambda one: complaints.append(one.text) if one.type == "error" else None
+            )
             page.on("pageerror", lambda one: complaints.append(str(one)))
             page.goto(address)
             try:

@@ -20,7 +20,7 @@ const interpreted = {
   },
 };
 
-const { outputFiles, metafile } = await build({
+const { outputFiles } = await build({
   absWorkingDir: here,
   entryPoints: ["entry.js"],
   bundle: true,
@@ -28,18 +28,16 @@ const { outputFiles, metafile } = await build({
   format: "esm",
   target: "es2022",
   legalComments: "none",
-  metafile: true,
   write: false,
   plugins: [interpreted],
 });
 
-const inputs = Object.keys(metafile.inputs).map((path) => path.match(/node_modules\/((?:@[^/]+\/)?[^/]+)/)?.[1]);
+const { packages } = JSON.parse(await readFile(`${here}/package-lock.json`, "utf8"));
 let notices = "";
-for (const name of [...new Set(inputs.filter(Boolean))].sort()) {
-  const folder = `${here}/node_modules/${name}`;
-  const { version, license } = JSON.parse(await readFile(`${folder}/package.json`, "utf8"));
-  const file = (await readdir(folder)).find((one) => /^licen[cs]e/i.test(one));
-  const text = file ? await readFile(`${folder}/${file}`, "utf8") : "";
-  notices += `${name} ${version} (${license})\n\n${text.replaceAll("*/", "* /").trim()}\n\n`;
+for (const [path, { version, license, dev }] of Object.entries(packages)) {
+  if (path === "" || dev) continue;
+  const file = (await readdir(`${here}/${path}`)).find((one) => /^licen[cs]e/i.test(one));
+  const text = file ? await readFile(`${here}/${path}/${file}`, "utf8") : "";
+  notices += `${path.split("node_modules/").pop()} ${version} (${license})\n\n${text.replaceAll("*/", "* /").trim()}\n\n`;
 }
 await writeFile(target, `/*!\n${notices}*/\n${outputFiles[0].text}`);

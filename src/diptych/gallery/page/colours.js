@@ -1,9 +1,7 @@
 // Colours of points: classes by a palette that colour-blind people can tell apart, numbers by cividis.
 
-import { plural } from "./state.js";
-
 export const CLASS_COLOURS = [
-  "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#e08214", "#7b5f45",
+  "#3c75b9", "#e25570", "#4e7732", "#dab216", "#5dc0e9", "#8e3277", "#af8916", "#4f4723",
 ];
 const CIVIDIS = [
   "#163770", "#35456c", "#4a536c", "#5e626e", "#6f7073", "#817f78",
@@ -81,8 +79,4 @@ function boundsOf(column, values) {
 
 export function short(value) {
   return Number.isFinite(value) ? String(Number(value.toPrecision(3))) : "none";
-}
-
-export function describe(line) {
-  return `${line.name}, ${plural(line.count, "image")}`;
 }

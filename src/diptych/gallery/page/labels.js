@@ -61,8 +61,8 @@ export class Labels {
     find("classes").replaceChildren(...classes.map((name) => make("option", { value: name })));
     const lines = classes.map((name, code) => [name, code, counts[code]]).filter(([, , count]) => count > 0);
     const list = lines.map(([name, code, count]) => {
-      const choose = button("", () => this.#choose(name, code), { "aria-label": `Select ${name}, ${plural(count, "image")}` });
-      choose.append(make("span", { textContent: name }), make("small", { textContent: count.toLocaleString("en") }));
+      const choose = button("", () => this.#choose(name, code), { title: "Select these" });
+      choose.append(make("span", { textContent: name }), " ", make("small", { textContent: count.toLocaleString("en") }));
       return make("li", {}, choose);
     });
     find("given").replaceChildren(...list);

@@ -1,6 +1,5 @@
 // The legend of the colours; its lines filter the map and the grid.
 
-import { describe } from "./colours.js";
 import { button, find, make } from "./elements.js";
 import { rowsWhere } from "./masks.js";
 
@@ -38,11 +37,12 @@ export class Legend {
         type: "button",
         className: "line",
         "aria-pressed": String(on),
-        "aria-label": `Only ${describe(line)}`,
+        title: "Show only these",
         onclick: () => this.#toggle(at),
       },
       mark,
       make("span", { textContent: line.name }),
+      " ",
       make("small", { textContent: line.count.toLocaleString("en") }),
     );
   }

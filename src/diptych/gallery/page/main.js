@@ -207,7 +207,9 @@ class Page {
 }
 
 try {
-  await new Page(await getJson("/api/set")).start();
+  const page = new Page(await getJson("/api/set"));
+  globalThis.gallery = page; // for the console
+  await page.start();
 } catch (error) {
   if (!(error instanceof Fault)) throw error;
   say(error.message, true);
