@@ -2,7 +2,7 @@
 
 import webbrowser
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +10,6 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from diptych.cli.flags import DeviceOptions, parse
-from diptych.escaping import readable
 
 
 @dataclass(frozen=True)
@@ -48,26 +47,32 @@ def gallery(arguments: Sequence[str]) -> None:
       diptych gallery features/ --against other-features/
       diptych gallery features/ --host 0.0.0.0 --token 4f9c1be07a52d368
     """
-    from diptych.embeddings.vectors import read_vectors
-    from diptych.gallery.gallery import open_gallery
-    from diptych.gallery.serve import check_address, listen, serve
+    from diptych.gallery.open_source import open_source
+    from diptych.gallery.server.serve import check_address, listen, serve
 
     flags = parse(GalleryFlags, gallery, arguments)
     check_address(flags.host, flags.token)
     console = Console(markup=False, highlight=False, soft_wrap=True)
     with listen(flags.host, flags.port) as listening:  # before minutes of work
         port = listening.getsockname()[1]
-        vectors = read_vectors(flags.source)
-        against = None if flags.against is None else read_vectors(flags.against)
-        opened = open_gallery(vectors, against=against, images=flags.images, table=flags.table)
+        opened = open_source(
+            flags.source,
+            against=flags.against,
+            images=flags.images,
+            table=flags.table,
+            console=console,
+            **asdict(flags.runtime),
+        )
         host = f"[{flags.host}]" if ":" in flags.host else flags.host
         address = f"http://{host}:{port}/" + (f"?token={flags.token}" if flags.token else "")
 
         def say() -> None:
-            console.print(f"Gallery of {readable(str(vectors.source))}: {address}")
+            console.print(f"Gallery of {len(opened):,} images: {address} (Ctrl-C ends it)")
             if flags.browser:
                 webbrowser.open(address)
 
-        opened.start()
-        serve(opened, listening, token=flags.token, on_start=say)
-        opened.close()
+        try:
+            opened.start()
+            serve(opened, listening, token=flags.token, on_start=say)
+        finally:
+            opened.close()

@@ -31,7 +31,7 @@ VERBS: Final = {
     ),
     "pretrain": ("pretrain", "learn from a folder of images, shards, tables or arrays"),
     "launch": (
-        "launch",
+        "embed",
         "pretrain or embed in many processes on one or more machines, with restarts",
     ),
     "evaluate": (

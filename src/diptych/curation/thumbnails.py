@@ -40,9 +40,7 @@ class Thumbnails:
     missing: str = ""
 
     @classmethod
-    def of(
-        cls, vectors: VectorSet, images: str | None = None, *, side: int = SIDE
-    ) -> "Thumbnails":
+    def of(cls, vectors: VectorSet, images: str | None = None, *, side: int = SIDE) -> "Thumbnails":
         """Of what ``diptych embed`` read, or of ``images``; JPEG files no larger than needed."""
         path = images or (str(vectors.root) if vectors.root is not None else None)
         if path is None:

@@ -101,8 +101,16 @@ def _found(findings: Piece[Findings], count: int) -> list[Column]:
 
     return [
         Column("cluster", "class", kept(lambda one: _clusters(one.clusters, count)), names, ready),
-        Column("outlier score", "number", kept(lambda one: _scores(one.outliers, count)), tuple, ready),
-        Column("contradicted", "number", kept(lambda one: _doubts(one.mislabelled, count)), tuple, ready),
+        Column(
+            "outlier score", "number", kept(lambda one: _scores(one.outliers, count)), tuple, ready
+        ),
+        Column(
+            "contradicted",
+            "number",
+            kept(lambda one: _doubts(one.mislabelled, count)),
+            tuple,
+            ready,
+        ),
         Column("copies", "number", kept(lambda one: _groups(one.copies, count)), tuple, ready),
     ]
 

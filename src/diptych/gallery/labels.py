@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.errors import DiptychError
+from diptych.escaping import escaped
 
 NONE: Final = -1
 """Code of an image without a label."""
@@ -88,7 +89,8 @@ class LabelStore:
             self._ids = self._ids_of(names)
         except sqlite3.DatabaseError as error:
             raise LabelsError(
-                f"{file} cannot be read as labels of a gallery: {error}. Move it away to begin anew."
+                f"{file} cannot be read as labels of a gallery: {error}. Move it away to begin "
+                "anew."
             ) from error
         self._rows = {int(image): row for row, image in enumerate(self._ids)}
         self._kept: tuple[int, NDArray[np.int16]] | None = None
@@ -187,7 +189,7 @@ class LabelStore:
         return [Change(int(number), 0, str(words)) for number, words in reversed(found)]
 
     def _ids_of(self, names: Sequence[str]) -> NDArray[np.int64]:
-        written = [_storable(name) for name in names]
+        written = [escaped(name) for name in names]  # SQLite takes UTF-8 only
         with self._transaction():
             self._database.executemany(
                 "insert or ignore into images (name) values (?)", ((one,) for one in written)
@@ -277,13 +279,6 @@ def _words(count: int, names: Sequence[str | None]) -> str:
     if len(given) == 1:
         return f"{images} labelled {names[0]}"
     return f"{images} labelled, {len(given)} classes"
-
-
-def _storable(name: str) -> str:
-    """A name as text that SQLite takes: one that is not UTF-8 has its bytes written out."""
-    from diptych.escaping import escaped
-
-    return escaped(name)
 
 
 def _pack(images: NDArray[np.int64], codes: NDArray[np.int16]) -> bytes:

@@ -4,8 +4,8 @@ UMAP (McInnes, Healy and Melville 2018, 1802.03426) is given the exact neighbour
 already, begins with the two directions in which vectors vary most, and uses one thread and one
 seed, so the same vectors have the same map at every call on one machine.
 
-It runs in a process of its own: it compiles for half a minute when it first runs, and holds Python's
-lock while it does, which would hold up the server. Arrays go there and back as .npy files.
+It runs in a process of its own: it compiles for half a minute at its first run, and holds Python's
+lock meanwhile, which would hold up the server. Arrays go there and back as .npy files.
 """
 
 import re
@@ -117,8 +117,10 @@ def umap_of(
 
     own = np.arange(count, dtype=np.int32)[:, None]
     rows = np.concatenate([own, found.rows.astype(np.int32)], axis=1)
-    distances = np.concatenate([np.zeros((count, 1)), np.maximum(1 - found.similarities, 0)], axis=1)
-    random = np.random.RandomState(SEED)  # noqa: NPY002  UMAP asks for this kind
+    distances = np.concatenate(
+        [np.zeros((count, 1)), np.maximum(1 - found.similarities, 0)], axis=1
+    )
+    random = np.random.RandomState(SEED)  # the kind that UMAP takes
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own affairs, such as images without neighbours
         graph, _, _ = fuzzy_simplicial_set(

@@ -14,7 +14,7 @@ from diptych.curation.outliers import Outliers, find_outliers
 from diptych.embeddings.neighbours import Neighbours, unit_length
 from diptych.embeddings.vectors import VectorSet
 from diptych.errors import DiptychError
-from diptych.gallery.data import Rows
+from diptych.gallery.shown_runs import Rows
 
 SHOWN: Final = 60
 """Rows of an item that are sent; a cluster may have many more."""

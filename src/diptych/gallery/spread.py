@@ -1,10 +1,10 @@
 """Labels for images near labelled ones, as proposals with a confidence.
 
 The confidence of a class is the probability that a walk meets an image of that class before any
-other labelled one. It goes from an image to one of its nearest, the nearer the more probably, again
-and again, and ends with a small probability at each step, so that far from all labels none is
-sure. These are the harmonic functions of Zhu, Ghahramani and Lafferty (2003, section 2), with an end
-added to each step.
+other labelled one. It goes from an image to one of its nearest, the nearer the more probably,
+again and again, and ends with a small probability at each step, so that far from all labels none
+is sure. These are the harmonic functions of Zhu, Ghahramani and Lafferty (2003, section 2), with an
+end added to each step.
 """
 
 from typing import Final, NamedTuple
@@ -15,7 +15,7 @@ from scipy import sparse
 
 from diptych.embeddings.neighbours import Neighbours
 from diptych.evaluation.knn import TEMPERATURE
-from diptych.gallery.data import Rows
+from diptych.gallery.shown_runs import Rows
 
 _END: Final = 0.02  # probability that a walk ends at a step
 _STEPS: Final = 100

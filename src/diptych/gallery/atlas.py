@@ -1,11 +1,13 @@
 """Thumbnails of all images in pages of an atlas, and one image at a time, always encoded anew."""
 
 import io
+import shutil
 import threading
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from diptych.curation.thumbnails import Thumbnails
@@ -41,12 +43,20 @@ class Atlas:
         self._small = Thumbnails.of(vectors, images)
         self._large = Thumbnails.of(vectors, images, side=PICTURE_PIXELS)
         self._folder = folder / f"thumbnails-{digest}"
+        self._remove_others()
+        place = Path(images) if images is not None else vectors.root
+        self.root = place if place is not None and place.is_dir() else None
+        """Folder of the images, where they are files of one."""
         self._locks = [threading.Lock() for _ in range(_STRIPES)]
 
     @property
     def missing(self) -> str:
         """Why there are no pictures at all; empty where there are."""
         return self._small.missing
+
+    def lists(self, name: str) -> bool:
+        """Whether an image of this name was found where the images are."""
+        return name in self._small.places
 
     def page(self, number: int) -> bytes:
         """A page, which is made where it is not there yet."""
@@ -75,6 +85,11 @@ class Atlas:
         found.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS), Image.Resampling.LANCZOS)
         return _webp(found)
 
+    def _remove_others(self) -> None:
+        for old in self._folder.parent.glob("thumbnails-*"):
+            if old != self._folder:
+                shutil.rmtree(old, ignore_errors=True)
+
     def _draw(self, number: int) -> bytes:
         page = Image.new("RGB", (PAGE_PIXELS, PAGE_PIXELS), _MISSING)
         first = number * self.per_page
@@ -97,7 +112,7 @@ def _webp(picture: Image.Image) -> bytes:
     return out.getvalue()
 
 
-def rows_of_mask(mask: bytes, count: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+def rows_of_mask(mask: bytes, count: int) -> NDArray[np.int64]:
     """The rows whose bit is set, least significant bit of the first byte first.
 
     >>> rows_of_mask(bytes([0b101, 1]), 9).tolist()
@@ -105,4 +120,3 @@ def rows_of_mask(mask: bytes, count: int) -> "np.ndarray[tuple[int], np.dtype[np
     """
     bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")[:count]
     return np.flatnonzero(bits)
-

@@ -1,7 +1,7 @@
 """The images of a gallery: one set of vectors, and perhaps another one of the same images."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -78,7 +78,7 @@ class Runs:
     def __len__(self) -> int:
         return len(self.first.vectors)
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[Run]:
         return iter([self.first] if self.second is None else [self.first, self.second])
 
     @property
