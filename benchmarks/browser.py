@@ -1,6 +1,7 @@
 """A headless Chromium for benchmarks and tests: Debian's, driven by playwright."""
 
 import shutil
+import time
 from types import TracebackType
 from typing import Any
 
@@ -11,7 +12,7 @@ ARGUMENTS = (
     "--enable-unsafe-swiftshader",
     "--ignore-gpu-blocklist",
 )
-DRAG = """async ([x, y]) => {
+COUNT_FRAMES = """() => {
   let frames = 0, running = true;
   const count = () => { frames += 1; if (running) requestAnimationFrame(count); };
   requestAnimationFrame(count);
@@ -64,13 +65,19 @@ class Browser:
         return context.new_page()
 
 
+def wait_until(page: Any, condition: str, seconds: float = 20.0) -> None:
+    """Until an expression holds; playwright's own way needs eval, which strict pages forbid."""
+    ends = time.monotonic() + seconds
+    while not page.evaluate(condition):
+        assert time.monotonic() < ends, condition
+        page.wait_for_timeout(20)
+
+
 def drag_frames_per_second(page: Any, at: tuple[int, int], seconds: float = 3.0) -> float:
     """Frames that the page shows a second while the mouse drags to and fro from a point."""
-    import time
-
     page.mouse.move(*at)
     page.mouse.down()
-    page.evaluate(DRAG, list(at))
+    page.evaluate(COUNT_FRAMES)
     begun, step = time.perf_counter(), 0
     while time.perf_counter() - begun < seconds:
         step += 1

@@ -21,20 +21,25 @@ from pathlib import Path
 from threading import Thread
 
 import numpy as np
-from browser import Browser, drag_frames_per_second
+from browser import Browser, drag_frames_per_second, wait_until
 from measuring import Figure, add_arguments, publish
 from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "src" / "diptych" / "gallery" / "page" / "renderer.js"
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; img-src 'self' data: blob:"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "connect-src 'self'; img-src 'self' data: blob:"
+)
 LOADING = """
 const column = async (name, kind) => new kind(await (await fetch(name)).arrayBuffer());
 const [x, y, code] = await Promise.all(
   [column("x", Float32Array), column("y", Float32Array), column("code", Float32Array)]);
-const colours = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#000000", "#994455", "#997700"];
-const drawn = () => requestAnimationFrame(() => requestAnimationFrame(() => { window.drawn = performance.now(); }));
+const colours = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee",
+  "#aa3377", "#bbbbbb", "#000000", "#994455", "#997700"];
+const note = () => { window.drawn = performance.now(); };
+const drawn = () => requestAnimationFrame(() => requestAnimationFrame(note));
 """
 SCRIPTS = {
     "regl-scatterplot": """
@@ -48,15 +53,18 @@ drawn();
 """,
     "bokeh": """
 const { Plotting, ColumnDataSource } = Bokeh;
-const figure = Plotting.figure({ width: 1000, height: 700, tools: "pan,wheel_zoom", output_backend: "webgl" });
+const figure = Plotting.figure(
+  { width: 1000, height: 700, tools: "pan,wheel_zoom", output_backend: "webgl" });
 const source = new ColumnDataSource({ data: { x, y, c: Array.from(code, (one) => colours[one]) } });
-figure.scatter({ field: "x" }, { field: "y" }, { source, size: 3, line_color: null, fill_alpha: 0.7, fill_color: { field: "c" } });
+figure.scatter({ field: "x" }, { field: "y" },
+  { source, size: 3, line_color: null, fill_alpha: 0.7, fill_color: { field: "c" } });
 await Plotting.show(figure, document.getElementById("map"));
 drawn();
 """,
     "plotly": """
 const trace = { type: "scattergl", mode: "markers", x, y, hoverinfo: "none",
-  marker: { size: 3, opacity: 0.7, color: code, colorscale: colours.map((one, at) => [at / 9, one]) } };
+  marker: { size: 3, opacity: 0.7, color: code,
+    colorscale: colours.map((one, at) => [at / 9, one]) } };
 await Plotly.newPlot("map", [trace], { width: 1000, height: 700, dragmode: "pan" });
 drawn();
 """,
@@ -94,9 +102,10 @@ class Handler(SimpleHTTPRequestHandler):
     """Files of a folder, without a log, under a policy without eval."""
 
     def log_message(self, *arguments: object) -> None:
-        pass
+        """Nothing."""
 
     def end_headers(self) -> None:
+        """Adds the policy."""
         if getattr(self.server, "strict", False):
             self.send_header("Content-Security-Policy", POLICY)
         super().end_headers()
@@ -127,7 +136,8 @@ def write_page(folder: Path, name: str, count: int) -> None:
     (folder / "main.js").write_text(text)
     tags.append('<script type="module" src="main.js"></script>')
     (folder / "index.html").write_text(
-        f'<!doctype html><meta charset="utf-8"><div id="map"></div>{"".join(tags)}'
+        '<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,">'
+        f'<div id="map"></div>{"".join(tags)}'
     )
 
 
@@ -144,11 +154,12 @@ def measure(name: str, count: int, strict: bool) -> tuple[float, float, str]:
             page.on("pageerror", lambda one: complaints.append(str(one)))
             page.goto(address)
             try:
-                page.wait_for_function("window.drawn !== undefined", timeout=120_000)
-            except Exception:
+                wait_until(page, "window.drawn !== undefined", 120)
+            except AssertionError:
                 return float("nan"), float("nan"), (complaints or ["nothing drawn"])[0][:90]
             first = page.evaluate("window.drawn") / 1000
-            return first, drag_frames_per_second(page, (500, 350)), ""
+            rate = drag_frames_per_second(page, (500, 350))
+            return first, rate, (complaints or [""])[0][:90]
 
 
 def main() -> None:

@@ -61,7 +61,8 @@ export class Details {
   }
 
   #table(one) {
-    const lines = [["label of its folder", one.label], ["label given here", one.given], ...Object.entries(one.values ?? {})];
+    const { label, "given label": given, ...values } = one.values ?? {};
+    const lines = [["label", one.label ?? label], ["given label", one.given ?? given], ...Object.entries(values)];
     const shown = lines.filter(([, value]) => value !== null && value !== undefined && value !== "");
     const list = make("dl");
     for (const [name, value] of shown) {

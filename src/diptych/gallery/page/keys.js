@@ -27,7 +27,7 @@ function onMap(page, view, event) {
   else if (direction) step(page, view, direction);
   else if (event.key === "+" || event.key === "=") map.zoom(1.3);
   else if (event.key === "-") map.zoom(1 / 1.3);
-  else if (event.key === "0") map.reset();
+  else if (event.key === "0") map.fit();
   else if (page.current === undefined) return false;
   else if (event.key === "Enter") page.pick(page.current);
   else if (event.key === " ") page.state.toggle(page.current);

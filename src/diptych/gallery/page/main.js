@@ -62,14 +62,14 @@ class Page {
     const { state } = this;
     state.on("selection", () => {
       for (const map of this.maps) map.setSelection(state.selected);
-      find("clear").hidden = state.selected.length === 0;
+      find("clear").disabled = state.selected.length === 0;
     });
     state.on("filter", () => this.maps.forEach((map) => attempt(() => map.setFilter(state.filter))));
     for (const mode of document.querySelectorAll("[data-mode]"))
       if (mode.tagName === "BUTTON") mode.onclick = () => this.setMode(mode.dataset.mode);
     find("zoom-in").onclick = () => this.maps.forEach((map) => map.zoom(1.5));
     find("zoom-out").onclick = () => this.maps.forEach((map) => map.zoom(1 / 1.5));
-    find("reset").onclick = () => this.maps.forEach((map) => map.reset());
+    find("reset").onclick = () => this.maps.forEach((map) => map.fit());
     find("colour").onchange = () => {
       this.legend.clear();
       attempt(() => this.colour());

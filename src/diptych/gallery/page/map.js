@@ -13,6 +13,7 @@ export class PointMap {
     this.canvas = host.querySelector("canvas");
     this.mode = "pan";
     this.drawn = false;
+    this.moved = false; // whether the user chose a view
     this.plot = createScatterplot({
       canvas: this.canvas,
       lassoInitiator: false,
@@ -48,7 +49,7 @@ export class PointMap {
     const large = count > 300_000;
     await this.plot.set({
       pointSize: count > 50_000 ? 2 : count > 5_000 ? 3 : 5,
-      pointSizeSelected: 1,
+      pointSizeSelected: 2,
       pointOutlineWidth: 1,
       opacity: large ? 1 : 0.8,
       opacityInactiveScale: 0.35,
@@ -56,6 +57,7 @@ export class PointMap {
     this.theme();
     await this.#draw();
     this.drawn = true;
+    await this.fit(false);
   }
 
   #noteExtremes(row) {
@@ -120,8 +122,12 @@ export class PointMap {
     else if (there.length === 1) await this.plot.zoomToLocation([this.x[there[0]], this.y[there[0]]], 0.15, { transition: true, transitionDuration: 300 });
   }
 
-  async reset() {
-    await this.plot.zoomToOrigin({ transition: true, transitionDuration: 300 });
+  /** Shows all points; a map that is higher than wide has to be looked at from further away. */
+  async fit(transition = true) {
+    this.moved = false;
+    const { clientWidth, clientHeight } = this.host;
+    const distance = Math.max(1, clientHeight / Math.max(1, clientWidth));
+    await this.plot.zoomToLocation([0, 0], distance, { transition, transitionDuration: 300 });
   }
 
   zoom(factor) {
@@ -203,6 +209,7 @@ export class PointMap {
 
   #resize() {
     this.plot.set({ width: "auto", height: "auto" });
+    if (this.drawn && !this.moved) this.fit(false);
     requestAnimationFrame(() => this.listeners.view());
   }
 
@@ -221,6 +228,8 @@ export class PointMap {
       const row = event.buttons === 0 ? this.listeners.hit(...this.mouse) : -1;
       if (row >= 0) this.listeners.hover(row);
     });
+    for (const kind of ["mousedown", "wheel"])
+      this.canvas.addEventListener(kind, () => (this.moved = true), { passive: true });
     this.host.addEventListener("mouseleave", () => this.listeners.hover(-1));
     this.host.addEventListener("click", (event) => {
       const at = local(event);

@@ -84,8 +84,8 @@ export class MapView {
     this.map?.zoom(factor);
   }
 
-  reset() {
-    return this.map?.reset();
+  fit() {
+    return this.map?.fit();
   }
 
   zoomTo(rows) {
@@ -111,7 +111,7 @@ export class MapView {
 
   async setFilter(rows) {
     await this.map?.setFilter(rows);
-    this.thumbnails?.moved();
+    this.setSelection(this.page.state.selected); // of which the filter had left some out
   }
 
   remove() {

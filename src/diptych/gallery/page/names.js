@@ -16,8 +16,8 @@ export class Names {
 
   /** Fetches what is not known of some rows. */
   async fetch(rows) {
-    const missing = [...new Set(rows)].filter((row) => row >= 0 && !this.known.has(row));
     if (this.known.size > KEPT) this.known.clear();
+    const missing = [...new Set(rows)].filter((row) => row >= 0 && !this.known.has(row));
     for (let at = 0; at < missing.length; at += AT_ONCE) {
       const some = Int32Array.from(missing.slice(at, at + AT_ONCE));
       const found = await post("/api/rows", some.buffer);
