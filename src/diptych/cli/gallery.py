@@ -48,7 +48,7 @@ def gallery(arguments: Sequence[str]) -> None:
       diptych gallery features/ --host 0.0.0.0 --token 4f9c1be07a52d368
     """
     from diptych.gallery.open_source import open_source
-    from diptych.gallery.server.serve import check_address, listen, serve
+    from diptych.gallery.server.serve import check_address, listen, make_server
 
     flags = parse(GalleryFlags, gallery, arguments)
     check_address(flags.host, flags.token)
@@ -73,6 +73,7 @@ def gallery(arguments: Sequence[str]) -> None:
 
         try:
             opened.start()
-            serve(opened, listening, token=flags.token, on_start=say)
+            server = make_server(opened, listening, token=flags.token, on_start=say)
+            server.run([listening])
         finally:
             opened.close()

@@ -100,7 +100,7 @@ class Gallery:
                 # Whole numbers up to 2^24 are exact in float32.
                 return np.stack([found.rows.astype(np.float32), found.similarities])
 
-            kept = kept_array(self.folder, f"neighbours-{run.name}", run.digest, both)
+            kept = kept_array(self.folder, f"neighbours{NEIGHBOURS}-{run.name}", run.digest, both)
             return Neighbours(kept[0].astype(np.int64), kept[1].astype(np.float32))
 
         return make
@@ -113,7 +113,7 @@ class Gallery:
                     near = self.neighbours[run.name].make()
                     return process.draw(run.vectors.features, near, progress)
 
-            points = kept_array(self.folder, f"map-{run.name}", run.digest, drawn)
+            points = kept_array(self.folder, f"umap-{run.name}", run.digest, drawn)
             whole = np.full((len(self), 2), np.nan, np.float32)
             whole[run.rows] = points
             return whole

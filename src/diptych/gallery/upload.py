@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from diptych.embeddings.embedder import Embedder
 from diptych.embeddings.shard_files import MANIFEST, read_set_manifest
 from diptych.embeddings.vectors import VectorSet
-from diptych.errors import DiptychError, EmbeddingsError
+from diptych.errors import DiptychError, EmbeddingsError, UnreadableImage
+from diptych.models.start import open_encoder
 
 _LAYER: Final = "h"
 
@@ -52,14 +53,25 @@ class Search:
         if self.source is None:
             raise EmbeddingsError(self.why)
         with self._lock:
-            found: NDArray[np.float32] = self._embedder([image])[0].astype(np.float32)
+            try:
+                found: NDArray[np.float32] = self._embedder([image])[0].astype(np.float32)
+            except UnreadableImage as error:
+                raise UnreadableImage(f"This is no image that can be read here: {error}") from error
         return found
 
     @cached_property
     def _embedder(self) -> Embedder:
         views = self.settings.get("views", {})
+        opened = open_encoder(str(self.source))
+        if opened.sha256 != self.settings.get("encoder"):
+            raise EmbeddingsError(
+                "The encoder is another one than when the vectors were made: embed the images "
+                "again."
+            )
         return Embedder(
             str(self.source),
+            # What foreign weights see was chosen for the set.
+            side_pixels=views.get("side_pixels") if opened.run is None else None,
             layer=self.settings.get("layer", _LAYER),
             normalize=bool(self.settings.get("normalized", False)),
             crops=views.get("crops", "center"),

@@ -24,7 +24,9 @@ from diptych.gallery.server.requests import (
 )
 from diptych.gallery.spread import spread
 
-_POLL_SECONDS: Final = 25.0
+POLL_SECONDS: Final = 25.0
+"""For which a request waits for other labels."""
+
 _LOOK_SECONDS: Final = 0.25
 _MOST_VERSION: Final = 2**53
 
@@ -70,7 +72,7 @@ def label_routes(gallery: Gallery) -> list[Route]:
 
     async def changes(request: Request) -> Response:
         since = whole_number(request.query_params, "since", 0, _MOST_VERSION)
-        ends = time.monotonic() + _POLL_SECONDS
+        ends = time.monotonic() + POLL_SECONDS
         while labels.version <= since and time.monotonic() < ends:
             if await request.is_disconnected():
                 break

@@ -7,11 +7,12 @@ comes from; what changes anything needs a header that no other site may send.
 
 import hmac
 import ipaddress
+import re
 import socket
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from typing import Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -36,6 +37,7 @@ _HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
+_HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
 _COOKIE_SECONDS: Final = 30 * 24 * 3600
 
 
@@ -143,14 +145,8 @@ def is_loopback(host: str) -> bool:
 
 def _host_name(host: str) -> str | None:
     """The name or address in a Host header, in small letters; None if it is none."""
-    try:
-        parts = urlsplit(f"//{host}")
-        parts.port  # noqa: B018  raises where it is no number
-    except ValueError:
-        return None
-    if parts.username is not None or parts.path or parts.query or parts.fragment:
-        return None
-    return parts.hostname
+    found = _HOST.fullmatch(host.lower())
+    return None if found is None else found[1].strip("[]")
 
 
 def _is_address(name: str) -> bool:

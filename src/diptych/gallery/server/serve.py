@@ -23,12 +23,15 @@ WRITE_SECONDS: Final = 30.0
 """In which a client has to take some of an answer."""
 _IDLE_SECONDS: Final = 15
 _BACKLOG: Final = 128
+_MOST_DISCARDED: Final = 32 * 1024 * 1024
+_MOST_PORT: Final = 65535
 
 
 class BoundedProtocol(H11Protocol):
     """HTTP/1.1 that cuts off clients that send or take too slowly, and too many of them."""
 
     _deadline: asyncio.TimerHandle | None = None
+    _discarded = 0
     _write_deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -43,7 +46,12 @@ class BoundedProtocol(H11Protocol):
         """Takes what came of a request."""
         waiting = self.cycle is None or self.cycle.response_complete
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self.cycle is not None and self.cycle.response_complete and self.cycle.more_body:
+            # It was answered, and sends its body all the same; a little so that it reads the answer.
+            self._discarded += len(data)
+            if self._discarded > _MOST_DISCARDED:
+                self.transport.close()
+        elif self.cycle is not None and not self.cycle.response_complete:
             if not self.cycle.more_body:
                 self._cancel()
             elif waiting:
@@ -54,7 +62,7 @@ class BoundedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends what waits for the client."""
         self._cancel()
-        self.resume_writing()
+        self._took_some()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -65,6 +73,9 @@ class BoundedProtocol(H11Protocol):
     def resume_writing(self) -> None:
         """The client took some."""
         super().resume_writing()
+        self._took_some()
+
+    def _took_some(self) -> None:
         if self._write_deadline is not None:
             self._write_deadline.cancel()
             self._write_deadline = None
@@ -122,24 +133,26 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: the address cannot be used.
     """
+    if not 0 <= port <= _MOST_PORT:
+        raise ConfigError(f"--port lies from 0 to {_MOST_PORT}; got {port}. 0 takes a free one.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ConfigError(
             f"cannot listen at {host}, port {port}: {error}. Give another --port; 0 takes a free "
             "one."
         ) from error
 
 
-def serve(
+def make_server(
     gallery: Gallery,
     listening: socket.socket,
     *,
     token: str | None = None,
     on_start: Callable[[], None] = lambda: None,
-) -> None:
-    """Serves a gallery until it is interrupted.
+) -> Server:
+    """A server of a gallery; its ``run([listening])`` serves until it is interrupted.
 
     Args:
         gallery: what is shown.
@@ -149,12 +162,7 @@ def serve(
     """
     host, port = listening.getsockname()[:2]
     app: ASGIApp = Guard(make_app(gallery), host, port, token)
-    Server(config(app), on_start).run([listening])
-
-
-def config(app: ASGIApp) -> uvicorn.Config:
-    """How uvicorn serves an application of the gallery."""
-    return uvicorn.Config(
+    config = uvicorn.Config(
         app,
         http=BoundedProtocol,
         ws="none",
@@ -166,3 +174,4 @@ def config(app: ASGIApp) -> uvicorn.Config:
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=1,
     )
+    return Server(config, on_start)
