@@ -355,7 +355,7 @@ def test_two_runs_share_the_selection(page: Any) -> None:
 def test_findings_are_shown(page: Any, address: str, name: str) -> None:
     page.get_by_role("tab", name="Findings").click()
     page.locator("#finding").select_option(name)
-    wait_until(page, "document.querySelector('#findings p')?.className === ''")
+    wait_until(page, "document.querySelector('#findings p')?.className === ''", 90)
     found = json.loads(get(address, f"api/panels/{name}?first=0&count=20"))
     wait_until(
         page, f"document.querySelectorAll('#findings .item').length === {len(found['items'])}"

@@ -29,7 +29,8 @@ export class PointMap {
     this.plot.subscribe("view", () => listeners.view());
     this.#listen();
     makeTouchable(this.canvas);
-    new ResizeObserver(() => this.#resize()).observe(host);
+    this.observer = new ResizeObserver(() => this.#resize());
+    this.observer.observe(host);
   }
 
   /** Takes float32 pairs; a row whose pair is NaN has no point. */
@@ -207,9 +208,17 @@ export class PointMap {
     if (this.listeners.hit(...(this.mouse ?? [-1, -1])) < 0) this.listeners.hover(row);
   }
 
+  /** Nothing may be asked of the renderer any more. */
+  destroy() {
+    this.observer.disconnect();
+    this.drawn = false;
+    this.plot.destroy();
+  }
+
   #resize() {
+    if (!this.drawn) return;
     this.plot.set({ width: "auto", height: "auto" });
-    if (this.drawn && !this.moved) this.fit(false);
+    if (!this.moved) this.fit(false);
     requestAnimationFrame(() => this.listeners.view());
   }
 

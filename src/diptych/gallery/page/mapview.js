@@ -115,7 +115,8 @@ export class MapView {
   }
 
   remove() {
-    this.map?.plot.destroy();
+    this.map?.destroy();
+    this.map = undefined;
     this.figure.remove();
   }
 }

@@ -25,37 +25,42 @@ export class Panels {
     const name = find("finding").value;
     find("subset-form").hidden = name !== "subset";
     this.place.replaceChildren();
-    this.wanted = name;
+    const turn = this.#turn();
     if (name === "subset") return;
-    const page = await this.#page(name, 0);
-    if (this.wanted !== name || page === null) return;
+    const page = await this.#page(name, 0, turn);
+    if (this.turn !== turn) return;
     this.place.append(make("p", { textContent: page.words }));
     if (page.total === 0) this.place.append(make("p", { className: "soft", textContent: "There are none." }));
-    await this.#add(name, page, 0);
+    await this.#add(name, page, 0, turn);
   }
 
-  async #page(name, first) {
+  /** Begins something to show; what comes of earlier turns is left out. */
+  #turn() {
+    this.turn = (this.turn ?? 0) + 1;
+    return this.turn;
+  }
+
+  async #page(name, first, turn) {
     for (;;) {
       const page = await getJson(`/api/panels/${name}?first=${first}&count=${AT_ONCE}`);
-      if (page.progress === undefined) return page;
+      if (page.progress === undefined || this.turn !== turn) return page;
       this.place.replaceChildren(make("p", { className: "soft", textContent: `Looking … ${percent(page.progress)}` }));
       await pause(1000);
-      if (this.wanted !== name) return null;
-      this.place.replaceChildren();
+      if (this.turn === turn) this.place.replaceChildren();
     }
   }
 
-  async #add(name, page, first) {
+  async #add(name, page, first, turn) {
     const rows = page.items.flatMap((item) => item.rows.slice(0, STRIP));
     await this.names.fetch(rows);
-    if (this.wanted !== name) return;
+    if (this.turn !== turn) return;
     this.place.append(...page.items.map((item) => this.#item(item)));
     const next = first + page.items.length;
     if (next >= page.total || page.items.length === 0) return;
     const more = button(`More (${(page.total - next).toLocaleString("en")})`, async () => {
       more.remove();
-      const following = await attempt(() => this.#page(name, next));
-      if (following) await this.#add(name, following, next);
+      const following = await attempt(() => this.#page(name, next, turn));
+      if (following) await this.#add(name, following, next, turn);
     });
     this.place.append(more);
   }
@@ -97,7 +102,7 @@ export class Panels {
   async moved(row) {
     const { runs, shared } = await getJson(`/api/moved?row=${row}&k=${STRIP}`);
     await this.names.fetch([row, ...runs.flatMap((run) => run.rows)]);
-    this.wanted = "moved";
+    this.#turn();
     find("subset-form").hidden = true;
     const words = `Nearest images of ${this.names.get(row).name} in both runs; ${shared} of ${STRIP} are the same.`;
     const strips = runs.map((run) => {
