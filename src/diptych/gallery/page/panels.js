@@ -51,6 +51,7 @@ export class Panels {
   }
 
   async #add(name, page, first, turn) {
+    if (this.turn !== turn) return;
     const rows = page.items.flatMap((item) => item.rows.slice(0, STRIP));
     await this.names.fetch(rows);
     if (this.turn !== turn) return;
