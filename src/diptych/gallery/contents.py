@@ -1,6 +1,6 @@
 """A gallery: all that its server answers from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,8 @@ class Gallery:
         atlas: thumbnails.
         labels: given in the gallery.
         search: by uploaded images.
+        table: of further columns, if any.
+        titles: of the runs, for people; the names of the vectors where they have none.
         neighbours: the nearest of each vector, by run.
         maps: (images, 2) by run, NaN for images that the run lacks.
         findings: copies, outliers and so on of the first run.
@@ -47,6 +49,7 @@ class Gallery:
     labels: LabelStore
     search: Search
     table: Path | None = None
+    titles: Mapping[str, str] = field(default_factory=dict)
     neighbours: dict[str, Piece[Neighbours]] = field(init=False)
     maps: dict[str, Piece[NDArray[np.float32]]] = field(init=False)
     findings: Piece[Findings] = field(init=False)
@@ -68,10 +71,9 @@ class Gallery:
     def __len__(self) -> int:
         return len(self.runs)
 
-    @property
-    def title(self) -> str:
-        """For the page."""
-        return self.runs.first.vectors.source.name
+    def title(self, run: str) -> str:
+        """Of a run, for people."""
+        return self.titles.get(run) or self.runs.by_name()[run].vectors.source.name
 
     def panels(self) -> dict[str, Panel]:
         """What to look at first; see ``Findings.panels``."""
@@ -136,6 +138,7 @@ def open_gallery(
     against: VectorSet | None = None,
     images: str | None = None,
     table: Path | None = None,
+    titles: Mapping[str, str] | None = None,
 ) -> Gallery:
     """Opens what is needed to show a set of vectors.
 
@@ -144,6 +147,7 @@ def open_gallery(
         against: of the same images by another encoder.
         images: where they are, if not where they were embedded.
         table: a CSV file with a column ``name`` and others.
+        titles: of the runs A and B, for people.
 
     Raises:
         EmbeddingsError: the vectors cannot be shown.
@@ -156,4 +160,4 @@ def open_gallery(
     folder.mkdir(parents=True, exist_ok=True)
     atlas = Atlas(vectors, images, folder, runs.first.digest)
     labels = LabelStore(folder / "labels.sqlite", vectors.names)
-    return Gallery(runs, folder, atlas, labels, Search.of(vectors), table)
+    return Gallery(runs, folder, atlas, labels, Search.of(vectors), table, titles or {})

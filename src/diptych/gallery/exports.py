@@ -90,7 +90,7 @@ def as_coco(gallery: Gallery) -> bytes:
     found = [line for line in lines(gallery) if line.given is not None]
     return _json(
         {
-            "info": {"description": f"Labels of {readable(gallery.title)}"},
+            "info": {"description": f"Labels of {readable(gallery.title('A'))}"},
             "images": [{"id": line.row + 1, "file_name": line.name} for line in found],
             "annotations": [
                 {"id": place + 1, "image_id": line.row + 1, "category_id": number[str(line.given)]}

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -86,6 +87,10 @@ class MapProcess:
         """Ends the process, if it still runs, and removes its files."""
         self._process.kill()
         self._process.wait()
+        for stream in (self._process.stdin, self._process.stderr):
+            with suppress(OSError):  # what could not be written to it any more
+                if stream is not None:
+                    stream.close()
         self._folder.cleanup()
 
 

@@ -63,7 +63,8 @@ def open_source(
         second = embedded(against, path, place)
     elif against is not None:
         second = read_vectors(against)
-    return open_gallery(first, against=second, images=images, table=table)
+    titles = {"A": source.name, "B": "" if against is None else against.name}
+    return open_gallery(first, against=second, images=images, table=table, titles=titles)
 
 
 def is_run(path: Path) -> bool:

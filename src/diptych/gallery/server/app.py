@@ -191,10 +191,10 @@ def describe(gallery: Gallery) -> dict[str, Any]:
     atlas, search = gallery.atlas, gallery.search
     return {
         "count": len(gallery),
-        "title": readable(gallery.title),
+        "title": readable(gallery.title("A")),
         "source": readable(str(gallery.runs.first.vectors.source)),
         "runs": list(gallery.maps),
-        "titles": {run.name: readable(run.vectors.source.name) for run in gallery.runs},
+        "titles": {name: readable(gallery.title(name)) for name in gallery.maps},
         "maps": [
             {"run": name, "ready": piece.ready, "progress": piece.progress, "why": piece.why}
             for name, piece in gallery.maps.items()

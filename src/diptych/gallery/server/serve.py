@@ -47,7 +47,7 @@ class BoundedProtocol(H11Protocol):
         waiting = self.cycle is None or self.cycle.response_complete
         super().data_received(data)
         if self.cycle is not None and self.cycle.response_complete and self.cycle.more_body:
-            # It was answered, and sends its body all the same; a little so that it reads the answer.
+            # It was answered and still sends its body; some of it, so that it reads the answer.
             self._discarded += len(data)
             if self._discarded > _MOST_DISCARDED:
                 self.transport.close()
