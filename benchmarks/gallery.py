@@ -34,12 +34,12 @@ READY = "document.documentElement.dataset.ready === '1'"
 FIRST_PAINT_GOAL, FRAMES_GOAL, PROJECTOR_GOAL = 10.0, 3.0, 1.0
 
 
-def serve(count: int, folder: Path) -> None:
+def serve_made(count: int, folder: Path) -> None:
     """Serves a gallery of made vectors, and prints its address; does not return."""
     from diptych.embeddings.vectors import VectorSet
     from diptych.gallery.contents import open_gallery
     from diptych.gallery.pieces import Piece
-    from diptych.gallery.server.serve import listen, serve
+    from diptych.gallery.server.serve import listen, make_server
 
     before = resident_bytes("VmRSS")
     points, classes = made_map(count)
@@ -51,7 +51,7 @@ def serve(count: int, folder: Path) -> None:
     gallery.maps["A"].make()
     listening = listen("127.0.0.1", 0)
     print(before, f"http://127.0.0.1:{listening.getsockname()[1]}/", flush=True)
-    serve(gallery, listening)
+    make_server(gallery, listening).run([listening])
 
 
 def made_map(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--tensorboard", action="store_true", help="measure its projector too")
     arguments = parser.parse_args()
     if arguments.serve is not None:
-        serve(arguments.serve, arguments.folder)
+        serve_made(arguments.serve, arguments.folder)
         return
     if (lack := missing()) is not None:
         print(f"The gallery is not measured: {lack}.")

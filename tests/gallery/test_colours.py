@@ -59,7 +59,7 @@ def test_any_two_classes_differ(sight: str) -> None:
     seen = rgb2lab(encoded(linear(palette()) @ np.array(SIGHT[sight]).T)[None])[0]
     assert len(seen) == 9  # eight classes, and all others
     for one, other in itertools.combinations(range(len(seen)), 2):
-        difference = deltaE_ciede2000(seen[one], seen[other])
+        difference = deltaE_ciede2000(seen[one], seen[other])  # type: ignore[no-untyped-call]
         assert difference > LEAST_DIFFERENCE, (one, other, difference)
 
 
