@@ -30,7 +30,9 @@ DRAWN = """() => {
 def measure_projector(points: np.ndarray, classes: np.ndarray) -> tuple[float, float]:
     """Seconds until it has drawn points (n, 2), and frames per second while the mouse drags."""
     with tempfile.TemporaryDirectory() as folder:
-        np.savetxt(Path(folder) / "points.tsv", points, fmt="%.5f", delimiter="\t")
+        depth = np.random.default_rng(0).normal(scale=0.01, size=len(points))  # it draws in space
+        space = np.column_stack([points, depth])
+        np.savetxt(Path(folder) / "points.tsv", space, fmt="%.5f", delimiter="\t")
         np.savetxt(Path(folder) / "classes.tsv", classes, fmt="%d")
         (Path(folder) / "projector_config.pbtxt").write_text(CONFIG)
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -50,7 +52,7 @@ def _measured(address: str, port: int) -> tuple[float, float]:
     _wait_for(port)
     with Browser() as browser:
         page = browser.page(1280, 800)
-        page.goto(address + "data/plugin_entry.html?name=projector")
+        page.goto(address + "data/plugin/projector/projector_binary.html")
         begun, still = time.perf_counter(), 0
         while still < 10:  # a second without a message
             assert time.perf_counter() - begun < 180, "the projector did not draw"
