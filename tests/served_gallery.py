@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ class Served:
         *,
         method: str | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> tuple[int, Mapping[str, str], bytes]:
+    ) -> tuple[int, Message, bytes]:
         """Status, headers and body of an answer; a POST where there is a body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:

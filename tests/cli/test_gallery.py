@@ -29,7 +29,7 @@ def test_a_run_is_embedded_and_shown(tmp_path: Path) -> None:
             if found := re.search(r"Gallery of 70 images: (http://127.0.0.1:\d+/)", line):
                 break
         assert found is not None
-        with urllib.request.urlopen(f"{found[1]}api/set", timeout=60) as answer:
+        with urllib.request.urlopen(f"{found[1]}api/set", timeout=120) as answer:
             told = json.load(answer)
         assert (told["count"], told["runs"]) == (COUNT, ["A", "B"])
         assert told["titles"] == {"A": "run", "B": "other"}
@@ -37,7 +37,7 @@ def test_a_run_is_embedded_and_shown(tmp_path: Path) -> None:
         assert (run / "vectors.gallery" / "labels.sqlite").exists()
     finally:
         process.send_signal(signal.SIGINT)
-        code = process.wait(60)
+        code = process.wait(120)
         assert process.stdout is not None
         process.stdout.close()
     assert code in (0, 130)

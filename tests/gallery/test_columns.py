@@ -30,7 +30,11 @@ def test_numbers_and_classes_are_told_apart(tmp_path: Path) -> None:
     assert (size.kind, kind.kind, site.kind) == ("number", "class", "class")
     np.testing.assert_array_equal(size.values(), np.array([0.5, np.nan, 2.5], np.float32))
     assert size.described() == {
-        "name": "size", "kind": "number", "ready": True, "low": 0.5, "high": 2.5
+        "name": "size",
+        "kind": "number",
+        "ready": True,
+        "low": 0.5,
+        "high": 2.5,
     }
     assert (kind.values().tolist(), list(kind.classes())) == ([-1, -1, 0], ["moth"])
     assert [site.text(row) for row in range(3)] == ["2", None, "1"]
