@@ -25,7 +25,7 @@ POST = {"X-Diptych": "gallery"}
 
 
 class QuickMap:
-    """Stands for the process that draws the map, which takes half a minute to start."""
+    """Stands for the process that draws the map, which takes long to start."""
 
     def draw(self, features: NDArray[np.float32], found: Any, progress: Any) -> Any:
         return np.clip(features[:, :2], -1, 1)

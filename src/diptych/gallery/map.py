@@ -4,7 +4,7 @@ UMAP (McInnes, Healy and Melville 2018, 1802.03426) is given the exact neighbour
 already, begins with the two directions in which vectors vary most, and uses one thread and one
 seed, so the same vectors have the same map at every call on one machine.
 
-It runs in a process of its own: it compiles for half a minute at its first run, and holds Python's
+It runs in a process of its own: it compiles for ten seconds at its first run, and holds Python's
 lock meanwhile, which would hold up the server. Arrays go there and back as .npy files.
 """
 
