@@ -9,7 +9,9 @@ WANTED := $(shell { $(PYTHON) --version; cat pyproject.toml; } | cksum | cut -d'
 WORKERS ?= logical
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
-.PHONY: help setup demo test lint check slow bench docs site site-links fix clean
+RENDERER := src/diptych/gallery/page/renderer.js
+
+.PHONY: help setup renderer demo test lint check slow bench docs site site-links fix clean
 
 help:
 	@echo "make demo    learn from built-in photographs and write runs/demo/report.html"
@@ -22,6 +24,7 @@ help:
 	@echo "make site    build the documentation to build/site; a warning or a dead link is an error"
 	@echo "make site-links   ask whether the links to other sites still lead somewhere"
 	@echo "make fix     mend format and lint where that can be done by itself"
+	@echo "make renderer  what draws the map of the gallery; needs npm"
 	@echo "make setup   the virtual environment for all of these"
 
 $(VENV)/runtime-$(WANTED):
@@ -36,6 +39,12 @@ $(VENV)/dev-$(WANTED): $(VENV)/runtime-$(WANTED)
 	@touch $@
 
 setup: $(VENV)/dev-$(WANTED)
+
+renderer: $(RENDERER)
+
+$(RENDERER): $(wildcard renderer/*.js renderer/*.mjs renderer/*.cjs renderer/*.json)
+	cd renderer && npm ci --ignore-scripts --no-audit --no-fund
+	node renderer/build.mjs
 
 demo: $(VENV)/runtime-$(WANTED)
 	$(BIN)/diptych demo

@@ -69,6 +69,7 @@ def test_every_folder_is_a_package() -> None:
 SAME_NAME: Final = {
     "embed": {"cli.embed", "embeddings.embed"},
     "study": {"cli.study", "studies.study"},
+    "gallery": {"cli.gallery", "gallery"},
     "method": {"config.method", "methods.method"},
     "plan": {"cli.plan", "planning.plan"},
     "views": {"cli.views", "views"},
@@ -95,9 +96,7 @@ RETIRED: Final = {
     r"large_batch": "grad_cache",
     r"(found|finds?) (by|in) (other )?compan(y|ies)|compan(y|ies)": "leak accuracy, group",
     r"found \d+ ?%": "pretext acc 53%",
-    r"gallery|galleries": "embeddings",
     r"peers?": "other process; library compared with",
-    r"panels?": "plot, figure",
     r"outlets?": "console, stream",
     r"sittings?": "session, start",
 }

@@ -31,7 +31,7 @@ VERBS: Final = {
     ),
     "pretrain": ("pretrain", "learn from a folder of images, shards, tables or arrays"),
     "launch": (
-        "launch",
+        "embed",
         "pretrain or embed in many processes on one or more machines, with restarts",
     ),
     "evaluate": (
@@ -45,6 +45,10 @@ VERBS: Final = {
         "train detectors on a run's ResNet and on an untrained one, and compare them",
     ),
     "embed": ("embed", "write the features of any images to Parquet files, in shards"),
+    "gallery": (
+        "gallery",
+        "show images on a map of their vectors, in a local page, and take labels for them",
+    ),
     "search": ("curate", "find the images of a set that are nearest to a picture"),
     "duplicates": ("curate", "list exact and near copies in a set, and which one to keep"),
     "overlap": ("curate", "list the images of a test set that are copies of training images"),

@@ -211,6 +211,11 @@ def _run_to_report(
         page = write_report(folder.path, progress=bars, **runtime)
     print_verdict(console, folder.path)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+    console.print(
+        f"To walk through the images: diptych gallery {folder.path}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _remove_earlier_demo(out: Path) -> None:

@@ -20,7 +20,7 @@ from diptych.curation.threshold import (
     fit_threshold,
     given_threshold,
 )
-from diptych.embeddings.neighbours import nearest, unit_length
+from diptych.embeddings.neighbours import Neighbours, nearest, unit_length
 from diptych.embeddings.vectors import VectorSet, require_comparable
 from diptych.errors import ConfigError
 
@@ -101,6 +101,7 @@ def find_copies(
     threshold: float | None = None,
     *,
     prefer: Prefer | None = None,
+    found: Neighbours | None = None,
     device: str = "cpu",
 ) -> Copies:
     """Groups of exact and near copies; see ``Copies``.
@@ -110,6 +111,7 @@ def find_copies(
         threshold: largest cosine distance of copies; chosen by ``fit_threshold`` when not given.
         prefer: given the rows that have copies, says for all (images,) how much each is worth; of
             a group the image with the most is kept, and of equals the first row.
+        found: the 16 nearest others of each image, or more, if they are known already.
         device: where products are computed.
 
     Raises:
@@ -118,9 +120,11 @@ def find_copies(
     _check(threshold)
     count = len(vectors)
     same = _same(vectors)
-    found = nearest(
-        vectors.features, vectors.features, NEIGHBOURS, exclude_own_row=True, device=device
-    )
+    if found is None:
+        found = nearest(
+            vectors.features, vectors.features, NEIGHBOURS, exclude_own_row=True, device=device
+        )
+    found = Neighbours(found.rows[:, :NEIGHBOURS], found.similarities[:, :NEIGHBOURS])
     distances = _distances(found.similarities)
     first = distances[:, 0] if distances.shape[1] else np.ones(count, np.float32)
     chosen = _threshold(distances, threshold)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.curation.outliers import require_neighbours
-from diptych.embeddings.neighbours import nearest
+from diptych.embeddings.neighbours import Neighbours, nearest
 from diptych.embeddings.vectors import VectorSet
 from diptych.errors import ConfigError
 from diptych.evaluation.knn import NEIGHBOURS, TEMPERATURE
@@ -58,9 +58,20 @@ class Mislabelled:
 
 
 def find_mislabelled(
-    vectors: VectorSet, k: int = NEIGHBOURS, *, device: str = "cpu"
+    vectors: VectorSet,
+    k: int = NEIGHBOURS,
+    *,
+    found: Neighbours | None = None,
+    device: str = "cpu",
 ) -> Mislabelled:
     """Ranks labelled images by how much their k nearest labelled others contradict the label.
+
+    Args:
+        vectors: of the set.
+        k: others that vote.
+        found: k or more others of every image, if they are known already; of use where all images
+            are labelled.
+        device: where products are computed.
 
     Raises:
         EmbeddingsError: there are no labels.
@@ -74,7 +85,9 @@ def find_mislabelled(
             f"{vectors.source} has labels of one class, {classes[0]!r}; wanted two or more."
         )
     features, labels = vectors.features[rows], numbers[rows]
-    found = nearest(features, features, k, exclude_own_row=True, device=device)
+    if found is None or len(rows) < len(vectors):
+        found = nearest(features, features, k, exclude_own_row=True, device=device)
+    found = Neighbours(found.rows[:, :k], found.similarities[:, :k])
     voters = labels[found.rows]
     own = np.concatenate(
         [

@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.embeddings.neighbours import nearest
+from diptych.embeddings.neighbours import Neighbours, nearest
 from diptych.embeddings.vectors import VectorSet
 from diptych.errors import ConfigError
 
@@ -48,23 +48,37 @@ class Outliers:
         ]
 
 
-def find_outliers(vectors: VectorSet, k: int = NEIGHBOURS, *, device: str = "cpu") -> Outliers:
+def find_outliers(
+    vectors: VectorSet,
+    k: int = NEIGHBOURS,
+    *,
+    found: Neighbours | None = None,
+    device: str = "cpu",
+) -> Outliers:
     """Ranks images by the mean distance to their k nearest others.
 
     One neighbour alone would hide two copies of a strange image; several do not.
+
+    Args:
+        vectors: of the set.
+        k: others of each image.
+        found: k or more of them, if they are known already.
+        device: where products are computed.
 
     Raises:
         ConfigError: there is no neighbour to look at.
     """
     require_neighbours(vectors, k)
-    found = nearest(vectors.features, vectors.features, k, exclude_own_row=True, device=device)
-    distances = np.maximum(1 - found.similarities.astype(np.float64), 0).mean(axis=1)
+    if found is None:
+        found = nearest(vectors.features, vectors.features, k, exclude_own_row=True, device=device)
+    near = found.similarities[:, :k]
+    distances = np.maximum(1 - near.astype(np.float64), 0).mean(axis=1)
     logs = np.log(np.maximum(distances, np.finfo(np.float32).eps))
     away = logs - np.median(logs)
     spread = float(np.median(np.abs(away)))
     scores = _DEVIATIONS * away / spread if spread else np.zeros_like(away)
     rows = np.argsort(-distances, kind="stable")
-    return Outliers(distances, scores, rows, found.rows.shape[1])
+    return Outliers(distances, scores, rows, near.shape[1])
 
 
 def require_neighbours(vectors: VectorSet, k: int) -> None:

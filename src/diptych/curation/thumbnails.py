@@ -40,13 +40,13 @@ class Thumbnails:
     missing: str = ""
 
     @classmethod
-    def of(cls, vectors: VectorSet, images: str | None = None) -> "Thumbnails":
-        """Of what ``diptych embed`` read, or of ``images``."""
+    def of(cls, vectors: VectorSet, images: str | None = None, *, side: int = SIDE) -> "Thumbnails":
+        """Of what ``diptych embed`` read, or of ``images``; JPEG files no larger than needed."""
         path = images or (str(vectors.root) if vectors.root is not None else None)
         if path is None:
             return cls._none(vectors, f"{vectors.source} does not say where its images are.")
         try:
-            rows = find_rows(_config(path, vectors))
+            rows = find_rows(_config(path, vectors, side))
         except (ImagesError, ConfigError) as error:
             # Somebody who names a place wants to know; a list without pictures is of use otherwise.
             if images is not None:
@@ -68,11 +68,16 @@ class Thumbnails:
 
     def picture(self, row: int) -> str | None:
         """A picture as a data URI; None where the image is not there or cannot be read."""
+        found = self.image(row)
+        return None if found is None else _as_uri(found)
+
+    def image(self, row: int) -> Image.Image | None:
+        """The image in RGB, of any size; None where it is not there or cannot be read."""
         place = self.places.get(self.names[row])
         if self.rows is None or place is None:
             return None
         try:
-            return _as_uri(self.rows.reader(range(place, place + 1)).pixels(place))
+            return _shown(self.rows.reader(range(place, place + 1)).pixels(place))
         except (ImagesError, UnreadableImage):
             return None
 
@@ -93,25 +98,28 @@ class Thumbnails:
 def file_picture(file: str) -> str | None:
     """A picture of an image file that the user named, as a data URI; None if it cannot be read."""
     try:
-        return _as_uri(decode_file(file, ImagesConfig(jpeg_side=SIDE)))
+        return _as_uri(_shown(decode_file(file, ImagesConfig(jpeg_side=SIDE))))
     except UnreadableImage:
         return None
 
 
-def _config(path: str, vectors: VectorSet) -> ImagesConfig:
+def _config(path: str, vectors: VectorSet, side: int) -> ImagesConfig:
     """As the images were embedded, but no larger than a picture needs."""
     made: dict[str, Any] = dict((vectors.settings or {}).get("views", {}))
     known = {name: made[name] for name in ("color", "bits", "max_megapixels") if name in made}
-    config = ImagesConfig(path=path, jpeg_side=SIDE, **known)
+    config = ImagesConfig(path=path, jpeg_side=side, **known)
     if config.color == "raw":
         return replace(config, raw_channels=made.get("channels"))
     return config
 
 
-def _as_uri(pixels: Pixels) -> str:
+def _shown(pixels: Pixels) -> Image.Image:
     shown = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
     channels = shown.shape[2]
-    picture = Image.fromarray(shown[..., 0] if channels < 3 else shown[..., :3]).convert("RGB")
+    return Image.fromarray(shown[..., 0] if channels < 3 else shown[..., :3]).convert("RGB")
+
+
+def _as_uri(picture: Image.Image) -> str:
     lossless = max(picture.size) <= _LOSSLESS_SIDE
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     return data_uri(picture, lossless=lossless)

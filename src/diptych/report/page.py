@@ -129,6 +129,7 @@ def write_report(
         pictures = _pictures(folder, config, runtime, encoder)
     page = template("page.html.jinja").render(
         name=folder.path.resolve().name,
+        path=folder.path,
         verdict=verdict_of(run),
         results=result_table(evaluation),
         config=config,

@@ -132,6 +132,11 @@ class RunFolder:
         return self.path / "features"
 
     @property
+    def vectors(self) -> Path:
+        """The vectors of its images, once a gallery showed them; that keeps its own beside it."""
+        return self.path / "vectors"
+
+    @property
     def detection(self) -> Path:
         """How well detectors on the encoder find objects, once that was measured."""
         return self.path / "detection.json"

@@ -1,0 +1,1 @@
+export { default, createRenderer, createSpatialIndex } from "regl-scatterplot";

@@ -1,0 +1,1 @@
+"""The gallery over HTTP: what is answered, and what every request has to pass first."""

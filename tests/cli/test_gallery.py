@@ -1,0 +1,59 @@
+"""The verb `gallery` from a run to a page that answers."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from diptych.cli.main import main
+from embedding_runs import write_run
+from served_gallery import COUNT, write_images
+
+
+@pytest.mark.slow
+def test_a_run_is_embedded_and_shown(tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    run, other = write_run(tmp_path / "run"), write_run(tmp_path / "other", seed=1)
+    command = [sys.executable, "-m", "diptych", "gallery", str(run), "--against", str(other)]
+    options = ["--images", str(tmp_path / "images"), "--port", "0", "--no-browser"]
+    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        found = None
+        for line in process.stdout:
+            if found := re.search(r"Gallery of 70 images: (http://127.0.0.1:\d+/)", line):
+                break
+        assert found is not None
+        with urllib.request.urlopen(f"{found[1]}api/set", timeout=120) as answer:
+            told = json.load(answer)
+        assert (told["count"], told["runs"]) == (COUNT, ["A", "B"])
+        assert told["titles"] == {"A": "run", "B": "other"}
+        assert told["search"] == {"upload": True, "why": ""}
+        assert (run / "vectors.gallery" / "labels.sqlite").exists()
+    finally:
+        process.send_signal(signal.SIGINT)
+        code = process.wait(120)
+        assert process.stdout is not None
+        process.stdout.close()
+    assert code in (0, 130)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nowhere"], "is not there"),
+        (["nowhere", "--host", "0.0.0.0"], "--token"),
+        (["nowhere", "--token", "short"], "16 letters"),
+        (["nowhere", "--port", "70000"], "0 to 65535"),
+    ],
+)
+def test_what_cannot_be_shown_is_said(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["gallery", *arguments, "--no-browser"]) == 2
+    assert sentence in capsys.readouterr().err
