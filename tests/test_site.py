@@ -52,7 +52,8 @@ def test_commands_on_pages_have_real_verbs_and_flags(page: Path) -> None:
             before, _, after = command.partition(" -- ")  # launch has torchrun's flags before it
             words = after if "diptych launch" in before else command
             flags = {
-                flag: flag.replace(".no-", ".").replace("_", "-") for flag in FLAG.findall(words)
+                flag: re.sub(r"(^|\.)no-", r"\1", flag).replace("_", "-")
+                for flag in FLAG.findall(words)
             }
             wrong += [flag for flag, name in flags.items() if name not in known]
             verb = re.match(r"diptych ([a-z][\w-]*)", command)
