@@ -11,7 +11,7 @@ from diptych.curation.outliers import find_outliers
 from diptych.embeddings.neighbours import nearest
 from diptych.embeddings.vectors import VectorSet
 from diptych.errors import ConfigError, EmbeddingsError
-from diptych.gallery.columns import read_table
+from diptych.gallery.columns import groups_of_copies, read_table
 from diptych.gallery.panels import Findings
 from diptych.gallery.shown_runs import digest_of, open_runs
 from served_gallery import two_groups
@@ -66,6 +66,14 @@ def test_known_neighbours_give_the_same_findings() -> None:
     doubts = find_mislabelled(vectors), find_mislabelled(vectors, found=known)
     np.testing.assert_array_equal(doubts[0].rows, doubts[1].rows)
     np.testing.assert_array_equal(doubts[0].own, doubts[1].own)
+
+
+def test_groups_of_copies_are_numbered_and_images_without_one_have_no_number() -> None:
+    features = np.eye(6, dtype=np.float32)[[0, 1, 0, 2, 1, 3]]
+    vectors = VectorSet(Path("v"), features, list("abcdef"))
+    values = groups_of_copies(find_copies(vectors, 0.01), len(vectors))
+    assert np.isnan(values[[3, 5]]).all()
+    assert values[0] == values[2] != values[1] == values[4]
 
 
 def test_one_image_has_panels_that_say_why_they_are_empty() -> None:

@@ -111,7 +111,9 @@ def _found(findings: Piece[Findings], count: int) -> list[Column]:
             tuple,
             ready,
         ),
-        Column("copies", "number", kept(lambda one: _groups(one.copies, count)), tuple, ready),
+        Column(
+            "copies", "number", kept(lambda one: groups_of_copies(one.copies, count)), tuple, ready
+        ),
     ]
 
 
@@ -130,8 +132,9 @@ def _doubts(found: Mislabelled | str, count: int) -> NDArray[np.float32]:
     return values
 
 
-def _groups(found: Copies | str, count: int) -> NDArray[np.float32]:
-    values = np.full(count, NONE, np.float32)
+def groups_of_copies(found: Copies | str, count: int) -> NDArray[np.float32]:
+    """(images,): the number of the group of copies that an image is in, NaN for none."""
+    values = _nothing(count)
     for number, rows in enumerate([] if isinstance(found, str) else found.groups()):
         values[rows] = number
     return values
