@@ -350,12 +350,15 @@ def test_urls_keep_their_slashes() -> None:
 def test_no_flag_that_takes_images_is_a_path() -> None:
     """A path of the file system would make one slash of two."""
     local = {"out", "config", "json", "run", "runs", "write_commands", "data"} | {"vectors", "test"}
+    # Of `gallery` runs and vectors, which have their own folder beside them, and a table.
+    of_this_machine = {("GalleryFlags", name) for name in ("source", "against", "table")}
     modules = [importlib.import_module(f"diptych.cli.{module}") for module, _ in VERBS.values()]
     kinds = {kind for one in modules for name, kind in vars(one).items() if name.endswith("Flags")}
     assert len(kinds) == len(VERBS) - 1  # torchrun reads those of launch
     for kind in kinds:
         for one in fields(kind):
-            assert "Path" not in str(one.type) or one.name in local, (kind, one.name)
+            known = one.name in local or (kind.__name__, one.name) in of_this_machine
+            assert "Path" not in str(one.type) or known, (kind, one.name)
 
 
 def test_a_url_reaches_the_one_who_opens_it(
