@@ -171,6 +171,10 @@ def test_what_the_start_knew_is_no_alarm_where_labels_decide() -> None:
     assert names(metrics) == {"start_lost": True}
     found = judge(metrics, evaluation(0.7, 0.5))
     assert "being lost" not in " ".join(found.sentences)
+    # Nor while it trains, where the labelled images' neighbours got better.
+    for after, expected in ((0.85, {}), (0.80, {"start_lost": True})):
+        last = line(900, **HEALTH, start_neighbours=0.2, knn=after)
+        assert names([line(1, **HEALTH, knn=0.80), last]) == expected
 
 
 def test_copies_are_named_and_are_no_collapse() -> None:

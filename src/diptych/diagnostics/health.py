@@ -208,6 +208,7 @@ AT_CHANCE: Final = 0.02  # of the chance level
 SHORTCUT_ACCURACY: Final = 0.98
 NO_ROOM: Final = 0.98
 """kNN accuracy before training above which hardly anything is left to gain."""
+_CLEARLY_BETTER: Final = 0.02  # of kNN accuracy, on the few hundred images of a measurement
 
 MUCH_WAITING: Final = 0.3  # of a step
 MOSTLY_VIEWS: Final = 0.5
@@ -304,7 +305,9 @@ def _is_at_chance(last: Mapping[str, Any]) -> bool:
 def _lost_start(health: Sequence[Mapping[str, Any]]) -> list[Symptom]:
     """Of a run from weights: whether few nearest neighbours are as by these."""
     kept = next((x["start_neighbours"] for x in reversed(health) if "start_neighbours" in x), 1.0)
-    if kept >= NEIGHBOURS_KEPT:
+    scores = [line["knn"] for line in health if "knn" in line]
+    better = bool(scores) and scores[-1] >= scores[0] + _CLEARLY_BETTER  # as labels tell
+    if kept >= NEIGHBOURS_KEPT or better:
         return []
     return [
         Symptom(

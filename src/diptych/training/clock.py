@@ -39,6 +39,7 @@ class TimeBudget:
 
     def __post_init__(self) -> None:
         self._measured_seconds = self.step_seconds
+        self._pause_seconds = 0.0
 
     def spent_seconds(self) -> float:
         """By all commands of the run so far."""
@@ -48,7 +49,8 @@ class TimeBudget:
         """Until evaluation and report must begin; negative where it is too late."""
         # Programs that came in after measuring slow down what follows, as they do the steps.
         slowdown = min(max(1.0, self.step_seconds / self._measured_seconds), _MOST_SLOWDOWN)
-        return self.seconds - slowdown * self.reserve_seconds - self.spent_seconds()
+        reserved = slowdown * self.reserve_seconds + self._pause_seconds
+        return self.seconds - reserved - self.spent_seconds()
 
     def begin(self, step: int, *, earlier_seconds: float) -> int:
         """The steps of the whole run, as training begins or goes on after ``step`` steps."""
@@ -76,10 +78,14 @@ class TimeBudget:
 
     @contextmanager
     def pausing(self) -> Iterator[None]:
-        """What is done inside is time spent, but does not count towards the pace of steps."""
+        """What is done inside is time spent, but does not count towards the pace of steps.
+
+        The last step is followed by as much again, so time is set aside for that too.
+        """
         begun = self.now()
         yield
-        self._planned_at += self.now() - begun
+        self._pause_seconds = self.now() - begun
+        self._planned_at += self._pause_seconds
 
     def ends_at(self) -> datetime:
         """The time of day at which the minutes are over."""
