@@ -1,11 +1,14 @@
 """The verb `gallery` from a run to a page that answers."""
 
+import http.client
 import json
 import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -21,7 +24,9 @@ def test_a_run_is_embedded_and_shown(tmp_path: Path) -> None:
     run, other = write_run(tmp_path / "run"), write_run(tmp_path / "other", seed=1)
     command = [sys.executable, "-m", "diptych", "gallery", str(run), "--against", str(other)]
     options = ["--images", str(tmp_path / "images"), "--port", "0", "--no-browser"]
-    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout is not None
         found = None
@@ -35,12 +40,17 @@ def test_a_run_is_embedded_and_shown(tmp_path: Path) -> None:
         assert told["titles"] == {"A": "run", "B": "other"}
         assert told["search"] == {"upload": True, "why": ""}
         assert (run / "vectors.gallery" / "labels.sqlite").exists()
+        # An open page always waits for changes, and is answered when the program ends.
+        waiting = http.client.HTTPConnection(found[1].split("/")[2], timeout=120)
+        waiting.request("GET", "/api/labels/changes?since=0")
+        time.sleep(1.0)
     finally:
         process.send_signal(signal.SIGINT)
-        code = process.wait(120)
-        assert process.stdout is not None
-        process.stdout.close()
-    assert code in (0, 130)
+        _, errors = process.communicate(timeout=120)
+    with closing(waiting):
+        assert json.load(waiting.getresponse()) == {"version": 0, "words": []}
+    assert process.returncode in (0, 130)
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize(

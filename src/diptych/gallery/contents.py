@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Final
 
 import numpy as np
@@ -41,6 +42,7 @@ class Gallery:
         findings: copies, outliers and so on of the first run.
         thumbnails: whether all pages are made.
         columns: values of images.
+        ending: set when nobody is to wait for changes any more.
     """
 
     runs: Runs
@@ -55,6 +57,7 @@ class Gallery:
     findings: Piece[Findings] = field(init=False)
     thumbnails: Piece[bool] = field(init=False)
     columns: list[Column] = field(init=False)
+    ending: Event = field(default_factory=Event, init=False)
     _panels: dict[str, Panel] | None = field(default=None, init=False)
     _processes: list[MapProcess] = field(default_factory=list, init=False)
 

@@ -74,7 +74,7 @@ def label_routes(gallery: Gallery) -> list[Route]:
         since = whole_number(request.query_params, "since", 0, _MOST_VERSION)
         ends = time.monotonic() + POLL_SECONDS
         while labels.version <= since and time.monotonic() < ends:
-            if await request.is_disconnected():
+            if gallery.ending.is_set() or await request.is_disconnected():
                 break
             await asyncio.sleep(_LOOK_SECONDS)
         found = await run_in_threadpool(labels.since, since)

@@ -91,21 +91,29 @@ class BoundedProtocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """A server that says when it listens.
+    """A server that says when it listens, and when it is to end.
 
     Args:
         config: of uvicorn.
-        on_start: called then.
+        on_start: called when it listens.
+        on_end: called before it waits for requests that are being answered.
     """
 
-    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, on_start: Callable[[], None], on_end: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._on_start = on_start
+        self._on_start, self._on_end = on_start, on_end
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begins to listen."""
         await super().startup(sockets)
         self._on_start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends."""
+        self._on_end()
+        await super().shutdown(sockets)
 
 
 def check_address(host: str, token: str | None) -> None:
@@ -174,4 +182,4 @@ def make_server(
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=1,
     )
-    return Server(config, on_start)
+    return Server(config, on_start, gallery.ending.set)
