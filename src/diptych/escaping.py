@@ -4,11 +4,13 @@ A file system may hold any bytes. Python keeps those that are no UTF-8 as lone s
 (``surrogateescape``), which no text file, page, terminal or column of texts takes. Everything
 that leaves the program as text is therefore written by one of two functions: ``readable`` for
 people, and ``escaped`` where a program may read the name again. Both write such a byte as ``\xff``.
+``quoted`` is for a command that a sentence proposes.
 """
 
 import codecs
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +52,15 @@ def escaped(text: str) -> str:
     """
     # In this order: the other way round, what has just been written out would be escaped again.
     return as_unicode(_LOOKS_ESCAPED.sub(r"\\x5c", text))
+
+
+def quoted(path: object) -> str:
+    """A path as one word of a command that a reader may copy into a shell.
+
+    >>> quoted("runs/photos"), quoted("my runs/photos")
+    ('runs/photos', "'my runs/photos'")
+    """
+    return shlex.quote(str(path))
 
 
 def unescaped(text: str) -> str:

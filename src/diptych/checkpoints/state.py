@@ -18,6 +18,7 @@ from diptych.checkpoints.stores import CheckpointLocation
 from diptych.config.files import differing_keys, overlay, parse_toml
 from diptych.config.run import RunConfig
 from diptych.errors import DamagedCheckpoint, ForeignCheckpoint, ImagesError, RunFolderError
+from diptych.escaping import quoted
 from diptych.images.collection import ImageSet
 from diptych.images.groups import find_groups
 from diptych.methods.method import Method
@@ -267,8 +268,8 @@ def recover_run(
         raise ForeignCheckpoint(
             f"{place} holds checkpoints of run {run}, and {folder.path} would be another run: "
             f"{', '.join(different)} differ. Choose another checkpoint.folder, or go on "
-            f"with that run by --resume --out {run.begun_as}; where its folder is lost, with the "
-            "settings that it was begun with."
+            f"with that run by --resume --out {quoted(run.begun_as)}; where its folder is lost, "
+            "with the settings that it was begun with."
         )
     require_same_images(scalars.get("images"), fingerprint)
     ours = config.images

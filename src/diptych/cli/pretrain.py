@@ -27,6 +27,7 @@ from diptych.config.run import (
     TrainingConfig,
 )
 from diptych.errors import ConfigError, ImagesError, RunFolderError
+from diptych.escaping import quoted
 from diptych.runs.folder import RunFolder
 from diptych.runtime.console import ProgressBars
 from diptych.runtime.world import read_world
@@ -212,7 +213,7 @@ def _run_to_report(
     print_verdict(console, folder.path)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
     console.print(
-        f"To walk through the images: diptych gallery {folder.path}",
+        f"To walk through the images: diptych gallery {quoted(folder.path)}",
         highlight=False,
         soft_wrap=True,
     )

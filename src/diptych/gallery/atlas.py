@@ -6,8 +6,6 @@ import threading
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from diptych.curation.thumbnails import Thumbnails
@@ -110,13 +108,3 @@ def _webp(picture: Image.Image) -> bytes:
     out = io.BytesIO()
     picture.save(out, "WEBP", quality=_QUALITY, method=2)
     return out.getvalue()
-
-
-def rows_of_mask(mask: bytes, count: int) -> NDArray[np.int64]:
-    """The rows whose bit is set, least significant bit of the first byte first.
-
-    >>> rows_of_mask(bytes([0b101, 1]), 9).tolist()
-    [0, 2, 8]
-    """
-    bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")[:count]
-    return np.flatnonzero(bits)

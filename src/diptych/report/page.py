@@ -21,7 +21,7 @@ from diptych.diagnostics.comparison import result_table
 from diptych.diagnostics.health import time_symptoms
 from diptych.diagnostics.verdict import Verdict, judge
 from diptych.errors import ImagesError, RunFolderError
-from diptych.escaping import HANDLER
+from diptych.escaping import HANDLER, quoted
 from diptych.evaluation.feature_store import FeatureStore
 from diptych.evaluation.knn import nearest
 from diptych.evaluation.predictions import read_predictions
@@ -129,7 +129,7 @@ def write_report(
         pictures = _pictures(folder, config, runtime, encoder)
     page = template("page.html.jinja").render(
         name=folder.path.resolve().name,
-        path=folder.path,
+        shell_path=quoted(folder.path),
         verdict=verdict_of(run),
         results=result_table(evaluation),
         config=config,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from diptych.config.run import RunConfig
+from diptych.escaping import quoted
 from diptych.views.batches import Order
 
 PLANNED_EVERY: Final = 0.05
@@ -113,7 +114,7 @@ def taken_in_words(steps: int, steps_per_epoch: int, seconds: float, config_file
     epochs = steps / steps_per_epoch
     return (
         f"Training took {steps:,} steps, {_count(epochs)} epochs, in {seconds / 60:.1f} minutes. "
-        f"To repeat it by length: --config {config_file} --epochs {max(1, round(epochs))}."
+        f"To repeat it by length: --config {quoted(config_file)} --epochs {max(1, round(epochs))}."
     )
 
 

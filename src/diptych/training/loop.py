@@ -25,6 +25,7 @@ from diptych.errors import (
     LostProcess,
     TrainingError,
 )
+from diptych.escaping import quoted
 from diptych.images.collection import Collection
 from diptych.images.groups import find_groups
 from diptych.images.windows import in_windows
@@ -283,7 +284,7 @@ class _Run:
                 wait_for_all()  # a launcher ends the others as soon as one has left
                 raise Interrupted(
                     f"{signal.Signals(stop).name} came; the run was saved after step {state.step}. "
-                    f"Go on with --resume --out {self.folder.path}.",
+                    f"Go on with --resume --out {quoted(self.folder.path)}.",
                     stop,
                 )
             step_ended()

@@ -27,7 +27,7 @@ from diptych.config.consistency import require_divisible
 from diptych.config.files import differing_keys, flatten, load_run_config, to_toml
 from diptych.config.run import RunConfig
 from diptych.errors import RunFolderError, saving
-from diptych.escaping import HANDLER, escaped
+from diptych.escaping import HANDLER, escaped, quoted
 from diptych.images.collection import Collection
 from diptych.images.open import open_images
 from diptych.logging.progress import Watcher
@@ -250,8 +250,8 @@ def _require_alone(folder: RunFolder, run: Identity, place: CheckpointLocation) 
     if is_at(other, run) and not _same(other.path, folder.path):
         raise RunFolderError(
             f"{place} holds the checkpoints of run {run}, whose folder is still there. Go on with "
-            f"it by --resume --out {run.begun_as}, or begin another with a checkpoint.folder of "
-            "its own."
+            f"it by --resume --out {quoted(run.begun_as)}, or begin another with a "
+            "checkpoint.folder of its own."
         )
 
 
@@ -282,7 +282,7 @@ def _refuse_other_config(earlier: RunConfig, layers: Overrides, folder: RunFolde
         return
     mend = "begin a new run in another --out"
     if all(name.startswith(MAY_DIFFER) for name in different):
-        mend = f"begin a new run that goes on from it: --begin-from {folder.path} --out NEW"
+        mend = f"begin a new run that goes on from it: --begin-from {quoted(folder.path)} --out NEW"
     raise RunFolderError(
         f"{folder.path} holds a run with other settings: {', '.join(different)} differ. Resume it "
         f"without them, or {mend}."

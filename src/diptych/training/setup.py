@@ -14,6 +14,7 @@ from diptych.config.files import flatten, to_toml
 from diptych.config.model import EncoderConfig
 from diptych.config.run import OWN, RunConfig
 from diptych.errors import ConfigError, DamagedCheckpoint, RunFolderError, TrainingError, saving
+from diptych.escaping import quoted
 from diptych.images.collection import Collection, ImageSet
 from diptych.logging.metrics import RunLog
 from diptych.logging.progress import Watcher
@@ -239,5 +240,5 @@ def not_finite(
     return TrainingError(
         f"{stopped} The last good checkpoint is intact (there are those after steps: "
         f"{steps_in(found)}). Go on from before in a new folder with {mend}: diptych pretrain "
-        f"--begin-from {folder.path}@STEP --out NEW ..."
+        f"--begin-from {quoted(folder.path)}@STEP --out NEW ..."
     )

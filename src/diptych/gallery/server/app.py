@@ -43,8 +43,9 @@ _MOST_PLACES: Final = 10_000_000
 
 
 def make_app(gallery: Gallery) -> Starlette:
-    """The application, without what guards it; see ``guarded``."""
-    routes = [*_page_routes(), *_read_routes(gallery), *label_routes(gallery)]
+    """The application, without what guards it; see ``security.Guard``."""
+    routes = [*_page_routes(), *_data_routes(gallery), *_picture_routes(gallery)]
+    routes += [*_question_routes(gallery), *label_routes(gallery)]
     return Starlette(
         routes=routes,
         exception_handlers={
@@ -88,10 +89,9 @@ def _page_routes() -> list[Route]:
 # --- answers --------------------------------------------------------------------------------------
 
 
-def _read_routes(gallery: Gallery) -> list[Route]:
-    """All routes that change nothing."""
+def _data_routes(gallery: Gallery) -> list[Route]:
+    """What the page shows of all images: one value, or point, for each."""
     count = len(gallery)
-    runs = gallery.runs.by_name()
 
     def described(request: Request) -> Response:
         return JSONResponse(describe(gallery))
@@ -109,18 +109,6 @@ def _read_routes(gallery: Gallery) -> list[Route]:
         data = values.astype("<i2" if column.kind == "class" else "<f4").tobytes()
         return binary(request, data, zipped=True)
 
-    def thumbnails(request: Request) -> Response:
-        _require_pictures(gallery)
-        page = whole_number(request.path_params, "page", 0, gallery.atlas.pages - 1)
-        return binary(request, gallery.atlas.page(page), "image/webp")
-
-    def a_picture(request: Request) -> Response:
-        _require_pictures(gallery)
-        data = gallery.atlas.picture(whole_number(request.path_params, "row", 0, count - 1))
-        if data is None:
-            raise Refused(404, "This image is not there, or cannot be read.")
-        return binary(request, data, "image/webp")
-
     def some_rows(request: Request) -> Response:
         first = whole_number(request.query_params, "first", 0, count, 0)
         size = whole_number(request.query_params, "count", 0, MOST_ROWS, 100)
@@ -134,6 +122,41 @@ def _read_routes(gallery: Gallery) -> list[Route]:
         if len(rows) and (rows.min() < 0 or rows.max() >= count):
             raise Refused(400, f"Rows lie from 0 to {count - 1}.")
         return JSONResponse(await run_in_threadpool(_rows, gallery, rows.tolist()))
+
+    return [
+        Route("/api/set", described),
+        Route("/api/maps/{run}", a_map),
+        Route("/api/columns/{index}", a_column),
+        Route("/api/rows", some_rows, methods=["GET"]),
+        Route("/api/rows", given_rows, methods=["POST"]),
+    ]
+
+
+def _picture_routes(gallery: Gallery) -> list[Route]:
+    """Pictures, always encoded anew."""
+
+    def thumbnails(request: Request) -> Response:
+        _require_pictures(gallery)
+        page = whole_number(request.path_params, "page", 0, gallery.atlas.pages - 1)
+        return binary(request, gallery.atlas.page(page), "image/webp")
+
+    def a_picture(request: Request) -> Response:
+        _require_pictures(gallery)
+        row = whole_number(request.path_params, "row", 0, len(gallery) - 1)
+        data = gallery.atlas.picture(row)
+        if data is None:
+            raise Refused(404, "This image is not there, or cannot be read.")
+        return binary(request, data, "image/webp")
+
+    return [
+        Route("/api/thumbnails/{page}", thumbnails),
+        Route("/api/pictures/{row}", a_picture),
+    ]
+
+
+def _question_routes(gallery: Gallery) -> list[Route]:
+    """What is found for a question; changes nothing."""
+    count, runs = len(gallery), gallery.runs.by_name()
 
     async def neighbours(request: Request) -> Response:
         given = await read_json(request)
@@ -150,8 +173,7 @@ def _read_routes(gallery: Gallery) -> list[Route]:
         return JSONResponse(await run_in_threadpool(_searched, gallery, run, image, k))
 
     def panel(request: Request) -> Response:
-        panels = gallery.panels()
-        chosen = panels.get(request.path_params["name"])
+        chosen = gallery.panels().get(request.path_params["name"])
         if chosen is None:
             raise Refused(404, "There is no such panel.")
         first = whole_number(request.query_params, "first", 0, _MOST_PLACES, 0)
@@ -166,18 +188,10 @@ def _read_routes(gallery: Gallery) -> list[Route]:
 
     def a_moved(request: Request) -> Response:
         row = whole_number(request.query_params, "row", 0, count - 1)
-        return JSONResponse(
-            moved(gallery, row, whole_number(request.query_params, "k", 1, 100, 10))
-        )
+        k = whole_number(request.query_params, "k", 1, 100, 10)
+        return JSONResponse(moved(gallery, row, k))
 
     return [
-        Route("/api/set", described),
-        Route("/api/maps/{run}", a_map),
-        Route("/api/columns/{index}", a_column),
-        Route("/api/thumbnails/{page}", thumbnails),
-        Route("/api/pictures/{row}", a_picture),
-        Route("/api/rows", some_rows, methods=["GET"]),
-        Route("/api/rows", given_rows, methods=["POST"]),
         Route("/api/neighbours", neighbours, methods=["POST"]),
         Route("/api/search", search, methods=["POST"]),
         Route("/api/panels/{name}", panel),

@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from diptych.gallery.atlas import rows_of_mask
 from diptych.gallery.contents import Gallery
 from diptych.gallery.exports import EXPORTS, write_links
 from diptych.gallery.labels import Change, check_class
@@ -20,6 +19,7 @@ from diptych.gallery.server.requests import (
     one_of,
     read_body,
     read_json,
+    rows_of_mask,
     whole_number,
 )
 from diptych.gallery.spread import spread

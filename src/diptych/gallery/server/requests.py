@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Final, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
@@ -69,6 +71,16 @@ async def read_json(request: Request) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise Refused(400, "The body should be a JSON object.")
     return found
+
+
+def rows_of_mask(mask: bytes, count: int) -> NDArray[np.int64]:
+    """The rows whose bit is set, least significant bit of the first byte first.
+
+    >>> rows_of_mask(bytes([0b101, 1]), 9).tolist()
+    [0, 2, 8]
+    """
+    bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")[:count]
+    return np.flatnonzero(bits)
 
 
 def _no_constant(name: str) -> float:
