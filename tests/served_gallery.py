@@ -56,7 +56,7 @@ def write_images(folder: Path) -> list[str]:
 def small_set(folder: Path) -> VectorSet:
     names = write_images(folder / "images")
     labels = [name.split("/")[0] for name in names]
-    return VectorSet(folder / "vectors", two_groups(), names, labels, root=folder / "images")
+    return VectorSet(folder / "vectors", two_groups(), names, labels, path=str(folder / "images"))
 
 
 def small_gallery(folder: Path, **options: Any) -> Gallery:

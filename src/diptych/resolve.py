@@ -337,7 +337,7 @@ def _with_absolute_paths(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     for section, name in _PATHS:
         table = found.get(section)
         path = table.get(name) if isinstance(table, Mapping) else None
-        if isinstance(path, str) and path not in ("", PHOTOGRAPHS_NAME):
+        if isinstance(path, str) and path:
             found[section] = {**table, name: _absolute(path)}  # type: ignore[dict-item]
     encoder = found.get("encoder")
     weights = encoder.get("weights") if isinstance(encoder, Mapping) else None

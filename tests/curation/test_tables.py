@@ -109,6 +109,16 @@ def test_an_output_that_is_no_table_is_refused_before_work(
     assert "ends in .csv" in capsys.readouterr().err
 
 
+def test_pictures_of_built_in_images_are_found_by_their_name() -> None:
+    vectors = VectorSet(
+        Path("v.npy"), np.ones((2, 3), np.float32), ["0", "400"], path="photographs"
+    )
+    pictures = Thumbnails.of(vectors)
+    assert pictures.missing == ""
+    assert pictures.picture(1) is not None
+    assert vectors.root is None
+
+
 def test_a_name_outside_the_folder_is_never_opened(tmp_path: Path, photographs: Path) -> None:
     Image.new("RGB", (20, 20)).save(tmp_path / "secret.png")
     features = np.ones((2, 3), np.float32)

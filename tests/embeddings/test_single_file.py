@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diptych.embeddings.shard_files import read_embeddings
+from diptych.embeddings.shard_files import MANIFEST, read_embeddings
 from diptych.embeddings.vectors import VectorSet, read_vectors
 from diptych.errors import ConfigError, EmbeddingsError
 from diptych.models.weight_files import file_checksum
@@ -50,6 +50,13 @@ def test_a_folder_of_shards_is_read_as_vectors(
     assert found.settings["layer"] == "h"
     assert found.root == class_folder
     assert all((found.root / name).is_file() for name in found.names)
+    # Vectors of others may name anything; only what is on this machine is opened.
+    manifest = tmp_path / "out" / MANIFEST
+    for named, kept in (("https://example.invalid/a.tar", None), ("photographs", "photographs")):
+        note = json.loads(manifest.read_text())
+        note["made"]["path"] = named
+        manifest.write_text(json.dumps(note))
+        assert read_vectors(tmp_path / "out").path == kept
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])

@@ -238,6 +238,7 @@ def test_a_new_kind_of_source_is_one_line(
     monkeypatch.setattr(open_module, "SOURCES", [noise, *SOURCES])
     assert len(opened("noise:7", executor).train) == 7
     assert from_any_folder("noise:7") == "noise:7"
+    assert from_any_folder("photographs") == "photographs"
     with pytest.raises(ImagesError, match=r"'nowhere' does not exist. Wanted noise:COUNT, .*IDX"):
         opened("nowhere", executor)
 

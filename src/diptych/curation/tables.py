@@ -235,7 +235,7 @@ def _query_pictures(result: SearchResult, pictures: Thumbnails) -> Callable[[int
     if result.rows is not None:
         rows = result.rows
         return lambda place: pictures.picture(rows[place])
-    if result.pictured is not None and result.pictured.root is not None:
+    if result.pictured is not None and result.pictured.path is not None:
         return Thumbnails.of(result.pictured).picture
     return lambda place: file_picture(result.queries[place])
 

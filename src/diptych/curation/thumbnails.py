@@ -42,7 +42,7 @@ class Thumbnails:
     @classmethod
     def of(cls, vectors: VectorSet, images: str | None = None, *, side: int = SIDE) -> "Thumbnails":
         """Of what ``diptych embed`` read, or of ``images``; JPEG files no larger than needed."""
-        path = images or (str(vectors.root) if vectors.root is not None else None)
+        path = images or vectors.path
         if path is None:
             return cls._none(vectors, f"{vectors.source} does not say where its images are.")
         try:

@@ -24,6 +24,7 @@ from diptych.embeddings.shard_files import (
 from diptych.embeddings.shards import CHECKSUM_BYTES
 from diptych.errors import EmbeddingsError
 from diptych.escaping import unescaped
+from diptych.images.sources.known_sets import is_photographs
 
 NAME, LABEL, CHECKSUM, FEATURE = "name", "label", "checksum", "feature"
 """Columns of a table of vectors; of a CSV the features are the columns ``feature_0`` and so on."""
@@ -42,7 +43,7 @@ class VectorSet:
         labels: names of classes, one for each image, None for none; None where nothing is known.
         checksums: 16 bytes of each image; None where they are not known.
         settings: all that the vectors follow from (encoder, layer, views); empty if not known.
-        root: folder of the images, if known.
+        path: of the images, or the name of built-in ones; None if not known or not here.
     """
 
     source: Path
@@ -51,7 +52,7 @@ class VectorSet:
     labels: Sequence[str | None] | None = None
     checksums: Sequence[bytes] | None = None
     settings: Mapping[str, Any] | None = None
-    root: Path | None = None
+    path: str | None = None
 
     def __post_init__(self) -> None:
         shape = self.features.shape
@@ -74,6 +75,11 @@ class VectorSet:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @property
+    def root(self) -> Path | None:
+        """The folder that names of images are below; None where they are in no folder."""
+        return Path(self.path) if self.path is not None and Path(self.path).is_dir() else None
 
     @property
     def dim(self) -> int:
@@ -173,12 +179,20 @@ def _read_folder(folder: Path) -> VectorSet:
         checksums += chunk.checksums
     made = read_set_manifest(folder).made
     return VectorSet(
-        folder, features, names, labels or None, checksums, found.settings, _root(made.get("path"))
+        folder,
+        features,
+        names,
+        labels or None,
+        checksums,
+        found.settings,
+        _path_here(made.get("path")),
     )
 
 
-def _root(path: Any) -> Path | None:
-    return Path(path) if isinstance(path, str) and Path(path).is_dir() else None
+def _path_here(path: Any) -> str | None:
+    # Vectors may come from anybody: what they name is never fetched from elsewhere.
+    is_here = isinstance(path, str) and (Path(path).exists() or is_photographs(path))
+    return path if is_here else None
 
 
 def _read_parquet(file: Path) -> VectorSet:
@@ -200,7 +214,7 @@ def _read_parquet(file: Path) -> VectorSet:
         None if labels is None else [None if x is None else unescaped(str(x)) for x in labels],
         _checksums(columns.get(CHECKSUM)),
         None if note is None else note.settings,
-        None if note is None else _root(note.made.get("path")),
+        None if note is None else _path_here(note.made.get("path")),
     )
 
 
@@ -270,5 +284,5 @@ def _of_rows(
         labels,
         _checksums([bytes.fromhex(row[CHECKSUM]) for row in rows]) if known else None,
         None if note is None else note.settings,
-        None if note is None else _root(note.made.get("path")),
+        None if note is None else _path_here(note.made.get("path")),
     )

@@ -1,5 +1,6 @@
 """From a run or vectors on disk to a gallery; a run's images are embedded first."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -50,12 +51,13 @@ def open_source(
         place = out or RunFolder(run).vectors
         with Runtime(device, threads, EmbedSettings().batch_size) as runtime:
             _embed(run, opened, chosen, place, runtime, PrintedProgress(console))
-        return read_vectors(place)
+        # Of the user's own run: pictures may come from wherever its images just came from.
+        return replace(read_vectors(place), path=chosen)
 
     first = embedded(source, images, None) if is_run(source) else read_vectors(source)
     second = None
     if against is not None and is_run(against):
-        path = images or (str(first.root) if first.root is not None else None)
+        path = images or first.path
         if path is None:
             raise ConfigError(f"{source} does not say where its images are: give --images PATH.")
         # Beside the first: the run may have vectors of images of its own.

@@ -177,5 +177,5 @@ def _select(vectors: VectorSet, rows: Rows) -> VectorSet:
         None if labels is None else [labels[row] for row in rows.tolist()],
         None,
         vectors.settings,
-        vectors.root,
+        vectors.path,
     )

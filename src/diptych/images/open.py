@@ -241,7 +241,7 @@ def _is_usual(table: str) -> bool:
 
 
 SOURCES: Final = [
-    Source(f"{PHOTOGRAPHS_NAME!r}, which are built in", is_photographs, find_photographs),
+    Source(f"{PHOTOGRAPHS_NAME!r}, which are built in", is_photographs, find_photographs, str),
     Source("the binary version of CIFAR", is_cifar, _with_beside(find_cifar)),
     Source("a folder that save_to_disk wrote", is_saved, _with_beside(find_saved)),
     Source("a folder of IDX files", is_idx_folder, _with_beside(find_idx_folder)),
