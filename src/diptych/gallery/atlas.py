@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from diptych.curation.thumbnails import Thumbnails
 from diptych.embeddings.vectors import VectorSet
@@ -95,8 +95,8 @@ class Atlas:
             found = self._small.image(row)
             if found is None:
                 continue
-            # The whole image, in the middle of its square.
-            found.thumbnail((self.side, self.side), Image.Resampling.LANCZOS)
+            # The whole image, as large as fits, in the middle of its square.
+            found = ImageOps.contain(found, (self.side, self.side), Image.Resampling.LANCZOS)
             down, right = divmod(place, self.columns)
             left = right * self.side + (self.side - found.width) // 2
             top = down * self.side + (self.side - found.height) // 2

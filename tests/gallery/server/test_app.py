@@ -115,9 +115,10 @@ def test_thumbnails_and_pictures_are_images_of_the_set(page: Served) -> None:
     assert (status, headers["Content-Type"]) == (200, "image/webp")
     atlas = np.asarray(Image.open(io.BytesIO(body)).convert("RGB")).astype(int)
     assert atlas.shape == (512, 512, 3)
-    # Row 65 is the second of page 1: red, 24 x 16 pixels, in the middle of its square of 64.
-    assert np.abs(atlas[32, 96] - (200, 65, 0)).max() < 30
-    assert np.abs(atlas[2, 66] - 128).max() < 12  # beside the picture
+    # Row 65 is the second of page 1: red, 24 x 16 pixels, which fill the width of its square of 64.
+    for y, x in ((32, 68), (32, 124), (14, 96), (50, 96)):
+        assert np.abs(atlas[y, x] - (200, 65, 0)).max() < 30
+    assert np.abs(atlas[2, 66] - 128).max() < 12  # above the picture
     assert np.abs(atlas[400, 400] - 128).max() < 12  # behind the last row
     picture = Image.open(io.BytesIO(page.ask("/api/pictures/64")[2]))
     assert (picture.format, picture.size) == ("WEBP", (24, 16))
