@@ -174,11 +174,20 @@ def test_zooming_in_shows_thumbnails_and_they_are_the_images(page: Any, address:
     for _ in range(8):
         page.mouse.wheel(0, -200)
         page.wait_for_timeout(60)
+    page.wait_for_timeout(500)  # the view rests
     wait_until(page, "gallery.maps[0].thumbnails.boxes?.length > 0")
-    left, top, row = page.evaluate("gallery.maps[0].thumbnails.boxes[0]")
-    js = """([x, y]) => [...gallery.maps[0].thumbnails.canvas.getContext("2d")
-        .getImageData(x, y, 1, 1).data]"""
-    seen = np.array(page.evaluate(js, [left + 26, top + 26]))[:3]
+    # A box, the one nearest to the middle, and its pixel in one look: the map may still move.
+    js = """() => {
+        const { boxes, canvas } = gallery.maps[0].thumbnails;
+        const { clientWidth: width, clientHeight: height } = canvas;
+        const away = ([x, y]) => Math.hypot(x + 26 - width / 2, y + 26 - height / 2);
+        const [left, top, row] = [...boxes].sort((a, b) => away(a) - away(b))[0];
+        const at = [left + 26, top + 26].map((one) => one * devicePixelRatio);
+        const seen = canvas.getContext("2d").getImageData(...at, 1, 1);
+        return [row, [...seen.data]];
+    }"""
+    row, pixel = page.evaluate(js)
+    seen = np.array(pixel)[:3]
     label = json.loads(get(address, f"api/rows?first={row}&count=1"))[0]["label"]
     assert np.abs(seen - COLOURS[label]).max() < 110
     assert int(np.argmax(seen)) == list(COLOURS).index(label)

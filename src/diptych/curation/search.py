@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -138,6 +138,8 @@ def embed_queries(
             path = str(listed)
         embed(source, path, out, device=device, **settings)
         found = read_vectors(out)
+    if path != images:  # the list is gone now; the image is found by its name
+        found = replace(found, path=None)
     require_comparable(vectors, found)
     return found
 
