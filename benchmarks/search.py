@@ -74,12 +74,13 @@ def build_usearch(features: NDArray[np.float32]) -> Search:
 def build_lancedb(features: NDArray[np.float32]) -> Search:
     import lancedb
     import pyarrow as pa
+    from lancedb.index import IvfPq
 
     folder = tempfile.mkdtemp()
     lists = pa.FixedSizeListArray.from_arrays(features.ravel(), features.shape[1])
     data = pa.table({"row": np.arange(len(features)), "vector": lists})
     table = lancedb.connect(folder).create_table("vectors", data)
-    table.create_index(metric="cosine", vector_column_name="vector")
+    table.create_index("vector", config=IvfPq(distance_type="cosine"))
 
     def search(queries: NDArray[np.float32]) -> Rows:
         def one(query: NDArray[np.float32]) -> list[int]:
