@@ -72,10 +72,12 @@ def served(count: int) -> Iterator[tuple[str, subprocess.Popen[str], int]]:
         command = [sys.executable, __file__, "--serve", str(count), "--folder", folder]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
-        before, address = process.stdout.readline().split()
-        yield address, process, int(before)
-        process.kill()
-        process.wait()
+        try:
+            before, address = process.stdout.readline().split()
+            yield address, process, int(before)
+        finally:
+            process.kill()
+            process.wait()
 
 
 def most_bytes(pid: int) -> int:

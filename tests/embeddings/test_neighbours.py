@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional
 
 from diptych.embeddings import neighbours as module
 from diptych.embeddings.neighbours import nearest
@@ -48,6 +50,17 @@ def test_of_equal_ones_the_first_comes_first(monkeypatch: pytest.MonkeyPatch) ->
         [0, 2],
         [0, 1],
     ]
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_among_many_columns_too_and_where_cosines_are_equal(k: int) -> None:
+    searched = np.sign(made_up(4001, dim=6)).astype(np.float32)  # 64 different ones at most
+    searched[1000:2500] = made_up(1500, dim=6)
+    found = nearest(searched[990:1010], searched, k)
+    unit = functional.normalize(torch.from_numpy(searched), dim=1)
+    cosines = (unit[990:1010] @ unit.T).numpy()
+    wanted = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(found.rows, wanted)
 
 
 def test_fewer_than_wanted_are_all_there_are() -> None:

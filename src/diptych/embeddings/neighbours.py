@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 _BLOCK_BYTES: Final = 1 << 26  # of similarities at once
-_ROWS: Final = 1024  # of queries at once
+_ROWS: Final = 256  # of queries at once: the fewer, the wider are blocks, and the quicker is topk
+_GROUP: Final = 32  # columns that are looked at together
 
 
 class Neighbours(NamedTuple):
@@ -71,13 +72,17 @@ def _blocks(
     if k < 1:
         return
     ours, theirs = unit_length(queries), unit_length(searched).to(device)
-    width = max(k, _BLOCK_BYTES // (4 * _ROWS))
+    width = min(len(theirs), max(k, _BLOCK_BYTES // (4 * _ROWS)))
+    # Memory that is new to the process costs as much as half of the product.
+    memory = theirs.new_empty(min(_ROWS, len(ours)) * width)
     for first in range(0, len(ours), _ROWS):
         block = ours[first : first + _ROWS].to(device)
         best_values = block.new_empty((len(block), 0))
         best_rows = torch.empty((len(block), 0), dtype=torch.int64, device=device)
         for begin in range(0, len(theirs), width):
-            values = block @ theirs[begin : begin + width].T
+            part = theirs[begin : begin + width].T
+            values = memory[: len(block) * part.shape[1]].view(len(block), -1)
+            torch.mm(block, part, out=values)
             if exclude_own_row:
                 own = torch.arange(first, first + len(block), device=device) - begin
                 inside = torch.nonzero((own >= 0) & (own < values.shape[1])).flatten()
@@ -91,13 +96,35 @@ def _blocks(
 
 def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row and their columns; of equal ones at the end the first columns."""
-    top, at = values.topk(k, dim=1)
+    columns, beyond = _candidates(values, k)
+    among = values if columns is None else values.gather(1, columns)
+    top, at = among.topk(k, dim=1)
+    at = at if columns is None else columns.gather(1, at)
     # topk takes any of equal values: where more than fit are as large as the last, sort that row.
     last = top[:, -1:]
-    for row in torch.nonzero((values >= last).sum(dim=1) > k).flatten().tolist():
+    tied = ((among >= last).sum(dim=1) > k) | (beyond >= last[:, 0])
+    for row in torch.nonzero(tied).flatten().tolist():
         order = values[row].argsort(descending=True, stable=True)[:k]
         top[row], at[row] = values[row, order], order
     return top, at
+
+
+def _candidates(values: Tensor, k: int) -> tuple[Tensor | None, Tensor]:
+    """Columns that hold the k largest of each row, and the largest value of all other columns.
+
+    The k largest lie in those k groups of columns that have the largest maxima. Finding the maxima
+    is one pass over the values, several times as fast as topk. None stands for all columns.
+    """
+    groups = values.shape[1] // _GROUP
+    if groups < 4 * k:
+        return None, values.new_full((len(values),), -torch.inf)
+    # Column c is in group c % groups: a maximum over the first of two axes runs along memory.
+    grouped = values[:, : groups * _GROUP].unflatten(1, (_GROUP, groups))
+    maxima, chosen = grouped.amax(dim=1).topk(k + 1, dim=1)
+    apart = groups * torch.arange(_GROUP, device=values.device)
+    columns = (chosen[:, :k, None] + apart).flatten(1)
+    left = torch.arange(groups * _GROUP, values.shape[1], device=values.device)
+    return torch.cat([columns, left.expand(len(values), -1)], dim=1), maxima[:, k]
 
 
 def _best(values: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
