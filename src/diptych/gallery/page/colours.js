@@ -1,11 +1,11 @@
 // Colours of points: classes by a palette that colour-blind people can tell apart, numbers by cividis.
 
-// From the ninth on each is, among colours that show on both backgrounds, the farthest in OKLab from
+// From the ninth on each is, among colours that show on both backgrounds, the farthest (CIEDE2000) from
 // those before it and from gray, as people with normal sight, protanopia, deuteranopia and
-// tritanopia see them (Machado et al. 2009).
+// tritanopia see them.
 export const CLASS_COLOURS = [
   "#3c75b9", "#e25570", "#4e7732", "#dab216", "#5dc0e9", "#8e3277", "#af8916", "#4f4723",
-  "#261acc", "#bfd9bf", "#8c33f2", "#738cf2", "#661a4c", "#66f273", "#40268c", "#bf408c",
+  "#1a0de6", "#8c738c", "#bfb2a6", "#1a594c", "#7f8cf2", "#bf3366", "#f28c73", "#0d99b2",
 ];
 const CIVIDIS = [
   "#163770", "#35456c", "#4a536c", "#5e626e", "#6f7073", "#817f78",
