@@ -59,6 +59,13 @@ def small_set(folder: Path) -> VectorSet:
     return VectorSet(folder / "vectors", two_groups(), names, labels, path=str(folder / "images"))
 
 
+def gallery_again(folder: Path) -> Gallery:
+    """The same opened again, with the labels that were given; nothing else is made."""
+    names = [f"{CLASSES[row % 2]}/{row:03}.png" for row in range(COUNT)]
+    images = str(folder / "images")
+    return open_gallery(VectorSet(folder / "vectors", two_groups(), names, path=images))
+
+
 def small_gallery(folder: Path, **options: Any) -> Gallery:
     """Of 70 images; all of it is made, but the map is no UMAP."""
     with pytest.MonkeyPatch.context() as patch:
