@@ -7,8 +7,9 @@ import torch
 
 from diptych.config.files import overlay, parse_toml, to_toml
 from diptych.config.policies import branches
-from diptych.config.recipes import HAVE_CIFAR10, RECIPES, SCALES, fitted_batch, recipe_config
+from diptych.config.recipes import HAVE_CIFAR10, RECIPES, fitted_batch, recipe_config
 from diptych.config.run import RunConfig
+from diptych.config.scales import SCALES
 from diptych.errors import ConfigError
 from diptych.methods.contrastive import build_contrastive
 from diptych.models.heads import build_head

@@ -1,9 +1,16 @@
 """The method: which keys a query is compared with, who encodes them, how it is scored."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from diptych.config.checks import Checks
+
+SIAMESE: Final = ("byol", "simsiam", "barlow_twins", "vicreg", "lejepa")
+"""The methods that need no dictionary of negatives, by ``MethodConfig.kind``."""
+WITH_MOMENTUM_TARGETS: Final = frozenset({"byol"})
+"""Those of them that compare with what a momentum encoder gives."""
+WITH_PREDICTOR: Final = frozenset({"byol", "simsiam"})
+"""Those of them that may have a predictor."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +68,11 @@ class DictionaryConfig:
 
 @dataclass(frozen=True)
 class KeyEncoderConfig:
-    """The network that encodes the keys."""
+    """The network that encodes the keys; of methods without keys, the targets."""
 
     kind: Literal["shared", "momentum"] = "shared"
-    """`shared`: the query encoder itself. `momentum`: a copy that follows it slowly (MoCo, eq.
-    2)."""
+    """`shared`: the query encoder itself. `momentum`: a copy that follows it slowly (MoCo, eq. 2;
+    BYOL's target network)."""
     momentum: float = 0.999
     """Of `momentum`: share of itself that it keeps at each step; 0 is a plain copy of each step."""
     momentum_schedule: Literal["constant", "cosine"] = "constant"
@@ -139,20 +146,84 @@ class AnchorConfig:
 
 
 @dataclass(frozen=True)
+class SimSiamConfig:
+    """Of the method `simsiam` (2011.10566)."""
+
+    stop_gradient: bool = True
+    """No gradient flows to the targets. Without, all images become alike (section 4.1)."""
+
+
+@dataclass(frozen=True)
+class BarlowTwinsConfig:
+    """Of the method `barlow_twins` (2103.03230)."""
+
+    redundancy_weight: float = 0.005
+    """Weight of the squared correlations between different dimensions (lambda of eq. 1)."""
+
+    def __post_init__(self) -> None:
+        check = Checks("method.barlow_twins", self)
+        check.finite()
+        check.not_negative("redundancy_weight")
+
+
+@dataclass(frozen=True)
+class VICRegConfig:
+    """Of the method `vicreg` (2105.04906): the weights of its three terms (eq. 6)."""
+
+    invariance_weight: float = 25.0
+    """Of the mean squared difference of the views of an image."""
+    variance_weight: float = 25.0
+    """Of what each dimension's standard deviation lacks to 1. At 0 all images become alike."""
+    covariance_weight: float = 1.0
+    """Of the squared covariances of different dimensions, summed and divided by their number."""
+
+    def __post_init__(self) -> None:
+        check = Checks("method.vicreg", self)
+        check.finite()
+        check.not_negative("invariance_weight", "variance_weight", "covariance_weight")
+
+
+@dataclass(frozen=True)
+class LeJEPAConfig:
+    """Of the method `lejepa` (2511.08544)."""
+
+    regularization_weight: float = 0.05
+    """Share of SIGReg in the loss (lambda); the rest is the distance of the views of an image. At 0
+    all images become alike."""
+    directions: int = 1024
+    """Random directions in which a step compares the projections with a normal distribution."""
+    points: int = 17
+    """At which the characteristic functions are compared, from -5 to 5."""
+
+    def __post_init__(self) -> None:
+        check = Checks("method.lejepa", self)
+        check.finite()
+        check.between(0, 1, "regularization_weight")
+        check.positive("directions")
+        check.at_least(3, "points")
+
+
+@dataclass(frozen=True)
 class MethodConfig:
     """Which dictionary, which key encoder, which loss: all that tells the methods apart."""
 
     kind: str = "contrastive"
-    """Which method. `contrastive` has the other settings of this section; `distillation` is chosen
-    by `distillation.teacher`; `own` is a method that was given in Python."""
+    """Which method. `contrastive` compares with a dictionary of keys. `byol`, `simsiam`,
+    `barlow_twins`, `vicreg` and `lejepa` have no negatives; their settings are under their name.
+    `distillation` is chosen by `distillation.teacher`; `own` is one that was given in Python."""
     views: int = 2
-    """Views of each image. More than 2 go with the `batch` dictionary and its both_views only."""
+    """Views of each image. Of `contrastive`, more than 2 go with the `batch` dictionary and its
+    both_views only."""
     symmetric: bool = False
     """Each view is the query once and the key once (MoCo v3). A batch's both_views always is."""
     dictionary: DictionaryConfig = field(default_factory=DictionaryConfig)
     key_encoder: KeyEncoderConfig = field(default_factory=KeyEncoderConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
+    simsiam: SimSiamConfig = field(default_factory=SimSiamConfig)
+    barlow_twins: BarlowTwinsConfig = field(default_factory=BarlowTwinsConfig)
+    vicreg: VICRegConfig = field(default_factory=VICRegConfig)
+    lejepa: LeJEPAConfig = field(default_factory=LeJEPAConfig)
 
     def __post_init__(self) -> None:
         Checks("method", self).between(2, 16, "views")

@@ -5,7 +5,7 @@ from typing import Final, Literal
 
 from diptych.config.checks import Checks, require
 from diptych.config.data import ImagesConfig, ViewsConfig
-from diptych.config.method import DistillationConfig, MethodConfig
+from diptych.config.method import SIAMESE, DistillationConfig, MethodConfig
 from diptych.config.model import EncoderConfig, HeadConfig, NormConfig
 
 
@@ -276,5 +276,5 @@ class RunConfig:
 
     @property
     def has_projection_head(self) -> bool:
-        """Whether the head projects what is contrasted; other methods have heads of their own."""
-        return self.method_name == "contrastive"
+        """Whether ``head`` builds the head; other methods have heads of their own."""
+        return self.method_name in ("contrastive", *SIAMESE)

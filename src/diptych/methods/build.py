@@ -22,6 +22,7 @@ from diptych.methods.distillation import build_distillation
 from diptych.methods.losses import find_loss
 from diptych.methods.method import Method
 from diptych.methods.objective import Loss
+from diptych.methods.siamese.byol import build_byol
 from diptych.models.encoders import own_encoder
 from diptych.models.norms import use_norm
 from diptych.models.weights import difference, untrained_encoder
@@ -72,6 +73,7 @@ METHODS: Final[Mapping[str, MethodKind]] = {
     ),
     # By the classifier of the teacher.
     "distillation": MethodKind(build_distillation, uses_labels=lambda _: True),
+    "byol": MethodKind(build_byol),
 }
 """By ``RunConfig.method_name``."""
 
