@@ -5,11 +5,14 @@ from typing import Final, Literal
 
 from diptych.config.checks import Checks
 
-SIAMESE: Final = ("byol", "simsiam", "barlow_twins", "vicreg", "lejepa")
+SIAMESE: Final = (
+    *("byol", "simsiam", "barlow_twins", "vicreg", "lejepa"),
+    *("nnclr", "swav", "dino"),
+)
 """The methods that need no dictionary of negatives, by ``MethodConfig.kind``."""
-WITH_MOMENTUM_TARGETS: Final = frozenset({"byol"})
+WITH_MOMENTUM_TARGETS: Final = frozenset({"byol", "dino"})
 """Those of them that compare with what a momentum encoder gives."""
-WITH_PREDICTOR: Final = frozenset({"byol", "simsiam"})
+WITH_PREDICTOR: Final = frozenset({"byol", "simsiam", "nnclr"})
 """Those of them that may have a predictor."""
 
 
@@ -204,12 +207,91 @@ class LeJEPAConfig:
 
 
 @dataclass(frozen=True)
+class NNCLRConfig:
+    """Of the method `nnclr` (2104.14548)."""
+
+    queue_size: int = 98304
+    """Projections of earlier images among which a view's nearest neighbour is found."""
+    temperature: float = 0.1
+    """Cosines are divided by this."""
+
+    def __post_init__(self) -> None:
+        check = Checks("method.nnclr", self)
+        check.finite()
+        check.positive("queue_size")
+        check.at_least(0.01, "temperature")
+
+
+@dataclass(frozen=True)
+class SwAVConfig:
+    """Of the method `swav` (2006.09882)."""
+
+    prototypes: int = 3000
+    """Directions that images are assigned to."""
+    temperature: float = 0.1
+    """Of the predictions: cosines are divided by this."""
+    epsilon: float = 0.05
+    """The same for the assignments; the smaller, the surer they are."""
+    sinkhorn_iterations: int = 3
+    """Turns in which all prototypes get the same share of a batch. With 0 an assignment is the
+    softmax of its own cosines, and all images may get the same."""
+    queue_size: int | None = None
+    """Projections of earlier images that take part in the assignments, for batches that are small
+    beside the number of prototypes. None when not given."""
+    queue_from_epoch: float = 15.0
+    """The queue is used from this epoch on."""
+    frozen_prototype_epochs: float = 1.0
+    """Epochs in which the prototypes do not learn; at most half of the run."""
+
+    def __post_init__(self) -> None:
+        check = Checks("method.swav", self)
+        check.finite()
+        check.at_least(2, "prototypes")
+        check.at_least(0.01, "temperature", "epsilon")
+        check.positive("queue_size")
+        check.not_negative("sinkhorn_iterations", "queue_from_epoch", "frozen_prototype_epochs")
+
+
+@dataclass(frozen=True)
+class DINOConfig:
+    """Of the method `dino` (2104.14294); the teacher is `method.key_encoder`."""
+
+    prototypes: int = 65536
+    """Outputs of the last layer, K."""
+    student_temperature: float = 0.1
+    """The student's logits are divided by this."""
+    teacher_temperature: float = 0.04
+    """The same for the teacher, after the warm-up."""
+    warmup_temperature: float = 0.04
+    """The teacher's temperature at the start; from there it goes to `teacher_temperature` along a
+    line."""
+    warmup_epochs: float = 0.0
+    """Epochs that this takes; at most half of the run."""
+    centering: bool = True
+    """The running mean of the teacher's logits is taken off them. Without, one output wins for all
+    images (section 5.3)."""
+    center_momentum: float = 0.9
+    """Share of itself that this mean keeps at each step."""
+    frozen_prototype_epochs: float = 1.0
+    """Epochs in which the last layer does not learn; at most half of the run."""
+
+    def __post_init__(self) -> None:
+        check = Checks("method.dino", self)
+        check.finite()
+        check.at_least(2, "prototypes")
+        check.at_least(0.01, "student_temperature", "teacher_temperature", "warmup_temperature")
+        check.between(0, 1, "center_momentum")
+        check.not_negative("warmup_epochs", "frozen_prototype_epochs")
+
+
+@dataclass(frozen=True)
 class MethodConfig:
     """Which dictionary, which key encoder, which loss: all that tells the methods apart."""
 
     kind: str = "contrastive"
     """Which method. `contrastive` compares with a dictionary of keys. `byol`, `simsiam`,
-    `barlow_twins`, `vicreg` and `lejepa` have no negatives; their settings are under their name.
+    `barlow_twins`, `vicreg`, `lejepa`, `swav` and `dino` have no negatives, `nnclr` a queue of
+    positives; their settings are under their name.
     `distillation` is chosen by `distillation.teacher`; `own` is one that was given in Python."""
     views: int = 2
     """Views of each image. Of `contrastive`, more than 2 go with the `batch` dictionary and its
@@ -224,6 +306,9 @@ class MethodConfig:
     barlow_twins: BarlowTwinsConfig = field(default_factory=BarlowTwinsConfig)
     vicreg: VICRegConfig = field(default_factory=VICRegConfig)
     lejepa: LeJEPAConfig = field(default_factory=LeJEPAConfig)
+    nnclr: NNCLRConfig = field(default_factory=NNCLRConfig)
+    swav: SwAVConfig = field(default_factory=SwAVConfig)
+    dino: DINOConfig = field(default_factory=DINOConfig)
 
     def __post_init__(self) -> None:
         Checks("method", self).between(2, 16, "views")

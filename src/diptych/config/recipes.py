@@ -33,7 +33,16 @@ from diptych.config.scales import (
     training_at,
     views_at,
 )
-from diptych.config.siamese_recipes import byol
+from diptych.config.siamese_recipes import (
+    barlow_twins,
+    byol,
+    dino,
+    lejepa,
+    nnclr,
+    simsiam,
+    swav,
+    vicreg,
+)
 from diptych.errors import ConfigError
 
 HAVE_CIFAR10: Final = frozenset({"simclr"})
@@ -256,6 +265,13 @@ RECIPES: Final[Mapping[str, Callable[[Scale], RunConfig]]] = {
     "simclr": simclr,
     "simclr_v2": simclr_v2,
     "byol": byol,
+    "simsiam": simsiam,
+    "barlow_twins": barlow_twins,
+    "vicreg": vicreg,
+    "lejepa": lejepa,
+    "nnclr": nnclr,
+    "swav": swav,
+    "dino": dino,
 }
 """Each recipe by its name: a function from a scale to its settings."""
 

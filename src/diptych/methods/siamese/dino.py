@@ -93,7 +93,9 @@ class DINO(Siamese):
     def after_step(self, output: StepOutput) -> None:
         """Moves the centre towards the mean of the teacher's logits of all processes (eq. 4)."""
         if output.keys is not None:
-            self.center.lerp_(gather_rows(output.keys).mean(dim=0), 1.0 - self.config.center_momentum)
+            self.center.lerp_(
+                gather_rows(output.keys).mean(dim=0), 1.0 - self.config.center_momentum
+            )
 
     def state_metrics(self) -> dict[str, float]:
         """The teacher's temperature."""

@@ -178,6 +178,15 @@ def other_views(views: int, targets: int) -> Iterator[tuple[int, int]]:
     return ((view, target) for view in range(views) for target in range(targets) if view != target)
 
 
+def view_pairs(views: int, targets: int) -> list[tuple[int, int]]:
+    """The same pairs, each once: for losses in which both views learn.
+
+    >>> view_pairs(3, 2)
+    [(0, 1), (0, 2), (1, 2)]
+    """
+    return [(one, other) for other, one in other_views(views, targets) if one < other]
+
+
 def of_all_processes(vectors: Tensor) -> Tensor:
     """(views, images of all processes, dim), with gradient; for losses of a batch's statistics."""
     views, images, dim = vectors.shape

@@ -116,7 +116,7 @@ def sinkhorn(
     """Assigns rows to prototypes so that each prototype gets about the same share of all rows.
 
     Sinkhorn and Knopp's algorithm on exp(scores / epsilon) (section 3.1, eq. 5): in turn all
-    prototypes get the same sum, and all rows the sum 1. In logarithms, so that no epsilon overflows.
+    prototypes get the same sum, and all rows the sum 1. In logarithms, so that nothing overflows.
 
     Args:
         scores: similarities of projections with prototypes.
