@@ -184,7 +184,7 @@ def view_pairs(views: int, targets: int) -> list[tuple[int, int]]:
     >>> view_pairs(3, 2)
     [(0, 1), (0, 2), (1, 2)]
     """
-    return [(one, other) for other, one in other_views(views, targets) if one < other]
+    return [(one, other) for one in range(targets) for other in range(one + 1, views)]
 
 
 def of_all_processes(vectors: Tensor) -> Tensor:
