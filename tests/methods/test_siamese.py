@@ -10,14 +10,18 @@ from torch import Tensor, nn
 
 from diptych.config.consistency import require_consistent
 from diptych.config.method import (
+    WITH_PREDICTOR,
     AnchorConfig,
     BarlowTwinsConfig,
     DictionaryConfig,
+    DINOConfig,
     KeyEncoderConfig,
     LeJEPAConfig,
     LossConfig,
     MethodConfig,
+    NNCLRConfig,
     SimSiamConfig,
+    SwAVConfig,
     VICRegConfig,
 )
 from diptych.config.model import EncoderConfig, GroupNormConfig, HeadConfig, NormConfig
@@ -46,9 +50,16 @@ METHOD: Final = {
     "barlow_twins": MethodConfig("barlow_twins", barlow_twins=BarlowTwinsConfig(0.1)),
     "vicreg": MethodConfig("vicreg"),
     "lejepa": MethodConfig("lejepa", lejepa=LeJEPAConfig(0.3, directions=9)),
+    "nnclr": MethodConfig("nnclr", nnclr=NNCLRConfig(queue_size=20)),
+    "swav": MethodConfig("swav", swav=SwAVConfig(prototypes=5, queue_size=20, queue_from_epoch=0)),
+    "dino": MethodConfig(
+        "dino",
+        key_encoder=KeyEncoderConfig("momentum", momentum=0.9),
+        dino=DINOConfig(prototypes=5),
+    ),
 }
 CONFIGS: Final = {
-    name: replace(BASE, method=method, head=PREDICTS if name in ("byol", "simsiam") else BASE.head)
+    name: replace(BASE, method=method, head=PREDICTS if name in WITH_PREDICTOR else BASE.head)
     for name, method in METHOD.items()
 }
 
