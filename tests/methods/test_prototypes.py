@@ -53,7 +53,9 @@ def plain_cross_entropy(targets: Array, logits: Array) -> float:
             if v == t:
                 continue
             for wanted, given in zip(target, view, strict=True):
-                found.append(-sum(q * math.log(p) for q, p in zip(wanted, softmax(given))))
+                found.append(
+                    -sum(q * math.log(p) for q, p in zip(wanted, softmax(given), strict=True))
+                )
     return float(np.mean(found))
 
 
