@@ -306,7 +306,7 @@ def learning_on(config: RunConfig, *, parts: int) -> RunConfig:
     """The same recipe for an encoder that begins with weights from elsewhere.
 
     The first parts stay as they are, an anchor holds the features near the start, views are milder
-    and the run is short; docs/recipes.md has the trials. Only of the contrastive method.
+    and the run is short; docs/recipes.md has the trials. Of methods that compare views.
 
     Args:
         config: of the recipe.

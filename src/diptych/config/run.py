@@ -278,6 +278,11 @@ class RunConfig:
         return kind == "best" or (kind == "auto" and self.encoder.weights is not None)
 
     @property
+    def compares_views(self) -> bool:
+        """Whether it learns by comparing views: no student's method, and none given in Python."""
+        return self.method_name in ("contrastive", *SIAMESE)
+
+    @property
     def has_projection_head(self) -> bool:
         """Whether ``head`` builds the head; other methods have heads of their own."""
         return self.method_name in ("contrastive", *SIAMESE)

@@ -25,10 +25,10 @@ from diptych.methods.objective import Loss
 from diptych.methods.siamese.barlow_twins import build_barlow_twins
 from diptych.methods.siamese.byol import build_byol
 from diptych.methods.siamese.dino import build_dino
-from diptych.methods.siamese.nnclr import build_nnclr
-from diptych.methods.siamese.swav import build_swav
 from diptych.methods.siamese.lejepa import build_lejepa
+from diptych.methods.siamese.nnclr import build_nnclr
 from diptych.methods.siamese.simsiam import build_simsiam
+from diptych.methods.siamese.swav import build_swav
 from diptych.methods.siamese.vicreg import build_vicreg
 from diptych.models.encoders import own_encoder
 from diptych.models.norms import use_norm
