@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from diptych.config.data import ViewsConfig
 from diptych.diagnostics.candidates import NEIGHBOURS_KEPT
+from diptych.diagnostics.collapsed_prototypes import collapsed_prototypes
 from diptych.diagnostics.label_free import neighbour_agreement
 from diptych.diagnostics.neighbourhoods import Pixels, stability
 from diptych.errors import ImagesError
@@ -208,10 +209,11 @@ def _projections(
 LEAST_STEPS: Final = 500
 """Before, a loss at chance proves nothing: warm-up and the filling of a queue take their time."""
 COLLAPSED_RANK: Final = 2.0
-COLLAPSED_STD: Final = 0.1
-"""Of projections, as a share of their spread at the start and of an even one."""
-COLLAPSED_DIRECTIONS: Final = 1.5
-"""Of projections; a line of them has one."""
+COLLAPSED_STD: Final = 0.4
+"""Of the spread of projections at the start of a run, below which they have collapsed."""
+COLLAPSED_DIRECTIONS: Final = 2.0
+"""Of projections, below which they have where their spread is below ``FALLEN_STD`` of the start."""
+FALLEN_STD: Final = 0.7
 _FEW_CONTENTS: Final = 0.5  # of the images; below, most of them are copies
 AT_CHANCE: Final = 0.02  # of the chance level
 SHORTCUT_ACCURACY: Final = 0.98
@@ -260,6 +262,7 @@ def find_symptoms(
             )
         )
     found += _collapsed_projections(metrics)
+    found += collapsed_prototypes(metrics)
     if health and not _are_copies(health[-1]) and _is_collapsed(health[-1]):
         found.append(
             Symptom(
@@ -298,23 +301,24 @@ def find_symptoms(
 def _collapsed_projections(metrics: Sequence[Mapping[str, Any]]) -> list[Symptom]:
     """Of a method without negatives: whether the projections of a batch have become alike.
 
-    They do so long before the features, and within some steps. Where a network begins with
-    projections that are hardly spread, only a fall from there counts.
+    They do so within some ten steps, long before the features. The spread is compared with that of
+    the start: without batch norm a network begins with projections that are hardly spread. A
+    network that learns keeps 0.8 of it and more; what is on a line keeps some, with norms.
     """
     lines = [line for line in metrics if "projection_std" in line]
     if len(lines) < 2:
         return []
-    first, last = lines[0], lines[-1]
+    start, last = lines[0]["projection_std"], lines[-1]
     std, rank = last["projection_std"], last["projection_rank"]
-    least = min(COLLAPSED_STD, COLLAPSED_STD * first["projection_std"])
-    if std >= least and rank >= min(COLLAPSED_DIRECTIONS, first["projection_rank"]):
+    on_a_line = rank < COLLAPSED_DIRECTIONS and std < FALLEN_STD * start
+    if std >= COLLAPSED_STD * start and not on_a_line:
         return []
     return [
         Symptom(
             "projections_collapsed",
             True,
             f"The projections have collapsed: their spread is {std:.2f} (1 where directions are "
-            f"even, {first['projection_std']:.2f} at the start) in about {rank:.1f} directions. "
+            f"even, {start:.2f} at the start) in about {rank:.1f} directions. "
             "What keeps images apart is missing or too weak: a predictor "
             "(--head.predictor-layers 2), the stop-gradient, a variance term; or the learning rate "
             "is too high.",
