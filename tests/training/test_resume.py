@@ -67,11 +67,19 @@ DINO: dict[str, Any] = {
     "method.dino.teacher_temperature": 0.07,
 }
 RECIPES = {
-    **{"simclr": SIMCLR, "moco": MOCO, "moco_v3": MOCO_V3, "bank": BANK, "windows": WINDOWS},
-    **{"nnclr": NNCLR, "swav": SWAV, "dino": DINO},
-    **{"byol": {"recipe": "byol", "training.chunk_size": 8}, "simsiam": {"recipe": "simsiam"}},
-    **{"barlow_twins": {"recipe": "barlow_twins"}, "vicreg": {"recipe": "vicreg"}},
-    **{"lejepa": {"recipe": "lejepa", "training.precision": "bf16"}},
+    "simclr": SIMCLR,
+    "moco": MOCO,
+    "moco_v3": MOCO_V3,
+    "bank": BANK,
+    "windows": WINDOWS,
+    "nnclr": NNCLR,
+    "swav": SWAV,
+    "dino": DINO,
+    "byol": {"recipe": "byol", "training.chunk_size": 8},
+    "simsiam": {"recipe": "simsiam"},
+    "barlow_twins": {"recipe": "barlow_twins"},
+    "vicreg": {"recipe": "vicreg"},
+    "lejepa": {"recipe": "lejepa", "training.precision": "bf16"},
 }
 
 

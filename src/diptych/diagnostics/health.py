@@ -209,7 +209,7 @@ def _projections(
 LEAST_STEPS: Final = 500
 """Before, a loss at chance proves nothing: warm-up and the filling of a queue take their time."""
 COLLAPSED_RANK: Final = 2.0
-COLLAPSED_STD: Final = 0.4
+COLLAPSED_STD: Final = 0.5
 """Of the spread of projections at the start of a run, below which they have collapsed."""
 COLLAPSED_DIRECTIONS: Final = 2.0
 """Of projections, below which they have where their spread is below ``FALLEN_STD`` of the start."""
