@@ -22,13 +22,15 @@ from diptych.config.method import (
 )
 from diptych.config.model import EncoderConfig, HeadConfig, NormConfig
 from diptych.config.run import RunConfig, TrainingConfig
+from diptych.diagnostics.health import find_symptoms
 from diptych.errors import ConfigError
+from diptych.evaluation.protocols import evaluate
 from diptych.logging.metrics import read_metrics
 from diptych.methods.build import METHODS
 from diptych.methods.method import StepOutput
+from diptych.methods.siamese.base import Siamese
 from diptych.methods.siamese.dino import DINO
 from diptych.methods.siamese.nnclr import NNCLR
-from diptych.methods.siamese.siamese import Siamese
 from diptych.methods.siamese.swav import SwAV
 from diptych.optimization.optimizers import build_optimizer
 from diptych.pretraining import pretrain
@@ -281,3 +283,60 @@ def test_a_network_that_takes_one_size_only_has_no_small_views(
             **{**settings, "encoder.stem": "imagenet", "views.small_side_pixels": 16},
             **{"encoder.width": 32, "encoder.stage_blocks": (1, 1, 1)},
         )
+
+
+PLAIN: Final[dict[str, Any]] = {
+    "optimizer.kind": "sgd",
+    "optimizer.learning_rate": 0.24,
+    "optimizer.scaling": "linear",
+    "optimizer.weight_decay": 1e-4,
+    "head.batch_norm": False,
+}
+BROKEN: Final[dict[str, dict[str, Any]]] = {
+    "dino": {"method.dino.centering": False},
+    "swav": {"method.swav.sinkhorn_iterations": 0},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", BROKEN)
+def test_collapse_is_seen_and_only_where_it_is(recipe: str, images: Path, tmp_path: Path) -> None:
+    """Without centring, or without Sinkhorn, all images come to name the same prototype."""
+    alarms = []
+    for name, settings in (("whole", {}), ("broken", BROKEN[recipe])):
+        usual = {**PLAIN, f"method.{recipe}.prototypes": 32 if recipe == "dino" else 16}
+        run = pretrain(
+            images,
+            out=tmp_path / name,
+            quiet=True,
+            recipe=recipe,
+            epochs=20,
+            **{**SMALL, "probe.health_every_epochs": 20, **usual, **settings},
+        )
+        lines = read_metrics(run / "metrics.jsonl")
+        seen = [find_symptoms(lines[: end + 1], dictionary_size=None) for end in range(len(lines))]
+        alarms.append(["prototypes_collapsed" in [one.name for one in step] for step in seen])
+        chance = lines[-1]["chance_prototype_agreement"]
+        assert (chance > 0.5) == (name == "broken")
+    assert not any(alarms[0])
+    assert alarms[1][-1]
+
+
+@pytest.mark.slow
+def test_dino_trains_a_vision_transformer_with_small_views(images: Path, tmp_path: Path) -> None:
+    """Weights are decayed more and more, and the encoder is loaded again."""
+    settings = {"encoder.name": "timm:vit_tiny_patch16_224", "encoder.stem": "imagenet"}
+    small = {"views.side_pixels": 64, "views.small_views": 2, "views.small_side_pixels": 32}
+    usual = {name: one for name, one in SMALL.items() if not name.startswith("encoder.")}
+    run = pretrain(
+        images,
+        out=tmp_path / "vit",
+        quiet=True,
+        recipe="dino",
+        epochs=2,
+        **{**usual, **settings, **small, "method.dino.prototypes": 16},
+    )
+    lines = read_metrics(run / "metrics.jsonl")
+    assert len(lines) == 6
+    assert len({line["loss"] for line in lines}) == 6
+    assert evaluate(run, threads=1)["knn"]["trained"] > 0.3

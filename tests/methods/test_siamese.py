@@ -28,7 +28,7 @@ from diptych.config.model import EncoderConfig, GroupNormConfig, HeadConfig, Nor
 from diptych.config.run import RunConfig, TrainingConfig
 from diptych.errors import ConfigError
 from diptych.methods.build import METHODS
-from diptych.methods.siamese.siamese import Siamese, other_views, retrieval, view_pairs
+from diptych.methods.siamese.base import Siamese, other_views, retrieval, view_pairs
 from diptych.optimization.optimizers import build_optimizer
 from diptych.runtime.distributed import own_slice
 from diptych.training.step import train_step

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from diptych.config.method import VICRegConfig
 from diptych.methods.siamese.barlow_twins import barlow_twins_terms
+from diptych.methods.siamese.base import spread_of
 from diptych.methods.siamese.byol import byol_loss
 from diptych.methods.siamese.lejepa import epps_pulley, random_directions
-from diptych.methods.siamese.siamese import spread_of
 from diptych.methods.siamese.simsiam import negative_cosine
 from diptych.methods.siamese.vicreg import covariance_of, invariance_of, variance_of
 

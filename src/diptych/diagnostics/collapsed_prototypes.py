@@ -5,27 +5,33 @@ from typing import Any, Final
 
 from diptych.logging.progress import Symptom
 
-NAMED_BY_ALL: Final = 1.5
-"""Prototypes that are named in a batch; below, nearly all images name the same."""
+SAME_PROTOTYPE: Final = 0.5
+"""Share of pairs of different images that name the same prototype, above which few are in use."""
 LEAST_DIVERGENCE: Final = 0.01
 """Of the loss from the entropy of its targets, as a share of the loss at chance."""
+ABOVE_CHANCE: Final = 2.0
+"""Times more often than different images do the views of one image name the same prototype."""
 
 
 def collapsed_prototypes(metrics: Sequence[Mapping[str, Any]]) -> list[Symptom]:
     """Both ways to collapse (DINO, section 5.3): to one prototype, or to all alike for all images.
 
-    Where predictions equal targets for all images there is nothing left to learn, and a target
-    that is the same for all images is the only way to get there.
+    Nothing is left to learn where predictions equal targets. Images that are told apart get there
+    too, where there are few kinds of them: then the views of one agree more than other images do.
 
     Args:
         metrics: the lines of ``metrics.jsonl``, oldest first.
     """
-    if len(metrics) < 2 or "named_prototypes" not in metrics[-1]:
+    if len(metrics) < 2 or "prototype_agreement" not in metrics[-1]:
         return []
     last = metrics[-1]
-    if last["named_prototypes"] < NAMED_BY_ALL:
-        what = f"in effect {last['named_prototypes']:.1f} prototypes are named by all images"
-    elif last["target_divergence"] < LEAST_DIVERGENCE * last["chance_loss"]:
+    agreement, chance = last["prototype_agreement"], last["chance_prototype_agreement"]
+    if chance > SAME_PROTOTYPE:
+        what = f"{chance:.0%} of pairs of different images name the same"
+    elif (
+        agreement < ABOVE_CHANCE * chance
+        and last["target_divergence"] < LEAST_DIVERGENCE * last["chance_loss"]
+    ):
         what = (
             "all images get nearly the same distribution over prototypes (the loss is only "
             f"{last['target_divergence']:.3f} above the entropy of its targets)"

@@ -12,7 +12,7 @@ from diptych.config.run import RunConfig
 from diptych.images.collection import Collection
 from diptych.methods.method import StepOutput
 from diptych.methods.networks import build_networks
-from diptych.methods.siamese.siamese import Encoded, Siamese, of_all_processes, view_pairs
+from diptych.methods.siamese.base import Encoded, Siamese, of_all_processes, view_pairs
 from diptych.views.batches import Batch
 
 _EPSILON = 1e-5  # beside a variance, as in batch norm

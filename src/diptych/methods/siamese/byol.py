@@ -14,7 +14,7 @@ from diptych.config.run import RunConfig
 from diptych.images.collection import Collection
 from diptych.methods.method import StepOutput
 from diptych.methods.networks import build_networks
-from diptych.methods.siamese.siamese import Encoded, Siamese, other_views
+from diptych.methods.siamese.base import Encoded, Siamese, other_views
 from diptych.views.batches import Batch
 
 

@@ -16,12 +16,12 @@ from diptych.config.run import RunConfig
 from diptych.images.collection import Collection
 from diptych.methods.method import StepOutput
 from diptych.methods.networks import Networks, build_networks
+from diptych.methods.siamese.base import Encoded, Siamese
 from diptych.methods.siamese.prototypes import (
     build_prototypes,
     cross_entropy_of_views,
     prototype_metrics,
 )
-from diptych.methods.siamese.siamese import Encoded, Siamese
 from diptych.models.momentum_encoder import MomentumEncoder
 from diptych.optimization.optimizers import warmup_steps
 from diptych.runtime.distributed import gather_rows

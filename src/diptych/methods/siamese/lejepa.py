@@ -17,7 +17,7 @@ from diptych.config.run import RunConfig
 from diptych.images.collection import Collection
 from diptych.methods.method import StepOutput
 from diptych.methods.networks import build_networks
-from diptych.methods.siamese.siamese import Encoded, Siamese, of_all_processes
+from diptych.methods.siamese.base import Encoded, Siamese, of_all_processes
 from diptych.views.batches import Batch
 
 DIRECTION_STREAM: Final = 0x534C494345  # "SLICE": keeps these draws apart from others of the seed

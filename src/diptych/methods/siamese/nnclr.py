@@ -19,7 +19,7 @@ from diptych.methods.losses import find_loss
 from diptych.methods.method import StepOutput, mean_output
 from diptych.methods.networks import Networks, build_networks
 from diptych.methods.objective import contrast
-from diptych.methods.siamese.siamese import Encoded, Siamese, other_views
+from diptych.methods.siamese.base import Encoded, Siamese, other_views
 from diptych.runtime.distributed import gather_rows
 from diptych.views.batches import Batch
 

@@ -16,13 +16,13 @@ from diptych.images.collection import Collection
 from diptych.methods.dictionaries import KeyQueue
 from diptych.methods.method import StepOutput
 from diptych.methods.networks import Networks, build_networks
+from diptych.methods.siamese.base import Encoded, Siamese
 from diptych.methods.siamese.prototypes import (
     build_prototypes,
     cross_entropy_of_views,
     normalize_,
     prototype_metrics,
 )
-from diptych.methods.siamese.siamese import Encoded, Siamese
 from diptych.optimization.optimizers import warmup_steps
 from diptych.runtime.distributed import gather_rows, gather_views, own_rows
 from diptych.views.batches import Batch
