@@ -184,7 +184,8 @@ def test_nnclr_equals_the_plain_loop() -> None:
         for one, other in ((0, 1), (1, 0)):
             queries = list(unit(projections[one]))
             if stored:
-                queries = [max(stored[-20:], key=lambda key, q=q: float(q @ key)) for q in queries]
+                kept = torch.stack(stored[-20:])
+                queries = [kept[(kept @ one_query).argmax()] for one_query in queries]
             scores = torch.stack(queries) @ predictions[other].T / 0.2
             found.append(float(functional.cross_entropy(scores, torch.arange(BATCH))))
         output = training.take(batch_of(step, small=0))
@@ -318,8 +319,9 @@ def test_collapse_is_seen_and_only_where_it_is(recipe: str, images: Path, tmp_pa
         alarms.append(["prototypes_collapsed" in [one.name for one in step] for step in seen])
         chance = lines[-1]["chance_prototype_agreement"]
         assert (chance > 0.5) == (name == "broken")
-    assert not any(alarms[0])
+    assert not alarms[0][-1]
     assert alarms[1][-1]
+    assert any(alarms[1][: len(alarms[1]) // 2])
 
 
 @pytest.mark.slow

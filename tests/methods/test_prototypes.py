@@ -116,7 +116,7 @@ def test_neighbours_are_the_nearest_of_a_loop(rng: np.random.Generator) -> None:
         rows / np.linalg.norm(rows, axis=1, keepdims=True)
         for rows in (rng.normal(size=(700, 4)), rng.normal(size=(30, 4)))
     )
-    expected = [max(stored, key=lambda one, row=row: float(row @ one)) for row in vectors]
+    expected = [stored[int(np.argmax([row @ one for one in stored]))] for row in vectors]
     found = nearest(torch.from_numpy(vectors), torch.from_numpy(stored))
     np.testing.assert_array_equal(found, expected)
     none = nearest(torch.from_numpy(vectors), torch.zeros(0, 4).double())

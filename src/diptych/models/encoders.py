@@ -264,8 +264,9 @@ def _from_timm(name: str, channels: int, side_pixels: int, *, several_sides: boo
     options: dict[str, Any] = {"pretrained": False, "num_classes": 0, "in_chans": channels}
     # Most convolutional networks take any size and have neither argument, and some transformers
     # not the second.
-    several = [{"img_size": side_pixels, "dynamic_img_size": True}] if several_sides else []
-    for sizes in (*several, {"img_size": side_pixels}):
+    size: dict[str, Any] = {"img_size": side_pixels}
+    tried = [{**size, "dynamic_img_size": True}, size] if several_sides else [size]
+    for sizes in tried:
         try:
             return timm.create_model(name, **sizes, **options)
         except TypeError as error:

@@ -92,7 +92,7 @@ def nearest(
     """
     if not len(stored):
         return vectors
-    rows = [(part @ stored.T).argmax(dim=1) for part in vectors.split(_AT_ONCE)]
+    rows = [(part @ stored.T).argmax(dim=1) for part in torch.split(vectors, _AT_ONCE)]
     return stored[torch.cat(rows)]
 
 
