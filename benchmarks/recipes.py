@@ -2,13 +2,15 @@
 
 Each recipe runs as a user would run it: `diptych pretrain PATH --recipe NAME --scale tiny`, in a
 process of its own, then `diptych evaluate`. The table has the loss at the end beside the loss of
-guessing, kNN and linear accuracy of the trained and the untrained encoder, the minutes, and the
-peak memory of the process. A figure holds where kNN beats the untrained encoder.
+guessing, where it has one, the accuracy at the training task, or of methods without negatives the
+retrieval accuracy, kNN and linear accuracy of the trained and the untrained encoder, the minutes,
+and the peak memory of the process. A figure holds where kNN beats the untrained encoder.
 
     python benchmarks/recipes.py --images cifar10/ --limit 5000 --epochs 20
     python benchmarks/recipes.py --quick         # the built-in photographs, 2 epochs
 """
 
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diptych.config.recipes import RECIPES
+from diptych.logging.metrics import task_accuracy
 
 
 def show(runs: dict[str, Run]) -> None:
@@ -46,12 +49,14 @@ def show(runs: dict[str, Run]) -> None:
     table.add_column("peak MB", justify="right")
     for recipe, run in runs.items():
         knn, linear = run.evaluation["knn"], run.evaluation["linear"]
-        shares = [run.last["pretext_accuracy"], knn["trained"], knn["untrained"]]
+        task = task_accuracy(run.last)
+        found = math.nan if task is None else run.last[task.name]
+        shares = [found, knn["trained"], knn["untrained"]]
         shares += [linear["trained"], linear["untrained"]]
         table.add_row(
             recipe,
             f"{run.last['loss']:.2f}",
-            f"{run.last['chance_loss']:.2f}",
+            f"{run.last['chance_loss']:.2f}" if "chance_loss" in run.last else "-",
             *(f"{100 * share:.1f}" for share in shares),
             f"{run.minutes:.1f}",
             f"{run.peak_megabytes:,.0f}",

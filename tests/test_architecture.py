@@ -89,7 +89,7 @@ def test_files_of_one_name_mean_one_thing() -> None:
 # Patterns for text in small letters in which LookUp stands as look_up; a letter neither before nor
 # after. What was decided in its time is left in the words of its time.
 RETIRED: Final = {
-    r"(?<!barlow )twins?": "momentum encoder",
+    r"(?<!barlow[ _])twins?": "momentum encoder",
     r"look[-_]ups?|lookups?(?!_error)": "contrastive output, objective; a search",
     r"remember(s|ed|ing)?": "enqueue for the queue, update for the bank, keep",
     r"in[-_]step|in step(?! ?[0-9{])": "synchronized",

@@ -10,6 +10,7 @@ import torch
 
 from diptych.config.consistency import require_consistent
 from diptych.config.files import overlay, read_config_file
+from diptych.config.method import SIAMESE
 from diptych.config.model import EncoderConfig
 from diptych.config.recipes import (
     choose_scale,
@@ -199,7 +200,7 @@ def _suited_to(
     base = base if weights else suited_pool(base)
     asked = overlay_all(base, overrides)
     # Partners of a group are other images already, and a teacher's classifier sees whole ones.
-    if asked.method_name == "contrastive" and asked.images.group_by is None:
+    if asked.compares_views and asked.images.group_by is None:
         windows = suited_windows(
             image_count=image_count,
             median_side_pixels=median_side_pixels,
@@ -214,7 +215,7 @@ def _suited_to(
     if not is_asked(overrides, "training.epochs"):
         probe = replace(probe, health_every_epochs=health_interval(epochs, count, probe.images))
     training = replace(base.training, epochs=epochs)
-    if asked.method_name == "contrastive" and asked.encoder.name != OWN:
+    if asked.compares_views and asked.encoder.name != OWN:
         training = replace(training, keep=KeepConfig("best"))
     return replace(base, training=training, probe=probe)
 
@@ -234,7 +235,7 @@ def in_effect(config: RunConfig, image_count: int, *, uses_labels: bool) -> str:
     """What each query is compared with, and what that costs, in one or two sentences."""
     if config.method_name == "distillation":
         return f"The student learns the predictions of {config.distillation.teacher}."
-    if config.method_name != "contrastive":
+    if not config.compares_views:
         return f"The method is {config.method_name!r}."
     batch, dictionary = config.training.batch_size, config.method.dictionary
     chunk = config.training.chunk_size
@@ -244,6 +245,8 @@ def in_effect(config: RunConfig, image_count: int, *, uses_labels: bool) -> str:
             f"; norm.kind = {config.norm.kind!r} then normalises each {chunk} by themselves, which "
             "marks them for each other (shuffle, layer and group do not)"
         )
+    if config.method_name in SIAMESE:
+        return f"Views of an image are to be alike, by the method {config.method_name!r}{parts}."
     if uses_labels:
         others = config.method.views * batch - 1
         return (
@@ -272,7 +275,7 @@ def _learning_on(base: RunConfig, overrides: Overrides, start: StartWeights | No
         return base
     base = start.applied_to(base)
     asked = overlay_all(base, overrides)
-    if asked.method_name != "contrastive":
+    if not asked.compares_views:
         return base
     # Only the structure is looked at, which every network has at the side it was made for.
     usual = replace(

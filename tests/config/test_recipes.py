@@ -6,11 +6,16 @@ import pytest
 import torch
 
 from diptych.config.files import overlay, parse_toml, to_toml
+from diptych.config.method import KeyEncoderConfig
 from diptych.config.policies import branches
-from diptych.config.recipes import HAVE_CIFAR10, RECIPES, SCALES, fitted_batch, recipe_config
+from diptych.config.recipes import HAVE_CIFAR10, RECIPES, fitted_batch, recipe_config
 from diptych.config.run import RunConfig
+from diptych.config.scales import SCALES
 from diptych.errors import ConfigError
+from diptych.logging.metrics import task_accuracy
+from diptych.methods.build import METHODS
 from diptych.methods.contrastive import build_contrastive
+from diptych.methods.method import Method
 from diptych.models.heads import build_head
 from diptych.optimization.optimizers import build_optimizer, peak_learning_rate
 from diptych.resolve import Overrides, in_effect, resolve
@@ -30,7 +35,7 @@ def test_a_recipe_survives_its_config_file(recipe: str, scale: str) -> None:
 def test_every_recipe_takes_a_step_that_moves_it(recipe: str) -> None:
     config = recipe_config(recipe, "tiny")
     config = replace(config, encoder=replace(config.encoder, width=4, stage_blocks=(1, 1)))
-    method = build_contrastive(config, image_count=64).train()
+    method = built(config).train()
     optimizer = build_optimizer(config.optimizer, method)
     before = {name: value.clone() for name, value in method.named_parameters()}
     losses = []
@@ -39,14 +44,21 @@ def test_every_recipe_takes_a_step_that_moves_it(recipe: str) -> None:
         batch = Batch(views, torch.arange(32) + 32 * (step % 2), step)
         result = train_step(method, optimizer, batch, rate=0.05, momentum=0.9, config=config)
         losses.append(float(result.loss))
+        assert task_accuracy({"loss": 1.0, **result.metrics}) is not None
     assert all(loss == loss for loss in losses)
     moved = [
         name for name, value in method.named_parameters() if not torch.equal(value, before[name])
     ]
     assert {name.split(".")[0] for name in moved} >= {"network"}
-    assert ("momentum_encoder" in {name.split(".")[0] for name in moved}) == (
-        method.momentum_encoder is not None
-    )
+    follows = config.method.key_encoder.kind == "momentum"
+    assert ("momentum_encoder" in {name.split(".")[0] for name in moved}) == follows
+
+
+def built(config: RunConfig) -> Method:
+    """The method, of 64 images."""
+    if config.method.kind == "contrastive":
+        return build_contrastive(config, image_count=64)
+    return METHODS[config.method.kind].build(config, None, None)
 
 
 def test_the_papers_settings() -> None:
@@ -96,11 +108,33 @@ def test_the_papers_settings() -> None:
     assert not batch.method.dictionary.batch.both_views
 
 
+def test_the_papers_settings_without_negatives() -> None:
+    byol, simsiam, barlow, vicreg, lejepa = (
+        recipe_config(name, "paper")
+        for name in ("byol", "simsiam", "barlow_twins", "vicreg", "lejepa")
+    )
+    assert (byol.head.hidden_features, byol.head.output_features) == (4096, 256)
+    assert byol.method.key_encoder == KeyEncoderConfig("momentum", 0.996, "cosine")
+    assert peak_learning_rate(byol.optimizer, 4096) == pytest.approx(3.2)
+    assert (simsiam.head.layers, simsiam.head.predictor_hidden_features) == (3, 512)
+    assert peak_learning_rate(simsiam.optimizer, 512) == pytest.approx(0.1)
+    assert (barlow.head.layers, barlow.head.output_features) == (3, 8192)
+    assert barlow.method.barlow_twins.redundancy_weight == 0.005
+    weights = vicreg.method.vicreg
+    assert (
+        weights.invariance_weight,
+        weights.variance_weight,
+        weights.covariance_weight,
+    ) == (25.0, 25.0, 1.0)
+    assert lejepa.method.lejepa.regularization_weight == 0.05
+    assert lejepa.optimizer.kind == "adamw"
+
+
 def test_only_simclr_has_settings_for_cifar10() -> None:
     with pytest.raises(ConfigError, match="moco_v2 has no scale cifar10"):
         recipe_config("moco_v2", "cifar10")
-    with pytest.raises(ConfigError, match="no recipe 'byol'; wanted one of memory_bank"):
-        recipe_config("byol", "tiny")
+    with pytest.raises(ConfigError, match="no recipe 'moco_v9'; wanted one of memory_bank"):
+        recipe_config("moco_v9", "tiny")
     with pytest.raises(ConfigError, match="no scale 'huge'"):
         recipe_config("simclr", "huge")
 

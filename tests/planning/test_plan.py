@@ -232,8 +232,20 @@ def test_the_verb_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> No
     assert "--processes must be 1 or more" in capsys.readouterr().err
 
 
+PLANNED = [name for name in RECIPES if recipe_config(name, "tiny").method.kind == "contrastive"]
+
+
+@pytest.mark.parametrize("recipe", sorted(set(RECIPES) - set(PLANNED)))
+def test_a_method_without_negatives_is_not_planned(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["plan", *SMALL, "--recipe", recipe, "--images-count", "5000", "--on", "cpu"]
+    assert main(asked) == 2
+    assert "cannot be planned" in capsys.readouterr().err
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", PLANNED)
 def test_every_recipe_is_planned_with_every_setting(recipe: str, tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     asked = ["plan", *SMALL, "--recipe", recipe, "--images-count", "5000", "--json", str(file)]

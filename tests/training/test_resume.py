@@ -52,7 +52,35 @@ MOCO_V3: dict[str, Any] = {
 }
 BANK: dict[str, Any] = {"recipe": "memory_bank", "method.dictionary.bank.negatives": 20}
 WINDOWS: dict[str, Any] = {"recipe": "simclr", "images.windows": 2, "training.batch_size": 64}
-RECIPES = {"simclr": SIMCLR, "moco": MOCO, "moco_v3": MOCO_V3, "bank": BANK, "windows": WINDOWS}
+NNCLR: dict[str, Any] = {"recipe": "nnclr", "method.nnclr.queue_size": 50}
+SWAV: dict[str, Any] = {
+    "recipe": "swav",
+    "method.swav.prototypes": 12,
+    "method.swav.queue_size": 50,
+    "method.swav.queue_from_epoch": 1.0,
+}
+# What follows from the epoch changes before the run is stopped, and between that and its end.
+DINO: dict[str, Any] = {
+    "recipe": "dino",
+    "method.dino.prototypes": 12,
+    "method.dino.warmup_epochs": 1.5,
+    "method.dino.teacher_temperature": 0.07,
+}
+RECIPES = {
+    "simclr": SIMCLR,
+    "moco": MOCO,
+    "moco_v3": MOCO_V3,
+    "bank": BANK,
+    "windows": WINDOWS,
+    "nnclr": NNCLR,
+    "swav": SWAV,
+    "dino": DINO,
+    "byol": {"recipe": "byol", "training.chunk_size": 8},
+    "simsiam": {"recipe": "simsiam"},
+    "barlow_twins": {"recipe": "barlow_twins"},
+    "vicreg": {"recipe": "vicreg"},
+    "lejepa": {"recipe": "lejepa", "training.precision": "bf16"},
+}
 
 
 @pytest.fixture

@@ -3,6 +3,12 @@
 from dataclasses import replace
 
 from diptych.config.checks import require
+from diptych.config.method import (
+    SIAMESE,
+    WITH_MOMENTUM_TARGETS,
+    WITH_PREDICTOR,
+    MethodConfig,
+)
 from diptych.config.model import NormConfig
 from diptych.config.run import OWN, RunConfig, TrainingConfig
 
@@ -21,7 +27,10 @@ def require_consistent(config: RunConfig) -> None:
         "small_resnet has the small stem only; set encoder.stem = 'small'",
         config.encoder.stem,
     )
-    _require_consistent_method(config)
+    if config.method_name in SIAMESE:
+        _require_consistent_siamese(config)
+    else:
+        _require_consistent_method(config)
     _require_consistent_batch(config)
     _require_consistent_memory(config.training)
     _require_consistent_start(config)
@@ -142,6 +151,41 @@ def _require_consistent_method(config: RunConfig) -> None:
     )
 
 
+def _require_consistent_siamese(config: RunConfig) -> None:
+    """Refuses what only a comparison with negatives has, and parts that a method does not have."""
+    kind, usual = config.method.kind, MethodConfig()
+    loss = replace(config.method.loss, weight=usual.loss.weight)
+    for name, found, unset in (
+        ("dictionary", config.method.dictionary, usual.dictionary),
+        ("symmetric", config.method.symmetric, usual.symmetric),
+        ("loss", loss, usual.loss),
+    ):
+        require(
+            found == unset,
+            f"the settings of method.{name} are of the method 'contrastive', and {kind!r} has no "
+            f"negatives: begin with --recipe {kind}, and leave them out",
+            found,
+        )
+    wanted = "momentum" if kind in WITH_MOMENTUM_TARGETS else "shared"
+    require(
+        config.method.key_encoder.kind == wanted,
+        f"method.key_encoder.kind must be {wanted!r} for the method {kind!r}; --recipe {kind} "
+        "sets it",
+        config.method.key_encoder.kind,
+    )
+    require(
+        config.head.predictor_layers == 0 or kind in WITH_PREDICTOR,
+        f"the method {kind!r} has no predictor; set head.predictor_layers = 0",
+        config.head.predictor_layers,
+    )
+    require(
+        config.norm.kind != "shuffle",
+        f"norm.kind = 'shuffle' puts keys into other groups than queries; {kind!r} has no keys: "
+        "choose 'sync' or 'split'",
+        config.norm.kind,
+    )
+
+
 def _require_consistent_batch(config: RunConfig) -> None:
     batch, chunk = config.training.batch_size, config.training.chunk_size
     group = config.norm.images_per_group
@@ -207,7 +251,7 @@ def _require_consistent_start(config: RunConfig) -> None:
     )
     require(
         encoder.batch_statistics == "batch"
-        or config.method_name in ("contrastive", "distillation"),
+        or config.method_name in ("contrastive", "distillation", *SIAMESE),
         "encoder.batch_statistics = 'start' does not go with a method of your own: leave it out",
         config.method_name,
     )
@@ -217,8 +261,8 @@ def _require_consistent_start(config: RunConfig) -> None:
         encoder.frozen_parts,
     )
     require(
-        not anchored or config.method_name == "contrastive",
-        "method.anchor.weight goes with the method 'contrastive'; set it to 0",
+        not anchored or config.method_name in ("contrastive", *SIAMESE),
+        f"method.anchor.weight does not go with the method {config.method_name!r}; set it to 0",
         config.method_name,
     )
     require(

@@ -119,10 +119,17 @@ class HeadConfig:
     output_norm: bool = False
     """Normalise the projection as well, without scale and shift (MoCo v3)."""
     predictor_layers: int = 0
-    """Layers of a predictor on the queries' side only (MoCo v3 has 2); 0 is none."""
+    """Layers of a predictor on the queries' side only (MoCo v3, BYOL and SimSiam have 2); 0 is
+    none."""
+    predictor_hidden_features: int | None = None
+    """Width of the predictor's hidden layers; if not given `hidden_features`. SimSiam's is a
+    quarter of the projection."""
+    predictor_output_norm: bool | None = None
+    """Normalise the prediction as well; if not given as `output_norm` says (BYOL and SimSiam do
+    not)."""
 
     def __post_init__(self) -> None:
         check = Checks("head", self)
         check.between(0, 8, "layers", "predictor_layers")
-        check.positive("hidden_features")
+        check.positive("hidden_features", "predictor_hidden_features")
         check.at_least(2, "output_features")

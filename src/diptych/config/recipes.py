@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final, Literal
 
-from diptych.config.data import ViewsConfig
 from diptych.config.method import (
     AnchorConfig,
     BankConfig,
@@ -22,29 +21,32 @@ from diptych.config.method import (
     MethodConfig,
     QueueConfig,
 )
-from diptych.config.model import EncoderConfig, HeadConfig, NormConfig
-from diptych.config.policies import PRESETS, as_text, parse_policy
-from diptych.config.run import (
-    OptimizerConfig,
-    RunConfig,
-    ScheduleConfig,
-    StepConfig,
-    TrainingConfig,
+from diptych.config.model import HeadConfig, NormConfig
+from diptych.config.run import OptimizerConfig, RunConfig, ScheduleConfig, StepConfig
+from diptych.config.scales import (
+    ENCODER_AT,
+    PLAIN_SGD,
+    SCALES,
+    SIDE_AT,
+    Scale,
+    mlp_head,
+    training_at,
+    views_at,
+)
+from diptych.config.siamese_recipes import (
+    barlow_twins,
+    byol,
+    dino,
+    lejepa,
+    nnclr,
+    simsiam,
+    swav,
+    vicreg,
 )
 from diptych.errors import ConfigError
 
-Scale = Literal["tiny", "small", "cifar10", "paper"]
-SCALES: Final[tuple[Scale, ...]] = ("tiny", "small", "cifar10", "paper")
 HAVE_CIFAR10: Final = frozenset({"simclr"})
 """The recipes whose papers give settings for CIFAR-10."""
-
-_ENCODERS: Final[Mapping[Scale, EncoderConfig]] = {
-    "tiny": EncoderConfig(name="small_resnet", stem="small"),
-    "small": EncoderConfig(name="resnet18", stem="imagenet"),
-    "cifar10": EncoderConfig(name="resnet50", stem="small"),
-    "paper": EncoderConfig(name="resnet50", stem="imagenet"),
-}
-_SIDES: Final[Mapping[Scale, int]] = {"tiny": 32, "small": 96, "cifar10": 32, "paper": 224}
 
 PHOTOGRAPH_SIDE_PIXELS: Final = 96
 """Median side of a set from which on its images are photographs, with more detail than 32 pixels
@@ -67,20 +69,11 @@ _IMAGES_BETWEEN: Final = 8  # images learned from between two of them, for each 
 FEW_PHOTOGRAPHS: Final = 1_000
 _WINDOW_OVER_VIEW: Final = 8 / 3  # least side of a window, in sides of a view
 
-_TINY_POLICIES: Final = {
-    # Crops of a twelfth of 32 pixels leave too little to learn from in a short run; and so does, of
-    # a few thousand tiny images, a colour that always changes by as much as MoCo v1's.
-    "moco_v1": "crop + gray + color + flip",
-    "moco_v2": "crop + color + gray + flip",
-    "moco_v3": "crop + color(saturation=0.2) + gray + flip",
-    "simclr": "crop + flip + color(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2) + gray",
-}
 _RESNETS: Final = (
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
     *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
     *("wide_resnet50_2", "wide_resnet101_2"),
 )
-_SGD: Final = OptimizerConfig(kind="sgd", learning_rate=0.24, weight_decay=1e-4)
 
 
 def memory_bank(scale: Scale) -> RunConfig:
@@ -118,7 +111,7 @@ def end_to_end(scale: Scale) -> RunConfig:
             key_encoder=KeyEncoderConfig(kind="shared"),
             loss=config.method.loss,
         ),
-        training=_training(scale, batch_size=1024),
+        training=training_at(scale, batch_size=1024),
     )
 
 
@@ -132,8 +125,8 @@ def moco_v2(scale: Scale) -> RunConfig:
     config = _moco(scale, "moco_v2")
     return replace(
         config,
-        views=_views(scale, "moco_v2"),
-        head=_head(),
+        views=views_at(scale, "moco_v2"),
+        head=mlp_head(),
         method=replace(config.method, loss=LossConfig(temperature=0.2)),
         schedule=ScheduleConfig(kind="cosine"),
     )
@@ -151,8 +144,8 @@ def moco_v3(scale: Scale) -> RunConfig:
     return RunConfig(
         recipe="moco_v3",
         scale=scale,
-        views=_views(scale, "moco_v3"),
-        encoder=_ENCODERS[scale],
+        views=views_at(scale, "moco_v3"),
+        encoder=ENCODER_AT[scale],
         norm=NormConfig(kind="sync"),
         head=HeadConfig(
             layers=2,
@@ -172,9 +165,9 @@ def moco_v3(scale: Scale) -> RunConfig:
         ),
         optimizer=OptimizerConfig(kind="lars", learning_rate=0.3, weight_decay=1e-6)
         if scale == "paper"
-        else _SGD,
+        else PLAIN_SGD,
         schedule=ScheduleConfig(warmup_epochs=10.0 if scale == "paper" else 1.0),
-        training=_training(scale, batch_size=4096),
+        training=training_at(scale, batch_size=4096),
     )
 
 
@@ -185,15 +178,15 @@ def simclr(scale: Scale) -> RunConfig:
     """
     # 0.5 on CIFAR-10, appendix B.9, in 1,000 epochs; in ten or twenty, half of it learns faster.
     strength = {"tiny": 0.25, "cifar10": 0.5}.get(scale, 1.0)
-    views = replace(_views(scale, "simclr"), strength=strength)
+    views = replace(views_at(scale, "simclr"), strength=strength)
     temperatures = {"tiny": 0.2, "small": 0.2, "cifar10": 0.5, "paper": 0.1}
     return RunConfig(
         recipe="simclr",
         scale=scale,
         views=views,
-        encoder=_ENCODERS[scale],
+        encoder=ENCODER_AT[scale],
         norm=NormConfig(kind="sync"),  # section 2.2: over all devices
-        head=_head(batch_norm=True),
+        head=mlp_head(batch_norm=True),
         method=MethodConfig(
             dictionary=DictionaryConfig(kind="batch"),
             key_encoder=KeyEncoderConfig(kind="shared"),
@@ -203,9 +196,9 @@ def simclr(scale: Scale) -> RunConfig:
         optimizer={
             "paper": OptimizerConfig(kind="lars", learning_rate=0.3, weight_decay=1e-6),
             "cifar10": OptimizerConfig(kind="lars", learning_rate=0.25, weight_decay=1e-6),
-        }.get(scale, _SGD),
+        }.get(scale, PLAIN_SGD),
         schedule=ScheduleConfig(warmup_epochs=10.0 if scale in ("paper", "cifar10") else 1.0),
-        training=_training(scale, batch_size=1024 if scale == "cifar10" else 4096),
+        training=training_at(scale, batch_size=1024 if scale == "cifar10" else 4096),
     )
 
 
@@ -238,8 +231,8 @@ def _moco(scale: Scale, name: str) -> RunConfig:
     return RunConfig(
         recipe=name,
         scale=scale,
-        views=_views(scale, "moco_v1"),
-        encoder=_ENCODERS[scale],
+        views=views_at(scale, "moco_v1"),
+        encoder=ENCODER_AT[scale],
         norm=NormConfig(kind="shuffle", images_per_group=32),  # 256 images on 8 devices
         head=HeadConfig(layers=1, output_features=128),
         method=MethodConfig(
@@ -259,7 +252,7 @@ def _moco(scale: Scale, name: str) -> RunConfig:
             weight_decay=1e-4,
         ),
         schedule=ScheduleConfig(kind="step", step=StepConfig(drops=(0.6, 0.8))),
-        training=_training(scale, batch_size=256),
+        training=training_at(scale, batch_size=256),
     )
 
 
@@ -271,6 +264,14 @@ RECIPES: Final[Mapping[str, Callable[[Scale], RunConfig]]] = {
     "moco_v3": moco_v3,
     "simclr": simclr,
     "simclr_v2": simclr_v2,
+    "byol": byol,
+    "simsiam": simsiam,
+    "barlow_twins": barlow_twins,
+    "vicreg": vicreg,
+    "lejepa": lejepa,
+    "nnclr": nnclr,
+    "swav": swav,
+    "dino": dino,
 }
 """Each recipe by its name: a function from a scale to its settings."""
 
@@ -305,7 +306,7 @@ def learning_on(config: RunConfig, *, parts: int) -> RunConfig:
     """The same recipe for an encoder that begins with weights from elsewhere.
 
     The first parts stay as they are, an anchor holds the features near the start, views are milder
-    and the run is short; docs/recipes.md has the trials. Only of the contrastive method.
+    and the run is short; docs/recipes.md has the trials. Of methods that compare views.
 
     Args:
         config: of the recipe.
@@ -399,7 +400,7 @@ def fitting_stem(encoder: str, side_pixels: int) -> Literal["small", "imagenet"]
     """
     if encoder == "small_resnet":
         return "small"
-    return "small" if encoder in _RESNETS and side_pixels <= 2 * _SIDES["tiny"] else "imagenet"
+    return "small" if encoder in _RESNETS and side_pixels <= 2 * SIDE_AT["tiny"] else "imagenet"
 
 
 def choose_scale(
@@ -425,32 +426,3 @@ def choose_scale(
     if median_side_pixels >= 64:
         return "small", f"the images' median side is {median_side_pixels} pixels"
     return "tiny", f"the images' median side is {median_side_pixels} pixels"
-
-
-def _head(*, batch_norm: bool = False) -> HeadConfig:
-    """As wide as the features of whatever encoder is asked for, as in the published code."""
-    return HeadConfig(hidden_features=None, output_features=128, batch_norm=batch_norm)
-
-
-def _views(scale: Scale, preset: str) -> ViewsConfig:
-    """The paper's views, without blur at 32 pixels (SimCLR, appendix B.9)."""
-    side = _SIDES[scale]
-    if scale == "tiny":
-        return ViewsConfig(side_pixels=side, policy=_TINY_POLICIES[preset])
-    if scale == "cifar10":
-        return ViewsConfig(side_pixels=side, policy=_text("simclr_cifar"))
-    first, second = PRESETS[preset]
-    return ViewsConfig(
-        side_pixels=side, policy=_text(first), second=None if second is None else _text(second)
-    )
-
-
-def _text(policy: str) -> str:
-    """Written out, so that a run's config says what was done whatever a preset comes to mean."""
-    return as_text(parse_policy(policy))
-
-
-def _training(scale: Scale, *, batch_size: int) -> TrainingConfig:
-    batches = {"tiny": 128, "small": 256}
-    epochs = {"tiny": 30, "small": 100, "cifar10": 1000, "paper": 200}
-    return TrainingConfig(epochs=epochs[scale], batch_size=batches.get(scale, batch_size))

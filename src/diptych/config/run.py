@@ -5,7 +5,7 @@ from typing import Final, Literal
 
 from diptych.config.checks import Checks, require
 from diptych.config.data import ImagesConfig, ViewsConfig
-from diptych.config.method import DistillationConfig, MethodConfig
+from diptych.config.method import SIAMESE, DistillationConfig, MethodConfig
 from diptych.config.model import EncoderConfig, HeadConfig, NormConfig
 
 
@@ -50,6 +50,9 @@ class OptimizerConfig:
     weight_decay: float = 1e-4
     """Pull of each weight towards zero: of matrices and kernels, never of norms, biases, tokens,
     position embeddings and layer scales (MoCo's published code pulls at all of them)."""
+    weight_decay_end: float | None = None
+    """The weight decay at the end of the run, to which it goes along half a cosine (DINO, section
+    3.2). It stays as it is when not given."""
     layer_decay: float = 1.0
     """The last part of the encoder learns at this share of the rate, the one before it at the share
     squared, and so on down to the stem; the head at the full rate (BEiT, 2106.08254; MAE)."""
@@ -66,7 +69,7 @@ class OptimizerConfig:
         check = Checks("optimizer", self)
         check.finite(but=("clip_norm",))
         check.positive("learning_rate")
-        check.not_negative("weight_decay", "pull_to_start")
+        check.not_negative("weight_decay", "weight_decay_end", "pull_to_start")
         wanted = "be above 0 and at most 1"
         check.must("layer_decay", lambda share: 0 < share <= 1, wanted)
         check.must("momentum", lambda share: 0 <= share < 1, "be at least 0 and below 1")
@@ -275,6 +278,11 @@ class RunConfig:
         return kind == "best" or (kind == "auto" and self.encoder.weights is not None)
 
     @property
+    def compares_views(self) -> bool:
+        """Whether it learns by comparing views: no student's method, and none given in Python."""
+        return self.method_name in ("contrastive", *SIAMESE)
+
+    @property
     def has_projection_head(self) -> bool:
-        """Whether the head projects what is contrasted; other methods have heads of their own."""
-        return self.method_name == "contrastive"
+        """Whether ``head`` builds the head; other methods have heads of their own."""
+        return self.method_name in ("contrastive", *SIAMESE)

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from diptych.config.data import ViewsConfig
 from diptych.diagnostics.candidates import NEIGHBOURS_KEPT
+from diptych.diagnostics.collapsed_prototypes import collapsed_prototypes
 from diptych.diagnostics.label_free import neighbour_agreement
 from diptych.diagnostics.neighbourhoods import Pixels, stability
 from diptych.errors import ImagesError
@@ -28,7 +29,12 @@ from diptych.evaluation.geometry import alignment, effective_rank, uniformity
 from diptych.evaluation.knn import accuracy, knn_predict
 from diptych.evaluation.labelled import Labelled, labelled_parts
 from diptych.images.collection import Collection, ImageSet, spread_indices
-from diptych.logging.metrics import PRETEXT_ACCURACY, chance_of
+from diptych.logging.metrics import (
+    PRETEXT_ACCURACY,
+    RETRIEVAL_ACCURACY,
+    chance_of,
+    task_accuracy,
+)
 from diptych.logging.progress import Symptom
 from diptych.logging.times import NOT_WORK, Milliseconds, Times, named, times_of
 from diptych.methods.method import Method
@@ -203,6 +209,11 @@ def _projections(
 LEAST_STEPS: Final = 500
 """Before, a loss at chance proves nothing: warm-up and the filling of a queue take their time."""
 COLLAPSED_RANK: Final = 2.0
+COLLAPSED_STD: Final = 0.5
+"""Of the spread of projections at the start of a run, below which they have collapsed."""
+COLLAPSED_DIRECTIONS: Final = 2.0
+"""Of projections, below which they have where their spread is below ``FALLEN_STD`` of the start."""
+FALLEN_STD: Final = 0.7
 _FEW_CONTENTS: Final = 0.5  # of the images; below, most of them are copies
 AT_CHANCE: Final = 0.02  # of the chance level
 SHORTCUT_ACCURACY: Final = 0.98
@@ -250,6 +261,8 @@ def find_symptoms(
                 "keys): loss and chance level rise together until it is full. This is normal.",
             )
         )
+    found += _collapsed_projections(metrics)
+    found += collapsed_prototypes(metrics)
     if health and not _are_copies(health[-1]) and _is_collapsed(health[-1]):
         found.append(
             Symptom(
@@ -271,17 +284,46 @@ def find_symptoms(
             )
         )
     found += _lost_start(health)
-    if _is_shortcut(last, health):
+    task = task_accuracy(last)
+    if task is not None and _is_shortcut(last, health):
         found.append(
             Symptom(
                 "shortcut",
                 True,
-                f"The pretext accuracy is {last[PRETEXT_ACCURACY.name]:.0%}, yet kNN accuracy has "
+                f"The {task.name.replace('_', ' ')} is {last[task.name]:.0%}, yet kNN accuracy has "
                 "not risen: the encoder may match views by a shortcut, such as colour or batch "
                 "statistics. Try stronger views (--views.strength 2, or smaller crops).",
             )
         )
     return found
+
+
+def _collapsed_projections(metrics: Sequence[Mapping[str, Any]]) -> list[Symptom]:
+    """Of a method without negatives: whether the projections of a batch have become alike.
+
+    They do so within some ten steps, long before the features. The spread is compared with that of
+    the start: without batch norm a network begins with projections that are hardly spread. A
+    network that learns keeps 0.8 of it and more; what is on a line keeps some, with norms.
+    """
+    lines = [line for line in metrics if "projection_std" in line]
+    if len(lines) < 2:
+        return []
+    start, last = lines[0]["projection_std"], lines[-1]
+    std, rank = last["projection_std"], last["projection_rank"]
+    on_a_line = rank < COLLAPSED_DIRECTIONS and std < FALLEN_STD * start
+    if std >= COLLAPSED_STD * start and not on_a_line:
+        return []
+    return [
+        Symptom(
+            "projections_collapsed",
+            True,
+            f"The projections have collapsed: their spread is {std:.2f} (1 where directions are "
+            f"even, {start:.2f} at the start) in about {rank:.1f} directions. "
+            "What keeps images apart is missing or too weak: a predictor "
+            "(--head.predictor-layers 2), the stop-gradient, a variance term; or the learning rate "
+            "is too high.",
+        )
+    ]
 
 
 def _is_collapsed(line: Mapping[str, Any]) -> bool:
@@ -323,13 +365,13 @@ def _lost_start(health: Sequence[Mapping[str, Any]]) -> list[Symptom]:
 def _is_shortcut(last: Mapping[str, Any], health: Sequence[Mapping[str, Any]]) -> bool:
     """Whether views are matched while kNN accuracy, which could have risen, has not."""
     scores = [line["knn"] for line in health if "knn" in line]
-    name = PRETEXT_ACCURACY.name
+    task = task_accuracy(last)
     # Where guessing is right so often, a high accuracy needs no shortcut.
-    if name not in last or chance_of(last, name) >= 1 / 64:
+    if task not in (PRETEXT_ACCURACY, RETRIEVAL_ACCURACY) or chance_of(last, task.name) >= 1 / 64:
         return False
-    return bool(
-        last[name] >= SHORTCUT_ACCURACY and len(scores) >= 2 and scores[-1] <= scores[0] < NO_ROOM
-    )
+    if last[task.name] < SHORTCUT_ACCURACY or len(scores) < 2:
+        return False
+    return bool(scores[-1] <= scores[0] < NO_ROOM)
 
 
 def time_symptoms(metrics: Sequence[Mapping[str, Any]]) -> list[Symptom]:

@@ -64,12 +64,22 @@ TEACHER_AGREEMENT: Final = TaskAccuracy(
 )
 
 
+RETRIEVAL_ACCURACY: Final = TaskAccuracy(
+    "retrieval_accuracy",
+    short="retrieval acc",
+    does="finds the other view of",
+    choices="candidates",
+    sentence="the retrieval accuracy is {share:.0%}: of so many images the other view is nearest.",
+)
+"""Of methods without negatives, which are not trained for it; see ``methods.siamese``."""
+
+
 def task_accuracy(line: Mapping[str, Any]) -> TaskAccuracy | None:
     """The accuracy at the training task in a line of metrics; None where there is none.
 
     Of a method that is not known here it is the first metric with a level of chance.
     """
-    for known in (PRETEXT_ACCURACY, TEACHER_AGREEMENT):
+    for known in (PRETEXT_ACCURACY, TEACHER_AGREEMENT, RETRIEVAL_ACCURACY):
         if known.name in line:
             return known
     names = (key.removeprefix("chance_") for key in line if key.startswith("chance_"))

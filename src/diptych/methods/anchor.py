@@ -6,6 +6,7 @@ as the encoder; it is frozen and in evaluation mode.
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diptych.config.method import AnchorConfig
-from diptych.methods.method import autocast_to
+from diptych.methods.method import StepOutput, autocast_to
 from diptych.runtime.distributed import gather_rows, gather_rows_with_gradient, process_count
 
 
@@ -61,6 +62,21 @@ class Anchor(nn.Module):
         """
         distance = DISTANCES[self.config.kind]
         return distance(features.flatten(0, 1), self._of_start(views).flatten(0, 1))
+
+    def added_to(
+        self,
+        output: StepOutput,
+        features: Float[Tensor, "views images dim"],
+        views: Sequence[Tensor],
+    ) -> StepOutput:
+        """The same output with the distance times its weight as a penalty, and as a metric."""
+        with torch.autocast(features.device.type, enabled=False):
+            distance = self(features, views)
+        return replace(
+            output,
+            penalty=self.config.weight * distance,
+            metrics={**output.metrics, "anchor_distance": distance.detach()},
+        )
 
     @torch.no_grad()
     def _of_start(self, views: Sequence[Tensor]) -> Tensor:

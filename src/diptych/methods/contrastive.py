@@ -10,7 +10,7 @@ another order, across groups and processes, and put back.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import cycle, groupby
+from itertools import cycle
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diptych.config.consistency import norm_of_batch, require_consistent
+from diptych.config.consistency import require_consistent
 from diptych.config.method import DictionaryConfig, MethodConfig
 from diptych.config.run import RunConfig
 from diptych.methods.anchor import Anchor
 from diptych.methods.dictionaries import Dictionary, ImageBank, InBatch, KeyQueue
-from diptych.methods.grad_cache import Views, encode_in_chunks
+from diptych.methods.grad_cache import Views
 from diptych.methods.logits import Temperature
 from diptych.methods.losses import find_loss, require_fitting_loss
 from diptych.methods.method import (
@@ -33,13 +33,17 @@ from diptych.methods.method import (
     autocast_to,
     mean_output,
 )
+from diptych.methods.networks import (
+    at_least_fp32,
+    build_networks,
+    encode_by_size,
+    encode_views,
+    encode_whole,
+    features_and_projections,
+)
 from diptych.methods.objective import Loss, contrast, contrast_many
 from diptych.methods.sharded_bank import ShardedBank
-from diptych.models.encoders import build_encoder, count_features
-from diptych.models.heads import build_head, build_predictor, output_dim
 from diptych.models.momentum_encoder import MomentumEncoder
-from diptych.models.norms import frozen_statistics, use_norm
-from diptych.models.parts import batch_norms, hold_statistics
 from diptych.runtime.distributed import (
     gather_rows,
     gather_rows_with_gradient,
@@ -142,13 +146,7 @@ class Contrastive(Method):
         output = self.contrast(queries, keys, batch)
         if self.anchor is None or features is None:
             return output
-        with torch.autocast(features.device.type, enabled=False):
-            distance = self.anchor(features, self._query_views(batch))
-        return replace(
-            output,
-            penalty=self.config.anchor.weight * distance,
-            metrics={**output.metrics, "anchor_distance": distance.detach()},
-        )
+        return self.anchor.added_to(output, features, self._query_views(batch))
 
     def encode(self, batch: Batch) -> Vectors:
         """Chooses which views are queries and which are keys, and encodes them."""
@@ -264,10 +262,7 @@ class Contrastive(Method):
         return torch.stack([*vectors[:from_view], *restored])
 
     def _through(self, encode: Callable[[Views], Tensor], views: Views, *, learns: bool) -> Tensor:
-        """The whole batch at once, or in chunks where that is asked for; the same gradients."""
-        if self.chunk_size is None or self.chunk_size >= len(views[0]):
-            return encode(views)
-        return encode_in_chunks(encode, views, self, chunk_size=self.chunk_size, learns=learns)
+        return encode_views(encode, views, self, chunk_size=self.chunk_size, learns=learns)
 
     def encode_queries(self, views: Views) -> Tensor:
         """(views, images, dim), in one pass for each size; its views share batch statistics."""
@@ -278,30 +273,20 @@ class Contrastive(Method):
 
         As one tensor they take the same way through chunks and shuffling.
         """
-        # groupby joins neighbours only: all views of one size must stand together.
-        full, *smaller = [tuple(same) for _, same in groupby(views, key=lambda one: one.shape[-1])]
-        vectors = self._predicted(full)
-        if smaller:
-            # Images are evaluated at full size, and running statistics are for that.
-            with frozen_statistics(self):
-                vectors = torch.cat([vectors, *(self._predicted(same) for same in smaller)])
-        return vectors.reshape(len(views), -1, vectors.shape[1])
+        return encode_by_size(self._predicted, views, self)
 
     def _predicted(self, views: Views) -> Tensor:
         """(views x images, dim) of views of one size, through network and predictor."""
         with autocast_to(self.autocast_type, views[0]):
-            images, features = torch.cat(views), None
-            if self.anchor is None:
-                vectors = self.network(images)
-            else:
-                features = self.encoder(images)
-                vectors = self.network.get_submodule("head")(features)
+            features, vectors = features_and_projections(
+                self.network, torch.cat(views), with_features=self.anchor is not None
+            )
             if self.predictor is not None:
                 vectors = self.predictor(vectors)
-        vectors = _at_least_fp32(vectors)
+        vectors = at_least_fp32(vectors)
         if features is None:
             return vectors
-        return torch.cat([vectors, _at_least_fp32(features)], dim=1)
+        return torch.cat([vectors, at_least_fp32(features)], dim=1)
 
     def encode_keys(self, views: Views) -> Tensor:
         """(views, images, dim); gradients flow only to the keys of a batch."""
@@ -309,9 +294,8 @@ class Contrastive(Method):
         # set_grad_enabled(True) would win over a no_grad around it, and cached gradients encode
         # without a graph at first.
         learns = self._keys_learn and torch.is_grad_enabled()
-        with autocast_to(self.autocast_type, views[0]), torch.set_grad_enabled(learns):
-            vectors = network(torch.cat(views))
-        return _at_least_fp32(vectors).reshape(len(views), -1, vectors.shape[1])
+        with torch.set_grad_enabled(learns):
+            return encode_whole(network, views, self.autocast_type)
 
     def _contrast_pair(self, queries: Tensor, keys: Tensor, batch: Batch) -> StepOutput:
         comparison = self.dictionary.compare(queries, keys, batch)
@@ -375,43 +359,21 @@ def build_contrastive(
     """
     require_consistent(config)
     loss = require_fitting_loss(config, loss)
-    channels, side = config.images.channels, config.views.side_pixels
-    norm = norm_of_batch(config)
-    if encoder is None:
-        encoder = build_encoder(
-            config.encoder, channels=channels, side_pixels=side, seed=config.seed
-        )
-    features = count_features(encoder, channels=channels, side_pixels=side)
-    dim = output_dim(config.head, features)
-    # A seed for each part: another encoder leaves the weights of head and predictor as they are.
-    head = build_head(config.head, features=features, seed=config.seed + 1)
-    predictor = build_predictor(config.head, dim=dim, seed=config.seed + 2)
-    encoder, anchor = use_norm(encoder, norm), None
-    if config.encoder.batch_statistics == "start":
-        hold_statistics(batch_norms(encoder))
-    if config.method.anchor.weight > 0:
-        # A copy of what the run begins with: the state of a run that goes on comes later.
-        anchor = Anchor(
-            encoder,
-            config.method.anchor,
-            features=features,
-            autocast_type=HALF_TYPES[config.training.precision],
-            chunk_size=config.training.chunk_size,
-        )
+    parts = build_networks(config, encoder=encoder)
     return Contrastive(
-        encoder,
-        use_norm(head, norm),
+        parts.encoder,
+        parts.head,
         build_dictionary(
             config.method.dictionary,
-            dim=dim,
+            dim=parts.dim,
             image_count=image_count,
             unit_length=config.method.loss.similarity == "cosine",
             seed=config.seed,
         ),
         config.method,
         loss=loss,
-        predictor=None if predictor is None else use_norm(predictor, norm),
-        anchor=anchor,
+        predictor=parts.predictor,
+        anchor=parts.anchor,
         shuffle_seed=config.seed if config.norm.kind == "shuffle" else None,
         autocast_type=HALF_TYPES[config.training.precision],
         chunk_size=config.training.chunk_size,
@@ -444,10 +406,6 @@ def build_dictionary(
         unit_length=unit_length,
         seed=seed,
     )
-
-
-def _at_least_fp32(vectors: Tensor) -> Tensor:
-    return vectors.float() if vectors.dtype.itemsize < 4 else vectors
 
 
 def shuffled_order(seed: int, step: int, count: int, view: int = 0) -> Tensor:

@@ -39,9 +39,10 @@ class StepOutput:
 class Method(nn.Module):
     """What is trained: a network, and how it learns from the views of a batch.
 
-    A step calls ``forward``, which changes nothing but batch-norm statistics and what a later
-    backward pass needs; then the optimizer moves, then ``update_momentum`` and ``after_step``, in
-    this order. A method that has no momentum encoder, or keeps nothing of a batch, leaves them out.
+    ``begin_step`` says where in the run a step is. The step calls ``forward``, which changes
+    nothing but batch-norm statistics and what a later backward pass needs; then the optimizer
+    moves, then ``update_momentum`` and ``after_step``, in this order. A method leaves out what it
+    does not need, as that of a momentum encoder.
 
     Args:
         encoder: from (batch, channels, side, side) to (batch, features).
@@ -77,6 +78,17 @@ class Method(nn.Module):
     def dictionary_size(self) -> int | None:
         """Keys that a query meets beside its own once a dictionary is full; None for none."""
         return None
+
+    def begin_step(self, step: int, *, steps_per_epoch: int, total_steps: int) -> None:
+        """Sets what follows from the position in the run, as a temperature that warms up.
+
+        Called before each step. Before the first call a method is as after all such warm-ups.
+
+        Args:
+            step: counted from 0.
+            steps_per_epoch: of the run.
+            total_steps: of the run, as far as known: minutes may change it.
+        """
 
     def forward(self, batch: Batch) -> StepOutput:
         """The loss of this process's share of a batch."""

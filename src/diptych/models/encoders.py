@@ -24,7 +24,12 @@ _CLASSIFIERS = ("fc", "classifier", "head", "heads")
 
 
 def build_encoder(
-    config: EncoderConfig, *, channels: int, side_pixels: int, seed: int
+    config: EncoderConfig,
+    *,
+    channels: int,
+    side_pixels: int,
+    seed: int,
+    small_side: int | None = None,
 ) -> nn.Module:
     """Builds a backbone with random weights that follow from the seed; downloads nothing.
 
@@ -38,6 +43,8 @@ def build_encoder(
         channels: of the images, 1 or more.
         side_pixels: height and width of the images, which vision transformers are built for.
         seed: of the initial weights; the global generator is left as it was.
+        small_side: height and width of small views of the same images, if there are any; timm's
+            vision transformers interpolate their position embeddings for them.
 
     Returns:
         A module from (batch, channels, side, side) to (batch, features).
@@ -52,7 +59,7 @@ def build_encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with _blamed_on(config.name, channels, side_pixels):
-            network = _network(config, channels, side_pixels)
+            network = _network(config, channels, side_pixels, several_sides=small_side is not None)
         _require_whole_patches(config.name, network, side_pixels)
         if config.freeze_patches:
             _freeze_patches(config.name, network)
@@ -119,7 +126,26 @@ def count_features(encoder: nn.Module, *, channels: int, side_pixels: int) -> in
     return int(shape[1])
 
 
-def _network(config: EncoderConfig, channels: int, side_pixels: int) -> nn.Module:
+def require_small_side(encoder: nn.Module, *, channels: int, small_side: int) -> None:
+    """Refuses a network that takes images of one size only, where there are small views.
+
+    Raises:
+        ConfigError: says which networks take both.
+    """
+    try:
+        count_features(encoder, channels=channels, side_pixels=small_side)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"the encoder cannot take small views of {small_side} pixels ({error}). Set "
+            "views.small_side_pixels to a multiple of its patches, choose a network that takes any "
+            "size, as ResNets and timm's vision transformers (timm:NAME) do, or set "
+            "views.small_views = 0."
+        ) from error
+
+
+def _network(
+    config: EncoderConfig, channels: int, side_pixels: int, *, several_sides: bool
+) -> nn.Module:
     if config.name in ENCODERS:
         return ENCODERS[config.name](config, channels, side_pixels)
     if config.width_multiplier > 1 or config.selective_kernels:
@@ -133,7 +159,8 @@ def _network(config: EncoderConfig, channels: int, side_pixels: int) -> nn.Modul
         )
     if config.name in _torchvision_names():
         return _from_torchvision(config, channels, side_pixels)
-    return _from_timm(config.name.removeprefix(TIMM), channels, side_pixels)
+    name = config.name.removeprefix(TIMM)
+    return _from_timm(name, channels, side_pixels, several_sides=several_sides)
 
 
 def _small_resnet(config: EncoderConfig, channels: int, side_pixels: int) -> nn.Module:
@@ -231,16 +258,20 @@ def _replace_first_convolution(network: nn.Module, channels: int) -> None:
     setattr(network.get_submodule(parent), child, new)
 
 
-def _from_timm(name: str, channels: int, side_pixels: int) -> nn.Module:
+def _from_timm(name: str, channels: int, side_pixels: int, *, several_sides: bool) -> nn.Module:
     import timm
 
     options: dict[str, Any] = {"pretrained": False, "num_classes": 0, "in_chans": channels}
-    try:
-        return timm.create_model(name, img_size=side_pixels, **options)
-    except TypeError as error:
-        if "img_size" not in str(error):
-            raise
-    # Most convolutional networks take any size and have no such argument.
+    # Most convolutional networks take any size and have neither argument, and some transformers
+    # not the second.
+    size: dict[str, Any] = {"img_size": side_pixels}
+    tried = [{**size, "dynamic_img_size": True}, size] if several_sides else [size]
+    for sizes in tried:
+        try:
+            return timm.create_model(name, **sizes, **options)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
     return timm.create_model(name, **options)
 
 

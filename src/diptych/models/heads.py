@@ -1,5 +1,6 @@
 """Projection heads g: features h to the vectors that the loss compares; and the predictor."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -35,11 +36,13 @@ def build_head(config: HeadConfig, *, features: int, seed: int) -> nn.Module:
 def build_predictor(config: HeadConfig, *, dim: int, seed: int) -> nn.Module | None:
     """Builds the MLP behind the head, on the queries' side only (MoCo v3, section 3).
 
-    With ``output_norm`` the prediction is normalised too: "all layers in both MLPs have BN" (MoCo
-    v3, section 5). Its code did so for all networks at first, and later for transformers only.
+    With ``output_norm``, unless ``predictor_output_norm`` says otherwise, the prediction is
+    normalised too: "all layers in both MLPs have BN" (MoCo v3, section 5). Its code did so for all
+    networks at first, and later for transformers only.
 
     Args:
-        config: layers, hidden width and normalisation, the latter two as in the head.
+        config: layers, hidden width and normalisation; what it does not say of the latter two is
+            as in the head.
         dim: length of the projection, and of the prediction.
         seed: of the initial weights; the global generator is left as it was.
 
@@ -48,6 +51,12 @@ def build_predictor(config: HeadConfig, *, dim: int, seed: int) -> nn.Module | N
     """
     if config.predictor_layers == 0:
         return None
+    hidden, norm = config.predictor_hidden_features, config.predictor_output_norm
+    config = replace(
+        config,
+        hidden_features=config.hidden_features if hidden is None else hidden,
+        output_norm=config.output_norm if norm is None else norm,
+    )
     return _mlp(config, config.predictor_layers, dim, dim, seed)
 
 

@@ -142,6 +142,13 @@ def decayed_weights(network: nn.Module) -> Iterator[nn.Parameter]:
                 yield parameter
 
 
+def set_weight_decay(optimizer: torch.optim.Optimizer, decay: float) -> None:
+    """Sets the decay of the weights that decay."""
+    for group in optimizer.param_groups:
+        if group["kind"] == _DECAYED:
+            group["weight_decay"] = decay
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Sets the rate of every group, of which some learn at a share of it."""
     for group in optimizer.param_groups:
@@ -236,16 +243,35 @@ def learning_rate(
     Returns:
         The rate. The warm-up's last step has the peak; a cosine's last step is still above zero.
     """
-    warmup_steps = min(round(config.warmup_epochs * steps_per_epoch), total_steps // 2)
-    if step < warmup_steps:
+    warm = warmup_steps(config.warmup_epochs, steps_per_epoch, total_steps)
+    if step < warm:
         # One more, or the first step would have a rate of zero and learn nothing.
-        return peak * (step + 1) / warmup_steps
+        return peak * (step + 1) / warm
     if config.kind == "step":
         passed = sum(step >= round(drop * total_steps) for drop in config.step.drops)
         return float(peak * config.step.factor**passed)
     if config.kind == "constant":
         return peak
-    return peak * _falling((step - warmup_steps) / (total_steps - warmup_steps))
+    return peak * _falling((step - warm) / (total_steps - warm))
+
+
+def warmup_steps(epochs: float, steps_per_epoch: int, total_steps: int) -> int:
+    """Steps of what lasts so many epochs at the start of a run, and at most half of the run."""
+    return min(round(epochs * steps_per_epoch), total_steps // 2)
+
+
+def weight_decay(config: OptimizerConfig, *, step: int, total_steps: int) -> float:
+    """The weight decay of one step, along half a cosine to its end (DINO, section 3.2).
+
+    Example:
+        >>> rising = OptimizerConfig(weight_decay=0.04, weight_decay_end=0.4)
+        >>> [round(weight_decay(rising, step=step, total_steps=4), 3) for step in (0, 2, 4)]
+        [0.04, 0.22, 0.4]
+    """
+    begin, end = config.weight_decay, config.weight_decay_end
+    if end is None:
+        return begin
+    return end + (begin - end) * _falling(step / total_steps)
 
 
 def encoder_momentum(config: KeyEncoderConfig, *, step: int, total_steps: int) -> float:

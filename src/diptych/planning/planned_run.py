@@ -215,6 +215,13 @@ def resolve_run(
         median_side_pixels=side,
         channels=channels,
     )
+    if config.method_name != "contrastive":
+        raise ConfigError(
+            f"the method {config.method_name!r} cannot be planned: encoders, logits and messages "
+            "are counted of the method 'contrastive' only. With the same encoder and batch, plan "
+            "the recipe simclr, or moco_v3 where there is a momentum encoder: they cost about as "
+            "much."
+        )
     run = PlannedRun(
         replace(config, training=replace(config.training, device="cpu" if on_cpu else "cuda")),
         count,

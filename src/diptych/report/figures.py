@@ -58,10 +58,12 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> str:
         figure, (left, right) = _two_axes()
         steps = [line["step"] for line in metrics]
         known = [line for line in metrics if "chance_loss" in line]
-        left.plot(*_series(known, "chance_loss"), color=FAINT, ls="--", label="chance")
+        if known:
+            left.plot(*_series(known, "chance_loss"), color=FAINT, ls="--", label="chance")
         losses = [line["loss"] for line in metrics]
         left.plot(steps, losses, color=ACCENT, label="loss")
-        left.set(xlabel="step", ylabel="loss (nats)", ylim=(min(0.0, *losses), None))
+        unit = "loss (nats)" if known else "loss"  # a loss without a level of chance is no entropy
+        left.set(xlabel="step", ylabel=unit, ylim=(min(0.0, *losses), None))
         left.legend(frameon=False)
         chosen = [line for line in metrics if has_choice(line)]
         task = task_accuracy(chosen[-1]) if chosen else None

@@ -5,6 +5,7 @@ study needs besides.
 """
 
 import fcntl
+import math
 import os
 import shlex
 import statistics
@@ -36,7 +37,7 @@ from diptych.evaluation.supervised import supervised_encoder
 from diptych.evaluation.transformations import probe_layers
 from diptych.images.collection import Collection
 from diptych.images.open import open_images
-from diptych.logging.metrics import read_metrics
+from diptych.logging.metrics import read_metrics, task_accuracy
 from diptych.logging.progress import Silent
 from diptych.models.weights import TrainedOn, load_encoder, load_trained_on, untrained_encoder
 from diptych.pretraining import run_pretraining
@@ -312,9 +313,10 @@ def _protocol(run: TrainedRun, extra: tuple[str, ...]) -> dict[str, Any]:
 
 
 def final_pretext_accuracy(metrics: list[dict[str, Any]]) -> float:
-    """Over the last tenth of the lines of metrics."""
+    """Over the last tenth of the lines of metrics: of whatever accuracy the method has."""
     late = metrics[-max(1, len(metrics) // 10) :]
-    return statistics.fmean(line["pretext_accuracy"] for line in late)
+    task = task_accuracy(late[-1])
+    return math.nan if task is None else statistics.fmean(line[task.name] for line in late)
 
 
 def _knn(run: TrainedRun, features: tuple[Tensor, Tensor]) -> float:

@@ -39,6 +39,7 @@ MAY_DIFFER: Final = (
     "optimizer.pull_to_start",
     "optimizer.scaling",
     "optimizer.weight_decay",
+    "optimizer.weight_decay_end",
     "probe.",
     "schedule.",
     "training.begin_from",

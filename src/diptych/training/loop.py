@@ -37,7 +37,12 @@ from diptych.methods.method import Method, StepOutput
 from diptych.methods.sharded_bank import whole_banks
 from diptych.models.parts import FrozenParts
 from diptych.optimization.loss_scale import LEAST_SCALE
-from diptych.optimization.optimizers import encoder_momentum, learning_rate, peak_learning_rate
+from diptych.optimization.optimizers import (
+    encoder_momentum,
+    learning_rate,
+    peak_learning_rate,
+    weight_decay,
+)
 from diptych.runs.folder import RunFolder, load_record
 from diptych.runtime.devices import choose_device, keep_freed_memory, views_device
 from diptych.runtime.distributed import largest_over_processes, process_count, process_rank
@@ -311,22 +316,23 @@ class _Run:
         config, state = self.config, self.state
         if self.frozen is not None:
             self.frozen.set(frozen=self._is_frozen_time())
+        step, total, per_epoch = state.step, self.total_steps, self.batches.order.steps_per_epoch
+        state.method.begin_step(step, steps_per_epoch=per_epoch, total_steps=total)
         rate = learning_rate(
             config.schedule,
             peak=peak_learning_rate(config.optimizer, config.training.batch_size),
-            step=state.step,
-            steps_per_epoch=self.batches.order.steps_per_epoch,
-            total_steps=self.total_steps,
+            step=step,
+            steps_per_epoch=per_epoch,
+            total_steps=total,
         )
-        momentum = encoder_momentum(
-            config.method.key_encoder, step=state.step, total_steps=self.total_steps
-        )
+        momentum = encoder_momentum(config.method.key_encoder, step=step, total_steps=total)
         output = train_step(
             state.method,
             state.optimizer,
             batch,
             rate=rate,
             momentum=momentum,
+            decay=weight_decay(config.optimizer, step=step, total_steps=total),
             config=config,
             scale=state.scale,
         )

@@ -23,7 +23,7 @@ from diptych.methods.method import Method, StepOutput
 from diptych.methods.sharded_bank import sharded_banks
 from diptych.models.norms import GlobalBatchNorm
 from diptych.optimization.loss_scale import UNSCALED, LossScale
-from diptych.optimization.optimizers import set_learning_rate
+from diptych.optimization.optimizers import set_learning_rate, set_weight_decay
 from diptych.runs.tensor_files import tensor_bytes
 from diptych.runtime.distributed import (
     average_over_processes,
@@ -47,6 +47,7 @@ def train_step(
     rate: float,
     momentum: float,
     config: RunConfig,
+    decay: float | None = None,
     scale: LossScale = UNSCALED,
 ) -> StepOutput:
     """Learns from one batch, of which each process has a share.
@@ -58,6 +59,7 @@ def train_step(
         rate: learning rate of this step.
         momentum: share of itself that the momentum encoder keeps.
         config: clipping and the loss's weight.
+        decay: weight decay of this step; None leaves that of the optimizer.
         scale: of the loss in half precision; changed by the step. Where gradients overflow, the
             step is skipped: no weight moves, those of the momentum encoder included. The keys are
             good, and the dictionary gets them.
@@ -83,6 +85,8 @@ def train_step(
     output = synchronize_step(method, output)
 
     set_learning_rate(optimizer, rate)
+    if decay is not None:
+        set_weight_decay(optimizer, decay)
     with watch("optimizer"):
         moves = scale.unscale_and_update(optimizer)
         if moves and config.optimizer.clip_norm is not None:

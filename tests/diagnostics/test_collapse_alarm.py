@@ -1,0 +1,111 @@
+"""The collapse of methods without negatives is seen within some steps, and nothing else is."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import striped
+from diptych.config.method import (
+    KeyEncoderConfig,
+    LeJEPAConfig,
+    MethodConfig,
+    SimSiamConfig,
+    VICRegConfig,
+)
+from diptych.config.model import EncoderConfig, HeadConfig
+from diptych.config.run import OptimizerConfig, RunConfig, TrainingConfig
+from diptych.diagnostics.health import find_symptoms
+from diptych.methods.build import METHODS
+from diptych.optimization.optimizers import build_optimizer
+from diptych.training.step import train_step
+from diptych.views.batches import Batch
+
+BATCH: Final = 32
+BASE: Final = RunConfig(
+    encoder=EncoderConfig(width=8, stage_blocks=(1, 1)),
+    head=HeadConfig(hidden_features=32, output_features=32, batch_norm=True),
+    training=TrainingConfig(batch_size=BATCH),
+    optimizer=OptimizerConfig("sgd"),
+)
+PREDICTS: Final = replace(BASE.head, predictor_layers=2, predictor_hidden_features=8)
+BYOL: Final = MethodConfig("byol", key_encoder=KeyEncoderConfig("momentum"))
+HEALTHY: Final = {
+    "byol": replace(BASE, method=BYOL, head=PREDICTS),
+    "simsiam": replace(BASE, method=MethodConfig("simsiam"), head=PREDICTS),
+    "vicreg": replace(BASE, method=MethodConfig("vicreg")),
+    "lejepa": replace(BASE, method=MethodConfig("lejepa", lejepa=LeJEPAConfig(0.05, 64))),
+}
+BROKEN: Final = {
+    "byol without a predictor": replace(BASE, method=BYOL),
+    "simsiam without stop-gradient": replace(
+        BASE, method=MethodConfig("simsiam", simsiam=SimSiamConfig(False)), head=PREDICTS
+    ),
+    "vicreg without variance": replace(
+        BASE, method=MethodConfig("vicreg", vicreg=VICRegConfig(variance_weight=0.0))
+    ),
+}
+
+
+@cache
+def batch_of(step: int) -> Batch:
+    """Two views of stripes: each another part, with another brightness."""
+    rng = np.random.default_rng(step)
+    pixels = [striped(int(rng.integers(6)), rng, side=24) for _ in range(BATCH)]
+    images = torch.tensor(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    views = [_view(images, rng), _view(images, rng)]
+    return Batch((views[0], views[1]), torch.arange(BATCH), step)
+
+
+def _view(images: Tensor, rng: np.random.Generator) -> Tensor:
+    row, column = rng.integers(0, 8, size=2)
+    return images[:, :, row : row + 16, column : column + 16] * float(rng.uniform(0.7, 1.3))
+
+
+def alarms(config: RunConfig, steps: int, rate: float) -> tuple[set[str], list[dict[str, Any]]]:
+    """Symptoms of a run of so many steps, and its lines."""
+    method = METHODS[config.method.kind].build(config, None, None).train()
+    optimizer = build_optimizer(config.optimizer, method)
+    lines, found = list[dict[str, Any]](), set[str]()
+    for step in range(steps):
+        output = train_step(
+            method, optimizer, batch_of(step), rate=rate, momentum=0.9, config=config
+        )
+        metrics = {name: float(value) for name, value in output.metrics.items()}
+        lines.append({"step": step + 1, "epoch": 0, "loss": float(output.loss), **metrics})
+        found |= {one.name for one in find_symptoms(lines, dictionary_size=None)}
+    return found, lines
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_collapse_is_seen(name: str) -> None:
+    found, lines = alarms(BROKEN[name], 30, 0.2)
+    assert "projections_collapsed" in found, lines[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HEALTHY)
+def test_no_collapse_where_there_is_none(name: str) -> None:
+    found, lines = alarms(HEALTHY[name], 60, 0.05)
+    assert "projections_collapsed" not in found, lines[-1]
+
+
+def test_the_spread_is_compared_with_that_of_the_start() -> None:
+    """Without batch norm a network begins with projections that are hardly spread."""
+
+    def names(start: float, std: float, rank: float) -> list[str]:
+        lines = [
+            {"step": 1, "epoch": 0, "loss": 1.0, "projection_std": start, "projection_rank": 6.0},
+            {"step": 9, "epoch": 0, "loss": 1.0, "projection_std": std, "projection_rank": rank},
+        ]
+        assert find_symptoms(lines[:1], dictionary_size=None) == []
+        return [one.name for one in find_symptoms(lines, dictionary_size=None)]
+
+    assert names(0.11, 0.1, 3.0) == []
+    assert names(0.11, 0.05, 3.0) == ["projections_collapsed"]
+    assert names(0.98, 0.6, 1.7) == ["projections_collapsed"]  # a line
+    assert names(0.98, 0.9, 1.7) == []
