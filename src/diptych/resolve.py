@@ -28,7 +28,7 @@ from diptych.config.run import OWN, KeepConfig, RunConfig
 from diptych.errors import ConfigError
 from diptych.images.open import from_any_folder
 from diptych.images.sources.known_sets import PHOTOGRAPHS_NAME
-from diptych.methods.build import NOTHING_OWN, OwnParts, uses_labels
+from diptych.methods.build import NOTHING_OWN, OwnParts, has_keys, uses_labels
 from diptych.methods.losses import require_fitting_loss
 from diptych.models.parts import encoder_parts
 from diptych.models.start import StartWeights, read_start
@@ -199,7 +199,7 @@ def _suited_to(
     base = base if weights else suited_pool(base)
     asked = overlay_all(base, overrides)
     # Partners of a group are other images already, and a teacher's classifier sees whole ones.
-    if asked.method_name == "contrastive" and asked.images.group_by is None:
+    if has_keys(asked) and asked.images.group_by is None:
         windows = suited_windows(
             image_count=image_count,
             median_side_pixels=median_side_pixels,
@@ -214,7 +214,7 @@ def _suited_to(
     if not is_asked(overrides, "training.epochs"):
         probe = replace(probe, health_every_epochs=health_interval(epochs, count, probe.images))
     training = replace(base.training, epochs=epochs)
-    if asked.method_name == "contrastive" and asked.encoder.name != OWN:
+    if has_keys(asked) and asked.encoder.name != OWN:
         training = replace(training, keep=KeepConfig("best"))
     return replace(base, training=training, probe=probe)
 
@@ -234,7 +234,7 @@ def in_effect(config: RunConfig, image_count: int, *, uses_labels: bool) -> str:
     """What each query is compared with, and what that costs, in one or two sentences."""
     if config.method_name == "distillation":
         return f"The student learns the predictions of {config.distillation.teacher}."
-    if config.method_name != "contrastive":
+    if not has_keys(config):
         return f"The method is {config.method_name!r}."
     batch, dictionary = config.training.batch_size, config.method.dictionary
     chunk = config.training.chunk_size

@@ -22,6 +22,8 @@ def require_consistent(config: RunConfig) -> None:
         config.encoder.stem,
     )
     _require_consistent_method(config)
+    if config.method_name == "dense":
+        _require_consistent_dense(config)
     _require_consistent_batch(config)
     _require_consistent_memory(config.training)
     _require_consistent_start(config)
@@ -142,6 +144,32 @@ def _require_consistent_method(config: RunConfig) -> None:
     )
 
 
+def _require_consistent_dense(config: RunConfig) -> None:
+    method = config.method
+    require(
+        method.dictionary.kind == "queue" and method.key_encoder.kind == "momentum",
+        "method.kind = 'dense' has queues of keys from a momentum encoder: set "
+        "method.dictionary.kind = 'queue' and method.key_encoder.kind = 'momentum'",
+        f"{method.dictionary.kind!r} and {method.key_encoder.kind!r}",
+    )
+    require(
+        config.head.predictor_layers == 0,
+        "method.kind = 'dense' has no predictor, as MoCo v2: set head.predictor_layers = 0",
+        config.head.predictor_layers,
+    )
+    require(
+        config.views.small_views == 0,
+        "method.kind = 'dense' compares maps of one size: leave out views.small_views",
+        config.views.small_views,
+    )
+    require(
+        not config.training.compile,
+        "method.kind = 'dense' needs the encoder's last map, which a compiled network does not "
+        "give; leave out training.compile",
+        config.training.compile,
+    )
+
+
 def _require_consistent_batch(config: RunConfig) -> None:
     batch, chunk = config.training.batch_size, config.training.chunk_size
     group = config.norm.images_per_group
@@ -207,7 +235,7 @@ def _require_consistent_start(config: RunConfig) -> None:
     )
     require(
         encoder.batch_statistics == "batch"
-        or config.method_name in ("contrastive", "distillation"),
+        or config.method_name in ("contrastive", "dense", "distillation"),
         "encoder.batch_statistics = 'start' does not go with a method of your own: leave it out",
         config.method_name,
     )

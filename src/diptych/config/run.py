@@ -277,4 +277,4 @@ class RunConfig:
     @property
     def has_projection_head(self) -> bool:
         """Whether the head projects what is contrasted; other methods have heads of their own."""
-        return self.method_name == "contrastive"
+        return self.method_name in ("contrastive", "dense")

@@ -28,8 +28,8 @@ from diptych.errors import DamagedCheckpoint, ImagesError, RunFolderError
 from diptych.images.groups import find_groups
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images
-from diptych.methods.build import has_keys
-from diptych.methods.contrastive import Contrastive, build_contrastive
+from diptych.methods.build import build_with_keys, has_keys
+from diptych.methods.contrastive import Contrastive
 from diptych.methods.logits import logit_rounding, ranks_first
 from diptych.models.norms import SplitBatchNorm, frozen_statistics
 from diptych.runs.atomic import atomic_write
@@ -210,7 +210,7 @@ def build_to_encode(config: RunConfig, *, image_count: int = 1) -> Contrastive:
     if config.method.loss.kind == OWN:
         loss = replace(config.method.loss, kind="info_nce", semi_hard=False)
         config = replace(config, method=replace(config.method, loss=loss))
-    return build_contrastive(config, image_count=image_count)
+    return build_with_keys(config, image_count=image_count)
 
 
 def measure_leak(

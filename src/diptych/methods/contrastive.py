@@ -63,11 +63,13 @@ class Vectors(NamedTuple):
             queries are the keys, or the dictionary has them.
         features: (views, images, features) of the queries, in front of the head; None where there
             is no anchor.
+        key_features: the same of the keys; None where nothing comes with them.
     """
 
     queries: Tensor
     keys: Tensor | None
     features: Tensor | None = None
+    key_features: Tensor | None = None
 
 
 class Contrastive(Method):
@@ -138,7 +140,7 @@ class Contrastive(Method):
 
     def forward(self, batch: Batch) -> StepOutput:
         """Encodes the views of a batch, and compares the queries with the dictionary."""
-        queries, keys, features = self.encode(batch)
+        queries, keys, features, _ = self.encode(batch)
         output = self.contrast(queries, keys, batch)
         if self.anchor is None or features is None:
             return output
@@ -161,7 +163,7 @@ class Contrastive(Method):
         encoded = None
         if self.dictionary.needs_keys(batch.indices):
             learns = self._keys_learn
-            encoded = self._encoded(self.encode_keys, keys, batch, from_view=0, learns=learns)
+            encoded = self._encoded(self._keys_encoded, keys, batch, from_view=0, learns=learns)
         return self._split(self._encoded(self._queries_encoded, queries, batch), encoded)
 
     def _query_views(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -199,7 +201,7 @@ class Contrastive(Method):
 
     def encode_pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Query and key of each image, (batch, dim) each, as in training, without a comparison."""
-        queries, keys, _ = self.encode(batch)
+        queries, keys, *_ = self.encode(batch)
         return self._scaled(queries[0]), self._scaled(queries[1] if keys is None else keys[0])
 
     @torch.no_grad()
@@ -305,6 +307,9 @@ class Contrastive(Method):
 
     def encode_keys(self, views: Views) -> Tensor:
         """(views, images, dim); gradients flow only to the keys of a batch."""
+        return self._keys_encoded(views)
+
+    def _keys_encoded(self, views: Views) -> Tensor:
         network = self.network if self.momentum_encoder is None else self.momentum_encoder
         # set_grad_enabled(True) would win over a no_grad around it, and cached gradients encode
         # without a graph at first.
@@ -360,6 +365,7 @@ def build_contrastive(
     image_count: int = 1,
     encoder: nn.Module | None = None,
     loss: Loss | None = None,
+    form: Callable[..., Contrastive] = Contrastive,
 ) -> Contrastive:
     """Builds a contrastive method with random weights that follow from the config's seed.
 
@@ -369,6 +375,7 @@ def build_contrastive(
         encoder: in the place of the one that the config names; from (batch, channels, side, side)
             to (batch, features).
         loss: in the place of the one that the config names.
+        form: called as ``Contrastive``, for a method that is one with more to it.
 
     Raises:
         ConfigError: settings do not go together, or there is no such encoder or loss.
@@ -398,7 +405,7 @@ def build_contrastive(
             autocast_type=HALF_TYPES[config.training.precision],
             chunk_size=config.training.chunk_size,
         )
-    return Contrastive(
+    return form(
         encoder,
         use_norm(head, norm),
         build_dictionary(

@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from diptych.config.run import RunConfig
-from diptych.methods.contrastive import Contrastive, build_contrastive
+from diptych.methods.build import build_with_keys
+from diptych.methods.contrastive import Contrastive
 from diptych.methods.method import StepOutput
 from diptych.models.activations import recompute_stages
 from diptych.planning.planned_run import PlannedRun
@@ -121,7 +122,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def build_on_meta(config: RunConfig, image_count: int) -> Contrastive:
     """The method of a run without memory: its tensors have shapes only."""
     with torch.device("meta"):
-        method = build_contrastive(config, image_count=image_count).train()
+        method = build_with_keys(config, image_count=image_count).train()
     freeze_for_ever(method, config)
     return method.to(memory_format=memory_format(config))
 

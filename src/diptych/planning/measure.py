@@ -31,7 +31,8 @@ from diptych.images.collection import ImageSet, spread_indices
 from diptych.images.listing import open_listing
 from diptych.images.open import from_array, locate_images, open_images
 from diptych.images.sources.known_sets import whole_photographs
-from diptych.methods.contrastive import Contrastive, build_contrastive
+from diptych.methods.build import build_with_keys
+from diptych.methods.contrastive import Contrastive
 from diptych.methods.dictionaries import ImageBank, KeyQueue
 from diptych.methods.logits import tile_of
 from diptych.models.activations import offload, recompute_stages
@@ -209,7 +210,7 @@ def _median_parts(work: Callable[[], None], run: PlannedRun) -> dict[str, float]
 def _build(run: PlannedRun) -> Contrastive:
     """The run's method with random weights, its norms as they are among several processes."""
     config, device = run.config, _device(run)
-    method = build_contrastive(config, image_count=min(run.image_count, _MOST_BANK)).train()
+    method = build_with_keys(config, image_count=min(run.image_count, _MOST_BANK)).train()
     method = method.to(device).to(memory_format=memory_format(config))
     if run.processes > 1:  # the arithmetic of norms over processes, here without the others
         for norm in method.modules():
