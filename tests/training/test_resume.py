@@ -52,7 +52,20 @@ MOCO_V3: dict[str, Any] = {
 }
 BANK: dict[str, Any] = {"recipe": "memory_bank", "method.dictionary.bank.negatives": 20}
 WINDOWS: dict[str, Any] = {"recipe": "simclr", "images.windows": 2, "training.batch_size": 64}
-RECIPES = {"simclr": SIMCLR, "moco": MOCO, "moco_v3": MOCO_V3, "bank": BANK, "windows": WINDOWS}
+DENSE: dict[str, Any] = {
+    "recipe": "densecl",
+    "views.small_views": 0,
+    "method.dictionary.queue.size": 50,
+    "method.dense.warmup_steps": 3,
+}
+RECIPES = {
+    "simclr": SIMCLR,
+    "moco": MOCO,
+    "moco_v3": MOCO_V3,
+    "bank": BANK,
+    "dense": DENSE,
+    "windows": WINDOWS,
+}
 
 
 @pytest.fixture

@@ -150,7 +150,7 @@ def _require_consistent_dense(config: RunConfig) -> None:
         method.dictionary.kind == "queue" and method.key_encoder.kind == "momentum",
         "method.kind = 'dense' has queues of keys from a momentum encoder: set "
         "method.dictionary.kind = 'queue' and method.key_encoder.kind = 'momentum'",
-        f"{method.dictionary.kind!r} and {method.key_encoder.kind!r}",
+        f"{method.dictionary.kind} and {method.key_encoder.kind}",
     )
     require(
         config.head.predictor_layers == 0,

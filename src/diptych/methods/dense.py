@@ -26,7 +26,7 @@ from diptych.methods.logits import Temperature
 from diptych.methods.method import StepOutput, autocast_to, mean_output, scalar
 from diptych.methods.objective import Loss, contrast
 from diptych.models.momentum_encoder import MomentumEncoder
-from diptych.models.parts import in_evaluation, last_map, output_and_map
+from diptych.models.parts import in_evaluation, is_of_last_part, last_map, output_and_map
 from diptych.runtime.distributed import gather_views
 from diptych.views.batches import Batch
 
@@ -291,10 +291,11 @@ def _map_of(config: RunConfig, encoder: nn.Module) -> tuple[str, torch.Size]:
     blank = next(encoder.parameters()).new_zeros(1, config.images.channels, side, side)
     with in_evaluation(encoder):
         found = last_map(encoder, blank)
-    if found is None:
+    # Where the last stage leaves one place, the last map with several is an earlier stage's.
+    if found is None or not is_of_last_part(encoder, found[0]):
         raise ConfigError(
-            f"method.kind = 'dense' compares places of the encoder's last map, and "
-            f"{type(encoder).__name__} gives none with several places for views of {side} pixels. "
+            f"method.kind = 'dense' compares places of the encoder's last map, and that of "
+            f"{type(encoder).__name__} has a single one for views of {side} pixels. "
             "Take larger views.side_pixels, or another encoder."
         )
     return found

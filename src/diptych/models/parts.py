@@ -145,6 +145,13 @@ def last_map(encoder: nn.Module, blank: Tensor) -> tuple[str, torch.Size] | None
     return found[-1] if found else None
 
 
+def is_of_last_part(encoder: nn.Module, layer: str) -> bool:
+    """Whether a layer is in the last part of an encoder, or holds it."""
+    numbers = _part_numbers(encoder)
+    inside = (numbers[module] for module in encoder.get_submodule(layer).modules())
+    return max(inside) == max(numbers.values())
+
+
 def output_and_map(
     network: nn.Module, encoder: nn.Module, layer: str, images: Tensor
 ) -> tuple[Tensor, Tensor]:
