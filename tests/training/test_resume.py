@@ -135,6 +135,20 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     assert losses(unbroken) == losses(broken)
 
 
+@pytest.mark.slow
+def test_a_run_of_partners_near_in_time_resumes_bit_for_bit(images: Path, tmp_path: Path) -> None:
+    near = {"images.group_by": r"name:^(\d?)\d$", "images.group_within": 3}
+    unbroken = run(images, tmp_path / "unbroken", **MOCO, **near)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Interrupted):
+            run(images, tmp_path / "broken", **MOCO, **near)
+    broken = run(images, tmp_path / "broken", resume=True, **MOCO, **near)
+    assert_same_bits(unbroken, broken)
+    farther = run(images, tmp_path / "farther", **MOCO, **{**near, "images.group_within": 9})
+    assert losses(unbroken) == losses(broken) != losses(farther)
+
+
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_writing_beside_training_changes_no_bit(
     asynchronous: bool, images: Path, tmp_path: Path

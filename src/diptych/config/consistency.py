@@ -137,6 +137,18 @@ def _require_consistent_method(config: RunConfig) -> None:
         config.head.predictor_layers,
     )
     require(
+        grouped or config.images.group_within is None,
+        "images.group_within says how near partners of a group are: give images.group_by, as "
+        "--group-by folder or 'name:(.*)#'",
+        config.images.group_within,
+    )
+    require(
+        config.images.group_within is None or method.views == 2,
+        "with more than two views all images of a group in a batch are positives of each other, "
+        "near or not: leave out images.group_within, or set method.views = 2",
+        method.views,
+    )
+    require(
         not grouped or dictionary.kind != "bank" or method.symmetric,
         "images.group_by pairs a query with another image, and a bank with the image's own: set "
         "method.symmetric = true, so that both images are queries, or choose another dictionary",

@@ -25,7 +25,7 @@ from diptych.checkpoints.stores import checkpoint_location
 from diptych.config.files import load_run_config
 from diptych.config.run import OWN, RunConfig
 from diptych.errors import DamagedCheckpoint, ImagesError, RunFolderError
-from diptych.images.groups import find_groups
+from diptych.images.groups import groups_of
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images
 from diptych.methods.build import build_with_keys, has_keys
@@ -135,14 +135,13 @@ def check_leak(
                 f"{config.images.path} has {len(images)} images; wanted two groups of {group} at "
                 "least, to compare one with the other."
             )
-        by = config.images.group_by
         batches = ViewBatches(
             images,
             order,
             config.views,
             runtime.executor,
             view_count=config.method.views,
-            groups=None if by is None else find_groups(images.names, by),
+            groups=groups_of(images.names, config.images),
         )
         told = runtime.counting("Encoding queries and keys")
         found = measure_leak(

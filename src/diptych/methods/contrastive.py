@@ -140,12 +140,12 @@ class Contrastive(Method):
 
     def forward(self, batch: Batch) -> StepOutput:
         """Encodes the views of a batch, and compares the queries with the dictionary."""
-        queries, keys, features, _ = self.encode(batch)
-        output = self.contrast(queries, keys, batch)
-        if self.anchor is None or features is None:
+        vectors = self.encode(batch)
+        output = self.compare(vectors, batch)
+        if self.anchor is None or vectors.features is None:
             return output
-        with torch.autocast(features.device.type, enabled=False):
-            distance = self.anchor(features, self._query_views(batch))
+        with torch.autocast(vectors.features.device.type, enabled=False):
+            distance = self.anchor(vectors.features, self._query_views(batch))
         return replace(
             output,
             penalty=self.config.anchor.weight * distance,
@@ -178,6 +178,10 @@ class Contrastive(Method):
             return Vectors(encoded, keys)
         dim = encoded.shape[-1] - self.anchor.features
         return Vectors(encoded[..., :dim], keys, encoded[..., dim:])
+
+    def compare(self, vectors: Vectors, batch: Batch) -> StepOutput:
+        """Compares all that is encoded of a batch."""
+        return self.contrast(vectors.queries, vectors.keys, batch)
 
     def contrast(self, queries: Tensor, keys: Tensor | None, batch: Batch) -> StepOutput:
         """Compares encoded queries with the dictionary.

@@ -133,19 +133,24 @@ class DenseContrastive(Contrastive):
         self.layer, self.cells = layer, cells
         self._dim, self._dense_dim = dim, dense_dim
 
-    def forward(self, batch: Batch) -> StepOutput:
-        """Encodes the views of a batch, and compares images and places with their dictionaries."""
-        queries, keys, query_places, key_places = self.encode(batch)
-        assert query_places is not None
-        assert key_places is not None
-        whole = self.contrast(queries, keys, batch)
+    @property
+    def places(self) -> int:
+        """Of a map, each of which is a query."""
+        return self.cells[0] * self.cells[1]
+
+    def compare(self, vectors: Vectors, batch: Batch) -> StepOutput:
+        """Compares images with the dictionary, and places with their queue."""
+        queries, keys = vectors.features, vectors.key_features
+        assert queries is not None
+        assert keys is not None
+        whole = self.contrast(vectors.queries, vectors.keys, batch)
+        assert whole.keys is not None
         with torch.autocast(queries.device.type, enabled=False):
-            pairs = zip(query_places, key_places, strict=True)
+            pairs = zip(queries, keys, strict=True)
             places = mean_output([self._contrast_places(*pair) for pair in pairs])
-            pooled = self._pooled(key_places.flatten(0, 1))
+            pooled = self._pooled(keys.flatten(0, 1))
         settings = self.config.dense
         weight = settings.weight if batch.step >= settings.warmup_steps else 0.0
-        assert whole.keys is not None
         output = join_losses(whole, places, weight)
         return replace(output, keys=torch.cat([whole.keys, pooled], dim=1))
 
@@ -203,9 +208,8 @@ class DenseContrastive(Contrastive):
 
     def _apart(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Projections (images, dim, places) and features (images, channels, places)."""
-        places = self.cells[0] * self.cells[1]
-        parts = _cut(rows, self._dense_dim * places)
-        projections, features = (part.reshape(len(rows), -1, places) for part in parts)
+        parts = _cut(rows, self._dense_dim * self.places)
+        projections, features = (part.reshape(len(rows), -1, self.places) for part in parts)
         return projections, features
 
     def _contrast_places(self, queries: Tensor, keys: Tensor) -> StepOutput:

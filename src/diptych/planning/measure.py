@@ -43,6 +43,7 @@ from diptych.planning.compute import (
     freeze_for_ever,
     logits_cost,
     memory_format,
+    places_of,
     random_batch,
     vector_dim,
     without_logits,
@@ -147,7 +148,8 @@ def measure_networks(run: PlannedRun, method: Contrastive, machine: Machine) -> 
 def measure_logits(run: PlannedRun, method: Contrastive) -> float:
     """Seconds of logits and loss, forward and backward, of ready vectors.
 
-    Those of the process's own batch are measured, and multiplied for the keys of other processes.
+    Those of the process's own images are measured, and multiplied for the keys of other processes
+    and for the places of maps.
     """
     alone, device = run.of_one_process(), _device(run)
     batch = random_batch(run.config, run.images).to(device)
@@ -164,8 +166,8 @@ def measure_logits(run: PlannedRun, method: Contrastive) -> float:
             torch.autograd.backward(loss)
 
     tile = tile_of(device.type)
-    flops = (logits_cost(one, dim, tile=tile).flops for one in (run, alone))
-    more = next(flops) / next(flops)
+    wanted = logits_cost(run, dim, tile=tile, places=places_of(method))
+    more = wanted.flops / logits_cost(alone, dim, tile=tile).flops
     return _median_parts(compare, run)["forward"] * more
 
 
