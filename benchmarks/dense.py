@@ -48,9 +48,10 @@ WHOLE: Final[Mapping[str, Any]] = {
 }
 QUICK: Final[Mapping[str, Any]] = {
     "views.side_pixels": 64,
-    "images.limit": 64,
+    "images.limit": 32,
     "training.batch_size": 32,
     "training.epochs": 2,
+    "probe.images": 64,
 }
 WARMUP: Final = 100  # of some 500 steps
 DETECTORS: Final = DetectionConfig(
@@ -89,16 +90,16 @@ def listed(data: Path, keep: Path) -> Path:
 def measured(recipe: str, photographs: Path, keep: Path, asked: Namespace) -> dict[str, Any]:
     """Pretrains by a recipe, and detects; the figures of both backbones."""
     folder = keep / recipe
-    warmup = {"method.dense.warmup_steps": 2 if asked.quick else WARMUP}
+    settings: dict[str, Any] = {**SETTINGS, **(QUICK if asked.quick else WHOLE)}
+    if recipe == "densecl":
+        settings["method.dense.warmup_steps"] = 2 if asked.quick else WARMUP
     pretrain(
         photographs,
         out=folder,
         resume=True,
-        report=False,
         recipe=recipe,
         threads=asked.threads,
-        **{**SETTINGS, **(QUICK if asked.quick else WHOLE)},
-        **(warmup if recipe == "densecl" else {}),
+        **settings,
     )
     config = DETECTORS_QUICK if asked.quick else DETECTORS
     return measure_detection(folder, asked.data, config, threads=asked.threads)

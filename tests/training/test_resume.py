@@ -137,15 +137,15 @@ def test_an_interrupted_run_resumes_bit_for_bit(
 
 @pytest.mark.slow
 def test_a_run_of_partners_near_in_time_resumes_bit_for_bit(images: Path, tmp_path: Path) -> None:
-    near = {"images.group_by": r"name:^(\d?)\d$", "images.group_within": 3}
-    unbroken = run(images, tmp_path / "unbroken", **MOCO, **near)
+    near = {**MOCO, "images.group_by": r"name:^(\d?)\d$", "images.group_within": 3}
+    unbroken = run(images, tmp_path / "unbroken", **near)
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 4)
         with pytest.raises(Interrupted):
-            run(images, tmp_path / "broken", **MOCO, **near)
-    broken = run(images, tmp_path / "broken", resume=True, **MOCO, **near)
+            run(images, tmp_path / "broken", **near)
+    broken = run(images, tmp_path / "broken", resume=True, **near)
     assert_same_bits(unbroken, broken)
-    farther = run(images, tmp_path / "farther", **MOCO, **{**near, "images.group_within": 9})
+    farther = run(images, tmp_path / "farther", **{**near, "images.group_within": 9})
     assert losses(unbroken) == losses(broken) != losses(farther)
 
 
