@@ -35,5 +35,5 @@ def test_what_is_known_of_a_method_from_its_config() -> None:
 
 def test_a_method_that_is_not_there_is_refused_with_the_names() -> None:
     unknown = RunConfig(method=replace(RunConfig().method, kind="moco_v9"))
-    with pytest.raises(ConfigError, match="one of contrastive, distillation, byol"):
+    with pytest.raises(ConfigError, match="one of contrastive, dense, distillation, byol"):
         find_method(unknown)

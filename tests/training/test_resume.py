@@ -66,11 +66,18 @@ DINO: dict[str, Any] = {
     "method.dino.warmup_epochs": 1.5,
     "method.dino.teacher_temperature": 0.07,
 }
+DENSE: dict[str, Any] = {
+    "recipe": "densecl",
+    "views.small_views": 0,
+    "method.dictionary.queue.size": 50,
+    "method.dense.warmup_steps": 3,
+}
 RECIPES = {
     "simclr": SIMCLR,
     "moco": MOCO,
     "moco_v3": MOCO_V3,
     "bank": BANK,
+    "dense": DENSE,
     "windows": WINDOWS,
     "nnclr": NNCLR,
     "swav": SWAV,
@@ -148,6 +155,20 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     )
     assert_same_bits(unbroken, broken)
     assert losses(unbroken) == losses(broken)
+
+
+@pytest.mark.slow
+def test_a_run_of_partners_near_in_time_resumes_bit_for_bit(images: Path, tmp_path: Path) -> None:
+    near = {**MOCO, "images.group_by": r"name:^(\d?)\d$", "images.group_within": 3}
+    unbroken = run(images, tmp_path / "unbroken", **near)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Interrupted):
+            run(images, tmp_path / "broken", **near)
+    broken = run(images, tmp_path / "broken", resume=True, **near)
+    assert_same_bits(unbroken, broken)
+    farther = run(images, tmp_path / "farther", **{**near, "images.group_within": 9})
+    assert losses(unbroken) == losses(broken) != losses(farther)
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])

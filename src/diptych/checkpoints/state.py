@@ -20,7 +20,7 @@ from diptych.config.run import RunConfig
 from diptych.errors import DamagedCheckpoint, ForeignCheckpoint, ImagesError, RunFolderError
 from diptych.escaping import quoted
 from diptych.images.collection import ImageSet
-from diptych.images.groups import find_groups
+from diptych.images.groups import groups_of
 from diptych.methods.method import Method
 from diptych.optimization.loss_scale import LossScale
 from diptych.runs.folder import RunFolder, RunRecord
@@ -291,10 +291,9 @@ def fingerprint_of(config: RunConfig, images: ImageSet) -> str:
     Raises:
         ConfigError: ``images.group_by`` asks for groups that the images do not have.
     """
-    if config.images.group_by is None:
-        return images.fingerprint()
-    groups = find_groups(images.names, config.images.group_by)
-    return f"{images.fingerprint()} {groups.fingerprint()}"
+    groups = groups_of(images.names, config.images)
+    own = images.fingerprint()
+    return own if groups is None else f"{own} {groups.fingerprint()}"
 
 
 def require_same_images(begun_with: object, found: str) -> None:

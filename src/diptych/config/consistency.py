@@ -31,6 +31,8 @@ def require_consistent(config: RunConfig) -> None:
         _require_consistent_siamese(config)
     else:
         _require_consistent_method(config)
+    if config.method_name == "dense":
+        _require_consistent_dense(config)
     _require_consistent_batch(config)
     _require_consistent_memory(config.training)
     _require_consistent_start(config)
@@ -144,6 +146,18 @@ def _require_consistent_method(config: RunConfig) -> None:
         config.head.predictor_layers,
     )
     require(
+        grouped or config.images.group_within is None,
+        "images.group_within says how near partners of a group are: give images.group_by, as "
+        "--group-by folder or 'name:(.*)#'",
+        config.images.group_within,
+    )
+    require(
+        config.images.group_within is None or method.views == 2,
+        "with more than two views all images of a group in a batch are positives of each other, "
+        "near or not: leave out images.group_within, or set method.views = 2",
+        method.views,
+    )
+    require(
         not grouped or dictionary.kind != "bank" or method.symmetric,
         "images.group_by pairs a query with another image, and a bank with the image's own: set "
         "method.symmetric = true, so that both images are queries, or choose another dictionary",
@@ -183,6 +197,32 @@ def _require_consistent_siamese(config: RunConfig) -> None:
         f"norm.kind = 'shuffle' puts keys into other groups than queries; {kind!r} has no keys: "
         "choose 'sync' or 'split'",
         config.norm.kind,
+    )
+
+
+def _require_consistent_dense(config: RunConfig) -> None:
+    method = config.method
+    require(
+        method.dictionary.kind == "queue" and method.key_encoder.kind == "momentum",
+        "method.kind = 'dense' has queues of keys from a momentum encoder: set "
+        "method.dictionary.kind = 'queue' and method.key_encoder.kind = 'momentum'",
+        f"{method.dictionary.kind} and {method.key_encoder.kind}",
+    )
+    require(
+        config.head.predictor_layers == 0,
+        "method.kind = 'dense' has no predictor, as MoCo v2: set head.predictor_layers = 0",
+        config.head.predictor_layers,
+    )
+    require(
+        config.views.small_views == 0,
+        "method.kind = 'dense' compares maps of one size: leave out views.small_views",
+        config.views.small_views,
+    )
+    require(
+        not config.training.compile,
+        "method.kind = 'dense' needs the encoder's last map, which a compiled network does not "
+        "give; leave out training.compile",
+        config.training.compile,
     )
 
 
@@ -251,7 +291,7 @@ def _require_consistent_start(config: RunConfig) -> None:
     )
     require(
         encoder.batch_statistics == "batch"
-        or config.method_name in ("contrastive", "distillation", *SIAMESE),
+        or config.method_name in ("contrastive", "dense", "distillation", *SIAMESE),
         "encoder.batch_statistics = 'start' does not go with a method of your own: leave it out",
         config.method_name,
     )

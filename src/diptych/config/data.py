@@ -54,6 +54,10 @@ class ImagesConfig:
     """Take the second view from another image of the same group: `folder` (the folder that an
     image lies in), `folder:2` (its second folder level), `name:PATTERN` (the first parenthesis of a
     regular expression in the file's name) or `FILE.csv:COLUMN` (a table with a `name` column)."""
+    group_within: float | None = None
+    """Of `group_by`: the second view comes from an image of the group that is at most so far away
+    in time. In seconds for frames of videos (`video_seconds`); otherwise in frames, by the last
+    number in a name. From anywhere in the group when not given."""
     color: Literal["rgb", "gray", "raw"] = "rgb"
     """The channels that the encoder sees. `rgb` and `gray` convert every image; `raw` keeps the
     channels of the files, which must agree: that most of the first 64 images have."""
@@ -87,7 +91,7 @@ class ImagesConfig:
     def __post_init__(self) -> None:
         check = Checks("images", self)
         check.finite(but=("max_megapixels",))
-        check.positive("limit", "max_megapixels", "jpeg_side", "video_seconds")
+        check.positive("limit", "max_megapixels", "jpeg_side", "video_seconds", "group_within")
         check.not_negative("cache_megabytes", "cache_file_megabytes")
         check.between(0, 1, "max_unreadable_share")
         check.between(1, MOST_WINDOWS, "windows")

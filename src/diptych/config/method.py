@@ -285,13 +285,33 @@ class DINOConfig:
 
 
 @dataclass(frozen=True)
+class DenseConfig:
+    """Of the method `dense` (DenseCL, 2011.09157), which compares places of the last map too."""
+
+    weight: float = 0.5
+    """The loss is so much that of places, and the rest that of whole images (section 3.4)."""
+    warmup_steps: int = 1000
+    """Steps before the loss of places counts: until then which places belong together is chance."""
+    cells: int = 7
+    """A map with more places along each side is averaged in this many cells. 7 are those of a view
+    of 224 pixels in the paper."""
+
+    def __post_init__(self) -> None:
+        check = Checks("method.dense", self)
+        check.finite()
+        check.between(0, 1, "weight")
+        check.not_negative("warmup_steps")
+        check.between(2, 32, "cells")
+
+
+@dataclass(frozen=True)
 class MethodConfig:
     """Which dictionary, which key encoder, which loss: all that tells the methods apart."""
 
     kind: str = "contrastive"
-    """Which method. `contrastive` compares with a dictionary of keys. `byol`, `simsiam`,
-    `barlow_twins`, `vicreg`, `lejepa`, `swav` and `dino` have no negatives, `nnclr` a queue of
-    positives; their settings are under their name.
+    """Which method. `contrastive` compares with a dictionary of keys, `dense` places of the
+    encoder's last map as well. `byol`, `simsiam`, `barlow_twins`, `vicreg`, `lejepa`, `swav` and
+    `dino` have no negatives, `nnclr` a queue of positives; their settings are under their name.
     `distillation` is chosen by `distillation.teacher`; `own` is one that was given in Python."""
     views: int = 2
     """Views of each image. Of `contrastive`, more than 2 go with the `batch` dictionary and its
@@ -302,6 +322,7 @@ class MethodConfig:
     key_encoder: KeyEncoderConfig = field(default_factory=KeyEncoderConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
+    dense: DenseConfig = field(default_factory=DenseConfig)
     simsiam: SimSiamConfig = field(default_factory=SimSiamConfig)
     barlow_twins: BarlowTwinsConfig = field(default_factory=BarlowTwinsConfig)
     vicreg: VICRegConfig = field(default_factory=VICRegConfig)

@@ -14,6 +14,7 @@ from typing import Final, Literal
 from diptych.config.method import (
     AnchorConfig,
     BankConfig,
+    DenseConfig,
     DictionaryConfig,
     InBatchConfig,
     KeyEncoderConfig,
@@ -130,6 +131,15 @@ def moco_v2(scale: Scale) -> RunConfig:
         method=replace(config.method, loss=LossConfig(temperature=0.2)),
         schedule=ScheduleConfig(kind="cosine"),
     )
+
+
+def densecl(scale: Scale) -> RunConfig:
+    """DenseCL (2011.09157): MoCo v2 that compares places of the last map too, for detection."""
+    config = moco_v2(scale)
+    warmup = {"tiny": 100, "small": 300, "paper": 1000}[scale]
+    dense = DenseConfig(warmup_steps=warmup)
+    method = replace(config.method, kind="dense", dense=dense)
+    return replace(config, recipe="densecl", method=method)
 
 
 def moco_v3(scale: Scale) -> RunConfig:
@@ -261,6 +271,7 @@ RECIPES: Final[Mapping[str, Callable[[Scale], RunConfig]]] = {
     "end_to_end": end_to_end,
     "moco_v1": moco_v1,
     "moco_v2": moco_v2,
+    "densecl": densecl,
     "moco_v3": moco_v3,
     "simclr": simclr,
     "simclr_v2": simclr_v2,

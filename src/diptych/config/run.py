@@ -280,9 +280,9 @@ class RunConfig:
     @property
     def compares_views(self) -> bool:
         """Whether it learns by comparing views: no student's method, and none given in Python."""
-        return self.method_name in ("contrastive", *SIAMESE)
+        return self.method_name in ("contrastive", "dense", *SIAMESE)
 
     @property
     def has_projection_head(self) -> bool:
         """Whether ``head`` builds the head; other methods have heads of their own."""
-        return self.method_name in ("contrastive", *SIAMESE)
+        return self.method_name in ("contrastive", "dense", *SIAMESE)

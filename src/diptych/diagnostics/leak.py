@@ -25,11 +25,11 @@ from diptych.checkpoints.stores import checkpoint_location
 from diptych.config.files import load_run_config
 from diptych.config.run import OWN, RunConfig
 from diptych.errors import DamagedCheckpoint, ImagesError, RunFolderError
-from diptych.images.groups import find_groups
+from diptych.images.groups import groups_of
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images
-from diptych.methods.build import has_keys
-from diptych.methods.contrastive import Contrastive, build_contrastive
+from diptych.methods.build import build_with_keys, has_keys
+from diptych.methods.contrastive import Contrastive
 from diptych.methods.logits import logit_rounding, ranks_first
 from diptych.models.norms import SplitBatchNorm, frozen_statistics
 from diptych.runs.atomic import atomic_write
@@ -135,14 +135,13 @@ def check_leak(
                 f"{config.images.path} has {len(images)} images; wanted two groups of {group} at "
                 "least, to compare one with the other."
             )
-        by = config.images.group_by
         batches = ViewBatches(
             images,
             order,
             config.views,
             runtime.executor,
             view_count=config.method.views,
-            groups=None if by is None else find_groups(images.names, by),
+            groups=groups_of(images.names, config.images),
         )
         told = runtime.counting("Encoding queries and keys")
         found = measure_leak(
@@ -210,7 +209,7 @@ def build_to_encode(config: RunConfig, *, image_count: int = 1) -> Contrastive:
     if config.method.loss.kind == OWN:
         loss = replace(config.method.loss, kind="info_nce", semi_hard=False)
         config = replace(config, method=replace(config.method, loss=loss))
-    return build_contrastive(config, image_count=image_count)
+    return build_with_keys(config, image_count=image_count)
 
 
 def measure_leak(

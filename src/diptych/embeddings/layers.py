@@ -1,6 +1,5 @@
 """A layer of an encoder by its own name: the mean of its map over places, or the whole map."""
 
-import math
 from typing import Any, Final
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 
 from diptych.config.files import nearest_name
 from diptych.errors import ConfigError
+from diptych.models.parts import as_map, last_map
 
 _LISTED: Final = 12  # names in an error
 
@@ -70,7 +70,7 @@ class EncoderLayer(nn.Module):
             raise ConfigError(
                 f"--layer {self.layer}: the encoder does not call it. Choose another."
             )
-        placed = _as_map(self._encoder, self._part, found)
+        placed = as_map(self._encoder, self._part, found)
         if placed is None:
             raise ConfigError(
                 f"--layer {self.layer}: wanted a layer that gives vectors, maps or tokens; this "
@@ -98,49 +98,10 @@ def _part(encoder: nn.Module, layer: str) -> nn.Module:
 
 
 def _last_map(encoder: nn.Module, blank: Tensor) -> str:
-    """The layer that gives a map with more than one place last, before it is averaged."""
-    last, hooks = list[str](), []
-    for name, part in encoder.named_modules():
-
-        def take(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
-            placed = _as_map(encoder, module, output)
-            if name and placed is not None and placed.ndim == 4 and placed[0, 0].numel() > 1:
-                last.append(name)
-
-        hooks.append(part.register_forward_hook(take))
-    try:
-        with torch.no_grad():
-            encoder(blank)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not last:
+    found = last_map(encoder, blank)
+    if found is None:
         raise ConfigError("--maps: no layer of this encoder gives a map. Leave --maps away.")
-    return last[-1]
-
-
-def _as_map(encoder: nn.Module, part: nn.Module, output: Any) -> Tensor | None:
-    """(batch, dim) or (batch, channels, height, width); None for anything else."""
-    if not isinstance(output, Tensor) or output.ndim not in (2, 3, 4):
-        return None
-    if output.ndim == 4:
-        # timm says so where the channels are last, torchvision does not of its Swin transformers.
-        said = (getattr(one, "output_fmt", "") for one in (encoder, part))
-        last = "NHWC" in said or type(encoder).__name__ == "SwinTransformer"
-        return output.permute(0, 3, 1, 2) if last else output
-    return output if output.ndim == 2 else _patches(encoder, output)
-
-
-def _patches(encoder: nn.Module, tokens: Tensor) -> Tensor:
-    """(batch, tokens, channels) to (batch, channels, height, width), without the first tokens."""
-    first = int(getattr(encoder, "num_prefix_tokens", hasattr(encoder, "class_token")))
-    count = tokens.shape[1]
-    # Views are square, so patches are: before the class token joins them, they are so already.
-    skipped = next((n for n in (first, 0) if math.isqrt(max(0, count - n)) ** 2 == count - n), 0)
-    patches = tokens[:, skipped:].transpose(1, 2)
-    side = math.isqrt(patches.shape[2])
-    square = side * side == patches.shape[2]
-    return patches.reshape(*patches.shape[:2], *((side, side) if square else (-1, 1)))
+    return found[0]
 
 
 def _form(output: Any) -> str:

@@ -119,7 +119,7 @@ def _candidates(values: Tensor, k: int) -> tuple[Tensor | None, Tensor]:
     if groups < 4 * k:
         return None, values.new_full((len(values),), -torch.inf)
     # Column c is in group c % groups: a maximum over the first of two axes runs along memory.
-    grouped = values[:, : groups * _GROUP].unflatten(1, (_GROUP, groups))
+    grouped = torch.unflatten(values[:, : groups * _GROUP], 1, (_GROUP, groups))
     maxima, chosen = grouped.amax(dim=1).topk(k + 1, dim=1)
     apart = groups * torch.arange(_GROUP, device=values.device)
     columns = (chosen[:, :k, None] + apart).flatten(1)

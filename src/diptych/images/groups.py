@@ -11,15 +11,18 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.config.data import ImagesConfig
 from diptych.errors import ConfigError
 from diptych.escaping import unescaped
+from diptych.images.frame_times import times_of
 
 PARTNER_STREAM: Final = 0x50415254  # "PART": keeps these draws apart from any other use of the seed
 _FORMS: Final = "'folder', 'folder:LEVEL', 'name:PATTERN' or 'FILE.csv:COLUMN'"
@@ -32,30 +35,52 @@ class Groups:
     Attributes:
         numbers: (images,), int64, the group of each, counted from 0.
         order: (images,), all images, group after group.
-        places: (images,), where each image stands in ``order``.
         starts: (groups + 1,), where each group begins in ``order``, and the end.
+        first: (images,), where those that may be an image's partners begin in ``order``.
+        counts: (images,), how many these are, the image itself among them.
     """
 
     numbers: NDArray[np.int64]
     order: NDArray[np.int64]
-    places: NDArray[np.int64]
     starts: NDArray[np.int64]
+    first: NDArray[np.int64]
+    counts: NDArray[np.int64]
 
     @classmethod
     def of(cls, numbers: NDArray[np.int64]) -> "Groups":
         """Groups by the number of each image, (images,)."""
         order = np.argsort(numbers, kind="stable").astype(np.int64)
-        places = np.empty_like(order)
-        places[order] = np.arange(len(order))
-        starts = np.searchsorted(numbers[order], np.arange(numbers.max() + 2))
-        return cls(numbers, order, places, starts.astype(np.int64))
+        starts = np.searchsorted(numbers[order], np.arange(numbers.max() + 2)).astype(np.int64)
+        return cls(numbers, order, starts, starts[numbers], np.diff(starts)[numbers])
+
+    def near(self, times: NDArray[np.float64], within: float) -> "Groups":
+        """The same groups, whose partners are at most so far from each other in time, (images,)."""
+        order = np.lexsort((times, self.numbers)).astype(np.int64)
+        first, counts = self.first.copy(), self.counts.copy()
+        reach = within * (1 + 1e-9)  # times of frames are rounded
+        for start, end in pairwise(self.starts):
+            members = order[start:end]
+            low = np.searchsorted(times[members], times[members] - reach)
+            high = np.searchsorted(times[members], times[members] + reach, side="right")
+            first[members], counts[members] = start + low, high - low
+        return Groups(self.numbers, order, self.starts, first, counts)
+
+    @cached_property
+    def places(self) -> NDArray[np.int64]:
+        """(images,), where each image stands in ``order``."""
+        found = np.empty_like(self.order)
+        found[self.order] = np.arange(len(self.order))
+        return found
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
     def fingerprint(self) -> str:
         """A hash of who belongs together, to notice that a run resumes with other groups."""
-        return hashlib.sha256(self.numbers.tobytes()).hexdigest()
+        belonging = [self.numbers]
+        if not np.array_equal(self.counts, np.diff(self.starts)[self.numbers]):
+            belonging += [self.order, self.first, self.counts]
+        return hashlib.sha256(b"".join(one.tobytes() for one in belonging)).hexdigest()
 
     def partners(
         self, indices: NDArray[np.int64], *, seed: int, epoch: int, views: int
@@ -70,10 +95,9 @@ class Groups:
 
         Returns:
             (views, batch): first the images themselves, then others of their groups, every one
-            equally likely; the image itself where it is alone in its group.
+            that is near enough equally likely; the image itself where there is none.
         """
-        starts = self.starts[self.numbers[indices]]
-        sizes = self.starts[self.numbers[indices] + 1] - starts
+        starts, sizes = self.first[indices], self.counts[indices]
         shown = [indices]
         for view in range(1, views):
             uniform = _uniforms(len(self.numbers), seed, epoch, view)[indices]
@@ -81,6 +105,31 @@ class Groups:
             steps = np.where(sizes > 1, 1 + np.floor(uniform * (sizes - 1)), 0).astype(np.int64)
             shown.append(self.order[starts + (self.places[indices] - starts + steps) % sizes])
         return np.stack(shown)
+
+
+def groups_of(names: Sequence[str], config: ImagesConfig) -> Groups | None:
+    """The groups that a run learns from; None where each image is a group of its own.
+
+    Args:
+        names: of the images.
+        config: says by what they are found, and how near in time partners are.
+
+    Raises:
+        ConfigError: the images have no such groups, or no times.
+    """
+    if config.group_by is None:
+        return None
+    groups = find_groups(names, config.group_by)
+    if config.group_within is None:
+        return groups
+    found = groups.near(times_of(names, config.video_seconds), config.group_within)
+    if not (found.counts > 1).any():
+        raise ConfigError(
+            f"images.group_within = {config.group_within:g}: no image has another of its group so "
+            "near. Frames of videos are images.video_seconds apart, others by the numbers in their "
+            "names; wanted more than the least of these distances."
+        )
+    return found
 
 
 def find_groups(names: Sequence[str], group_by: str) -> Groups:

@@ -18,6 +18,7 @@ from diptych.config.run import OWN, RunConfig
 from diptych.errors import ConfigError
 from diptych.images.collection import Collection
 from diptych.methods.contrastive import Contrastive, build_contrastive
+from diptych.methods.dense import build_dense
 from diptych.methods.distillation import build_distillation
 from diptych.methods.losses import find_loss
 from diptych.methods.method import Method
@@ -66,18 +67,25 @@ class OwnParts:
     method: MethodKind | None = None
 
 
-def _contrastive(
+def build_with_keys(config: RunConfig, *, image_count: int = 1, **own: Any) -> Contrastive:
+    """Builds a method that compares queries with keys; arguments of ``build_contrastive``."""
+    build = build_dense if config.method_name == "dense" else build_contrastive
+    return build(config, image_count=image_count, **own)
+
+
+def _of_collection(
     config: RunConfig, collection: Collection, executor: Executor, **own: Any
 ) -> Contrastive:
-    return build_contrastive(config, image_count=len(collection.train), **own)
+    return build_with_keys(config, image_count=len(collection.train), **own)
 
 
 METHODS: Final[Mapping[str, MethodKind]] = {
     "contrastive": MethodKind(
-        _contrastive,
+        _of_collection,
         uses_labels=lambda config: find_loss(config.method.loss.kind).needs_labels,
         has_keys=True,
     ),
+    "dense": MethodKind(_of_collection, has_keys=True),
     # By the classifier of the teacher.
     "distillation": MethodKind(build_distillation, uses_labels=lambda _: True),
     "byol": MethodKind(build_byol),

@@ -67,11 +67,13 @@ class Vectors(NamedTuple):
             queries are the keys, or the dictionary has them.
         features: (views, images, features) of the queries, in front of the head; None where there
             is no anchor.
+        key_features: the same of the keys; None where nothing comes with them.
     """
 
     queries: Tensor
     keys: Tensor | None
     features: Tensor | None = None
+    key_features: Tensor | None = None
 
 
 class Contrastive(Method):
@@ -142,11 +144,11 @@ class Contrastive(Method):
 
     def forward(self, batch: Batch) -> StepOutput:
         """Encodes the views of a batch, and compares the queries with the dictionary."""
-        queries, keys, features = self.encode(batch)
-        output = self.contrast(queries, keys, batch)
-        if self.anchor is None or features is None:
+        vectors = self.encode(batch)
+        output = self.compare(vectors, batch)
+        if self.anchor is None or vectors.features is None:
             return output
-        return self.anchor.added_to(output, features, self._query_views(batch))
+        return self.anchor.added_to(output, vectors.features, self._query_views(batch))
 
     def encode(self, batch: Batch) -> Vectors:
         """Chooses which views are queries and which are keys, and encodes them."""
@@ -159,7 +161,7 @@ class Contrastive(Method):
         encoded = None
         if self.dictionary.needs_keys(batch.indices):
             learns = self._keys_learn
-            encoded = self._encoded(self.encode_keys, keys, batch, from_view=0, learns=learns)
+            encoded = self._encoded(self._keys_encoded, keys, batch, from_view=0, learns=learns)
         return self._split(self._encoded(self._queries_encoded, queries, batch), encoded)
 
     def _query_views(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -174,6 +176,10 @@ class Contrastive(Method):
             return Vectors(encoded, keys)
         dim = encoded.shape[-1] - self.anchor.features
         return Vectors(encoded[..., :dim], keys, encoded[..., dim:])
+
+    def compare(self, vectors: Vectors, batch: Batch) -> StepOutput:
+        """Compares all that is encoded of a batch."""
+        return self.contrast(vectors.queries, vectors.keys, batch)
 
     def contrast(self, queries: Tensor, keys: Tensor | None, batch: Batch) -> StepOutput:
         """Compares encoded queries with the dictionary.
@@ -197,7 +203,7 @@ class Contrastive(Method):
 
     def encode_pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Query and key of each image, (batch, dim) each, as in training, without a comparison."""
-        queries, keys, _ = self.encode(batch)
+        queries, keys, *_ = self.encode(batch)
         return self._scaled(queries[0]), self._scaled(queries[1] if keys is None else keys[0])
 
     @torch.no_grad()
@@ -290,6 +296,9 @@ class Contrastive(Method):
 
     def encode_keys(self, views: Views) -> Tensor:
         """(views, images, dim); gradients flow only to the keys of a batch."""
+        return self._keys_encoded(views)
+
+    def _keys_encoded(self, views: Views) -> Tensor:
         network = self.network if self.momentum_encoder is None else self.momentum_encoder
         # set_grad_enabled(True) would win over a no_grad around it, and cached gradients encode
         # without a graph at first.
@@ -344,6 +353,7 @@ def build_contrastive(
     image_count: int = 1,
     encoder: nn.Module | None = None,
     loss: Loss | None = None,
+    form: Callable[..., Contrastive] = Contrastive,
 ) -> Contrastive:
     """Builds a contrastive method with random weights that follow from the config's seed.
 
@@ -353,6 +363,7 @@ def build_contrastive(
         encoder: in the place of the one that the config names; from (batch, channels, side, side)
             to (batch, features).
         loss: in the place of the one that the config names.
+        form: called as ``Contrastive``, for a method that is one with more to it.
 
     Raises:
         ConfigError: settings do not go together, or there is no such encoder or loss.
@@ -360,7 +371,7 @@ def build_contrastive(
     require_consistent(config)
     loss = require_fitting_loss(config, loss)
     parts = build_networks(config, encoder=encoder)
-    return Contrastive(
+    return form(
         parts.encoder,
         parts.head,
         build_dictionary(

@@ -387,4 +387,9 @@ def require_fitting_loss(config: RunConfig, loss: Loss | None = None) -> Loss:
             f"images.group_by and method.loss.kind = {kind!r} both say which images are keys of "
             f"each other; leave one of them out; got {config.images.group_by!r}."
         )
+    if loss.one_positive is None and config.images.group_within is not None:
+        raise ConfigError(
+            f"method.loss.kind = {kind!r} makes all images of a group in a batch positives of each "
+            f"other, near or not: leave out images.group_within; got {config.images.group_within}."
+        )
     return loss

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from diptych.config.model import EncoderConfig
 from diptych.config.run import OWN
 from diptych.errors import ConfigError
+from diptych.models.parts import in_evaluation
 from diptych.models.resnets import BOTTLENECKS, STAGE_BLOCKS, ResNet, SmallResNet, first_convolution
 
 SMALL_RESNET: Final = "small_resnet"
@@ -104,18 +105,11 @@ def count_features(encoder: nn.Module, *, channels: int, side_pixels: int) -> in
     Raises:
         ConfigError: the module gives something else.
     """
-    modes = [(module, module.training) for module in encoder.modules()]
     reference = next((p for p in encoder.parameters() if not is_lazy(p)), torch.zeros(()))
     image = reference.detach().new_zeros(1, channels, side_pixels, side_pixels)
     # In training, batch norms may refuse a batch of one, and would move their statistics.
-    encoder.eval()
-    try:
-        with torch.no_grad():
-            features = encoder(image)
-    finally:
-        for module, training in modes:
-            # One by one: train() on the whole would wake parts that are held in evaluation mode.
-            module.training = training
+    with in_evaluation(encoder), torch.no_grad():
+        features = encoder(image)
     shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
     if not isinstance(shape, tuple) or len(shape) != 2 or shape[0] != 1:
         raise ConfigError(

@@ -1,8 +1,12 @@
-"""The parts of any encoder, from the input on, and how some of them are kept from training."""
+"""The parts of any encoder, from the input on; how some are kept from training; the last map."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from diptych.errors import ConfigError
@@ -93,6 +97,114 @@ class FrozenParts:
             parameter.requires_grad_(not frozen)
             parameter.grad = None
         (hold_statistics if frozen else release_statistics)(self._norms)
+
+
+# --- maps -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def in_evaluation(network: nn.Module) -> Iterator[None]:
+    """A network in evaluation mode for a while; then each part in the mode that it was in."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            # One by one: train() on the whole would wake parts that are held in evaluation mode.
+            module.training = training
+
+
+def last_map(encoder: nn.Module, blank: Tensor) -> tuple[str, torch.Size] | None:
+    """The layer that gives a map with more than one place last, before it is averaged.
+
+    Args:
+        encoder: any, in evaluation mode.
+        blank: an image (1, channels, side, side) to try it on.
+
+    Returns:
+        Its name, and the shape (channels, height, width) of its map; None if there is none.
+    """
+    found, hooks = list[tuple[str, torch.Size]](), []
+    for name, part in encoder.named_modules():
+        if isinstance(part, nn.AdaptiveAvgPool2d):
+            continue
+
+        def take(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
+            placed = as_map(encoder, module, output)
+            if name and placed is not None and placed.ndim == 4 and placed[0, 0].numel() > 1:
+                found.append((name, placed.shape[1:]))
+
+        hooks.append(part.register_forward_hook(take))
+    try:
+        with torch.no_grad():
+            encoder(blank)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[-1] if found else None
+
+
+def is_of_last_part(encoder: nn.Module, layer: str) -> bool:
+    """Whether a layer is in the last part of an encoder, or holds it."""
+    numbers = _part_numbers(encoder)
+    inside = (numbers[module] for module in encoder.get_submodule(layer).modules())
+    return max(inside) == max(numbers.values())
+
+
+def output_and_map(
+    network: nn.Module, encoder: nn.Module, layer: str, images: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What a network gives, and the map that a layer of its encoder gave on the way.
+
+    Args:
+        network: with the encoder in it.
+        encoder: its part that has the layer.
+        layer: as ``last_map`` found it.
+        images: (batch, channels, side, side).
+
+    Returns:
+        The output, and (batch, channels, height, width).
+    """
+    found, part = list[Tensor](), encoder.get_submodule(layer)
+    hook = part.register_forward_hook(lambda module, inputs, output: found.append(output))
+    try:
+        vectors: Tensor = network(images)
+    finally:
+        hook.remove()
+    placed = as_map(encoder, part, found[-1])
+    assert placed is not None
+    return vectors, placed
+
+
+def as_map(encoder: nn.Module, part: nn.Module, output: Any) -> Tensor | None:
+    """(batch, dim) or (batch, channels, height, width); None for anything else.
+
+    Args:
+        encoder: says in which form its maps are.
+        part: of it, that gave the output.
+        output: a tensor, or anything.
+    """
+    if not isinstance(output, Tensor) or output.ndim not in (2, 3, 4):
+        return None
+    if output.ndim == 4:
+        # timm says so where the channels are last, torchvision does not of its Swin transformers.
+        said = (getattr(one, "output_fmt", "") for one in (encoder, part))
+        last = "NHWC" in said or type(encoder).__name__ == "SwinTransformer"
+        return output.permute(0, 3, 1, 2) if last else output
+    return output if output.ndim == 2 else _patches(encoder, output)
+
+
+def _patches(encoder: nn.Module, tokens: Tensor) -> Tensor:
+    """(batch, tokens, channels) to (batch, channels, height, width), without the first tokens."""
+    first = int(getattr(encoder, "num_prefix_tokens", hasattr(encoder, "class_token")))
+    count = tokens.shape[1]
+    # Views are square, so patches are: before the class token joins them, they are so already.
+    skipped = next((n for n in (first, 0) if math.isqrt(max(0, count - n)) ** 2 == count - n), 0)
+    patches = tokens[:, skipped:].transpose(1, 2)
+    side = math.isqrt(patches.shape[2])
+    square = side * side == patches.shape[2]
+    return patches.reshape(*patches.shape[:2], *((side, side) if square else (-1, 1)))
 
 
 def _stay(mode: bool = True) -> None:

@@ -20,7 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from diptych.config.run import RunConfig
-from diptych.methods.contrastive import Contrastive, build_contrastive
+from diptych.methods.build import build_with_keys
+from diptych.methods.contrastive import Contrastive, Vectors
+from diptych.methods.dense import DenseContrastive
 from diptych.methods.method import StepOutput
 from diptych.models.activations import recompute_stages
 from diptych.planning.planned_run import PlannedRun
@@ -121,7 +123,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def build_on_meta(config: RunConfig, image_count: int) -> Contrastive:
     """The method of a run without memory: its tensors have shapes only."""
     with torch.device("meta"):
-        method = build_contrastive(config, image_count=image_count).train()
+        method = build_with_keys(config, image_count=image_count).train()
     freeze_for_ever(method, config)
     return method.to(memory_format=memory_format(config))
 
@@ -185,19 +187,25 @@ def without_logits(method: Contrastive, *, bank_is_full: bool = True) -> Iterato
         bank_is_full: a bank has a key of each image, and needs none of the batch's.
     """
 
-    def contrast(queries: Tensor, keys: Tensor | None, batch: Batch) -> StepOutput:
-        learned = [one for one in (queries, keys) if one is not None and one.requires_grad]
+    def compare(vectors: Vectors, batch: Batch) -> StepOutput:
+        queries, keys, beside, _ = vectors
+        # What an anchor compares is no part of this loss.
+        compared = (queries, keys, beside if method.anchor is None else None)
+        learned = [one for one in compared if one is not None and one.requires_grad]
         loss = torch.stack([one.sum() for one in learned]).sum()
-        return StepOutput(loss, {}, queries[0].detach(), batch.indices)
+        kept = queries[0].detach()
+        if isinstance(method, DenseContrastive):  # a key of an image, and one of its places
+            kept = kept.repeat(1, 2)
+        return StepOutput(loss, {}, kept, batch.indices)
 
     needs_keys = method.config.dictionary.kind != "bank" or not bank_is_full
     # On the objects alone: deleted again, they uncover the methods of their classes.
-    object.__setattr__(method, "contrast", contrast)
+    object.__setattr__(method, "compare", compare)
     object.__setattr__(method.dictionary, "needs_keys", lambda indices: needs_keys)
     try:
         yield
     finally:
-        object.__delattr__(method, "contrast")
+        object.__delattr__(method, "compare")
         object.__delattr__(method.dictionary, "needs_keys")
 
 
@@ -291,13 +299,19 @@ class LogitsCost:
     bytes: int
 
 
-def logits_cost(run: PlannedRun, dim: int, *, tile: int) -> LogitsCost:
+def places_of(method: Contrastive) -> int:
+    """Queries of an image beside those of its views, one for each place of a map."""
+    return method.places if isinstance(method, DenseContrastive) else 0
+
+
+def logits_cost(run: PlannedRun, dim: int, *, tile: int, places: int = 0) -> LogitsCost:
     """Of a whole step: every query of the process against the keys of all.
 
     Args:
         run: that is planned.
         dim: of a vector.
         tile: logits in a row of a tile.
+        places: of a map that are queries too, against as many keys.
     """
     images, batch = run.images, run.config.training.batch_size
     if run.queries_are_keys:
@@ -306,7 +320,8 @@ def logits_cost(run: PlannedRun, dim: int, *, tile: int) -> LogitsCost:
         queue = run.config.method.dictionary.queue.size
         sizes = {"batch": batch, "queue": queue, "bank": run.drawn_images}
         comparisons, queries, keys = run.query_views, images, sizes[run.dictionary]
-    flops = comparisons * _logits_flops(run, queries, keys, dim, tile)
+    flops = comparisons * _logits_flops(run, queries * (1 + places), keys, dim, tile)
+    queries *= max(1, places)  # one comparison after the other
     return LogitsCost(queries, keys, flops, _logits_bytes(run, queries, keys, dim, tile))
 
 

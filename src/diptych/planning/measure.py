@@ -31,7 +31,8 @@ from diptych.images.collection import ImageSet, spread_indices
 from diptych.images.listing import open_listing
 from diptych.images.open import from_array, locate_images, open_images
 from diptych.images.sources.known_sets import whole_photographs
-from diptych.methods.contrastive import Contrastive, build_contrastive
+from diptych.methods.build import build_with_keys
+from diptych.methods.contrastive import Contrastive
 from diptych.methods.dictionaries import ImageBank, KeyQueue
 from diptych.methods.logits import tile_of
 from diptych.models.activations import offload, recompute_stages
@@ -42,6 +43,7 @@ from diptych.planning.compute import (
     freeze_for_ever,
     logits_cost,
     memory_format,
+    places_of,
     random_batch,
     vector_dim,
     without_logits,
@@ -146,7 +148,8 @@ def measure_networks(run: PlannedRun, method: Contrastive, machine: Machine) -> 
 def measure_logits(run: PlannedRun, method: Contrastive) -> float:
     """Seconds of logits and loss, forward and backward, of ready vectors.
 
-    Those of the process's own batch are measured, and multiplied for the keys of other processes.
+    Those of the process's own images are measured, and multiplied for the keys of other processes
+    and for the places of maps.
     """
     alone, device = run.of_one_process(), _device(run)
     batch = random_batch(run.config, run.images).to(device)
@@ -163,8 +166,8 @@ def measure_logits(run: PlannedRun, method: Contrastive) -> float:
             torch.autograd.backward(loss)
 
     tile = tile_of(device.type)
-    flops = (logits_cost(one, dim, tile=tile).flops for one in (run, alone))
-    more = next(flops) / next(flops)
+    wanted = logits_cost(run, dim, tile=tile, places=places_of(method))
+    more = wanted.flops / logits_cost(alone, dim, tile=tile).flops
     return _median_parts(compare, run)["forward"] * more
 
 
@@ -209,7 +212,7 @@ def _median_parts(work: Callable[[], None], run: PlannedRun) -> dict[str, float]
 def _build(run: PlannedRun) -> Contrastive:
     """The run's method with random weights, its norms as they are among several processes."""
     config, device = run.config, _device(run)
-    method = build_contrastive(config, image_count=min(run.image_count, _MOST_BANK)).train()
+    method = build_with_keys(config, image_count=min(run.image_count, _MOST_BANK)).train()
     method = method.to(device).to(memory_format=memory_format(config))
     if run.processes > 1:  # the arithmetic of norms over processes, here without the others
         for norm in method.modules():

@@ -18,6 +18,7 @@ from diptych.planning.compute import (
     count_networks,
     evaluation_peak,
     logits_cost,
+    places_of,
     vector_dim,
 )
 from diptych.planning.machine import Machine
@@ -172,7 +173,8 @@ def make_plan(
     method = build_on_meta(run.config, run.image_count)
     dim = vector_dim(run.config, method)
     networks, evaluation = _counted(_counted_config(run, machine), run.images, probed_images(run))
-    logits = logits_cost(run, dim, tile=tile_of("cpu" if machine.is_one_memory else "cuda"))
+    tile = tile_of("cpu" if machine.is_one_memory else "cuda")
+    logits = logits_cost(run, dim, tile=tile, places=places_of(method))
     sent = messages(run, method, dim)
     seconds = {
         **_rated_seconds(run, method, networks, logits, machine),

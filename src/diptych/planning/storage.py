@@ -221,8 +221,8 @@ def plan_memory(
     method, kept = state.method, state.optimizer.state.values()
     assert isinstance(method, Contrastive)
     lasting = {
-        "weights": _bytes_of(method.network, method.predictor),
-        "momentum_encoder": _bytes_of(method.momentum_encoder),
+        "weights": _bytes_of(method.network, method.predictor, _own(method, "dense_head")),
+        "momentum_encoder": _bytes_of(method.momentum_encoder, _own(method, "dense_momentum")),
         "optimizer": float(sum(tensor.nbytes for one in kept for tensor in one.values())),
         run.dictionary: _dictionary(run, method),
     }
@@ -299,7 +299,7 @@ def _dictionary(run: PlannedRun, method: Contrastive) -> float:
     """Of the largest share that a process holds; the method is built as for a single process."""
     bank = method.dictionary
     if not isinstance(bank, ShardedBank):
-        return _bytes_of(bank)  # type: ignore[arg-type]
+        return _bytes_of(bank, _own(method, "dense_queue"))  # type: ignore[arg-type]
     share = -(-run.image_count // run.processes) * bank.keys[0].nbytes
     return _bytes_of(bank) - bank.keys.nbytes + share
 
@@ -309,6 +309,11 @@ def _shuffling(run: PlannedRun) -> float:
     view = run.config.images.channels * run.config.views.side_pixels**2 * _FLOAT_BYTES
     kept = run.shuffled_views * run.images * view
     return float(kept + (3 * run.config.training.batch_size * view if run.processes > 1 else 0))
+
+
+def _own(method: Contrastive, name: str) -> nn.Module | None:
+    """A part that only some methods have."""
+    return dict(method.named_children()).get(name)
 
 
 def _bytes_of(*modules: nn.Module | None) -> float:

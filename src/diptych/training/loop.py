@@ -27,7 +27,7 @@ from diptych.errors import (
 )
 from diptych.escaping import quoted
 from diptych.images.collection import Collection
-from diptych.images.groups import find_groups
+from diptych.images.groups import groups_of
 from diptych.images.windows import in_windows
 from diptych.logging.metrics import RunLog
 from diptych.logging.progress import Symptom, Watcher
@@ -128,8 +128,7 @@ def train(
     images = in_windows(images, config.images.windows, side_pixels=config.views.side_pixels)
     collection = replace(collection, train=images)
     order = Order(config.seed, len(images), config.training.batch_size)
-    group_by = config.images.group_by
-    groups = None if group_by is None else find_groups(images.names, group_by)
+    groups = groups_of(images.names, config.images)
     torch.manual_seed(config.seed)  # for what a network may draw itself, as dropout does
     place = checkpoint_location(config.checkpoint, folder)
     start = start_file(config, folder, place)
