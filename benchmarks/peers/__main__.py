@@ -3,7 +3,8 @@
     python benchmarks/peers FIGURE --environments FOLDER    # one figure
     python benchmarks/peers all --environments FOLDER       # all, and one table at the end
 
-Figures: throughput, memory, time-to-accuracy, accuracy, loss, views, growth. The environments of
+Figures: throughput, memory, time-to-accuracy, accuracy, loss, views, growth; and `record`, for
+docs/leaderboard.md, which `all` leaves out. The environments of
 the peers are made when they are not there, some seven gigabytes each. `--data` is a folder with
 `cifar10/` in it (`train/CLASS`, `test/CLASS`, JPEG); without it images are made from built-in
 photographs, on which accuracies say little. `--out` keeps a JSON file for each figure, with which
@@ -18,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from peers import accuracy, growth, parts, pretraining
-from peers.contenders import CONTENDERS
+from peers.contenders import CONTENDERS, OURS
 from peers.environments import ENVIRONMENTS, make, python_of, versions
 from peers.results import Row, load, markdown, save
 from peers.settings import Settings
@@ -28,11 +29,12 @@ FIGURES: dict[str, Callable[[Settings], list[Row]]] = {
     "memory": pretraining.memory,
     "time-to-accuracy": accuracy.time_to_accuracy,
     "accuracy": accuracy.after_minutes,
+    "record": accuracy.record,
     "loss": parts.loss,
     "views": parts.views,
     "growth": growth.growth,
 }
-NEED_PEERS = ("throughput", "memory", "time-to-accuracy", "accuracy")
+NEED_PEERS = ("throughput", "memory", "time-to-accuracy", "accuracy", "record")
 
 
 def arguments() -> argparse.Namespace:
@@ -50,6 +52,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="turns of each contender (3; quick 1)")
     parser.add_argument("--minutes", type=float, help="of a run that learns (20; quick 0.5)")
     parser.add_argument("--seeds", type=int, help="of runs that learn (3; quick 1)")
+    parser.add_argument("--case", default="", help="of throughput and memory: as 'resnet18 at 32'")
+    parser.add_argument("--target", type=float, default=60.0, help="per cent, of `record` (60)")
     parser.add_argument("--only", nargs="+", default=[], choices=list(CONTENDERS), metavar="NAME")
     parser.add_argument("--quick", action="store_true", help="a toy size, to see that all works")
     parser.add_argument("--again", action="store_true", help="measure what --out has already")
@@ -72,18 +76,29 @@ def settings_of(given: argparse.Namespace) -> Settings:
         rounds=given.rounds or (1 if quick else 3),
         minutes=given.minutes or (0.5 if quick else 20.0),
         seeds=given.seeds or (1 if quick else 3),
-        only=("diptych", *given.only) if given.only else (),
+        only=only_of(given),
         flags=tuple(given.flags),
+        case=given.case,
+        target=given.target,
     )
+
+
+def only_of(given: argparse.Namespace) -> tuple[str, ...]:
+    """The contenders; all but a record are ratios to ours."""
+    if given.figure == "record":
+        return tuple(given.only) or (OURS,)
+    return (OURS, *given.only) if given.only else ()
 
 
 def main() -> None:
     """Measures what was asked for and prints one table."""
     given = arguments()
     settings = settings_of(given)
-    wanted = list(FIGURES) if given.figure == "all" else [given.figure]
+    wanted = [name for name in FIGURES if name != "record"]
+    if given.figure != "all":
+        wanted = [given.figure]
     known = {"diptych": versions()}
-    if set(wanted) & set(NEED_PEERS):
+    if set(wanted) & set(NEED_PEERS) and settings.only != (OURS,):
         make(settings.environments)
         known |= {name: versions(python_of(settings.environments, name)) for name in ENVIRONMENTS}
     rows = []

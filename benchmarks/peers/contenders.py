@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
@@ -55,6 +55,11 @@ class Run:
     key_momentum: float = 0.99
     snapshot_seconds: float = 1e9
 
+    @property
+    def stem(self) -> Literal["small", "imagenet"]:
+        """The first layers of the network."""
+        return "small" if self.network == "small_resnet" else "imagenet"
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -79,33 +84,49 @@ class Contender:
 
 def diptych_command(run: Run, environments: Path) -> list[str]:
     """`diptych pretrain`, with what the run says and the recipe's defaults for the rest."""
-    stem = "small" if run.network == "small_resnet" else "imagenet"
-    flags: dict[str, object] = {
-        "recipe": run.method,
+    flags = {"recipe": run.method, **_size(run), **_settings(run)}
+    if run.method == "moco_v2":
+        flags["method.dictionary.queue.size"] = run.queue
+        flags["method.key-encoder.momentum"] = run.key_momentum
+    return _pretrain(run, flags)
+
+
+def diptych_with(flags: Sequence[str], run: Run) -> list[str]:
+    """`diptych pretrain` with flags of one's own: of the run only network, views and length."""
+    return [*_pretrain(run, _size(run)), *flags]
+
+
+def _pretrain(run: Run, flags: Mapping[str, object]) -> list[str]:
+    given = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    verb = [sys.executable, "-m", "diptych", "pretrain", run.images]
+    return [*verb, *given, "--no-report", "--quiet"]
+
+
+def _size(run: Run) -> dict[str, object]:
+    return {
         "scale": "tiny",
         "out": run.out,
         "epochs": run.epochs,
         "batch-size": run.batch,
         "seed": run.seed,
         "encoder.name": run.network,
-        "encoder.stem": stem,
+        "encoder.stem": run.stem,
         "encoder.pool": 1,
         "views.side-pixels": run.side,
+        "checkpoint.every-seconds": run.snapshot_seconds,
+        "checkpoint.keep": 1_000_000,
+    }
+
+
+def _settings(run: Run) -> dict[str, object]:
+    return {
         "views.policy": policy(run),
         "views.strength": run.strength,
         "method.loss.temperature": run.temperature,
         "optimizer.learning-rate": run.rate,
         "optimizer.scaling": "none",
         "optimizer.weight-decay": run.weight_decay,
-        "checkpoint.every-seconds": run.snapshot_seconds,
-        "checkpoint.keep": 1_000_000,
     }
-    if run.method == "moco_v2":
-        flags["method.dictionary.queue.size"] = run.queue
-        flags["method.key-encoder.momentum"] = run.key_momentum
-    given = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    verb = [sys.executable, "-m", "diptych", "pretrain", run.images]
-    return [*verb, *given, "--no-report", "--quiet"]
 
 
 def policy(run: Run) -> str:

@@ -73,7 +73,7 @@ def opening(settings: Settings) -> Curve:
     """Of ever more files of 32 pixels."""
     found = {}
     for count in FILES_QUICK if settings.quick else FILES:
-        folder, kept = settings.scratch / f"files-{count}", settings.scratch / "kept"
+        folder, kept = settings.scratch / f"files-{count}", settings.scratch / "index"
         _fill(folder, jpegs(settings.scratch / "linked", LINKED, 32), count)
         threads = str(len(os.sched_getaffinity(0)))
         command = [sys.executable, "-c", _OPEN, str(folder), str(kept), threads]
@@ -90,7 +90,6 @@ def _fill(folder: Path, linked: Path, count: int) -> None:
     """Class folders of so many names for a few files."""
     files = sorted((linked / "train").rglob("*.jpg"))
     for number in range(count):
-        # A file may have some ten thousand names: each thousand of a file's is a copy.
         place = folder / f"class{number % 10}" / f"{number:07d}.jpg"
         place.parent.mkdir(parents=True, exist_ok=True)
         os.link(files[number % len(files)], place)

@@ -2,7 +2,6 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,8 +64,7 @@ class Protocol:
 
     def measure(self, file: Path, prefix: str) -> float:
         """Per cent of the held-out images."""
-        stem = "small" if self._run.network == "small_resnet" else "imagenet"
-        config = replace(EncoderConfig(name=self._run.network), stem=stem)
+        config = EncoderConfig(name=self._run.network, stem=self._run.stem)
         network = build_encoder(config, channels=3, side_pixels=self._run.side, seed=0)
         tensors = read_tensors(file)
         weights = {

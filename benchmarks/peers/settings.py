@@ -1,8 +1,8 @@
 """What all figures are told: where peers and images are, and how long to measure."""
 
+import math
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,7 +10,7 @@ from typing import Final
 from PIL import Image
 
 from diptych.images.sources.known_sets import whole_photographs
-from peers.contenders import CONTENDERS, Run
+from peers.contenders import CONTENDERS, OURS, Run, diptych_with
 from peers.watch import Watched, watch
 
 TEST_SHARE: Final = 5  # one of so many images of a set made here is held out
@@ -30,7 +30,9 @@ class Settings:
         seeds: of such runs.
         only: contenders to run; all when empty.
         workers: processes that load images, of peers that have them.
-        flags: further ones for `diptych pretrain`, as of another recipe.
+        flags: of `diptych pretrain`, in the place of the settings that all share.
+        case: of throughput and memory, those cases alone whose names have this text.
+        target: kNN accuracy in per cent, of a record.
     """
 
     environments: Path
@@ -43,6 +45,8 @@ class Settings:
     only: tuple[str, ...] = ()
     workers: int = len(os.sched_getaffinity(0))
     flags: tuple[str, ...] = ()
+    case: str = ""
+    target: float = 60.0
 
     def contenders(self, method: str) -> list[str]:
         """Who does a method, diptych first."""
@@ -59,8 +63,8 @@ def do(settings: Settings, name: str, run: Run, *, memory: bool = False) -> Watc
     Path(run.out).parent.mkdir(parents=True, exist_ok=True)
     contender = CONTENDERS[name]
     command = contender.command(run, settings.environments)
-    if name == "diptych":
-        command += settings.flags
+    if name == OURS and settings.flags:
+        command = diptych_with(settings.flags, run)
     log = Path(f"{run.out}.log")
     return watch(command, contender.variables(), log, memory=memory)
 
@@ -89,14 +93,9 @@ def window(picture: Image.Image, number: int, side: int) -> Image.Image:
 
 
 def images_for(settings: Settings, side: int, count: int) -> Path:
-    """JPEG files a third larger than a view; CIFAR-10's own at 32 pixels where they are there."""
+    """At least so many JPEG files to learn from, larger than a view; CIFAR-10's own at 32 pixels where they are there."""
     if side == 32 and settings.data is not None and not settings.quick:
         return settings.data / "cifar10"
-    return jpegs(
-        settings.scratch / f"jpeg-{side}-{count}", count, side * 4 // 3 if side > 32 else side
-    )
-
-
-def names(values: Sequence[str]) -> str:
-    """As a list in words."""
-    return ", ".join(values)
+    larger = side * 4 // 3 if side > 32 else side
+    made = math.ceil(count * TEST_SHARE / (TEST_SHARE - 1)) + TEST_SHARE * len(whole_photographs())
+    return jpegs(settings.scratch / f"jpeg-{side}-{count}", made, larger)

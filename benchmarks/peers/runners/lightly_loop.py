@@ -7,7 +7,8 @@ from lightly.data import LightlyDataset
 from lightly.loss import NTXentLoss
 from lightly.models.modules import MoCoProjectionHead, SimCLRProjectionHead
 from lightly.models.utils import deactivate_requires_grad, update_momentum
-from lightly.transforms import MoCoV2Transform, SimCLRTransform
+from lightly.transforms.moco_transform import MoCoV2Transform
+from lightly.transforms.simclr_transform import SimCLRTransform
 from peers.runners.shared import OUTPUT_FEATURES, Job, Snapshots, cosine, network_of, read_job
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -86,7 +87,7 @@ def main() -> None:
     schedule = cosine(optimizer, job.epochs * len(loader))
     for epoch in range(job.epochs):
         total = 0.0
-        for (first, second), _, _ in loader:  # type: ignore[misc]
+        for (first, second), _, _ in loader:
             loss = model(first, second)
             total += float(loss.detach())
             loss.backward()

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -68,7 +68,7 @@ def network_of(job: Job) -> tuple[nn.Module, int]:
     return network, count_features(network, channels=3, side_pixels=job.side)
 
 
-def maps_of(network: nn.Module, images: Tensor) -> Tensor:
+def maps_of(network: Any, images: Tensor) -> Tensor:
     """The last maps, before they are averaged over the image."""
     if hasattr(network, "blocks"):
         small: Tensor = network.blocks(network.relu(network.bn1(network.conv1(images))))
