@@ -40,8 +40,7 @@ NEEDED: Final = {
 """Modules that pretraining imports, and the packages that have them."""
 
 VIEW_TOLERANCE: Final = 2e-3  # of pixels in units of their spread
-LOSS_TOLERANCE: Final = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05}
-SPREAD: Final = 0.5  # seconds kept free at the end
+LOSS_TOLERANCE: Final = {"fp32": 5e-3, "bf16": 0.05, "fp16": 0.05}
 
 
 @dataclass
@@ -436,7 +435,7 @@ def main() -> None:
     )
     parser.add_argument("results", type=Path, nargs="?", help="a folder; gpu.json is written there")
     parser.add_argument("--toy", action="store_true", help="small, on the CPU")
-    parser.add_argument("--seconds", type=float, default=450.0, help="begin no check after these")
+    parser.add_argument("--seconds", type=float, default=390.0, help="begin no check after these")
     parser.add_argument("--missing", action="store_true", help="only name packages not there")
     given = parser.parse_args()
     if given.missing:

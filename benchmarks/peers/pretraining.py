@@ -24,7 +24,7 @@ FEWER: Final = {("small_resnet", 96): 5_000, ("resnet18", 96): 2_500}
 
 
 def cases(settings: Settings) -> Iterator[tuple[str, Run]]:
-    """The eight cells, or those that were asked for; the quick form has the first of each method."""
+    """The eight cells, or those asked for; the quick form has the first of each method."""
     for network in list(GOALS)[: 1 if settings.quick else None]:
         for side in SIDES[: 1 if settings.quick else None]:
             count = IMAGES_QUICK if settings.quick else FEWER.get((network, side), IMAGES)

@@ -93,7 +93,7 @@ def window(picture: Image.Image, number: int, side: int) -> Image.Image:
 
 
 def images_for(settings: Settings, side: int, count: int) -> Path:
-    """At least so many JPEG files to learn from, larger than a view; CIFAR-10's own at 32 pixels where they are there."""
+    """At least so many JPEG files to learn from: CIFAR-10's own at 32 pixels, where they are."""
     if side == 32 and settings.data is not None and not settings.quick:
         return settings.data / "cifar10"
     larger = side * 4 // 3 if side > 32 else side
