@@ -76,7 +76,7 @@ def markdown(rows: Sequence[Row]) -> str:
     """One table of all rows; a peer that has no such method has a dash."""
     names = list(dict.fromkeys(name for row in rows for name in row.peers))
     lines = [
-        " | ".join(("| figure, case", "unit", "diptych", *names, "ratio", "goal", "|")).strip(),
+        "| " + " | ".join(("figure, case", "unit", "diptych", *names, "ratio", "goal")) + " |",
         "|---|---|" + "---|" * (len(names) + 3),
     ]
     for row in rows:
