@@ -20,7 +20,7 @@ help:
 	@echo "make lint    the same without tests"
 	@echo "make slow    only the slow tests"
 	@echo "make bench   every benchmark, quickly; tables on the screen"
-	@echo "make bench-peers  side by side with other libraries, for hours; PEER_FLAGS=--quick, minutes"
+	@echo "make bench-peers  side by side with other libraries, for hours; BENCH_FLAGS=--quick, minutes"
 	@echo "make docs    write docs/settings.md anew"
 	@echo "make site    build the documentation to build/site; a warning or a dead link is an error"
 	@echo "make site-links   ask whether the links to other sites still lead somewhere"
@@ -71,12 +71,12 @@ ALONE := benchmarks/gpu.py benchmarks/peer_own_photographs.py
 bench: setup
 	@for script in $(filter-out $(ALONE),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script --quick || exit 1; done
 
-# Other libraries are installed into environments of their own, seven gigabytes each. PEER_FLAGS may
+# Other libraries are installed into environments of their own, seven gigabytes each. BENCH_FLAGS may
 # be --quick, or --data FOLDER with cifar10/ in it.
 PEERS ?= build/peers/environments
 
 bench-peers: setup
-	$(BIN)/python benchmarks/peers all --environments $(PEERS) $(PEER_FLAGS)
+	$(BIN)/python benchmarks/peers all --environments $(PEERS) $(BENCH_FLAGS)
 
 docs: setup
 	$(BIN)/python -m diptych.cli.help > docs/settings.md
