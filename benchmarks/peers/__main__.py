@@ -8,7 +8,9 @@ docs/leaderboard.md, which `all` leaves out. The environments of
 the peers are made when they are not there, some seven gigabytes each. `--data` is a folder with
 `cifar10/` in it (`train/CLASS`, `test/CLASS`, JPEG); without it images are made from built-in
 photographs, on which accuracies say little. `--out` keeps a JSON file for each figure, with which
-`all` goes on where it was stopped, and the table. `--quick` shows in minutes that all works.
+`all` goes on where it was stopped, and the table. What follows `--` are flags of
+`diptych pretrain`, in the place of the settings that all share. `--quick` shows in minutes that all
+works.
 """
 
 import argparse
@@ -57,10 +59,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], choices=list(CONTENDERS), metavar="NAME")
     parser.add_argument("--quick", action="store_true", help="a toy size, to see that all works")
     parser.add_argument("--again", action="store_true", help="measure what --out has already")
-    parser.add_argument(
-        "flags", nargs="*", metavar="-- FLAG", help="of `diptych pretrain`, as --recipe NAME"
-    )
-    return parser.parse_args()
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    given = parser.parse_args(words[:end])
+    given.flags = words[end + 1 :]
+    return given
 
 
 def settings_of(given: argparse.Namespace) -> Settings:
