@@ -157,6 +157,24 @@ def test_a_failed_command_shows_the_end_of_what_it_said(tmp_path: Path) -> None:
         )
 
 
+def test_a_command_ends_with_the_harness(tmp_path: Path) -> None:
+    harness = (
+        "import os, signal, sys; from pathlib import Path; from peers.watch import watch\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        "command = [sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(60)']\n"
+        f"watch(command, os.environ, Path({str(tmp_path / 'log')!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", harness], env=runner_environment())
+    while not (tmp_path / "log").exists() or not (tmp_path / "log").read_text():
+        time.sleep(0.02)
+    command = tree(process.pid)[1]
+
+    process.terminate()
+
+    assert process.wait() == 143
+    assert not Path(f"/proc/{command}").exists() or "Z" in Path(f"/proc/{command}/stat").read_text()
+
+
 def test_the_tree_of_a_process_that_is_gone_is_itself() -> None:
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()

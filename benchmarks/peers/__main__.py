@@ -14,6 +14,7 @@ works.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,7 @@ def only_of(given: argparse.Namespace) -> tuple[str, ...]:
 
 def main() -> None:
     """Measures what was asked for and prints one table."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that commands are ended too
     given = arguments()
     settings = settings_of(given)
     wanted = [name for name in FIGURES if name != "record"]

@@ -1,9 +1,12 @@
 """Runs a command and watches it: how long it takes, and how much memory all its processes hold."""
 
+import os
+import signal
 import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -38,7 +41,12 @@ def watch(
     with log.open("wb") as file:
         process = subprocess.Popen(command, env=dict(variables), stdout=file, stderr=file)
         peak = _Peak(process.pid) if memory else None
-        code = process.wait()
+        try:
+            code = process.wait()
+        finally:  # where the harness is stopped, its command and workers must not go on
+            for pid in tree(process.pid) if process.poll() is None else ():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         seconds = time.perf_counter() - begun
     megabytes = peak.stop() if peak is not None else 0.0
     if code:
