@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist workstea
 
 RENDERER := src/diptych/gallery/page/renderer.js
 
-.PHONY: help setup renderer demo test lint check slow bench docs site site-links fix clean
+.PHONY: help setup renderer demo test lint check slow bench bench-peers docs site site-links fix clean
 
 help:
 	@echo "make demo    learn from built-in photographs and write runs/demo/report.html"
@@ -20,6 +20,7 @@ help:
 	@echo "make lint    the same without tests"
 	@echo "make slow    only the slow tests"
 	@echo "make bench   every benchmark, quickly; tables on the screen"
+	@echo "make bench-peers  side by side with other libraries, for hours; BENCH_FLAGS=--quick, minutes"
 	@echo "make docs    write docs/settings.md anew"
 	@echo "make site    build the documentation to build/site; a warning or a dead link is an error"
 	@echo "make site-links   ask whether the links to other sites still lead somewhere"
@@ -64,8 +65,18 @@ check: lint
 slow: setup
 	$(PYTEST) -m slow
 
+# These two need more than a flag: a GPU, and the environment of another library.
+ALONE := benchmarks/gpu.py benchmarks/peer_own_photographs.py
+
 bench: setup
-	@for script in benchmarks/*.py; do $(BIN)/python $$script --quick || exit 1; done
+	@for script in $(filter-out $(ALONE),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script --quick || exit 1; done
+
+# Other libraries are installed into environments of their own, seven gigabytes each. BENCH_FLAGS may
+# be --quick, or --data FOLDER with cifar10/ in it.
+PEERS ?= build/peers/environments
+
+bench-peers: setup
+	$(BIN)/python benchmarks/peers all --environments $(PEERS) $(BENCH_FLAGS)
 
 docs: setup
 	$(BIN)/python -m diptych.cli.help > docs/settings.md

@@ -1,14 +1,16 @@
-"""NT-Xent, forward and backward, against lightly's: time and peak memory.
+"""NT-Xent, forward and backward, against lightly's and pytorch-metric-learning's: time and memory.
 
 Both get the same unit vectors, 128 long, in float32. Times are of runs that alternate in one
 process; the figure is the median over rounds of lightly's time over ours. Peak memory is that of a
 process of its own for each: the largest resident size after one run, less the resident size just
 before it. Of 65,536 pairs only ours is run: lightly would need some hundred gigabytes.
+pytorch-metric-learning's holds a row of all pairs for every pair, gigabytes for some hundred: it is
+compared on 256.
 
     python benchmarks/loss.py            # about four minutes on two idle cores
     python benchmarks/loss.py --quick    # about one minute; leaves out the 65,536 pairs
 
-Needs lightly: pip install -e '.[dev]'.
+Needs lightly and pytorch-metric-learning: pip install -e '.[dev]'.
 """
 
 import json
@@ -33,6 +35,7 @@ from diptych.methods.losses import nt_xent
 DIM = 128
 TEMPERATURE = 0.1
 PAIRS = 8_192
+FEW_PAIRS = 256
 MANY_PAIRS = 65_536
 ROUNDS = 7
 ROUNDS_QUICK = 3
@@ -42,9 +45,14 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def build_loss(name: str) -> Loss:
-    """Ours, or lightly's."""
+    """Ours, or another library's."""
     if name == "diptych":
         return lambda first, second: nt_xent(first, second, temperature=TEMPERATURE)
+    if name == "pytorch-metric-learning":
+        from pytorch_metric_learning import losses
+
+        wrapped: Loss = losses.SelfSupervisedLoss(losses.NTXentLoss(temperature=TEMPERATURE))
+        return wrapped
     from lightly.loss import NTXentLoss
 
     peer: Loss = NTXentLoss(temperature=TEMPERATURE, memory_bank_size=0)
@@ -85,10 +93,11 @@ def measure_apart(name: str, pairs: int) -> dict[str, float]:
     return result
 
 
-def time_ratio(rounds: int) -> float:
-    """The median over rounds of lightly's time over ours."""
-    first, second = two_views(PAIRS)
-    ours, peer = build_loss("diptych"), build_loss("lightly")
+def time_ratio(rounds: int, name: str = "lightly", pairs: int = PAIRS) -> float:
+    """The median over rounds of a peer's time over ours."""
+    first, second = two_views(pairs)
+    ours, peer = build_loss("diptych"), build_loss(name)
+    timed(ours, first, second)  # what is built at the first call is no time of a step
     timed(ours, first, second)
     return statistics.median(
         timed(peer, first, second) / timed(ours, first, second) for _ in range(rounds)
@@ -100,9 +109,12 @@ def main() -> None:
         print(json.dumps(measure_here(sys.argv[2], int(sys.argv[3]))))
         return
     arguments = parse_arguments(__doc__)
-    if find_spec("lightly") is None:
-        sys.exit("this benchmark compares with lightly: pip install -e '.[dev]'")
-    ratio = time_ratio(ROUNDS_QUICK if arguments.quick else ROUNDS)
+    if find_spec("lightly") is None or find_spec("pytorch_metric_learning") is None:
+        sys.exit("lightly and pytorch-metric-learning are missing: pip install -e '.[dev]'")
+    rounds = ROUNDS_QUICK if arguments.quick else ROUNDS
+    ratio = time_ratio(rounds)
+    metric = "pytorch-metric-learning"
+    few_ratio = time_ratio(rounds, metric, FEW_PAIRS)
     ours, peer = measure_apart("diptych", PAIRS), measure_apart("lightly", PAIRS)
     print(
         f"{PAIRS:,} pairs, one run each: diptych {ours['seconds']:.1f} s and"
@@ -114,13 +126,20 @@ def main() -> None:
         Figure(
             f"memory of lightly's over ours, {PAIRS:,} pairs", peer["bytes"] / ours["bytes"], 20.0
         ),
+        Figure(f"time of {metric}'s over ours, {FEW_PAIRS} pairs", few_ratio, 3.0),
+        Figure(
+            f"memory of {metric}'s over ours, {FEW_PAIRS} pairs",
+            measure_apart(metric, FEW_PAIRS)["bytes"]
+            / measure_apart("diptych", FEW_PAIRS)["bytes"],
+            20.0,
+        ),
     ]
     if not arguments.quick:
         many = measure_apart("diptych", MANY_PAIRS)
         print(f"{MANY_PAIRS:,} pairs, one run: {many['seconds']:.0f} s")
         gigabytes = many["bytes"] / GIGABYTE
         figures.append(Figure(f"peak GB of ours, {MANY_PAIRS:,} pairs", gigabytes, 2.0, "at most"))
-    publish(figures, "NT-Xent, forward and backward, against lightly's", arguments.json)
+    publish(figures, "NT-Xent, forward and backward, beside others", arguments.json)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -54,6 +54,29 @@ def resident_bytes(kind: Literal["VmRSS", "VmHWM"]) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(kind))
 
 
+def machine() -> dict[str, dict[str, Any]]:
+    """What figures were measured on, and with which versions."""
+    return {
+        "machine": {
+            "processor": processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "system": platform.platform(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("diptych", "torch", "numba", "numpy")},
+        },
+    }
+
+
+def processor() -> str:
+    """The name of the processor, where the system tells."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text().splitlines() if listing.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
 def publish(figures: Sequence[Figure], title: str, file: Path | None) -> None:
     """Prints the figures as a table and writes them as JSON if a file is given."""
     table = Table(title=title, title_justify="left")
@@ -74,14 +97,6 @@ def publish(figures: Sequence[Figure], title: str, file: Path | None) -> None:
                 }
                 for one in figures
             },
-            "machine": {
-                "processor": platform.processor() or platform.machine(),
-                "cores": len(os.sched_getaffinity(0)),
-                "system": platform.platform(),
-            },
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("diptych", "torch", "numba", "numpy")},
-            },
+            **machine(),
         }
         file.write_text(json.dumps(document, indent=1) + "\n")

@@ -96,7 +96,8 @@ RETIRED: Final = {
     r"large_batch": "grad_cache",
     r"(found|finds?) (by|in) (other )?compan(y|ies)|compan(y|ies)": "leak accuracy, group",
     r"found \d+ ?%": "pretext acc 53%",
-    r"peers?": "other process; library compared with",
+    # but for the folder of the benchmarks beside other libraries
+    r"(?<!benchmarks/)(?<!bench-)peers?": "other process; library compared with",
     r"outlets?": "console, stream",
     r"sittings?": "session, start",
 }
