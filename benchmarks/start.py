@@ -6,7 +6,9 @@ that each start is a process of its own. It is timed from the command to the end
 of the optimizer, and to the first line of metrics, which holds a measurement of the encoder too. Of
 all starts the medians are given, and the seconds of processors that they took, which other work on
 the machine changes less. `--lightly-train PYTHON` takes turns with lightly-train, by the
-interpreter of an environment that has it: its SimCLR, with a ResNet-18 at the same side and batch.
+interpreter of an environment that has it: SimCLR on a ResNet-18 at the same side and batch, for
+which diptych starts on a ResNet-18 too. The ratios are those of the seconds of processors, as turns
+of different length meet different other work.
 
     python benchmarks/start.py            # 10,000 files, about two minutes on two idle cores
     python benchmarks/start.py --quick    # 1,000 files, three starts
@@ -41,7 +43,7 @@ _OURS = """
 import os, sys, time
 def mark():
     times = os.times()
-    print("mark", time.time(), times.user + times.system, flush=True)
+    print("\\nmark", time.time(), times.user + times.system, flush=True)
 from diptych.cli.main import main
 import diptych.training.loop as loop
 step, write = loop.train_step, loop.RunLog.write
@@ -54,7 +56,7 @@ def last_write(log, line):
     mark()
     os._exit(0)
 loop.train_step, loop.RunLog.write = marked_step, last_write
-main(["pretrain", sys.argv[1], "--out", sys.argv[2], "--batch-size", sys.argv[3]])
+main(["pretrain", sys.argv[1], "--out", sys.argv[2], "--batch-size", sys.argv[3], *sys.argv[5:]])
 """
 _PEER = """
 import os, sys, time
@@ -62,7 +64,7 @@ import lightly_train
 from torch.optim.optimizer import register_optimizer_step_post_hook
 def last_step(*_):
     times = os.times()
-    print("mark", time.time(), times.user + times.system, flush=True)
+    print("\\nmark", time.time(), times.user + times.system, flush=True)
     os._exit(0)
 register_optimizer_step_post_hook(last_step)
 side = int(sys.argv[4])
@@ -91,9 +93,9 @@ def fill(folder: Path, count: int) -> None:
         Image.fromarray(coarse).resize((SIDE, SIDE)).save(path, quality=90)
 
 
-def start(python: str, program: str, images: Path, out: Path) -> list[Mark]:
+def start(python: str, program: str, images: Path, out: Path, *flags: str) -> list[Mark]:
     """The points that a program of one of the libraries passes until it ends itself."""
-    command = [python, "-c", program, str(images), str(out), str(BATCH), str(SIDE)]
+    command = [python, "-c", program, str(images), str(out), str(BATCH), str(SIDE), *flags]
     # A file and no pipe, which the workers of a loader would hold open.
     log = out.with_suffix(".log")
     with open(log, "w") as written:
@@ -110,59 +112,73 @@ def start(python: str, program: str, images: Path, out: Path) -> list[Mark]:
     return [Mark(float(now) - begun, float(processor)) for _, now, processor in words]
 
 
-def seconds_of(command: Sequence[str]) -> float:
-    """Of a command that ends by itself."""
-    begun = time.perf_counter()
+def run(command: Sequence[str]) -> Mark:
+    """The end of a command that ends by itself."""
+    begun, before = time.perf_counter(), os.times()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return time.perf_counter() - begun
+    seconds, after = time.perf_counter() - begun, os.times()
+    user = after.children_user - before.children_user
+    return Mark(seconds, user + after.children_system - before.children_system)
 
 
-def middle(marks: Sequence[Mark], what: str) -> float:
-    """The median of the seconds, after both medians are printed."""
+def middle(marks: Sequence[Mark], what: str) -> Mark:
+    """The medians, which are printed."""
     seconds, processor = (statistics.median(each) for each in zip(*marks, strict=True))
     print(f"{what}: {seconds:.2f} s, {processor:.2f} s of processors")
-    return seconds
+    return Mark(seconds, processor)
 
 
 def measure_starts(count: int, starts: int, peer: str | None) -> list[Figure]:
     """Medians of so many starts of each library, which take turns."""
-    ours, theirs = list[list[Mark]](), list[Mark]()
+    ours, same, theirs = list[list[Mark]](), list[Mark](), list[Mark]()
     with tempfile.TemporaryDirectory() as place:
         images = Path(place) / "images"
         fill(images, count)
         for number in range(starts + 1):
             found = start(sys.executable, _OURS, images, Path(place) / f"ours{number}")
             if peer is not None:
+                out = Path(place) / f"same{number}"
+                same += start(sys.executable, _OURS, images, out, "--encoder", "resnet18")[:1]
                 theirs += start(peer, _PEER, images, Path(place) / f"theirs{number}")
             if number > 0:  # the first fills the caches
                 ours.append(found)
     what = f"with {count:,} JPEG files"
     step = middle([first for first, _ in ours], f"diptych to its first step, {what}")
     middle([line for _, line in ours], "diptych to its first line of metrics")
-    figures = [Figure(f"seconds to the first step {what}", step, START_GOAL, "at most")]
+    figures = [Figure(f"seconds to the first step {what}", step.seconds, START_GOAL, "at most")]
     if peer is not None:
-        other = middle(theirs[1:], "lightly-train to its first step")
-        figures.append(Figure("lightly-train's start over diptych's", other / step, PEER_GOAL))
+        own = middle(same[1:], "diptych to its first step, ResNet-18")
+        other = middle(theirs[1:], "lightly-train to its first step, ResNet-18")
+        figures.append(over("start, ResNet-18", other, own))
     return figures
+
+
+def over(what: str, theirs: Mark, ours: Mark) -> Figure:
+    """How much more of the processors the other library takes."""
+    name = f"lightly-train's {what} over diptych's, processors"
+    return Figure(name, theirs.processor / ours.processor, PEER_GOAL)
 
 
 def measure_help(starts: int, peer: str | None) -> list[Figure]:
     """Medians of `--help`, and of that of the verb that takes longest."""
-    turns = range(starts)
-    whole = statistics.median(seconds_of(diptych("--help")) for _ in turns)
-    verbs = {
-        verb: statistics.median(seconds_of(diptych(verb, "--help")) for _ in turns)
-        for verb in VERBS
-    }
-    slowest = max(verbs, key=lambda verb: verbs[verb])
+    commands = {"": diptych("--help")} | {verb: diptych(verb, "--help") for verb in VERBS}
+    if peer is not None:
+        commands["lightly-train"] = [str(Path(peer).parent / "lightly-train"), "--help"]
+    ends: dict[str, list[Mark]] = {name: [] for name in commands}
+    for _ in range(starts):  # by turns, so that other work meets all alike
+        for name, command in commands.items():
+            ends[name].append(run(command))
+    # By the processors: of the seconds of two dozen the longest would be that of a disturbance.
+    slowest = max(VERBS, key=lambda verb: statistics.median(end.processor for end in ends[verb]))
+    whole = middle(ends[""], "diptych --help")
+    verb = middle(ends[slowest], f"diptych {slowest} --help")
     figures = [
-        Figure("seconds of `diptych --help`", whole, HELP_GOAL, "at most"),
-        Figure(f"of the slowest verb, `{slowest} --help`", verbs[slowest], HELP_GOAL, "at most"),
+        Figure("seconds of `diptych --help`", whole.seconds, HELP_GOAL, "at most"),
+        Figure(f"of the slowest verb, `{slowest} --help`", verb.seconds, HELP_GOAL, "at most"),
     ]
     if peer is not None:
-        command = [str(Path(peer).parent / "lightly-train"), "--help"]
-        other = statistics.median(seconds_of(command) for _ in turns)
-        figures.append(Figure("lightly-train's --help over diptych's", other / whole, PEER_GOAL))
+        other = middle(ends["lightly-train"], "lightly-train --help")
+        figures.append(over("--help", other, whole))
     return figures
 
 

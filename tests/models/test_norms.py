@@ -196,8 +196,8 @@ def test_sync_is_batch_norm_of_the_whole_batch(count: int) -> None:
             )
     for name, value in whole_network_gradients(count).items():
         for kind in ("network", "compiled"):
-            found = torch.stack([result[f"{kind}.{name}"] for result in results]).sum(dim=0)
-            assert_near(found, value, 1e-11)
+            gradients = torch.stack([result[f"{kind}.{name}"] for result in results])
+            assert_near(gradients.sum(dim=0), value, 1e-11)
 
 
 def test_sync_alone_is_batch_norm() -> None:

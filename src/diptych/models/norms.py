@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -185,7 +186,7 @@ class GlobalBatchNorm(OwnBatchNorm):
 
 
 # Not torch.compiler.disable, which imports torch._dynamo at once: that takes a second or two.
-@torch._disable_dynamo
+@_disable_dynamo
 def _out_of_the_graph(norm: GlobalBatchNorm, values: Tensor) -> Tensor:
     """Normalises over processes outside of a compiled graph, which knows no exchange."""
     return norm.normalise_over_processes(values)
