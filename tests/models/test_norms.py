@@ -148,10 +148,13 @@ def synchronised(rank: int, count: int) -> Results:
     network = use_norm(SmallResNet(3, 4, (1, 1), 1).double(), SYNC)
     images = torch.randn(2 * count, 3, 8, 8, dtype=torch.float64)
     own = slice(2 * rank, 2 * rank + 2)
-    torch.autograd.backward(network(images[own]).square().sum())
-    for name, weight in network.named_parameters():
-        assert weight.grad is not None
-        results[f"network.{name}"] = weight.grad
+    compiled = copy.deepcopy(network)
+    compiled.compile(backend="eager")
+    for kind, one in (("network", network), ("compiled", compiled)):
+        torch.autograd.backward(one(images[own]).square().sum())
+        for name, weight in one.named_parameters():
+            assert weight.grad is not None
+            results[f"{kind}.{name}"] = weight.grad
     return results
 
 
@@ -192,7 +195,9 @@ def test_sync_is_batch_norm_of_the_whole_batch(count: int) -> None:
                 msg=f"{case}, {name}: {joined} is not {value}",
             )
     for name, value in whole_network_gradients(count).items():
-        assert_near(torch.stack([r[f"network.{name}"] for r in results]).sum(dim=0), value, 1e-11)
+        for kind in ("network", "compiled"):
+            gradients = torch.stack([result[f"{kind}.{name}"] for result in results])
+            assert_near(gradients.sum(dim=0), value, 1e-11)
 
 
 def test_sync_alone_is_batch_norm() -> None:

@@ -158,11 +158,12 @@ def subset(arguments: Sequence[str]) -> None:
       diptych subset features/ --budget 500 --by k-centre --labelled done.csv -o next.txt
       diptych subset features/ --budget 100 --by uncertain --model model/ --labelled done.csv
     """
+    flags = parse(SubsetFlags, subset, arguments)
+
     from diptych.curation.subset import SCORES, choose_subset, find_labelled
     from diptych.embeddings.vectors import read_vectors
     from diptych.runtime.devices import use_threads
 
-    flags = parse(SubsetFlags, subset, arguments)
     if flags.out.suffix.lower() not in (".csv", ".txt"):
         raise ConfigError(f"-o {flags.out}: wanted a name that ends in .csv or .txt.")
     use_threads(flags.threads)

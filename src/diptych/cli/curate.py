@@ -129,10 +129,11 @@ def duplicates(arguments: Sequence[str]) -> None:
       diptych duplicates features/ -o copies.csv
       diptych duplicates features/ -o copies.csv --threshold 0.05
     """
+    flags = parse(DuplicatesFlags, duplicates, arguments)
+
     from diptych.curation.tables import write_copies
     from diptych.embeddings.vectors import read_vectors
 
-    flags = parse(DuplicatesFlags, duplicates, arguments)
     flags.output.check()
     out = flags.output
     vectors = read_vectors(flags.vectors)
@@ -150,10 +151,11 @@ def overlap(arguments: Sequence[str]) -> None:
     Examples:
       diptych overlap train-features/ test-features/ -o overlap.csv
     """
+    flags = parse(OverlapFlags, overlap, arguments)
+
     from diptych.curation.tables import write_overlap
     from diptych.embeddings.vectors import read_vectors
 
-    flags = parse(OverlapFlags, overlap, arguments)
     flags.output.check()
     out = flags.output
     said = write_overlap(
@@ -174,10 +176,11 @@ def outliers(arguments: Sequence[str]) -> None:
     Examples:
       diptych outliers features/ -o outliers.csv
     """
+    flags = parse(OutliersFlags, outliers, arguments)
+
     from diptych.curation.tables import write_outliers
     from diptych.embeddings.vectors import read_vectors
 
-    flags = parse(OutliersFlags, outliers, arguments)
     flags.output.check()
     out, vectors = flags.output, read_vectors(flags.vectors)
     said = write_outliers(
@@ -192,10 +195,11 @@ def mislabelled(arguments: Sequence[str]) -> None:
     Examples:
       diptych mislabelled features/ -o labels.csv
     """
+    flags = parse(MislabelledFlags, mislabelled, arguments)
+
     from diptych.curation.tables import write_mislabelled
     from diptych.embeddings.vectors import read_vectors
 
-    flags = parse(MislabelledFlags, mislabelled, arguments)
     flags.output.check()
     out, vectors = flags.output, read_vectors(flags.vectors)
     said = write_mislabelled(
@@ -212,11 +216,12 @@ def search(arguments: Sequence[str]) -> None:
       diptych search features/ --image 12 -o found.csv
       diptych search features/ --image queries/ --source runs/photos --index faiss -o found.csv
     """
+    flags = parse(SearchFlags, search, arguments)
+
     from diptych.curation.search import embed_queries, find_row, search_images, search_rows
     from diptych.curation.tables import write_search
     from diptych.embeddings.vectors import read_vectors
 
-    flags = parse(SearchFlags, search, arguments)
     if flags.out is not None:
         OutputOptions(flags.out, sheet=flags.sheet).check()
     vectors = read_vectors(flags.vectors)

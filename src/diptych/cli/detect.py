@@ -50,9 +50,10 @@ def detect(arguments: Sequence[str]) -> None:
       diptych detect runs/cells --data BCCD
       diptych detect runs/cells --data BCCD --side 160 --epochs 10 --seeds 3 --norm frozen
     """
+    flags = parse(DetectFlags, detect, arguments, common=COMMON)
+
     from diptych.evaluation.detection.protocol import measure_detection
 
-    flags = parse(DetectFlags, detect, arguments, common=COMMON)
     console = Console(markup=False)
 
     def tell(backbone: str, seed: int, was_there: bool) -> None:

@@ -55,13 +55,14 @@ def embed(arguments: Sequence[str]) -> None:
       diptych embed runs/photos photos/ -o features/ --shard 3/16
       diptych launch --nproc-per-node 8 -- embed runs/photos photos/ -o features/ --shards 64
     """
+    flags, here = parse(EmbedFlags, embed, arguments), read_world()
+
     from diptych.embeddings.embed import embed_images
     from diptych.embeddings.embed_progress import PrintedProgress
     from diptych.embeddings.shards import own_shards
     from diptych.models.start import open_encoder
     from diptych.runtime.devices import Runtime
 
-    flags, here = parse(EmbedFlags, embed, arguments), read_world()
     shards = own_shards(flags.shard, flags.shards, here)
     lines = PrintedProgress(Console(quiet=flags.quiet, markup=False))
     opened = open_encoder(flags.source, encoder=flags.encoder, side_pixels=flags.side)
@@ -115,10 +116,11 @@ def launch(arguments: Sequence[str]) -> None:
 
 def _check_pretrain(options: Sequence[str], given: Sequence[str]) -> list[str]:
     """Refuses what no process could do; returns what is missing of the command."""
+    flags = parse(PretrainFlags, pretrain, given)
+
     from diptych.pretraining import check_before_start
     from diptych.runtime.launcher import process_count
 
-    flags = parse(PretrainFlags, pretrain, given)
     if flags.out is None:
         raise ConfigError(
             "diptych launch needs pretrain's --out RUN: a restart goes on with the run there."
@@ -134,12 +136,13 @@ def _check_pretrain(options: Sequence[str], given: Sequence[str]) -> list[str]:
 
 def _check_embed(options: Sequence[str], given: Sequence[str]) -> None:
     """The same of a command that embeds."""
+    flags = parse(EmbedFlags, embed, given)
+
     from diptych.embeddings.embed import check_before_start
     from diptych.embeddings.shards import own_shards
     from diptych.runtime.launcher import process_count
     from diptych.runtime.world import World
 
-    flags = parse(EmbedFlags, embed, given)
     shards = own_shards(flags.shard, flags.shards, World(count=process_count(options) or 1))
     check_before_start(
         flags.source,

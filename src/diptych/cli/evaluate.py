@@ -86,10 +86,11 @@ def evaluate(arguments: Sequence[str]) -> None:
       diptych evaluate runs/photos --protocol transfer --transfer birds/ cars/
       diptych evaluate runs/photos --supervised --against runs/other
     """
+    flags = parse(EvaluateFlags, evaluate, arguments, common=COMMON)
+
     from diptych.evaluation.protocols import evaluate as measure
     from diptych.report.charts import print_tables
 
-    flags = parse(EvaluateFlags, evaluate, arguments, common=COMMON)
     options = asdict(flags)
     run, protocols, runtime = (options.pop(name) for name in ("run", "protocol", "runtime"))
     console = Console(markup=False)
@@ -124,9 +125,10 @@ def report(arguments: Sequence[str]) -> None:
     Examples:
       diptych report runs/photos
     """
+    flags = parse(ReportFlags, report, arguments)
+
     from diptych.report.page import write_report
 
-    flags = parse(ReportFlags, report, arguments)
     with ProgressBars(Console(markup=False)) as bars:
         page = write_report(flags.run, progress=bars, **asdict(flags.runtime))
     print(f"Report: {page}")

@@ -47,10 +47,11 @@ def gallery(arguments: Sequence[str]) -> None:
       diptych gallery features/ --against other-features/
       diptych gallery features/ --host 0.0.0.0 --token 4f9c1be07a52d368
     """
+    flags = parse(GalleryFlags, gallery, arguments)
+
     from diptych.gallery.open_source import open_source
     from diptych.gallery.server.serve import check_address, listen, make_server
 
-    flags = parse(GalleryFlags, gallery, arguments)
     check_address(flags.host, flags.token)
     console = Console(markup=False, highlight=False, soft_wrap=True)
     with listen(flags.host, flags.port) as listening:  # before minutes of work

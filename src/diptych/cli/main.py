@@ -149,9 +149,9 @@ def verb_function(verb: str) -> Callable[[Sequence[str]], None]:
 
 
 def _usage() -> str:
-    indent = " " * 13
+    indent = " " * 14
     lines = [
-        textwrap.fill(f"  {verb:11}{does}", 90, subsequent_indent=indent)
+        textwrap.fill(f"  {verb:12}{does}", 90, subsequent_indent=indent)
         for verb, (_, does) in VERBS.items()
     ]
     return _USAGE.format(verbs="\n".join(lines))

@@ -62,12 +62,13 @@ def plan(arguments: Sequence[str]) -> None:
       diptych plan photos/ --measure
       diptych plan --recipe moco_v2 --images-count 1_000_000_000 --on h100 --processes 64
     """
+    flags = parse(PlanFlags, plan, arguments, common=COMMON)
+
     from diptych.planning.plan import plan_run
     from diptych.planning.planned_run import PlanRequest
     from diptych.planning.print_plan import print_plan
     from diptych.runtime.devices import available_threads, divided
 
-    flags = parse(PlanFlags, plan, arguments, common=COMMON)
     # Now, and not after minutes of measuring.
     if flags.json is not None:
         require_writable(flags.json.parent)

@@ -176,12 +176,8 @@ def _run_to_report(
 ) -> None:
     """Trains, then evaluates where there are labels, then writes the report."""
     begun = time.monotonic()  # before torch is imported, which takes seconds
-    from diptych.evaluation.protocols import evaluate as measure
     from diptych.logging.progress import Display
     from diptych.pretraining import run_pretraining
-    from diptych.report.charts import print_tables
-    from diptych.report.page import write_report
-    from diptych.training.budget import evaluation_limits
 
     console = Console(quiet=quiet, markup=False)
     with Display(console) as display:
@@ -201,6 +197,12 @@ def _run_to_report(
     console.print(f"Encoder: {folder.encoder}", highlight=False, soft_wrap=True)
     if not report:
         return
+    # Only now, as they would delay the first step.
+    from diptych.evaluation.protocols import evaluate as measure
+    from diptych.report.charts import print_tables
+    from diptych.report.page import write_report
+    from diptych.training.budget import evaluation_limits
+
     given = settings.get("training", {})
     runtime = {name: given[name] for name in ("device", "threads") if name in given}
     limits = evaluation_limits(load_run_config(folder.config).training.minutes)

@@ -62,9 +62,10 @@ def rank(arguments: Sequence[str]) -> None:
       diptych rank runs/a --images photos/ --json ranks.json
       diptych rank runs/* --labels
     """
+    flags = parse(RankFlags, rank, arguments)
+
     from diptych.diagnostics.ranking import rank_runs
 
-    flags = parse(RankFlags, rank, arguments)
     if flags.json is not None:
         require_writable(flags.json.parent)
     console = Console(markup=False)
@@ -168,12 +169,13 @@ def check_leak(arguments: Sequence[str]) -> None:
     Examples:
       diptych check-leak runs/photos
     """
+    flags = parse(CheckLeakFlags, check_leak, arguments)
+
     from diptych.config.files import load_run_config
     from diptych.diagnostics.leak import cannot_leak
     from diptych.diagnostics.leak import check_leak as measure
     from diptych.runs.folder import RunFolder
 
-    flags = parse(CheckLeakFlags, check_leak, arguments)
     with ProgressBars(Console(markup=False)) as bars:
         found = measure(flags.run, image_count=flags.images, progress=bars, **asdict(flags.runtime))
     if found is None:

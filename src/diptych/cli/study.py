@@ -57,10 +57,11 @@ def study(arguments: Sequence[str]) -> None:
       diptych study head --data cifar10/ --write-commands head.txt
       diptych study head --data cifar10/ --only-report
     """
+    flags = parse(StudyFlags, study, arguments)
+
     from diptych.studies.run_cells import run_cells, run_cells_in_processes, write_commands
     from diptych.studies.study_run import STUDIES, find_study, study_run
 
-    flags = parse(StudyFlags, study, arguments)
     if flags.name is None:
         for one in STUDIES.values():
             print(f"{one.name:12} {one.question} {one.source}.")

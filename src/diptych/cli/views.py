@@ -78,6 +78,9 @@ def views(arguments: Sequence[str]) -> None:
       diptych views photos/ --views.policy "crop(area=0.3..1) + flip + color" --rows 12
       diptych views photos/ --labelled photos/labelled --out views.html
     """
+    arguments = _with_own_labels(arguments)
+    flags = parse(ViewsFlags, views, arguments, common=COMMON)
+
     from rich.console import Console
 
     from diptych.images.open import open_images
@@ -88,8 +91,6 @@ def views(arguments: Sequence[str]) -> None:
     from diptych.views.preview.advice import advise
     from diptych.views.preview.policy_in_words import policy_in_words
 
-    arguments = _with_own_labels(arguments)
-    flags = parse(ViewsFlags, views, arguments, common=COMMON)
     _require_picture(flags.out, flags.rows, flags.columns)
     _require_labelled(flags.labelled, flags.encoder_file)
     settings = explicit_settings(flags, arguments)

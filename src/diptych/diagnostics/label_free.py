@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
@@ -126,6 +125,8 @@ def _neighbours(features: Tensor, count: int, seed: int) -> Tensor | None:
 
 
 def _agreement(measure: NDArray[np.float64], accuracy: NDArray[np.float64]) -> Agreement | None:
+    from scipy import stats  # half a second, which the start of a run is spared
+
     known = ~(np.isnan(measure) | np.isnan(accuracy))
     measure, accuracy = measure[known], accuracy[known]
     if len(measure) < _FEWEST or np.ptp(measure) == 0 or np.ptp(accuracy) == 0:
@@ -165,6 +166,8 @@ def _chance_of(measure: NDArray[np.float64], accuracy: NDArray[np.float64]) -> f
 
 def _shares(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rank from 0 to 1 among the known values, ties by their mean; NaN where it is not known."""
+    from scipy import stats
+
     shares = np.full(len(values), np.nan)
     known = ~np.isnan(values)
     others = max(1, int(known.sum()) - 1)

@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from diptych.errors import NotSaved
 from diptych.logging.trackers import Tracking
@@ -319,8 +319,34 @@ def _scalar(name: str, value: float) -> Summary:
 
 
 def _records(events: Iterable[Event]) -> bytes:
-    written = io.BytesIO()
-    writer = RecordWriter(written)
+    """Each event between its length and its checksum, as TensorBoard reads them.
+
+    Not by its own writer: importing that takes as long as the first steps of a small network.
+    """
+    written = bytearray()
     for event in events:
-        writer.write(event.SerializeToString())
-    return written.getvalue()
+        data = event.SerializeToString()
+        length = len(data).to_bytes(8, "little")
+        written += length + _masked_checksum(length) + data + _masked_checksum(data)
+    return bytes(written)
+
+
+_POLYNOMIAL: Final = 0x82F63B78  # of CRC-32C (Castagnoli), lowest bit first
+
+
+@cache
+def _checksum_table() -> tuple[int, ...]:
+    table = list(range(256))
+    for _ in range(8):
+        table = [(one >> 1) ^ (_POLYNOMIAL * (one & 1)) for one in table]
+    return tuple(table)
+
+
+def _masked_checksum(data: bytes) -> bytes:
+    """CRC-32C, turned by 15 bits and moved, as a record must not look like its own checksum."""
+    table, checksum = _checksum_table(), 0xFFFFFFFF
+    for byte in data:
+        checksum = table[(checksum ^ byte) & 0xFF] ^ (checksum >> 8)
+    checksum ^= 0xFFFFFFFF
+    turned = (checksum >> 15) | (checksum << 17)
+    return ((turned + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")

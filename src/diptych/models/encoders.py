@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Any, Final
 
 import torch
-import torchvision.models
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -151,7 +150,7 @@ def _network(
             selective_kernels=config.selective_kernels,
             pool=config.pool,
         )
-    if config.name in _torchvision_names():
+    if config.name in torchvision_names():
         return _from_torchvision(config, channels, side_pixels)
     name = config.name.removeprefix(TIMM)
     return _from_timm(name, channels, side_pixels, several_sides=several_sides)
@@ -176,13 +175,18 @@ Further names are looked up in torchvision and timm.
 # --- torchvision and timm -------------------------------------------------------------------
 
 
-def _torchvision_names() -> list[str]:
+def torchvision_names() -> list[str]:
     """Its networks for classification; those for detection and video are in other modules."""
+    # Here and not above: importing it takes longer than a small network its first step.
+    import torchvision.models
+
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
     return names
 
 
 def _from_torchvision(config: EncoderConfig, channels: int, side_pixels: int) -> nn.Module:
+    import torchvision.models
+
     options: dict[str, Any] = {}
     if config.name.startswith("vit_"):
         options = {"image_size": side_pixels}
@@ -315,7 +319,7 @@ def _freeze_patches(name: str, network: nn.Module) -> None:
 
 
 def _require_known(name: str) -> None:
-    if name in ENCODERS or name in _torchvision_names():
+    if name in ENCODERS or name in torchvision_names():
         return
     if name == OWN:
         raise ConfigError(
@@ -330,7 +334,7 @@ def _require_known(name: str) -> None:
     if name.startswith(TIMM):
         known = [TIMM + other for other in timm.list_models()]
     else:
-        known = [*ENCODERS, *_torchvision_names(), *timm.list_models()]
+        known = [*ENCODERS, *torchvision_names(), *timm.list_models()]
     nearest = difflib.get_close_matches(name, dict.fromkeys(known), n=5, cutoff=0.4)
     raise ConfigError(
         f"encoder.name = {name!r} is not known. Wanted {', '.join(map(repr, ENCODERS))} or a "
@@ -351,13 +355,15 @@ def _require_settings_that_apply(config: EncoderConfig) -> None:
             f"encoder.selective_kernels goes with {', '.join(BOTTLENECKS)}, whose blocks are "
             f"bottlenecks; got encoder.name = {name!r}. Set it to false."
         )
-    is_resnet = name in _torchvision_names() and name.startswith(_TORCHVISION_RESNETS)
-    if config.stem != "imagenet" and name != SMALL_RESNET and not is_resnet:
+    if name == SMALL_RESNET:
+        return
+    is_resnet = name.startswith(_TORCHVISION_RESNETS) and name in torchvision_names()
+    if config.stem != "imagenet" and not is_resnet:
         raise ConfigError(
             f"encoder.stem = {config.stem!r} goes with {SMALL_RESNET} and torchvision's ResNets; "
             f"{name!r} has only its own: set encoder.stem = 'imagenet'."
         )
-    if config.pool > 1 and name != SMALL_RESNET and not is_resnet:
+    if config.pool > 1 and not is_resnet:
         raise ConfigError(
             f"encoder.pool = {config.pool} goes with {SMALL_RESNET} and torchvision's ResNets; "
             f"{name!r} has only its own: set encoder.pool = 1."

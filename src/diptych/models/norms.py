@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -166,9 +167,10 @@ class GlobalBatchNorm(OwnBatchNorm):
         """Normalises by the statistics of all processes, each of which has an image at least."""
         if process_count() == 1:
             return _BatchNorm.forward(self, values)
+        if torch.compiler.is_compiling():
+            return _out_of_the_graph(self, values)
         return self.normalise_over_processes(values)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def normalise_over_processes(self, values: Tensor) -> Tensor:
         """The same by this project's own arithmetic, whatever the number of processes."""
         count, mean, variance = _statistics_over_processes(values)
@@ -181,6 +183,13 @@ class GlobalBatchNorm(OwnBatchNorm):
         # gradient of the values what flows through the statistics.
         values, weight, bias = _StatisticsGradient.apply(values, weight, bias, mean, spread, count)
         return functional.batch_norm(values, mean, variance, weight, bias, eps=self.eps)
+
+
+# Not torch.compiler.disable, which imports torch._dynamo at once: that takes a second or two.
+@_disable_dynamo
+def _out_of_the_graph(norm: GlobalBatchNorm, values: Tensor) -> Tensor:
+    """Normalises over processes outside of a compiled graph, which knows no exchange."""
+    return norm.normalise_over_processes(values)
 
 
 class ChannelNorm(nn.GroupNorm):

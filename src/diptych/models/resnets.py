@@ -5,7 +5,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 STAGE_BLOCKS = {
     "resnet18": (2, 2, 2, 2),
@@ -51,6 +50,9 @@ class ResNet(nn.Module):
         selective_kernels: bool = False,
         pool: int = 1,
     ) -> None:
+        # Here and not above: importing it takes longer than a small network its first step.
+        from torchvision.models.resnet import BasicBlock, Bottleneck
+
         super().__init__()
         width = 64 * width_multiplier
         self.selective_kernels = selective_kernels

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-import torchvision.models
 from torch import Tensor
 
 from diptych.config.files import flatten, overlay, parse_toml, rename_old
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
+from diptych.models.encoders import torchvision_names
 from diptych.models.resnets import STAGE_BLOCKS
 from diptych.runs.folder import RunFolder
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text, tensor_bytes
@@ -311,11 +311,6 @@ def _three(values: Any, where: str) -> tuple[float, float, float]:
     raise ConfigError(f"{where}: wanted a mean and a std of three numbers; got {values!r}.")
 
 
-def _torchvision() -> list[str]:
-    names: list[str] = torchvision.models.list_models(module=torchvision.models)
-    return names
-
-
 def _fetched(text: str, encoder: str | None) -> WeightFile:
     """Weights that timm or torchvision bring."""
     if not text.startswith(HUB) and encoder is None:
@@ -353,7 +348,9 @@ def fetch(text: str, encoder: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         The state, classifier included, and what timm's config.json would say of it.
     """
     tag = text.partition(":")[2]
-    if not text.startswith(HUB) and encoder in _torchvision():
+    if not text.startswith(HUB) and encoder in torchvision_names():
+        import torchvision.models
+
         weights = torchvision.models.get_model_weights(encoder)[tag or "DEFAULT"]
         transforms = weights.transforms()
         about = {"mean": transforms.mean, "std": transforms.std}

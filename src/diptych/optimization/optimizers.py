@@ -1,5 +1,6 @@
 """Optimizers and learning rates: SGD, AdamW and LARS, which weights decay, and schedules."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
@@ -37,13 +38,32 @@ def build_optimizer(
         optimizer = Lars(groups, momentum=config.momentum, trust=config.lars.trust)
     elif config.kind == "adamw":
         betas = (config.momentum, config.adamw.beta2)
-        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+        optimizer = _AdamW(groups, lr=0.0, betas=betas, fused=True)
     else:
-        optimizer = torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
+        optimizer = _Sgd(groups, lr=0.0, momentum=config.momentum, fused=True)
         optimizer.register_step_pre_hook(_complete_momentum)
     if any(group["kind"] == _PULLED for group in groups):
         optimizer.register_step_pre_hook(_pull_to_start)
     return optimizer
+
+
+class _Eager(torch.optim.Optimizer):
+    """Torch's optimizer without what keeps it out of compiled graphs; here nothing compiles one.
+
+    Each method that torch wraps for that imports torch._dynamo when it is first called, which takes
+    about as long as all else before the first step.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class _AdamW(_Eager, torch.optim.AdamW):
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+class _Sgd(_Eager, torch.optim.SGD):
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
 
 
 _DECAYED: Final = "decayed"
@@ -155,7 +175,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group.get("rate_share", 1.0)
 
 
-class Lars(torch.optim.Optimizer):
+class Lars(_Eager):
     """SGD whose step in each layer is scaled to the layer's weights (You et al. 2017, alg. 1).
 
     Decay is part of the gradient whose length is taken, as in SimCLR's code; the paper adds the

@@ -1,0 +1,197 @@
+"""How long a command takes until its first step, and until its help is on the screen.
+
+Small JPEG files in class folders are made, and `diptych pretrain` opens them once, uncounted: the
+index of the files, compiled loops and the pages of the libraries are then in their caches. After
+that each start is a process of its own. It is timed from the command to the end of the first step
+of the optimizer, and to the first line of metrics, which holds a measurement of the encoder too. Of
+all starts the medians are given, and the seconds of processors that they took, which other work on
+the machine changes less. `--lightly-train PYTHON` takes turns with lightly-train, by the
+interpreter of an environment that has it: SimCLR on a ResNet-18 at the same side and batch, for
+which diptych starts on a ResNet-18 too. The ratios are those of the seconds of processors, as turns
+of different length meet different other work.
+
+    python benchmarks/start.py            # 10,000 files, about two minutes on two idle cores
+    python benchmarks/start.py --quick    # 1,000 files, three starts
+"""
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from command_line_runs import diptych
+from measuring import Figure, add_arguments, publish
+from PIL import Image
+
+from diptych.cli.main import VERBS
+
+START_GOAL, HELP_GOAL = 4.0, 0.3  # seconds
+PEER_GOAL = 1.0
+FILES, FILES_QUICK = 10_000, 1_000
+STARTS, STARTS_QUICK = 5, 3
+SIDE, BATCH, CLASSES = 32, 128, 10
+
+_OURS = """
+import os, sys, time
+def mark():
+    times = os.times()
+    print("\\nmark", time.time(), times.user + times.system, flush=True)
+from diptych.cli.main import main
+import diptych.training.loop as loop
+step, write = loop.train_step, loop.RunLog.write
+def marked_step(*given, **named):
+    output = step(*given, **named)
+    mark()
+    return output
+def last_write(log, line):
+    write(log, line)
+    mark()
+    os._exit(0)
+loop.train_step, loop.RunLog.write = marked_step, last_write
+main(["pretrain", sys.argv[1], "--out", sys.argv[2], "--batch-size", sys.argv[3], *sys.argv[5:]])
+"""
+_PEER = """
+import os, sys, time
+import lightly_train
+from torch.optim.optimizer import register_optimizer_step_post_hook
+def last_step(*_):
+    times = os.times()
+    print("\\nmark", time.time(), times.user + times.system, flush=True)
+    os._exit(0)
+register_optimizer_step_post_hook(last_step)
+side = int(sys.argv[4])
+lightly_train.pretrain(
+    out=sys.argv[2], data=sys.argv[1], model="torchvision/resnet18", method="simclr", epochs=1,
+    batch_size=int(sys.argv[3]), transform_args={"image_size": (side, side)},
+    accelerator="cpu", devices=1, num_workers=len(os.sched_getaffinity(0)),
+)
+"""
+
+
+class Mark(NamedTuple):
+    """A point of a start: seconds since the command, and seconds of processors so far."""
+
+    seconds: float
+    processor: float
+
+
+def fill(folder: Path, count: int) -> None:
+    """Class folders of so many different JPEG files."""
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / f"class{number % CLASSES}" / f"{number:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((SIDE, SIDE)).save(path, quality=90)
+
+
+def start(python: str, program: str, images: Path, out: Path, *flags: str) -> list[Mark]:
+    """The points that a program of one of the libraries passes until it ends itself."""
+    command = [python, "-c", program, str(images), str(out), str(BATCH), str(SIDE), *flags]
+    # A file and no pipe, which the workers of a loader would hold open.
+    log = out.with_suffix(".log")
+    with open(log, "w") as written:
+        begun = time.time()
+        process = subprocess.Popen(
+            command, stdout=written, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        process.wait()
+    with suppress(ProcessLookupError):  # the workers, if any are left
+        os.killpg(process.pid, signal.SIGKILL)
+    words = [line.split() for line in log.read_text().splitlines() if line.startswith("mark ")]
+    if not words:
+        raise SystemExit(f"no step was taken:\n{log.read_text()[-3000:]}")
+    return [Mark(float(now) - begun, float(processor)) for _, now, processor in words]
+
+
+def run(command: Sequence[str]) -> Mark:
+    """The end of a command that ends by itself."""
+    begun, before = time.perf_counter(), os.times()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    seconds, after = time.perf_counter() - begun, os.times()
+    user = after.children_user - before.children_user
+    return Mark(seconds, user + after.children_system - before.children_system)
+
+
+def middle(marks: Sequence[Mark], what: str) -> Mark:
+    """The medians, which are printed."""
+    seconds, processor = (statistics.median(each) for each in zip(*marks, strict=True))
+    print(f"{what}: {seconds:.2f} s, {processor:.2f} s of processors")
+    return Mark(seconds, processor)
+
+
+def measure_starts(count: int, starts: int, peer: str | None) -> list[Figure]:
+    """Medians of so many starts of each library, which take turns."""
+    ours, same, theirs = list[list[Mark]](), list[Mark](), list[Mark]()
+    with tempfile.TemporaryDirectory() as place:
+        images = Path(place) / "images"
+        fill(images, count)
+        for number in range(starts + 1):
+            found = start(sys.executable, _OURS, images, Path(place) / f"ours{number}")
+            if peer is not None:
+                out = Path(place) / f"same{number}"
+                same += start(sys.executable, _OURS, images, out, "--encoder", "resnet18")[:1]
+                theirs += start(peer, _PEER, images, Path(place) / f"theirs{number}")
+            if number > 0:  # the first fills the caches
+                ours.append(found)
+    what = f"with {count:,} JPEG files"
+    step = middle([first for first, _ in ours], f"diptych to its first step, {what}")
+    middle([line for _, line in ours], "diptych to its first line of metrics")
+    figures = [Figure(f"seconds to the first step {what}", step.seconds, START_GOAL, "at most")]
+    if peer is not None:
+        own = middle(same[1:], "diptych to its first step, ResNet-18")
+        other = middle(theirs[1:], "lightly-train to its first step, ResNet-18")
+        figures.append(over("start, ResNet-18", other, own))
+    return figures
+
+
+def over(what: str, theirs: Mark, ours: Mark) -> Figure:
+    """How much more of the processors the other library takes."""
+    name = f"lightly-train's {what} over diptych's, processors"
+    return Figure(name, theirs.processor / ours.processor, PEER_GOAL)
+
+
+def measure_help(starts: int, peer: str | None) -> list[Figure]:
+    """Medians of `--help`, and of that of the verb that takes longest."""
+    commands = {"": diptych("--help")} | {verb: diptych(verb, "--help") for verb in VERBS}
+    if peer is not None:
+        commands["lightly-train"] = [str(Path(peer).parent / "lightly-train"), "--help"]
+    ends: dict[str, list[Mark]] = {name: [] for name in commands}
+    for _ in range(starts):  # by turns, so that other work meets all alike
+        for name, command in commands.items():
+            ends[name].append(run(command))
+    # By the processors: of the seconds of two dozen the longest would be that of a disturbance.
+    slowest = max(VERBS, key=lambda verb: statistics.median(end.processor for end in ends[verb]))
+    whole = middle(ends[""], "diptych --help")
+    verb = middle(ends[slowest], f"diptych {slowest} --help")
+    figures = [
+        Figure("seconds of `diptych --help`", whole.seconds, HELP_GOAL, "at most"),
+        Figure(f"of the slowest verb, `{slowest} --help`", verb.seconds, HELP_GOAL, "at most"),
+    ]
+    if peer is not None:
+        other = middle(ends["lightly-train"], "lightly-train --help")
+        figures.append(over("--help", other, whole))
+    return figures
+
+
+def main() -> None:
+    """Measures starts and help."""
+    parser = add_arguments(__doc__)
+    parser.add_argument("--lightly-train", metavar="PYTHON", help="an interpreter that has it")
+    flags = parser.parse_args()
+    count, starts = (FILES_QUICK, STARTS_QUICK) if flags.quick else (FILES, STARTS)
+    figures = measure_starts(count, starts, flags.lightly_train)
+    figures += measure_help(starts, flags.lightly_train)
+    publish(figures, "Start", flags.json)
+
+
+if __name__ == "__main__":
+    main()
