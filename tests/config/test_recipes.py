@@ -13,8 +13,7 @@ from diptych.config.run import RunConfig
 from diptych.config.scales import SCALES
 from diptych.errors import ConfigError
 from diptych.logging.metrics import task_accuracy
-from diptych.methods.build import METHODS
-from diptych.methods.contrastive import build_contrastive
+from diptych.methods.build import METHODS, build_with_keys
 from diptych.methods.method import Method
 from diptych.models.heads import build_head
 from diptych.optimization.optimizers import build_optimizer, peak_learning_rate
@@ -56,8 +55,8 @@ def test_every_recipe_takes_a_step_that_moves_it(recipe: str) -> None:
 
 def built(config: RunConfig) -> Method:
     """The method, of 64 images."""
-    if config.method.kind == "contrastive":
-        return build_contrastive(config, image_count=64)
+    if config.method.kind in ("contrastive", "dense"):
+        return build_with_keys(config, image_count=64)
     return METHODS[config.method.kind].build(config, None, None)
 
 
