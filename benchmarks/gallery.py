@@ -121,10 +121,11 @@ def middle_of_map(page: Any) -> tuple[int, int]:
 
 
 def seconds_of_a_box(page: Any) -> float:
-    """From letting go of a box around a quarter of the map until the next frame is shown."""
+    """From letting go of a box around the upper left of the map until the next frame is shown."""
     page.get_by_role("button", name="Box").click()
     x, y = middle_of_map(page)
-    page.mouse.move(x - 300, y - 300)
+    box = page.locator("canvas.points").bounding_box()
+    page.mouse.move(box["x"] + 20, box["y"] + 20)
     page.mouse.down()
     page.mouse.move(x, y, steps=3)
     begun = time.perf_counter()
