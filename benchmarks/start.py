@@ -61,7 +61,9 @@ main(["pretrain", sys.argv[1], "--out", sys.argv[2], "--batch-size", sys.argv[3]
 _PEER = """
 import os, sys, time
 import lightly_train
+import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
+torch.set_num_threads(len(os.sched_getaffinity(0)))  # as diptych does in any environment
 def last_step(*_):
     times = os.times()
     print("\\nmark", time.time(), times.user + times.system, flush=True)
@@ -74,6 +76,10 @@ lightly_train.pretrain(
     accelerator="cpu", devices=1, num_workers=len(os.sched_getaffinity(0)),
 )
 """
+
+
+# With torchvision's own stem: the one that diptych chooses for 32 pixels computes far more.
+_SAME_NETWORK = ("--encoder", "resnet18", "--encoder.stem", "imagenet")
 
 
 class Mark(NamedTuple):
@@ -98,10 +104,16 @@ def start(python: str, program: str, images: Path, out: Path, *flags: str) -> li
     command = [python, "-c", program, str(images), str(out), str(BATCH), str(SIDE), *flags]
     # A file and no pipe, which the workers of a loader would hold open.
     log = out.with_suffix(".log")
+    # A program that is cut off leaves lightly-train's list of files behind, which it then refuses.
+    environment = {**os.environ, "LIGHTLY_TRAIN_CACHE_DIR": str(out.with_suffix(".cache"))}
     with open(log, "w") as written:
         begun = time.time()
         process = subprocess.Popen(
-            command, stdout=written, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdout=written,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
         )
         process.wait()
     with suppress(ProcessLookupError):  # the workers, if any are left
@@ -138,7 +150,7 @@ def measure_starts(count: int, starts: int, peer: str | None) -> list[Figure]:
             found = start(sys.executable, _OURS, images, Path(place) / f"ours{number}")
             if peer is not None:
                 out = Path(place) / f"same{number}"
-                same += start(sys.executable, _OURS, images, out, "--encoder", "resnet18")[:1]
+                same += start(sys.executable, _OURS, images, out, *_SAME_NETWORK)[:1]
                 theirs += start(peer, _PEER, images, Path(place) / f"theirs{number}")
             if number > 0:  # the first fills the caches
                 ours.append(found)
