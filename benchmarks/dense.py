@@ -91,6 +91,8 @@ def measured(recipe: str, photographs: Path, keep: Path, asked: Namespace) -> di
     """Pretrains by a recipe, and detects; the figures of both backbones."""
     folder = keep / recipe
     settings: dict[str, Any] = {**SETTINGS, **(QUICK if asked.quick else WHOLE)}
+    if asked.threads is not None:  # a setting that is given must be that of the run that goes on
+        settings["training.threads"] = asked.threads
     if recipe == "densecl":
         settings["method.dense.warmup_steps"] = 2 if asked.quick else WARMUP
     pretrain(
@@ -98,7 +100,6 @@ def measured(recipe: str, photographs: Path, keep: Path, asked: Namespace) -> di
         out=folder,
         resume=True,
         recipe=recipe,
-        threads=asked.threads,
         **settings,
     )
     config = DETECTORS_QUICK if asked.quick else DETECTORS

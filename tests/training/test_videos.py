@@ -54,7 +54,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def knn(videos: Path, out: Path, seed: int, **more: Any) -> tuple[float, float]:
+def knn(videos: Path, out: Path, **more: Any) -> tuple[float, float]:
     """Share of held-out frames whose video is found, by the trained and the untrained encoder."""
     run = diptych.pretrain(
         videos,
@@ -63,7 +63,6 @@ def knn(videos: Path, out: Path, seed: int, **more: Any) -> tuple[float, float]:
         recipe="simclr",
         scale="tiny",
         epochs=40,
-        seed=seed,
         threads=1,
         **{
             "encoder.width": 16,
@@ -82,14 +81,11 @@ def knn(videos: Path, out: Path, seed: int, **more: Any) -> tuple[float, float]:
 def test_frames_near_in_time_tell_videos_apart(videos: Path, tmp_path: Path) -> None:
     """Views alone keep the scenery, which frames of a video do not share."""
     near = {"images.group_by": "folder", "images.group_within": 4}
-    alone, together = [], []
-    for seed in range(2):
-        alone.append(knn(videos, tmp_path / f"views-{seed}", seed)[0])
-        found, untrained = knn(videos, tmp_path / f"time-{seed}", seed, **near)
-        together.append(found)
-        assert found > untrained + 0.1
+    alone, untrained = knn(videos, tmp_path / "views")
+    together, _ = knn(videos, tmp_path / "time", **near)
     # Chance is 4%, the untrained encoder finds 9%.
-    assert np.mean(together) > np.mean(alone) + 0.05, (alone, together)
+    assert alone > untrained
+    assert together > alone + 0.05, (together, alone, untrained)
 
 
 @pytest.mark.slow
