@@ -153,7 +153,7 @@ def test_tied_weights_are_written_and_lazy_ones_are_filled(images: Path) -> None
         ({"loss": lambda p, n, s: n - p}, r"mean over queries.*shape \(\d+,\)"),
         ({"method": lambda c, i, e: nn.Identity()}, r"diptych\.Method; got a Identity"),
         ({"method": lambda c: c}, r"a function of \(config, images, executor\)"),
-        ({"method.kind": "simsiam"}, "one of contrastive, distillation; got 'simsiam'"),
+        ({"method.kind": "moco_v9"}, "one of contrastive, dense, .*; got 'moco_v9'"),
         ({"method.kind": "distillation"}, r"needs distillation\.teacher"),
     ],
 )

@@ -71,7 +71,8 @@ def variance_of(vectors: Tensor) -> Tensor:
         vectors: (images, dim).
 
     Example:
-        >>> float(variance_of(torch.tensor([[1.0, 5.0], [-1.0, 5.0]])))  # the second lacks 0.99
+        >>> vectors = torch.tensor([[1.0, 5.0], [-1.0, 5.0]])
+        >>> round(float(variance_of(vectors)), 3)  # the second lacks 0.99
         0.495
     """
     std = (vectors.var(dim=0) + _EPSILON).sqrt()
