@@ -1,7 +1,6 @@
 """Lines of metrics: none is lost or doubled, whatever the disk does; TensorBoard reads the same."""
 
 import errno
-import io
 import json
 import os
 import shutil
@@ -12,11 +11,10 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from diptych.errors import NotSaved
 from diptych.logging import metrics as appended
-from diptych.logging.metrics import RunLog, line_events, read_metrics
+from diptych.logging.metrics import RunLog, read_metrics
 from diptych.runs.folder import RunFolder
 
 
@@ -148,15 +146,3 @@ def test_a_clock_that_went_back_does_not_mix_up_the_files(
                 log.write(line(step))
     assert steps(folder) == list(range(1, 9))
     assert shown(folder) == [(step, step / 8) for step in range(1, 9)]
-
-
-def test_records_are_those_of_tensorboards_own_writer() -> None:
-    written = line_events({"step": 3, "seconds": 1.0, "loss": 0.25, "knn": 0.5})
-    again = io.BytesIO()
-    writer, place = RecordWriter(again), 0
-    while place < len(written):
-        length = int.from_bytes(written[place : place + 8], "little")
-        writer.write(written[place + 12 : place + 12 + length])  # behind the length's checksum
-        place += 8 + 4 + length + 4
-    assert len(written) > 0
-    assert again.getvalue() == written

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -135,7 +134,6 @@ class RunLog:
         atomic_write(folder.metrics, self._all_lines())
         self._metrics = AppendedFile(folder.metrics, self._all_lines)
         self._events = AppendedFile(new_events_path(folder.tensorboard), self._all_events)
-        self._events.add(b"")  # begins the file
 
     def write(self, line: Mapping[str, float | int]) -> None:
         """Writes one line, or keeps it; it must have a ``step``."""
@@ -319,34 +317,12 @@ def _scalar(name: str, value: float) -> Summary:
 
 
 def _records(events: Iterable[Event]) -> bytes:
-    """Each event between its length and its checksum, as TensorBoard reads them.
+    """Events as TensorBoard reads them."""
+    # Only now: importing it takes as long as the first steps of a small network.
+    from tensorboard.summary.writer.record_writer import RecordWriter
 
-    Not by its own writer: importing that takes as long as the first steps of a small network.
-    """
-    written = bytearray()
+    written = io.BytesIO()
+    writer = RecordWriter(written)
     for event in events:
-        data = event.SerializeToString()
-        length = len(data).to_bytes(8, "little")
-        written += length + _masked_checksum(length) + data + _masked_checksum(data)
-    return bytes(written)
-
-
-_POLYNOMIAL: Final = 0x82F63B78  # of CRC-32C (Castagnoli), lowest bit first
-
-
-@cache
-def _checksum_table() -> tuple[int, ...]:
-    table = list(range(256))
-    for _ in range(8):
-        table = [(one >> 1) ^ (_POLYNOMIAL * (one & 1)) for one in table]
-    return tuple(table)
-
-
-def _masked_checksum(data: bytes) -> bytes:
-    """CRC-32C, turned by 15 bits and moved, as a record must not look like its own checksum."""
-    table, checksum = _checksum_table(), 0xFFFFFFFF
-    for byte in data:
-        checksum = table[(checksum ^ byte) & 0xFF] ^ (checksum >> 8)
-    checksum ^= 0xFFFFFFFF
-    turned = (checksum >> 15) | (checksum << 17)
-    return ((turned + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
+        writer.write(event.SerializeToString())
+    return written.getvalue()
