@@ -1,12 +1,15 @@
 """`diptych embed` beside a loop of torchvision and the bare network, and its memory at two sizes.
 
-Speed: images per second of one shard, everything included (decoding, views, network, Parquet): over
-those of the same network, torchvision's own, in a loop as its users write it (ImageFolder, a
-DataLoader with two workers, an .npy file), and over those of the bare network on ready tensors. The
-three take turns. Memory: the most that a process of its own holds while it embeds 10,000 and
-100,000 images from files on disk; their ratio should be close to one.
+Speed: images per second of one shard, everything included (decoding, views, network, Parquet), over
+those of the bare network on ready tensors, and over those of the same network in two other ways: a
+loop as users of torchvision write it (ImageFolder, a DataLoader of two workers, an .npy file), and
+`embed` of lightly-train where its Python is named (its licence is the AGPL, so it stays in an
+environment of its own). They take turns; starting Python is not counted. Memory: the most that a
+process of its own holds while it embeds 10,000 and 100,000 images from files on disk; their ratio
+should be close to one.
 
     python benchmarks/embed.py               # some half an hour on two cores
+    python benchmarks/embed.py --lightly-train PYTHON
     python benchmarks/embed.py --quick       # fewer images; figures mean little
 """
 
@@ -17,6 +20,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from diptych.runtime.devices import shorten_spinning, use_threads
@@ -25,7 +29,7 @@ shorten_spinning()  # as the command line does, before torch is imported
 
 import numpy as np
 import torch
-from measuring import Figure, parse_arguments, publish, resident_bytes
+from measuring import Figure, add_arguments, publish, resident_bytes
 from PIL import Image
 
 from torch.utils.data import DataLoader
@@ -44,12 +48,36 @@ from diptych.runtime.devices import Runtime
 
 SPEED_GOAL, MEMORY_GOAL = 0.9, 1.15
 BATCH = 256
-KINDS = {  # encoder, side of the views, size of the JPEG files, images, goal over torchvision
-    "ResNet-18, 32 pixels": ("resnet18", 32, (32, 32), 8192, 1.5),
+KINDS = {  # encoder, side of the views, size of the JPEG files, images, goal over the others
+    "ResNet-18, 32 pixels": ("resnet18", 32, (32, 32), 32768, 1.5),
     "ResNet-18, 640 x 480": ("resnet18", 224, (640, 480), 1024, 1.2),
     "ResNet-50, 32 pixels": ("resnet50", 32, (32, 32), 4096, 1.5),
     "ResNet-50, 640 x 480": ("resnet50", 224, (640, 480), 512, 1.2),
 }
+# Run by the other environment: a checkpoint after one epoch on few images, and an embedding, timed.
+_CHECKPOINT = """
+import sys
+import lightly_train
+
+out, images, name, side = sys.argv[1:]
+lightly_train.pretrain(
+    out=out, data=images, model="torchvision/" + name, method="simclr", epochs=1, batch_size=64,
+    transform_args={"image_size": (int(side), int(side))}, overwrite=True, accelerator="cpu",
+    devices=1, num_workers=2,
+)
+"""
+_EMBED = """
+import sys, time
+import lightly_train
+
+checkpoint, images, out, side, batch = sys.argv[1:]
+begun = time.perf_counter()
+lightly_train.embed(
+    out=out, data=images, checkpoint=checkpoint, image_size=int(side), batch_size=int(batch),
+    num_workers=2, accelerator="cpu", overwrite=True,
+)
+print("seconds", time.perf_counter() - begun)
+"""
 SMALL = EncoderConfig(width=8, stage_blocks=(1,))  # little work, so that memory is soon measured
 
 
@@ -113,6 +141,27 @@ def torchvision_loop(encoder: Path, side: int, images: Path, out: Path) -> float
     return time.perf_counter() - begun
 
 
+def lightly_train(python: str, checkpoint: Path, side: int, images: Path, out: Path) -> float:
+    """Seconds of its `embed`, on the same network with other weights."""
+    given = [str(one) for one in (checkpoint, images, out, side, BATCH)]
+    answer = _ask(python, _EMBED, given)
+    return float(answer.splitlines()[-1].removeprefix("seconds "))
+
+
+def lightly_checkpoint(python: str, network: str, side: int, folder: Path) -> Path:
+    """Of one epoch on 64 images; for `embed` wants no other file."""
+    write_folder(folder / "few", 64, (side, side))
+    _ask(python, _CHECKPOINT, [str(folder / "run"), str(folder / "few"), network, str(side)])
+    return folder / "run/checkpoints/last.ckpt"
+
+
+def _ask(python: str, script: str, arguments: list[str]) -> str:
+    done = subprocess.run([python, "-c", script, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"lightly-train failed:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
 def bare(encoder: Path, side: int, count: int) -> float:
     """Seconds of the network on ready tensors, laid as it likes them."""
     network = load_encoder(encoder)
@@ -125,22 +174,33 @@ def bare(encoder: Path, side: int, count: int) -> float:
     return time.perf_counter() - begun
 
 
-def speed(name: str, folder: Path, threads: int, *, quick: bool) -> tuple[float, float]:
-    """Images per second of embedding over torchvision's loop and over the network; medians."""
-    network, side, size, count, _ = KINDS[name]
+def speed(name: str, folder: Path, threads: int, other: str | None, *, quick: bool) -> list[Figure]:
+    """Images per second of embedding over those of the others and of the network; medians."""
+    network, side, size, count, goal = KINDS[name]
     count, rounds = (BATCH, 1) if quick else (count, 3)
     place = folder / name
     encoder, images = place / "encoder.safetensors", place / "images"
     write_folder(images, count, size)
     write_encoder(encoder, EncoderConfig(name=network, stem="imagenet"), side)
-    seconds = []
-    for turn in range(rounds + 1):  # the first compiles and warms up
-        ours = embed_all(encoder, images, place / str(turn), threads)
-        loop = torchvision_loop(encoder, side, images, place / "loop.npy")
-        seconds.append((ours, loop, bare(encoder, side, count)))
-    ours, loop, below = np.median(seconds[1:], axis=0).tolist()
-    print(f"{name}: {count / ours:.1f} images a second, torchvision {count / loop:.1f}")
-    return loop / ours, below / ours
+    ways: dict[str, Callable[[int], float]] = {
+        "diptych": lambda turn: embed_all(encoder, images, place / str(turn), threads),
+        "torchvision's loop": lambda _: torchvision_loop(encoder, side, images, place / "loop.npy"),
+        "bare network": lambda _: bare(encoder, side, count),
+    }
+    if other is not None:
+        checkpoint = lightly_checkpoint(other, network, side, place / "lightly")
+        out = place / "lightly.pt"
+        ways["lightly-train"] = lambda _: lightly_train(other, checkpoint, side, images, out)
+    # The first turn compiles and warms up.
+    turns = [[way(turn) for way in ways.values()] for turn in range(rounds + 1)][1:]
+    seconds = dict(zip(ways, np.median(turns, axis=0).tolist(), strict=True))
+    print(name, {way: f"{count / one:.1f} images/s" for way, one in seconds.items()})
+    ours = seconds.pop("diptych")
+    goals = {"bare network": SPEED_GOAL}
+    return [
+        Figure(f"{name}: over {way}", one / ours, goals.get(way, goal))
+        for way, one in seconds.items()
+    ]
 
 
 def peak_bytes(folder: Path, count: int) -> int:
@@ -165,7 +225,10 @@ def child(encoder: str, images: str, out: str) -> None:
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__)
+    parser = add_arguments(__doc__)
+    parser.add_argument("--lightly-train", metavar="PYTHON", help="of an environment with it")
+    parser.add_argument("--only", choices=list(KINDS), help="this network and size alone")
+    arguments = parser.parse_args()
     threads, quick = use_threads(None), arguments.quick
     sizes = (1_000, 10_000) if quick else (10_000, 100_000)
     figures = []
@@ -175,10 +238,9 @@ def main() -> None:
         name = f"peak memory, {sizes[1]:,} images over {sizes[0]:,}"
         figures.append(Figure(name, large / small, MEMORY_GOAL, bound="at most"))
         print(f"{small / 2**20:.0f} MB, {large / 2**20:.0f} MB")
-        for kind in list(KINDS)[: 2 if quick else None]:
-            over_loop, over_network = speed(kind, folder, threads, quick=quick)
-            figures.append(Figure(f"{kind}: over torchvision's loop", over_loop, KINDS[kind][4]))
-            figures.append(Figure(f"{kind}: over bare network", over_network, SPEED_GOAL))
+        kinds = [arguments.only] if arguments.only else list(KINDS)[: 2 if quick else None]
+        for kind in kinds:
+            figures += speed(kind, folder, threads, arguments.lightly_train, quick=quick)
     publish(figures, "Embedding beside its network", arguments.json)
 
 

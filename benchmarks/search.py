@@ -7,6 +7,7 @@ query, and the memory that building took at most. A library that is not installe
 
     python benchmarks/search.py                       # 1,000,000 x 128 made vectors
     python benchmarks/search.py --vectors features/   # also these
+    python benchmarks/search.py --exact               # only exact search beside the bare way
     python benchmarks/search.py --quick               # 50,000 made vectors
 """
 
@@ -151,6 +152,7 @@ def _queries_of(features: NDArray[np.float32]) -> NDArray[np.float32]:
 def main() -> None:
     parser = add_arguments(__doc__)
     parser.add_argument("--vectors", type=Path, help="of `diptych embed`, compared as well")
+    parser.add_argument("--exact", action="store_true", help="leave the libraries out")
     parser.add_argument("--library", nargs=3, help="used by the benchmark itself")
     arguments = parser.parse_args()
     if arguments.library is not None:
@@ -161,7 +163,7 @@ def main() -> None:
     features = made_vectors(50_000 if arguments.quick else 1_000_000)
     ratio = exact_over_bare(features)
     figures = [Figure("time of exact search over the bare way", ratio, EXACT_GOAL, "at most")]
-    sets = {f"{len(features):,} made vectors": features}
+    sets = {} if arguments.exact else {f"{len(features):,} made vectors": features}
     if arguments.vectors is not None:
         read = read_vectors(arguments.vectors).features
         sets[f"{len(read):,} of {arguments.vectors}"] = read

@@ -5,11 +5,10 @@ subset`, and measured on the test images. Each seed chooses from another random 
 images, the same for every way, so that gains are paired; intervals are over the seeds. `uncertain`
 has the first half of its labels at random and the others by the classifier of those.
 
-    python benchmarks/subset.py --source RUN --data cifar10/ [--train 10000] [--keep FILE.npz]
+    python benchmarks/subset.py --train cifar-train/ --test cifar-test/   # of `diptych embed`
     python benchmarks/subset.py --quick   # made vectors: many of some kinds, few of others
 """
 
-import argparse
 import time
 from pathlib import Path
 from typing import Final, NamedTuple, get_args
@@ -22,13 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from diptych.curation.subset import Way, choose_subset
+from diptych.embeddings.vectors import read_vectors
 from diptych.evaluation.confidence import Interval, over_seeds
-from diptych.evaluation.features import encode
-from diptych.evaluation.labelled import open_labelled
 from diptych.evaluation.linear import fit_linear, fit_with_strength
 from diptych.evaluation.predictions import softmax
-from diptych.models.start import load_compared
-from diptych.runtime.devices import Runtime
 
 SHARES: Final = (0.01, 0.05)
 SEEDS: Final = 5
@@ -59,25 +55,13 @@ def made(seed: int = 0) -> Vectors:
     return Vectors(*draw(4000), *draw(2000))
 
 
-def embedded(flags: argparse.Namespace) -> Vectors:
-    """Of the images in a folder, kept in a file where one is named."""
-    names = Vectors._fields
-    if flags.keep is not None and flags.keep.exists():
-        with np.load(flags.keep, allow_pickle=False) as file:
-            return Vectors(*(file[name] for name in names))
-    with Runtime() as runtime:
-        encoder = load_compared(flags.source, "resnet50").to(runtime.torch_device)
-        images = encoder.config.images
-        found = open_labelled(images, runtime.executor, train=flags.data)
-        found = found.limited(flags.train, flags.test)
-        train, test = (
-            encode(encoder, part, encoder.config.views, runtime.executor).numpy()
-            for part in (found.train, found.test)
-        )
-    vectors = Vectors(train, found.train_labels.numpy(), test, found.test_labels.numpy())
-    if flags.keep is not None:
-        np.savez(flags.keep, **vectors._asdict())
-    return vectors
+def read(train: Path, test: Path) -> Vectors:
+    """Of two folders of `diptych embed`, of images with the same classes."""
+    sets = [read_vectors(one) for one in (train, test)]
+    (train_labels, names), (test_labels, test_names) = (one.classes() for one in sets)
+    if names != test_names:
+        raise SystemExit(f"{train} has the classes {names}, {test} {test_names}: wanted the same.")
+    return Vectors(sets[0].features, train_labels, sets[1].features, test_labels)
 
 
 def accuracy(vectors: Vectors, rows: NDArray[np.int64]) -> tuple[float, NDArray[np.float64]]:
@@ -126,15 +110,12 @@ def as_text(interval: Interval) -> str:
 def main() -> None:
     """Measures every way at every share of the labels."""
     parser = add_arguments(__doc__)
-    parser.add_argument("--source", help="a run, an encoder file or weights")
-    parser.add_argument("--data", help="labelled images, as CIFAR-10's")
-    parser.add_argument("--train", type=int, help="images to choose from, at most")
-    parser.add_argument("--test", type=int, help="images to measure on, at most")
-    parser.add_argument("--keep", type=Path, metavar="FILE.npz", help="vectors, made if missing")
+    parser.add_argument("--train", type=Path, help="labelled vectors to choose from")
+    parser.add_argument("--test", type=Path, help="labelled vectors to measure on")
     flags = parser.parse_args()
-    if not flags.quick and (flags.source is None or flags.data is None):
-        parser.error("give --source and --data, or --quick")
-    vectors = made() if flags.quick else embedded(flags)
+    if not flags.quick and (flags.train is None or flags.test is None):
+        parser.error("give --train and --test, or --quick")
+    vectors = made() if flags.quick else read(flags.train, flags.test)
     ways, seconds = list(get_args(Way)), dict[str, float]()
     table = Table(title=f"{len(vectors.train):,} images, {SEEDS} seeds", title_justify="left")
     for column in ("labels", "chosen", "accuracy", "points over random"):

@@ -126,7 +126,10 @@ def test_the_papers_settings_without_negatives() -> None:
         weights.covariance_weight,
     ) == (25.0, 25.0, 1.0)
     assert lejepa.method.lejepa.regularization_weight == 0.05
-    assert lejepa.optimizer.kind == "adamw"
+    assert (lejepa.optimizer.kind, lejepa.optimizer.weight_decay) == ("adamw", 5e-4)
+    assert (lejepa.views.small_views, lejepa.views.small_side_pixels) == (6, 98)
+    assert "area=0.3..1" in lejepa.views.policy
+    assert "area=0.05..0.3" in str(lejepa.views.small_policy)
 
 
 def test_only_simclr_has_settings_for_cifar10() -> None:

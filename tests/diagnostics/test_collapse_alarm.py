@@ -19,7 +19,7 @@ from diptych.config.method import (
 )
 from diptych.config.model import EncoderConfig, HeadConfig
 from diptych.config.run import OptimizerConfig, RunConfig, TrainingConfig
-from diptych.diagnostics.health import find_symptoms
+from diptych.diagnostics.symptoms import find_symptoms
 from diptych.methods.build import METHODS
 from diptych.optimization.optimizers import build_optimizer
 from diptych.training.step import train_step

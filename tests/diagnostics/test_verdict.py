@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from diptych.diagnostics.health import find_symptoms
+from diptych.diagnostics.symptoms import find_symptoms
 from diptych.diagnostics.verdict import Verdict, judge
 
 

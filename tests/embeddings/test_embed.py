@@ -65,6 +65,27 @@ def test_shards_are_the_whole(run: Path, class_folder: Path, tmp_path: Path) -> 
     assert whole.dim == wanted.shape[1] == CONFIG.encoder.width
 
 
+@pytest.mark.parametrize("layer", ["h", "g", "blocks.0"])
+def test_threads_with_a_batch_each_give_the_same_vectors(
+    layer: str, run: Path, class_folder: Path, tmp_path: Path
+) -> None:
+    images, before = shutil.copytree(class_folder, tmp_path / "some"), torch.get_num_threads()
+    sorted(images.rglob("*.png"))[20].write_bytes(b"no image")
+    found = []
+    try:
+        for threads in (1, 5):
+            settings: Any = {"batch_size": 4, "threads": threads, "max_unreadable_share": 0.5}
+            diptych.embed(run, images, tmp_path / str(threads), layer=layer, **settings)
+            assert torch.get_num_threads() == threads
+            found.append(read_embeddings(tmp_path / str(threads)))
+    finally:
+        torch.set_num_threads(before)
+    one, several = found
+    assert len(one) == 47
+    assert one.names == several.names
+    assert one.features.tobytes() == several.features.tobytes()
+
+
 @pytest.mark.parametrize("rows", [1, 7, 16, 48, 100])
 def test_row_groups_of_any_size_hold_the_same_rows(
     rows: int, run: Path, class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

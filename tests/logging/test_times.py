@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from diptych.diagnostics.health import time_symptoms
+from diptych.diagnostics.time_symptoms import time_symptoms
 from diptych.logging.times import time_in_words, times_of
 
 

@@ -22,7 +22,7 @@ from diptych.config.method import (
 )
 from diptych.config.model import EncoderConfig, HeadConfig, NormConfig
 from diptych.config.run import RunConfig, TrainingConfig
-from diptych.diagnostics.health import find_symptoms
+from diptych.diagnostics.symptoms import find_symptoms
 from diptych.errors import ConfigError
 from diptych.evaluation.protocols import evaluate
 from diptych.logging.metrics import read_metrics

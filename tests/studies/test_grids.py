@@ -36,9 +36,9 @@ def settings(name: str, setting: str) -> set[object]:
     return {c.settings[setting] for c in cells if setting in c.settings}
 
 
-def test_there_are_the_eleven_that_the_notes_raise() -> None:
+def test_there_are_those_that_the_papers_raise() -> None:
     wanted = "mechanisms momentum shuffle composition strength head invariance loss temperature"
-    assert set(STUDIES) == {*wanted.split(), "batch", "size"}
+    assert set(STUDIES) == {*wanted.split(), "batch", "size", "negatives"}
 
 
 def test_the_grids_vary_what_the_papers_vary() -> None:
@@ -56,6 +56,8 @@ def test_the_grids_vary_what_the_papers_vary() -> None:
     assert places("batch", "epochs") == {3, 6, 12}
     assert places("batch", "learning rate") == {"linear", "none"}
     assert len(places("size", "blocks")) > 1
+    assert len(settings("negatives", "recipe")) == 10
+    assert settings("negatives", "method.vicreg.variance_weight") == {0.0}
 
 
 def test_the_composition_has_each_operation_alone_and_in_ordered_pairs() -> None:
@@ -117,6 +119,7 @@ def made_up(study: Study, *, seeds: int = 3) -> StudyResults:
     """StudyResults of every cell, with every measure that a study may show."""
     rng = np.random.default_rng(0)
     names = {"knn", "pretext", "effective_rank", "linear", "leak", "supervised", *study.shown}
+    names.add("untrained")
     names |= {f"{task}_{layer}" for task in TRANSFORMATIONS for layer in "hg"}
     found = []
     for cell in study.grid(study.budget.epochs):

@@ -17,8 +17,15 @@ from conftest import write_class_folder
 from diptych.cli.main import main
 from diptych.errors import EXIT_USER, ConfigError, Interrupted, RunFolderError
 from diptych.pretraining import run_pretraining
+from diptych.runs.folder import RunFolder
 from diptych.studies.cell_results import RESULT_NAME, from_table
-from diptych.studies.run_cells import final_pretext_accuracy, run_cells, write_commands
+from diptych.studies.run_cells import (
+    EXTRA,
+    TrainedRun,
+    final_pretext_accuracy,
+    run_cells,
+    write_commands,
+)
 from diptych.studies.study_page import write_study
 from diptych.studies.study_run import STUDIES, StudyRun, study_run
 from studies.made_up import TINY
@@ -95,6 +102,23 @@ def test_a_result_is_what_the_run_itself_says(finished: StudyRun) -> None:
 def test_the_last_tenth_is_what_counts_of_the_pretext_accuracy() -> None:
     lines = [{"pretext_accuracy": float(step)} for step in range(40)]
     assert final_pretext_accuracy(lines) == (36 + 37 + 38 + 39) / 4
+
+
+def test_the_first_alarm_of_a_run_that_collapsed_is_told(tmp_path: Path) -> None:
+    def found(spreads: list[float]) -> dict[str, float]:
+        lines = [
+            {"step": 10 * at, "epoch": 0, "seconds": 6.0 * at, "loss": 1.0,
+             "projection_std": spread, "projection_rank": 5.0}
+            for at, spread in enumerate(spreads, start=1)
+        ]  # fmt: skip
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+        run = TrainedRun(RunFolder(tmp_path), images=None)  # type: ignore[arg-type]
+        assert EXTRA["minutes"](run) == {"minutes": pytest.approx(0.1 * len(spreads))}
+        return EXTRA["collapse"](run)
+
+    assert found([0.9, 0.8, 0.9, 0.8]) == {"alarm": 0.0}
+    assert found([0.9, 0.8, 0.1, 0.1]) == {"alarm": 1.0, "alarm_at": 0.75}
+    assert found([0.9, 0.1, 0.8, 0.9]) == {"alarm": 1.0, "alarm_at": 0.5}
 
 
 def test_cells_that_are_done_are_skipped(

@@ -110,10 +110,10 @@ def vicreg(scale: Scale) -> RunConfig:
 
 
 def lejepa(scale: Scale) -> RunConfig:
-    """LeJEPA (2511.08544): SIGReg's share 0.05, AdamW 5e-4, two views and small ones.
+    """LeJEPA (2511.08544): SIGReg's share 0.05, AdamW 5e-4, two views and six small ones.
 
-    The length of the projection is small beside the other methods': SIGReg looks at it through a
-    number of directions.
+    Views, rate and decay are those that its authors name for a ResNet. The length of the projection
+    is small beside the other methods': SIGReg looks at it through a number of directions.
     """
     config = _siamese(
         scale,
@@ -129,14 +129,23 @@ def lejepa(scale: Scale) -> RunConfig:
             lejepa=LeJEPAConfig(directions={"tiny": 256, "small": 1024, "paper": 1024}[scale]),
         ),
         optimizer=OptimizerConfig(
-            kind="adamw", learning_rate=5e-4, scaling="none", weight_decay=0.05
+            kind="adamw", learning_rate=5e-4, scaling="none", weight_decay=5e-4
         ),
         batch_size=512,
         epochs=100,
     )
-    if scale == "paper":
-        return replace(config, views=replace(config.views, small_views=6))
-    return config
+    if scale != "paper":
+        return config
+    policy = "crop(area={}) + flip + color(saturation=0.2) + gray + blur + solarize"
+    views = replace(
+        config.views,
+        policy=policy.format("0.3..1"),
+        second=None,
+        small_views=6,
+        small_side_pixels=98,
+        small_policy=policy.format("0.05..0.3"),
+    )
+    return replace(config, views=views)
 
 
 def _expander(scale: Scale) -> HeadConfig:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from diptych.diagnostics.health import NO_ROOM
+from diptych.diagnostics.symptoms import NO_ROOM
 from diptych.evaluation.subject import PIXELS, START, TRAINED, UNTRAINED
 
 BASELINES: Final[Mapping[str, str]] = {

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Final, NamedTuple
 
-from diptych.diagnostics.health import LEAST_STEPS
+from diptych.diagnostics.symptoms import LEAST_STEPS
 from diptych.logging.metrics import TaskAccuracy, chance_of, has_choice, task_accuracy
 
 LEAST_ACCURACY: Final = 0.1

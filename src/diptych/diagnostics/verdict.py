@@ -20,7 +20,7 @@ from diptych.diagnostics.comparison import (
     settings_of,
 )
 from diptych.diagnostics.course import course_of
-from diptych.diagnostics.health import find_symptoms
+from diptych.diagnostics.symptoms import find_symptoms
 from diptych.evaluation.operations.of_run import words_on_views
 from diptych.evaluation.subject import SUPERVISED, TRAINED, UNTRAINED
 from diptych.logging.metrics import has_choice, task_accuracy

@@ -80,6 +80,11 @@ class ViewEncoder:
         side, channels = self.config.views.side_pixels, self.config.images.channels
         return int(self.vectors((torch.zeros(1, channels, side, side),)).shape[1])
 
+    @property
+    def can_share(self) -> bool:
+        """Whether several threads may call it at once: a layer is taken out by a hook."""
+        return not isinstance(self._network, EncoderLayer)
+
     def on_accelerator(self) -> bool:
         """Whether views can be made while the network works."""
         return self._device.type != "cpu"

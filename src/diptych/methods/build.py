@@ -23,14 +23,14 @@ from diptych.methods.distillation import build_distillation
 from diptych.methods.losses import find_loss
 from diptych.methods.method import Method
 from diptych.methods.objective import Loss
-from diptych.methods.siamese.barlow_twins import build_barlow_twins
-from diptych.methods.siamese.byol import build_byol
-from diptych.methods.siamese.dino import build_dino
-from diptych.methods.siamese.lejepa import build_lejepa
-from diptych.methods.siamese.nnclr import build_nnclr
-from diptych.methods.siamese.simsiam import build_simsiam
-from diptych.methods.siamese.swav import build_swav
-from diptych.methods.siamese.vicreg import build_vicreg
+from diptych.methods.siamese.barlow_twins import BarlowTwins
+from diptych.methods.siamese.byol import BYOL
+from diptych.methods.siamese.dino import DINO
+from diptych.methods.siamese.lejepa import LeJEPA
+from diptych.methods.siamese.nnclr import NNCLR
+from diptych.methods.siamese.simsiam import SimSiam
+from diptych.methods.siamese.swav import SwAV
+from diptych.methods.siamese.vicreg import VICReg
 from diptych.models.encoders import own_encoder
 from diptych.models.norms import use_norm
 from diptych.models.weights import difference, untrained_encoder
@@ -88,14 +88,14 @@ METHODS: Final[Mapping[str, MethodKind]] = {
     "dense": MethodKind(_of_collection, has_keys=True),
     # By the classifier of the teacher.
     "distillation": MethodKind(build_distillation, uses_labels=lambda _: True),
-    "byol": MethodKind(build_byol),
-    "simsiam": MethodKind(build_simsiam),
-    "barlow_twins": MethodKind(build_barlow_twins),
-    "vicreg": MethodKind(build_vicreg),
-    "lejepa": MethodKind(build_lejepa),
-    "nnclr": MethodKind(build_nnclr),
-    "swav": MethodKind(build_swav),
-    "dino": MethodKind(build_dino),
+    "byol": MethodKind(BYOL.build),
+    "simsiam": MethodKind(SimSiam.build),
+    "barlow_twins": MethodKind(BarlowTwins.build),
+    "vicreg": MethodKind(VICReg.build),
+    "lejepa": MethodKind(LeJEPA.build),
+    "nnclr": MethodKind(NNCLR.build),
+    "swav": MethodKind(SwAV.build),
+    "dino": MethodKind(DINO.build),
 }
 """By ``RunConfig.method_name``."""
 

@@ -18,7 +18,7 @@ from diptych.config.files import flatten, load_run_config
 from diptych.config.run import RunConfig
 from diptych.diagnostics.candidates import read_choice
 from diptych.diagnostics.comparison import result_table
-from diptych.diagnostics.health import time_symptoms
+from diptych.diagnostics.time_symptoms import time_symptoms
 from diptych.diagnostics.verdict import Verdict, judge
 from diptych.errors import ImagesError, RunFolderError
 from diptych.escaping import HANDLER, quoted

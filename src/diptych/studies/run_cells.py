@@ -25,6 +25,7 @@ from diptych.config.data import ImagesConfig
 from diptych.config.files import load_run_config, nest
 from diptych.config.run import RunConfig
 from diptych.diagnostics.leak import check_leak
+from diptych.diagnostics.symptoms import COLLAPSES, find_symptoms
 from diptych.errors import ImagesError, Interrupted, RunFolderError, TrainingError
 from diptych.evaluation.feature_store import FeatureStore
 from diptych.evaluation.features import trained_layers
@@ -337,6 +338,20 @@ def _leak(run: TrainedRun) -> dict[str, float]:
     return {"leak": 0.0 if found is None else found.leak_accuracy}
 
 
+def _collapse(run: TrainedRun) -> dict[str, float]:
+    """Whether the run itself said that it collapsed, and after what share of its steps."""
+    metrics = read_metrics(run.folder.metrics)
+    for count, line in enumerate(metrics, start=1):
+        found = find_symptoms(metrics[:count], dictionary_size=None)
+        if any(one.name in COLLAPSES for one in found):
+            return {"alarm": 1.0, "alarm_at": line["step"] / metrics[-1]["step"]}
+    return {"alarm": 0.0}
+
+
+def _minutes(run: TrainedRun) -> dict[str, float]:
+    return {"minutes": read_metrics(run.folder.metrics)[-1]["seconds"] / 60}
+
+
 def _supervised(run: TrainedRun) -> dict[str, float]:
     supervised = supervised_encoder(run.folder, run.config, run.labelled, run.images.runtime)
     return {"supervised": _knn(run, run.encode(supervised))}
@@ -369,5 +384,7 @@ EXTRA: Final[Mapping[str, Callable[[TrainedRun], dict[str, float]]]] = {
     "leak": _leak,
     "supervised": _supervised,
     "transformations": _transformations,
+    "collapse": _collapse,
+    "minutes": _minutes,
 }
 """What a study may ask for besides."""

@@ -30,7 +30,7 @@ NAMES: Final = {
 }
 """Measures as the pages call them."""
 
-_NOT_SHARES: Final = frozenset({"effective_rank"})
+_NOT_SHARES: Final = frozenset({"effective_rank", "minutes"})
 _HEADLINES: Final = {
     "agree": ("shows here beyond the intervals", "show here beyond the intervals"),
     "undecided": ("is not decided here", "are not decided here"),
@@ -142,7 +142,7 @@ def to_markdown(page: StudyPage) -> str:
         f"    {shlex.join(['diptych', *page.run.arguments()])}",
         _bullets([*page.setting, *study.differences, *study.notes]),
         "## All cells",
-        "Mean and standard error over seeds; %, but for the effective rank.",
+        "Mean and standard error over seeds; in %, but for ranks and minutes.",
         "\n".join("| " + " | ".join(row) + " |" for row in table),
     ]
     if page.failures:

@@ -11,6 +11,7 @@ from diptych.runtime.devices import available_threads
 from diptych.studies.cell_results import CellResult, StudyResults, read_result
 from diptych.studies.dictionary_studies import MECHANISMS, MOMENTUM, SHUFFLE
 from diptych.studies.loss_studies import BATCH, LOSS, TEMPERATURE
+from diptych.studies.method_studies import NEGATIVES
 from diptych.studies.network_studies import HEAD, INVARIANCE, SIZE
 from diptych.studies.study import BASE, Budget, Cell, Study
 from diptych.studies.view_studies import COMPOSITION, STRENGTH
@@ -29,6 +30,7 @@ STUDIES: Final[Mapping[str, Study]] = {
         TEMPERATURE,
         BATCH,
         SIZE,
+        NEGATIVES,
     )
 }
 

@@ -145,14 +145,19 @@ def list_files(
     origin: str,
 ) -> Listing:
     """Image files by their paths, relative to ``root`` or absolute."""
+    folder = str(root)  # a Path for each file would take as long as reading a small one
+
+    def file(index: int) -> str:
+        return os.path.join(folder, names[index])
+
     return Listing(
         origin=origin,
         names=names,
-        read=lambda index: read_bytes(root / names[index]),
+        read=lambda index: read_bytes(file(index)),
         labels=labels,
         classes=classes,
-        stamp=lambda index: file_stamp(os.path.join(root, names[index])),
-        file=lambda index: os.path.join(root, names[index]),
+        stamp=lambda index: file_stamp(file(index)),
+        file=file,
     )
 
 

@@ -3,15 +3,12 @@
 Zbontar et al. 2021, 2103.03230. Of several processes the correlation is over the images of all.
 """
 
-from concurrent.futures import Executor
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych.config.run import RunConfig
-from diptych.images.collection import Collection
 from diptych.methods.method import StepOutput
-from diptych.methods.networks import build_networks
+from diptych.methods.networks import Networks
 from diptych.methods.siamese.base import Encoded, Siamese, of_all_processes, view_pairs
 from diptych.views.batches import Batch
 
@@ -25,7 +22,9 @@ class BarlowTwins(Siamese):
         redundancy_weight: lambda of eq. 1.
     """
 
-    redundancy_weight: float
+    def __init__(self, networks: Networks, config: RunConfig) -> None:
+        super().__init__(networks, config)
+        self.redundancy_weight = config.method.barlow_twins.redundancy_weight
 
     def compare(self, encoded: Encoded, batch: Batch) -> StepOutput:
         """The mean of the loss over pairs of views, of which one is of full size."""
@@ -67,16 +66,3 @@ def barlow_twins_terms(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 def _standardised(vectors: Tensor) -> Tensor:
     centred = vectors - vectors.mean(dim=0)
     return centred / (centred.square().mean(dim=0) + _EPSILON).sqrt()
-
-
-def build_barlow_twins(
-    config: RunConfig,
-    collection: Collection,
-    executor: Executor,
-    *,
-    encoder: nn.Module | None = None,
-) -> BarlowTwins:
-    """Barlow Twins with random weights, or from an encoder that is given."""
-    method = BarlowTwins(build_networks(config, encoder=encoder), config)
-    method.redundancy_weight = config.method.barlow_twins.redundancy_weight
-    return method

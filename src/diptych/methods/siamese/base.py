@@ -6,14 +6,16 @@ subclass with one function, ``compare``.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from diptych.config.run import RunConfig
+from diptych.images.collection import Collection
 from diptych.methods.dictionaries import InBatch
 from diptych.methods.grad_cache import Views
 from diptych.methods.logits import (
@@ -26,6 +28,7 @@ from diptych.methods.method import HALF_TYPES, Method, StepOutput, autocast_to, 
 from diptych.methods.networks import (
     Networks,
     at_least_fp32,
+    build_networks,
     encode_by_size,
     encode_views,
     encode_whole,
@@ -76,6 +79,18 @@ class Siamese(Method):
         self.views, self._dim = config.method.views, networks.dim
         self.autocast_type = HALF_TYPES[config.training.precision]
         self.chunk_size = config.training.chunk_size
+
+    @classmethod
+    def build(
+        cls,
+        config: RunConfig,
+        collection: Collection,
+        executor: Executor,
+        *,
+        encoder: torch.nn.Module | None = None,
+    ) -> Self:
+        """With random weights, or from an encoder that is given; an entry of ``METHODS``."""
+        return cls(build_networks(config, encoder=encoder), config)
 
     def compare(self, encoded: Encoded, batch: Batch) -> StepOutput:
         """The loss of the encoded views, its metrics, and what ``after_step`` needs.

@@ -4,16 +4,11 @@ Grill et al. 2020, 2006.07733. Nothing in the loss keeps images apart: predictor
 encoder do (section 5, table 5).
 """
 
-from concurrent.futures import Executor
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from diptych.config.run import RunConfig
-from diptych.images.collection import Collection
 from diptych.methods.method import StepOutput
-from diptych.methods.networks import build_networks
 from diptych.methods.siamese.base import Encoded, Siamese, other_views
 from diptych.views.batches import Batch
 
@@ -45,14 +40,3 @@ def byol_loss(predictions: Tensor, targets: Tensor) -> Tensor:
         2.0
     """
     return 2.0 - 2.0 * functional.cosine_similarity(predictions, targets.detach()).mean()
-
-
-def build_byol(
-    config: RunConfig,
-    collection: Collection,
-    executor: Executor,
-    *,
-    encoder: nn.Module | None = None,
-) -> BYOL:
-    """BYOL with random weights, or from an encoder that is given."""
-    return BYOL(build_networks(config, encoder=encoder), config)

@@ -5,17 +5,14 @@ winning always, and sharpened by a low temperature, which keeps all from being e
 both together avoid collapse (section 5.3).
 """
 
-from concurrent.futures import Executor
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from diptych.config.run import RunConfig
-from diptych.images.collection import Collection
 from diptych.methods.method import StepOutput
-from diptych.methods.networks import Networks, build_networks
+from diptych.methods.networks import Networks
 from diptych.methods.siamese.base import Encoded, Siamese
 from diptych.methods.siamese.prototypes import (
     build_prototypes,
@@ -123,14 +120,3 @@ def teacher_probabilities(
         [[[0.5, 0.5]]]
     """
     return ((logits - center) / temperature).softmax(dim=-1)
-
-
-def build_dino(
-    config: RunConfig,
-    collection: Collection,
-    executor: Executor,
-    *,
-    encoder: nn.Module | None = None,
-) -> DINO:
-    """DINO with random weights, or from an encoder that is given."""
-    return DINO(build_networks(config, encoder=encoder), config)

@@ -5,18 +5,15 @@ looks at the projections in random directions and compares their distribution in
 one by the test of Epps and Pulley. Of several processes it is that of the images of all.
 """
 
-from concurrent.futures import Executor
 from typing import Final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from diptych.config.method import LeJEPAConfig
 from diptych.config.run import RunConfig
-from diptych.images.collection import Collection
 from diptych.methods.method import StepOutput
-from diptych.methods.networks import build_networks
+from diptych.methods.networks import Networks
 from diptych.methods.siamese.base import Encoded, Siamese, of_all_processes
 from diptych.views.batches import Batch
 
@@ -32,8 +29,9 @@ class LeJEPA(Siamese):
         seed: of the run; with the step it decides the random directions.
     """
 
-    config: LeJEPAConfig
-    seed: int
+    def __init__(self, networks: Networks, config: RunConfig) -> None:
+        super().__init__(networks, config)
+        self.config, self.seed = config.method.lejepa, config.seed
 
     def compare(self, encoded: Encoded, batch: Batch) -> StepOutput:
         """(1 - lambda) times the distance of the views plus lambda times SIGReg of each view."""
@@ -87,16 +85,3 @@ def random_directions(dim: int, count: int, *, seed: int, step: int) -> Tensor:
         (dim, count), dtype=np.float32
     )
     return torch.from_numpy(draws / np.linalg.norm(draws, axis=0))
-
-
-def build_lejepa(
-    config: RunConfig,
-    collection: Collection,
-    executor: Executor,
-    *,
-    encoder: nn.Module | None = None,
-) -> LeJEPA:
-    """LeJEPA with random weights, or from an encoder that is given."""
-    method = LeJEPA(build_networks(config, encoder=encoder), config)
-    method.config, method.seed = config.method.lejepa, config.seed
-    return method

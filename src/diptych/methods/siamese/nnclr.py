@@ -3,21 +3,19 @@
 Dwibedi et al. 2021, 2104.14548. A positive that is another image varies more than two views of one.
 """
 
-from concurrent.futures import Executor
 from dataclasses import replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from diptych.config.method import LossConfig
 from diptych.config.run import RunConfig
-from diptych.images.collection import Collection
 from diptych.methods.dictionaries import InBatch, KeyQueue
 from diptych.methods.losses import find_loss
 from diptych.methods.method import StepOutput, mean_output
-from diptych.methods.networks import Networks, build_networks
+from diptych.methods.networks import Networks
 from diptych.methods.objective import contrast
 from diptych.methods.siamese.base import Encoded, Siamese, other_views
 from diptych.runtime.distributed import gather_rows
@@ -94,14 +92,3 @@ def nearest(
         return vectors
     rows = [(part @ stored.T).argmax(dim=1) for part in torch.split(vectors, _AT_ONCE)]
     return stored[torch.cat(rows)]
-
-
-def build_nnclr(
-    config: RunConfig,
-    collection: Collection,
-    executor: Executor,
-    *,
-    encoder: nn.Module | None = None,
-) -> NNCLR:
-    """NNCLR with random weights, or from an encoder that is given."""
-    return NNCLR(build_networks(config, encoder=encoder), config)

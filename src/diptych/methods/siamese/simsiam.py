@@ -3,16 +3,13 @@
 Chen and He 2020, 2011.10566. BYOL without a momentum encoder.
 """
 
-from concurrent.futures import Executor
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from diptych.config.run import RunConfig
-from diptych.images.collection import Collection
 from diptych.methods.method import StepOutput
-from diptych.methods.networks import build_networks
+from diptych.methods.networks import Networks
 from diptych.methods.siamese.base import Encoded, Siamese, other_views
 from diptych.views.batches import Batch
 
@@ -24,7 +21,9 @@ class SimSiam(Siamese):
         stop_gradient: whether no gradient flows to the targets (algorithm 1).
     """
 
-    stop_gradient: bool
+    def __init__(self, networks: Networks, config: RunConfig) -> None:
+        super().__init__(networks, config)
+        self.stop_gradient = config.method.simsiam.stop_gradient
 
     def compare(self, encoded: Encoded, batch: Batch) -> StepOutput:
         """The mean over pairs of a view and another's target (section 3, eq. 4), -1 to 1."""
@@ -48,16 +47,3 @@ def negative_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
         -1.0
     """
     return -functional.cosine_similarity(predictions, targets).mean()
-
-
-def build_simsiam(
-    config: RunConfig,
-    collection: Collection,
-    executor: Executor,
-    *,
-    encoder: nn.Module | None = None,
-) -> SimSiam:
-    """SimSiam with random weights, or from an encoder that is given."""
-    method = SimSiam(build_networks(config, encoder=encoder), config)
-    method.stop_gradient = config.method.simsiam.stop_gradient
-    return method

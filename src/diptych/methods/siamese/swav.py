@@ -4,18 +4,15 @@ Caron et al. 2020, 2006.09882. That all prototypes get the same share of a batch
 being all alike (section 3.1): Sinkhorn's algorithm finds such assignments.
 """
 
-from concurrent.futures import Executor
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from diptych.config.run import RunConfig
-from diptych.images.collection import Collection
 from diptych.methods.dictionaries import KeyQueue
 from diptych.methods.method import StepOutput
-from diptych.methods.networks import Networks, build_networks
+from diptych.methods.networks import Networks
 from diptych.methods.siamese.base import Encoded, Siamese
 from diptych.methods.siamese.prototypes import (
     build_prototypes,
@@ -132,14 +129,3 @@ def sinkhorn(
         logarithms = logarithms - logarithms.logsumexp(dim=0)
         logarithms = logarithms - logarithms.logsumexp(dim=1, keepdim=True)
     return logarithms.softmax(dim=1)
-
-
-def build_swav(
-    config: RunConfig,
-    collection: Collection,
-    executor: Executor,
-    *,
-    encoder: nn.Module | None = None,
-) -> SwAV:
-    """SwAV with random weights, or from an encoder that is given."""
-    return SwAV(build_networks(config, encoder=encoder), config)

@@ -3,17 +3,13 @@
 Bardes et al. 2021, 2105.04906. Of several processes the statistics are over the images of all.
 """
 
-from concurrent.futures import Executor
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from diptych.config.method import VICRegConfig
 from diptych.config.run import RunConfig
-from diptych.images.collection import Collection
 from diptych.methods.method import StepOutput
-from diptych.methods.networks import build_networks
+from diptych.methods.networks import Networks
 from diptych.methods.siamese.base import Encoded, Siamese, of_all_processes, view_pairs
 from diptych.views.batches import Batch
 
@@ -28,7 +24,9 @@ class VICReg(Siamese):
         weights: of the three terms (eq. 6).
     """
 
-    weights: VICRegConfig
+    def __init__(self, networks: Networks, config: RunConfig) -> None:
+        super().__init__(networks, config)
+        self.weights = config.method.vicreg
 
     def compare(self, encoded: Encoded, batch: Batch) -> StepOutput:
         """The weighted sum of the three terms, in the units of the paper's code.
@@ -93,16 +91,3 @@ def covariance_of(vectors: Tensor) -> Tensor:
     centred = vectors - vectors.mean(dim=0)
     covariance = centred.T @ centred / (images - 1)
     return (covariance.square().sum() - covariance.diagonal().square().sum()) / dim
-
-
-def build_vicreg(
-    config: RunConfig,
-    collection: Collection,
-    executor: Executor,
-    *,
-    encoder: nn.Module | None = None,
-) -> VICReg:
-    """VICReg with random weights, or from an encoder that is given."""
-    method = VICReg(build_networks(config, encoder=encoder), config)
-    method.weights = config.method.vicreg
-    return method

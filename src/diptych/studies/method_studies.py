@@ -1,0 +1,164 @@
+"""What the negatives are for: methods with and without them, and which part keeps images apart."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from matplotlib.figure import Figure
+
+from diptych.studies.cell_results import StudyResults
+from diptych.studies.drawing import bars
+from diptych.studies.study import Budget, Cell, Claim, Study, better, fixed
+
+METHODS: Final[Mapping[str, str]] = {
+    "simclr": "SimCLR",
+    "moco_v2": "MoCo v2",
+    "nnclr": "NNCLR",
+    "byol": "BYOL",
+    "simsiam": "SimSiam",
+    "barlow_twins": "Barlow Twins",
+    "vicreg": "VICReg",
+    "lejepa": "LeJEPA",
+    "swav": "SwAV",
+    "dino": "DINO",
+}
+"""Label by recipe."""
+
+WITH: Final = ("simclr", "moco_v2", "nnclr")
+WITHOUT: Final = tuple(recipe for recipe in METHODS if recipe not in WITH)
+
+PARTS: Final[Mapping[str, tuple[str, str, Mapping[str, Any], str]]] = {
+    "byol-no-predictor": (
+        "byol",
+        "predictor",
+        {"head.predictor_layers": 0},
+        "0.2 against 72.5 (BYOL, section 5)",
+    ),
+    "simsiam-no-stop-gradient": (
+        "simsiam",
+        "stop-gradient",
+        {"method.simsiam.stop_gradient": False},
+        "0.1 against 67.7 (SimSiam, section 4.1)",
+    ),
+    "barlow-twins-no-redundancy": (
+        "barlow_twins",
+        "redundancy term",
+        {"method.barlow_twins.redundancy_weight": 0.0},
+        "57.3 against 71.4 (Barlow Twins, section 4)",
+    ),
+    "vicreg-no-variance": (
+        "vicreg",
+        "variance term",
+        {"method.vicreg.variance_weight": 0.0},
+        "collapse without it (VICReg, section 5)",
+    ),
+    "lejepa-no-sigreg": (
+        "lejepa",
+        "SIGReg",
+        {"method.lejepa.regularization_weight": 0.0},
+        "a constant is the best answer without it (LeJEPA, section 4)",
+    ),
+    "swav-no-equal-shares": (
+        "swav",
+        "equal shares",
+        {"method.swav.sinkhorn_iterations": 0},
+        "one prototype for all images without them (SwAV, section 3.1)",
+    ),
+    "dino-no-centring": (
+        "dino",
+        "centring",
+        {"method.dino.centering": False},
+        "collapse without it (DINO, section 5.3)",
+    ),
+}
+"""By cell: its recipe, what is left out, the setting for it, and what the paper found."""
+
+BATCHES: Final = (64, 512)
+"""Beside the recipes' own batch of 128."""
+
+
+def _batch(recipe: str, size: int) -> str:
+    return f"{recipe}-batch-{size}"
+
+
+def _beats_untrained(recipe: str) -> Claim:
+    weights = {(recipe, "knn"): 1.0, ("simclr", "untrained"): -1.0}
+    return Claim(f"{METHODS[recipe]} beats the untrained encoder", "all methods learn", weights)
+
+
+def _draw(results: StudyResults) -> Figure:
+    rows = [(label, recipe) for recipe, label in METHODS.items()]
+    rows += [
+        (f"{METHODS[recipe]} without {part}", cell) for cell, (recipe, part, _, _) in PARTS.items()
+    ]
+    measures = {"kNN accuracy": "knn", "linear accuracy": "linear"}
+    return bars(results, rows, measures, untrained="simclr")
+
+
+NEGATIVES: Final = Study(
+    name="negatives",
+    question="What are the negatives for, and what does their work where there are none?",
+    source="SimSiam (2011.10566), sections 4 and 6.1; BYOL (2006.07733), section 5",
+    found=(
+        "Methods without negatives learn about as much as those with them (linear top-1 on "
+        "ImageNet after 100 epochs: SimCLR 66.5, MoCo v2 67.4, BYOL 66.5, SwAV 66.5, SimSiam 68.1; "
+        "SimSiam, table 4).",
+        "Each has a part without which all images become alike: a predictor, a stop-gradient, a "
+        "variance term, equal shares, centring.",
+        "A batch of 256 instead of 4,096 costs BYOL little, and SimCLR more (BYOL, figure 3a).",
+    ),
+    grid=fixed(
+        *(Cell(recipe, {"method": label}, {"recipe": recipe}) for recipe, label in METHODS.items()),
+        *(
+            Cell(
+                name,
+                {"method": METHODS[recipe], "without": part},
+                {"recipe": recipe, **settings},
+            )
+            for name, (recipe, part, settings, _) in PARTS.items()
+        ),
+        *(
+            Cell(
+                _batch(recipe, size),
+                {"method": label, "batch": size},
+                {"recipe": recipe, "training.batch_size": size},
+            )
+            for size in BATCHES
+            for recipe, label in METHODS.items()
+        ),
+    ),
+    claims=fixed(
+        *(_beats_untrained(recipe) for recipe in METHODS),
+        better(
+            WITHOUT,
+            WITH,
+            "Methods without negatives reach those with them",
+            "68.1 SimSiam against 67.4 MoCo v2",
+            tolerance=2.0,
+        ),
+        *(
+            better(recipe, name, f"{METHODS[recipe]} needs its {part}", paper)
+            for name, (recipe, part, _, paper) in PARTS.items()
+        ),
+        better(
+            [_batch("byol", 64), "simclr"],
+            ["byol", _batch("simclr", 64)],
+            "A small batch costs SimCLR more than BYOL",
+            "BYOL loses 0.7 points from 4,096 to 512, SimCLR 2.3 (BYOL, figure 3a)",
+        ),
+    ),
+    draw=_draw,
+    reference="simclr",
+    budget=Budget(images=5000, epochs=20),
+    measures=("linear", "collapse", "minutes"),
+    shown=("knn", "linear", "pretext", "effective_rank", "alarm", "alarm_at", "minutes"),
+    differences=(
+        "Recipes at scale `tiny`: AdamW for all methods without a dictionary, SGD for SimCLR and "
+        "MoCo v2; small views in none.",
+    ),
+    notes=(
+        "`alarm`: the share of runs of which the run itself said that they collapsed; `alarm at`: "
+        "after what share of the run, where it said so.",
+        "With 5,000 images a batch of 512 takes 9 steps in an epoch, and rates of AdamW are not "
+        "scaled with the batch.",
+    ),
+)
