@@ -39,7 +39,7 @@ PARTS: Final[Mapping[str, tuple[str, str, Mapping[str, Any], str]]] = {
         {"method.simsiam.stop_gradient": False},
         "0.1 against 67.7 (SimSiam, section 4.1)",
     ),
-    "barlow-twins-no-redundancy": (
+    "barlow_twins-no-redundancy": (
         "barlow_twins",
         "redundancy term",
         {"method.barlow_twins.redundancy_weight": 0.0},
