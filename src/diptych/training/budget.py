@@ -16,6 +16,7 @@ from diptych.config.files import nest
 from diptych.config.recipes import PHOTOGRAPH_SIDE_PIXELS, SMALL_BATCH, health_interval
 from diptych.config.run import OWN, RunConfig
 from diptych.evaluation.features import encode
+from diptych.evaluation.linear import FEW
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.windows import in_windows
 from diptych.methods.build import OwnParts, build_method
@@ -109,6 +110,9 @@ _MEASURING_SHARE: Final = 0.05  # of the time: no further candidate is measured 
 _ENCODERS: Final = 2
 _SECONDS_PER_IMAGE: Final = 1.2e-3
 _SECONDS_PER_IMAGE_FROM_WEIGHTS: Final = 5e-3  # of more features, by one encoder more
+# The same for each image that a linear classifier is fitted on, where five fifths choose.
+_SECONDS_OF_FIFTHS: Final = 1e-3
+_SECONDS_OF_FIFTHS_FROM_WEIGHTS: Final = 8e-3
 _REPORT_SECONDS: Final = 10.0
 # Of the choice of an encoder, which stands above training: weights that are compared, views that
 # whitening sees, and seconds for each image.
@@ -152,7 +156,11 @@ def reserve_seconds(
     if evaluates:
         limits = evaluation_limits(config.training.minutes)
         parts = len(collection.train), 0 if collection.test is None else len(collection.test)
-        images = sum(min(n, limits.get(name, n)) for name, n in zip(_PARTS, parts, strict=True))
+        counts = [min(n, limits.get(name, n)) for name, n in zip(_PARTS, parts, strict=True)]
+        images, fitted = sum(counts), counts[0]
+        if fitted < FEW:
+            of_fifths = _SECONDS_OF_FIFTHS_FROM_WEIGHTS if weights else _SECONDS_OF_FIFTHS
+            seconds += speed.slowdown * fitted * of_fifths
         per_image = _SECONDS_PER_IMAGE_FROM_WEIGHTS if weights else _SECONDS_PER_IMAGE
         seconds += speed.slowdown * (_REPORT_SECONDS + images * per_image)
         seconds += images * (_ENCODERS + weights) * speed.encode_seconds
