@@ -22,11 +22,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import diptych
+from diptych.config.downstream import EmbedSettings
+from diptych.embeddings.embed import embed_images
+from diptych.embeddings.embed_progress import EmbedProgress
 from diptych.embeddings.encode_views import ViewMaker
 from diptych.embeddings.shard_files import read_embeddings
 from diptych.embeddings.shards import Shard, own_shards, parse_shard
 from diptych.errors import ConfigError, EmbeddingsError, ImagesError
 from diptych.evaluation.features import extract_features
+from diptych.models.start import open_encoder
 from diptych.models.weights import (
     load_encoder,
     load_head,
@@ -34,6 +38,7 @@ from diptych.models.weights import (
     untrained_encoder,
 )
 from diptych.runs.folder import RunFolder
+from diptych.runtime.devices import Runtime
 from diptych.runtime.world import World
 from embedding_runs import CONFIG, make, write_run
 
@@ -84,6 +89,51 @@ def test_threads_with_a_batch_each_give_the_same_vectors(
     assert len(one) == 47
     assert one.names == several.names
     assert one.features.tobytes() == several.features.tobytes()
+
+
+class Lines(EmbedProgress):
+    """Keeps what is said."""
+
+    def __init__(self, said: list[str]) -> None:
+        self._said = said
+
+    def say(self, sentence: str) -> None:
+        self._said.append(sentence)
+
+
+def test_what_is_held_out_is_said_once(run: Path, class_folder: Path, tmp_path: Path) -> None:
+    """Of a folder with a test part the other one is embedded, and that is no secret."""
+    both = tmp_path / "both"
+    shutil.copytree(class_folder, both / "train")
+    names = sorted(class_folder.rglob("*.png"))[:7]
+    for number, name in enumerate(names):
+        target = both / "test" / name.parent.name / f"{number}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(name, target)
+    said: list[list[str]] = []
+    for path, shards in ((both, (0, 1)), (both, (1,)), (both / "test", (0,))):
+        said.append([])
+        with Runtime(threads=1, batch_size=8) as runtime:
+            for _ in embed_images(
+                str(run),
+                open_encoder(str(run)),
+                path,
+                tmp_path / f"out-{len(said)}",
+                [Shard(index, 2) for index in shards],
+                EmbedSettings(),
+                runtime,
+                Lines(said[-1]),
+            ):
+                pass
+    assert said == [
+        [
+            f"Not embedded: 7 images of {both} that are held out as test. Name their own folder "
+            "or file for those."
+        ],
+        [],
+        [],
+    ]
+    assert len(read_embeddings(tmp_path / "out-1")) == 48
 
 
 @pytest.mark.parametrize("rows", [1, 7, 16, 48, 100])

@@ -26,6 +26,7 @@ from diptych.embeddings.shard_files import (
 from diptych.embeddings.shards import Shard, checked_shard
 from diptych.embeddings.single_file import is_single_file, make_file
 from diptych.errors import ConfigError, EmbeddingsError
+from diptych.escaping import readable
 from diptych.images.open import require_there
 from diptych.images.sources.handed_over import path_of
 from diptych.models.start import OpenedEncoder, open_encoder
@@ -255,6 +256,8 @@ def embed_images(
     progress = progress or EmbedProgress()
     _require_place(out, shards)  # before any work is done
     job = open_job(source, opened, path, settings, runtime)
+    if any(shard.index == 0 for shard in shards):  # of several processes one says it
+        _say_held_out(job, progress)
     if is_single_file(out):
         yield make_file(job, out, progress)
         return
@@ -264,6 +267,14 @@ def embed_images(
             yield maker.make(shard)
         if shards:
             maker.say_what_is_gone(shards[-1])
+
+
+def _say_held_out(job: EmbeddingJob, progress: EmbedProgress) -> None:
+    for part, count in job.rows.held_out:
+        progress.say(
+            f"Not embedded: {count:,} images of {job.made['path']} that are held out"
+            f"{f' as {readable(part)}' if part else ''}. Name their own folder or file for those."
+        )
 
 
 def check_before_start(

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -19,6 +19,7 @@ from diptych.images.collection import ImageSet
 from diptych.images.index import checksum
 from diptych.images.listing import Listing
 from diptych.images.open import locate_images
+from diptych.images.splits import parts_held_out
 from diptych.runtime.world import World
 
 MOST: Final = 99_999
@@ -206,6 +207,7 @@ class ImageRows:
             place in the whole; None where that is not known.
         labels: (images,), positions in ``classes``, -1 for none; None where nothing is known.
         classes: names of the classes.
+        held_out: of each part that is held out, and is not among these: its name and size.
     """
 
     names: Sequence[str]
@@ -213,6 +215,7 @@ class ImageRows:
     stamp: Callable[[int], tuple[int, int]] | None
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
+    held_out: tuple[tuple[str, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -248,10 +251,10 @@ def find_rows(config: ImagesConfig) -> ImageRows:
         raise ConfigError(
             "images.color = 'raw' needs images.raw_channels, which a run's own config has."
         )
-    found = locate_images(config).train
-    if isinstance(found, ImageSet):
-        return _decoded(found)
-    return _encoded(found, config)
+    located = locate_images(config)
+    found = located.train
+    rows = _decoded(found) if isinstance(found, ImageSet) else _encoded(found, config)
+    return replace(rows, held_out=parts_held_out(located))
 
 
 def _encoded(listing: Listing, config: ImagesConfig) -> ImageRows:

@@ -231,6 +231,11 @@ def hold_out(located: LocatedImages) -> HeldOut:
     return HeldOut(chosen, name, tuple(unused))
 
 
+def parts_held_out(located: LocatedImages) -> tuple[tuple[str, int], ...]:
+    """Name and number of images of each part that is not to be learned from; none is empty."""
+    return tuple((_name(one, located), _count(one)) for one in located.held_out if _count(one))
+
+
 def open_located(
     located: LocatedImages,
     config: ImagesConfig,
