@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,14 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         make(run, str(photos), vectors, 1)
         sets.append(str(vectors))
     keep_maps(*map(Path, sets))
-    command = [sys.executable, "-m", "diptych", "gallery", sets[0], "--against", sets[1]]
+    with served(sets[0], "--against", sets[1]) as found:
+        yield found
+
+
+@contextmanager
+def served(*arguments: str) -> Iterator[str]:
+    """The address of a gallery in a process of its own."""
+    command = [sys.executable, "-m", "diptych", "gallery", *arguments]
     process = subprocess.Popen(
         [*command, "--port", "0", "--no-browser"], stdout=subprocess.PIPE, text=True
     )
@@ -62,17 +70,19 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             break
     else:
         raise AssertionError(said)
-    yield found.group()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    try:
+        yield found.group()
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
 
 
-def keep_maps(first: Path, second: Path) -> None:
+def keep_maps(first: Path, second: Path | None = None) -> None:
     """Puts plain maps where the gallery keeps its own, which take a minute to compile."""
     folder = gallery_folder(first)
     folder.mkdir(exist_ok=True)
-    for run in open_runs(read_vectors(first), read_vectors(second)):
+    for run in open_runs(read_vectors(first), None if second is None else read_vectors(second)):
         features = run.vectors.features - run.vectors.features.mean(axis=0)
         points = features @ np.linalg.svd(features, full_matrices=False)[2][:2].T
         points = 0.9 * points / np.abs(points).max(axis=0)
@@ -158,6 +168,22 @@ def on_screen(page: Any, address: str) -> NDArray[np.float64]:
 def without_thumbnails(page: Any) -> None:
     page.get_by_role("checkbox", name="Images").uncheck()
     page.wait_for_timeout(300)
+
+
+def test_a_set_without_labels_is_coloured_by_cluster(browser: Browser, tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos")
+    for number, file in enumerate(sorted(photos.rglob("*.png"))):
+        file.rename(photos / f"{number}.png")
+    vectors = tmp_path / "vectors"
+    make(write_run(tmp_path / "run", 0), str(photos), vectors, 1)
+    keep_maps(vectors)
+    with served(str(vectors)) as address:
+        page = open_page(browser, address, 1280, 800)
+        chosen = "document.getElementById('colour').selectedOptions[0].textContent"
+        assert page.evaluate(chosen) == "cluster"
+        page.get_by_role("button", name=re.compile("^cluster 1 ")).wait_for(timeout=60_000)
+        assert page.complaints == []
+        page.context.close()
 
 
 def test_all_points_are_drawn_in_the_colours_of_their_classes(page: Any) -> None:

@@ -114,8 +114,9 @@ class Page {
     const { columns } = this.state.set;
     const options = columns.map((column, index) => make("option", { value: index, textContent: column.name }));
     find("colour").replaceChildren(make("option", { value: -1, textContent: "none" }), ...options);
-    const first = columns.findIndex((column) => column.kind === "class" && column.ready);
-    find("colour").value = first;
+    const labelled = columns.findIndex((column) => column.kind === "class" && column.classes?.length > 0);
+    // Without labels by cluster, as soon as the clusters are found.
+    find("colour").value = labelled >= 0 ? labelled : columns.findIndex((column) => column.name === "cluster");
   }
 
   /** Colours the maps by the column that is chosen, and draws the legend. */
