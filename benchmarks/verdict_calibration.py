@@ -194,6 +194,7 @@ def of_population(file: Path) -> Iterator[Judged]:
         for line in lines:
             one = json.loads(line)
             kind = "from weights" if one["kind"].startswith("from weights") else "random weights"
+            kind = "runs of a study" if one["kind"] == "runs" else kind
             yield judged(f"{one['set']}, {kind}", one["metrics"], one["few"], one["many"])
 
 

@@ -5,7 +5,12 @@ run. Of each set a half is learned from. Of the rest, a few images give the figu
 as a user with few labels has, and the others the figures that the verdict is compared with: what it
 says is not tried on the images it was said of. `verdict_calibration.py` reads the file.
 
+Runs that are there, as those of a study, join the population by --runs: they are measured likewise
+on two parts of labelled images that none of them has seen.
+
     python benchmarks/verdict_population.py --images cifar10/ tiles/ --keep population.jsonl
+    python benchmarks/verdict_population.py --runs negatives/cells/*/seed-0 --test cifar10/test \
+        --keep population.jsonl
 """
 
 import copy
@@ -13,7 +18,7 @@ import json
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +36,8 @@ from diptych.runs.folder import RunFolder
 LEARNED: Final = 800  # images of a set, at most
 FEW: Final = 200
 MANY: Final = 800
+FEW_OF_RUNS: Final = 500
+"""Of --test."""
 BATCH: Final = 32
 SMALL: Final = {
     "scale": "tiny",
@@ -79,6 +86,20 @@ def kinds_from_weights(*, quick: bool) -> Iterator[tuple[str, int, dict[str, Any
         yield name, STEPS, views
 
 
+def shuffled_images(source: Path, seed: int = 0) -> list[Path]:
+    files = [p for p in sorted(source.rglob("*")) if p.is_file() and p.suffix != ".txt"]
+    random.Random(seed).shuffle(files)
+    return files
+
+
+def link_all(files: Sequence[Path], part: Path) -> None:
+    """Links to files of class folders, in class folders."""
+    for number, file in enumerate(files):
+        link = part / file.parent.name / f"{number:06}{file.suffix}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file.resolve())
+
+
 class Parts:
     """A set of labelled images in three parts, as folders of links.
 
@@ -90,17 +111,13 @@ class Parts:
 
     def __init__(self, source: Path, place: Path, seed: int = 0) -> None:
         self.learned, self.few, self.many = (place / name for name in ("learned", "few", "many"))
-        files = [p for p in sorted(source.rglob("*")) if p.is_file() and p.suffix != ".txt"]
-        random.Random(seed).shuffle(files)
+        files = shuffled_images(source, seed)
         half = min(LEARNED, len(files) // 2)
         few = min(FEW, (len(files) - half) // 3)
         cuts = (0, half, half + few, min(half + few + MANY, len(files)))
         parts = (self.learned, self.few, self.many)
         for part, (begin, end) in zip(parts, pairwise(cuts), strict=True):
-            for number, file in enumerate(files[begin:end]):
-                link = part / file.parent.name / f"{number:06}{file.suffix}"
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(file.resolve())
+            link_all(files[begin:end], part)
 
     @property
     def images(self) -> int:
@@ -125,9 +142,9 @@ def trained(parts: Parts, out: Path, steps: int, settings: Mapping[str, Any], **
     return out
 
 
-def measured(parts: Parts, run: Path, part: Path, **more: Any) -> dict[str, Any]:
+def measured(run: Path, test: Path, **more: Any) -> dict[str, Any]:
     (run / "evaluation.json").unlink(missing_ok=True)
-    diptych.evaluate(run, train=parts.learned, test=part, threads=1, **more)
+    diptych.evaluate(run, test=test, threads=1, **more)
     return read_evaluation(RunFolder(run)) or {}
 
 
@@ -136,8 +153,8 @@ def record(kind: str, parts: Parts, run: Path, **more: Any) -> dict[str, Any]:
     return {
         "kind": kind,
         "metrics": read_metrics(run / "metrics.jsonl"),
-        "few": measured(parts, run, parts.few, **more),
-        "many": measured(parts, run, parts.many, **more),
+        "few": measured(run, parts.few, train=parts.learned, **more),
+        "many": measured(run, parts.many, train=parts.learned, **more),
     }
 
 
@@ -177,6 +194,23 @@ def from_weights(parts: Parts, place: Path, *, quick: bool) -> Iterator[dict[str
         shutil.rmtree(run, ignore_errors=True)
 
 
+def of_runs(runs: Sequence[Path], test: Path, place: Path) -> Iterator[dict[str, Any]]:
+    """Runs that are there, copied, as an evaluation of their own may be in their folders."""
+    files, few, many = shuffled_images(test), place / "few", place / "many"
+    link_all(files[:FEW_OF_RUNS], few)
+    link_all(files[FEW_OF_RUNS:], many)
+    for run in runs:
+        copied = place / "run"
+        shutil.copytree(run, copied, ignore=shutil.ignore_patterns("checkpoints", "features"))
+        yield {
+            "kind": "runs",
+            "metrics": read_metrics(copied / "metrics.jsonl"),
+            "few": measured(copied, few),
+            "many": measured(copied, many),
+        }
+        shutil.rmtree(copied)
+
+
 def _renamed(found: Any, names: Mapping[str, str]) -> Any:
     """The same with other names of encoders, at any depth."""
     if not isinstance(found, dict):
@@ -186,18 +220,30 @@ def _renamed(found: Any, names: Mapping[str, str]) -> Any:
 
 def main() -> None:
     parser = add_arguments(__doc__)
-    parser.add_argument("--images", type=Path, nargs="+", required=True, metavar="FOLDER")
+    parser.add_argument("--images", type=Path, nargs="+", default=[], metavar="FOLDER")
+    parser.add_argument("--runs", type=Path, nargs="+", default=[], metavar="FOLDER")
+    parser.add_argument("--test", type=Path, metavar="FOLDER", help="of --runs")
     parser.add_argument("--keep", type=Path, required=True, metavar="FILE")
     arguments = parser.parse_args()
+    if bool(arguments.runs) != (arguments.test is not None):
+        parser.error("--runs and --test belong together")
     with open(arguments.keep, "a", encoding="utf-8") as kept:
+
+        def keep(source: Path, found: dict[str, Any]) -> None:
+            print(source.name, found["kind"], found["many"]["knn"], flush=True)
+            kept.write(json.dumps({"set": source.name} | found) + "\n")
+            kept.flush()
+
         for source in arguments.images:
             with tempfile.TemporaryDirectory() as folder:
                 parts = Parts(source, Path(folder))
                 for make in (from_random_weights, from_weights):
                     for found in make(parts, Path(folder), quick=arguments.quick):
-                        print(source.name, found["kind"], found["many"]["knn"], flush=True)
-                        kept.write(json.dumps({"set": source.name} | found) + "\n")
-                        kept.flush()
+                        keep(source, found)
+        if arguments.runs:
+            with tempfile.TemporaryDirectory() as folder:
+                for found in of_runs(arguments.runs, arguments.test, Path(folder)):
+                    keep(arguments.test.resolve().parent, found)
 
 
 if __name__ == "__main__":
