@@ -41,7 +41,6 @@ HEALTHY: Final = {
     "lejepa": replace(BASE, method=MethodConfig("lejepa", lejepa=LeJEPAConfig(0.05, 64))),
 }
 BROKEN: Final = {
-    "byol without a predictor": replace(BASE, method=BYOL),
     "simsiam without stop-gradient": replace(
         BASE, method=MethodConfig("simsiam", simsiam=SimSiamConfig(False)), head=PREDICTS
     ),
@@ -94,18 +93,55 @@ def test_no_collapse_where_there_is_none(name: str) -> None:
     assert "projections_collapsed" not in found, lines[-1]
 
 
+# Of runs of the study `negatives`, every ten steps of 780: spread over the start's, directions.
+SWAV_LEARNS: Final = [
+    *((1.00, 10.2), (0.99, 9.1), (0.79, 4.5), (0.63, 3.5), (0.55, 3.0), (0.55, 3.3), (0.57, 2.9)),
+    *((0.56, 3.0), (0.53, 3.6), (0.51, 3.1), (0.53, 3.3), (0.48, 3.2), (0.48, 3.2), (0.50, 2.9)),
+]
+WITHOUT: Final = {
+    "byol without a predictor": [(1.00, 12.8), (0.73, 13.2), (0.42, 7.4), (0.36, 4.4), (0.30, 3.7)],
+    "vicreg without variance": [
+        *((1.00, 21.5), (0.96, 38.2), (0.74, 15.0), (0.64, 9.9), (0.51, 7.3), (0.47, 10.5)),
+        *((0.39, 12.1), (0.38, 21.1)),
+    ],
+    "simsiam without stop-gradient": [
+        *((1.00, 20.8), (1.00, 12.6), (0.90, 2.7), (0.80, 2.0), (0.52, 2.1), (0.55, 2.0)),
+        *((0.39, 1.8), (0.35, 1.4)),
+    ],
+}
+
+
+def told(spreads: list[tuple[float, float]]) -> list[str]:
+    lines = [
+        {"step": 10 * at, "epoch": 0, "loss": 1.0, "projection_std": std, "projection_rank": rank}
+        for at, (std, rank) in enumerate(spreads)
+    ]
+    return [one.name for one in find_symptoms(lines, dictionary_size=None)]
+
+
+def test_runs_that_learn_raise_no_alarm_and_collapses_do_in_the_first_tenth() -> None:
+    for end in range(1, len(SWAV_LEARNS) + 1):
+        assert told(SWAV_LEARNS[:end]) == []
+    for spreads in WITHOUT.values():
+        assert len(spreads) < 780 / 10 / 10 + 1
+        assert told(spreads) == ["projections_collapsed"]
+        assert told(spreads[:-2]) == []
+
+
 def test_the_spread_is_compared_with_that_of_the_start() -> None:
     """Without batch norm a network begins with projections that are hardly spread."""
 
     def names(start: float, std: float, rank: float) -> list[str]:
-        lines = [
-            {"step": 1, "epoch": 0, "loss": 1.0, "projection_std": start, "projection_rank": 6.0},
-            {"step": 9, "epoch": 0, "loss": 1.0, "projection_std": std, "projection_rank": rank},
-        ]
+        first = {"epoch": 0, "loss": 1.0, "projection_std": start, "projection_rank": 6.0}
+        later = {**first, "projection_std": std, "projection_rank": rank}
+        lines = [{"step": 1, **first}, {"step": 9, **later}, {"step": 19, **later}]
+        # One batch is not enough.
         assert find_symptoms(lines[:1], dictionary_size=None) == []
+        assert find_symptoms(lines[:2], dictionary_size=None) == []
+        assert find_symptoms([*lines, {"step": 29, **first}], dictionary_size=None) == []
         return [one.name for one in find_symptoms(lines, dictionary_size=None)]
 
-    assert names(0.11, 0.1, 3.0) == []
-    assert names(0.11, 0.05, 3.0) == ["projections_collapsed"]
+    assert names(0.11, 0.05, 3.0) == []
+    assert names(0.11, 0.04, 3.0) == ["projections_collapsed"]
     assert names(0.98, 0.6, 1.7) == ["projections_collapsed"]  # a line
     assert names(0.98, 0.9, 1.7) == []

@@ -117,8 +117,9 @@ def test_the_first_alarm_of_a_run_that_collapsed_is_told(tmp_path: Path) -> None
         return EXTRA["collapse"](run)
 
     assert found([0.9, 0.8, 0.9, 0.8]) == {"alarm": 0.0}
-    assert found([0.9, 0.8, 0.1, 0.1]) == {"alarm": 1.0, "alarm_at": 0.75}
-    assert found([0.9, 0.1, 0.8, 0.9]) == {"alarm": 1.0, "alarm_at": 0.5}
+    assert found([0.9, 0.8, 0.1, 0.8]) == {"alarm": 0.0}
+    assert found([0.9, 0.8, 0.1, 0.1]) == {"alarm": 1.0, "alarm_at": 1.0}
+    assert found([0.9, 0.1, 0.1, 0.9]) == {"alarm": 1.0, "alarm_at": 0.75}
 
 
 def test_cells_that_are_done_are_skipped(
