@@ -1,6 +1,7 @@
 """Symptoms in the metrics of a run: plain sentences on what is wrong, or only looks wrong."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ COLLAPSED_STD: Final = 0.4
 COLLAPSED_DIRECTIONS: Final = 1.8
 """Of projections, below which they have where their spread is below ``FALLEN_STD`` of the start."""
 FALLEN_STD: Final = 0.7
-_LINES_OF_COLLAPSE: Final = 2  # one batch may be spread less than the next
+_LINES_OF_COLLAPSE: Final = 2  # whose mean counts: one batch may be spread less than the next
 _FEW_CONTENTS: Final = 0.5  # of the images; below, most of them are copies
 AT_CHANCE: Final = 0.02  # of the chance level
 SHORTCUT_ACCURACY: Final = 0.98
@@ -134,17 +135,19 @@ def _collapsed_projections(metrics: Sequence[Mapping[str, Any]]) -> list[Symptom
     They do so within some ten steps, long before the features. The spread is compared with that of
     the start: without batch norm a network begins with projections that are hardly spread. In the
     study `negatives` runs that learn keep 0.42 of it and more, SwAV's the least, and runs without
-    what keeps images apart are below 0.4 within 60 steps. What is on a line keeps some, with norms.
+    what keeps images apart are below 0.4 within 70 steps. What is on a line keeps some, with norms.
     """
     start, *lines = [line for line in metrics if "projection_std" in line] or [{}]
-    lately = lines[-_LINES_OF_COLLAPSE:]
-    if len(lately) < _LINES_OF_COLLAPSE or not all(_are_alike(line, start) for line in lately):
+    if len(lines) < _LINES_OF_COLLAPSE:
         return []
-    std, rank, before = (
-        lately[-1]["projection_std"],
-        lately[-1]["projection_rank"],
-        start["projection_std"],
+    before = start["projection_std"]
+    std, rank = (
+        statistics.fmean(line[name] for line in lines[-_LINES_OF_COLLAPSE:])
+        for name in ("projection_std", "projection_rank")
     )
+    on_a_line = rank < COLLAPSED_DIRECTIONS and std < FALLEN_STD * before
+    if not (std < COLLAPSED_STD * before or on_a_line):
+        return []
     return [
         Symptom(
             "projections_collapsed",
@@ -156,12 +159,6 @@ def _collapsed_projections(metrics: Sequence[Mapping[str, Any]]) -> list[Symptom
             "is too high.",
         )
     ]
-
-
-def _are_alike(line: Mapping[str, Any], start: Mapping[str, Any]) -> bool:
-    std, before = line["projection_std"], start["projection_std"]
-    on_a_line = line["projection_rank"] < COLLAPSED_DIRECTIONS and std < FALLEN_STD * before
-    return bool(std < COLLAPSED_STD * before or on_a_line)
 
 
 def _is_collapsed(line: Mapping[str, Any]) -> bool:
