@@ -1,15 +1,19 @@
 """Trains every recipe at scale tiny from the command line, and puts what came of it in one table.
 
-Each recipe runs as a user would run it: `diptych pretrain PATH --recipe NAME --scale tiny`, in a
-process of its own, then `diptych evaluate`. The table has the loss at the end beside the loss of
-guessing, where it has one, the accuracy at the training task, or of methods without negatives the
-retrieval accuracy, kNN and linear accuracy of the trained and the untrained encoder, the minutes,
-and the peak memory of the process. A figure holds where kNN beats the untrained encoder.
+Each recipe runs as a user would run it: `diptych pretrain PATH --recipe NAME --scale tiny`, or
+without a scale, which is then chosen by the images (`--scale own`), in a process of its own, then
+`diptych evaluate`. The table has the loss at the end beside the loss of guessing, where it has one,
+the accuracy at the training task, or of methods without negatives the retrieval accuracy, kNN and
+linear accuracy of the trained and the untrained encoder, the minutes, and the peak memory of the
+process. A figure holds where kNN beats the untrained encoder.
 
     python benchmarks/recipes.py --images cifar10/ --limit 5000 --epochs 20
+    python benchmarks/recipes.py --images tiles/ --epochs 100 --scale own --flags \
+        --views.side-pixels 32
     python benchmarks/recipes.py --quick         # the built-in photographs, 2 epochs
 """
 
+import argparse
 import math
 import sys
 import tempfile
@@ -24,11 +28,11 @@ from diptych.config.recipes import RECIPES
 from diptych.logging.metrics import task_accuracy
 
 
-def show(runs: dict[str, Run]) -> None:
+def show(runs: dict[str, Run], scale: str) -> None:
     """One row for each recipe."""
     test_images = next(iter(runs.values())).evaluation["protocol"]["test_images"]
     table = Table(
-        title=f"Every recipe at scale tiny; accuracy in % on {test_images:,} test images",
+        title=f"Recipes at their {scale} scale; accuracy in % on {test_images:,} test images",
         title_justify="left",
     )
     for column in (
@@ -71,8 +75,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--keep", type=Path, help="keep the run folders in this new folder")
+    parser.add_argument("--scale", choices=("tiny", "own"), default="tiny")
+    parser.add_argument(
+        "--flags", nargs=argparse.REMAINDER, default=[], help="more of `diptych pretrain`, last"
+    )
     arguments = parser.parse_args()
-    flags = ["--scale", "tiny", "--epochs", str(2 if arguments.quick else arguments.epochs)]
+    flags = ["--epochs", str(2 if arguments.quick else arguments.epochs), *arguments.flags]
+    if arguments.scale == "tiny":
+        flags += ["--scale", "tiny"]
     if arguments.limit is not None:
         flags += ["--images.limit", str(arguments.limit)]
     if arguments.quick:
@@ -86,7 +96,7 @@ def main() -> None:
             )
             for recipe in arguments.recipes
         }
-    show(runs)
+    show(runs, arguments.scale)
     figures = [
         Figure(f"{name}: kNN points over untrained", run.gain, 0.0) for name, run in runs.items()
     ]
