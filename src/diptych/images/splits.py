@@ -221,7 +221,7 @@ class HeldOut:
 
 def hold_out(located: LocatedImages) -> HeldOut:
     """The first part with labels (those of a test part are often withheld), else the first."""
-    parts = [one for one in located.held_out if _count(one)]
+    parts = _held_out(located)
     chosen = next(filter(_has_labels, parts), parts[0] if parts else None)
     name = "" if chosen is None else _name(chosen, located)
     why = f"a part that is not used; {readable(name)} is held out"
@@ -233,7 +233,7 @@ def hold_out(located: LocatedImages) -> HeldOut:
 
 def parts_held_out(located: LocatedImages) -> tuple[tuple[str, int], ...]:
     """Name and number of images of each part that is not to be learned from; none is empty."""
-    return tuple((_name(one, located), _count(one)) for one in located.held_out if _count(one))
+    return tuple((_name(one, located), _count(one)) for one in _held_out(located))
 
 
 def open_located(
@@ -255,6 +255,10 @@ def open_located(
     learned = opened(located.train, config)
     test = hold_out(located).images
     return learned, None if test is None else opened(test, held_out_config(config, learned))
+
+
+def _held_out(located: LocatedImages) -> list[Listing | ImageSet]:
+    return [one for one in located.held_out if _count(one)]
 
 
 def _has_labels(part: Listing | ImageSet) -> bool:
