@@ -145,3 +145,22 @@ def test_the_spread_is_compared_with_that_of_the_start() -> None:
     assert names(0.11, 0.04, 3.0) == ["projections_collapsed"]
     assert names(0.98, 0.6, 1.7) == ["projections_collapsed"]  # a line
     assert names(0.98, 0.9, 1.7) == []
+
+
+def test_an_image_that_is_not_found_by_its_other_view_is_told_of() -> None:
+    """As BYOL's and SimSiam's on one kind of tile: no loss says it, and the spread is kept."""
+
+    def names(
+        found: float, *, steps: int = 600, count: int = 5, candidates: int = 128
+    ) -> list[str]:
+        line = {"epoch": 9, "loss": 0.7, "candidates": candidates, "retrieval_accuracy": found}
+        line["chance_retrieval_accuracy"] = 1 / candidates
+        lines = [{"step": steps - 10 * at, **line} for at in reversed(range(count))]
+        return [one.name for one in find_symptoms(lines, dictionary_size=None)]
+
+    assert names(0.0) == ["retrieval_at_chance"]
+    assert names(2.9 / 128) == ["retrieval_at_chance"]
+    assert names(3.1 / 128) == []
+    assert names(0.0, steps=530) == []  # not all of them after so many steps
+    assert names(0.0, count=4) == []
+    assert names(0.1, candidates=16) == []  # thrice the chance level is little to ask of many

@@ -28,6 +28,10 @@ FALLEN_STD: Final = 0.7
 _LINES_OF_COLLAPSE: Final = 2  # whose mean counts: one batch may be spread less than the next
 _FEW_CONTENTS: Final = 0.5  # of the images; below, most of them are copies
 AT_CHANCE: Final = 0.02  # of the chance level
+OVER_CHANCE: Final = 3.0
+"""Times the chance level, below which a retrieval accuracy is no better than guessing."""
+_LINES_OF_RETRIEVAL: Final = 5  # whose mean counts: of one batch chance finds a few
+_CANDIDATES: Final = 32  # fewer, and thrice the chance level is no low accuracy
 SHORTCUT_ACCURACY: Final = 0.98
 NO_ROOM: Final = 0.98
 """kNN accuracy before training above which hardly anything is left to gain."""
@@ -50,7 +54,7 @@ def find_symptoms(
     return [
         *_copies(health),
         *_filling(last, dictionary_size),
-        *_collapsed_projections(metrics),
+        *(_collapsed_projections(metrics) or _retrieves_at_chance(metrics)),
         *collapsed_prototypes(metrics),
         *(_collapsed_features(health) or _at_chance(last)),
         *_lost_start(health),
@@ -110,6 +114,33 @@ def _at_chance(last: Mapping[str, Any]) -> list[Symptom]:
             f"The loss ({last['loss']:.2f}) is still at chance ({last['chance_loss']:.2f}): "
             "the encoder cannot tell one image from another. Try another "
             "--optimizer.learning-rate, or weaker views (--views.strength 0.5).",
+        )
+    ]
+
+
+def _retrieves_at_chance(metrics: Sequence[Mapping[str, Any]]) -> list[Symptom]:
+    """Of a method without negatives, whose loss has no level of chance.
+
+    In the study `negatives` runs that learn find the other view 5 times as often as chance and more
+    after 300 steps; a network whose projections differ in one or two directions never learns to.
+    """
+    name = RETRIEVAL_ACCURACY.name
+    lines = [line for line in metrics if name in line and line["step"] >= LEAST_STEPS]
+    lines = lines[-_LINES_OF_RETRIEVAL:]
+    if len(lines) < _LINES_OF_RETRIEVAL or lines[0]["epoch"] < 1:
+        return []
+    found = statistics.fmean(line[name] for line in lines)
+    chance = chance_of(lines[-1], name)
+    if chance > 1 / _CANDIDATES or found >= OVER_CHANCE * chance:
+        return []
+    return [
+        Symptom(
+            "retrieval_at_chance",
+            True,
+            f"The other view of an image is found for {found:.1%} of them, where guessing finds "
+            f"{chance:.1%}: the encoder does not tell images apart. Try a smaller --batch-size, "
+            "for more steps in an epoch, with a lower --optimizer.learning-rate, or a method with "
+            "negatives (--recipe simclr).",
         )
     ]
 
