@@ -13,6 +13,7 @@ a frozen encoder on the same images as ours, by the same kNN and linear classifi
 """
 
 import json
+import shutil
 import subprocess
 import tempfile
 import time
@@ -70,14 +71,20 @@ def main() -> None:
     parser.add_argument("--encoder", default="resnet18", help="of the weights, a name of timm")
     parser.add_argument("--teacher", default="", help="weights of the teacher of distillation")
     parser.add_argument("--minutes", type=float)
+    parser.add_argument(
+        "--ours", type=Path, help="a run of so many minutes that is there, by own_photographs.py"
+    )
     flags = parser.parse_args()
     minutes = flags.minutes or (MINUTES_QUICK if flags.quick else MINUTES)
     begin = ["--weights", flags.weights, "--encoder", flags.encoder] if flags.weights else []
     with tempfile.TemporaryDirectory() as place:
         scratch = Path(place)
         ours = scratch / "ours"
-        command = diptych("pretrain", str(flags.images), "--minutes", str(minutes), *begin)
-        subprocess.run([*command, "--out", str(ours), "--quiet"], check=True)
+        if flags.ours is not None:
+            shutil.copytree(flags.ours, ours)
+        else:
+            command = diptych("pretrain", str(flags.images), "--minutes", str(minutes), *begin)
+            subprocess.run([*command, "--out", str(ours), "--quiet"], check=True)
         weights = str(ours / "start.safetensors") if begin else ""
         given = [str(flags.images / "train"), flags.encoder, flags.method, weights, flags.teacher]
         epochs = fitting_epochs(flags.python, scratch, 60 * minutes, given)

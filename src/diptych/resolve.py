@@ -197,7 +197,8 @@ def _suited_to(
     """
     weights = is_asked(overrides, "encoder.weights")
     base = suited_side(base, median_side_pixels, weights=weights)
-    base = base if weights else suited_pool(base)
+    if not weights and not is_asked(overrides, "encoder.pool"):
+        base = suited_pool(base, overlay_all(base, overrides))
     asked = overlay_all(base, overrides)
     # Partners of a group are other images already, and a teacher's classifier sees whole ones.
     if asked.compares_views and asked.images.group_by is None:

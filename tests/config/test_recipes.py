@@ -214,16 +214,32 @@ def test_at_a_scale_that_is_asked_for_the_recipe_stays() -> None:
     assert config.training.batch_size == recipe.training.batch_size
 
 
-def test_features_of_quarters_are_of_the_smallest_network_where_no_scale_is_asked_for() -> None:
+def test_features_of_cells_are_of_the_smallest_network_where_no_scale_is_asked_for() -> None:
     def pool_and_kept(**settings: object) -> tuple[int, str]:
         config, _ = resolved(2_000, 255, **settings)
         return config.encoder.pool, config.training.keep.kind
 
-    assert pool_and_kept() == (2, "best")
-    assert pool_and_kept(encoder={"name": "small_resnet"}) == (2, "best")
+    assert pool_and_kept() == (4, "best")
+    assert pool_and_kept(encoder={"name": "small_resnet"}) == (4, "best")
+    assert pool_and_kept(encoder={"width": 64}) == (2, "best")  # 4 x 4 cells are 4,096 features
+    assert pool_and_kept(encoder={"width": 256}) == (1, "best")
     assert pool_and_kept(encoder={"pool": 3}) == (3, "best")
     assert pool_and_kept(encoder={"name": "resnet18"}) == (1, "best")
+    assert pool_and_kept(views={"side_pixels": 16}) == (2, "best")  # maps of 2 x 2
+    assert pool_and_kept(views={"side_pixels": 16}, encoder={"stem_stride": 1}) == (4, "best")
     assert pool_and_kept(scale="tiny") == (1, "auto")
+
+
+def test_the_head_of_many_features_is_narrower() -> None:
+    def hidden(**settings: object) -> int | None:
+        return resolved(2_000, 255, **settings)[0].head.hidden_features
+
+    assert hidden() == 512
+    assert hidden(head={"hidden_features": 2048}) == 2048
+    assert hidden(recipe="simsiam") == 256  # its own
+    assert hidden(encoder={"name": "resnet18"}) is None  # as wide as the features
+    assert hidden(encoder={"width": 8}) is None  # which are no more than 512
+    assert hidden(scale="tiny") is None
 
 
 def test_what_is_asked_for_decides_on_the_rest() -> None:

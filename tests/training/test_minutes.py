@@ -303,7 +303,7 @@ def test_sides_that_are_surely_too_small_are_not_measured(
 
 
 @pytest.mark.slow
-def test_what_is_chosen_has_features_of_quarters_and_is_whitened(
+def test_what_is_chosen_has_features_of_cells_and_is_whitened(
     images: Path, tmp_path: Path, clock: Clock
 ) -> None:
     few = {name: value for name, value in TINY.items() if not name.startswith("encoder.")}
@@ -318,7 +318,7 @@ def test_what_is_chosen_has_features_of_quarters_and_is_whitened(
         now=clock,
     )
     config = load_run_config(tmp_path / "run" / "config.toml")
-    assert (config.encoder.name, config.encoder.pool) == ("small_resnet", 2)
+    assert (config.encoder.name, config.encoder.pool) == ("small_resnet", 4)
     assert config.training.keep.kind == "best"
 
 
@@ -365,21 +365,24 @@ def test_measuring_takes_real_steps_and_leaves_no_trace(
     before = sorted(tmp_path.rglob("*"))
     speed = budget_module.measure_speed(config, collection, executor, NOTHING_OWN)
     assert 0 < speed.encode_seconds < speed.image_seconds < 1
+    assert speed.features == 2 * config.encoder.width * config.encoder.pool**2
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_evaluation_leaves_time_to_train_whatever_the_number_of_images() -> None:
-    def reserved(count: int, minutes: float | None) -> float:
+    def reserved(count: int, minutes: float | None, features: int = 512) -> float:
         images = photographs(count, 32).train
         config = RunConfig(training=TrainingConfig(minutes=minutes))
         collection = Collection(images, images, "")
-        return budget_module.reserve_seconds(config, Speed(1.0, 0.01), collection, evaluates=True)
+        speed = Speed(1.0, 0.01, features=features)
+        return budget_module.reserve_seconds(config, speed, collection, evaluates=True)
 
     assert evaluation_limits(10.0) == {"fit_images": 5000, "test_images": 2000}
     assert evaluation_limits(0.5) == {"fit_images": 1000, "test_images": 500}
     assert evaluation_limits(None) == {}
     assert reserved(5_000, 10.0) == reserved(100_000, 10.0) < reserved(5_000, 20.0) < 300
     assert reserved(100_000, None) > 10 * reserved(100_000, 10.0)
+    assert reserved(5_000, 10.0) + 10 < reserved(5_000, 10.0, features=2048) < 300
 
 
 def test_epochs_and_minutes_exclude_each_other(tmp_path: Path) -> None:

@@ -53,7 +53,9 @@ PHOTOGRAPH_SIDE_PIXELS: Final = 96
 """Median side of a set from which on its images are photographs, with more detail than 32 pixels
 show; below are those of CIFAR's kind."""
 _PHOTOGRAPH_VIEW: Final = 64  # pixels of a view of them at `tiny`
-_CELLS: Final = 2  # along each side, in which maps of the smallest network are pooled
+_CELLS: Final = (4, 2)  # along each side, in which maps of the smallest network are pooled,
+_MOST_FEATURES: Final = 2048  # with no more features than ResNet-50 has
+_HIDDEN: Final = 512  # of the head then: as wide as the features it costs a third of a step
 _VIEW_FOR_WEIGHTS: Final = 128  # the same for an encoder that begins with weights
 _FROZEN_SHARE: Final = 0.6  # of the parts of such an encoder
 _LEARNING_ON_POLICY: Final = (
@@ -349,14 +351,26 @@ def suited_side(config: RunConfig, median_side_pixels: int, *, weights: bool) ->
     return replace(config, views=replace(config.views, side_pixels=side))
 
 
-def suited_pool(config: RunConfig) -> RunConfig:
-    """The same config with features of the quarters of an image, where its network is the smallest.
+def suited_pool(config: RunConfig, asked: RunConfig) -> RunConfig:
+    """The same config with features of cells of an image, where its network is the smallest.
 
     A hundred features of a whole image tell a classifier too little of where something is.
+
+    Args:
+        config: at a scale that nobody asked for.
+        asked: the same with all that is asked for, which says how large the last maps are.
     """
-    if config.encoder.name != "small_resnet":
+    encoder = asked.encoder
+    if config.encoder.name != "small_resnet" or encoder.name != "small_resnet":
         return config
-    return replace(config, encoder=replace(config.encoder, pool=_CELLS))
+    halvings = 2 ** (len(encoder.stage_blocks) - 1)
+    side = asked.views.side_pixels // (encoder.stem_stride * halvings)
+    features = encoder.width * halvings
+    fitting = (n for n in _CELLS if n <= side and n * n * features <= _MOST_FEATURES)
+    cells, head = next(fitting, 1), config.head
+    if head.hidden_features is None and cells * cells * features > _HIDDEN:
+        head = replace(head, hidden_features=_HIDDEN)
+    return replace(config, encoder=replace(config.encoder, pool=cells), head=head)
 
 
 def suited_windows(*, image_count: int, median_side_pixels: int, side_pixels: int) -> int:

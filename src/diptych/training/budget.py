@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 import torch
+from torch import Tensor
 
 from diptych.config.files import nest
 from diptych.config.recipes import PHOTOGRAPH_SIDE_PIXELS, SMALL_BATCH, health_interval
@@ -106,8 +107,10 @@ _SLOWDOWN_SECONDS: Final = 0.05
 _MEASURING_SHARE: Final = 0.05  # of the time: no further candidate is measured after that
 
 # Of evaluation and report, in seconds of one idle core: two encoders see every image once, and the
-# rest (kNN, the linear classifiers, the pages) grows with the images, or does not.
+# rest (kNN, the linear classifiers, the pages) grows with the images and, from nothing, with their
+# features, or does not.
 _ENCODERS: Final = 2
+_FEATURES: Final = 512  # of which the seconds from nothing are
 _SECONDS_PER_IMAGE: Final = 1.2e-3
 _SECONDS_PER_IMAGE_FROM_WEIGHTS: Final = 5e-3  # of more features, by one encoder more
 # The same for each image that a linear classifier is fitted on, where five fifths choose.
@@ -135,11 +138,13 @@ class Speed:
         image_seconds: of one image's share of a step, on all processes together.
         encode_seconds: of one image by the frozen encoder.
         slowdown: how much longer work of one core takes, as other programs want the cores too.
+        features: of an image, which classifiers are fitted on.
     """
 
     image_seconds: float
     encode_seconds: float
     slowdown: float = 1.0
+    features: int = _FEATURES
 
 
 def reserve_seconds(
@@ -147,12 +152,13 @@ def reserve_seconds(
 ) -> float:
     """What comes after the last step, roughly: the choice of an encoder, evaluation and report."""
     weights = config.encoder.weights is not None
+    longer = speed.slowdown * (1 if weights else speed.features / _FEATURES)
     seconds = _SAVE_SECONDS
     if config.keeps_best:
         shown = min(config.training.keep.images, len(collection.train)) + COMPARED_VIEWS
         has_start = weights or config.encoder.name == OWN
         seconds += (COMPARED_WEIGHTS if has_start else 1) * shown * speed.encode_seconds
-        seconds += speed.slowdown * (_CHOICE_SECONDS if has_start else _WHITENING_SECONDS) * shown
+        seconds += longer * (_CHOICE_SECONDS if has_start else _WHITENING_SECONDS) * shown
     if evaluates:
         limits = evaluation_limits(config.training.minutes)
         parts = len(collection.train), 0 if collection.test is None else len(collection.test)
@@ -160,9 +166,9 @@ def reserve_seconds(
         images, fitted = sum(counts), counts[0]
         if fitted < FEW:
             of_fifths = _SECONDS_OF_FIFTHS_FROM_WEIGHTS if weights else _SECONDS_OF_FIFTHS
-            seconds += speed.slowdown * fitted * of_fifths
+            seconds += longer * fitted * of_fifths
         per_image = _SECONDS_PER_IMAGE_FROM_WEIGHTS if weights else _SECONDS_PER_IMAGE
-        seconds += speed.slowdown * (_REPORT_SECONDS + images * per_image)
+        seconds += speed.slowdown * _REPORT_SECONDS + longer * images * per_image
         seconds += images * (_ENCODERS + weights) * speed.encode_seconds
     return seconds
 
@@ -260,14 +266,15 @@ def measure_speed(
         )
         float(output.loss)  # waits for the device
 
-    def encoded() -> None:
-        encode(method.encoder, sample, config.views, executor)
+    def encoded() -> Tensor:
+        return encode(method.encoder, sample, config.views, executor)
 
+    features = encoded().shape[1]
     measured = (_seconds_of(step), _seconds_of(encoded), _slowdown())
     step_seconds, encode_seconds, slowdown = (
         one / 1e9 for one in largest_over_processes(*(int(1e9 * one) for one in measured))
     )
-    return Speed(step_seconds / batch, encode_seconds / len(sample), slowdown)
+    return Speed(step_seconds / batch, encode_seconds / len(sample), slowdown, features)
 
 
 def length_in_words(config: RunConfig, speed: Speed, collection: Collection) -> str:
@@ -282,7 +289,7 @@ def length_in_words(config: RunConfig, speed: Speed, collection: Collection) -> 
     )
 
 
-def _seconds_of(work: Callable[[], None]) -> float:
+def _seconds_of(work: Callable[[], object]) -> float:
     """The mean of some calls, the first of which does not count."""
     work()
     begun = time.perf_counter()
