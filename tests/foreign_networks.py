@@ -335,6 +335,14 @@ def stable_pretraining() -> Foreign:
     return Foreign({"state_dict": state}, network, "stable-pretraining")
 
 
+def stable_pretraining_plain() -> Foreign:
+    network = resnet18()
+    state = prefixed("backbone.", network.state_dict())
+    state |= prefixed("projector.", mlp(512, 64, 32))
+    state |= prefixed("callbacks_modules.probe.", LINEAR)
+    return Foreign({"state_dict": state}, network, "a backbone beside heads")
+
+
 def compiled() -> Foreign:
     network = resnet18()
     state = prefixed("_orig_mod.module.", with_fc(network, LINEAR))
@@ -408,6 +416,66 @@ def transformers_resnet() -> Foreign:
         network = randomised(TransformersResNet())
     state = prefixed("resnet.", network.state_dict()) | prefixed("classifier.1.", LINEAR)
     return Foreign(state, network, "transformers")
+
+
+# --- SimCLR v2 ---------------------------------------------------------------------------------
+
+
+def _normed(wide: int, *, activated: bool = True) -> nn.Sequential:
+    return nn.Sequential(nn.BatchNorm2d(wide), nn.ReLU() if activated else nn.Identity())
+
+
+def _kernel(wide: int, wider: int, side: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(wide, wider, side, stride, side // 2, bias=False)
+
+
+class _SimCLRv2Block(nn.Module):
+    def __init__(self, wide: int, inner: int, stride: int, *, projects: bool) -> None:
+        super().__init__()
+        self.projection: nn.Module = nn.Identity()
+        if projects:
+            shortcut = _kernel(wide, 4 * inner, 1, stride)
+            bn = _normed(4 * inner, activated=False)
+            self.projection = nn.Sequential(OrderedDict(shortcut=shortcut, bn=bn))
+        self.net = nn.Sequential(
+            *(_kernel(wide, inner, 1), _normed(inner)),
+            *(_kernel(inner, inner, 3, stride), _normed(inner)),
+            *(_kernel(inner, 4 * inner, 1), _normed(4 * inner, activated=False)),
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return functional.relu(self.projection(maps) + self.net(maps))
+
+
+class SimCLRv2ResNet(nn.Module):
+    """ResNet-50 without selective kernels, under the names of the converted weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        stem = nn.Sequential(_kernel(3, 64, 7, 2), _normed(64), nn.MaxPool2d(3, 2, 1))
+        stages: list[nn.Module] = [stem]
+        wide = 64
+        for inner, count, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
+            blocks = nn.Sequential()
+            for place in range(count):
+                first = place == 0
+                block = _SimCLRv2Block(wide, inner, stride if first else 1, projects=first)
+                blocks.append(block)
+                wide = 4 * inner
+            stages.append(nn.Sequential(OrderedDict(blocks=blocks)))
+        self.net = nn.Sequential(*stages)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.net(images).mean(dim=(2, 3))
+        return found
+
+
+def simclr_v2() -> Foreign:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = randomised(SimCLRv2ResNet())
+    content = {"resnet": with_fc(network, LINEAR), "head": prefixed("layers.", mlp(2048, 64, 32))}
+    return Foreign(content, network, "SimCLR v2 converted", "resnet50")
 
 
 class _Dense(nn.Module):
@@ -506,7 +574,8 @@ FILES: dict[str, Callable[[], Foreign]] = {
         *(torchvision_flat, timm_ema, moco_v1, moco_v2, moco_v3, moco_v3_vit, simclr_converted),
         *(simclr_pytorch, byol, byol_learner, byol_sequential, swav, barlow_twins, vicreg, dino),
         *(vissl, mmselfsup, mmselfsup_vit, solo_learn, solo_learn_cifar, lightly),
-        *(lightly_sequential, lightly_train, stable_pretraining, compiled, small_stem),
-        *(transformers_resnet, transformers_vit),
+        *(lightly_sequential, lightly_train, stable_pretraining, stable_pretraining_plain),
+        *(compiled, small_stem),
+        *(transformers_resnet, transformers_vit, simclr_v2),
     )
 }

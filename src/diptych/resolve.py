@@ -276,7 +276,8 @@ def _learning_on(base: RunConfig, overrides: Overrides, start: StartWeights | No
         return base
     base = start.applied_to(base)
     asked = overlay_all(base, overrides)
-    if not asked.compares_views:
+    # Of dense positives no anchor holds the features, so the recipe stays (decision 33).
+    if asked.method_name not in ("contrastive", *SIAMESE):
         return base
     # Only the structure is looked at, which every network has at the side it was made for.
     usual = replace(

@@ -22,6 +22,7 @@ from diptych.cli.help import is_positional, settings_of
 from diptych.cli.main import VERBS, main
 from diptych.config.files import load_run_config
 from diptych.report.page import write_report
+from foreign_networks import small_stem
 from report.test_charts import FOUND as FOUND_BOXES
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
@@ -150,7 +151,7 @@ def test_the_encoder_is_used_from_python(finished: Path, stripes: Stripes) -> No
     encoder = diptych.load_encoder(finished)
     images, _ = stripes(10)
     features = diptych.extract_features(encoder, images, threads=1)
-    assert features.shape == (10, 4 * 8)  # of each quarter of an image
+    assert features.shape == (10, 16 * 8)  # of each of 4 x 4 cells of an image
     again = diptych.extract_features(diptych.load_encoder(finished / "encoder.safetensors"), images)
     assert torch.equal(features, again)
     alone = torch.cat([diptych.extract_features(encoder, images[i : i + 1]) for i in range(10)])
@@ -246,6 +247,13 @@ def test_views_measures_what_operations_cost_of_the_labels(
     assert ran("views", str(class_folder), *given, *encoder) == 0
     assert ran("views", str(class_folder), *given, "--encoder-file", str(finished)) == 2
     assert "add --labelled" in capsys.readouterr().err
+    weights, labelled = tmp_path / "theirs.pth", ["--labelled", str(class_folder)]
+    torch.save(small_stem().content, weights)
+    foreign = ["--encoder-file", str(weights), "--views.policy", "flip"]
+    assert ran("views", str(class_folder), *given, *labelled, *foreign) == 0
+    assert "the layout of a backbone beside heads" in capsys.readouterr().out
+    assert ran("views", str(class_folder), *given, *labelled, "--encoder", "resnet18") == 2
+    assert "add --encoder-file" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def test_presets_are_policies(preset: str) -> None:
     first, second = branches(preset, None)
     assert parse_policy(as_text(first)) == first
     assert isinstance(first[0], Crop | Center)
-    assert (first == second) == (preset != "moco_v3")
+    assert (first == second) == (preset not in ("moco_v3", "byol"))
 
 
 def test_presets_carry_the_papers_numbers() -> None:
@@ -98,6 +98,8 @@ def test_presets_carry_the_papers_numbers() -> None:
     assert (first["blur"].probability, second["blur"].probability) == (1.0, 0.1)  # type: ignore[union-attr]
     assert "solarize" not in first
     assert second["solarize"] == Solarize(0.2)
+    for ours, theirs in zip(branches("byol", None), branches("moco_v3", None), strict=True):
+        assert ours == (Crop(area=(0.08, 1.0), interpolation="bicubic"), *theirs[1:])
 
 
 def test_a_second_policy_takes_the_place_of_the_presets_own() -> None:

@@ -1,6 +1,7 @@
 """Recipes carry the papers' settings, and every one builds a method that takes a step."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +18,10 @@ from diptych.methods.build import METHODS, build_with_keys
 from diptych.methods.method import Method
 from diptych.models.heads import build_head
 from diptych.optimization.optimizers import build_optimizer, peak_learning_rate
-from diptych.resolve import Overrides, in_effect, resolve
+from diptych.resolve import Overrides, asked_start, in_effect, resolve
 from diptych.training.step import train_step
 from diptych.views.batches import Batch
+from foreign_networks import small_stem
 
 
 @pytest.mark.parametrize("scale", ["tiny", "small", "paper"])
@@ -127,12 +129,50 @@ def test_the_papers_settings_without_negatives() -> None:
     ) == (25.0, 25.0, 1.0)
     assert lejepa.method.lejepa.regularization_weight == 0.05
     assert (lejepa.optimizer.kind, lejepa.optimizer.weight_decay) == ("adamw", 5e-4)
+    for config in (byol, barlow, vicreg):
+        assert config.views.branches == branches("byol", None)
+    assert simsiam.views.branches == branches("moco_v2", None)
+    assert peak_learning_rate(barlow.optimizer, 2048) == pytest.approx(1.6)
+    assert 1.6 * barlow.optimizer.lars.spared_share == pytest.approx(0.0048 * 2048 / 256)
     assert (lejepa.views.small_views, lejepa.views.small_side_pixels) == (6, 98)
     assert "area=0.3..1" in lejepa.views.policy
     assert "area=0.05..0.3" in str(lejepa.views.small_policy)
 
 
-def test_only_simclr_has_settings_for_cifar10() -> None:
+def test_the_papers_settings_of_neighbours_and_prototypes() -> None:
+    nnclr, swav, dino = (recipe_config(name, "paper") for name in ("nnclr", "swav", "dino"))
+    assert (nnclr.method.nnclr.queue_size, nnclr.method.nnclr.temperature) == (98304, 0.1)
+    assert peak_learning_rate(nnclr.optimizer, 4096) == pytest.approx(4.8)
+    assert (nnclr.head.layers, nnclr.head.output_features) == (3, 256)
+    assert nnclr.head.predictor_hidden_features == 4096
+    assert (swav.method.swav.prototypes, swav.method.swav.epsilon) == (3000, 0.05)
+    assert peak_learning_rate(swav.optimizer, 4096) == pytest.approx(4.8)
+    assert (swav.views.small_views, swav.training.epochs) == (6, 800)
+    assert swav.views.policy.startswith("crop(area=0.14..1) + flip")
+    assert str(swav.views.small_policy).startswith("crop(area=0.05..0.14) + flip")
+    assert dino.method.dino.prototypes == 65536
+    assert (dino.method.dino.teacher_temperature, dino.method.dino.warmup_epochs) == (0.07, 30.0)
+    assert dino.method.key_encoder == KeyEncoderConfig("momentum", 0.996, "cosine")
+    assert (dino.optimizer.weight_decay, dino.optimizer.weight_decay_end) == (0.04, 0.4)
+    assert peak_learning_rate(dino.optimizer, 1024) == pytest.approx(2e-3)
+    assert (dino.encoder.name, dino.views.small_views) == ("timm:vit_small_patch16_224", 10)
+    assert dino.views.policy.startswith("crop(area=0.25..1, interpolation=bicubic)")
+    assert str(dino.views.small_policy).startswith("crop(area=0.05..0.25, interpolation=bicubic)")
+
+
+def test_simsiam_has_settings_for_cifar10() -> None:
+    """Appendix D."""
+    config = recipe_config("simsiam", "cifar10")
+    assert (config.encoder.name, config.encoder.stem) == ("resnet18", "small")
+    assert (config.head.layers, config.head.output_features) == (2, 2048)
+    assert (config.training.batch_size, config.training.epochs) == (512, 800)
+    assert peak_learning_rate(config.optimizer, 512) == pytest.approx(0.06)
+    assert (config.optimizer.kind, config.optimizer.weight_decay) == ("sgd", 5e-4)
+    assert config.views.branches == branches("crop + color + gray + flip", None)
+    assert config.views.side_pixels == 32
+
+
+def test_only_two_papers_have_settings_for_cifar10() -> None:
     with pytest.raises(ConfigError, match="moco_v2 has no scale cifar10"):
         recipe_config("moco_v2", "cifar10")
     with pytest.raises(ConfigError, match="no recipe 'moco_v9'; wanted one of memory_bank"):
@@ -212,6 +252,30 @@ def test_at_a_scale_that_is_asked_for_the_recipe_stays() -> None:
     assert config.images.windows == 1
     assert config.training.epochs == recipe.training.epochs
     assert config.training.batch_size == recipe.training.batch_size
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_begins_from_weights(recipe: str, tmp_path: Path) -> None:
+    """That of dense positives was refused, as no anchor goes with it."""
+    torch.save(small_stem().content, tmp_path / "theirs.pth")
+    asked: dict[str, object] = {"recipe": recipe, "training": {"device": "cpu"}}
+    asked |= {"images": {"path": "x"}, "encoder": {"weights": str(tmp_path / "theirs.pth")}}
+    layers: Overrides = [(asked, "")]
+    start = asked_start(layers)
+    config, _ = resolve(layers, image_count=2_000, median_side_pixels=255, channels=3, start=start)
+    own = recipe_config(recipe, "tiny")
+    assert config.encoder.name == "resnet18"
+    if recipe == "densecl":
+        assert (config.optimizer, config.views.policy) == (own.optimizer, own.views.policy)
+        return
+    assert config.encoder.frozen_parts == 3  # of five
+    assert config.method.anchor.weight == 1.0
+    assert config.views.policy.startswith("crop(area=0.4..1) + flip + color(brightness=0.2,")
+    optimizer = config.optimizer
+    if own.method.kind == "contrastive":
+        assert (optimizer.kind, optimizer.learning_rate) == ("sgd", 0.12)
+    else:
+        assert optimizer == replace(own.optimizer, learning_rate=own.optimizer.learning_rate / 4)
 
 
 def test_features_of_cells_are_of_the_smallest_network_where_no_scale_is_asked_for() -> None:

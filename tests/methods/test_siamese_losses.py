@@ -11,13 +11,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diptych.config.method import VICRegConfig
+from diptych.config.method import (
+    WITH_PREDICTOR,
+    BarlowTwinsConfig,
+    KeyEncoderConfig,
+    LeJEPAConfig,
+    MethodConfig,
+    VICRegConfig,
+)
+from diptych.config.model import EncoderConfig, HeadConfig
+from diptych.config.run import RunConfig
+from diptych.methods.build import METHODS
 from diptych.methods.siamese.barlow_twins import barlow_twins_terms
-from diptych.methods.siamese.base import spread_of
+from diptych.methods.siamese.base import Encoded, Siamese, spread_of
 from diptych.methods.siamese.byol import byol_loss
 from diptych.methods.siamese.lejepa import epps_pulley, random_directions
 from diptych.methods.siamese.simsiam import negative_cosine
 from diptych.methods.siamese.vicreg import covariance_of, invariance_of, variance_of
+from diptych.views.batches import Batch
 
 Array = NDArray[np.float64]
 IMAGES, DIM = 7, 5
@@ -154,6 +165,95 @@ def test_the_rank_is_that_of_eigenvalues(rng: np.random.Generator) -> None:
         values = np.linalg.eigvalsh(np.cov(unit.T))
         wanted = values.sum() ** 2 / (values**2).sum()
         assert float(spread_of(*as_tensors(vectors))[1]) == pytest.approx(wanted, rel=1e-10)
+
+
+class TestOfAllViews:
+    """What a step compares: two views of full size and a small one, in plain loops."""
+
+    WHOLE, VIEWS = 2, 3
+
+    @pytest.fixture
+    def views(self, rng: np.random.Generator) -> tuple[Array, Array, Array]:
+        """Predictions and projections of all views, and targets of those of full size."""
+        predictions, projections = 0.4 * rng.normal(size=(2, self.VIEWS, IMAGES, DIM)) + 0.2
+        return predictions, projections, rng.normal(size=(self.WHOLE, IMAGES, DIM))
+
+    def compared(self, name: str, views: tuple[Array, Array, Array], **method: Any) -> float:
+        head = HeadConfig(output_features=DIM, predictor_layers=2 * (name in WITH_PREDICTOR))
+        key_encoder = KeyEncoderConfig("momentum" if name == "byol" else "shared")
+        config = RunConfig(
+            encoder=EncoderConfig(width=4, stage_blocks=(1,)),
+            head=head,
+            method=MethodConfig(name, key_encoder=key_encoder, **method),
+        )
+        built = METHODS[name].build(config, None, None)
+        assert isinstance(built, Siamese)
+        batch = Batch((), torch.arange(IMAGES), 3)
+        return float(built.compare(Encoded(*as_tensors(*views)), batch).loss)
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Of two views, of which one at least is of full size."""
+        return [(one, other) for one in range(self.WHOLE) for other in range(one + 1, self.VIEWS)]
+
+    def test_predictions_meet_the_targets_of_other_views(
+        self, views: tuple[Array, Array, Array]
+    ) -> None:
+        predictions, _, targets = views
+        found = list[float]()
+        for view in range(self.VIEWS):
+            for target in range(self.WHOLE):
+                if view != target:
+                    found += cosines(predictions[view], targets[target])
+        mean = sum(found) / len(found)
+        assert len(found) == 4 * IMAGES
+        assert self.compared("simsiam", views) == pytest.approx(-mean, rel=1e-10)
+        assert self.compared("byol", views) == pytest.approx(2 - 2 * mean, rel=1e-10)
+
+    def test_barlow_twins(self, views: tuple[Array, Array, Array]) -> None:
+        _, projections, _ = views
+        total = 0.0
+        for one, other in self.pairs():
+            first, second = (
+                (v - v.mean(axis=0)) / np.sqrt(v.var(axis=0) + 1e-5)
+                for v in (projections[one], projections[other])
+            )
+            c = first.T @ second / IMAGES
+            total += sum((1 - c[i, i]) ** 2 for i in range(DIM))
+            total += 0.3 * sum(c[i, j] ** 2 for i in range(DIM) for j in range(DIM) if i != j)
+        found = self.compared("barlow_twins", views, barlow_twins=BarlowTwinsConfig(0.3))
+        assert found == pytest.approx(total / 3, rel=1e-10)
+
+    def test_vicreg(self, views: tuple[Array, Array, Array]) -> None:
+        _, projections, _ = views
+        invariance = sum(
+            ((projections[one] - projections[other]) ** 2).mean() for one, other in self.pairs()
+        )
+        variance = covariance = 0.0
+        for view in projections:
+            c = np.cov(view.T)
+            variance += np.maximum(0, 1 - np.sqrt(np.diag(c) + 1e-4)).sum() / DIM
+            covariance += sum(c[i, j] ** 2 for i in range(DIM) for j in range(DIM) if i != j) / DIM
+        # The mean of both views' variance terms, and the sum of their covariance terms.
+        wanted = 7 * invariance / 3 + 5 * variance / 3 + 3 * (2 * covariance / 3)
+        found = self.compared("vicreg", views, vicreg=VICRegConfig(7.0, 5.0, 3.0))
+        assert variance > 0
+        assert found == pytest.approx(wanted, rel=1e-10)
+
+    def test_lejepa(self, views: tuple[Array, Array, Array]) -> None:
+        _, projections, _ = views
+        centre = (projections[0] + projections[1]) / 2  # not of the small view
+        near = sum(((view - centre) ** 2).sum() for view in projections) / projections.size
+        directions = random_directions(DIM, 4, seed=0, step=3).double().numpy()
+        t = np.linspace(-5, 5, 17)
+        normal = np.exp(-(t**2) / 2)
+        tests = list[float]()
+        for view in projections:
+            for column in (view @ directions).T:
+                waves = np.exp(1j * np.outer(t, column)).mean(axis=1)
+                tests.append(IMAGES * np.trapezoid(abs(waves - normal) ** 2 * normal, t))
+        wanted = 0.9 * near + 0.1 * sum(tests) / len(tests)
+        config = LeJEPAConfig(0.1, directions=4, points=17)
+        assert self.compared("lejepa", views, lejepa=config) == pytest.approx(wanted, rel=1e-6)
 
 
 class TestAgainstLightly:

@@ -10,7 +10,7 @@ from torch import nn
 
 import oracles
 from diptych.config.model import EncoderConfig
-from diptych.config.run import AdamWConfig, OptimizerConfig, ScheduleConfig, StepConfig
+from diptych.config.run import AdamWConfig, LarsConfig, OptimizerConfig, ScheduleConfig, StepConfig
 from diptych.models.encoders import build_encoder
 from diptych.optimization.optimizers import (
     Lars,
@@ -74,6 +74,19 @@ def test_lars_leaves_a_zero_gradient_or_weight_alone() -> None:
     weight.grad = torch.zeros(3, 3)
     optimizer.step()
     assert torch.equal(weight.detach(), -torch.ones(3, 3))
+
+
+def test_norms_and_biases_may_learn_at_a_share_of_the_rate_of_lars() -> None:
+    """As Barlow Twins' do; no other optimizer looks at it."""
+    share = LarsConfig(spared_share=0.024)
+    for kind, wanted in (("lars", 0.024), ("sgd", 1.0)):
+        optimizer = build_optimizer(OptimizerConfig(kind=kind, lars=share), network())  # type: ignore[arg-type]
+        set_learning_rate(optimizer, 2.0)
+        found = {
+            p.ndim > 1: group["lr"] for group in optimizer.param_groups for p in group["params"]
+        }
+        assert found == {True: 2.0, False: pytest.approx(2.0 * wanted)}
+        assert optimizer.param_groups[0]["lr"] == 2.0  # which the metrics show
 
 
 @pytest.mark.parametrize("kind", ["sgd", "lars"])

@@ -30,7 +30,10 @@ class ImportFlags:
 
 
 def import_(arguments: Sequence[str]) -> None:
-    """Write weights of another library as an encoder file, which every verb here takes.
+    """Write weights of another library as an encoder file of diptych.
+
+    `diptych embed` and `export`, --weights of `pretrain`, --against of `evaluate` and
+    --encoder-file of `views` take it.
 
     Nothing in the file is run: tensors are read, and nothing else.
 

@@ -61,7 +61,7 @@ VERBS: Final = {
     "subset": ("classify", "choose which images to label next"),
     "import": (
         "import_export",
-        "make weights of another library an encoder file that every verb here takes",
+        "make weights of another library an encoder file of diptych",
     ),
     "export": (
         "import_export",

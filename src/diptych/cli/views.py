@@ -46,8 +46,11 @@ class ViewsFlags:
     """Measure what each operation costs of that which the labels of these images say, one folder
     for each class; without a folder behind it, the labels of PATH itself."""
     encoder_file: str | None = None
-    """With --labelled: a run folder or encoder file, from whose features labels are read too. Slow
-    for large encoders."""
+    """With --labelled: a run folder, an encoder file, or any weights that --weights of `diptych
+    pretrain` takes, from whose features labels are read too. Slow for large encoders."""
+    encoder: str | None = None
+    """Of weights from elsewhere: the network that they are of, as torchvision or timm call it;
+    found from them where their names and shapes show it."""
     threads: int | None = None
     """CPU threads; all cores by default."""
     images: ImagesConfig = field(default_factory=ImagesConfig)
@@ -56,7 +59,7 @@ class ViewsFlags:
 
 COMMON: Final = {
     "what is shown": ("out", "rows", "columns", "seed"),
-    "what the labels need": ("labelled", "encoder_file"),
+    "what the labels need": ("labelled", "encoder_file", "encoder"),
     "whose views": (
         *("recipe", "scale", "config", "views.policy", "views.second", "views.side_pixels"),
         *("views.strength", "views.small_views", "images.color", "images.group_by"),
@@ -92,7 +95,7 @@ def views(arguments: Sequence[str]) -> None:
     from diptych.views.preview.policy_in_words import policy_in_words
 
     _require_picture(flags.out, flags.rows, flags.columns)
-    _require_labelled(flags.labelled, flags.encoder_file)
+    _require_labelled(flags.labelled, flags.encoder_file, flags.encoder)
     settings = explicit_settings(flags, arguments)
     layers = overrides_of(settings, flags.config)
     asked = overlay_all(RunConfig(), layers)
@@ -110,7 +113,7 @@ def views(arguments: Sequence[str]) -> None:
         advice = advise(collection.train, config.views, executor)
         measured = None
         if flags.labelled is not None:
-            measured = _measured(flags.labelled, flags.encoder_file, config, executor)
+            measured = _measured(flags, config, executor)
         write_preview(
             flags.out,
             collection,
@@ -144,9 +147,7 @@ def _with_own_labels(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def _measured(
-    labelled: str, encoder_file: str | None, config: RunConfig, executor: Executor
-) -> "CostsOfViews":
+def _measured(flags: ViewsFlags, config: RunConfig, executor: Executor) -> "CostsOfViews":
     """What each operation costs of what the labels say; without a folder, those of the images."""
     from rich.console import Console
 
@@ -156,20 +157,23 @@ def _measured(
     from diptych.evaluation.operations.readers import EncoderReader
     from diptych.evaluation.operations.trials import trials_for
     from diptych.evaluation.subject import require_same_channels
-    from diptych.models.weights import load_encoder
+    from diptych.models.start import open_encoder
     from diptych.report.costs_of_views import CostsOfViews
     from diptych.runtime.console import ProgressBars
 
     images, reader = config.images, None
-    if encoder_file is not None:
-        encoder = load_encoder(encoder_file)
-        require_same_channels(config, encoder.config, f"--encoder-file {encoder_file}")
+    if flags.encoder_file is not None:
+        opened = open_encoder(flags.encoder_file, encoder=flags.encoder)
+        for sentence in opened.sentences:
+            print(sentence)
+        encoder = opened.encoder
+        require_same_channels(config, encoder.config, f"--encoder-file {flags.encoder_file}")
         reader = EncoderReader(encoder, BATCH_SIZE)
         sides = (images.jpeg_side, encoder.config.images.jpeg_side)
         # Decoded small, a photograph lacks what an encoder of larger views has learned to see.
         whole = None in sides
         images = replace(images, jpeg_side=None if whole else max(filter(None, sides)))
-    found = open_labelled(images, executor, train=labelled or None)
+    found = open_labelled(images, executor, train=flags.labelled or None)
     views = config.views
     trials = trials_for(views.branches, found.train.channels, views.strength, others=True)
     with ProgressBars(Console(stderr=True)) as bars:
@@ -185,11 +189,16 @@ def _measured(
     return CostsOfViews(costs, advice_on_costs(costs, views.branches, strength=views.strength))
 
 
-def _require_labelled(labelled: str | None, encoder_file: str | None) -> None:
+def _require_labelled(labelled: str | None, encoder_file: str | None, encoder: str | None) -> None:
     if labelled is None and encoder_file is not None:
         raise ConfigError(
             f"--encoder-file {encoder_file} reads labels, and none are given: add --labelled "
             "FOLDER with a folder for each class, or --labelled alone where PATH has such folders."
+        )
+    if encoder_file is None and encoder is not None:
+        raise ConfigError(
+            f"--encoder {encoder} names the network of weights, and none are given: add "
+            "--encoder-file WEIGHTS, or leave it away."
         )
 
 

@@ -128,9 +128,9 @@ class ViewsConfig:
     side_pixels: int = 32
     """Height and width of a view."""
     policy: str = "moco_v2"
-    """The operations that make a view: a preset (moco_v1, moco_v2, moco_v3, simclr, simclr_cifar,
-    simclr_v2, identity) or operations in order, as `crop(area=0.2..1) + flip + color(0.8)`; the
-    first number is the probability. docs/views.md lists them."""
+    """The operations that make a view: a preset (moco_v1, moco_v2, moco_v3, byol, simclr,
+    simclr_cifar, simclr_v2, identity) or operations in order, as `crop(area=0.2..1) + flip +
+    color(0.8)`; the first number is the probability. docs/views.md lists them."""
     second: str | None = None
     """The same for the other branch, every second view of an image. As `policy` when not given."""
     strength: float = 1.0

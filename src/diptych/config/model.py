@@ -27,7 +27,8 @@ class EncoderConfig:
     pool: int = 1
     """Of `small_resnet` and torchvision's ResNets: the last maps are averaged in this many cells
     along each side, and the features of all cells are kept. 1 is one average of the whole image; 2
-    tells in which quarter something is, with four times the features."""
+    tells in which quarter something is, with four times the features. A run without a scale gives
+    `small_resnet` 4, or fewer where they would be more than 2,048 features."""
     width_multiplier: int = 1
     """Of resnet18 to resnet152: all channels times this (SimCLR's 2x and 4x)."""
     selective_kernels: bool = False

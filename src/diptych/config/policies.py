@@ -324,6 +324,8 @@ _COLOR_HALF: Final = "color(0.8, brightness=0.4, contrast=0.4, saturation=0.4, h
 _COLOR_FULL: Final = "color(0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)"
 _COLOR_V3: Final = "color(0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)"
 
+_CROP_BYOL: Final = "crop(area=0.08..1, interpolation=bicubic)"
+
 PRESETS: Final[Mapping[str, tuple[str, str | None]]] = {
     # MoCo (1911.05722), section 3.3; the published code's order: gray, colour, flip.
     "moco_v1": ("crop + gray + color(1, hue=0.4) + flip", None),
@@ -333,6 +335,12 @@ PRESETS: Final[Mapping[str, tuple[str, str | None]]] = {
     "moco_v3": (
         f"crop + {_COLOR_V3} + gray + blur(1) + flip",
         f"crop + {_COLOR_V3} + gray + blur(0.1) + solarize(0.2) + flip",
+    ),
+    # BYOL (2006.07733), appendix B, whose smallest crops are SimCLR's. The code of Barlow Twins,
+    # VICReg and DINO resizes likewise.
+    "byol": (
+        f"{_CROP_BYOL} + {_COLOR_V3} + gray + blur(1) + flip",
+        f"{_CROP_BYOL} + {_COLOR_V3} + gray + blur(0.1) + solarize(0.2) + flip",
     ),
     # SimCLR (2002.05709), appendix A.
     "simclr": (f"crop(area=0.08..1) + flip + {_COLOR_FULL} + gray + blur", None),

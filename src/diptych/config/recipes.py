@@ -1,9 +1,9 @@
 """The papers' settings at a scale, as functions to a config.
 
-``paper`` carries what the papers give for ImageNet, ``cifar10`` what SimCLR gives for CIFAR-10.
-``small`` and ``tiny`` keep the method and change what depends on size: encoder, side of a view,
-batch, dictionary, length; docs/recipes.md says what was tried. A recipe is only a starting point: a
-config file and flags override it.
+``paper`` carries what the papers give for ImageNet, ``cifar10`` what SimCLR and SimSiam give for
+CIFAR-10. ``small`` and ``tiny`` keep the method and change what depends on size: encoder, side of a
+view, batch, dictionary, length; docs/recipes.md says what was tried. A recipe is only a starting
+point: a config file and flags override it.
 """
 
 import math
@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Final, Literal
 
 from diptych.config.method import (
+    SIAMESE,
     AnchorConfig,
     BankConfig,
     DenseConfig,
@@ -46,7 +47,7 @@ from diptych.config.siamese_recipes import (
 )
 from diptych.errors import ConfigError
 
-HAVE_CIFAR10: Final = frozenset({"simclr"})
+HAVE_CIFAR10: Final = frozenset({"simclr", "simsiam"})
 """The recipes whose papers give settings for CIFAR-10."""
 
 PHOTOGRAPH_SIDE_PIXELS: Final = 96
@@ -61,11 +62,12 @@ _FROZEN_SHARE: Final = 0.6  # of the parts of such an encoder
 _LEARNING_ON_POLICY: Final = (
     "crop(area=0.4..1) + flip + color(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05)"
 )
+_LEARNING_ON_SHARE: Final = 0.25  # of the rate of methods without negatives
 SMALL_BATCH: Final = 64
 """To which a batch may go down for few images."""
 _BATCHES_IN_PASS: Final = 4  # fewer, and what is left over of a pass is a large part of it
 _LEAST_STEPS: Final = 2_000  # less hardly moves a network from where it began
-_LEAST_STEPS_ON: Final = 300  # of an encoder that begins with weights
+_LEAST_STEPS_ON: Final = 500  # of an encoder that begins with weights; of fewer nothing is said
 _MOST_SEEN: Final = 1_500_000  # images, each as often as it comes: an hour or less, of the smallest
 _HEALTH: Final = 30  # measurements of health in a run, at most about
 _IMAGES_BETWEEN: Final = 8  # images learned from between two of them, for each that is measured
@@ -319,18 +321,23 @@ def learning_on(config: RunConfig, *, parts: int) -> RunConfig:
     """The same recipe for an encoder that begins with weights from elsewhere.
 
     The first parts stay as they are, an anchor holds the features near the start, views are milder
-    and the run is short; docs/recipes.md has the trials. Of methods that compare views.
+    and the run is short; docs/decisions/0028-learning-on.md has the trials. Those of ``SIAMESE``
+    keep their optimizer, at a quarter of its rate.
 
     Args:
         config: of the recipe.
         parts: of the encoder, see ``encoder_parts``.
     """
+    optimizer = OptimizerConfig(kind="sgd", learning_rate=0.12, weight_decay=1e-4)
+    if config.method.kind in SIAMESE:
+        own = config.optimizer
+        optimizer = replace(own, learning_rate=_LEARNING_ON_SHARE * own.learning_rate)
     return replace(
         config,
         views=replace(config.views, policy=_LEARNING_ON_POLICY, second=None),
         encoder=replace(config.encoder, frozen_parts=round(_FROZEN_SHARE * parts)),
         method=replace(config.method, anchor=AnchorConfig(weight=1.0)),
-        optimizer=OptimizerConfig(kind="sgd", learning_rate=0.12, weight_decay=1e-4),
+        optimizer=optimizer,
         schedule=ScheduleConfig(kind="cosine", warmup_epochs=1.0),
         training=replace(config.training, epochs=10),
     )

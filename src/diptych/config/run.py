@@ -15,11 +15,14 @@ class LarsConfig:
 
     trust: float = 0.001
     """Length of a layer's step as a share of the length of its weights."""
+    spared_share: float = 1.0
+    """Of norms and biases, whose steps are not scaled: the share of the rate that they learn at
+    (Barlow Twins: 0.0048 of 0.2)."""
 
     def __post_init__(self) -> None:
         check = Checks("optimizer.lars", self)
         check.finite()
-        check.positive("trust")
+        check.positive("trust", "spared_share")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ _TINY_POLICIES: Final = {
     "moco_v1": "crop + gray + color + flip",
     "moco_v2": "crop + color + gray + flip",
     "moco_v3": "crop + color(saturation=0.2) + gray + flip",
+    "byol": "crop + color(saturation=0.2) + gray + flip",
     "simclr": "crop + flip + color(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2) + gray",
 }
 PLAIN_SGD: Final = OptimizerConfig(kind="sgd", learning_rate=0.24, weight_decay=1e-4)

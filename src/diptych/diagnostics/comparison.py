@@ -32,6 +32,10 @@ SHORT: Final[Mapping[str, str]] = {
 }
 METRICS: Final[Mapping[str, str]] = {"accuracy": "accuracy", "mean_per_class": "mean per class"}
 
+_VIEWS: Final = (
+    "Which operations of its views hide what tells these classes apart, `diptych evaluate RUN "
+    "--protocol views` says; `diptych views PATH --labelled FOLDER` proposes views without them."
+)
 _UNEQUAL: Final = 1.2  # times the share that the largest of equal classes would have
 
 
@@ -305,17 +309,14 @@ def advice(comparison: Comparison) -> str:
     if START in comparison.rivals and START in open_to:
         return (
             "What to do next: take the start weights as they are, or train more gently from them: "
-            "a tenth of --optimizer.learning-rate and weaker crops. `diptych views PATH --labelled "
-            "FOLDER` says which operation of the views hides what tells these classes apart."
+            f"a tenth of --optimizer.learning-rate and weaker crops. {_VIEWS}"
         )
     steps = "train longer (twice the --minutes or --epochs)"
     if START not in comparison.rivals:
         steps = f"begin from weights that know photographs (--weights FILE); {steps}"
     return (
         f"What to do next, in this order: {steps}; show more of an image (a larger "
-        "--views.side-pixels, and weaker crops: crop(area=0.5..1) in --views.policy). `diptych "
-        "views PATH --labelled FOLDER` says which operation of the views hides what tells these "
-        "classes apart."
+        f"--views.side-pixels, and weaker crops: crop(area=0.5..1) in --views.policy). {_VIEWS}"
     )
 
 

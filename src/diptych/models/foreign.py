@@ -75,6 +75,17 @@ _DETECTRON2: Final = (
     (r"\.shortcut\.", ".downsample.0."),
 )
 
+_SIMCLR_V2: Final = (
+    (r"^0\.0\.", "conv1."),
+    (r"^0\.1\.0\.", "bn1."),
+    (r"^([1-4])\.blocks\.", r"layer\1."),
+    (r"\.projection\.shortcut\.", ".downsample.0."),
+    (r"\.projection\.bn\.0\.", ".downsample.1."),
+    *((rf"\.net\.{2 * n}\.", f".conv{n + 1}.") for n in range(3)),
+    *((rf"\.net\.{2 * n + 1}\.0\.", f".bn{n + 1}.") for n in range(3)),
+)
+"""Of the ResNets without selective kernels."""
+
 _TRANSFORMERS_VIT: Final = (
     (r"^embeddings\.cls_token$", "cls_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
@@ -148,6 +159,14 @@ LAYOUTS: Final = (
     ),
     Layout(
         "BYOL", r"encoder\.", (r"^projet?c?tion\.",), "online_network", renames=_FLAT_SEQUENTIAL
+    ),
+    # Trained on pixels from 0 to 1 that were not normalised.
+    Layout(
+        "SimCLR v2 converted",
+        r"net\.",
+        (r"^net\.1\.blocks\.0\.projection\.",),
+        renames=_SIMCLR_V2,
+        settings={"views": {"pixel_mean": (0.0, 0.0, 0.0), "pixel_std": (1.0, 1.0, 1.0)}},
     ),
     Layout("SwAV", marks=(r"^prototypes\.",), left_out=rf"{_CLASSIFIER}|{_HEAD}"),
     Layout("DINO", _BACKBONE, (r"^head\.last_layer\.",)),

@@ -88,9 +88,12 @@ def _parameter_groups(
         if not parameter.requires_grad:
             continue
         kind = _DECAYED if id(parameter) in decayed else _SPARED
+        share = shares.get(id(parameter), 1.0)
+        if config.kind == "lars" and kind == _SPARED:
+            share *= config.lars.spared_share
         if kind == _DECAYED and config.pull_to_start > 0 and id(parameter) in shares:
             kind = _PULLED
-        members.setdefault((shares.get(id(parameter), 1.0), kind), []).append(parameter)
+        members.setdefault((share, kind), []).append(parameter)
     groups = list[dict[str, Any]]()
     for (share, kind), parameters in members.items():
         group = {"params": parameters, "kind": kind, "rate_share": share, "weight_decay": 0.0}

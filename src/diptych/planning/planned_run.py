@@ -215,12 +215,12 @@ def resolve_run(
         median_side_pixels=side,
         channels=channels,
     )
-    if config.method_name != "contrastive":
+    if config.method_name not in ("contrastive", "dense"):
         raise ConfigError(
             f"the method {config.method_name!r} cannot be planned: encoders, logits and messages "
-            "are counted of the method 'contrastive' only. With the same encoder and batch, plan "
+            "are counted of dictionaries of negatives only. With the same encoder and batch, plan "
             "the recipe simclr, or moco_v3 where there is a momentum encoder: they cost about as "
-            "much."
+            "much, but for small views (swav, dino, lejepa), which come on top."
         )
     run = PlannedRun(
         replace(config, training=replace(config.training, device="cpu" if on_cpu else "cuda")),
