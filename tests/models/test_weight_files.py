@@ -1,20 +1,32 @@
 """Files of weights by name: each kind is read, nothing in one is run, and errors say what to do."""
 
 import argparse
+import hashlib
+import http.server
 import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+import torchvision.models
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.models import weight_files
+from diptych.models.start import StartEncoder, import_encoder
 from diptych.models.weight_files import absolute_source, read_weights
-from foreign_networks import resnet18
+from diptych.models.weights import load_encoder
+from foreign_networks import randomised, resnet18
 
 STATE = {"conv.weight": torch.ones(2, 3)}
 
@@ -187,3 +199,100 @@ def test_sources_mean_the_same_from_any_folder(
     assert absolute_source("pretrained") == "pretrained"
     assert absolute_source("./pretrained") == str(tmp_path / "pretrained")
     assert RunConfig().encoder.weights is None
+
+
+def test_a_folder_that_timm_wrote_gives_the_features_of_its_network(
+    tmp_path: Path, written_by_timm: tuple[Path, nn.Module]
+) -> None:
+    folder, network = written_by_timm
+    started, config = import_encoder(f"local-dir:{folder}")
+    assert (config.encoder.name, config.views.side_pixels) == ("timm:test_resnet", 160)
+    require_features_of(network, started, config, tmp_path)
+
+
+@pytest.mark.slow
+def test_weights_are_fetched_from_a_hub(
+    tmp_path: Path, written_by_timm: tuple[Path, nn.Module]
+) -> None:
+    folder, network = written_by_timm
+    file = tmp_path / "fetched.safetensors"
+    command = [sys.executable, "-m", "diptych", "import", "hf-hub:someone/net", "--out", str(file)]
+    with a_hub(folder) as address:
+        homes = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
+        done = subprocess.run(
+            command, env={**os.environ, **homes}, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    images = torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        came, wanted = load_encoder(file)(images), network(images)
+    torch.testing.assert_close(came, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_torchvision_brings_what_lies_in_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a file of the right name is there it asks nobody; else it would download it."""
+    network = resnet18(fc=nn.Linear(512, 1000))
+    name = Path(torchvision.models.ResNet18_Weights.DEFAULT.url).name
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    torch.save(network.state_dict(), tmp_path / "hub/checkpoints" / name)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    started, config = import_encoder("pretrained", encoder="resnet18")
+    assert (config.encoder.name, config.views.side_pixels) == ("resnet18", 224)
+    assert config.views.pixel_mean == (0.485, 0.456, 0.406)
+    network.fc = nn.Identity()
+    require_features_of(network, started, config, tmp_path)
+
+
+def require_features_of(
+    network: nn.Module, started: StartEncoder, config: RunConfig, folder: Path
+) -> None:
+    started.write(folder / "ours.safetensors", config)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        came, wanted = load_encoder(folder / "ours.safetensors")(images), network(images)
+    torch.testing.assert_close(came, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def written_by_timm(tmp_path: Path) -> tuple[Path, nn.Module]:
+    """timm's smallest network with random weights, saved by timm, and the network itself."""
+    from timm.models._hub import save_for_hf
+
+    network = randomised(timm.create_model("test_resnet"))
+    save_for_hf(network, str(tmp_path / "timm"), safe_serialization=True)
+    network.reset_classifier(0)  # type: ignore[operator]
+    return tmp_path / "timm", network.eval()
+
+
+@contextmanager
+def a_hub(folder: Path) -> Iterator[str]:
+    """A server that gives the files of a folder as a hub of models does."""
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, *, body: bool) -> None:
+            file = folder / Path(self.path).name
+            found = "/resolve/" in self.path and file.is_file()
+            content = file.read_bytes() if found else b"{}"
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", 40 * "0")
+            self.end_headers()
+            if body:
+                self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

@@ -354,6 +354,7 @@ def fetch(text: str, encoder: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         weights = torchvision.models.get_model_weights(encoder)[tag or "DEFAULT"]
         transforms = weights.transforms()
         about = {"mean": transforms.mean, "std": transforms.std}
+        about["license"] = weights.meta.get("license")
         about["input_size"] = [3, transforms.crop_size[0], transforms.crop_size[0]]
         state = torchvision.models.get_model(encoder, weights=weights).state_dict()
         return state, {"pretrained_cfg": about}
