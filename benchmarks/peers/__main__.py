@@ -3,13 +3,14 @@
     python benchmarks/peers FIGURE --environments FOLDER    # one figure
     python benchmarks/peers all --environments FOLDER       # all, and one table at the end
 
-Figures: throughput, memory, time-to-accuracy, accuracy, loss, views, growth; and `record`, for
-docs/leaderboard.md, which `all` leaves out. The environments of
-the peers are made when they are not there, some seven gigabytes each. `--data` is a folder with
-`cifar10/` in it (`train/CLASS`, `test/CLASS`, JPEG); without it images are made from built-in
-photographs, on which accuracies say little. `--out` keeps a JSON file for each figure, with which
-`all` goes on where it was stopped, and the table. What follows `--` are flags of
-`diptych pretrain`, in the place of the settings that all share. `--quick` shows in minutes that all
+Figures: throughput, memory, time-to-accuracy, accuracy, growth; step, processes, start, opening,
+embed, loss, views, probes, which have scripts of their own too; and `record`, for
+docs/leaderboard.md, which `all` leaves out. The environments of the peers are made when they are
+not there, some seven gigabytes each. `--data` is a folder with `cifar10/` in it (`train/CLASS`,
+`test/CLASS`, JPEG); without it images are made from built-in photographs, on which accuracies say
+little. `--out` keeps a JSON file for each figure, with which `all` goes on where it was stopped,
+and the table. What follows `--` are flags of `diptych pretrain`, in the place of the settings that
+all share. `--quick` shows in minutes that all
 works.
 """
 
@@ -33,11 +34,10 @@ FIGURES: dict[str, Callable[[Settings], list[Row]]] = {
     "time-to-accuracy": accuracy.time_to_accuracy,
     "accuracy": accuracy.after_minutes,
     "record": accuracy.record,
-    "loss": parts.loss,
-    "views": parts.views,
+    **{name: parts.rows_of(script) for name, script in parts.SCRIPTS.items()},
     "growth": growth.growth,
 }
-NEED_PEERS = ("throughput", "memory", "time-to-accuracy", "accuracy", "record")
+NEED_PEERS = ("throughput", "memory", "time-to-accuracy", "accuracy", "record", "start", "embed")
 
 
 def arguments() -> argparse.Namespace:

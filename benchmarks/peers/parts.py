@@ -1,36 +1,64 @@
-"""Losses and views beside lightly's, kornia's, torchvision's and pytorch-metric-learning's.
+"""Figures that scripts of the project's own environment measure; here they become rows.
 
-Both are measured by scripts of the project's own environment, in which all take turns in one
-process; here their figures become rows.
+Losses, views and probes beside lightly's, kornia's, torchvision's, pytorch-metric-learning's and
+scikit-learn's; the step and two processes beside the bare network and one process; start and
+embedding beside lightly-train, by the interpreter of its environment.
 """
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final, NamedTuple
 
-from peers.environments import ROOT
+from peers.environments import ROOT, python_of
 from peers.results import Row
 from peers.settings import Settings
 
-
-def loss(settings: Settings) -> list[Row]:
-    """NT-Xent: time and memory of the peers over ours."""
-    return _rows(settings, "loss.py", "NT-Xent")
+_PEER: Final = "lightly-train"
 
 
-def views(settings: Settings) -> list[Row]:
-    """Views: our images per second and core over the peers'."""
-    return _rows(settings, "views.py", "views")
+class Script(NamedTuple):
+    """A benchmark of its own.
+
+    Attributes:
+        file: in `benchmarks/`.
+        figure: what the table calls it.
+        with_peer: whether it takes turns with lightly-train.
+    """
+
+    file: str
+    figure: str
+    with_peer: bool = False
 
 
-def _rows(settings: Settings, script: str, figure: str) -> list[Row]:
-    settings.scratch.mkdir(parents=True, exist_ok=True)
-    file = settings.scratch / f"{Path(script).stem}.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / script), "--json", str(file)]
-    subprocess.run([*command, *["--quick"] * settings.quick], check=True)
-    found = json.loads(file.read_text())["figures"]
-    return [
-        Row(figure, name, "ratio", 1.0, {}, one["value"], one["goal"], one["bound"])
-        for name, one in found.items()
-    ]
+SCRIPTS: Final = {
+    "step": Script("step_ceiling.py", "step over the bare network"),
+    "processes": Script("two_processes.py", "two processes"),
+    "start": Script("start.py", "start", with_peer=True),
+    "opening": Script("opening.py", "opening a set"),
+    "embed": Script("embed.py", "embedding", with_peer=True),
+    "loss": Script("loss.py", "NT-Xent"),
+    "views": Script("views.py", "views"),
+    "probes": Script("probes.py", "probes"),
+}
+
+
+def rows_of(script: Script) -> Callable[[Settings], list[Row]]:
+    """What measures the figures of a script."""
+
+    def measure(settings: Settings) -> list[Row]:
+        settings.scratch.mkdir(parents=True, exist_ok=True)
+        file = settings.scratch / f"{Path(script.file).stem}.json"
+        command = [sys.executable, str(ROOT / "benchmarks" / script.file), "--json", str(file)]
+        if script.with_peer:
+            command += [f"--{_PEER}", str(python_of(settings.environments, _PEER))]
+        subprocess.run([*command, *["--quick"] * settings.quick], check=True)
+        found = json.loads(file.read_text())["figures"]
+        return [
+            Row(script.figure, name, "ratio", 1.0, {}, one["value"], one["goal"], one["bound"])
+            for name, one in found.items()
+        ]
+
+    return measure
