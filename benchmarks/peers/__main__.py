@@ -10,8 +10,7 @@ not there, some seven gigabytes each. `--data` is a folder with `cifar10/` in it
 `test/CLASS`, JPEG); without it images are made from built-in photographs, on which accuracies say
 little. `--out` keeps a JSON file for each figure, with which `all` goes on where it was stopped,
 and the table. What follows `--` are flags of `diptych pretrain`, in the place of the settings that
-all share. `--quick` shows in minutes that all
-works.
+all share. `--quick` shows in minutes that all works.
 """
 
 import argparse
