@@ -1,5 +1,6 @@
 """Runs of so many minutes: how long they are, by a clock of the tests' own, and what is chosen."""
 
+import math
 import os
 import signal
 import subprocess
@@ -13,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
 from diptych.config.data import ImagesConfig
 from diptych.config.files import load_run_config, nest
+from diptych.config.method import SIAMESE
 from diptych.config.model import EncoderConfig
 from diptych.config.run import RunConfig, TrainingConfig
 from diptych.diagnostics import keep_encoder
@@ -28,7 +31,7 @@ from diptych.images.open import from_array
 from diptych.logging.metrics import read_metrics
 from diptych.logging.progress import Watcher
 from diptych.methods.build import NOTHING_OWN
-from diptych.models.weights import save_encoder, untrained_encoder
+from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
 from diptych.pretraining import run_pretraining
 from diptych.resolve import overrides_of
 from diptych.training import budget as budget_module
@@ -270,6 +273,31 @@ def start(tmp_path: Path) -> dict[str, Any]:
     source, file = RunConfig(encoder=EncoderConfig(width=4)), tmp_path / "start.safetensors"
     save_encoder(file, untrained_encoder(source), source)
     return {"encoder.weights": str(file)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", SIAMESE)
+def test_every_method_without_negatives_takes_minutes_from_weights(
+    recipe: str, images: Path, tmp_path: Path, clock: Clock, start: dict[str, Any]
+) -> None:
+    out, begun = tmp_path / "run", clock.seconds
+    network: dict[str, Any] = {"encoder.stage_blocks": (1, 1, 1)}  # of the weights
+    run(images, out, clock, recipe=recipe, **start, **network)
+    assert clock.seconds - begun == 20
+    lines = read_metrics(out / "metrics.jsonl")
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    assert lines[-1]["learning_rate"] < 0.02 * max(line["learning_rate"] for line in lines)
+    # Not at once: the start's norms use statistics that came with it, those of a run its batch's.
+    assert 0 < lines[0]["anchor_distance"] < 2
+    before = load_encoder(out / "start.safetensors").network.state_dict()
+    after = load_encoder(out).network.state_dict()
+    frozen = load_run_config(out / "config.toml").encoder.frozen_parts
+    assert frozen == 2  # of four parts: the stem and the first stage
+    for name, weight in after.items():
+        if "running" in name or "tracked" in name:
+            continue
+        stays = name.startswith(("conv1.", "bn1.", "blocks.0."))
+        assert torch.equal(weight, before[name]) == stays, name
 
 
 def test_weights_are_given_large_views_whatever_the_number_of_images(
