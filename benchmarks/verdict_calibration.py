@@ -194,7 +194,7 @@ def of_population(file: Path) -> Iterator[Judged]:
         for line in lines:
             one = json.loads(line)
             kind = "from weights" if one["kind"].startswith("from weights") else "random weights"
-            kind = "runs of a study" if one["kind"] == "runs" else kind
+            kind = "whole runs" if one["kind"] == "runs" else kind
             yield judged(f"{one['set']}, {kind}", one["metrics"], one["few"], one["many"])
 
 
@@ -208,8 +208,9 @@ def of_folders(folders: Iterable[Path]) -> Iterator[Judged]:
 
 def as_markdown(rows: Sequence[Row]) -> str:
     head = (
-        "| runs | | better than they began | said to have learned | wrongly | not better than "
-        "pixels either | said to look healthy | wrongly | not better than pixels either |"
+        "| runs | | better than they began | said to have learned | of these no better than they "
+        "began | nor than raw pixels | said to look healthy | of these no better than they began | "
+        "nor than raw pixels |"
     )
     lines = [head, "|---" * 9 + "|"]
     lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]

@@ -37,7 +37,7 @@ LEARNED: Final = 800  # images of a set, at most
 FEW: Final = 200
 MANY: Final = 800
 FEW_OF_RUNS: Final = 500
-"""Of --test."""
+"""Of --test, and at most a third of it."""
 BATCH: Final = 32
 SMALL: Final = {
     "scale": "tiny",
@@ -197,8 +197,9 @@ def from_weights(parts: Parts, place: Path, *, quick: bool) -> Iterator[dict[str
 def of_runs(runs: Sequence[Path], test: Path, place: Path) -> Iterator[dict[str, Any]]:
     """Runs that are there, copied, as an evaluation of their own may be in their folders."""
     files, few, many = shuffled_images(test), place / "few", place / "many"
-    link_all(files[:FEW_OF_RUNS], few)
-    link_all(files[FEW_OF_RUNS:], many)
+    cut = min(FEW_OF_RUNS, len(files) // 3)
+    link_all(files[:cut], few)
+    link_all(files[cut:], many)
     for run in runs:
         copied = place / "run"
         shutil.copytree(run, copied, ignore=shutil.ignore_patterns("checkpoints", "features"))
