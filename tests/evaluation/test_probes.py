@@ -1,5 +1,6 @@
 """kNN, linear classifier and geometry against scikit-learn, SciPy and plain loops."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from diptych.evaluation.linear import (
     fit_with_strength,
     minimise,
 )
+from diptych.images.groups import stratified_group_split
 
 
 def blobs(rng: np.random.Generator, count: int, dim: int = 12, classes: int = 5) -> Any:
@@ -226,9 +228,49 @@ def test_a_sweep_finds_the_best_of_its_grid(
     """Accuracy along the grid may rise again after it fell: here two peaks, the later higher."""
     heights = dict.fromkeys(sweep, 0.5)
     heights |= {sweep[1]: 0.7, sweep[2]: 0.6, sweep[3]: 0.6, sweep[4]: 0.55, sweep[-1]: 0.8}
-    monkeypatch.setattr(linear, "_held_out_score", lambda fitted, *rest: heights[fitted.l2])
+    monkeypatch.setattr(linear, "minus_brier", lambda fitted, *rest: heights[fitted.l2])
     features, labels = blobs(np.random.default_rng(0), 60)
     assert fit_linear(features, labels, strengths=sweep).l2 == sweep[-1]
+
+
+def test_one_image_far_off_does_not_choose_the_strength() -> None:
+    """A feature that hardly varied in four fifths, and an image of the last with a usual value of
+    it: the mean loss was that of this one image, and the strongest penalty cost nine points."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(6, 40))
+    classes = rng.integers(0, 6, 2600)
+    pixels = centres[classes] + 0.9 * rng.normal(size=(2600, 40))
+    pixels[:, :3] *= 1e-4  # features that are nearly always off, and tell something
+    _, held_out, _ = stratified_group_split(classes[:600], None, seed=0)  # the first that chooses
+    pixels[held_out[0], :3] = 1.0
+    features, labels = torch.tensor(pixels, dtype=torch.float32), torch.tensor(classes)
+    few, known, test, truth = features[:600], labels[:600], features[600:], labels[600:]
+    fitted = fit_linear(few, known)
+    assert fitted.l2 < L2_STRENGTHS[0]
+    shares = [
+        accuracy(fit_with_strength(few, known, 6, l2, None).predict(test), truth)
+        for l2 in L2_STRENGTHS
+    ]
+    assert accuracy(fitted.predict(test), truth) > max(shares) - 0.01
+    usual = float(test[:500].std(dim=0).square().mean().sqrt())
+    assert float(fit_linear(test[:500], truth[:500]).scale.max()) <= 101 / usual
+
+
+def test_the_brier_score_by_a_loop() -> None:
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(9, 4, generator=generator)
+    weight, bias = torch.randn(3, 4, generator=generator), torch.randn(3, generator=generator)
+    fitted = linear.LinearClassifier(weight, bias, torch.zeros(4), torch.ones(4), 0.1)
+    classes, labels = torch.arange(9) % 3, torch.randint(0, 2, (9, 3), generator=generator)
+    of_classes = of_labels = 0.0
+    for n in range(9):
+        scores = [float(features[n] @ weight[c] + bias[c]) for c in range(3)]
+        whole = sum(math.exp(score) for score in scores)
+        for c, score in enumerate(scores):
+            of_classes += (math.exp(score) / whole - (int(classes[n]) == c)) ** 2 / 9
+            of_labels += (1 / (1 + math.exp(-score)) - int(labels[n, c])) ** 2 / 27
+    assert linear.minus_brier(fitted, features, classes) == pytest.approx(-of_classes, rel=1e-6)
+    assert linear.minus_brier(fitted, features, labels) == pytest.approx(-of_labels, rel=1e-6)
 
 
 def test_of_few_images_the_strength_is_not_chosen_by_luck() -> None:

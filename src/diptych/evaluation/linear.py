@@ -40,6 +40,7 @@ _TOLERANCE: Final = 1e-5  # largest slope of any weight, of the mean loss
 _ROUGH_TOLERANCE: Final = 1e-4  # enough to compare strengths
 _ROWS: Final = 8192  # images that are scored at once
 _FLOOR: Final = 1e-6  # of the largest curvature: directions that the features do not have
+_LEAST_SPREAD: Final = 0.01  # of the root mean square over dimensions: none is divided by less
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From scores (rows, classes) and targets: the sum of losses, and its gradient by the scores."""
@@ -83,8 +84,9 @@ def fit_linear(
     """Chooses the l2 strength on held-out images, then fits on all images.
 
     Of ``FEW`` images and more on a fifth of them, by accuracy. Of fewer on five such fifths, one
-    after the other, by the mean loss: the accuracy of a hundred images is off by some points, and
-    chose strengths that cost as many.
+    after the other, by the Brier score: the accuracy of a hundred images is off by some points, and
+    chose strengths that cost as many; and the mean loss is that of the worst image, where a feature
+    that hardly varies in the rest is far off.
 
     Args:
         features: of the training images.
@@ -110,8 +112,8 @@ def fit_multilabel(
         features: of the training images.
         targets: 1 where an image has a label, else 0.
         seed: decides which fifth of the images chooses the strength, or which five of them, by
-            mean loss. By the share of right answers, a classifier that always says no would win
-            where labels are rare.
+            the Brier score. By the share of right answers, a classifier that always says no would
+            win where labels are rare.
         strengths: one for all labels, tried in this order.
         groups: as for ``fit_linear``.
     """
@@ -169,8 +171,11 @@ class _Problem(NamedTuple):
         mean = features.mean(dim=0)
         spread = features.std(dim=0, correction=0)
         # A dimension that varies by rounding alone is left out: divided by its spread, it would
-        # weigh as much as a feature.
-        scale = torch.where(spread > 1e-6 * spread.max(), 1.0 / spread, torch.zeros_like(spread))
+        # weigh as much as a feature. One that hardly varies here may do so in another image, which
+        # would then be a thousand spreads away.
+        least = _LEAST_SPREAD * spread.square().mean().sqrt()
+        varies = spread > 1e-6 * spread.max()
+        scale = torch.where(varies, 1.0 / spread.clamp(min=least), torch.zeros_like(spread))
         standard, basis = (features - mean).mul_(scale), None
         if len(standard) < standard.shape[1]:
             *_, rows = torch.linalg.svd(standard, full_matrices=False)
@@ -237,7 +242,7 @@ def _fit(
     groups: NDArray[np.int64] | None,
 ) -> LinearClassifier:
     few = len(targets) < FEW
-    judge = None if targets.ndim == 1 and not few else loss
+    by_accuracy = targets.ndim == 1 and not few
     scores = np.zeros(len(strengths))
     for draw in range(0 if len(strengths) < 2 else _FIFTHS if few else 1):
         rest, held_out, _ = map(
@@ -251,7 +256,8 @@ def _fit(
         # All of them: accuracy has more than one peak, so no stop before the last is safe.
         for place, l2 in enumerate(strengths):
             start = problem.fit(l2, start, _ROUGH_TOLERANCE)
-            scores[place] += _held_out_score(start, features[held_out], targets[held_out], judge)
+            score = accuracy_of if by_accuracy else minus_brier
+            scores[place] += score(start, features[held_out], targets[held_out])
         del problem
     # Of equals the first, which is the strongest: strengths fall.
     best = strengths[int(np.nan_to_num(scores, nan=-np.inf).argmax())]
@@ -259,13 +265,26 @@ def _fit(
     return _Problem.of(features, targets, loss, classes).fit(best, None)
 
 
-def _held_out_score(
-    classifier: LinearClassifier, features: Tensor, targets: Tensor, loss: Loss | None
-) -> float:
-    """The accuracy; or minus the mean loss of an answer."""
-    if loss is None:
-        return accuracy(classifier.predict(features), targets)
-    return -float(loss(classifier.scores(features), targets)[0]) / targets.numel()
+def accuracy_of(classifier: LinearClassifier, features: Tensor, targets: Tensor) -> float:
+    """The share of right answers."""
+    return accuracy(classifier.predict(features), targets)
+
+
+def minus_brier(classifier: LinearClassifier, features: Tensor, targets: Tensor) -> float:
+    """Minus the Brier score (1950): the squared distance of probabilities and truth, 0 to 2.
+
+    Least for the true probabilities, as the mean loss is, and bounded: no image decides alone.
+
+    Args:
+        classifier: of the features.
+        features: (images, dim).
+        targets: (images,) classes, or (images, labels) of 0 and 1, of which it is the mean.
+    """
+    scores = classifier.scores(features).double()
+    if targets.ndim == 1:
+        wanted = functional.one_hot(targets, scores.shape[1])
+        return -float((scores.softmax(dim=1) - wanted).square().sum(dim=1).mean())
+    return -float((scores.sigmoid() - targets).square().mean())
 
 
 _PAIRS: Final = 12  # steps kept
