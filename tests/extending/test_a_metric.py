@@ -29,6 +29,8 @@ def nearest_mean(subject: Subject) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+# Of a few images some features are off in all.
+@pytest.mark.filterwarnings("ignore:self.within_class_std_dev_ has at least 1 zero")
 def test_a_protocol(
     images: Path,
     train: Callable[..., Path],

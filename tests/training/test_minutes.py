@@ -346,7 +346,7 @@ def test_what_is_chosen_has_features_of_cells_and_is_whitened(
         now=clock,
     )
     config = load_run_config(tmp_path / "run" / "config.toml")
-    assert (config.encoder.name, config.encoder.pool) == ("small_resnet", 4)
+    assert (config.encoder.name, config.encoder.pool) == ("small_resnet", 2)  # at 16 pixels
     assert config.training.keep.kind == "best"
 
 
