@@ -89,17 +89,15 @@ class Result(NamedTuple):
 
 def cases(data: Path, scratch: Path) -> Iterator[Case]:
     """The sets that are there."""
-    for name in ("magnetic-tiles", "cats-dogs"):
-        if (data / name).is_dir():
-            yield Case(name, data / name)
-    if (data / "BCCD").is_dir():
-        yield Case("blood-cells", cut_cells(data / "BCCD", scratch / "blood-cells"))
-    there = ("magnetic-tiles", "cats-dogs", "BCCD", "cifar10")
-    for name in (one for one in there if not (data / one).is_dir()):
-        print(f"There is no {data / name}: that set is left out.", flush=True)
     few = ("--images.limit", str(LEARNED_FROM))
-    if (data / "cifar10").is_dir():
-        yield Case("cifar10", data / "cifar10", few)
+    for name in ("magnetic-tiles", "cats-dogs", "BCCD", "cifar10"):
+        folder = data / name
+        if not folder.is_dir():
+            print(f"There is no {folder}: that set is left out.", flush=True)
+        elif name == "BCCD":
+            yield Case("blood-cells", cut_cells(folder, scratch / "blood-cells"))
+        else:
+            yield Case(name, folder, few if name == "cifar10" else ())
     if FASHION.is_dir():
         yield Case("fashion-mnist", FASHION, few)
 

@@ -242,7 +242,7 @@ def _fit(
     groups: NDArray[np.int64] | None,
 ) -> LinearClassifier:
     few = len(targets) < FEW
-    by_accuracy = targets.ndim == 1 and not few
+    score = accuracy_of if targets.ndim == 1 and not few else minus_brier
     scores = np.zeros(len(strengths))
     for draw in range(0 if len(strengths) < 2 else _FIFTHS if few else 1):
         rest, held_out, _ = map(
@@ -256,7 +256,6 @@ def _fit(
         # All of them: accuracy has more than one peak, so no stop before the last is safe.
         for place, l2 in enumerate(strengths):
             start = problem.fit(l2, start, _ROUGH_TOLERANCE)
-            score = accuracy_of if by_accuracy else minus_brier
             scores[place] += score(start, features[held_out], targets[held_out])
         del problem
     # Of equals the first, which is the strongest: strengths fall.
