@@ -84,6 +84,6 @@ def test_a_licence_in_words_stays_one_line(run: RunFolder, tmp_path: Path) -> No
 
 def test_the_licence_of_the_start_weights_goes_on(run: RunFolder, tmp_path: Path) -> None:
     config = RunConfig(encoder=EncoderConfig(width=4))
-    save_encoder(run.start, untrained_encoder(config), config, licence="cc-by-nc-4.0")
+    save_encoder(run.start, untrained_encoder(config), config, texts={"licence": "cc-by-nc-4.0"})
     assert "license: cc-by-nc-4.0\n" in card_of(run, tmp_path / "out")
     assert "license: mit\n" in card_of(run, tmp_path / "out", "mit")

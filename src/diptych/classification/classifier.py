@@ -152,8 +152,13 @@ def save_classifier(folder: Path, classifier: ImageClassifier) -> None:
         OSError: they cannot be written.
     """
     encoder, head = classifier.encoder, classifier.head
-    whitening = encoder.whitening
-    save_encoder(folder / ENCODER, encoder.network, encoder.config, whitening=whitening)
+    save_encoder(
+        folder / ENCODER,
+        encoder.network,
+        encoder.config,
+        whitening=encoder.whitening,
+        layer=encoder.layer,
+    )
     if isinstance(head, NearestImages):
         tensors = {"features": head.features, "labels": head.labels}
         own: dict[str, Any] = {
@@ -205,7 +210,7 @@ def load_classifier(folder: str | Path) -> ImageClassifier:
     about = about if isinstance(about, dict) else {}
     found = ImageClassifier(encoder, head, classes, temperature, crops, about)
     given = count_features(
-        encoder.network,
+        encoder,
         channels=encoder.config.images.channels,
         side_pixels=encoder.config.views.side_pixels,
     )

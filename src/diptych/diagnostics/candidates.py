@@ -1,7 +1,8 @@
 """Which encoder a run may keep, by what rule one is chosen, and the file that says so.
 
 The encoder of the last step and, of a run that began from weights, the start and averages of both
-(WiSE-FT, 2109.01903); each as it is, and with its features whitened.
+(WiSE-FT, 2109.01903); each as it is, with its features whitened, and with those of an intermediate
+layer beside them.
 """
 
 import json
@@ -21,7 +22,13 @@ SHARES: Final = {START: 0.0, "average 0.5": 0.5, LAST: 1.0}
 WHITENED: Final = ", whitened"
 """Ends the name of a candidate whose features are whitened."""
 
-NAMES: Final = tuple(name + end for name in SHARES for end in ("", WHITENED))
+INTERMEDIATE: Final = ", with an intermediate layer, whitened"
+"""Ends the name of a candidate that has features of an intermediate layer too, all whitened."""
+
+ENDS: Final = ("", WHITENED, INTERMEDIATE)
+"""What is made of the features of the same weights; the last one not of every network."""
+
+NAMES: Final = tuple(name + end for name in SHARES for end in ENDS)
 """Of all candidates."""
 
 NEIGHBOURS_KEPT: Final = 0.45
@@ -99,16 +106,26 @@ def choose_with_labels(candidates: Sequence[Candidate]) -> str:
 
 
 def choose_without_labels(candidates: Sequence[Candidate]) -> str:
-    """The whitened one that was trained most, of those that keep enough of the neighbours.
+    """The one that was trained most, of those that keep enough of the neighbours.
 
-    Whitening by itself moves neighbours, so they are counted before it.
+    With features of an intermediate layer where there are some, and whitened. That by itself moves
+    neighbours, so they are counted before it.
     """
     near = [
-        one
-        for one in candidates
-        if one.neighbours_kept >= NEIGHBOURS_KEPT and not one.name.endswith(WHITENED)
+        one for one in candidates if one.neighbours_kept >= NEIGHBOURS_KEPT and one.name in SHARES
     ]
-    return max(near, key=lambda one: one.trained_share).name + WHITENED
+    weights = max(near, key=lambda one: one.trained_share).name
+    made = [one.name for one in candidates if weights_of(one.name) == weights]
+    return made[-1]
+
+
+def weights_of(name: str) -> str:
+    """The name of a candidate's weights.
+
+    >>> weights_of("last, whitened")
+    'last'
+    """
+    return name.partition(",")[0]
 
 
 def read_choice(folder: RunFolder) -> Choice | None:
@@ -167,7 +184,7 @@ def why_chosen(chosen: str, candidates: Sequence[Candidate]) -> str:
         if first != START:
             return f"Kept is {_in_words(chosen)}, by which views of an image differ less."
         # Before whitening, as the rule has it.
-        kept = named[chosen.removesuffix(WHITENED)].neighbours_kept
+        kept = named[weights_of(chosen)].neighbours_kept
         return (
             f"Kept is {_in_words(chosen)}: before whitening {kept:.0%} of the nearest neighbours "
             f"are as by the start, and {NEIGHBOURS_KEPT:.0%} are wanted."
@@ -183,10 +200,13 @@ def why_chosen(chosen: str, candidates: Sequence[Candidate]) -> str:
 
 
 def _in_words(name: str) -> str:
-    weights = name.removesuffix(WHITENED)
+    weights = weights_of(name)
     share = SHARES[weights]
     found = {START: "the start", LAST: "the encoder of the last step"}.get(
         weights,
         f"an average of weights, {share:.0%} of the last step and {1 - share:.0%} of the start",
     )
-    return f"{found}, with its features whitened" if name.endswith(WHITENED) else found
+    return found + {
+        WHITENED: ", with its features whitened",
+        INTERMEDIATE: ", with features of an intermediate layer beside its own, whitened",
+    }.get(name.removeprefix(weights), "")

@@ -3,8 +3,8 @@
 A run that learns on from good weights can make them worse. So at its end these are compared, by
 kNN and a linear classifier on labelled images that it learned from, never on those that the figures
 of the run are measured on; without labels by how many nearest neighbours stay what they were. Each
-is compared as it is and with whitened features. A run from random weights compares the last one
-with itself whitened: nobody would keep its start.
+is compared as it is, with whitened features, and with those of an intermediate layer beside them. A
+run from random weights compares the last one with itself whitened: nobody would keep its start.
 Checkpoints are not compared: which ones there are depends on the speed of the machine.
 """
 
@@ -24,14 +24,16 @@ from torch import Tensor, nn
 from diptych.config.model import NormConfig
 from diptych.config.run import OWN, RunConfig
 from diptych.diagnostics.candidates import (
+    ENDS,
+    INTERMEDIATE,
     LAST,
     SHARES,
-    WHITENED,
     Candidate,
     Choice,
     choose_with_labels,
     choose_without_labels,
     read_choice,
+    weights_of,
     why_chosen,
     write_choice,
 )
@@ -44,9 +46,11 @@ from diptych.evaluation.linear import fit_linear
 from diptych.images.collection import Collection, ImageSet, spread_indices
 from diptych.images.groups import stratified_group_split
 from diptych.models.averaging import average_weights, estimate_statistics, moved_norms
+from diptych.models.encoders import count_features
+from diptych.models.intermediate import WithIntermediate, intermediate_layer
 from diptych.models.norms import use_norm
 from diptych.models.weights import difference, load_encoder, save_encoder
-from diptych.models.whitening import Whitening, fit_whitening
+from diptych.models.whitening import Whitening, fit_blocks
 from diptych.runs.folder import RunFolder
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors, tensor_bytes
 from diptych.views.batches import Order, ViewBatches, evaluation_views
@@ -119,9 +123,16 @@ def _keep_best(
         choice = _compared(made, judged, why_not)
         write_choice(folder, choice)
         say(choice.why)
-    made.become(SHARES[choice.chosen.removesuffix(WHITENED)])
-    whitening = made.whitening() if choice.chosen.endswith(WHITENED) else None
-    save_encoder(folder.encoder, made.network, config, whitening=whitening)
+    weights = weights_of(choice.chosen)
+    made.become(SHARES[weights])
+    whitening, layer = None, None
+    if choice.chosen != weights:
+        whitening = made.whitening()
+        if choice.chosen.endswith(INTERMEDIATE):
+            layer = made.layer
+        else:
+            whitening = whitening.of_first(made.own_features)
+    save_encoder(folder.encoder, made.network, config, whitening=whitening, layer=layer)
 
 
 # --- on which images ------------------------------------------------------------------------------
@@ -191,6 +202,8 @@ class _Candidates:
         network: in evaluation mode; at first the last encoder.
         images: that statistics are taken on, and features are of.
         shares: names of the weights to compare, with the share of the last ones in each.
+        layer: whose features are compared too, of a run that began from weights.
+        own_features: of the network, which stand before those of the layer.
         checksum: of the one or two states that all candidates are made of.
     """
 
@@ -213,6 +226,10 @@ class _Candidates:
         if config.norm.is_grouped or config.norm.kind == "sync":
             network = use_norm(network, NormConfig("split", images_per_group=_BATCH**2))
         self.network = network.eval()
+        side, channels = config.views.side_pixels, images.channels
+        blank = torch.zeros(1, channels, side, side, device=self._device)
+        self.own_features = count_features(network, channels=channels, side_pixels=side)
+        self.layer = intermediate_layer(network, blank) if start else None
 
     def become(self, share: float) -> None:
         """Gives the network the weights with a share of the last ones in them."""
@@ -226,14 +243,14 @@ class _Candidates:
             estimate_statistics(self.network, norms, self._batches())
 
     def features(self) -> Tensor:
-        """Of the images, by the network as it is; (images, dim)."""
+        """Of the images, by the network as it is, then of the layer; (images, dim)."""
         return encode(
-            self.network, self.images, self._config.views, self._executor, batch_size=4 * _BATCH
+            self._whole, self.images, self._config.views, self._executor, batch_size=4 * _BATCH
         )
 
     @torch.no_grad()
     def whitening(self) -> Whitening:
-        """Of the network as it is, by views of the images as the run makes them."""
+        """Of these features, by views of the images as the run makes them."""
         images = self.images.spread(WHITENED_BY)
         device = self._device
         batches = ViewBatches(
@@ -243,11 +260,17 @@ class _Candidates:
             self._executor,
             view_count=VIEWS,
         )
-        parts = []
+        whole, parts = self._whole, list[Tensor]()
         for rows in in_batches(len(images), _BATCH):
             views = batches.of(rows, epoch=0)[:VIEWS]
-            parts.append(torch.stack([self.network(view.to(device)).cpu() for view in views]))
-        return fit_whitening(torch.cat(parts, dim=1))
+            parts.append(torch.stack([whole(view.to(device)).cpu() for view in views]))
+        found = torch.cat(parts, dim=1)
+        rest = found.shape[2] - self.own_features
+        return fit_blocks(found, [self.own_features, *([rest] if rest else [])])
+
+    @property
+    def _whole(self) -> nn.Module:
+        return self.network if self.layer is None else WithIntermediate(self.network, self.layer)
 
     @property
     def _device(self) -> torch.device:
@@ -309,9 +332,13 @@ def _compared(made: _Candidates, judged: _Judged | None, why_not: str) -> Choice
     candidates, first, score_of_first = list[Candidate](), None, None
     for name, share in made.shares.items():
         made.become(share)
-        plain = made.features().cpu()
+        whole, whitening, own = made.features().cpu(), made.whitening(), made.own_features
+        plain = whole[:, :own]
         first = plain if first is None else first
-        for end, features in (("", plain), (WHITENED, made.whitening()(plain))):
+        of_ends = [plain, whitening.of_first(own)(plain)]
+        if made.layer is not None:
+            of_ends.append(whitening(whole))
+        for end, features in zip(ENDS, of_ends, strict=False):
             kept = 1.0 if features is first else neighbour_agreement(first, features)
             one = Candidate(name + end, share, kept)
             if judged is not None:

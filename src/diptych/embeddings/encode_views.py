@@ -21,7 +21,7 @@ from diptych.images.codecs.channels import Pixels
 from diptych.images.pixels import PixelBatch
 from diptych.models.start import OpenedEncoder
 from diptych.models.weight_files import file_checksum
-from diptych.models.weights import load_head
+from diptych.models.weights import PretrainedEncoder, load_head
 from diptych.runs.folder import RunFolder
 from diptych.views.batches import as_images
 from diptych.views.cpu import EvaluationCrops, make_views
@@ -83,7 +83,8 @@ class ViewEncoder:
     @property
     def can_share(self) -> bool:
         """Whether several threads may call it at once: a layer is taken out by a hook."""
-        return not isinstance(self._network, EncoderLayer)
+        reads_a_layer = isinstance(self._network, PretrainedEncoder) and self._network.layer
+        return not (reads_a_layer or isinstance(self._network, EncoderLayer))
 
     def on_accelerator(self) -> bool:
         """Whether views can be made while the network works."""

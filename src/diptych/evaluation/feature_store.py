@@ -89,8 +89,8 @@ class FeatureStore:
         """
         if isinstance(network, PretrainedEncoder):
             # Kept as the backbone gives them: its features are the same with any whitening.
-            of_backbone = self.features(network.network, images, opened, views, crops=crops, of=of)
-            return of_backbone if network.whitening is None else network.whitening(of_backbone)
+            bare = self.features(network.unwhitened, images, opened, views, crops=crops, of=of)
+            return bare if network.whitening is None else network.whitening(bare)
         key = _key(network, images.channels, opened, views, crops)
         found = None if images.checksums is None else self._find(key, images.checksums)
         if found is not None:

@@ -223,7 +223,7 @@ def supervised_encoder(
         per_epoch = max(1, len(labelled.train) // _batch_size(config, labelled))
         epochs = max(1, -(-_run_steps(folder, config, per_epoch) // per_epoch))
         encoder = train_supervised(config, labelled, runtime, epochs=epochs)
-        save_encoder(folder.supervised, encoder, config, labels=wanted)
+        save_encoder(folder.supervised, encoder, config, texts={"labels": wanted})
     return load_encoder(folder.supervised)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from diptych.export.layouts import Written, described, is_plain_resnet
+from diptych.export.layouts import Written, described, is_plain_resnet, layer_sentence
 from diptych.export.source import ExportSource, contiguous_state, require
 from diptych.models.resnets import STAGE_BLOCKS
 
@@ -169,4 +169,5 @@ def _maps_of(source: ExportSource, form: str) -> Any:
 
 def _left_out(source: ExportSource) -> list[str]:
     lost = ["pooling"] + ["the whitening of features"] * (source.whitening is not None)
-    return [f"Detectors take the maps after each stage: {' and '.join(lost)} is left out."]
+    left_out = f"Detectors take the maps after each stage: {' and '.join(lost)} is left out."
+    return [left_out, *layer_sentence(source)]

@@ -61,7 +61,8 @@ def write_safetensors(source: ExportSource, folder: Path) -> Written:
         source.network,
         source.images_config,
         whitening=source.whitening,
-        **texts,
+        layer=source.layer,
+        texts=texts,
     )
     usage = """\
 import diptych, torch
@@ -81,6 +82,7 @@ features = encoder(images)  # whitened, where the file has a whitening
 
 def write_torchvision(source: ExportSource, folder: Path) -> Written:
     """A state dict by torchvision's names, as its own weights are distributed."""
+    whole, source = source, source.last_layer_only()
     encoder = source.config.encoder
     names = torchvision.models.list_models(module=torchvision.models)
     wide = encoder.width_multiplier > 1 or encoder.selective_kernels
@@ -103,7 +105,7 @@ features = model.eval()(images)
         network.load_state_dict(torch.load(where / "weights.pth", weights_only=True))
         return network.eval()
 
-    written = Written(replace(source, whitening=None), usage, read)
+    written = Written(replace(source, whitening=None), usage, read, layer_sentence(whole))
     return with_whitening(source, written, folder)
 
 
@@ -182,7 +184,7 @@ features = model(transform(image)[None])
         return network.eval()
 
     bare = replace(source, whitening=None)
-    written = Written(bare, usage, read, pool_sentence(whole), library="timm")
+    written = Written(bare, usage, read, features_left_out(whole), library="timm")
     return with_whitening(source, written, folder)
 
 
@@ -264,15 +266,27 @@ def described(source: ExportSource) -> str:
     return " ".join(words)
 
 
-def pool_sentence(source: ExportSource) -> list[str]:
-    """Says that features of cells are left out, where the encoder has them."""
+def features_left_out(source: ExportSource) -> list[str]:
+    """Says that features of cells or an intermediate layer are left out, where there are some."""
     cells = source.config.encoder.pool
     if cells == 1:
-        return []
+        return layer_sentence(source)
     lost = " and their whitening" if source.whitening is not None else ""
     return [
         f"Features are averages of the whole image: the format cannot hold those of the "
-        f"{cells} x {cells} cells{lost}."
+        f"{cells} x {cells} cells{lost}.",
+        *layer_sentence(source),
+    ]
+
+
+def layer_sentence(source: ExportSource) -> list[str]:
+    """Says that features of an intermediate layer are left out, where the encoder has them."""
+    if source.layer is None:
+        return []
+    return [
+        f"Features are those of the last layer alone: the format cannot hold those of the layer "
+        f"{source.layer.name}, which the encoder was found to be better with. torch-export, onnx "
+        "and safetensors hold both."
     ]
 
 

@@ -25,7 +25,7 @@ class EncodePixels(nn.Module):
 
     def __init__(self, source: ExportSource) -> None:
         super().__init__()
-        self.network = source.network
+        self.network = source.unwhitened
         self.whitening = nn.Identity() if source.whitening is None else source.whitening
         self.register_buffer("mean", torch.tensor(source.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(source.std).view(-1, 1, 1))

@@ -13,6 +13,7 @@ from diptych.config.model import NormConfig
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.models.encoders import build_encoder, count_features
+from diptych.models.intermediate import IntermediateLayer, WithIntermediate
 from diptych.models.norms import use_norm
 from diptych.models.start import load_compared
 from diptych.models.weights import PretrainedEncoder
@@ -34,6 +35,7 @@ class ExportSource:
         network: from normalised images (batch, channels, side, side) to features, on the CPU, in
             float32 and in evaluation mode, with torch's own norms.
         whitening: of its features, or None.
+        layer: whose features stand behind the network's own, or None.
         licence: of the weights, an SPDX identifier; empty where none is known.
     """
 
@@ -42,6 +44,7 @@ class ExportSource:
     config: RunConfig
     network: nn.Module
     whitening: Whitening | None
+    layer: IntermediateLayer | None = None
     licence: str = ""
 
     @property
@@ -67,7 +70,12 @@ class ExportSource:
     @property
     def features(self) -> int:
         """Length of a feature vector."""
-        return count_features(self.network, channels=self.channels, side_pixels=self.side)
+        return count_features(self.unwhitened, channels=self.channels, side_pixels=self.side)
+
+    @property
+    def unwhitened(self) -> nn.Module:
+        """Gives the features before their whitening."""
+        return self.network if self.layer is None else WithIntermediate(self.network, self.layer)
 
     @property
     def images_config(self) -> RunConfig:
@@ -86,10 +94,20 @@ class ExportSource:
             ),
         )
 
+    def last_layer_only(self) -> "ExportSource":
+        """The same encoder without features of an intermediate layer, where it has them."""
+        if self.layer is None:
+            return self
+        whitening = self.whitening
+        if whitening is not None:
+            bare = replace(self, layer=None, whitening=None)
+            whitening = whitening.of_first(bare.features)
+        return replace(self, layer=None, whitening=whitening)
+
     def average_pooled(self) -> "ExportSource":
         """The same encoder with one average of the whole image, where it has one of each cell."""
         if self.config.encoder.pool == 1:
-            return self
+            return self.last_layer_only()
         config = replace(self.config, encoder=replace(self.config.encoder, pool=1))
         # A whitening of the features of cells does not fit their average.
         return replace(
@@ -97,12 +115,13 @@ class ExportSource:
             config=config,
             network=plain_network(config, self.network.state_dict()),
             whitening=None,
+            layer=None,
         )
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Normalised images to features, whitened where the encoder has a whitening."""
-        features: Tensor = self.network(images)
+        features: Tensor = self.unwhitened(images)
         return features if self.whitening is None else self.whitening(features)
 
 
@@ -139,7 +158,7 @@ def source_of(
     network = encoder.network.cpu().float().to(memory_format=torch.contiguous_format).eval()
     if not own:
         network = plain_network(config, network.state_dict())
-    return ExportSource(name, folder, config, network, encoder.whitening, licence)
+    return ExportSource(name, folder, config, network, encoder.whitening, encoder.layer, licence)
 
 
 def plain_network(config: RunConfig, state: Mapping[str, Tensor]) -> nn.Module:

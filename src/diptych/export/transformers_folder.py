@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from diptych.export.layouts import (
     Written,
     described,
+    features_left_out,
     is_plain_resnet,
-    pool_sentence,
     with_whitening,
     write_json,
 )
@@ -66,7 +66,7 @@ from transformers import AutoImageProcessor, AutoModel
 processor = AutoImageProcessor.from_pretrained("FOLDER")  # resizes; cut a square out first
 {use}"""
     bare = replace(source, whitening=None)
-    written = Written(bare, usage, _read, pool_sentence(whole), library="transformers")
+    written = Written(bare, usage, _read, features_left_out(whole), library="transformers")
     return with_whitening(source, written, folder)
 
 

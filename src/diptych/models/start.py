@@ -80,7 +80,7 @@ class StartEncoder:
 
     def write(self, path: Path, config: RunConfig) -> None:
         """Writes it as an encoder of diptych."""
-        save_encoder(path, self.network, config, whitening=None, **self.texts)
+        save_encoder(path, self.network, config, texts=self.texts)
 
 
 def read_start(text: str, encoder: str | None, *, otherwise: str | None = None) -> StartWeights:

@@ -23,6 +23,7 @@ from diptych.images.collection import ImageSet
 from diptych.images.groups import among
 from diptych.models.encoders import build_encoder, count_features, own_encoder
 from diptych.models.heads import build_head, first_layers
+from diptych.models.intermediate import MOST_CELLS, IntermediateLayer, WithIntermediate
 from diptych.models.norms import use_norm
 from diptych.models.whitening import Whitening
 from diptych.runs.atomic import atomic_write
@@ -36,24 +37,36 @@ class PretrainedEncoder(nn.Module):
     Attributes:
         network: from (batch, channels, side, side) to (batch, features); the bare backbone.
         config: of the run; ``config.views`` has the side and the normalisation.
-        whitening: of the features behind the backbone, or None.
+        layer: whose features stand behind those of the backbone, or None.
+        whitening: of all these features, or None.
     """
 
     def __init__(
-        self, network: nn.Module, config: RunConfig, whitening: Whitening | None = None
+        self,
+        network: nn.Module,
+        config: RunConfig,
+        whitening: Whitening | None = None,
+        layer: IntermediateLayer | None = None,
     ) -> None:
         super().__init__()
         self.network = network.requires_grad_(False)
         self.config = config
         self.whitening = whitening
+        self.layer = layer
         self.eval()
+
+    @property
+    def unwhitened(self) -> nn.Module:
+        """Gives the features before their whitening."""
+        return self.network if self.layer is None else WithIntermediate(self.network, self.layer)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (batch, channels, side, side) to features (batch, features)."""
-        features: Tensor = self.network(images)
+        features: Tensor = self.unwhitened(images)
         return features if self.whitening is None else self.whitening(features)
 
 
+_LAYER: Final = "intermediate_layer"  # in the header of the file
 _WHITENING: Final = "whitening."
 """Begins the names of a whitening's tensors in the file of an encoder."""
 
@@ -64,7 +77,8 @@ def save_encoder(
     config: RunConfig,
     *,
     whitening: Whitening | None = None,
-    **more: str,
+    layer: IntermediateLayer | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Writes an encoder's weights, under torchvision's names for torchvision's networks.
 
@@ -73,12 +87,16 @@ def save_encoder(
         encoder: on any device.
         config: of the run, kept in the header.
         whitening: of its features, if any.
-        **more: texts for the header.
+        layer: whose features stand behind the encoder's own, if any.
+        texts: more of them for the header.
     """
     state = dict(encoder.state_dict())
+    header = {"config": to_toml(config), **(texts or {})}
+    if layer is not None:
+        header[_LAYER] = json.dumps(layer._asdict())
     if whitening is not None:
         state |= {_WHITENING + name: value for name, value in whitening.state_dict().items()}
-    atomic_write(path, _serialized(state, {"config": to_toml(config), **more}))
+    atomic_write(path, _serialized(state, header))
 
 
 def save_head(path: Path, head: nn.Module) -> None:
@@ -129,12 +147,14 @@ def load_encoder(
         _require_room(config, weights, file)
         network = untrained_encoder(config)
     _fill(network, weights, file)
+    layer = _layer_in(texts, network, file)
     if head_layers:
         head = _load_head(file.with_name(RunFolder(file.parent).head.name), network, config)
         # The head was trained on features as they are.
-        network, whitening = nn.Sequential(network, first_layers(head, head_layers)), None
-    _require_as_long(whitening, network, config, file)
-    return PretrainedEncoder(network, config, whitening)
+        return PretrainedEncoder(nn.Sequential(network, first_layers(head, head_layers)), config)
+    encoder = PretrainedEncoder(network, config, whitening, layer)
+    _require_as_long(encoder, file)
+    return encoder
 
 
 def load_state(file: Path, config: RunConfig) -> dict[str, Tensor]:
@@ -289,18 +309,33 @@ def _take_whitening(weights: dict[str, Tensor], file: Path) -> Whitening | None:
     return Whitening(mean, weight)
 
 
-def _require_as_long(
-    whitening: Whitening | None, network: nn.Module, config: RunConfig, file: Path
-) -> None:
-    """Refuses a whitening of other features than the network gives."""
-    if whitening is None:
+def _layer_in(texts: Mapping[str, str], network: nn.Module, file: Path) -> IntermediateLayer | None:
+    """The layer that the header of an encoder's file names, if it names one."""
+    if (text := texts.get(_LAYER)) is None:
+        return None
+    try:
+        layer = IntermediateLayer(**json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        raise RunFolderError(_misfit(file, f"its {_LAYER} is {text[:80]!r}")) from None
+    known = isinstance(layer.name, str) and layer.name in dict(network.named_modules())
+    if not (known and type(layer.cells) is int and 1 <= layer.cells <= MOST_CELLS):
+        raise RunFolderError(_misfit(file, f"its {_LAYER} is {text[:80]!r}"))
+    return layer
+
+
+def _require_as_long(encoder: PretrainedEncoder, file: Path) -> None:
+    """Refuses a layer without a map, and a whitening of other features than there are."""
+    if encoder.layer is None and encoder.whitening is None:
         return
-    side = config.views.side_pixels
-    features = count_features(network, channels=config.images.channels, side_pixels=side)
-    if len(whitening.mean) != features:
-        raise RunFolderError(
-            _misfit(file, f"its whitening is of {len(whitening.mean)} features, not {features}")
-        )
+    config = encoder.config
+    side, channels = config.views.side_pixels, config.images.channels
+    try:
+        features = count_features(encoder.unwhitened, channels=channels, side_pixels=side)
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        raise RunFolderError(_misfit(file, f"its {_LAYER} gives no map")) from error
+    if encoder.whitening is not None and len(encoder.whitening.mean) != features:
+        known = len(encoder.whitening.mean)
+        raise RunFolderError(_misfit(file, f"its whitening is of {known} features, not {features}"))
 
 
 def _load_head(file: Path, encoder: nn.Module, config: RunConfig) -> nn.Module:

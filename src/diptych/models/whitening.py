@@ -7,6 +7,7 @@ Kajarekar and Stolcke, Interspeech 2006) with each image as a class of its own. 
 come closer together in relation to other images, as contrastive learning wants it, in closed form.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -18,6 +19,8 @@ SHRINKAGE: Final = 1.0
 
 class Whitening(nn.Module):
     """A fixed linear map behind an encoder.
+
+    One of several blocks maps each by itself: its matrix is zero outside of them.
 
     Attributes:
         mean: (features,), subtracted first.
@@ -36,6 +39,35 @@ class Whitening(nn.Module):
         """(images, features) to the same shape, on the device of the features."""
         device = features.device
         return (features - self.mean.to(device)) @ self.weight.to(device)
+
+    def of_first(self, count: int) -> "Whitening":
+        """That of the first block alone.
+
+        Args:
+            count: of its features.
+        """
+        return Whitening(self.mean[:count].clone(), self.weight[:count, :count].clone())
+
+
+def fit_blocks(features: Tensor, sizes: Sequence[int]) -> Whitening:
+    """Whitens blocks of features each by itself, so that no block counts for more than another.
+
+    Layers differ in how large their numbers are and in how many they have. Each is scaled such that
+    squared distances have the same mean in it as in the first one, which stays as it is.
+
+    Args:
+        features: as for ``fit_whitening``.
+        sizes: of the blocks, which together are all features.
+    """
+    parts = list(features.split(list(sizes), dim=2))  # type: ignore[no-untyped-call]
+    fitted = [fit_whitening(part) for part in parts]
+    spreads = [(part - part.mean(dim=(0, 1))).square().sum(dim=2).mean() for part in parts]
+    scales = [(spreads[0] / spread).sqrt() if spread else 1.0 for spread in spreads]
+    weights = [scale * one.weight for scale, one in zip(scales, fitted, strict=True)]
+    return Whitening(
+        torch.cat([one.mean for one in fitted]),
+        torch.block_diag(*weights),  # type: ignore[no-untyped-call]
+    )
 
 
 def fit_whitening(features: Tensor, *, shrinkage: float = SHRINKAGE) -> Whitening:
