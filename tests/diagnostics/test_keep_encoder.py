@@ -37,6 +37,7 @@ from diptych.evaluation.features import encode
 from diptych.evaluation.labelled import labelled_parts
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.open import open_images
+from diptych.models.final_features import IntermediateLayer
 from diptych.models.norms import use_norm
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
 from diptych.pretraining import pretrain
@@ -323,7 +324,11 @@ def test_the_rule_without_labels() -> None:
     def chosen(*kept: float) -> str:
         plain = [candidate(name, share) for name, share in zip(SHARES, kept, strict=True)]
         white = [candidate(name + WHITENED, 0.0) for name in SHARES]
-        return choose_without_labels([*plain, *white])
+        both = [candidate(name + INTERMEDIATE, 0.0) for name in SHARES]
+        with_layer = choose_without_labels([*plain, *white, *both])
+        found = choose_without_labels([*plain, *white])
+        assert with_layer == found.replace(WHITENED, INTERMEDIATE)
+        return found
 
     assert chosen(1.0, 0.9, 0.15) == "average 0.5, whitened"
     assert chosen(1.0, 0.9, 0.9) == "last, whitened"
@@ -419,6 +424,50 @@ def test_without_labels_the_last_encoder_of_random_weights_is_whitened(
     assert choice.chosen == "last, whitened"
     assert "views of an image differ less" in choice.why
     assert load_encoder(folder).whitening is not None
+
+
+class Deep(nn.Module):
+    """Its features are noise; what tells the classes apart stands in the map of its first stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first = nn.Conv2d(3, 3, 1, bias=False)
+        second = nn.Conv2d(3, 3, 2, stride=2, bias=False)
+        self.layer1, self.layer2 = nn.Sequential(first), nn.Sequential(second)
+        with torch.no_grad():
+            first.weight.copy_(torch.eye(3)[:, :, None, None])
+            blue = torch.diag(torch.tensor(BLUE))[:, :, None, None] / 4
+            second.weight.copy_(blue.expand(3, 3, 2, 2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.as_tensor(self.layer2(self.layer1(images)).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_features_of_an_intermediate_layer_are_kept_where_they_tell_more(
+    labels: bool, folder: RunFolder, tmp_path: Path, executor: Executor
+) -> None:
+    collection = opened(tmp_path / "i.npz", executor, labels=labels)
+    save_encoder(folder.untrained, Deep(), CONFIG)
+    keep_encoder(folder, Deep(), CONFIG, collection, executor, own_encoder=Deep())
+    choice = read_choice(folder)
+    assert choice is not None
+    assert [one.name for one in choice.candidates] == list(NAMES)
+    assert choice.chosen.endswith(INTERMEDIATE)
+    kept = load_encoder(folder, encoder=Deep())
+    assert kept.layer == IntermediateLayer("layer1", 4)
+    if not labels:
+        return
+    found = {one.name: one for one in choice.candidates}
+    assert found["start"].knn == pytest.approx(0.25, abs=0.15)
+    assert found[choice.chosen].knn == found[choice.chosen].linear == 1.0
+    assert choice.chosen == "start" + INTERMEDIATE  # of equals the least trained
+    assert "features of an intermediate layer beside its own, whitened" in choice.why
+    views = evaluation_views(collection.train, np.arange(160), "center", CONFIG.views, executor)[0]
+    cells = nn.functional.avg_pool2d(views, SIDE // 4).flatten(1)
+    assert kept.whitening is not None
+    whole = torch.cat([kept.network(views), cells], dim=1)
+    torch.testing.assert_close(kept(views), kept.whitening(whole))
 
 
 # --- on the page ------------------------------------------------------------------------------

@@ -24,10 +24,10 @@ from diptych.export.detectors import encode_by_names
 from diptych.export.layouts import Written
 from diptych.export.source import ExportSource
 from diptych.export.write import FORMATS, export_encoder
+from diptych.models.final_features import IntermediateLayer, Whitening, WithIntermediate
 from diptych.models.norms import use_norm
 from diptych.models.start import import_encoder
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
-from diptych.models.whitening import Whitening
 from foreign_networks import randomised
 
 needs_transformers = pytest.mark.skipif(
@@ -51,7 +51,13 @@ def config_of(
     )
 
 
-def encoder_file(path: Path, config: RunConfig, *, whitened: bool = False) -> Path:
+def encoder_file(
+    path: Path,
+    config: RunConfig,
+    *,
+    whitened: bool = False,
+    layer: IntermediateLayer | None = None,
+) -> Path:
     """An encoder whose norms have statistics unlike their defaults."""
     network = randomised(untrained_encoder(config), seed=1)
     for module in network.modules():
@@ -60,11 +66,15 @@ def encoder_file(path: Path, config: RunConfig, *, whitened: bool = False) -> Pa
     whitening = None
     if whitened:
         side, channels = config.views.side_pixels, config.images.channels
-        size = network(torch.zeros(2, channels, side, side)).shape[1]
+        blank = torch.zeros(2, channels, side, side)
+        own = size = network(blank).shape[1]
+        if layer is not None:
+            size = WithIntermediate(network, layer)(blank).shape[1]
         generator = torch.Generator().manual_seed(2)
         matrix = torch.randn(size, size, generator=generator) / size**0.5
+        matrix[:own, own:] = matrix[own:, :own] = 0.0  # layers are whitened each by itself
         whitening = Whitening(torch.randn(size, generator=generator), matrix)
-    save_encoder(path, network, config, whitening=whitening)
+    save_encoder(path, network, config, whitening=whitening, layer=layer)
     return path
 
 
@@ -175,6 +185,54 @@ def test_a_whitening_lies_beside(tmp_path: Path) -> None:
     images = images_of()
     came = (network(images) - whitening["mean"]) @ whitening["weight"]
     assert_close(came, load_encoder(file)(images))
+
+
+LAYER = IntermediateLayer("layer3", 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "form",
+    [
+        "torchvision",
+        pytest.param("timm", marks=pytest.mark.slow),
+        pytest.param("hf", marks=[pytest.mark.slow, needs_transformers]),
+    ],
+)
+def test_other_libraries_hold_the_last_layer_alone(form: Any, tmp_path: Path) -> None:
+    file = encoder_file(tmp_path / "a.safetensors", config_of(), whitened=True, layer=LAYER)
+    done = export_encoder(file, tmp_path / "out", form=form)
+    assert "cannot hold those of the layer layer3" in done.left_out[0]
+    network, images = load_encoder(file).network, images_of()
+    whitening = load_file(tmp_path / "out" / "whitening.safetensors")
+    came = (network(images) - whitening["mean"]) @ whitening["weight"]
+    assert_close(came, load_encoder(file)(images)[:, : came.shape[1]])
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["features"] == 512
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "form", ["torch-export", pytest.param("onnx", marks=[pytest.mark.slow, needs_onnx])]
+)
+def test_a_program_holds_both_layers(form: Any, tmp_path: Path) -> None:
+    file = encoder_file(tmp_path / "a.safetensors", config_of(), whitened=True, layer=LAYER)
+    done = export_encoder(file, tmp_path / "out", form=form)
+    assert done.difference is not None
+    assert not done.left_out
+    if form == "torch-export":
+        program = torch.export.load(tmp_path / "out" / "encoder.pt2").module()
+        pixels = torch.rand(3, 3, 32, 32)
+        mean, std = (torch.tensor(one).view(3, 1, 1) for one in ([0.3, 0.4, 0.5], [0.2, 0.3, 0.25]))
+        assert_close(program(pixels), load_encoder(file)((pixels - mean) / std))
+
+
+@torch.no_grad()
+def test_a_file_of_diptych_holds_both_layers(tmp_path: Path) -> None:
+    file = encoder_file(tmp_path / "a.safetensors", config_of(), whitened=True, layer=LAYER)
+    export_encoder(file, tmp_path / "out", form="safetensors")
+    images = images_of()
+    written = load_encoder(tmp_path / "out" / "encoder.safetensors")
+    assert torch.equal(written(images), load_encoder(file)(images))
 
 
 @torch.no_grad()

@@ -19,9 +19,15 @@ from diptych.errors import RunFolderError
 from diptych.evaluation.feature_store import FeatureStore
 from diptych.images.open import open_images
 from diptych.models.encoders import build_encoder
-from diptych.models.intermediate import IntermediateLayer, WithIntermediate, intermediate_layer
+from diptych.models.final_features import (
+    IntermediateLayer,
+    Whitening,
+    WithIntermediate,
+    fit_blocks,
+    fit_whitening,
+    intermediate_layer,
+)
 from diptych.models.weights import save_encoder, untrained_encoder
-from diptych.models.whitening import Whitening, fit_blocks, fit_whitening
 from diptych.runtime.devices import Runtime
 
 SIDE = 64

@@ -12,9 +12,9 @@ import diptych
 from diptych.errors import RunFolderError
 from diptych.evaluation.feature_store import FeatureStore
 from diptych.images.open import open_images
+from diptych.models.final_features import Whitening, fit_whitening
 from diptych.models.start import fit_start, read_start
 from diptych.models.weights import save_encoder
-from diptych.models.whitening import Whitening, fit_whitening
 from diptych.runtime.devices import Runtime
 
 

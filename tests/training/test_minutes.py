@@ -312,7 +312,7 @@ def test_weights_are_given_large_views_whatever_the_number_of_images(
     assert found["views"] == {"side_pixels": 224}
     # Enlarged further, small images would show nothing more.
     found = chosen_as_measured(executor, 1e3, photographs(2000, 32), start)
-    assert found["views"] == {"side_pixels": 128}
+    assert found["views"] == {"side_pixels": 160}
 
 
 def test_sides_that_are_surely_too_small_are_not_measured(

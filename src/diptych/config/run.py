@@ -118,8 +118,9 @@ class KeepConfig:
 
     kind: Literal["auto", "last", "best"] = "auto"
     """`last`: that of the last step. `best`: of that and, where `encoder.weights` are given, the
-    start and the average of both, each as it is and with whitened features, the one that does best
-    on training images. `auto`: `best` where `encoder.weights` are given."""
+    start and the average of both, each as it is, with whitened features, and with those of an
+    intermediate layer, the one that does best on training images. `auto`: `best` where
+    `encoder.weights` are given."""
     images: int = 1000
     """Of `best`: training images that the encoders are compared on, at most."""
 

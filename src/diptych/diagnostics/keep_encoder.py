@@ -47,10 +47,14 @@ from diptych.images.collection import Collection, ImageSet, spread_indices
 from diptych.images.groups import stratified_group_split
 from diptych.models.averaging import average_weights, estimate_statistics, moved_norms
 from diptych.models.encoders import count_features
-from diptych.models.intermediate import WithIntermediate, intermediate_layer
+from diptych.models.final_features import (
+    Whitening,
+    WithIntermediate,
+    fit_blocks,
+    intermediate_layer,
+)
 from diptych.models.norms import use_norm
 from diptych.models.weights import difference, load_encoder, save_encoder
-from diptych.models.whitening import Whitening, fit_blocks
 from diptych.runs.folder import RunFolder
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors, tensor_bytes
 from diptych.views.batches import Order, ViewBatches, evaluation_views

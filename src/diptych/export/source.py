@@ -13,11 +13,10 @@ from diptych.config.model import NormConfig
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.models.encoders import build_encoder, count_features
-from diptych.models.intermediate import IntermediateLayer, WithIntermediate
+from diptych.models.final_features import IntermediateLayer, Whitening, WithIntermediate
 from diptych.models.norms import use_norm
 from diptych.models.start import load_compared
 from diptych.models.weights import PretrainedEncoder
-from diptych.models.whitening import Whitening
 from diptych.runs.folder import RunFolder
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text
 

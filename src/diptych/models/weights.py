@@ -22,10 +22,9 @@ from diptych.errors import ConfigError, RunFolderError
 from diptych.images.collection import ImageSet
 from diptych.images.groups import among
 from diptych.models.encoders import build_encoder, count_features, own_encoder
+from diptych.models.final_features import MOST_CELLS, IntermediateLayer, Whitening, WithIntermediate
 from diptych.models.heads import build_head, first_layers
-from diptych.models.intermediate import MOST_CELLS, IntermediateLayer, WithIntermediate
 from diptych.models.norms import use_norm
-from diptych.models.whitening import Whitening
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors, read_tensors_and_text

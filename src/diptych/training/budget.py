@@ -89,7 +89,7 @@ _FROM_WEIGHTS: Final = (
     *(Candidate(side, {}, 8_000) for side in (128, 160, 192, 224)),
 )
 """With weights to begin from: what they know of large images counts more than many steps."""
-_ENLARGED_SIDE: Final = 128  # to which smaller images are enlarged for them; more is only slower
+_ENLARGED_SIDE: Final = 160  # to which smaller images are enlarged for them; more is only slower
 
 _CANDIDATES: Final = {  # by: on a CPU, of photographs
     (True, True): _PHOTOGRAPHS_ON_CPU,
