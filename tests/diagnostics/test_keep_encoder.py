@@ -315,6 +315,16 @@ def test_what_chance_may_have_made_better_is_not_kept() -> None:
     assert chosen_of(candidate("last", knn=0.54, linear=0.54, error=0.03)) == "last"
 
 
+def test_of_those_as_good_as_the_best_the_least_trained_is_kept() -> None:
+    last = candidate("last", knn=0.7, linear=0.7, error=0.02)
+    near = candidate("start, whitened", knn=0.69, linear=0.68, error=0.02)
+    assert chosen_of(last, near) == "start, whitened"
+    assert chosen_of(last, candidate("average 0.5", knn=0.7, linear=0.7)) == "average 0.5"
+    assert chosen_of(last, candidate("start, whitened", knn=0.67, linear=0.68)) == "last"
+    both = candidate("start" + INTERMEDIATE, knn=0.7, linear=0.69)
+    assert chosen_of(last, near, both) == "start" + INTERMEDIATE
+
+
 def test_what_loses_by_the_linear_classifier_is_not_kept() -> None:
     assert chosen_of(candidate("last", knn=0.9, linear=0.49)) == "start"
     assert chosen_of(candidate("last", knn=0.9, linear=0.496)) == "last"

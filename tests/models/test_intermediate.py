@@ -2,9 +2,11 @@
 
 import copy
 import json
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -17,7 +19,8 @@ from diptych.config.model import EncoderConfig
 from diptych.config.run import RunConfig
 from diptych.errors import RunFolderError
 from diptych.evaluation.feature_store import FeatureStore
-from diptych.images.open import open_images
+from diptych.evaluation.features import encode, layered_network
+from diptych.images.open import from_array, open_images
 from diptych.models.encoders import build_encoder
 from diptych.models.final_features import (
     IntermediateLayer,
@@ -181,3 +184,19 @@ def test_a_layer_that_does_not_fit_is_refused(text: str, tmp_path: Path) -> None
     save_file(tensors, file, metadata=header | {"intermediate_layer": text})
     with pytest.raises(RunFolderError, match="does not fit the config in its own header"):
         diptych.load_encoder(file)
+
+
+@torch.no_grad()
+def test_encoding_leaves_every_part_in_its_mode(executor: Executor) -> None:
+    """In training mode its norms would take their statistics from what is evaluated later."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, SIDE, SIDE, 3), np.uint8)
+    images = from_array(pixels, None, CONFIG.images)
+    network = built("resnet18")
+    network.layer1.train()  # type: ignore[union-attr]
+    modes = [module.training for module in network.modules()]
+    before = copy.deepcopy(network.state_dict())
+    encode(WithIntermediate(network, LAYER), images, CONFIG.views, executor)
+    layered_network(network, None).in_evaluation(torch.randn(2, 3, SIDE, SIDE))
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert not WithIntermediate(built("resnet18"), LAYER).training

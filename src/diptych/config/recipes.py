@@ -59,6 +59,7 @@ _MOST_FEATURES: Final = 2048  # with no more features than ResNet-50 has
 _HIDDEN: Final = 512  # of the head then: as wide as the features it costs a third of a step
 _VIEW_FOR_WEIGHTS: Final = 128  # the same for an encoder that begins with weights
 _FROZEN_SHARE: Final = 0.6  # of the parts of such an encoder
+_COMPARED_IMAGES: Final = 2000  # at the end; fitted on half of them, richer features did not pay
 _LEARNING_ON_POLICY: Final = (
     "crop(area=0.4..1) + flip + color(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05)"
 )
@@ -329,6 +330,7 @@ def learning_on(config: RunConfig, *, parts: int) -> RunConfig:
         parts: of the encoder, see ``encoder_parts``.
     """
     optimizer = OptimizerConfig(kind="sgd", learning_rate=0.12, weight_decay=1e-4)
+    keep = replace(config.training.keep, images=_COMPARED_IMAGES)
     if config.method.kind in SIAMESE:
         own = config.optimizer
         optimizer = replace(own, learning_rate=_LEARNING_ON_SHARE * own.learning_rate)
@@ -339,7 +341,7 @@ def learning_on(config: RunConfig, *, parts: int) -> RunConfig:
         method=replace(config.method, anchor=AnchorConfig(weight=1.0)),
         optimizer=optimizer,
         schedule=ScheduleConfig(kind="cosine", warmup_epochs=1.0),
-        training=replace(config.training, epochs=10),
+        training=replace(config.training, epochs=10, keep=keep),
     )
 
 

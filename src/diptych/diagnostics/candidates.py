@@ -90,10 +90,11 @@ class Choice:
 
 
 def choose_with_labels(candidates: Sequence[Candidate]) -> str:
-    """The best by the mean of both accuracies, of those that are better than the first.
+    """The least trained of the best by the mean of both accuracies, if better than the first.
 
     Better is more than one standard error of the difference, so that of a few images chance does
-    not decide; and without loss by the linear classifier. Of equals it is the least trained.
+    not decide; and without loss by the linear classifier. As good as the best is what lies within
+    its standard error (the one-standard-error rule: Breiman et al. 1984, section 3.4.3).
     """
     first = candidates[0]
     better = [
@@ -102,7 +103,12 @@ def choose_with_labels(candidates: Sequence[Candidate]) -> str:
         if (one.gain or 0.0) > (one.standard_error or 0.0)
         and (one.linear or 0.0) >= (first.linear or 0.0) - LINEAR_LOSS
     ]
-    return max([first, *better], key=lambda one: (one.accuracy, -one.trained_share)).name
+    if not better:
+        return first.name
+    best = max(better, key=lambda one: one.accuracy)
+    least = best.accuracy - (best.standard_error or 0.0)
+    near = [one for one in better if one.accuracy >= least]
+    return max(near, key=lambda one: (-one.trained_share, one.accuracy)).name
 
 
 def choose_without_labels(candidates: Sequence[Candidate]) -> str:

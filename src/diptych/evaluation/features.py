@@ -20,6 +20,7 @@ from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import from_array, open_images
 from diptych.images.sources.handed_over import path_of
 from diptych.models.heads import layers_of_head
+from diptych.models.parts import in_evaluation
 from diptych.models.weights import (
     PretrainedEncoder,
     load_encoder,
@@ -192,11 +193,8 @@ def in_batches(count: int, size: int) -> Iterator[NDArray[np.int64]]:
 
 def _in_evaluation(network: nn.Module, batch: Tensor) -> Tensor:
     # Health is measured amid training, so the mode is put back.
-    training = network.training
-    network.eval()
-    with torch.no_grad():
+    with in_evaluation(network), torch.no_grad():
         features: Tensor = network(batch)
-    network.train(training)
     return features
 
 
@@ -261,10 +259,9 @@ class LayeredNetwork(nn.Module):
     @torch.no_grad()
     def in_evaluation(self, images: Tensor) -> dict[str, Tensor]:
         """Features by layer, float32, on the CPU, in evaluation mode."""
-        training, device = self.training, next(self.parameters()).device
-        self.eval()
-        found = self(images.to(device))
-        self.train(training)
+        device = next(self.parameters()).device
+        with in_evaluation(self):
+            found = self(images.to(device))
         return {
             name: require_finite(one.float().cpu(), of=f"layer {name}")
             for name, one in zip(self.names, found, strict=True)

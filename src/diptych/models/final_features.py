@@ -52,6 +52,7 @@ class WithIntermediate(nn.Module):
     def __init__(self, network: nn.Module, layer: IntermediateLayer) -> None:
         super().__init__()
         self.network = network
+        self.training = network.training
         self._layer = layer
 
     def forward(self, images: Tensor) -> Tensor:
