@@ -25,7 +25,7 @@ from diptych.config.recipes import (
     suited_side,
     suited_windows,
 )
-from diptych.config.run import OWN, KeepConfig, RunConfig
+from diptych.config.run import OWN, RunConfig
 from diptych.errors import ConfigError
 from diptych.images.open import from_any_folder
 from diptych.images.sources.known_sets import PHOTOGRAPHS_NAME
@@ -217,7 +217,7 @@ def _suited_to(
         probe = replace(probe, health_every_epochs=health_interval(epochs, count, probe.images))
     training = replace(base.training, epochs=epochs)
     if asked.compares_views and asked.encoder.name != OWN:
-        training = replace(training, keep=KeepConfig("best"))
+        training = replace(training, keep=replace(training.keep, kind="best"))
     return replace(base, training=training, probe=probe)
 
 

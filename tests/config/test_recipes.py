@@ -269,6 +269,7 @@ def test_every_recipe_begins_from_weights(recipe: str, tmp_path: Path) -> None:
         assert (config.optimizer, config.views.policy) == (own.optimizer, own.views.policy)
         return
     assert config.encoder.frozen_parts == 3  # of five
+    assert (config.training.keep.kind, config.training.keep.images) == ("best", 2_000)
     assert config.method.anchor.weight == 1.0
     assert config.views.policy.startswith("crop(area=0.4..1) + flip + color(brightness=0.2,")
     optimizer = config.optimizer
