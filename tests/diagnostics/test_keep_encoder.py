@@ -30,6 +30,7 @@ from diptych.diagnostics.candidates import (
     choose_without_labels,
     read_choice,
     weights_of,
+    why_chosen,
 )
 from diptych.diagnostics.keep_encoder import keep_encoder
 from diptych.errors import RunFolderError
@@ -323,6 +324,15 @@ def test_of_those_as_good_as_the_best_the_least_trained_is_kept() -> None:
     assert chosen_of(last, candidate("start, whitened", knn=0.67, linear=0.68)) == "last"
     both = candidate("start" + INTERMEDIATE, knn=0.7, linear=0.69)
     assert chosen_of(last, near, both) == "start" + INTERMEDIATE
+
+
+def test_a_better_one_that_is_not_kept_is_named() -> None:
+    last = candidate("last", knn=0.7, linear=0.7, error=0.02)
+    near = candidate("start, whitened", knn=0.69, linear=0.68, error=0.02)
+    found = [candidate("start"), near, last]
+    words = "Last is better by less than can be told."
+    assert why_chosen("start, whitened", found).endswith(words)
+    assert words not in why_chosen("last", found)
 
 
 def test_what_loses_by_the_linear_classifier_is_not_kept() -> None:

@@ -100,15 +100,22 @@ def choose_with_labels(candidates: Sequence[Candidate]) -> str:
     better = [
         one
         for one in candidates
-        if (one.gain or 0.0) > (one.standard_error or 0.0)
-        and (one.linear or 0.0) >= (first.linear or 0.0) - LINEAR_LOSS
+        if (one.gain or 0.0) > (one.standard_error or 0.0) and _keeps_linear(one, first)
     ]
     if not better:
         return first.name
-    best = max(better, key=lambda one: one.accuracy)
+    best = max(better, key=_accuracy)
     least = best.accuracy - (best.standard_error or 0.0)
     near = [one for one in better if one.accuracy >= least]
     return max(near, key=lambda one: (-one.trained_share, one.accuracy)).name
+
+
+def _keeps_linear(one: Candidate, first: Candidate) -> bool:
+    return (one.linear or 0.0) >= (first.linear or 0.0) - LINEAR_LOSS
+
+
+def _accuracy(one: Candidate) -> float:
+    return one.accuracy
 
 
 def choose_without_labels(candidates: Sequence[Candidate]) -> str:
@@ -198,10 +205,13 @@ def why_chosen(chosen: str, candidates: Sequence[Candidate]) -> str:
     accuracy = f"kNN {one.knn:.1%}, linear {one.linear:.1%}"
     if chosen == first:
         return f"Kept is {_in_words(first)}: no other is clearly better ({accuracy})."
+    may_be_kept = [other for other in candidates if _keeps_linear(other, candidates[0])]
+    best = max(may_be_kept, key=_accuracy).name
+    near = "" if best == chosen else f" {best.capitalize()} is better by less than can be told."
     return (
         f"Kept is {_in_words(chosen)}: {accuracy}, in the mean {100 * one.gain:+.1f} points on "
         f"{_in_words(first)} (standard error {100 * (one.standard_error or 0.0):.1f}); "
-        f"{one.neighbours_kept:.0%} of the nearest neighbours are the same."
+        f"{one.neighbours_kept:.0%} of the nearest neighbours are the same.{near}"
     )
 
 
