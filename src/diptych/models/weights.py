@@ -330,7 +330,7 @@ def _require_as_long(encoder: PretrainedEncoder, file: Path) -> None:
     side, channels = config.views.side_pixels, config.images.channels
     try:
         features = count_features(encoder.unwhitened, channels=channels, side_pixels=side)
-    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise RunFolderError(_misfit(file, f"its {_LAYER} gives no map")) from error
     if encoder.whitening is not None and len(encoder.whitening.mean) != features:
         known = len(encoder.whitening.mean)
