@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from diptych.diagnostics.candidates import Choice
 from diptych.diagnostics.symptoms import find_symptoms
 from diptych.diagnostics.verdict import Verdict, judge
 
@@ -317,3 +318,30 @@ def test_few_labels_and_other_tasks_are_summed_up() -> None:
     assert "Of 2 other tasks it is clearly better than the untrained encoder on 2" in words
     shares["0.01"]["gains"]["untrained"] = {"value": 0.05, "low": None, "high": None}
     assert "one seed only" in " ".join(judge([], found).sentences)
+
+
+def choice_of(chosen: str) -> Choice:
+    return Choice(chosen, f"Kept is {chosen}.", "", (), "")
+
+
+def test_the_start_that_was_kept_is_not_said_to_have_learned() -> None:
+    found = evaluation(0.76, 0.58, count=1280)
+    found["knn"] |= {"start": 0.64}
+    verdict = judge([line(500)], found, choice_of("start, with an intermediate layer, whitened"))
+    assert verdict.headline.startswith("Kept are the start weights, with more made of their")
+    assert "better than the start weights, the untrained encoder and raw pixels" in verdict.headline
+    assert "Training added nothing that can be told" in verdict.headline
+    assert verdict.sentences[0].startswith("Kept is start, with an intermediate layer")
+    assert judge([line(500)], found, choice_of("last")).headline.startswith("The encoder learned")
+    assert judge([line(500)], found).headline.startswith("The encoder learned")
+
+
+def test_the_start_that_was_kept_as_it_is_is_not_asked_to_beat_itself() -> None:
+    found = evaluation(0.76, 0.58, count=1280)
+    found["knn"] |= {"start": 0.76}
+    verdict = judge([line(500)], found, choice_of("start"))
+    assert verdict.headline.startswith("Kept are the start weights as they are: by kNN and by the")
+    assert "training made them no better" in verdict.headline
+    worse = evaluation(0.76, 0.58, pixels=0.9, count=1280)
+    worse["knn"] |= {"start": 0.76}
+    assert judge([line(500)], worse, choice_of("start")).headline.startswith("Raw pixels serve")

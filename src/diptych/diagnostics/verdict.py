@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from diptych.diagnostics.candidates import START, Choice, weights_of
 from diptych.diagnostics.comparison import (
     BASELINES,
     PROBES,
@@ -15,6 +16,7 @@ from diptych.diagnostics.comparison import (
     disagreement,
     headline,
     joined,
+    listed,
     on_unequal_classes,
     probes_of,
     settings_of,
@@ -38,6 +40,7 @@ class Verdict(NamedTuple):
 def judge(
     metrics: Sequence[Mapping[str, Any]],
     evaluation: Mapping[str, Any] | None,
+    choice: Choice | None = None,
 ) -> Verdict:
     """Says what the figures of a run mean.
 
@@ -46,7 +49,18 @@ def judge(
     Args:
         metrics: the lines of ``metrics.jsonl``.
         evaluation: ``evaluation.json``, or None without labels.
+        choice: which encoder was kept, of a run that compared some. It is told of first, as what
+            is called trained may be the start, or an average of its weights.
     """
+    found = _of_figures(metrics, evaluation, choice)
+    return found if choice is None else found._replace(sentences=(choice.why, *found.sentences))
+
+
+def _of_figures(
+    metrics: Sequence[Mapping[str, Any]],
+    evaluation: Mapping[str, Any] | None,
+    choice: Choice | None,
+) -> Verdict:
     alarming = [s for s in find_symptoms(metrics, dictionary_size=None) if s.alarming]
     alarms = [symptom.sentence for symptom in alarming]
     comparison = None if evaluation is None else compare(evaluation)
@@ -54,7 +68,7 @@ def judge(
         # Accuracy says what was lost; neighbours may change for the better too.
         alarms = [symptom.sentence for symptom in alarming if symptom.name != "start_lost"]
         first, *more = conclusions(evaluation, comparison)
-        head = headline_of(evaluation, comparison)
+        head = headline_of(evaluation, comparison, choice)
         more += [*words_on_views(evaluation), *_about_training(metrics)]
         return Verdict(head, (first, *alarms, *more))
     return _by_training_alone(metrics, evaluation, alarms)
@@ -126,7 +140,9 @@ def without_probe(evaluation: Mapping[str, Any]) -> list[str]:
     return [words for words in (_few_labels(evaluation), _transfer(evaluation)) if words]
 
 
-def headline_of(evaluation: Mapping[str, Any], comparison: Comparison) -> str:
+def headline_of(
+    evaluation: Mapping[str, Any], comparison: Comparison, choice: Choice | None = None
+) -> str:
     """Which encoder serves best, where the images can tell."""
     split = _split(evaluation, comparison.deciding[0].probe)
     if split.get("labels_used") and split.get("test_images_seen"):
@@ -134,7 +150,26 @@ def headline_of(evaluation: Mapping[str, Any], comparison: Comparison) -> str:
             "Of other images nothing is known: pretraining saw those measured on, with labels. "
             "Give held-out ones by --test PATH."
         )
-    return headline(comparison)
+    return (choice and _on_kept_start(comparison, choice.chosen)) or headline(comparison)
+
+
+def _on_kept_start(comparison: Comparison, chosen: str) -> str:
+    """Where the weights of the start were kept, which no training has made; else empty."""
+    others = [name for name in comparison.rivals if name != START]
+    if weights_of(chosen) != START or not all(map(comparison.beats, others)):
+        return ""
+    by = " and ".join(figure.by for figure in comparison.deciding)
+    if chosen == START:
+        return (
+            f"Kept are the start weights as they are: {by} they are better than {listed(others)}, "
+            "and training made them no better for these images."
+        )
+    if not comparison.beats(START):
+        return ""
+    return (
+        f"Kept are the start weights, with more made of their features: {by} these are better than "
+        f"{listed(comparison.rivals)}. Training added nothing that can be told."
+    )
 
 
 def conclusions(evaluation: Mapping[str, Any], comparison: Comparison) -> list[str]:

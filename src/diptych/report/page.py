@@ -161,12 +161,7 @@ def write_report(
 def verdict_of(run: str | Path) -> Verdict:
     """What the metrics and the evaluation of a run show, in words."""
     folder = RunFolder(Path(run))
-    verdict = judge(read_metrics(folder.metrics), read_evaluation(folder))
-    choice = read_choice(folder)
-    # First, as what is called trained may be the start, or an average of its weights.
-    return (
-        verdict if choice is None else Verdict(verdict.headline, (choice.why, *verdict.sentences))
-    )
+    return judge(read_metrics(folder.metrics), read_evaluation(folder), read_choice(folder))
 
 
 def left_out_table(skipped: Path) -> LeftOutTable | None:
