@@ -34,7 +34,7 @@ from diptych.evaluation.protocols import evaluate, merged
 from diptych.evaluation.supervised import Classifier, predict
 from diptych.models.weights import load_encoder
 from diptych.report.charts import chart_groups
-from diptych.report.page import write_report
+from diptych.report.page import verdict_of, write_report
 from diptych.runtime.devices import Runtime
 
 SETTINGS: Any = {
@@ -100,6 +100,42 @@ def test_predictions_are_those_of_the_linear_classifier(run: Path) -> None:
     assert found["details"]["linear"]["labelled"] == {"train": None, "test": None}
     assert "predictions" not in found
     assert set(said.names) < {f"class{label}/{n}.png" for label in range(3) for n in range(24)}
+
+
+def test_an_encoder_file_is_measured_as_the_run_that_it_is_from(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    of_run = evaluate(run, train=images, threads=1)
+    file = Path(shutil.copy(run / "encoder.safetensors", tmp_path / "own.safetensors"))
+    found = evaluate(file, train=images, threads=1)
+    assert found["knn"] == of_run["knn"]
+    assert found["linear"] == of_run["linear"]
+    folder = tmp_path / "own-evaluation"
+    assert json.loads((folder / "evaluation.json").read_text()) == found
+    assert {one.name for one in tmp_path.iterdir()} == {"run", file.name, folder.name}
+    verdict = verdict_of(file)
+    assert f"{found['knn']['trained']:.1%} of" in verdict.headline
+    assert "train" not in verdict.headline.replace("untrained", "").replace("pretraining", "")
+    # The file in the folder of its run is the run.
+    assert evaluate(run / "encoder.safetensors", threads=1)["knn"] == of_run["knn"]
+    assert not (run / "encoder-evaluation").exists()
+
+
+@pytest.mark.parametrize(
+    ("protocols", "more", "wanted"),
+    [
+        (("knn",), {}, "without images.*--train PATH"),
+        (("knn", "geometry"), {"train": "x"}, "geometry needs the head"),
+        (("knn",), {"train": "x", "supervised": True}, "Leave it away"),
+    ],
+)
+def test_what_an_encoder_file_cannot_be_measured_by_is_refused(
+    run: Path, tmp_path: Path, protocols: Any, more: Any, wanted: str
+) -> None:
+    file = Path(shutil.copy(run / "encoder.safetensors", tmp_path / "own.safetensors"))
+    with pytest.raises(ConfigError, match=wanted):
+        evaluate(file, protocols, threads=1, **more)
+    assert not (tmp_path / "own-evaluation").exists()
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ class EvaluateFlags:
     """What `diptych evaluate` takes."""
 
     run: Positional[Path]
-    """A run folder whose training has ended."""
+    """A run folder whose training has ended, or an encoder file as `diptych import` writes it: that
+    needs --train."""
     protocol: tuple[str, ...] = ("knn", "linear")
     """What to measure, one or several of: knn, linear, linear_sgd, finetune, transfer, geometry,
     transformations, views. Results of others stay in evaluation.json; docs/evaluation.md says
@@ -74,10 +75,11 @@ COMMON: Final = {
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """Measure a run's encoder by kNN and by a linear classifier, or by other --protocol.
+    """Measure an encoder by kNN and by a linear classifier, or by other --protocol.
 
     The same is done with the untrained encoder, raw pixels and what --against and --supervised
-    name. Results are added to evaluation.json; `diptych report RUN` shows them all.
+    name. Results are added to evaluation.json, of an encoder file x.safetensors in x-evaluation/;
+    `diptych report RUN` shows all of a run.
 
     Examples:
       diptych evaluate runs/photos
@@ -85,10 +87,12 @@ def evaluate(arguments: Sequence[str]) -> None:
       diptych evaluate runs/photos --protocol finetune --finetune-shares 0.1 0.01 --seeds 3
       diptych evaluate runs/photos --protocol transfer --transfer birds/ cars/
       diptych evaluate runs/photos --supervised --against runs/other
+      diptych evaluate imagenet.safetensors --train labelled/train --test labelled/test
     """
     flags = parse(EvaluateFlags, evaluate, arguments, common=COMMON)
 
     from diptych.evaluation.protocols import evaluate as measure
+    from diptych.evaluation.protocols import results_folder
     from diptych.report.charts import print_tables
 
     options = asdict(flags)
@@ -98,6 +102,8 @@ def evaluate(arguments: Sequence[str]) -> None:
         found = measure(run, protocols, **runtime, progress=bars, **options)
     print_tables(console, found)
     print_verdict(console, run)
+    if run.is_file():
+        console.print(f"Results: {results_folder(run).path}", highlight=False, soft_wrap=True)
 
 
 def print_verdict(console: Console, run: Path) -> None:

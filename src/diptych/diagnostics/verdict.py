@@ -56,6 +56,22 @@ def judge(
     return found if choice is None else found._replace(sentences=(choice.why, *found.sentences))
 
 
+def judge_encoder(evaluation: Mapping[str, Any]) -> Verdict:
+    """The same of an encoder by itself: nothing is known of its training, nor said of it.
+
+    Args:
+        evaluation: ``evaluation.json``.
+    """
+    comparison = compare(evaluation)
+    if comparison is None:
+        known = without_probe(evaluation)
+        return Verdict("Measured without kNN and linear classifier.", tuple(known))
+    first, *more = _in_figures(evaluation, comparison)
+    about = [*more, on_unequal_classes(comparison), disagreement(comparison)]
+    about += [*_against_others(comparison.accuracies[0]), *without_probe(evaluation)]
+    return Verdict(first, tuple(sentence for sentence in about if sentence))
+
+
 def _of_figures(
     metrics: Sequence[Mapping[str, Any]],
     evaluation: Mapping[str, Any] | None,

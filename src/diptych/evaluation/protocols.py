@@ -43,6 +43,9 @@ PROTOCOLS: Final[Mapping[str, ProtocolFunction]] = {
 USUAL: Final = ("knn", "linear")
 """Measured when nothing else is asked for."""
 
+OF_ENCODER_FILES: Final = ("knn", "linear", "linear_sgd", "finetune", "transfer")
+"""Those that need no more of a run than its encoder."""
+
 _BESIDE_KNN: Final = "knn_leave_one_out"  # which knn adds for some images only
 
 _SHARED: Final = ("protocol", "details")  # tables that several protocols write to
@@ -61,10 +64,12 @@ def evaluate(
     encoder: nn.Module | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Measures a run's encoder, before the head, by the protocols asked for.
+    """Measures an encoder, before the head, by the protocols asked for.
 
     Args:
-        run: a run folder whose training has ended.
+        run: a run folder whose training has ended, or an encoder file, as ``diptych import`` writes
+            it, by itself: then ``train`` is needed, the protocols are those of
+            ``OF_ENCODER_FILES``, and results go to a folder beside it, see ``results_folder``.
         protocols: names in ``PROTOCOLS``.
         train: labelled images to fit the probes on; by default the run's own.
         test: labelled images to measure them on; by default those held out with ``train``, or a
@@ -90,13 +95,18 @@ def evaluate(
         ConfigError: an option or a protocol is not known, or there is no such device.
         OSError: the run folder cannot be written.
     """
-    folder, chosen = RunFolder(Path(run)), _chosen(protocols)
-    given = EvaluationOptions(**options)
+    chosen, given = _chosen(protocols), EvaluationOptions(**options)
     runtime = Runtime(device, threads, batch_size, progress or ProgressReporter())
-    trained = load_encoder(folder, head_layers=given.head_layers, encoder=encoder)
+    folder, source = results_folder(run), Path(run)
+    if source.is_file() and source != folder.encoder:
+        _require_for_file(source, protocols, train, given)
+    else:
+        source = folder.path
+    trained = load_encoder(source, head_layers=given.head_layers, encoder=encoder)
     trained = trained.to(runtime.torch_device)
     # Before anything is measured: hours of work must not end at a folder that is read-only.
     require_writable(folder.path)
+    folder.path.mkdir(exist_ok=True)
     images, seen = trained.config.images, load_trained_on(folder.trained_on)
     with runtime:
         told, executor = runtime.counting("Reading the images"), runtime.executor
@@ -132,6 +142,47 @@ def evaluate(
     found = merged(read_evaluation(folder) or {}, found)
     atomic_write(folder.evaluation, (json.dumps(found, indent=1) + "\n").encode())
     return found
+
+
+def results_folder(run: str | Path) -> RunFolder:
+    """Where the evaluation of a run or of an encoder file is: ``x-evaluation/`` of x.safetensors.
+
+    Raises:
+        RunFolderError: it is a URL.
+    """
+    folder = RunFolder(Path(run))
+    if not folder.path.is_file():
+        return folder
+    around = RunFolder(folder.path.parent)
+    if around.encoder == folder.path and around.config.is_file():  # the file of a run
+        return around
+    return RunFolder(folder.path.with_name(f"{folder.path.stem}-evaluation"))
+
+
+def _require_for_file(
+    file: Path, protocols: Sequence[str], train: object, options: EvaluationOptions
+) -> None:
+    """Refuses what an encoder file by itself cannot be measured by.
+
+    Raises:
+        ConfigError: says what is wanted.
+    """
+    others = [name for name in protocols if name not in OF_ENCODER_FILES]
+    if others:
+        raise ConfigError(
+            f"{file} is an encoder by itself, and {', '.join(others)} needs the head or the views "
+            f"of a run. It can be measured by {', '.join(OF_ENCODER_FILES)}."
+        )
+    if options.supervised:
+        raise ConfigError(
+            f"--supervised trains with the views and steps of a run, which {file} by itself does "
+            "not have. Leave it away."
+        )
+    if train is None:
+        raise ConfigError(
+            f"{file} is an encoder by itself, without images. Give labelled ones, a folder for "
+            "each class: --train PATH, and --test PATH where others are held out."
+        )
 
 
 def read_evaluation(folder: RunFolder) -> dict[str, Any] | None:

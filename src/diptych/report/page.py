@@ -19,13 +19,13 @@ from diptych.config.run import RunConfig
 from diptych.diagnostics.candidates import read_choice
 from diptych.diagnostics.comparison import result_table
 from diptych.diagnostics.time_symptoms import time_symptoms
-from diptych.diagnostics.verdict import Verdict, judge
+from diptych.diagnostics.verdict import Verdict, judge, judge_encoder
 from diptych.errors import ImagesError, RunFolderError
 from diptych.escaping import HANDLER, quoted
 from diptych.evaluation.feature_store import FeatureStore
 from diptych.evaluation.knn import nearest
 from diptych.evaluation.predictions import read_predictions
-from diptych.evaluation.protocols import read_evaluation
+from diptych.evaluation.protocols import read_evaluation, results_folder
 from diptych.evaluation.split import NOT_RECORDED
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.inventory import Skipped
@@ -159,9 +159,12 @@ def write_report(
 
 
 def verdict_of(run: str | Path) -> Verdict:
-    """What the metrics and the evaluation of a run show, in words."""
-    folder = RunFolder(Path(run))
-    return judge(read_metrics(folder.metrics), read_evaluation(folder), read_choice(folder))
+    """What the metrics and the evaluation of a run show, or those of an encoder file, in words."""
+    folder = results_folder(run)
+    evaluation = read_evaluation(folder)
+    if not folder.config.exists() and evaluation is not None:
+        return judge_encoder(evaluation)
+    return judge(read_metrics(folder.metrics), evaluation, read_choice(folder))
 
 
 def left_out_table(skipped: Path) -> LeftOutTable | None:
