@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from diptych.diagnostics.candidates import Choice
+from diptych.diagnostics.candidates import Choice, words_for_kept
+from diptych.diagnostics.comparison import result_table
 from diptych.diagnostics.symptoms import find_symptoms
 from diptych.diagnostics.verdict import Verdict, judge
+from diptych.report.charts import chart_groups
 
 
 def line(step: int, **values: float) -> dict[str, Any]:
@@ -322,6 +324,28 @@ def test_few_labels_and_other_tasks_are_summed_up() -> None:
 
 def choice_of(chosen: str) -> Choice:
     return Choice(chosen, f"Kept is {chosen}.", "", (), "")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ("start", "kept: start weights"),
+        ("start, whitened", "kept: start weights, whitened"),
+        ("average 0.5, whitened", "trained encoder"),
+        (None, "trained encoder"),
+    ],
+)
+def test_tables_call_trained_only_what_training_made(chosen: str | None, words: str) -> None:
+    kept = words_for_kept(None if chosen is None else choice_of(chosen))
+    assert kept == words
+    found = evaluation(0.76, 0.58, count=1280)
+    table = result_table(found, kept)
+    assert table is not None
+    assert [name for name, _ in table.rows] == [words, "untrained encoder", "raw pixels"]
+    (group,) = chart_groups(found, kept)
+    assert {bar.words for chart in group.charts for bar in chart.bars} == {
+        *(words, "untrained encoder", "raw pixels")
+    }
 
 
 def test_the_start_that_was_kept_is_not_said_to_have_learned() -> None:

@@ -91,6 +91,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     """
     flags = parse(EvaluateFlags, evaluate, arguments, common=COMMON)
 
+    from diptych.diagnostics.candidates import read_choice, words_for_kept
     from diptych.evaluation.protocols import evaluate as measure
     from diptych.evaluation.protocols import results_folder
     from diptych.report.charts import print_tables
@@ -100,10 +101,11 @@ def evaluate(arguments: Sequence[str]) -> None:
     console = Console(markup=False)
     with ProgressBars(console) as bars:
         found = measure(run, protocols, **runtime, progress=bars, **options)
-    print_tables(console, found)
+    folder = results_folder(run)
+    print_tables(console, found, words_for_kept(read_choice(folder)))
     print_verdict(console, run)
-    if run.is_file():
-        console.print(f"Results: {results_folder(run).path}", highlight=False, soft_wrap=True)
+    if folder.path != run:
+        console.print(f"Results: {folder.path}", highlight=False, soft_wrap=True)
 
 
 def print_verdict(console: Console, run: Path) -> None:

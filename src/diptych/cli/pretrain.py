@@ -198,6 +198,7 @@ def _run_to_report(
     if not report:
         return
     # Only now, as they would delay the first step.
+    from diptych.diagnostics.candidates import read_choice, words_for_kept
     from diptych.evaluation.protocols import evaluate as measure
     from diptych.report.charts import print_tables
     from diptych.report.page import write_report
@@ -208,7 +209,8 @@ def _run_to_report(
     limits = evaluation_limits(load_run_config(folder.config).training.minutes)
     with ProgressBars(console) as bars:
         try:
-            print_tables(console, measure(folder.path, progress=bars, **limits, **runtime))
+            found = measure(folder.path, progress=bars, **limits, **runtime)
+            print_tables(console, found, words_for_kept(read_choice(folder)))
         except ImagesError as error:  # no labels, say; the report is written all the same
             console.print(str(error), highlight=False)
         page = write_report(folder.path, progress=bars, **runtime)

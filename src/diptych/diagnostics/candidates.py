@@ -141,6 +141,17 @@ def weights_of(name: str) -> str:
     return name.partition(",")[0]
 
 
+def words_for_kept(choice: Choice | None) -> str:
+    """What the encoder of a run is called in its tables: training has not made all of them.
+
+    Args:
+        choice: of which encoder is kept; None where nothing was chosen.
+    """
+    if choice is not None and weights_of(choice.chosen) == START:
+        return "kept: start weights" + choice.chosen.removeprefix(START)
+    return "trained encoder"
+
+
 def read_choice(folder: RunFolder) -> Choice | None:
     """What ``candidates.json`` of a run holds; None where nothing was chosen.
 

@@ -429,10 +429,16 @@ _ROWS: Final = {
 _COLUMNS: Final = {"knn": "kNN", "linear": "linear", "linear_sgd": "linear by SGD"}
 
 
-def result_table(evaluation: Mapping[str, Any] | None) -> ResultTable | None:
+def result_table(
+    evaluation: Mapping[str, Any] | None, kept: str = _ROWS[TRAINED]
+) -> ResultTable | None:
     """The encoder and its baselines by each figure; None without labels.
 
     Mean per class is among them where that was measured.
+
+    Args:
+        evaluation: ``evaluation.json``.
+        kept: what the encoder of the run is called.
     """
     comparison = None if evaluation is None else compare(evaluation)
     if evaluation is None or comparison is None:
@@ -445,7 +451,8 @@ def result_table(evaluation: Mapping[str, Any] | None) -> ResultTable | None:
         _COLUMNS[one.probe] + (", mean per class" if one.metric == "mean_per_class" else "")
         for one in figures
     )
-    rows = tuple((_ROWS[name], tuple(_cell(one, name) for one in figures)) for name in names)
+    words = _ROWS | {TRAINED: kept}
+    rows = tuple((words[name], tuple(_cell(one, name) for one in figures)) for name in names)
     largest = f"{comparison.largest:.1%}" if comparison.is_unequal else ""
     return ResultTable(columns, rows, largest)
 

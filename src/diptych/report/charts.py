@@ -107,15 +107,35 @@ class ChartGroup:
     charts: tuple[BarChart, ...]
 
 
-def chart_groups(evaluation: Mapping[str, Any]) -> list[ChartGroup]:
-    """Everything in ``evaluation.json`` that is a share, in the order of the page."""
+def chart_groups(evaluation: Mapping[str, Any], kept: str = NAMES["trained"]) -> list[ChartGroup]:
+    """Everything in ``evaluation.json`` that is a share, in the order of the page.
+
+    Args:
+        evaluation: what the file holds.
+        kept: what the encoder of the run is called, see ``words_for_kept``.
+    """
     found = [
         _frozen(evaluation),
         _finetune(evaluation),
         *_transfer(evaluation),
         *_transformations(evaluation),
     ]
-    return [group for group in found if group.charts]
+    return [_with_kept(group, kept) for group in found if group.charts]
+
+
+def _with_kept(group: ChartGroup, kept: str) -> ChartGroup:
+    """The same with other words for the encoder of the run."""
+    charts = [
+        replace(
+            chart,
+            bars=tuple(
+                replace(bar, words=kept) if bar.words == NAMES["trained"] else bar
+                for bar in chart.bars
+            ),
+        )
+        for chart in group.charts
+    ]
+    return replace(group, charts=tuple(charts))
 
 
 def tested_images(evaluation: Mapping[str, Any], protocol: str) -> str:
@@ -147,9 +167,17 @@ def geometry_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def print_tables(console: Console, evaluation: Mapping[str, Any]) -> None:
-    """Prints one table for each group of results: encoders by figures, with 95% intervals."""
-    for group in chart_groups(evaluation):
+def print_tables(
+    console: Console, evaluation: Mapping[str, Any], kept: str = NAMES["trained"]
+) -> None:
+    """Prints one table for each group of results: encoders by figures, with 95% intervals.
+
+    Args:
+        console: to print on.
+        evaluation: what ``evaluation.json`` holds.
+        kept: as in ``chart_groups``.
+    """
+    for group in chart_groups(evaluation, kept):
         console.print(_table(group))
         console.print(group.text, highlight=False)
         for chart in group.charts:

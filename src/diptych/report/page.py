@@ -16,7 +16,7 @@ from torch import nn
 
 from diptych.config.files import flatten, load_run_config
 from diptych.config.run import RunConfig
-from diptych.diagnostics.candidates import read_choice
+from diptych.diagnostics.candidates import read_choice, words_for_kept
 from diptych.diagnostics.comparison import result_table
 from diptych.diagnostics.time_symptoms import time_symptoms
 from diptych.diagnostics.verdict import Verdict, judge, judge_encoder
@@ -124,14 +124,15 @@ def write_report(
     require_writable(folder.path)
     config = load_run_config(folder.config)
     metrics, evaluation = read_metrics(folder.metrics), read_evaluation(folder)
-    detection = read_detection(folder.detection)
+    detection, choice = read_detection(folder.detection), read_choice(folder)
+    kept = words_for_kept(choice)
     with Runtime(device, threads, batch_size, progress or ProgressReporter()) as runtime:
         pictures = _pictures(folder, config, runtime, encoder)
     page = template("page.html.jinja").render(
         name=folder.path.resolve().name,
         shell_path=quoted(folder.path),
         verdict=verdict_of(run),
-        results=result_table(evaluation),
+        results=result_table(evaluation, kept),
         config=config,
         settings=flatten(config),
         last=metrics[-1] if metrics else None,
@@ -139,17 +140,19 @@ def write_report(
         loss_curve=Markup(figures.loss_curve(metrics)) if metrics else None,
         health_curve=Markup(figures.health_curve(metrics) or ""),
         time=_time(metrics),
-        groups=chart_groups(evaluation or {}) + ([detection_group(detection)] if detection else []),
+        kept=kept,
+        groups=chart_groups(evaluation or {}, kept)
+        + ([detection_group(detection)] if detection else []),
         knn_images=tested_images(evaluation or {}, "knn"),
         health_images=_health_images(metrics),
         geometry=geometry_rows(evaluation or {}),
         geometry_images=geometry_images(evaluation or {}),
         policy=branches_in_words(config.views, config.images.channels),
         left_out=left_out_table(folder.skipped),
-        choice=read_choice(folder),
+        choice=choice,
         answers_title=(
-            "What the linear classifier on the trained encoder answers on its test images, all of "
-            f"it in {folder.predictions.name}."
+            "What the linear classifier on the encoder of the run answers on its test images, all "
+            f"of it in {folder.predictions.name}."
         ),
         answers_calibration="The probabilities are as the classifier gives them.",
         **pictures,
