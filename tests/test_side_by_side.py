@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from dataclasses import asdict, fields, replace
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 import torch
 from gpu import Bench, NotApplicable
 from peers.contenders import CONTENDERS, Run, diptych_with, policy, settings_of_docs
-from peers.environments import ROOT, runner_environment
+from peers.environments import OF_OURS, ROOT, runner_environment
 from peers.results import Row, least_ratio, load, markdown, save
 from peers.runners.shared import Job, Snapshots, maps_of, network_of
 from peers.watch import tree, watch
@@ -60,6 +62,22 @@ def test_the_table_has_a_dash_for_a_peer_without_the_method() -> None:
     assert {line.count("|") for line in lines} == {8}
     assert lines[2] == "| time, simclr | s | 2 | 4 | 6 | 2.00 | at least 2 |"
     assert lines[3] == "| time, moco_v2 | s | 1,234 | 5 | - | 0.50 | at least 2, missed |"
+
+
+def test_runners_need_no_more_than_their_environments_get() -> None:
+    """An environment of a peer has torch, what the peer needs, and what is installed for ours."""
+    code = "import sys, peers.runners.shared; print(*{name.split('.')[0] for name in sys.modules})"
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(
+        command, env=runner_environment(), capture_output=True, text=True, check=True
+    )
+    packages = packages_distributions()
+    loaded = {one for name in answer.stdout.split() for one in packages.get(name, ())}
+    wanted = [one for one in requires("diptych") or () if "extra ==" not in one]
+    ours = {re.split(r"[^\w-]", one)[0] for one in wanted}
+
+    assert {"torch", *OF_OURS} <= ours
+    assert loaded & ours <= {"torch", "numpy", *OF_OURS}
 
 
 @pytest.mark.parametrize(("method", "area"), [("simclr", 0.08), ("moco_v2", 0.2)])

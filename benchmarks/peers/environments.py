@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import venv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -19,6 +19,8 @@ ENVIRONMENTS: Final[Mapping[str, tuple[str, ...]]] = {
     "lightly-train": ("lightly-train==0.18.0", "lightly==1.6.0"),  # lightly is a part of it
     "stable-pretraining": ("stable-pretraining==0.1.8",),
 }
+OF_OURS: Final = ("safetensors", "jaxtyping")
+"""What the runners need besides torch, as every side gets the network from diptych's own code."""
 SHOWN: Final = (
     *("torch", "torchvision", "numpy", "pillow"),
     *("lightly", "lightly-train", "stable-pretraining"),
@@ -52,7 +54,7 @@ def make(folder: Path) -> None:
         venv.create(folder / name, with_pip=True)
         same = f"torch=={version('torch').partition('+')[0]}"
         install = [str(python_of(folder, name)), "-m", "pip", "install", "-q", *wanted, same]
-        subprocess.run([*install, "safetensors"], check=True)
+        subprocess.run([*install, *OF_OURS], check=True)
         (folder / name / "complete").touch()
 
 
@@ -60,13 +62,15 @@ def _has(folder: Path, name: str, wanted: tuple[str, ...]) -> bool:
     """Whether an environment that somebody else made will do."""
     if not python_of(folder, name).exists():
         return False
-    found = versions(python_of(folder, name))
-    return all(found.get(one.partition("==")[0]) == one.partition("==")[2] for one in wanted)
+    found = versions(python_of(folder, name), OF_OURS)
+    return set(OF_OURS) <= set(found) and all(
+        found.get(one.partition("==")[0]) == one.partition("==")[2] for one in wanted
+    )
 
 
-def versions(python: Path | str = sys.executable) -> dict[str, str]:
-    """Versions of what matters, in one environment."""
-    command = [str(python), "-c", _VERSIONS, *SHOWN]
+def versions(python: Path | str = sys.executable, more: Sequence[str] = ()) -> dict[str, str]:
+    """Versions of what matters and of more packages, in one environment."""
+    command = [str(python), "-c", _VERSIONS, *SHOWN, *more]
     answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found: dict[str, str] = json.loads(answer)
     return found
