@@ -178,11 +178,10 @@ class GlobalBatchNorm(OwnBatchNorm):
         weight, bias = (_as_type(mean.dtype, weight) for weight in (self.weight, self.bias))
         weight = torch.ones_like(mean) if weight is None else weight
         bias = torch.zeros_like(mean) if bias is None else bias
-        spread = torch.rsqrt(variance + self.eps)
-        # Torch's fast kernel takes the statistics as constants; the node before it adds to the
-        # gradient of the values what flows through the statistics.
-        values, weight, bias = _StatisticsGradient.apply(values, weight, bias, mean, spread, count)
-        return functional.batch_norm(values, mean, variance, weight, bias, eps=self.eps)
+        normalised: Tensor = _NormalisedOverProcesses.apply(
+            values, weight, bias, mean, variance, count, self.eps
+        )
+        return normalised
 
 
 # Not torch.compiler.disable, which imports torch._dynamo at once: that takes a second or two.
@@ -373,13 +372,12 @@ def _statistics_over_processes(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return whole, mean, squares.sum(dim=0) / whole
 
 
-class _StatisticsGradient(torch.autograd.Function):
-    """Forward: values, weight and bias as they are. Backward: the gradient through statistics.
+class _NormalisedOverProcesses(torch.autograd.Function):
+    """Batch norm by the statistics of all processes, with the gradient that flows through them.
 
-    Behind it y = w (x - mean) s + b with constant mean and s = 1 / sqrt(variance + eps). That
-    returns dx' = w s dy, dw = sum dy (x - mean) s and db = sum dy over this process. With
-    dw* and db* summed over all n values on all processes, the whole gradient is
-    dx = dx' - w s (db* + (x - mean) s dw*) / n (Ioffe and Szegedy 2015, section 3).
+    y = w (x - mean) s + b with s = 1 / sqrt(variance + eps). With dw = sum dy (x - mean) s and
+    db = sum dy over all n values on all processes, the gradient of the values is
+    dx = w s dy - w s (db + (x - mean) s dw) / n (Ioffe and Szegedy 2015, section 3).
     """
 
     @staticmethod
@@ -389,21 +387,37 @@ class _StatisticsGradient(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         mean: Tensor,
-        spread: Tensor,
+        variance: Tensor,
         count: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(values, weight, mean, spread, count)
-        return values.view_as(values), weight.view_as(weight), bias.view_as(bias)
+        eps: float,
+    ) -> Tensor:
+        ctx.save_for_backward(values, weight, mean, variance, count)
+        ctx.eps = eps
+        return functional.batch_norm(values, mean, variance, weight, bias, eps=eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        values, weight, mean, spread, count = ctx.saved_tensors
-        through_values, of_weight, of_bias = gradients
+        values, weight, mean, variance, count = ctx.saved_tensors
+        (gradient,) = gradients
+        wanted = [False, True, True]  # not that of the values, for which both sums are needed first
+        _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, values, weight, mean, variance, None, None, False, ctx.eps, wanted
+        )
         weight_sum, bias_sum = sum_over_processes(torch.stack([of_weight, of_bias])) / count
+        if not ctx.needs_input_grad[0]:
+            return None, of_weight, of_bias, None, None, None, None
+        slope = weight * torch.rsqrt(variance + ctx.eps)
+        # Passes over the maps are what takes the time. The second term is a norm of the values with
+        # other weights, one pass of torch's kernel; the first one is added in another.
+        of_values = functional.batch_norm(
+            values.to(mean.dtype),
+            mean,
+            variance,
+            -slope * weight_sum,
+            -slope * bias_sum,
+            eps=ctx.eps,
+        )
         shape = (1, -1, *[1] * (values.dim() - 2))
-        slope = (-weight * spread.square() * weight_sum).view(shape)
-        shift = (-weight * spread * bias_sum).view(shape)
-        # Centred first, since means may be large; in place, since memory is what takes the time.
-        of_values = (values - mean.view(shape)).mul_(slope).add_(shift).add_(through_values)
-        return of_values.to(values.dtype), of_weight, of_bias, None, None, None
+        of_values.addcmul_(gradient.to(mean.dtype), slope.view(shape))
+        return of_values.to(values.dtype), of_weight, of_bias, None, None, None, None
