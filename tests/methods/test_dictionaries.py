@@ -213,20 +213,31 @@ def test_an_image_moves_its_own_key_when_it_is_seen_again() -> None:
     assert torch.equal(bank.keys[[0, 2]], before[[0, 2]])
 
 
-def test_until_an_image_is_seen_its_own_key_is_the_fresh_one() -> None:
+@pytest.mark.parametrize("kind", [kind for kind, one in LOSSES.items() if one.one_positive])
+def test_of_an_image_without_a_key_nothing_is_learned(kind: str) -> None:
     bank = ImageBank(10, 2, negatives=3)
-    fresh = torch.randn(2, 2)
-    assert bank.needs_keys(torch.tensor([4, 5]))
-    first = bank.compare(torch.randn(2, 2), fresh, batch_of([4, 5]))
-    assert torch.equal(first.positives, fresh)
-    assert first.candidates == 1
+    fresh = torch.tensor([[1.0, 0.2], [-0.5, 1.0]])
+    assert not bank.needs_keys
+    assert bank.compare(fresh, fresh, batch_of([4, 5])).candidates == 1
     bank.update(fresh, torch.tensor([4, 5]))
-    assert not bank.needs_keys(torch.tensor([5, 4]))
     assert bank.state_metrics() == {"images_in_bank": 2}
-    second = bank.compare(torch.randn(2, 2), fresh, batch_of([4, 6], step=1))
+    # The first is farther from its own key than from the other: every loss has something to do.
+    queries = torch.stack([fresh[1], -fresh[0]]).requires_grad_()
+    second = bank.compare(queries, fresh, batch_of([4, 6], step=1))
     unit = fresh[0] / fresh[0].norm()
     torch.testing.assert_close(second.positives[0], unit)
-    assert torch.equal(second.positives[1], fresh[1])
+    assert not second.positives[1].any()
+    settings = LossConfig(kind=kind)
+    torch.autograd.backward(contrast(second, LOSSES[kind], settings, temperature=0.2).loss)
+    assert queries.grad is not None
+    assert queries.grad[0].any()
+    assert not queries.grad[1].any()
+    # The share of the other one is that which it has in a batch where both have keys.
+    alone = torch.tensor(queries.detach()[:1].tolist(), requires_grad=True)
+    only = bank.compare(alone, fresh[:1], batch_of([4], step=1))
+    torch.autograd.backward(contrast(only, LOSSES[kind], settings, temperature=0.2).loss)
+    assert alone.grad is not None
+    torch.testing.assert_close(queries.grad[:1], alone.grad / 2)
 
 
 def test_a_saved_bank_goes_on_where_it_was() -> None:

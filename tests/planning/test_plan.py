@@ -138,18 +138,6 @@ def test_fp16_runs_at_its_own_rate_and_reads_gradients_once_more() -> None:
     assert more == pytest.approx(2 * 4 * plan.weights / 320e9)
 
 
-def test_the_first_epoch_of_a_bank_encodes_keys_as_well() -> None:
-    config = small("memory_bank")
-    long = replace(config, training=replace(config.training, epochs=100))
-    short = replace(config, training=replace(config.training, epochs=1))
-    t4 = MACHINES["t4"]
-    first, mean = (
-        make_plan(PlannedRun(one, 10_000), t4).seconds["networks"] for one in (short, long)
-    )
-    forward = make_plan(PlannedRun(config, 10_000), t4).networks.forward_flops / t4.flops_per_second
-    assert first - mean == pytest.approx(0.99 * forward)
-
-
 def test_offloaded_activations_lie_in_main_memory_of_accelerators_only() -> None:
     config = small("simclr")
     away = replace(config, training=replace(config.training, offload_activations=True))

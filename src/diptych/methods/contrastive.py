@@ -159,7 +159,7 @@ class Contrastive(Method):
         first, second, *_ = batch.views
         keys = [second, first] if self.config.symmetric else [second]
         encoded = None
-        if self.dictionary.needs_keys(batch.indices):
+        if self.dictionary.needs_keys:
             learns = self._keys_learn
             encoded = self._encoded(self._keys_encoded, keys, batch, from_view=0, learns=learns)
         return self._split(self._encoded(self._queries_encoded, queries, batch), encoded)
@@ -194,7 +194,7 @@ class Contrastive(Method):
             queries = self._scaled(queries)
             if self._views_are_keys:
                 return self._contrast_views(queries.flatten(0, 1), batch)
-            # None comes only of a bank that has keys of all these images: any others will do.
+            # None comes only of a bank, which has keys of its own: any others will do.
             keys = queries.detach() if keys is None else self._scaled(keys)
             # Small views come after those of full size, and are compared with the keys in turn.
             pairs = zip(queries, cycle(keys), strict=False)

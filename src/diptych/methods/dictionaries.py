@@ -61,8 +61,9 @@ class Dictionary(Protocol):
         """Keys that a query meets beside its own once it is full; None where nothing fills."""
         ...
 
-    def needs_keys(self, indices: Tensor) -> bool:
-        """Whether it needs keys of these images to compare queries of them."""
+    @property
+    def needs_keys(self) -> bool:
+        """Whether it needs keys of a batch's images to compare queries of them."""
         ...
 
     def compare(self, queries: Tensor, keys: Tensor, batch: Batch) -> Comparison:
@@ -101,7 +102,8 @@ class InBatch(nn.Module):
     def full_size(self) -> None:
         """A batch is there at once."""
 
-    def needs_keys(self, indices: Tensor) -> bool:
+    @property
+    def needs_keys(self) -> bool:
         """It holds no keys of its own."""
         return True
 
@@ -189,7 +191,8 @@ class KeyQueue(nn.Module):
         """Steps since the oldest key came in; the momentum must keep pace with it."""
         return math.ceil(self.filled / self.last_count) if self.last_count else 0
 
-    def needs_keys(self, indices: Tensor) -> bool:
+    @property
+    def needs_keys(self) -> bool:
         """A query's positive key is always a fresh one."""
         return True
 
@@ -230,8 +233,9 @@ class ImageBank(nn.Module):
     """One key for each image, from when it was last seen (InstDisc, section 3; MoCo, section 3.2).
 
     A query's positive key is the bank's; its negatives are keys of other images, drawn anew for
-    each batch, all equally likely. It starts empty: until an image has been seen, its positive key
-    is the fresh one, and it is no query's negative.
+    each batch, all equally likely. It starts empty: of an image that it has no key of nothing is
+    learned, and it is no query's negative. So the first epoch fills the bank with keys of the
+    network as it began; docs/decisions/0007-the-bank-starts-empty.md says why.
 
     Attributes:
         keys: (images, dim), a buffer, fp32 or fp16.
@@ -282,11 +286,10 @@ class ImageBank(nn.Module):
         """Keys that are drawn for a query once all images have one."""
         return min(self.negative_count, len(self.known) - 1)
 
-    def needs_keys(self, indices: Tensor) -> bool:
-        """Whether one of these images, on any process, has no key yet."""
-        # Every process must answer alike: norms over processes make encoding collective.
-        # The count is alike everywhere, too, so that all of them gather here or none does.
-        return self.count < len(self.known) and not bool(self.known[gather_rows(indices)].all())
+    @property
+    def needs_keys(self) -> bool:
+        """Its keys are those of earlier batches."""
+        return False
 
     def compare(
         self,
@@ -297,8 +300,10 @@ class ImageBank(nn.Module):
         """Each query with its image's key against keys of other images."""
         drawn = self.draw(batch.step)
         stored, negatives = self._stored_keys(batch.indices, drawn)
-        known = self.known[batch.indices][:, None]
-        positives = torch.where(known, stored.to(queries.dtype), keys.detach())
+        # A query without a key keeps its row, of zeros, so that a loss stays the mean over the
+        # batch, however the batch is cut; but no gradient comes of it.
+        queries = torch.where(self.known[batch.indices][:, None], queries, queries.detach())
+        positives = stored.to(queries.dtype)
         excluded = self._excluded_columns(drawn, batch)
         counted = self.negative_count  # the same for all, unless all keys there are were drawn
         if len(drawn) <= self.negative_count:

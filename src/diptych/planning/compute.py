@@ -179,12 +179,11 @@ def evaluation_peak(config: RunConfig, images: int) -> int:
 
 
 @contextmanager
-def without_logits(method: Contrastive, *, bank_is_full: bool = True) -> Iterator[None]:
+def without_logits(method: Contrastive) -> Iterator[None]:
     """Puts the sum of the vectors in the place of logits and loss: what is left is the networks.
 
     Args:
         method: in training mode.
-        bank_is_full: a bank has a key of each image, and needs none of the batch's.
     """
 
     def compare(vectors: Vectors, batch: Batch) -> StepOutput:
@@ -198,15 +197,12 @@ def without_logits(method: Contrastive, *, bank_is_full: bool = True) -> Iterato
             kept = kept.repeat(1, 2)
         return StepOutput(loss, {}, kept, batch.indices)
 
-    needs_keys = method.config.dictionary.kind != "bank" or not bank_is_full
-    # On the objects alone: deleted again, they uncover the methods of their classes.
+    # On the object alone: deleted again, it uncovers the method of its class.
     object.__setattr__(method, "compare", compare)
-    object.__setattr__(method.dictionary, "needs_keys", lambda indices: needs_keys)
     try:
         yield
     finally:
         object.__delattr__(method, "compare")
-        object.__delattr__(method.dictionary, "needs_keys")
 
 
 def random_batch(config: RunConfig, images: int) -> Batch:

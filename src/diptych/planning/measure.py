@@ -129,19 +129,11 @@ def measure_step(
 def measure_networks(run: PlannedRun, method: Contrastive, machine: Machine) -> dict[str, float]:
     """Seconds of networks, optimizer and momentum encoder, in real steps without the logits."""
     images, step = _affordable_step(run, method, machine)
-    full, first = _median_parts(step, run), dict[str, float]()
-    if run.first_key_views:  # in the first epoch each image's key is encoded as well
-        first = _median_parts(lambda: step(bank_is_full=False), run)
-    epochs = run.config.training.epochs
-
-    def seconds(*parts: str) -> float:
-        found = sum(full[part] for part in parts)
-        # Of all epochs one is the first.
-        return found + (sum(first[part] for part in parts) - found) / epochs if first else found
-
+    found = _median_parts(step, run)
+    after = ("optimizer", "momentum_encoder", "dictionary")
     return {
-        "networks": seconds("forward", "backward") * run.images / images,
-        "optimizer and momentum encoder": seconds("optimizer", "momentum_encoder", "dictionary"),
+        "networks": (found["forward"] + found["backward"]) * run.images / images,
+        "optimizer and momentum encoder": sum(found[part] for part in after),
     }
 
 
@@ -173,7 +165,7 @@ def measure_logits(run: PlannedRun, method: Contrastive) -> float:
 
 def _affordable_step(
     run: PlannedRun, method: Contrastive, machine: Machine
-) -> tuple[int, Callable[..., None]]:
+) -> tuple[int, Callable[[], None]]:
     """How many images a step is made with, all if it does not take too long, and the step."""
     config, device = run.config, _device(run)
     # Two images, as batch norms refuse to train on a single row.
@@ -189,8 +181,8 @@ def _affordable_step(
     batch = random_batch(config, images).to(device)
     optimizer = build_optimizer(config.optimizer, method)
 
-    def step(*, bank_is_full: bool = True) -> None:
-        with without_logits(method, bank_is_full=bank_is_full):
+    def step() -> None:
+        with without_logits(method):
             train_step(method, optimizer, batch, rate=1e-6, momentum=0.99, config=config)
 
     return images, step

@@ -237,12 +237,11 @@ def _rated_seconds(
     moves += _UNSCALE_MOVES * (precision == "fp16")
     values = run.images * run.view_values / run.config.images.channels
     read = 0.0 if run.kept_bytes else run.image_bytes * run.images
-    first_keys = run.first_key_views * networks.forward_flops / run.query_views
     seconds = {
         "reads and views": max(
             values / _PIXELS / machine.views_per_second, read / machine.read_bytes_per_second
         ),
-        "networks": (networks.flops + first_keys) / machine.sustained(precision),
+        "networks": networks.flops / machine.sustained(precision),
         "logits": logits.flops / machine.flops_per_second,
         "optimizer and momentum encoder": moves * weights / machine.memory_bytes_per_second,
         "the rest": machine.spent_seconds,

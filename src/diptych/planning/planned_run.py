@@ -95,16 +95,6 @@ class PlannedRun:
         return 1 + self.config.method.symmetric
 
     @property
-    def first_key_views(self) -> float:
-        """Views of an image that are encoded, on the mean of all steps, as a bank's first keys.
-
-        In the first epoch the bank has no keys of the batch's images, so they are encoded.
-        """
-        if self.dictionary != "bank":
-            return 0.0
-        return (1 + self.config.method.symmetric) / self.config.training.epochs
-
-    @property
     def keys_learn(self) -> bool:
         """Whether gradients flow to keys."""
         return self.dictionary == "batch" and self.config.method.key_encoder.kind == "shared"
