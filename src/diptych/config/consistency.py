@@ -134,6 +134,11 @@ def _require_consistent_method(config: RunConfig) -> None:
         method.key_encoder.kind,
     )
     require(
+        dictionary.kind != "bank" or config.training.epochs > 1,
+        "the first epoch of a bank only fills it with keys: set training.epochs to 2 or more",
+        config.training.epochs,
+    )
+    require(
         dictionary.kind != "batch" or not dictionary.batch.both_views or end_to_end,
         "method.dictionary.batch.both_views lets every view be a key, which needs the key encoder "
         "'shared'; with a momentum encoder, set method.dictionary.batch.both_views = false",

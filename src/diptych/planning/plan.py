@@ -216,7 +216,7 @@ def _counted_config(run: PlannedRun, machine: Machine) -> RunConfig:
     """The config with a process's share as its batch, and without what a count does not read."""
     plain, config = RunConfig(), run.of_one_process().config
     away = config.training.offload_activations and not machine.is_one_memory
-    training = replace(config.training, epochs=1, offload_activations=away)
+    training = replace(config.training, epochs=plain.training.epochs, offload_activations=away)
     return replace(
         config, training=training, checkpoint=plain.checkpoint, optimizer=plain.optimizer
     )
