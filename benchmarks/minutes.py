@@ -4,6 +4,7 @@ Wanted: within a tenth of the minutes. Other programs that start or end meanwhil
 what evaluation and report take longer or shorter.
 
     python benchmarks/minutes.py --data FOLDER   # every set in FOLDER, of 5 and 20 minutes each
+    python benchmarks/minutes.py --data FOLDER --minutes 5
     python benchmarks/minutes.py --quick         # 128 images made here, of half a minute
 """
 
@@ -49,7 +50,9 @@ def main() -> None:
     """Runs every set for every length."""
     parser = add_arguments(__doc__)
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="holds sets of images")
+    parser.add_argument("--minutes", type=float, nargs="+", metavar="M", help="of each run")
     flags = parser.parse_args()
+    lengths = flags.minutes or (MINUTES_QUICK if flags.quick else MINUTES)
     if flags.data is None and not flags.quick:
         parser.error("give --data FOLDER, or --quick")
     with tempfile.TemporaryDirectory() as place:
@@ -62,7 +65,7 @@ def main() -> None:
         figures = [
             measure(one, minutes, Path(place) / f"{one.name}-{minutes:g}")
             for one in sets
-            for minutes in (MINUTES_QUICK if flags.quick else MINUTES)
+            for minutes in lengths
         ]
     publish(figures, "Runs of so many minutes", flags.json)
 
