@@ -117,6 +117,7 @@ MECHANISMS: Final = Study(
         "End-to-end, K is the batch: with 10,000 images a batch of 512 takes 19 steps in an epoch, "
         "one of 32 takes 312. Here larger batches mean fewer steps, which the paper's thousands "
         "of steps an epoch hide.",
+        "The first epoch of a bank only fills it, so that of six epochs it learns in five.",
     ),
 )
 
