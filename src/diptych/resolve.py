@@ -267,7 +267,10 @@ def in_effect(config: RunConfig, image_count: int, *, uses_labels: bool) -> str:
         size += f" in {image_count * bytes_each / 1e6:,.1f} MB ({dictionary.bank.precision})"
         if dictionary.bank.placement == "sharded":
             size += " over all processes"
-    return f"Each query meets {negatives:,} negatives drawn from a bank of {size}{parts}."
+    return (
+        f"Each query meets {negatives:,} negatives drawn from a bank of {size}{parts}. The first "
+        "epoch only fills the bank."
+    )
 
 
 def _learning_on(base: RunConfig, overrides: Overrides, start: StartWeights | None) -> RunConfig:

@@ -33,7 +33,7 @@ TINY = [
 ONE_EPOCH = ["--epochs", "1", "--no-report", *TINY]
 
 
-def ran(*arguments: str) -> int:
+def ran(*arguments: object) -> int:
     return main([str(a) for a in arguments])
 
 
@@ -555,16 +555,21 @@ def test_the_second_view_comes_from_another_image_of_the_group(
 def test_a_run_says_what_its_queries_meet(
     class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def said(*flags: str) -> str:
+    def said(*flags: str, epochs: int = 1) -> str:
         out = str(tmp_path / flags[1].replace("/", ""))
-        assert ran("pretrain", str(class_folder), "--out", out, *flags, *ONE_EPOCH) == 0
+        given = [*flags, *TINY, "--no-report", "--epochs", epochs]
+        assert ran("pretrain", str(class_folder), "--out", out, *given) == 0
         return " ".join(capsys.readouterr().out.split())
 
     assert "meets 30 negatives, all of its own batch." in said("--recipe", "simclr")
     assert "meets 15 negatives, all of its own batch." in said("--recipe", "end_to_end")
     assert "up to 2,048 negatives from the queue" in said("--recipe", "moco_v1")
-    bank = said("--recipe", "memory_bank", "--method.dictionary.bank.precision", "fp16")
-    assert "47 negatives drawn from a bank of 48 keys in 0.0 MB (fp16)" in bank
+    flags = ("--recipe", "memory_bank", "--method.dictionary.bank.precision", "fp16")
+    bank = said(*flags, epochs=2)
+    assert "47 negatives drawn from a bank of 48 keys in 0.0 MB (fp16). The first epoch" in bank
+    out = str(tmp_path / "one")
+    assert ran("pretrain", str(class_folder), "--out", out, *flags, *ONE_EPOCH) == 2
+    assert "set training.epochs to 2 or more" in " ".join(capsys.readouterr().err.split())
     chunked = said("--seed", "1", "--training.chunk-size", "8")
     assert "meets 30 negatives, all of its own batch, encoded 8 images at a time; norm" in chunked
     assert "'sync' then normalises each 8 by themselves" in chunked
