@@ -121,6 +121,32 @@ def test_an_encoder_file_is_measured_as_the_run_that_it_is_from(
     assert not (run / "encoder-evaluation").exists()
 
 
+def test_results_of_an_encoder_that_was_in_the_file_before_are_not_kept(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    file = Path(shutil.copy(run / "encoder.safetensors", tmp_path / "own.safetensors"))
+    evaluate(file, train=images, threads=1)
+    again = evaluate(file, ["transfer"], transfer=[str(images)], threads=1)  # needs no --train
+    assert {"knn", "linear", "transfer"} <= set(again)
+    state = load_file(file)
+    with safetensors.safe_open(file, "pt") as opened:
+        header = opened.metadata()
+    state["conv1.weight"] *= 1.5
+    save_file(state, file, header)
+    other = evaluate(file, ["knn"], train=images, threads=1)
+    assert "knn" in other
+    assert not {"linear", "transfer"} & set(other)
+
+
+def test_a_file_of_another_library_is_refused_with_what_makes_it_one(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    for name, error in (("other.pth", ConfigError), ("other.safetensors", RunFolderError)):
+        with pytest.raises(error, match="diptych import"):
+            evaluate(tmp_path / name, train="x", threads=1)
+    assert not list(tmp_path.glob("*-evaluation"))
+
+
 @pytest.mark.parametrize(
     ("protocols", "more", "wanted"),
     [

@@ -20,7 +20,8 @@ from diptych.evaluation.subject import EvaluationOptions, Subject
 from diptych.evaluation.transformations import measure_transformations
 from diptych.images.open import open_images
 from diptych.images.sources.handed_over import path_of
-from diptych.models.weights import load_encoder, load_trained_on
+from diptych.models.weight_files import file_checksum
+from diptych.models.weights import OF_OTHERS, load_encoder, load_trained_on
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, require_writable
 from diptych.runtime.console import ProgressReporter
@@ -47,6 +48,8 @@ OF_ENCODER_FILES: Final = ("knn", "linear", "linear_sgd", "finetune", "transfer"
 """Those that need no more of a run than its encoder."""
 
 _BESIDE_KNN: Final = "knn_leave_one_out"  # which knn adds for some images only
+
+_ENCODER: Final = "encoder"  # of which file the results are, where it is no run's
 
 _SHARED: Final = ("protocol", "details")  # tables that several protocols write to
 
@@ -139,7 +142,11 @@ def evaluate(
         found["details"]["linear"]["labelled"] = paths
         write_predictions(folder.predictions, predictions)
     # Read only now, so that what another command wrote meanwhile is kept.
-    found = merged(read_evaluation(folder) or {}, found)
+    earlier = read_evaluation(folder) or {}
+    if source != folder.path:  # another encoder may have been in the file
+        found[_ENCODER] = {"sha256": file_checksum(source)}
+        earlier = earlier if earlier.get(_ENCODER) == found[_ENCODER] else {}
+    found = merged(earlier, found)
     atomic_write(folder.evaluation, (json.dumps(found, indent=1) + "\n").encode())
     return found
 
@@ -167,6 +174,9 @@ def _require_for_file(
     Raises:
         ConfigError: says what is wanted.
     """
+    with open(file, "rb") as opened:  # safetensors: the length of the header, then JSON
+        if opened.read(9)[8:] != b"{":
+            raise ConfigError(f"{file} is not an encoder file of diptych. {OF_OTHERS}")
     others = [name for name in protocols if name not in OF_ENCODER_FILES]
     if others:
         raise ConfigError(
@@ -178,7 +188,7 @@ def _require_for_file(
             f"--supervised trains with the views and steps of a run, which {file} by itself does "
             "not have. Leave it away."
         )
-    if train is None:
+    if train is None and set(protocols) != {"transfer"}:  # whose tasks bring their own images
         raise ConfigError(
             f"{file} is an encoder by itself, without images. Give labelled ones, a folder for "
             "each class: --train PATH, and --test PATH where others are held out."

@@ -65,6 +65,9 @@ class PretrainedEncoder(nn.Module):
         return features if self.whitening is None else self.whitening(features)
 
 
+OF_OTHERS: Final = (
+    "Weights of other libraries become one by `diptych import WEIGHTS --out x.safetensors`."
+)
 _LAYER: Final = "intermediate_layer"  # in the header of the file
 _WHITENING: Final = "whitening."
 """Begins the names of a whitening's tensors in the file of an encoder."""
@@ -135,7 +138,9 @@ def load_encoder(
         ) from error
     text = texts.get("config", "")
     if not text:
-        raise RunFolderError(f"{file} is not an encoder of diptych: its header has no config.")
+        raise RunFolderError(
+            f"{file} is not an encoder of diptych: its header has no config. {OF_OTHERS}"
+        )
     settings = parse_toml(text, str(file))
     rename_old(settings)
     config = overlay(RunConfig(), settings, str(file))
