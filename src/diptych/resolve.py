@@ -211,7 +211,7 @@ def _suited_to(
     count = image_count * overlay_all(base, overrides).images.windows ** 2
     base = fitted_batch(suited_batch(base, count), count)
     batch = overlay_all(base, overrides).training.batch_size
-    epochs = suited_epochs(base, count, batch, weights=weights)
+    epochs = max(asked.fewest_epochs, suited_epochs(base, count, batch, weights=weights))
     probe = base.probe
     if not is_asked(overrides, "training.epochs"):
         probe = replace(probe, health_every_epochs=health_interval(epochs, count, probe.images))

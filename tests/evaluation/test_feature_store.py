@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 import diptych
 from diptych.config.data import ImagesConfig, ViewsConfig
+from diptych.config.model import EncoderConfig
+from diptych.config.run import RunConfig
 from diptych.diagnostics.ranking import rank_runs
 from diptych.evaluation import feature_store
 from diptych.evaluation.feature_store import FeatureStore
@@ -24,6 +26,7 @@ from diptych.evaluation.protocols import evaluate
 from diptych.images.collection import ImageSet
 from diptych.images.open import from_array
 from diptych.models import weights
+from diptych.models.final_features import IntermediateLayer, WithIntermediate
 from diptych.report.page import write_report
 from diptych.runtime.console import ProgressReporter
 from diptych.runtime.devices import Runtime
@@ -90,6 +93,23 @@ def test_the_same_bits_are_read_and_nothing_is_extracted(
     assert torch.equal(first, again)
     assert first.dtype == again.dtype == torch.float32
     assert heard.counts == [("Features of a network", done, 40) for done in (16, 32, 40)]
+
+
+def test_a_network_is_not_asked_again_where_a_layer_of_it_was_read_too(
+    store: FeatureStore, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig(encoder=EncoderConfig(width=4), views=VIEWS)
+    network = weights.untrained_encoder(config).eval()
+    both = store.features(
+        WithIntermediate(network, IntermediateLayer("blocks.0", 2)), images, OPENED, VIEWS
+    )
+    with Runtime("cpu", 1) as runtime:
+        alone = encode(network, images, VIEWS, runtime.executor, batch_size=16)
+    monkeypatch.setattr(feature_store, "encode", None)
+    found = store.features(weights.untrained_encoder(config).eval(), images, OPENED, VIEWS)
+    assert torch.equal(found, alone)
+    assert torch.equal(found, both[:, :16])
+    assert both.shape[1] == 16 + 4 * 2**2
 
 
 def test_any_part_of_what_is_kept_is_read_in_its_own_order(

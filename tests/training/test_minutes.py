@@ -267,6 +267,17 @@ def test_more_minutes_give_larger_networks_on_larger_views(
     assert small["encoder"] == {"name": "resnet18"}
 
 
+def test_a_bank_needs_time_for_two_passes(
+    monkeypatch: pytest.MonkeyPatch, executor: Executor
+) -> None:
+    bank = {"method.dictionary.kind": "bank", "method.dictionary.bank.negatives": 16}
+    with pytest.raises(ConfigError, match=r"leaves time for 0\.0 passes .*or take .*kind queue"):
+        chosen(monkeypatch, executor, 1, photographs(10**7, 32), **bank)
+    large, minutes = photographs(10**6, 32), 10
+    assert chosen(monkeypatch, executor, minutes, large, **bank)["training"]["epochs"] == 2
+    assert chosen(monkeypatch, executor, 1, photographs(10**7, 32))["training"]["epochs"] == 1
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> dict[str, Any]:
     """Weights to begin from."""

@@ -134,7 +134,7 @@ def _require_consistent_method(config: RunConfig) -> None:
         method.key_encoder.kind,
     )
     require(
-        dictionary.kind != "bank" or config.training.epochs > 1,
+        config.training.epochs >= config.fewest_epochs,
         "the first epoch of a bank only fills it with keys: set training.epochs to 2 or more",
         config.training.epochs,
     )

@@ -287,6 +287,11 @@ class RunConfig:
         return self.method_name in ("contrastive", "dense", *SIAMESE)
 
     @property
+    def fewest_epochs(self) -> int:
+        """In which something is learned: the first one of a bank only fills it."""
+        return 2 if self.compares_views and self.method.dictionary.kind == "bank" else 1
+
+    @property
     def has_projection_head(self) -> bool:
         """Whether ``head`` builds the head; other methods have heads of their own."""
         return self.method_name in ("contrastive", "dense", *SIAMESE)

@@ -26,6 +26,8 @@ from diptych.evaluation.features import encode
 from diptych.images.collection import ImageSet
 from diptych.images.groups import number_contents
 from diptych.images.index import decoders
+from diptych.models.encoders import count_features
+from diptych.models.final_features import WithIntermediate
 from diptych.models.weights import PretrainedEncoder
 from diptych.runs.atomic import atomic_write
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text, tensor_bytes
@@ -107,6 +109,12 @@ class FeatureStore:
         )
         if images.checksums is not None:
             self._keep(key, _Rows(images.checksums, features))
+            if isinstance(network, WithIntermediate):
+                # The network alone is often compared as well: its features are the first ones.
+                alone, channels = network.network, images.channels
+                own = count_features(alone, channels=channels, side_pixels=views.side_pixels)
+                key = _key(alone, channels, opened, views, crops)
+                self._keep(key, _Rows(images.checksums, features[:, :own]))
         return features
 
     def _find(self, key: str, checksums: NDArray[np.uint64]) -> Tensor | None:

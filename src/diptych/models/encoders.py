@@ -3,7 +3,7 @@
 import copy
 import difflib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import Any, Final
 
@@ -104,11 +104,9 @@ def count_features(encoder: nn.Module, *, channels: int, side_pixels: int) -> in
     Raises:
         ConfigError: the module gives something else.
     """
-    reference = next((p for p in encoder.parameters() if not is_lazy(p)), torch.zeros(()))
-    image = reference.detach().new_zeros(1, channels, side_pixels, side_pixels)
     # In training, batch norms may refuse a batch of one, and would move their statistics.
     with in_evaluation(encoder), torch.no_grad():
-        features = encoder(image)
+        features = _of_blank_image(encoder, channels, side_pixels)
     shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
     if not isinstance(shape, tuple) or len(shape) != 2 or shape[0] != 1:
         raise ConfigError(
@@ -117,6 +115,22 @@ def count_features(encoder: nn.Module, *, channels: int, side_pixels: int) -> in
             "or choose another network."
         )
     return int(shape[1])
+
+
+def _of_blank_image(encoder: nn.Module, channels: int, side_pixels: int) -> object:
+    """What an encoder gives for a blank image, without computing it where that can be.
+
+    A copy without memory is asked: a file may say any side. Of a module that was given in Python
+    some part may need numbers, and a lazy one takes its shapes from them.
+    """
+    state = (*encoder.parameters(), *encoder.buffers())
+    reference = next((one for one in encoder.parameters() if not is_lazy(one)), torch.zeros(()))
+    image = reference.new_empty(1, channels, side_pixels, side_pixels, device="meta")
+    if not any(map(is_lazy, state)):
+        with suppress(RuntimeError, TypeError, ValueError, AssertionError, IndexError):
+            without_memory = {id(one): one.to("meta") for one in state}
+            return copy.deepcopy(encoder, without_memory)(image)
+    return encoder(torch.zeros_like(image, device=reference.device))
 
 
 def require_small_side(encoder: nn.Module, *, channels: int, small_side: int) -> None:

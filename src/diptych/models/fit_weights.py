@@ -21,6 +21,7 @@ from diptych.models.foreign import Candidate, candidates, why_left_out
 _POSITIONS: Final = ("pos_embed", "encoder.pos_embedding")
 _PREFIX_TOKENS: Final = (1, 0, 2, 5)  # in front of the patches: a class token, and others
 _COUNTER: Final = "num_batches_tracked"
+_SELECTIVE: Final = ".main_conv."  # in names of SimCLR v2's networks with selective kernels
 _NAMED: Final = 3  # tensors that a message names, at most
 
 
@@ -181,6 +182,8 @@ def _misfit(nearest: _Comparison | None, network: nn.Module, origin: str) -> Con
     mend = f"They look like {looks}" if seen else "Name the network they are of: --encoder NAME"
     if nearest.left_over and all("running_" in name for name in nearest.left_over):
         mend = "Their batch norms have statistics: set --norm.kind batch, split, shuffle or sync"
+    if any(_SELECTIVE in name for name in nearest.candidate.tensors):
+        mend = "They have selective kernels, which are not read; take SimCLR v2's weights without"
     return ConfigError(
         f"weights = {origin!r} do not fit the encoder. Nearest is {nearest.candidate.words}: "
         f"{nearest.matched} of {len(network.state_dict())} tensors fit; {wrong}. {mend}."

@@ -16,6 +16,7 @@ from torch import Tensor
 from diptych.config.files import nest
 from diptych.config.recipes import PHOTOGRAPH_SIDE_PIXELS, SMALL_BATCH, health_interval
 from diptych.config.run import OWN, RunConfig
+from diptych.errors import ConfigError
 from diptych.evaluation.features import encode
 from diptych.evaluation.linear import FEW
 from diptych.images.collection import Collection, ImageSet
@@ -218,9 +219,12 @@ def choose_for_minutes(
         )
         seen = seconds / speed.image_seconds
         fits = seen >= (images if start else _wanted(images, config, collection.train))
-        if chosen is not None and not fits:
-            break
         length = _length(config, layers, collection.train, seen)
+        learns = length["training.epochs"] >= config.fewest_epochs
+        if chosen is not None and not (fits and learns):
+            break
+        if not learns:
+            raise ConfigError(_too_short(budget.seconds, seen / _count(config, collection.train)))
         chosen = {**settings, **length}, speed
         if measuring > _MEASURING_SHARE * budget.seconds:
             break
@@ -362,8 +366,21 @@ def _next_place(candidates: Sequence[tuple[dict[str, Any], int]], place: int, se
 
 def _wanted(images: int, config: RunConfig, train: ImageSet) -> int:
     """How many images a candidate should see on this set from nothing: more where it is large."""
-    passes = _PASSES * len(train) * config.images.windows**2
-    return max(images, min(passes, _PASSES_RAISE * images))
+    count = _count(config, train)
+    return max(images, min(_PASSES * count, _PASSES_RAISE * images))
+
+
+def _too_short(seconds: float, passes: float) -> str:
+    return (
+        f"training.minutes = {seconds / 60:g} leaves time for {passes:.1f} passes over the images "
+        "on this machine, and the first one only fills the bank: wanted two or more. Give more "
+        "minutes, or fewer images by --images.limit; or take --method.dictionary.kind queue."
+    )
+
+
+def _count(config: RunConfig, train: ImageSet) -> int:
+    """Images of an epoch, windows counted each."""
+    return len(train) * config.images.windows**2
 
 
 def _resolved(
@@ -389,7 +406,7 @@ def _length(config: RunConfig, layers: Overrides, train: ImageSet, seen: float) 
     batch = config.training.batch_size
     if seen < _LEAST_STEPS * batch and not is_asked(layers, "training.batch_size"):
         batch = min(batch, SMALL_BATCH)
-    count = len(train) * config.images.windows**2
+    count = _count(config, train)
     per_epoch = max(1, count // batch)
     epochs = max(1, round(seen / batch / per_epoch))
     return {
