@@ -4,11 +4,14 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +19,12 @@ import pytest
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+import diptych
 from diptych.embeddings.vectors import read_vectors
 from embedding_runs import finish, write_run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.mark.slow
@@ -109,3 +114,19 @@ def run_script(script: Path, *arguments: Path | str, folder: Path, **environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+@pytest.mark.slow
+def test_the_ten_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of fewer images in less time, but for the features, which are of all."""
+    code = README.read_text().partition("## Ten lines of Python")[2].split("```")[1]
+    code = code.removeprefix("python\n").replace("epochs=5", "epochs=1")
+    few: dict[str, Any] = {"images.limit": 160, "quiet": True, "threads": 1}
+    monkeypatch.setattr(diptych, "pretrain", partial(diptych.pretrain, **few))
+    monkeypatch.chdir(tmp_path)
+    found = dict[str, Any]()
+    exec(code, found)
+    said = re.search(r"# \((\d+), (\d+)\)", code)
+    assert said is not None
+    assert found["features"].shape == tuple(map(int, said.groups()))
+    assert found["loss"].isfinite()

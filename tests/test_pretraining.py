@@ -207,6 +207,20 @@ def test_own_encoders_go_with_own_methods(images: Path) -> None:
         diptych.load_encoder(own, encoder=network(), head_layers=1)
 
 
+def test_an_own_encoder_with_a_part_of_the_name_of_ours_is_refused(images: Path) -> None:
+    class Whitens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, self.whitening = network(), nn.Linear(196, 4)
+
+        def forward(self, views: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.whitening(self.network(views))
+            return found
+
+    with pytest.raises(ConfigError, match="no part called 'whitening'"):
+        run(images, encoder=Whitens())
+
+
 def test_a_run_of_an_own_loss_is_ranked_without_it(
     images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

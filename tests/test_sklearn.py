@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import check_estimator
 
-from diptych.config.data import ViewsConfig
+from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.config.model import EncoderConfig
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError, ImagesError
@@ -55,6 +55,19 @@ def test_rows_are_those_of_the_paths(run: Path, class_folder: Path) -> None:
     back = model.transform([str(one) for one in reversed([*paths, paths[0]])])
     np.testing.assert_allclose(back[0], forth[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(back[1:][::-1], forth, rtol=1e-4, atol=1e-5)
+
+
+def test_every_file_of_a_list_has_a_row(tmp_path: Path, class_folder: Path) -> None:
+    # Whatever the run left out of its own folder.
+    images = ImagesConfig(exclude=("class0",), pages="all")
+    views, encoder = ViewsConfig(side_pixels=16), EncoderConfig(width=4)
+    config = RunConfig(encoder=encoder, views=views, images=images)
+    file = tmp_path / "encoder.safetensors"
+    save_encoder(file, untrained_encoder(config), config)
+    paths = sorted(class_folder.rglob("*.png"))
+    found = ContrastiveEmbedder(run=file, threads=1).fit(paths).transform(paths)
+    assert any("class0" in str(one) for one in paths)
+    assert len(found) == len(paths)
 
 
 def test_names_containers_clones_and_copies(run: Path, stripes: Stripes) -> None:

@@ -282,6 +282,7 @@ def _pretrain_together(
             group_by=config.images.group_by,
             labels_used=labels_used,
             start=None if config.encoder.name == OWN else folder.start,
+            windows=config.images.windows,
         )
         try:
             budget = None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from diptych.config.consistency import require_consistent
 from diptych.config.files import overlay, read_config_file
@@ -31,6 +32,7 @@ from diptych.images.open import from_any_folder
 from diptych.images.sources.known_sets import PHOTOGRAPHS_NAME
 from diptych.methods.build import NOTHING_OWN, OwnParts, uses_labels
 from diptych.methods.losses import require_fitting_loss
+from diptych.models.encoders import patch_side
 from diptych.models.parts import encoder_parts
 from diptych.models.start import StartWeights, read_start
 from diptych.models.weight_files import absolute_source
@@ -126,12 +128,11 @@ def resolve(
     scale, reason = asked_setting(overrides, "scale"), "as asked"
     if scale is None:
         scale, reason = choose_scale(
-            median_side_pixels=median_side_pixels,
-            accelerator=device != "cpu",
-            short=is_asked(overrides, "training.minutes"),
+            median_side_pixels=median_side_pixels, accelerator=device != "cpu"
         )
         base = _learning_on(recipe_config(asked_recipe(overrides), scale), overrides, start)
-        base = _suited_to(base, overrides, image_count, median_side_pixels)
+        patch = patch_of_start(overrides, start)
+        base = _suited_to(base, overrides, image_count, median_side_pixels, patch)
     else:
         base = _learning_on(recipe_config(asked_recipe(overrides), scale), overrides, start)
         windows = overlay_all(base, overrides).images.windows
@@ -189,14 +190,14 @@ def advice_on_weights(
 
 
 def _suited_to(
-    base: RunConfig, overrides: Overrides, image_count: int, median_side_pixels: int
+    base: RunConfig, overrides: Overrides, image_count: int, median_side_pixels: int, patch: int
 ) -> RunConfig:
     """A recipe at a scale that nobody asked for, with what suits the set of images.
 
     What is asked for lies on top of it later; what of it decides on the rest is looked up here.
     """
     weights = is_asked(overrides, "encoder.weights")
-    base = suited_side(base, median_side_pixels, weights=weights)
+    base = suited_side(base, median_side_pixels, weights=weights, patch=patch)
     if not weights and not is_asked(overrides, "encoder.pool"):
         base = suited_pool(base, overlay_all(base, overrides))
     asked = overlay_all(base, overrides)
@@ -282,15 +283,25 @@ def _learning_on(base: RunConfig, overrides: Overrides, start: StartWeights | No
     # Of dense positives no anchor holds the features, so the recipe stays (decision 33).
     if asked.method_name not in ("contrastive", *SIAMESE):
         return base
-    # Only the structure is looked at, which every network has at the side it was made for.
+    return learning_on(base, parts=len(encoder_parts(_structure(asked))))
+
+
+def patch_of_start(overrides: Overrides, start: StartWeights | None) -> int:
+    """The side of the patches of the encoder that weights are of, see ``patch_side``."""
+    if start is None:
+        return 1
+    return patch_side(_structure(overlay_all(start.applied_to(RunConfig()), overrides)))
+
+
+def _structure(config: RunConfig) -> nn.Module:
+    """The encoder without memory, at the side that every network was made for."""
     usual = replace(
-        asked,
-        images=replace(asked.images, color="rgb"),
-        views=replace(asked.views, side_pixels=_USUAL_SIDE),
+        config,
+        images=replace(config.images, color="rgb"),
+        views=replace(config.views, side_pixels=_USUAL_SIDE),
     )
     with torch.device("meta"):
-        network = untrained_encoder(usual)
-    return learning_on(base, parts=len(encoder_parts(network)))
+        return untrained_encoder(usual)
 
 
 def _with_asked_encoder(base: RunConfig, overrides: Overrides) -> RunConfig:

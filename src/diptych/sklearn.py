@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,13 @@ class ContrastiveEmbedder(
         if isinstance(images, np.ndarray):
             return extract_features(self.encoder_, images, **options).numpy()
         with _listed(images) as path:
-            return extract_features(self.encoder_, path, **options).numpy()
+            found = extract_features(_of_files(self.encoder_, path.parent), path, **options).numpy()
+        if len(found) != len(images):
+            raise ImagesError(
+                f"{len(images):,} images gave {len(found):,} rows. Give each file once, and none "
+                "that holds several images."
+            )
+        return found
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -167,6 +174,22 @@ class ContrastiveEmbedder(
                 f"run={str(self.run)!r} is an encoder that is trained, so that {', '.join(given)} "
                 "would change nothing. Leave out one or the other."
             )
+
+
+def _of_files(encoder: PretrainedEncoder, folder: Path) -> PretrainedEncoder:
+    """The encoder for a list of files, each of which is one image whatever its run left out.
+
+    What is kept of the images goes with the list, as nothing would find it again.
+    """
+    images = replace(
+        encoder.config.images,
+        exclude=(),
+        pages="first",
+        video_seconds=None,
+        cache_folder=str(folder / "cache"),
+    )
+    config = replace(encoder.config, images=images)
+    return PretrainedEncoder(encoder.network, config, encoder.whitening, encoder.layer)
 
 
 def _checked(images: Any) -> list[str] | NDArray[np.uint8]:

@@ -28,6 +28,7 @@ from diptych.classification.classifier import (
     NearestImages,
     load_classifier,
 )
+from diptych.classification.classifier_page import headline
 from diptych.classification.fit import fit_classifier
 from diptych.classification.predict import predict_images
 from diptych.cli.main import main
@@ -156,7 +157,21 @@ def test_others_are_classified_with_their_labels_and_what_cannot_be_read(
 def test_images_in_parts_are_all_classified(fitted: Path, tmp_path: Path) -> None:
     fill(tmp_path / "set" / "train", 3, 1)
     fill(tmp_path / "set" / "test", 2, 2)
-    assert len(predict_images(fitted, tmp_path / "set", threads=1).predictions) == 15
+    fill(tmp_path / "set" / "val", 1, 3)
+    (tmp_path / "set" / "train" / "<b>" / "notes.docx").write_bytes(b"x")
+    found = predict_images(fitted, tmp_path / "set", threads=1)
+    assert len(found.predictions) == 18
+    # Each part numbers its images anew.
+    assert len(set(found.predictions.names)) == 18
+    assert {name.partition("/")[0] for name in found.predictions.names} == {"train", "test", "val"}
+    assert any("docx" in sentence for sentence in found.left_out)
+
+
+def test_a_classifier_that_was_fitted_on_its_test_images_says_no_less(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    found = fit_classifier(run, images, tmp_path / "m", test=images, threads=1)
+    assert headline(found.about).endswith("images right.")
 
 
 def test_neighbours_vote_as_in_a_plain_loop(run: Path, images: Path, tmp_path: Path) -> None:
@@ -296,13 +311,27 @@ def test_a_missing_encoder_and_other_features_are_refused(model: Path) -> None:
 
 
 def test_what_is_there_is_not_replaced(
-    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("1")
-    with pytest.raises(ClassifierError, match="not replaced"):
+    with pytest.raises(ConfigError, match=r"holds something else too, as thesis\.tex"):
         fit_classifier(run, images, tmp_path / "mine", threads=1)
-    assert (tmp_path / "mine" / "thesis.tex").exists()
+    (tmp_path / "mine" / "thesis.tex").rename(tmp_path / "thesis.tex")
+    # As other programs call theirs.
+    (tmp_path / "mine" / "model.json").write_text('{"learner": {}}')
+    with pytest.raises(ClassifierError, match="is not of a classifier"):
+        fit_classifier(run, images, tmp_path / "mine", threads=1)
+    assert (tmp_path / "mine" / "model.json").exists()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(ConfigError, match="the folder that you are in"):
+        fit_classifier(run, images, ".", threads=1)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"ends in \.csv"):
         predict_images(tmp_path, images, tmp_path / "mine")
     assert main(["classify", "predict", "m", "p", "-o", "p.csv", "--kind", "knn"]) == 2

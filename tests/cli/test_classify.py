@@ -1,12 +1,14 @@
 """The verb `subset` from vectors to a list; `classify` is tested beside its room."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from diptych.cli.main import main
+from embedding_runs import make, write_run
 
 
 @pytest.fixture
@@ -32,6 +34,25 @@ def test_a_subset_is_written_in_order(
     assert "5 of 40 images, beside 2 that are labelled" in capsys.readouterr().out
     assert main(["subset", str(vectors), *flags[:-1], str(tmp_path / "s.txt")]) == 0
     assert (tmp_path / "s.txt").read_text().splitlines() == [row["name"] for row in rows]
+
+
+def test_a_list_names_the_files_of_a_set_in_parts(
+    tmp_path: Path, class_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run")
+    shutil.copytree(class_folder, tmp_path / "set" / "train")
+    shutil.copytree(class_folder, tmp_path / "set" / "test")
+    out = tmp_path / "next.txt"
+    make(run, tmp_path / "set", tmp_path / "vectors", 1)
+    assert main(["subset", str(tmp_path / "vectors"), "--budget", "5", "-o", str(out)]) == 0
+    chosen = out.read_text().splitlines()
+    assert len(chosen) == 5
+    assert all(Path(one).is_file() and "/set/train/" in one for one in chosen)
+    array = tmp_path / "array.npy"
+    np.save(array, np.zeros((20, 9, 9, 3), dtype=np.uint8))
+    make(run, array, tmp_path / "of-array", 1)
+    assert main(["subset", str(tmp_path / "of-array"), "--budget", "5", "-o", str(out)]) == 2
+    assert "is a list of files. The images are no files of their own." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -243,17 +243,26 @@ def test_views_measures_what_operations_cost_of_the_labels(
     assert "held-out images are told right by" in printed
     text = page.read_text()
     assert "fitted on such views" in text
-    encoder = ["--encoder-file", str(finished), "--labelled", str(class_folder)]
-    assert ran("views", str(class_folder), *given, *encoder) == 0
-    assert ran("views", str(class_folder), *given, "--encoder-file", str(finished)) == 2
-    assert "add --labelled" in capsys.readouterr().err
-    weights, labelled = tmp_path / "theirs.pth", ["--labelled", str(class_folder)]
+    labelled = ["--labelled", str(class_folder)]
+    assert ran("views", str(class_folder), *given, *labelled, "--weights", str(finished)) == 0
+    weights = tmp_path / "theirs.pth"
     torch.save(small_stem().content, weights)
-    foreign = ["--encoder-file", str(weights), "--views.policy", "flip"]
+    foreign = ["--weights", str(weights), "--views.policy", "flip", "--views.side-pixels", "32"]
+    capsys.readouterr()
     assert ran("views", str(class_folder), *given, *labelled, *foreign) == 0
     assert "the layout of a backbone beside heads" in capsys.readouterr().out
-    assert ran("views", str(class_folder), *given, *labelled, "--encoder", "resnet18") == 2
-    assert "add --encoder-file" in capsys.readouterr().err
+
+
+def test_views_of_a_run_from_weights_are_those_of_such_a_run(
+    class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "theirs.pth"
+    torch.save(small_stem().content, weights)
+    given = ["--out", str(tmp_path / "views.png"), "--rows", "1", "--columns", "2"]
+    assert ran("views", str(class_folder), *given, "--weights", str(weights)) == 0
+    printed = capsys.readouterr().out
+    assert f"Views of recipe simclr at scale tiny, from {weights}, of 64 pixels:" in printed
+    assert "40%" in printed
 
 
 @pytest.mark.slow

@@ -264,8 +264,9 @@ def test_scales_follow_device_and_size() -> None:
     def scale(side: int, accelerator: bool) -> str:
         return choose_scale(median_side_pixels=side, accelerator=accelerator)[0]
 
-    assert [scale(side, True) for side in (32, 96, 480)] == ["tiny", "small", "paper"]
+    assert [scale(side, True) for side in (32, 96, 480)] == ["tiny", "small", "small"]
     assert [scale(side, False) for side in (32, 480)] == ["tiny", "tiny"]
+    assert "--scale paper" in choose_scale(median_side_pixels=480, accelerator=True)[1]
     assert "480 pixels" in choose_scale(median_side_pixels=480, accelerator=False)[1]
 
 

@@ -9,7 +9,13 @@ import torch
 from diptych.config.files import overlay, parse_toml, to_toml
 from diptych.config.method import KeyEncoderConfig
 from diptych.config.policies import branches
-from diptych.config.recipes import HAVE_CIFAR10, RECIPES, fitted_batch, recipe_config
+from diptych.config.recipes import (
+    HAVE_CIFAR10,
+    RECIPES,
+    fitted_batch,
+    learning_on,
+    recipe_config,
+)
 from diptych.config.run import RunConfig
 from diptych.config.scales import SCALES
 from diptych.errors import ConfigError
@@ -252,6 +258,12 @@ def test_at_a_scale_that_is_asked_for_the_recipe_stays() -> None:
     assert config.images.windows == 1
     assert config.training.epochs == recipe.training.epochs
     assert config.training.batch_size == recipe.training.batch_size
+
+
+def test_of_a_network_of_one_part_all_trains() -> None:
+    base = recipe_config("simclr", "tiny")
+    frozen = [learning_on(base, parts=parts).encoder.frozen_parts for parts in (1, 2, 5)]
+    assert frozen == [0, 1, 3]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

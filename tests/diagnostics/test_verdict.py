@@ -336,9 +336,11 @@ def choice_of(chosen: str) -> Choice:
     ],
 )
 def test_tables_call_trained_only_what_training_made(chosen: str | None, words: str) -> None:
-    kept = words_for_kept(None if chosen is None else choice_of(chosen))
-    assert kept == words
     found = evaluation(0.76, 0.58, count=1280)
+    choice = None if chosen is None else choice_of(chosen)
+    kept = words_for_kept(choice, found)
+    assert kept == words
+    assert words_for_kept(choice, {"protocol": {"head_layers": 1}}) == "trained encoder"
     table = result_table(found, kept)
     assert table is not None
     assert [name for name, _ in table.rows] == [words, "untrained encoder", "raw pixels"]
@@ -352,7 +354,9 @@ def test_the_start_that_was_kept_is_not_said_to_have_learned() -> None:
     found = evaluation(0.76, 0.58, count=1280)
     found["knn"] |= {"start": 0.64}
     verdict = judge([line(500)], found, choice_of("start, with an intermediate layer, whitened"))
-    assert verdict.headline.startswith("Kept are the start weights, with more made of their")
+    assert verdict.headline.startswith(
+        "Kept are the start weights, unchanged, with their features post-processed: by kNN"
+    )
     assert "better than the start weights, the untrained encoder and raw pixels" in verdict.headline
     assert "Training added nothing that can be told" in verdict.headline
     assert verdict.sentences[0].startswith("Kept is start, with an intermediate layer")
@@ -369,3 +373,23 @@ def test_the_start_that_was_kept_as_it_is_is_not_asked_to_beat_itself() -> None:
     worse = evaluation(0.76, 0.58, pixels=0.9, count=1280)
     worse["knn"] |= {"start": 0.76}
     assert judge([line(500)], worse, choice_of("start")).headline.startswith("Raw pixels serve")
+    alike = evaluation(0.76, 0.58, pixels=0.755, count=1280)
+    alike["knn"] |= {"start": 0.76}
+    headline = judge([line(500)], alike, choice_of("start")).headline
+    assert headline == (
+        "Kept are the start weights as they are; they cannot be told apart from raw pixels: "
+        "measure on more test images."
+    )
+
+
+def test_training_is_not_blamed_for_what_was_made_of_the_start() -> None:
+    chosen = choice_of("start, whitened")
+    worse = evaluation(0.70, 0.58, count=1280)
+    worse["knn"] |= {"start": 0.80}
+    headline = judge([line(500)], worse, chosen).headline
+    assert "without that they serve better here: 80.0% against 70.0% by kNN" in headline
+    assert "raining" not in headline
+    alike = evaluation(0.76, 0.58, count=1280)
+    alike["knn"] |= {"start": 0.765}
+    headline = judge([line(500)], alike, chosen).headline
+    assert "cannot be told apart from the start weights: measure on more" in headline

@@ -40,7 +40,7 @@ from diptych.models.weights import (
 from diptych.runs.folder import RunFolder
 from diptych.runtime.devices import Runtime
 from diptych.runtime.world import World
-from embedding_runs import CONFIG, make, write_run
+from embedding_runs import CONFIG, finish, make, write_run
 
 BATCH: Any = {"batch_size": 8, "threads": 1}  # 48 images: six batches, which three shards cut
 
@@ -134,6 +134,13 @@ def test_what_is_held_out_is_said_once(run: Path, class_folder: Path, tmp_path: 
         [],
     ]
     assert len(read_embeddings(tmp_path / "out-1")) == 48
+
+
+def test_what_is_not_embedded_is_said(run: Path, class_folder: Path, tmp_path: Path) -> None:
+    photos = Path(shutil.copytree(class_folder, tmp_path / "photos"))
+    (photos / "notes.docx").write_bytes(b"x")
+    _, said = finish(run, photos, tmp_path / "out")
+    assert any("docx" in sentence for sentence in said), said
 
 
 @pytest.mark.parametrize("rows", [1, 7, 16, 48, 100])

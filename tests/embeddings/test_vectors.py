@@ -95,6 +95,14 @@ def test_what_is_no_set_of_vectors_is_refused_in_words(tmp_path: Path) -> None:
     refused(table, "not all of one length")
 
 
+@pytest.mark.parametrize("cut", [b"class0/0.png,cat\n", b"a,b,c,d,e,f,g,h,i\n"])
+def test_lines_of_another_length_are_refused_in_words(cut: bytes, tmp_path: Path) -> None:
+    file = as_csv(tmp_path)
+    file.write_bytes(file.read_bytes() + cut)
+    with pytest.raises(EmbeddingsError, match=r"line 7 of v\.csv has not as many fields"):
+        read_vectors(file)
+
+
 def test_vectors_of_other_encoders_are_not_compared() -> None:
     def made(dim: int, encoder: str | None) -> VectorSet:
         settings = None if encoder is None else {"encoder": encoder, "layer": "h"}

@@ -1,18 +1,23 @@
 """Layers of a saved run: one pass gives what the parts give by themselves; figures of them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from conftest import write_class_folder
+from diptych.config.downstream import EmbedSettings
+from diptych.embeddings.encode_views import ViewEncoder
 from diptych.evaluation.features import layered_network, trained_layers, untrained_layers
 from diptych.evaluation.protocols import evaluate
 from diptych.models.heads import layers_of_head
-from diptych.models.weights import load_encoder, load_head
+from diptych.models.start import open_encoder
+from diptych.models.weights import load_encoder, load_head, save_encoder, untrained_encoder
 from diptych.pretraining import pretrain
 from diptych.report.figures import spectrum_curve, transformation_bars
 from diptych.runs.folder import RunFolder
@@ -48,6 +53,30 @@ def test_layers_are_those_of_the_files(run: Path) -> None:
     before = untrained_layers(RunFolder(run)).in_evaluation(images)
     assert list(before) == list(found)
     assert not torch.allclose(before["g(h)"], found["g(h)"])
+
+
+def test_a_head_stands_behind_the_encoder_that_it_was_trained_behind(
+    run: Path, tmp_path: Path
+) -> None:
+    # As a run does that keeps the weights it began from.
+    kept = Path(shutil.copytree(run, tmp_path / "kept"))
+    (kept / "encoder.safetensors").rename(kept / "last.safetensors")
+    config = load_encoder(kept / "last.safetensors").config
+    save_encoder(kept / "encoder.safetensors", untrained_encoder(config), config)
+    images, last = torch.randn(5, 3, 16, 16), load_encoder(run)
+    found = trained_layers(RunFolder(kept)).in_evaluation(images)
+    wanted = {"h": last(images), "g(h)": load_head(run)(last(images))}
+    for name, features in wanted.items():
+        torch.testing.assert_close(found[name], features)
+    torch.testing.assert_close(found["hidden 1"], load_encoder(kept, head_layers=1)(images))
+    assert not torch.allclose(load_encoder(kept)(images), found["h"])
+    for layer in ("g", "hidden 1"):
+        settings = EmbedSettings(layer=layer)
+        of_both = [
+            ViewEncoder(open_encoder(str(folder)), settings, torch.device("cpu")).vectors((images,))
+            for folder in (kept, run)
+        ]
+        np.testing.assert_allclose(of_both[0], of_both[1], rtol=1e-6)
 
 
 def test_heads_are_cut_behind_each_activation() -> None:

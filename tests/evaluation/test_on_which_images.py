@@ -19,7 +19,9 @@ from diptych.diagnostics.health import build_health
 from diptych.diagnostics.ranking import rank_runs
 from diptych.errors import ConfigError, ImagesError
 from diptych.evaluation.labelled import open_labelled
+from diptych.evaluation.predictions import read_predictions
 from diptych.evaluation.protocols import evaluate
+from diptych.images.collection import spread_indices
 from diptych.images.open import open_images
 from diptych.report.charts import chart_groups
 from diptych.report.page import write_report
@@ -155,6 +157,26 @@ def test_fewer_images_are_fitted_and_measured_on_where_that_is_asked(
         evaluate(run, ["knn"], threads=1, test_images=3)
 
 
+def test_a_class_of_which_no_image_is_fitted_on_is_never_answered(
+    run: Path, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    # Of 60 images in no order 10 are fitted on, none of them of the last class.
+    images = rng.integers(0, 256, (60, 9, 9, 3), dtype=np.uint8)
+    labels = np.arange(60) % 5
+    chosen = spread_indices(60, 10)
+    labels[chosen] %= 4
+    labels[np.setdiff1d(np.arange(60), chosen)[:6]] = 4
+    np.savez(tmp_path / "train.npz", images=images, labels=labels)
+    np.savez(tmp_path / "test.npz", images=images[::2], labels=np.arange(30) % 5)
+    given: Any = {"train": tmp_path / "train.npz", "test": tmp_path / "test.npz", "threads": 1}
+    found = evaluate(run, ["knn", "linear"], **given, fit_images=10)
+    assert 0 <= found["linear"]["trained"] < 1
+    said = read_predictions(run / "predictions.csv")
+    assert said is not None
+    assert 4 in said.labels
+    assert 4 not in said.predicted
+
+
 def test_of_a_set_that_is_cut_each_image_is_counted_once(run: Path) -> None:
     found = evaluate(run, ["knn"], threads=1, fit_images=20)
     split = found["details"]["knn"]["split"]
@@ -188,9 +210,10 @@ def test_classes_that_differ_are_no_verdict(run: Path, flat: Path, tmp_path: Pat
 
 
 def test_a_table_of_labels_for_one_part_only_is_refused(run: Path, tmp_path: Path) -> None:
-    fill(tmp_path / "train", 0, "abcdef")
+    names = "abcdefghijk"
+    fill(tmp_path / "train", 0, names)
     fill(tmp_path / "val", 1, "xy")
-    rows = [f"{name}.png,{number % 2},1" for number, name in enumerate("abcdef")]
+    rows = [f"{name}.png,{number % 2},1" for number, name in enumerate(names)]
     (tmp_path / "train" / "labels.csv").write_text("\n".join(["name,red,round", *rows, ""]))
     with pytest.raises(ImagesError, match="none of the 2 held-out ones"):
         evaluate(run, ["transfer"], threads=1, transfer=(tmp_path,))
@@ -198,6 +221,11 @@ def test_a_table_of_labels_for_one_part_only_is_refused(run: Path, tmp_path: Pat
     found = evaluate(run, ["transfer"], threads=1, transfer=(tmp_path,))
     task = found["details"]["transfer"]["tasks"][str(tmp_path)]
     assert task["split"]["test_images_seen"] == 0
+    assert task["split"]["left_out"] == []
+    (tmp_path / "train" / "broken.png").write_bytes(b"junk")
+    damaged = evaluate(run, ["transfer"], threads=1, transfer=(tmp_path,))
+    words = damaged["details"]["transfer"]["tasks"][str(tmp_path)]["split"]["words"]
+    assert "1 training images that cannot be used (broken.png)" in words
     assert "did not see" in chart_groups(found)[0].text
 
 

@@ -30,7 +30,7 @@ from diptych.evaluation.finetune import (
 from diptych.evaluation.knn_and_linear import _judge_classes, _judge_labels, find_tags
 from diptych.evaluation.labelled import open_labelled
 from diptych.evaluation.predictions import read_predictions
-from diptych.evaluation.protocols import evaluate, merged
+from diptych.evaluation.protocols import PROTOCOLS, evaluate, merged
 from diptych.evaluation.supervised import Classifier, predict
 from diptych.models.weights import load_encoder
 from diptych.report.charts import chart_groups
@@ -89,6 +89,33 @@ def test_results_are_added_to_what_is_there(run: Path) -> None:
     assert again["details"]["finetune"]["shares"]["0.1"]["images"] == 6  # of 57: two of each
     assert json.loads((run / "evaluation.json").read_text()) == again
     assert "NaN" not in (run / "evaluation.json").read_text()  # one seed: no interval, so null
+
+
+def test_what_is_measured_is_kept_whatever_follows(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(subject: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(PROTOCOLS, "geometry", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run, ["knn", "geometry"], threads=1)
+    kept = json.loads((run / "evaluation.json").read_text())
+    assert set(kept["details"]) == {"knn", "knn_leave_one_out"}
+    measured = list[str]()
+    monkeypatch.setitem(PROTOCOLS, "knn", lambda subject: measured.append("knn"))
+    with pytest.raises(ConfigError, match="--transfer"):
+        evaluate(run, ["knn", "transfer"], threads=1)
+    assert not measured
+
+
+def test_another_encoder_takes_no_place_of_ours(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run, tmp_path / "others" / "trained")
+    monkeypatch.chdir(tmp_path / "others")
+    found = evaluate(run, ["knn"], threads=1, against=("trained",))
+    assert list(found["knn"]) == ["trained", "untrained", "./trained", "pixels"]
 
 
 def test_predictions_are_those_of_the_linear_classifier(run: Path) -> None:
@@ -300,7 +327,8 @@ def test_an_encoder_of_no_numbers_is_refused_in_one_sentence(run: Path, protocol
         about = header.metadata()
     name = next(name for name, value in weights.items() if value.ndim == 4)
     weights[name][0, 0, 0, 0] = torch.nan
-    save_file(weights, run / "encoder.safetensors", metadata=about)
+    for file in ("encoder.safetensors", "last.safetensors"):  # whose layers geometry is of
+        save_file(weights, run / file, metadata=about)
     with pytest.raises((FeaturesError, TrainingError)) as raised:
         evaluate(run, [protocol], threads=1, finetune_epochs=1, seeds=1)
     words = str(raised.value)

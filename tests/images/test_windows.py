@@ -14,9 +14,10 @@ from PIL import Image
 import diptych
 from conftest import open_folder
 from diptych.config.data import ImagesConfig, ViewsConfig
+from diptych.diagnostics.health import build_health
 from diptych.errors import ConfigError
 from diptych.evaluation.protocols import evaluate
-from diptych.images.collection import ImageSet
+from diptych.images.collection import Collection, ImageSet
 from diptych.images.groups import find_groups
 from diptych.images.open import from_array
 from diptych.images.pixels import DecodedPixels
@@ -178,3 +179,18 @@ def test_evaluation_and_record_are_of_whole_photographs(images: Path, tmp_path: 
     assert untrained[0] == untrained[1]
     steps = [len(one.metrics.read_text().splitlines()) for one in (cut, whole)]
     assert steps == [2, 1]  # after the first and the last step: 4 of 128 windows; 1 of 32 images
+
+
+def test_health_is_measured_on_windows_of_photographs_from_all_of_the_set(
+    executor: ThreadPoolExecutor,
+) -> None:
+    photographs = numbered(40, 40, 90)
+    collection = Collection(photographs, None, "")
+    views = ViewsConfig(side_pixels=8, policy="center")
+    health = build_health(collection, views, executor, image_count=30, windows=3)
+    cut = in_windows(photographs, 3, side_pixels=8)
+    batch = cut.pixels.gather(health.sample_indices)
+    of_photographs = [int(batch.image(place)[0, 0, 2]) for place in range(len(batch.heights))]
+    assert of_photographs[0] == 0
+    assert of_photographs[-1] == 89
+    assert len(set(of_photographs)) == len(of_photographs)

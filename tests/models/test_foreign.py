@@ -142,6 +142,13 @@ def test_a_stem_that_is_not_the_files_is_refused() -> None:
         fit(state, empty("resnet18"))
 
 
+def test_selective_kernels_are_refused_by_name() -> None:
+    names = ("0.0", "1.blocks.0.projection.shortcut.2", "1.blocks.0.net.2.main_conv.0")
+    state = {f"net.{name}.weight": torch.zeros(8, 8, 3, 3) for name in names}
+    with pytest.raises(ConfigError, match="They have selective kernels, which are not read"):
+        fit({"resnet": state}, empty("resnet50"))
+
+
 def test_a_file_without_tensors_is_refused() -> None:
     with pytest.raises(ConfigError, match="hold no tensors under names"):
         fit({"state_dict": {"epoch": 3}, 4: torch.zeros(2)}, empty("resnet18"))

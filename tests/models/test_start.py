@@ -66,6 +66,15 @@ def test_settings_follow_from_our_own_file(ours: Path) -> None:
     ]
 
 
+def test_how_an_encoder_was_trained_does_not_follow_from_its_file(tmp_path: Path) -> None:
+    of_training = {"frozen_parts": 2, "frozen_epochs": 1.5, "batch_statistics": "start"}
+    encoder = replace(SMALL.encoder, weights="earlier.pth", **of_training)  # type: ignore[arg-type]
+    config = replace(SMALL, encoder=encoder)
+    file = tmp_path / "ours.safetensors"
+    save_encoder(file, untrained_encoder(SMALL), config)
+    assert read_start(str(file), None).applied_to(RunConfig()).encoder == SMALL.encoder
+
+
 def test_the_stem_follows_from_the_first_convolution(theirs: Path) -> None:
     for asked in (None, "resnet18"):
         start = read_start(str(theirs), asked)

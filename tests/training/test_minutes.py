@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
-from diptych.config.data import ImagesConfig
+from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.config.files import load_run_config, nest
 from diptych.config.method import SIAMESE
 from diptych.config.model import EncoderConfig
@@ -213,13 +213,11 @@ def test_a_run_that_resumes_after_its_time_takes_one_step(
 
 
 def photographs(count: int, side: int) -> Collection:
-    """So many images, all of them the same one, of which none is looked at."""
+    """So many labelled images, all of them the same one, of which none is looked at."""
     array = np.zeros((1, 8, 8, 3), dtype=np.uint8)
     one = from_array(array, None, ImagesConfig(path="x"))
-    sides = np.full(count, side, dtype=np.int64)
-    images: ImageSet = replace(
-        one.select(np.zeros(count, dtype=np.int64)), heights=sides, widths=sides
-    )
+    sides, zeros = np.full(count, side, dtype=np.int64), np.zeros(count, dtype=np.int64)
+    images: ImageSet = replace(one.select(zeros), heights=sides, widths=sides, labels=zeros)
     return Collection(images, None, "")
 
 
@@ -339,6 +337,50 @@ def test_sides_that_are_surely_too_small_are_not_measured(
     found = chosen_as_measured(executor, 5.0, photographs(2000, 256), start)
     assert found["views"] == {"side_pixels": 160}
     assert measured == [64, 160, 192]  # the last one is the first that does not fit
+
+
+@pytest.mark.parametrize("exponent", [1.6, 2.0])
+def test_more_minutes_give_no_smaller_views_of_a_network_with_weights(
+    monkeypatch: pytest.MonkeyPatch, executor: Executor, start: dict[str, Any], exponent: float
+) -> None:
+    def speed(config: RunConfig) -> Speed:
+        encode = 2.5e-7 * 64**2 * (config.views.side_pixels / 64) ** exponent
+        return Speed(5 * encode, encode)
+
+    _measure_as(monkeypatch, speed)
+    found = [
+        chosen_as_measured(executor, minutes, photographs(1340, 256), start)["views"]["side_pixels"]
+        for minutes in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20)
+    ]
+    assert found == sorted(found)
+    assert set(found) > {64, 224}
+
+
+def test_vision_transformers_are_given_whole_patches(
+    monkeypatch: pytest.MonkeyPatch, executor: Executor, tmp_path: Path
+) -> None:
+    views = ViewsConfig(side_pixels=56)
+    source = RunConfig(
+        encoder=EncoderConfig("vit_small_patch14_dinov2", stem="imagenet"), views=views
+    )
+    file = tmp_path / "vit.safetensors"
+    save_encoder(file, untrained_encoder(source), source)
+    _measure_as(monkeypatch, by_pixels)
+    settings = {"encoder.weights": str(file)}
+    found = chosen_as_measured(executor, 1.0, photographs(2000, 256), settings)
+    assert found["views"]["side_pixels"] % 14 == 0
+
+
+def test_without_labels_no_time_is_kept_for_classifiers() -> None:
+    config = replace(RunConfig(), training=TrainingConfig(minutes=5.0))
+    labelled = photographs(2000, 64)
+    without = replace(labelled, train=replace(labelled.train, labels=None))
+    speed = Speed(1e-3, 1e-3)
+    found, less = (
+        budget_module.reserve_seconds(config, speed, one, evaluates=True)
+        for one in (labelled, without)
+    )
+    assert less < found
 
 
 @pytest.mark.slow

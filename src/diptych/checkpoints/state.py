@@ -208,6 +208,7 @@ MAY_CHANGE_WITH_MACHINE: Final = (
 
 CHOSEN_FOR_MINUTES: Final = (
     "encoder.",
+    "head.hidden_features",
     "images.jpeg_side",
     "images.windows",
     "probe.health_every_epochs",

@@ -191,7 +191,7 @@ def load_classifier(folder: str | Path) -> ImageClassifier:
         RunFolderError: its encoder is damaged.
     """
     path = Path(folder)
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     encoder = load_encoder(path / ENCODER)
     try:
         classes = _classes(manifest["classes"])
@@ -222,7 +222,12 @@ def load_classifier(folder: str | Path) -> ImageClassifier:
     return found
 
 
-def _read_manifest(path: Path) -> Mapping[str, Any]:
+def read_manifest(path: Path) -> Mapping[str, Any]:
+    """What the folder of a classifier says of it.
+
+    Raises:
+        ClassifierError: there is none, it is damaged, or of something else.
+    """
     try:
         with open(path / MANIFEST, "rb") as file:
             # Bounded: whatever lies under this name must not fill the memory.

@@ -31,7 +31,7 @@ def classifier_page(
     views = classifier.encoder.config.views
     about = classifier.about
     return template("classifier.html.jinja", "diptych.classification").render(
-        headline=headline(about["figures"]),
+        headline=headline(about),
         facts=_facts(about["figures"], found),
         sentences=sentences(classifier),
         answers=answers_of(said, [found.test], views, executor),
@@ -43,13 +43,15 @@ def classifier_page(
     )
 
 
-def headline(figures: Mapping[str, Any]) -> str:
+def headline(about: Mapping[str, Any]) -> str:
     """How often it is right, with the range."""
+    figures, split = about["figures"], about["split"]
     accuracy = figures["accuracy"]
     low, high = (100 * accuracy[name] for name in ("low", "high"))
+    unseen = "" if split.get("test_images_in_train") else " that it was not fitted on"
     return (
         f"It names {_percent(accuracy)} ({low:.0f} to {high:.0f}%) of {figures['images']:,} images "
-        "right that it was not fitted on."
+        f"right{unseen}."
     )
 
 

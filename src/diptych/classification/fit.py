@@ -18,18 +18,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diptych.classification.classifier import (
+    ENCODER,
     MANIFEST,
     PAGE,
     PREDICTIONS,
+    WEIGHTS,
     Head,
     ImageClassifier,
     LinearHead,
     NearestImages,
+    read_manifest,
     save_classifier,
 )
 from diptych.classification.classifier_page import classifier_page
 from diptych.config.downstream import ClassifierSettings
-from diptych.errors import ClassifierError, saving
+from diptych.errors import saving
 from diptych.escaping import HANDLER
 from diptych.evaluation.features import encode, require_finite
 from diptych.evaluation.finetune import RATE, FineTuningSchedule, fine_tune
@@ -49,10 +52,11 @@ from diptych.images.sources.handed_over import path_of
 from diptych.models.start import load_compared
 from diptych.models.weights import PretrainedEncoder, load_trained_on
 from diptych.runs.atomic import atomic_path
-from diptych.runs.folder import RunFolder, require_writable
+from diptych.runs.folder import RunFolder, require_replaceable
 from diptych.runtime.console import ProgressReporter
 from diptych.runtime.devices import BATCH_SIZE, Runtime
 
+_FILES: Final = (MANIFEST, ENCODER, WEIGHTS, PREDICTIONS, PAGE)
 _CUTS: Final = 5
 """Random fifths of the images fitted on, of whose scores the temperature is fitted."""
 
@@ -109,12 +113,14 @@ def fit_classifier(
 
     Raises:
         ImagesError: there are no labels of two classes.
-        ClassifierError: ``out`` holds something else.
-        RunFolderError, ConfigError: there is no such encoder, or a setting is out of range.
+        RunFolderError, ConfigError: there is no such encoder, or a setting is out of range; ``out``
+            holds something else.
+        ClassifierError: ``out`` holds a classifier of another version.
     """
     how, folder = ClassifierSettings(**settings), Path(out)
-    _require_free(folder)
-    require_writable(folder)
+    require_replaceable(folder, _FILES)
+    if (folder / MANIFEST).exists():
+        read_manifest(folder)  # a file of that name may be of another program
     with Runtime(device, threads, batch_size, progress or ProgressReporter()) as runtime:
         trained = load_compared(str(source), encoder).to(runtime.torch_device)
         seen = load_trained_on(RunFolder(Path(source)).trained_on) if _is_run(source) else None
@@ -149,15 +155,6 @@ def _checksum(source: Path) -> str | None:
         return None
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _require_free(folder: Path) -> None:
-    if folder.is_dir() and (folder / MANIFEST).exists():
-        return
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ClassifierError(
-            f"{folder} is there and holds no classifier, so it is not replaced. Choose another -o."
-        )
 
 
 def _on_frozen(

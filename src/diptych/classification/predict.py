@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,10 @@ from diptych.escaping import HANDLER, escaped
 from diptych.evaluation.features import FEATURES, encode, in_batches
 from diptych.evaluation.predictions import Predictions, write_predictions
 from diptych.images.collection import ImageSet
-from diptych.images.inventory import Skipped
-from diptych.images.open import open_images
+from diptych.images.inventory import Inventory, Skipped
+from diptych.images.open import locate_images
 from diptych.images.sources.handed_over import path_of
+from diptych.images.splits import open_every_part
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import require_writable
 from diptych.runtime.console import ProgressReporter
@@ -36,10 +38,12 @@ class Predicted(NamedTuple):
     Attributes:
         predictions: of those that can be read.
         skipped: the others, and why.
+        left_out: sentences on what else was found there and is not classified.
     """
 
     predictions: Predictions
     skipped: tuple[Skipped, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def predict_images(
@@ -81,22 +85,27 @@ def predict_images(
     with Runtime(device, threads, batch_size, progress or ProgressReporter()) as runtime:
         classifier.encoder.to(runtime.torch_device)
         told = runtime.counting("Reading the images")
-        collection = open_images(config, runtime.executor, told)
-        parts = [collection.train, *([collection.test] if collection.test is not None else [])]
+        located = locate_images(config)
+        parts = open_every_part(located, config, runtime.executor, told)
         found = [
-            (some, probabilities)
-            for part in parts
-            for some, probabilities in _classified(classifier, part, runtime)
+            (part, some, probabilities)
+            for part, images_of_part in parts
+            for some, probabilities in _classified(classifier, images_of_part, runtime)
         ]
-    names = [name for some, _ in found for name in some.names]
-    labels = np.concatenate([_labels(some, classifier.classes) for some, _ in found])
-    probabilities = np.concatenate([one for _, one in found])
+    names = [os.path.join(part, name) for part, some, _ in found for name in some.names]
+    labels = np.concatenate([_labels(some, classifier.classes) for _, some, _ in found])
+    probabilities = np.concatenate([one for *_, one in found])
     predictions = Predictions.of(names, classifier.classes, labels, probabilities)
-    skipped = tuple(one for part in parts for one in part.skipped)
+    skipped = tuple(
+        replace(one, name=os.path.join(part, one.name))
+        for part, images_of_part in parts
+        for one in images_of_part.skipped
+    )
+    left_out = Inventory((), left_out=located.left_out).sentences()
     if file is not None:
         write_predictions(file, predictions, probabilities)
         _list_skipped(file.with_suffix(".skipped.csv"), skipped)
-    return Predicted(predictions, skipped)
+    return Predicted(predictions, skipped, tuple(left_out))
 
 
 def classify_vectors(model: str | Path, vectors: VectorSet) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from diptych.runtime.console import ProgressBars
 
 if TYPE_CHECKING:
     from diptych.curation.subset import Chosen
+    from diptych.curation.thumbnails import Thumbnails
     from diptych.embeddings.vectors import VectorSet
 
 
@@ -87,7 +89,7 @@ def _fit(flags: ClassifyFlags, console: Console) -> None:
             **asdict(flags.runtime),
             **asdict(flags.settings),
         )
-    console.print(headline(found.about["figures"]), style="bold", highlight=False)
+    console.print(headline(found.about), style="bold", highlight=False)
     for sentence in sentences(found):
         console.print(sentence, highlight=False)
     console.print(f"Classifier: {flags.out}", highlight=False, soft_wrap=True)
@@ -115,6 +117,8 @@ def _predict(flags: ClassifyFlags, console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    for sentence in found.left_out:
+        console.print(sentence, highlight=False)
     if len(labelled):
         value, low, high = (100 * one for one in accuracy_interval(labelled))
         console.print(
@@ -168,6 +172,9 @@ def subset(arguments: Sequence[str]) -> None:
         raise ConfigError(f"-o {flags.out}: wanted a name that ends in .csv or .txt.")
     use_threads(flags.threads)
     vectors = read_vectors(flags.vectors)
+    files = None
+    if flags.out.suffix.lower() == ".txt" and vectors.path is not None:
+        files = _files_of(vectors, flags.out)
     own = find_labelled(vectors, flags.labelled)
     probabilities = None
     if flags.by == "uncertain" and flags.model is not None:
@@ -184,7 +191,7 @@ def subset(arguments: Sequence[str]) -> None:
         probabilities=probabilities,
         seed=flags.seed,
     )
-    _write_chosen(flags.out, vectors, chosen)
+    _write_chosen(flags.out, vectors, chosen, files)
     console = Console(markup=False)
     more = f", beside {len(own.rows):,} that are labelled" if len(own.rows) else ""
     console.print(
@@ -197,14 +204,36 @@ def subset(arguments: Sequence[str]) -> None:
     console.print(f"Their score: {SCORES[flags.by]}.", highlight=False)
 
 
-def _write_chosen(out: Path, vectors: "VectorSet", chosen: "Chosen") -> None:
+def _files_of(vectors: "VectorSet", out: Path) -> "Thumbnails":
+    """Where the files of the images are, for a list of them."""
+    from diptych.curation.thumbnails import Thumbnails
+
+    found = Thumbnails.of(vectors)
+    if found.rows is None or found.rows.file is None:
+        why = (
+            found.missing.partition(" Give --images")[0] or "The images are no files of their own."
+        )
+        raise ConfigError(f"-o {out} is a list of files. {why} Give a table, as {out.stem}.csv.")
+    return found
+
+
+def _write_chosen(
+    out: Path, vectors: "VectorSet", chosen: "Chosen", files: "Thumbnails | None"
+) -> None:
     from diptych.escaping import HANDLER, escaped
     from diptych.runs.atomic import atomic_write
 
     text = io.StringIO()
-    if out.suffix.lower() == ".txt":
-        root = Path() if vectors.root is None else vectors.root.absolute()
-        text.writelines(f"{root / vectors.names[row]}\n" for row in chosen.rows)
+    if out.suffix.lower() == ".txt" and files is None:  # their names are all that is known
+        text.writelines(f"{vectors.names[row]}\n" for row in chosen.rows)
+        atomic_write(out, text.getvalue().encode(errors="surrogateescape"))
+        return
+    if files is not None:
+        found = [(vectors.names[row], files.file(int(row))) for row in chosen.rows]
+        gone = next((name for name, file in found if file is None), None)
+        if gone is not None:
+            raise ConfigError(f"-o {out}: {gone} is no longer among the images. Embed them again.")
+        text.writelines(f"{os.path.abspath(file)}\n" for _, file in found if file is not None)
         atomic_write(out, text.getvalue().encode(errors="surrogateescape"))
         return
     writer = csv.writer(text)

@@ -102,7 +102,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     with ProgressBars(console) as bars:
         found = measure(run, protocols, **runtime, progress=bars, **options)
     folder = results_folder(run)
-    print_tables(console, found, words_for_kept(read_choice(folder)))
+    print_tables(console, found, words_for_kept(read_choice(folder), found))
     print_verdict(console, run)
     if folder.path != run:
         console.print(f"Results: {folder.path}", highlight=False, soft_wrap=True)

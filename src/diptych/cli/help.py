@@ -34,9 +34,10 @@ _HEAD: Final = """\
 
 Every setting of a run, as it stands in a TOML file (`--config`), as a flag
 (`--views.side-pixels 96`) and in Python (`diptych.pretrain(..., **{"views.side_pixels": 96})`).
-What serves one kind only lies under that kind: `method.dictionary.queue.size`. A
-[recipe](recipes.md) has defaults of its own, here in italics those of its paper scale. `make docs`
-writes this page.
+What serves one kind only lies under that kind: `method.dictionary.queue.size`. A run starts from a
+[recipe](recipes.md) at a scale (`simclr` at `tiny` on a CPU), whose values replace many of these:
+`diptych recipes simclr --scale tiny` prints them, and `config.toml` in a run folder says what it
+used. In italics are those of a recipe's paper scale. `make docs` writes this page.
 """
 
 
@@ -127,7 +128,7 @@ def settings_page() -> str:
             section = setting.owner
             title = setting.name.rpartition(".")[0] or "The run"
             lines += ["", f"## {title}", "", inspect.cleandoc(section.__doc__ or ""), ""]
-            lines += ["| setting | type | default | meaning |", "|---|---|---|---|"]
+            lines += ["| setting | type | without a recipe | meaning |", "|---|---|---|---|"]
         default = setting.default_words
         meaning = setting.meaning.replace("|", "\\|")
         if changed := _changed(setting, recipes):

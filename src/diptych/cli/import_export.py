@@ -9,7 +9,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from diptych.cli.flags import parse
-from diptych.errors import saving
+from diptych.errors import ConfigError, saving
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class ImportFlags:
 def import_(arguments: Sequence[str]) -> None:
     """Write weights of another library as an encoder file of diptych.
 
-    `diptych embed` and `export`, --weights of `pretrain`, --against of `evaluate` and
-    --encoder-file of `views` take it.
+    `diptych embed` and `export`, --weights of `pretrain` and `views`, and --against of `evaluate`
+    take it.
 
     Nothing in the file is run: tensors are read, and nothing else.
 
@@ -46,6 +46,8 @@ def import_(arguments: Sequence[str]) -> None:
     from diptych.models.start import import_encoder
 
     console = Console(markup=False)
+    if flags.out.is_dir():
+        raise ConfigError(f"--out {flags.out} is a folder; wanted a file, as x.safetensors.")
     started, config = import_encoder(flags.weights, encoder=flags.encoder, side_pixels=flags.side)
     for sentence in started.sentences:
         console.print(sentence, highlight=False)

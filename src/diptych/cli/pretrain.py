@@ -210,7 +210,7 @@ def _run_to_report(
     with ProgressBars(console) as bars:
         try:
             found = measure(folder.path, progress=bars, **limits, **runtime)
-            print_tables(console, found, words_for_kept(read_choice(folder)))
+            print_tables(console, found, words_for_kept(read_choice(folder), found))
         except ImagesError as error:  # no labels, say; the report is written all the same
             console.print(str(error), highlight=False)
         page = write_report(folder.path, progress=bars, **runtime)

@@ -101,7 +101,7 @@ def _candidates(ranking: "Ranking") -> Table:
     )
     table.add_column("run", overflow="fold")
     table.add_column("step", justify="right")
-    columns = {**_MEASURES, "steadiness": "neighbour agreement", "knn": "kNN"}
+    columns = {**_MEASURES, "steadiness": "agreement with the checkpoint before", "knn": "kNN"}
     shown = [name for name in columns if any(getattr(row, name) is not None for row in rows)]
     for name in shown:
         table.add_column(columns[name], justify="right")

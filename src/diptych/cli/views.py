@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 from diptych.cli.flags import explicit_settings, parse
 from diptych.config.data import ImagesConfig, ViewsConfig
+from diptych.config.model import EncoderConfig
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.runs.folder import require_writable
@@ -45,23 +46,22 @@ class ViewsFlags:
     labelled: str | None = None
     """Measure what each operation costs of that which the labels of these images say, one folder
     for each class; without a folder behind it, the labels of PATH itself."""
-    encoder_file: str | None = None
-    """With --labelled: a run folder, an encoder file, or any weights that --weights of `diptych
-    pretrain` takes, from whose features labels are read too. Slow for large encoders."""
-    encoder: str | None = None
-    """Of weights from elsewhere: the network that they are of, as torchvision or timm call it;
-    found from them where their names and shapes show it."""
+    weights: str | None = None
+    """As for `diptych pretrain`: the views of a run that begins with these weights, which are
+    milder. With --labelled, labels are read from their features too; slow for large encoders."""
     threads: int | None = None
     """CPU threads; all cores by default."""
     images: ImagesConfig = field(default_factory=ImagesConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
 
 COMMON: Final = {
     "what is shown": ("out", "rows", "columns", "seed"),
-    "what the labels need": ("labelled", "encoder_file", "encoder"),
+    "what the labels need": ("labelled",),
     "whose views": (
-        *("recipe", "scale", "config", "views.policy", "views.second", "views.side_pixels"),
+        *("recipe", "scale", "weights", "encoder.name", "config"),
+        *("views.policy", "views.second", "views.side_pixels"),
         *("views.strength", "views.small_views", "images.color", "images.group_by"),
     ),
 }
@@ -77,7 +77,7 @@ def views(arguments: Sequence[str]) -> None:
 
     Examples:
       diptych views photos/ --out sheet.png
-      diptych views photos/ --recipe moco_v2 --scale small --out views.html
+      diptych views photos/ --weights resnet18.pth --out views.html
       diptych views photos/ --views.policy "crop(area=0.3..1) + flip + color" --rows 12
       diptych views photos/ --labelled photos/labelled --out views.html
     """
@@ -89,13 +89,12 @@ def views(arguments: Sequence[str]) -> None:
     from diptych.images.open import open_images
     from diptych.report.costs_of_views import print_costs
     from diptych.report.preview_page import write_preview
-    from diptych.resolve import overlay_all, overrides_of, resolve
+    from diptych.resolve import asked_setting, asked_start, overlay_all, overrides_of, resolve
     from diptych.runtime.devices import use_threads
     from diptych.views.preview.advice import advise
     from diptych.views.preview.policy_in_words import policy_in_words
 
     _require_picture(flags.out, flags.rows, flags.columns)
-    _require_labelled(flags.labelled, flags.encoder_file, flags.encoder)
     settings = explicit_settings(flags, arguments)
     layers = overrides_of(settings, flags.config)
     asked = overlay_all(RunConfig(), layers)
@@ -108,12 +107,14 @@ def views(arguments: Sequence[str]) -> None:
             image_count=len(images),
             median_side_pixels=images.median_side_pixels,
             channels=images.channels,
+            start=asked_start(layers),
         )
         collection = collection.decoded_for(config.images)
         advice = advise(collection.train, config.views, executor)
         measured = None
         if flags.labelled is not None:
-            measured = _measured(flags, config, executor)
+            name = asked_setting(layers, "encoder.name")
+            measured = _measured(flags.labelled, config, name, executor)
         write_preview(
             flags.out,
             collection,
@@ -125,7 +126,11 @@ def views(arguments: Sequence[str]) -> None:
             measured=measured,
         )
     print(collection.description)
-    print(f"Views of recipe {config.recipe} at scale {config.scale}:")
+    begun = "" if config.encoder.weights is None else f", from {config.encoder.weights}"
+    print(
+        f"Views of recipe {config.recipe} at scale {config.scale}{begun}, of "
+        f"{config.views.side_pixels} pixels:"
+    )
     for line in policy_in_words(config.views, images.channels):
         print(f"  {line}")
     if advice:
@@ -147,7 +152,9 @@ def _with_own_labels(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def _measured(flags: ViewsFlags, config: RunConfig, executor: Executor) -> "CostsOfViews":
+def _measured(
+    labelled: str, config: RunConfig, encoder_name: str | None, executor: Executor
+) -> "CostsOfViews":
     """What each operation costs of what the labels say; without a folder, those of the images."""
     from rich.console import Console
 
@@ -161,19 +168,19 @@ def _measured(flags: ViewsFlags, config: RunConfig, executor: Executor) -> "Cost
     from diptych.report.costs_of_views import CostsOfViews
     from diptych.runtime.console import ProgressBars
 
-    images, reader = config.images, None
-    if flags.encoder_file is not None:
-        opened = open_encoder(flags.encoder_file, encoder=flags.encoder)
+    images, reader, weights = config.images, None, config.encoder.weights
+    if weights is not None:
+        opened = open_encoder(weights, encoder=encoder_name)
         for sentence in opened.sentences:
             print(sentence)
         encoder = opened.encoder
-        require_same_channels(config, encoder.config, f"--encoder-file {flags.encoder_file}")
+        require_same_channels(config, encoder.config, f"--weights {weights}")
         reader = EncoderReader(encoder, BATCH_SIZE)
         sides = (images.jpeg_side, encoder.config.images.jpeg_side)
         # Decoded small, a photograph lacks what an encoder of larger views has learned to see.
         whole = None in sides
         images = replace(images, jpeg_side=None if whole else max(filter(None, sides)))
-    found = open_labelled(images, executor, train=flags.labelled or None)
+    found = open_labelled(images, executor, train=labelled or None)
     views = config.views
     trials = trials_for(views.branches, found.train.channels, views.strength, others=True)
     with ProgressBars(Console(stderr=True)) as bars:
@@ -187,19 +194,6 @@ def _measured(flags: ViewsFlags, config: RunConfig, executor: Executor) -> "Cost
             on_trials=partial(bars.images, "Trying operations"),
         )
     return CostsOfViews(costs, advice_on_costs(costs, views.branches, strength=views.strength))
-
-
-def _require_labelled(labelled: str | None, encoder_file: str | None, encoder: str | None) -> None:
-    if labelled is None and encoder_file is not None:
-        raise ConfigError(
-            f"--encoder-file {encoder_file} reads labels, and none are given: add --labelled "
-            "FOLDER with a folder for each class, or --labelled alone where PATH has such folders."
-        )
-    if encoder_file is None and encoder is not None:
-        raise ConfigError(
-            f"--encoder {encoder} names the network of weights, and none are given: add "
-            "--encoder-file WEIGHTS, or leave it away."
-        )
 
 
 def _require_picture(out: Path, rows: int, columns: int) -> None:

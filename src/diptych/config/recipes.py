@@ -337,7 +337,7 @@ def learning_on(config: RunConfig, *, parts: int) -> RunConfig:
     return replace(
         config,
         views=replace(config.views, policy=_LEARNING_ON_POLICY, second=None),
-        encoder=replace(config.encoder, frozen_parts=round(_FROZEN_SHARE * parts)),
+        encoder=replace(config.encoder, frozen_parts=min(round(_FROZEN_SHARE * parts), parts - 1)),
         method=replace(config.method, anchor=AnchorConfig(weight=1.0)),
         optimizer=optimizer,
         schedule=ScheduleConfig(kind="cosine", warmup_epochs=1.0),
@@ -345,10 +345,27 @@ def learning_on(config: RunConfig, *, parts: int) -> RunConfig:
     )
 
 
-def suited_side(config: RunConfig, median_side_pixels: int, *, weights: bool) -> RunConfig:
+def whole_patches(side_pixels: int, patch: int) -> int:
+    """The side nearest to one that a vision transformer cuts into whole patches, two or more.
+
+    >>> whole_patches(64, 14), whole_patches(128, 16), whole_patches(96, 1)
+    (70, 128, 96)
+    """
+    return patch * max(2, round(side_pixels / patch))
+
+
+def suited_side(
+    config: RunConfig, median_side_pixels: int, *, weights: bool, patch: int = 1
+) -> RunConfig:
     """The same config at `tiny` with larger views, for photographs and for given weights.
 
     Weights were learned on large images, and even small ones serve them better enlarged.
+
+    Args:
+        config: at any scale.
+        median_side_pixels: of the images.
+        weights: whether the encoder begins with some.
+        patch: see ``whole_patches``.
     """
     if config.scale != "tiny":
         return config
@@ -357,6 +374,7 @@ def suited_side(config: RunConfig, median_side_pixels: int, *, weights: bool) ->
         side = _VIEW_FOR_WEIGHTS if weights else _PHOTOGRAPH_VIEW
     elif weights:
         side = _PHOTOGRAPH_VIEW
+    side = whole_patches(side, patch)
     return replace(config, views=replace(config.views, side_pixels=side))
 
 
@@ -437,15 +455,14 @@ def fitting_stem(encoder: str, side_pixels: int) -> Literal["small", "imagenet"]
     return "small" if encoder in _RESNETS and side_pixels <= 2 * SIDE_AT["tiny"] else "imagenet"
 
 
-def choose_scale(
-    *, median_side_pixels: int, accelerator: bool, short: bool = False
-) -> tuple[Scale, str]:
+def choose_scale(*, median_side_pixels: int, accelerator: bool) -> tuple[Scale, str]:
     """The scale for a set of images on a machine, and a phrase that says why.
+
+    Never ``paper``, whose batches of thousands of large views need many accelerators, and days.
 
     Args:
         median_side_pixels: of the images.
         accelerator: whether the machine has one.
-        short: of a run of some minutes, for which the papers' batches of thousands are too large.
     """
     if not accelerator:
         reason = "this machine has no accelerator"
@@ -455,8 +472,7 @@ def choose_scale(
                 "--scale small sees some of at many times the cost"
             )
         return "tiny", reason
-    if median_side_pixels >= 160 and not short:
-        return "paper", f"the images' median side is {median_side_pixels} pixels"
-    if median_side_pixels >= 64:
-        return "small", f"the images' median side is {median_side_pixels} pixels"
-    return "tiny", f"the images' median side is {median_side_pixels} pixels"
+    reason = f"the images' median side is {median_side_pixels} pixels"
+    if median_side_pixels >= 160:
+        reason += "; --scale paper is the papers' network, views and batch"
+    return "small" if median_side_pixels >= 64 else "tiny", reason

@@ -81,6 +81,13 @@ class Thumbnails:
         except (ImagesError, UnreadableImage):
             return None
 
+    def file(self, row: int) -> str | None:
+        """The path of the file of an image; None where it is not there, or is no file."""
+        place = self.places.get(self.names[row])
+        if self.rows is None or self.rows.file is None or place is None:
+            return None
+        return self.rows.file(place)
+
     def file_bytes(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """(all images,): bytes of the encoded image of some rows; 0 of others."""
         sizes = np.zeros(len(self.names))

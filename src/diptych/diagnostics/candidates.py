@@ -6,7 +6,7 @@ layer beside them.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -34,6 +34,9 @@ NAMES: Final = tuple(name + end for name in SHARES for end in ENDS)
 NEIGHBOURS_KEPT: Final = 0.45
 """Share of an image's ten nearest neighbours by the start that an encoder must keep, where there
 are no labels to judge by. With fewer, what the start knew was lost as often as not."""
+
+FEWEST_IMAGES: Final = 100
+"""By which that can be told: of 23 images any ten are 45% of the others."""
 
 LINEAR_LOSS: Final = 0.005
 """Of the linear classifier's accuracy, that is the most a candidate may lose on the start."""
@@ -118,15 +121,22 @@ def _accuracy(one: Candidate) -> float:
     return one.accuracy
 
 
-def choose_without_labels(candidates: Sequence[Candidate]) -> str:
+def choose_without_labels(candidates: Sequence[Candidate], images: int) -> str:
     """The one that was trained most, of those that keep enough of the neighbours.
 
     With features of an intermediate layer where there are some, and whitened. That by itself moves
     neighbours, so they are counted before it.
+
+    Args:
+        candidates: the first one is the start, or without one the last.
+        images: that they were compared on. Of few, ten neighbours are a large part of all, and the
+            same for any encoder, so that the first one is kept.
     """
     near = [
         one for one in candidates if one.neighbours_kept >= NEIGHBOURS_KEPT and one.name in SHARES
     ]
+    if images < FEWEST_IMAGES:
+        near = near[:1]
     weights = max(near, key=lambda one: one.trained_share).name
     made = [one.name for one in candidates if weights_of(one.name) == weights]
     return made[-1]
@@ -141,15 +151,24 @@ def weights_of(name: str) -> str:
     return name.partition(",")[0]
 
 
-def words_for_kept(choice: Choice | None) -> str:
+def words_for_kept(choice: Choice | None, evaluation: Mapping[str, Any] | None) -> str:
     """What the encoder of a run is called in its tables: training has not made all of them.
 
     Args:
         choice: of which encoder is kept; None where nothing was chosen.
+        evaluation: ``evaluation.json``; see ``is_of_kept``.
     """
-    if choice is not None and weights_of(choice.chosen) == START:
-        return "kept: start weights" + choice.chosen.removeprefix(START)
-    return "trained encoder"
+    if choice is None or not is_of_kept(evaluation) or weights_of(choice.chosen) != START:
+        return "trained encoder"
+    return "kept: start weights" + choice.chosen.removeprefix(START)
+
+
+def is_of_kept(evaluation: Mapping[str, Any] | None) -> bool:
+    """Whether the encoder was measured that the run keeps: without layers of the head behind it.
+
+    A head was trained behind the encoder of the last step, with which it is measured.
+    """
+    return not (evaluation or {}).get("protocol", {}).get("head_layers")
 
 
 def read_choice(folder: RunFolder) -> Choice | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Final, NamedTuple
 
-from diptych.diagnostics.symptoms import LEAST_STEPS
+from diptych.diagnostics.symptoms import LEAST_STEPS, WEAKER_VIEWS
 from diptych.logging.metrics import TaskAccuracy, chance_of, has_choice, task_accuracy
 
 LEAST_ACCURACY: Final = 0.1
@@ -63,7 +63,7 @@ def course_of(metrics: Sequence[Mapping[str, Any]]) -> Course:
         "The run has not learned its task.",
         (
             f"{words}, and it no longer gets better. Try another --optimizer.learning-rate, or "
-            "weaker views (--views.strength 0.5).",
+            f"{WEAKER_VIEWS}.",
         ),
     )
 

@@ -125,6 +125,7 @@ def build_health(
     group_by: str | None = None,
     labels_used: bool = False,
     start: Path | None = None,
+    windows: int = 1,
 ) -> Health:
     """Chooses the images to measure, at most ``image_count`` for each purpose.
 
@@ -138,12 +139,14 @@ def build_health(
         group_by: ``images.group_by``.
         labels_used: whether the run learns from their labels.
         start: file of the encoder that the run began from, where it had weights.
+        windows: ``images.windows``, whose views the run makes; of a photograph the middle one is
+            measured.
     """
     labelled, words = _labelled(collection, group_by, labels_used, image_count)
     chosen = spread_indices(len(collection.train), image_count)
     return Health(
         sample=collection.train.select(chosen),
-        sample_indices=chosen[:: max(1, len(chosen) // _VIEW_PAIRS)],
+        sample_indices=chosen[:: max(1, len(chosen) // _VIEW_PAIRS)] * windows**2 + windows**2 // 2,
         labelled=labelled,
         words=words,
         views=views,

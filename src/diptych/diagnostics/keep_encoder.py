@@ -25,6 +25,7 @@ from diptych.config.model import NormConfig
 from diptych.config.run import OWN, RunConfig
 from diptych.diagnostics.candidates import (
     ENDS,
+    FEWEST_IMAGES,
     INTERMEDIATE,
     LAST,
     SHARES,
@@ -66,6 +67,7 @@ _STRENGTH: Final = 0.1
 _BATCH: Final = 64  # images at once, for statistics
 WHITENED_BY: Final = 256  # images, of which whitening sees views
 VIEWS: Final = 4  # of each
+_MOST_WHITENED: Final = 4096  # features: time grows with their third power, memory with the second
 
 
 def keep_encoder(
@@ -101,6 +103,7 @@ def keep_encoder(
             f"{start} is gone, so that the encoder cannot be compared with what the run began "
             "from: kept is that of the last step."
         )
+        folder.candidates.unlink(missing_ok=True)  # of an earlier choice
     elif config.keeps_best:
         _keep_best(folder, encoder, config, collection, executor, own_encoder, say)
         return
@@ -206,6 +209,7 @@ class _Candidates:
         network: in evaluation mode; at first the last encoder.
         images: that statistics are taken on, and features are of.
         shares: names of the weights to compare, with the share of the last ones in each.
+        can_whiten: whether there are few enough features for that.
         layer: whose features are compared too, of a run that began from weights.
         own_features: of the network, which stand before those of the layer.
         checksum: of the one or two states that all candidates are made of.
@@ -233,7 +237,8 @@ class _Candidates:
         side, channels = config.views.side_pixels, images.channels
         blank = torch.zeros(1, channels, side, side, device=self._device)
         self.own_features = count_features(network, channels=channels, side_pixels=side)
-        self.layer = intermediate_layer(network, blank) if start else None
+        self.can_whiten = self.own_features <= _MOST_WHITENED
+        self.layer = intermediate_layer(network, blank) if start and self.can_whiten else None
 
     def become(self, share: float) -> None:
         """Gives the network the weights with a share of the last ones in them."""
@@ -336,12 +341,15 @@ def _compared(made: _Candidates, judged: _Judged | None, why_not: str) -> Choice
     candidates, first, score_of_first = list[Candidate](), None, None
     for name, share in made.shares.items():
         made.become(share)
-        whole, whitening, own = made.features().cpu(), made.whitening(), made.own_features
+        whole, own = made.features().cpu(), made.own_features
         plain = whole[:, :own]
         first = plain if first is None else first
-        of_ends = [plain, whitening.of_first(own)(plain)]
-        if made.layer is not None:
-            of_ends.append(whitening(whole))
+        of_ends = [plain]
+        if made.can_whiten:
+            whitening = made.whitening()
+            of_ends.append(whitening.of_first(own)(plain))
+            if made.layer is not None:
+                of_ends.append(whitening(whole))
         for end, features in zip(ENDS, of_ends, strict=False):
             kept = 1.0 if features is first else neighbour_agreement(first, features)
             one = Candidate(name + end, share, kept)
@@ -352,8 +360,11 @@ def _compared(made: _Candidates, judged: _Judged | None, why_not: str) -> Choice
                 one = _with_accuracies(one, right, score - score_of_first)
             candidates.append(one)
     if judged is None:
-        chosen = choose_without_labels(candidates)
-        words = f"Compared on {len(made.images):,} images that the run learned from. {why_not}"
+        count = len(made.images)
+        chosen = choose_without_labels(candidates, count)
+        words = f"Compared on {count:,} images that the run learned from. {why_not}"
+        if count < FEWEST_IMAGES and len(made.shares) > 1:
+            words += " So few say nothing of what training changed, so that the start is kept."
     else:
         chosen = choose_with_labels(candidates)
         words = _on_images(judged)

@@ -43,8 +43,8 @@ from diptych.models.momentum_encoder import MomentumEncoder
 from diptych.models.weights import (
     TrainedOn,
     load_encoder,
-    load_head,
     load_trained_on,
+    load_with_head,
     untrained_encoder,
 )
 from diptych.runs.folder import RunFolder, load_record
@@ -128,13 +128,14 @@ def _from_checkpoint(
 
 def _from_files(folder: RunFolder, config: RunConfig, device: torch.device) -> Candidate:
     """Encoder and head alone: the momentum encoder is taken to be where the network is."""
-    encoder = load_encoder(folder).network.to(device)
     # The predictor is in no file, and without it queries are not what they were in training.
     if not has_keys(config) or config.head.predictor_layers:
+        encoder = load_encoder(folder).network.to(device)
         return Candidate(folder.path, None, config, encoder, None)
+    trained, head = load_with_head(folder)
     method = build_to_encode(config)
-    method.encoder.load_state_dict(encoder.state_dict())
-    method.network.get_submodule("head").load_state_dict(load_head(folder).state_dict())
+    method.encoder.load_state_dict(trained.network.state_dict())
+    method.network.get_submodule("head").load_state_dict(head.state_dict())
     if method.momentum_encoder is not None:
         method.momentum_encoder = MomentumEncoder(method.network)
     method = method.to(memory_format=torch.channels_last).to(device).eval()

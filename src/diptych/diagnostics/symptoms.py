@@ -33,6 +33,9 @@ OVER_CHANCE: Final = 3.0
 _LINES_OF_RETRIEVAL: Final = 5  # whose mean counts: of one batch chance finds a few
 _CANDIDATES: Final = 32  # fewer, and thrice the chance level is no low accuracy
 SHORTCUT_ACCURACY: Final = 0.98
+WEAKER_VIEWS: Final = (
+    "weaker views: larger crops, or half the run's views.strength (config.toml has both)"
+)
 NO_ROOM: Final = 0.98
 """kNN accuracy before training above which hardly anything is left to gain."""
 _CLEARLY_BETTER: Final = 0.02  # of kNN accuracy, on the few hundred images of a measurement
@@ -113,7 +116,7 @@ def _at_chance(last: Mapping[str, Any]) -> list[Symptom]:
             True,
             f"The loss ({last['loss']:.2f}) is still at chance ({last['chance_loss']:.2f}): "
             "the encoder cannot tell one image from another. Try another "
-            "--optimizer.learning-rate, or weaker views (--views.strength 0.5).",
+            f"--optimizer.learning-rate, or {WEAKER_VIEWS}.",
         )
     ]
 
@@ -155,7 +158,8 @@ def _shortcut(last: Mapping[str, Any], health: Sequence[Mapping[str, Any]]) -> l
             True,
             f"The {task.name.replace('_', ' ')} is {last[task.name]:.0%}, yet kNN accuracy has "
             "not risen: the encoder may match views by a shortcut, such as colour or batch "
-            "statistics. Try stronger views (--views.strength 2, or smaller crops).",
+            "statistics. Try stronger views: smaller crops, or twice the run's views.strength "
+            "(config.toml has both).",
         )
     ]
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from diptych.diagnostics.candidates import START, Choice, weights_of
+from diptych.diagnostics.candidates import START, Choice, is_of_kept, weights_of
 from diptych.diagnostics.comparison import (
     BASELINES,
     PROBES,
@@ -166,26 +166,36 @@ def headline_of(
             "Of other images nothing is known: pretraining saw those measured on, with labels. "
             "Give held-out ones by --test PATH."
         )
-    return (choice and _on_kept_start(comparison, choice.chosen)) or headline(comparison)
+    kept = choice if is_of_kept(evaluation) else None
+    return (kept and _on_kept_start(comparison, kept.chosen)) or headline(comparison)
 
 
 def _on_kept_start(comparison: Comparison, chosen: str) -> str:
     """Where the weights of the start were kept, which no training has made; else empty."""
-    others = [name for name in comparison.rivals if name != START]
-    if weights_of(chosen) != START or not all(map(comparison.beats, others)):
+    if weights_of(chosen) != START or comparison.classes == 1:
         return ""
+    bare = chosen == START
+    kept = "Kept are the start weights"
+    kept += " as they are" if bare else ", unchanged, with their features post-processed"
+    # As they are, they need not beat themselves.
+    rivals = [name for name in comparison.rivals if not (bare and name == START)]
     by = " and ".join(figure.by for figure in comparison.deciding)
-    if chosen == START:
+    if all(map(comparison.beats, rivals)):
+        beaten = f"{by} they are better than {listed(rivals)}"
+        if bare:
+            return f"{kept}: {beaten}, and training made them no better for these images."
+        return f"{kept}: {beaten}. Training added nothing that can be told."
+    losing = [name for name in rivals if comparison.lost_to(name)]
+    if losing == [START] and not comparison.won_from(START):
+        lost = comparison.lost_to(START)[0]
         return (
-            f"Kept are the start weights as they are: {by} they are better than {listed(others)}, "
-            "and training made them no better for these images."
+            f"{kept}; without that they serve better here: {lost.of(START)} against "
+            f"{lost.of(TRAINED)} {lost.by}. Use start.safetensors of this run."
         )
-    if not comparison.beats(START):
+    if losing or all(one.is_full for one in comparison.deciding):
         return ""
-    return (
-        f"Kept are the start weights, with more made of their features: {by} these are better than "
-        f"{listed(comparison.rivals)}. Training added nothing that can be told."
-    )
+    unsure = [name for name in rivals if not comparison.beats(name)]
+    return f"{kept}; they cannot be told apart from {listed(unsure)}: measure on more test images."
 
 
 def conclusions(evaluation: Mapping[str, Any], comparison: Comparison) -> list[str]:

@@ -257,7 +257,7 @@ def embed_images(
     _require_place(out, shards)  # before any work is done
     job = open_job(source, opened, path, settings, runtime)
     if any(shard.index == 0 for shard in shards):  # of several processes one says it
-        _say_held_out(job, progress)
+        _say_left_out(job, progress)
     if is_single_file(out):
         yield make_file(job, out, progress)
         return
@@ -269,7 +269,9 @@ def embed_images(
             maker.say_what_is_gone(shards[-1])
 
 
-def _say_held_out(job: EmbeddingJob, progress: EmbedProgress) -> None:
+def _say_left_out(job: EmbeddingJob, progress: EmbedProgress) -> None:
+    for sentence in job.rows.left_out:
+        progress.say(sentence)
     for part, count in job.rows.held_out:
         progress.say(
             f"Not embedded: {count:,} images of {job.made['path']} that are held out"

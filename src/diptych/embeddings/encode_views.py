@@ -21,8 +21,7 @@ from diptych.images.codecs.channels import Pixels
 from diptych.images.pixels import PixelBatch
 from diptych.models.start import OpenedEncoder
 from diptych.models.weight_files import file_checksum
-from diptych.models.weights import PretrainedEncoder, load_head
-from diptych.runs.folder import RunFolder
+from diptych.models.weights import PretrainedEncoder, head_files, load_with_head
 from diptych.views.batches import as_images
 from diptych.views.cpu import EvaluationCrops, make_views
 from diptych.views.draw import centre_views, five_views
@@ -59,8 +58,7 @@ class ViewEncoder:
         self.identity: dict[str, Any] = {"layer": layer, "encoder": opened.sha256}
         network: nn.Module = opened.encoder
         if _is_of_head(layer):
-            head, self.identity["head"] = _head(opened, settings)
-            network = _up_to(layer, opened.encoder.network, head)
+            network, self.identity["head"] = _up_to(layer, opened, settings)
         elif layer != FEATURES or settings.maps:
             network = self._own_layer(opened, None if layer == FEATURES else layer)
         self._network = network.to(device).eval()
@@ -119,8 +117,8 @@ def _is_of_head(layer: str) -> bool:
     return layer == PROJECTION or layer.startswith("hidden ")
 
 
-def _head(opened: OpenedEncoder, settings: EmbedSettings) -> tuple[nn.Module, str]:
-    """The head of a run and the checksum of its file."""
+def _up_to(layer: str, opened: OpenedEncoder, settings: EmbedSettings) -> tuple[nn.Module, str]:
+    """A network up to a layer of its head, and the checksums of the files of both."""
     if opened.run is None:
         raise ConfigError(
             f"--layer {settings.layer!r}: weights of other libraries have no projection head here. "
@@ -128,16 +126,15 @@ def _head(opened: OpenedEncoder, settings: EmbedSettings) -> tuple[nn.Module, st
         )
     if settings.maps:
         raise ConfigError(f"--maps: layer {settings.layer!r} of the head gives no map.")
-    folder = opened.run if opened.run.is_dir() else opened.run.parent
-    return load_head(opened.run), file_checksum(RunFolder(folder).head)
-
-
-def _up_to(layer: str, encoder: nn.Module, head: nn.Module) -> nn.Module:
-    layers = layered_network(encoder, head)
+    encoder, head = load_with_head(opened.run)
+    layers = layered_network(encoder.network, head)
     if layer not in layers.names:
         names = ", ".join([*layers.names[:-1], "g"])
         raise ConfigError(f"--layer {layer!r}: this run has the layers {names}.")
-    return nn.Sequential(*layers.parts[: layers.names.index(layer) + 1])
+    # The encoder that a run keeps need not be that which its head was trained behind.
+    files = head_files(opened.run)
+    network = nn.Sequential(*layers.parts[: layers.names.index(layer) + 1])
+    return network, " ".join(map(file_checksum, files))
 
 
 _TASK: Final = 32  # images

@@ -17,6 +17,7 @@ from diptych.images.codecs.channels import Pixels
 from diptych.images.codecs.decode import decode_bytes
 from diptych.images.collection import ImageSet
 from diptych.images.index import checksum
+from diptych.images.inventory import Inventory
 from diptych.images.listing import Listing
 from diptych.images.open import locate_images
 from diptych.images.splits import parts_held_out
@@ -208,6 +209,8 @@ class ImageRows:
         labels: (images,), positions in ``classes``, -1 for none; None where nothing is known.
         classes: names of the classes.
         held_out: of each part that is held out, and is not among these: its name and size.
+        file: the path of the file of an image by its place, where each is a file on this disk.
+        left_out: sentences on what else was found and is not among these.
     """
 
     names: Sequence[str]
@@ -216,6 +219,8 @@ class ImageRows:
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
     held_out: tuple[tuple[str, int], ...] = ()
+    file: Callable[[int], str] | None = None
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -254,7 +259,8 @@ def find_rows(config: ImagesConfig) -> ImageRows:
     located = locate_images(config)
     found = located.train
     rows = _decoded(found) if isinstance(found, ImageSet) else _encoded(found, config)
-    return replace(rows, held_out=parts_held_out(located))
+    left_out = Inventory((), left_out=located.left_out).sentences()
+    return replace(rows, held_out=parts_held_out(located), left_out=tuple(left_out))
 
 
 def _encoded(listing: Listing, config: ImagesConfig) -> ImageRows:
@@ -267,7 +273,9 @@ def _encoded(listing: Listing, config: ImagesConfig) -> ImageRows:
 
         return ShardReader.of(some, fetch)
 
-    return ImageRows(listing.names, reader, listing.stamp, listing.labels, listing.classes)
+    return ImageRows(
+        listing.names, reader, listing.stamp, listing.labels, listing.classes, file=listing.file
+    )
 
 
 def _decoded(images: ImageSet) -> ImageRows:

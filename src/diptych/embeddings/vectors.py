@@ -265,6 +265,10 @@ def _rows(file: Path) -> list[dict[str, str]]:
         raise ValueError(f"there is no {file.name} beside it, a table with the column {NAME!r}")
     with open(file, newline="", encoding="utf-8") as opened:
         rows = list(csv.DictReader(opened, strict=True))
+    for number, row in enumerate(rows, start=2):
+        # Missing fields are None, and those beyond the columns are under None.
+        if None in row or None in row.values():
+            raise ValueError(f"line {number} of {file.name} has not as many fields as the first")
     if rows and NAME not in rows[0]:
         raise ValueError(f"{file.name} has no column {NAME!r}")
     return rows

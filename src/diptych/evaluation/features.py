@@ -24,8 +24,8 @@ from diptych.models.parts import in_evaluation
 from diptych.models.weights import (
     PretrainedEncoder,
     load_encoder,
-    load_head,
     load_untrained,
+    load_with_head,
     untrained_head,
 )
 from diptych.runs.folder import RunFolder
@@ -282,15 +282,16 @@ def layered_network(encoder: nn.Module, head: nn.Module | None) -> LayeredNetwor
 
 
 def trained_layers(folder: RunFolder, encoder: nn.Module | None = None) -> LayeredNetwork:
-    """Those of a run; other methods than contrast have other heads, and so only h.
+    """Those of a run after its last step; methods with other heads have only h.
 
     Args:
         folder: of the run.
         encoder: as in ``load_encoder``.
     """
-    trained = load_encoder(folder, encoder=encoder)
-    projects = trained.config.has_projection_head
-    head = load_head(folder, encoder=encoder) if projects else None
+    kept = load_encoder(folder, encoder=encoder)
+    if not kept.config.has_projection_head:
+        return layered_network(kept.network, None)
+    trained, head = load_with_head(folder, encoder=encoder)
     return layered_network(trained.network, head)  # which was trained on features as they are
 
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diptych.errors import ConfigError, ImagesError
+from diptych.errors import ImagesError
 from diptych.escaping import readable, unescaped
 from diptych.evaluation.confidence import (
     BootstrapEstimate,
@@ -29,7 +29,7 @@ from diptych.evaluation.confidence import (
     share_of_answers,
 )
 from diptych.evaluation.knn import accuracy, knn_predict, leave_one_out
-from diptych.evaluation.labelled import labelled_parts
+from diptych.evaluation.labelled import labelled_parts, unusable
 from diptych.evaluation.linear import L2_SWEEPS, fit_linear, fit_multilabel
 from diptych.evaluation.predictions import PREDICTIONS, Predictions, softmax
 from diptych.evaluation.split import Split, groups_of_parts, units_of, unlabelled_split
@@ -85,6 +85,9 @@ def measure_linear(subject: Subject) -> dict[str, Any]:
         strengths[name] = classifier.l2
         if name == TRAINED:
             answers = softmax(scores.double().numpy())
+            # No column for last classes that no image is of that was fitted on.
+            missing = len(labelled.classes) - answers.shape[1]
+            answers = np.pad(answers, ((0, 0), (0, missing)))
     found, metrics = compared(predicted, labelled.test_labels)
     settings = common_settings(subject) | {"linear_l2": strengths}
     truth = labelled.test_labels.numpy()
@@ -273,8 +276,6 @@ class TransferTask(NamedTuple):
 def measure_transfer(subject: Subject) -> dict[str, Any]:
     """Accuracy, mean per class, ROC AUC and F1 of a linear classifier, task by task."""
     options = subject.options
-    if not options.transfer:
-        raise ConfigError("the protocol transfer needs folders: give --transfer PATH PATH ..")
     found = {
         path: _measured(subject, open_task(subject, path)) for path in map(str, options.transfer)
     }
@@ -334,6 +335,7 @@ def _tagged(
         seen,
         shared=None if ours is None or theirs is None else np.isin(theirs, ours),
         units=units_of(train, ours),  # for the cut that chooses the strength
+        left_out=unusable(train, "training images") + unusable(test, "test images"),
         remarks=remarks,
     )
     return _task(split, tags.of(train.names, str(path)), others.of(test.names, str(path)))
@@ -357,6 +359,7 @@ def _cut(
         shared=None if groups is None else np.isin(groups[held_out], groups[kept]),
         units=None if units is None else units[kept],
         whole=images,
+        left_out=unusable(images, "images"),
         remarks=remarks,
     )
     return _task(split, targets[kept], targets[held_out])

@@ -308,16 +308,21 @@ def _is_finer(groups: NDArray[np.int64], labels: NDArray[np.int64]) -> bool:
 def _with_label(images: ImageSet, what: str) -> tuple[ImageSet, tuple[LeftOut, ...]]:
     """The images that have one, and what is left out."""
     assert images.labels is not None
-    left_out = []
-    if images.skipped:
-        names = tuple(one.name for one in images.skipped[:_NAMED])
-        left_out.append(LeftOut(len(images.skipped), what, "that cannot be used", names))
+    left_out = unusable(images, what)
     without = np.flatnonzero(images.labels < 0)
     if not len(without):
-        return images, tuple(left_out)
+        return images, left_out
     names = tuple(images.names[index] for index in without[:_NAMED])
-    left_out.append(LeftOut(len(without), what, "without a label", names))
-    return images.select(np.flatnonzero(images.labels >= 0)), tuple(left_out)
+    left_out += (LeftOut(len(without), what, "without a label", names),)
+    return images.select(np.flatnonzero(images.labels >= 0)), left_out
+
+
+def unusable(images: ImageSet, what: str) -> tuple[LeftOut, ...]:
+    """The images of a set that cannot be read, if there are any."""
+    if not images.skipped:
+        return ()
+    names = tuple(one.name for one in images.skipped[:_NAMED])
+    return (LeftOut(len(images.skipped), what, "that cannot be used", names),)
 
 
 def _matched(images: ImageSet, classes: Sequence[str]) -> NDArray[np.int64]:

@@ -99,6 +99,8 @@ def evaluate(
         OSError: the run folder cannot be written.
     """
     chosen, given = _chosen(protocols), EvaluationOptions(**options)
+    if "transfer" in protocols and not given.transfer:
+        raise ConfigError("the protocol transfer needs folders: give --transfer PATH PATH ..")
     runtime = Runtime(device, threads, batch_size, progress or ProgressReporter())
     folder, source = results_folder(run), Path(run)
     if source.is_file() and source != folder.encoder:
@@ -132,20 +134,30 @@ def evaluate(
             options=given,
             own_encoder=encoder,
         )
+        given_parts = {"train": train, "test": test}
+        paths = {name: None if one is None else path_of(one) for name, one in given_parts.items()}
         found: dict[str, Any] = {}
+        known: dict[str, Any] = {}
+        if source != folder.path:  # another encoder may have been in the file
+            known = {_ENCODER: {"sha256": file_checksum(source)}}
+        # Each kept at once: a later one may be interrupted, or fail, after hours.
         for measure in chosen:
-            found = merged(found, measure(subject))
+            found = _kept_beside_others(folder, measure(subject) | known, paths)
+    return found
+
+
+def _kept_beside_others(
+    folder: RunFolder, found: dict[str, Any], labelled: Mapping[str, str | None]
+) -> dict[str, Any]:
+    """Adds what a protocol found to the results of a folder; all of them."""
     predictions = found.pop(PREDICTIONS, None)
     if predictions is not None:
-        opened = {"train": train, "test": test}
-        paths = {name: None if one is None else path_of(one) for name, one in opened.items()}
-        found["details"]["linear"]["labelled"] = paths
+        found["details"]["linear"]["labelled"] = labelled
         write_predictions(folder.predictions, predictions)
     # Read only now, so that what another command wrote meanwhile is kept.
     earlier = read_evaluation(folder) or {}
-    if source != folder.path:  # another encoder may have been in the file
-        found[_ENCODER] = {"sha256": file_checksum(source)}
-        earlier = earlier if earlier.get(_ENCODER) == found[_ENCODER] else {}
+    if earlier.get(_ENCODER) != found.get(_ENCODER):
+        earlier = {}
     found = merged(earlier, found)
     atomic_write(folder.evaluation, (json.dumps(found, indent=1) + "\n").encode())
     return found

@@ -1,5 +1,6 @@
 """The subject of an evaluation: encoders, images and options, which every protocol is given."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -36,6 +37,7 @@ START: Final = "start"
 UNTRAINED: Final = "untrained"
 PIXELS: Final = "pixels"
 SUPERVISED: Final = "supervised"
+_OURS: Final = (TRAINED, START, UNTRAINED, PIXELS, SUPERVISED)
 _FEWEST: Final = 10  # images of a part, below which a figure says nothing
 
 
@@ -160,7 +162,8 @@ class Subject:
         for path in map(str, self.options.against):
             other = load_compared(path, self.config.encoder.name).to(self.runtime.torch_device)
             require_same_channels(self.config, other.config, f"--against {path}")
-            found[path] = other
+            # A folder may have the name of one of ours.
+            found[os.path.join(".", path) if path in _OURS else path] = other
         return found
 
     @cached_property

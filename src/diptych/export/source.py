@@ -84,7 +84,10 @@ class ExportSource:
             encoder=replace(self.config.encoder, weights=None, frozen_parts=0, frozen_epochs=None),
             norm=self.config.norm if self.config.norm.is_per_image else NormConfig(),
             images=ImagesConfig(
-                color=images.color, raw_channels=images.raw_channels, jpeg_side=images.jpeg_side
+                color=images.color,
+                bits=images.bits,
+                raw_channels=images.raw_channels,
+                jpeg_side=images.jpeg_side,
             ),
             views=ViewsConfig(
                 side_pixels=views.side_pixels,

@@ -18,6 +18,7 @@ from diptych.export.programs import write_onnx, write_torch_export
 from diptych.export.source import ExportSource, open_source
 from diptych.export.transformers_folder import write_hf
 from diptych.runs.atomic import atomic_path
+from diptych.runs.folder import require_replaceable
 
 FORMATS: Final[dict[str, Callable[[ExportSource, Path], Written]]] = {
     "torchvision": write_torchvision,
@@ -32,6 +33,7 @@ FORMATS: Final[dict[str, Callable[[ExportSource, Path], Written]]] = {
 """Each format and the function that writes it into a folder."""
 
 _NOTE: Final = "export.json"
+_CARD: Final = "README.md"
 _CHECKED: Final = 5  # images; another number than any format is exported with
 _TOLERANCE: Final = 1e-5  # of the largest feature, or of one where all are smaller
 _READ_BY: Final = {"hf": "transformers"}  # what is not installed with diptych and only reads
@@ -81,7 +83,7 @@ def export_encoder(
     if form not in FORMATS:
         raise ConfigError(f"--format {form!r} is not known. Wanted {', '.join(FORMATS)}.")
     folder = Path(out)
-    _require_free(folder)
+    require_replaceable(folder, _names_in(folder))
     opened = open_source(str(source), encoder=encoder, licence=licence)
     with (
         saving(f"{folder} cannot be written", "give the same command again"),
@@ -90,21 +92,21 @@ def export_encoder(
         temporary.mkdir()
         written = FORMATS[form](opened, temporary)
         difference, scale = _compare(written, temporary, form)
-        note = _note(written, form, difference)
+        files = sorted(one.name for one in temporary.iterdir())
+        note = _note(written, form, difference) | {"files": files}
         (temporary / _NOTE).write_text(json.dumps(note, indent=2) + "\n")
         card = model_card(opened, written, form, difference)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        (temporary / _CARD).write_text(card, encoding="utf-8")
     return Exported(folder, written.source.features, difference, scale, written.left_out)
 
 
-def _require_free(folder: Path) -> None:
-    """Refuses to replace anything but an earlier export."""
-    if folder.is_dir() and not (folder / _NOTE).is_file() and any(folder.iterdir()):
-        raise ConfigError(
-            f"{folder} is a folder with other files, which would be replaced. Give a new folder."
-        )
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file. Wanted a folder to write; give another name.")
+def _names_in(folder: Path) -> set[str]:
+    """Names of the files of an earlier export, which may be replaced; none of anything else."""
+    try:
+        note = json.loads((folder / _NOTE).read_bytes())
+        return {_NOTE, _CARD, *map(str, note["files"])} if note["format"] in FORMATS else set()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
 
 
 def _compare(written: Written, folder: Path, form: str) -> tuple[float | None, float]:

@@ -243,18 +243,37 @@ def open_located(
     on_progress: Progress = ignore_progress,
 ) -> tuple[ImageSet, ImageSet | None]:
     """Opens what to learn from and the best of what could be held out."""
-
-    def opened(part: Listing | ImageSet, config: ImagesConfig) -> ImageSet:
-        if isinstance(part, ImageSet):
-            return part
-        images = open_listing(part, config, executor, on_progress)
-        return replace(
-            images, skipped=tuple(replace(one, part=part.part) for one in images.skipped)
-        )
-
-    learned = opened(located.train, config)
+    learned = _opened(located.train, config, executor, on_progress)
     test = hold_out(located).images
-    return learned, None if test is None else opened(test, held_out_config(config, learned))
+    if test is None:
+        return learned, None
+    config = held_out_config(config, learned)
+    return learned, _opened(test, config, executor, on_progress)
+
+
+def open_every_part(
+    located: LocatedImages,
+    config: ImagesConfig,
+    executor: Executor,
+    on_progress: Progress = ignore_progress,
+) -> list[tuple[str, ImageSet]]:
+    """Opens all parts; each with its name, which is empty where there is one alone."""
+    first = _opened(located.train, config, executor, on_progress)
+    others = _held_out(located)
+    config = held_out_config(config, first)
+    return [
+        (located.train_part if others else "", first),
+        *((_name(one, located), _opened(one, config, executor, on_progress)) for one in others),
+    ]
+
+
+def _opened(
+    part: Listing | ImageSet, config: ImagesConfig, executor: Executor, on_progress: Progress
+) -> ImageSet:
+    if isinstance(part, ImageSet):
+        return part
+    images = open_listing(part, config, executor, on_progress)
+    return replace(images, skipped=tuple(replace(one, part=part.part) for one in images.skipped))
 
 
 def _held_out(located: LocatedImages) -> list[Listing | ImageSet]:

@@ -20,6 +20,8 @@ from diptych.models.resnets import BOTTLENECKS, STAGE_BLOCKS, ResNet, SmallResNe
 SMALL_RESNET: Final = "small_resnet"
 TIMM: Final = "timm:"
 _TORCHVISION_RESNETS = ("resnet", "resnext", "wide_resnet")
+WHITENING: Final = "whitening."
+"""Begins the names of a whitening's tensors in the file of an encoder."""
 _CLASSIFIERS = ("fc", "classifier", "head", "heads")
 
 
@@ -84,6 +86,11 @@ def own_encoder(encoder: nn.Module, *, channels: int, side_pixels: int) -> nn.Mo
     encoder = copy.deepcopy(encoder)
     with _blamed_on(OWN, channels, side_pixels):
         count_features(encoder, channels=channels, side_pixels=side_pixels)  # fills lazy modules
+    if any(name.startswith(WHITENING) for name in encoder.state_dict()):
+        raise ConfigError(
+            f"encoder= must have no part called {WHITENING.rstrip('.')!r}: under that name a file "
+            "of an encoder has the whitening of its features. Give it another name."
+        )
     odd = [name for name, one in encoder.state_dict().items() if not isinstance(one, Tensor)]
     if odd:
         raise ConfigError(
@@ -298,6 +305,12 @@ def _patch_projection(network: nn.Module) -> nn.Conv2d | None:
     if not isinstance(projection, nn.Conv2d) or projection.kernel_size[0] == 1:
         return None
     return projection if projection.kernel_size == projection.stride else None
+
+
+def patch_side(network: nn.Module) -> int:
+    """Height and width of the patches that a vision transformer cuts images into; 1 of others."""
+    projection = _patch_projection(network)
+    return 1 if projection is None else int(projection.kernel_size[0])
 
 
 def _require_whole_patches(name: str, network: nn.Module, side_pixels: int) -> None:

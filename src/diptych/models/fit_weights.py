@@ -182,6 +182,8 @@ def _misfit(nearest: _Comparison | None, network: nn.Module, origin: str) -> Con
     mend = f"They look like {looks}" if seen else "Name the network they are of: --encoder NAME"
     if nearest.left_over and all("running_" in name for name in nearest.left_over):
         mend = "Their batch norms have statistics: set --norm.kind batch, split, shuffle or sync"
+    if any("relative_position" in one for one in nearest.misshapen):
+        mend = "Their windows go with the side that they were trained on: --views.side-pixels 224?"
     if any(_SELECTIVE in name for name in nearest.candidate.tensors):
         mend = "They have selective kernels, which are not read; take SimCLR v2's weights without"
     return ConfigError(

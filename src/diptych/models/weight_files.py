@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from diptych.config.files import flatten, overlay, parse_toml, rename_old
+from diptych.config.model import EncoderConfig
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.models.encoders import torchvision_names
@@ -40,6 +41,10 @@ _CONVERT: Final = """\
     keep = lambda part: {{n: t for n, t in part.items() if isinstance(t, torch.Tensor)}}
     parts = {{n: keep(p) for n, p in found.items() if isinstance(p, dict)}}
     torch.save({{**keep(found), **parts}}, {plain!r})"""
+_OF_TRAINING: Final = (
+    *("weights", "freeze_patches", "frozen_parts", "frozen_epochs", "batch_statistics"),
+)
+"""Settings of an encoder that say how it was trained, not what it is."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +134,9 @@ def _own_file(
     given = parse_toml(texts["config"], str(path))
     rename_old(given)
     config = overlay(RunConfig(), given, str(path))
-    # The others say how it was trained, not what it is.
-    encoder = flatten(replace(config.encoder, weights=None, freeze_patches=False))
+    plain = EncoderConfig()
+    trained = {name: getattr(plain, name) for name in _OF_TRAINING}
+    encoder = flatten(replace(config.encoder, **trained))
     views = {"pixel_mean": config.views.pixel_mean, "pixel_std": config.views.pixel_std}
     settings: dict[str, Mapping[str, Any]] = {"encoder": encoder, "views": views}
     if config.norm.is_per_image:  # of others the weights have the same names

@@ -21,7 +21,7 @@ from diptych.config.run import OWN, RunConfig
 from diptych.errors import ConfigError, RunFolderError
 from diptych.images.collection import ImageSet
 from diptych.images.groups import among
-from diptych.models.encoders import build_encoder, count_features, own_encoder
+from diptych.models.encoders import WHITENING, build_encoder, count_features, own_encoder
 from diptych.models.final_features import MOST_CELLS, IntermediateLayer, Whitening, WithIntermediate
 from diptych.models.heads import build_head, first_layers
 from diptych.models.norms import use_norm
@@ -69,8 +69,6 @@ OF_OTHERS: Final = (
     "Weights of other libraries become one by `diptych import WEIGHTS --out x.safetensors`."
 )
 _LAYER: Final = "intermediate_layer"  # in the header of the file
-_WHITENING: Final = "whitening."
-"""Begins the names of a whitening's tensors in the file of an encoder."""
 
 
 def save_encoder(
@@ -97,7 +95,7 @@ def save_encoder(
     if layer is not None:
         header[_LAYER] = json.dumps(layer._asdict())
     if whitening is not None:
-        state |= {_WHITENING + name: value for name, value in whitening.state_dict().items()}
+        state |= {WHITENING + name: value for name, value in whitening.state_dict().items()}
     atomic_write(path, _serialized(state, header))
 
 
@@ -114,7 +112,8 @@ def load_encoder(
     Args:
         run: a run folder, or its ``encoder.safetensors``.
         head_layers: hidden layers of the projection head to keep behind the encoder (SimCLR v2,
-            section 2, fine-tunes from the first of three).
+            section 2, fine-tunes from the first of three); the encoder is that of the last step
+            then, which the head was trained behind.
         encoder: of a run whose encoder was given in Python, a module of the same structure; the
             weights go into a copy of it.
 
@@ -122,8 +121,9 @@ def load_encoder(
         RunFolderError: there is no such file, or it is damaged or of another network.
         ConfigError: the head has fewer hidden layers; an own encoder is missing, or there is none.
     """
-    path = run.path if isinstance(run, RunFolder) else Path(run)
-    file = RunFolder(path).encoder if path.is_dir() else path
+    file = _encoder_file(run)
+    if head_layers:
+        file = _of_last_step(file)
     if not file.is_file():
         raise RunFolderError(
             f"{file} does not exist. Wanted a run folder whose training has ended; an interrupted "
@@ -193,6 +193,9 @@ def load_untrained(
 def load_head(run: str | Path | RunFolder, *, encoder: nn.Module | None = None) -> nn.Module:
     """Loads the trained projection head of a run, frozen and in evaluation mode.
 
+    It was trained behind the encoder of the last step, which need not be the one that the run
+    keeps; ``load_with_head`` gives both.
+
     Args:
         run: a run folder, or its ``encoder.safetensors`` with ``head.safetensors`` beside it.
         encoder: as in ``load_encoder``.
@@ -201,11 +204,42 @@ def load_head(run: str | Path | RunFolder, *, encoder: nn.Module | None = None) 
         RunFolderError: one of the two files is missing, damaged or of another network, or the run
             has a head of another kind, as a student's classifier.
     """
-    trained = load_encoder(run, encoder=encoder)
+    return load_with_head(run, encoder=encoder)[1]
+
+
+def load_with_head(
+    run: str | Path | RunFolder, *, encoder: nn.Module | None = None
+) -> tuple[PretrainedEncoder, nn.Module]:
+    """The encoder of the last step of a run, and the projection head that was trained behind it.
+
+    Args:
+        run: as in ``load_head``.
+        encoder: as in ``load_encoder``.
+
+    Raises:
+        RunFolderError: as ``load_head``.
+    """
+    encoder_file, head_file = head_files(run)
+    trained = load_encoder(encoder_file, encoder=encoder)
+    head = _load_head(head_file, trained.network, trained.config)
+    return trained, head.requires_grad_(False).eval()
+
+
+def head_files(run: str | Path | RunFolder) -> tuple[Path, Path]:
+    """The files of the encoder of the last step, and of the head that was trained behind it."""
+    file = _of_last_step(_encoder_file(run))
+    return file, RunFolder(file.parent).head
+
+
+def _encoder_file(run: str | Path | RunFolder) -> Path:
     path = run.path if isinstance(run, RunFolder) else Path(run)
-    file = RunFolder(path if path.is_dir() else path.parent).head
-    head = _load_head(file, trained.network, trained.config)
-    return head.requires_grad_(False).eval()
+    return RunFolder(path).encoder if path.is_dir() else path
+
+
+def _of_last_step(file: Path) -> Path:
+    """The encoder of the last step beside that which a run keeps, where these may differ."""
+    folder = RunFolder(file.parent)
+    return folder.last if file == folder.encoder and folder.last.is_file() else file
 
 
 def untrained_head(config: RunConfig, encoder: nn.Module) -> nn.Module:
@@ -301,10 +335,10 @@ def _serialized(state: Mapping[str, Tensor], header: dict[str, str] | None = Non
 
 def _take_whitening(weights: dict[str, Tensor], file: Path) -> Whitening | None:
     """The whitening in the file of an encoder, if there is one; its tensors are taken out."""
-    names = [name for name in weights if name.startswith(_WHITENING)]
+    names = [name for name in weights if name.startswith(WHITENING)]
     if not names:
         return None
-    found = {name.removeprefix(_WHITENING): weights.pop(name) for name in names}
+    found = {name.removeprefix(WHITENING): weights.pop(name) for name in names}
     mean, weight = found.pop("mean", None), found.pop("weight", None)
     if found or mean is None or weight is None or mean.ndim != 1:
         raise RunFolderError(_misfit(file, "its whitening is not a mean and a matrix"))

@@ -114,13 +114,10 @@ def chart_groups(evaluation: Mapping[str, Any], kept: str = NAMES["trained"]) ->
         evaluation: what the file holds.
         kept: what the encoder of the run is called, see ``words_for_kept``.
     """
-    found = [
-        _frozen(evaluation),
-        _finetune(evaluation),
-        *_transfer(evaluation),
-        *_transformations(evaluation),
-    ]
-    return [_with_kept(group, kept) for group in found if group.charts]
+    of_kept = [_frozen(evaluation), _finetune(evaluation), *_transfer(evaluation)]
+    # Layers are those of the last step, which the head was trained behind.
+    found = [*(_with_kept(group, kept) for group in of_kept), *_transformations(evaluation)]
+    return [group for group in found if group.charts]
 
 
 def _with_kept(group: ChartGroup, kept: str) -> ChartGroup:

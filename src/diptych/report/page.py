@@ -125,7 +125,7 @@ def write_report(
     config = load_run_config(folder.config)
     metrics, evaluation = read_metrics(folder.metrics), read_evaluation(folder)
     detection, choice = read_detection(folder.detection), read_choice(folder)
-    kept = words_for_kept(choice)
+    kept = words_for_kept(choice, evaluation)
     with Runtime(device, threads, batch_size, progress or ProgressReporter()) as runtime:
         pictures = _pictures(folder, config, runtime, encoder)
     page = template("page.html.jinja").render(

@@ -11,14 +11,14 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Final
 
-from diptych.errors import RunFolderError
+from diptych.errors import ConfigError, RunFolderError
 from diptych.runs.atomic import atomic_write
 
 PATIENCE_SECONDS: Final = 20.0  # in which a process that was asked to stop may save its run
@@ -181,6 +181,35 @@ def require_writable(folder: Path) -> None:
     except OSError as error:
         error.filename = str(folder)
         raise
+
+
+def require_replaceable(folder: Path, names: Collection[str]) -> None:
+    """Sees that a folder can be written anew as a whole, and that nothing else is lost with it.
+
+    Asked before any work is done whose result goes there.
+
+    Args:
+        folder: that is written, and takes the place of what has its name.
+        names: of files that are ours to replace.
+
+    Raises:
+        ConfigError: it holds something else, or cannot be replaced.
+        OSError: names the folder, where nothing can be written.
+    """
+    _require_path(folder)
+    why = ""
+    if os.path.lexists(folder):
+        if not folder.is_dir():
+            why = "is a file"
+        elif os.path.ismount(folder) or folder.resolve() == Path.cwd():
+            why = "is a mount point, or the folder that you are in, and cannot be renamed"
+        elif others := sorted(one.name for one in folder.iterdir() if one.name not in names):
+            why = f"holds something else too, as {others[0]}"
+    if why:
+        raise ConfigError(
+            f"{folder} {why}, so it is not replaced. Give the name of a new folder by -o."
+        )
+    require_writable(folder.absolute().parent)
 
 
 def _require_path(path: Path) -> None:

@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from diptych.config.files import nest
-from diptych.config.recipes import PHOTOGRAPH_SIDE_PIXELS, SMALL_BATCH, health_interval
+from diptych.config.recipes import (
+    PHOTOGRAPH_SIDE_PIXELS,
+    SMALL_BATCH,
+    health_interval,
+    whole_patches,
+)
 from diptych.config.run import OWN, RunConfig
 from diptych.errors import ConfigError
 from diptych.evaluation.features import encode
@@ -24,7 +29,15 @@ from diptych.images.windows import in_windows
 from diptych.methods.build import OwnParts, build_method
 from diptych.models.start import StartWeights
 from diptych.optimization.optimizers import build_optimizer
-from diptych.resolve import Overrides, asked_setting, asked_start, is_asked, overlay_all, resolve
+from diptych.resolve import (
+    Overrides,
+    asked_setting,
+    asked_start,
+    is_asked,
+    overlay_all,
+    patch_of_start,
+    resolve,
+)
 from diptych.runtime.devices import choose_device, keep_freed_memory, views_device
 from diptych.runtime.distributed import largest_over_processes, process_count
 from diptych.runtime.rendezvous import run_on_first
@@ -118,6 +131,7 @@ _SECONDS_PER_IMAGE_FROM_WEIGHTS: Final = 5e-3  # of more features, by one encode
 _SECONDS_OF_FIFTHS: Final = 1e-3
 _SECONDS_OF_FIFTHS_FROM_WEIGHTS: Final = 8e-3
 _REPORT_SECONDS: Final = 10.0
+_SHOWN_IMAGES: Final = 2_500  # by the report, of neighbours and the map, where there are no labels
 # Of the choice of an encoder, which stands above training: weights that are compared, views that
 # whitening sees, and seconds for each image.
 COMPARED_WEIGHTS: Final = 3
@@ -147,6 +161,30 @@ class Speed:
     slowdown: float = 1.0
     features: int = _FEATURES
 
+    def with_views(self, slower: float) -> "Speed":
+        """The same with views that take so many times as long."""
+        return replace(
+            self,
+            image_seconds=slower * self.image_seconds,
+            encode_seconds=slower * self.encode_seconds,
+        )
+
+
+class _Measured(NamedTuple):
+    """How fast a candidate is, and what time is left."""
+
+    config: RunConfig
+    speed: Speed
+    collection: Collection
+    evaluates: bool
+    seconds_left: float
+
+    def seen(self, slower: float = 1.0) -> float:
+        """Images that it would learn from in the time, with views so many times as slow."""
+        speed = self.speed.with_views(slower)
+        rest = reserve_seconds(self.config, speed, self.collection, evaluates=self.evaluates)
+        return (self.seconds_left - rest) / speed.image_seconds
+
 
 def reserve_seconds(
     config: RunConfig, speed: Speed, collection: Collection, *, evaluates: bool
@@ -160,7 +198,10 @@ def reserve_seconds(
         has_start = weights or config.encoder.name == OWN
         seconds += (COMPARED_WEIGHTS if has_start else 1) * shown * speed.encode_seconds
         seconds += longer * (_CHOICE_SECONDS if has_start else _WHITENING_SECONDS) * shown
-    if evaluates:
+    if evaluates and not _has_labels(collection):
+        shown = _ENCODERS * min(_SHOWN_IMAGES, len(collection.train))
+        seconds += speed.slowdown * _REPORT_SECONDS + shown * speed.encode_seconds
+    elif evaluates:
         limits = evaluation_limits(config.training.minutes)
         parts = len(collection.train), 0 if collection.test is None else len(collection.test)
         counts = [min(n, limits.get(name, n)) for name, n in zip(_PARTS, parts, strict=True)]
@@ -172,6 +213,11 @@ def reserve_seconds(
         seconds += speed.slowdown * _REPORT_SECONDS + longer * images * per_image
         seconds += images * (_ENCODERS + weights) * speed.encode_seconds
     return seconds
+
+
+def _has_labels(collection: Collection) -> bool:
+    parts = [collection.train, *([] if collection.test is None else [collection.test])]
+    return any(one.labels is not None and bool((one.labels >= 0).any()) for one in parts)
 
 
 def evaluation_limits(minutes: float | None) -> dict[str, Any]:
@@ -208,27 +254,31 @@ def choose_for_minutes(
         evaluates: whether evaluation and report follow.
     """
     begun, chosen, start = budget.now(), None, asked_start(layers)
-    candidates, place = list(_candidates(layers, collection.train, own)), 0
-    while place < len(candidates):
+    candidates = list(_candidates(layers, collection.train, own, start))
+    # Those up to `held` are at most as large as the one chosen, those from `end` on too large.
+    place, held, end = 0, -1, len(candidates)
+    while held < place < end:
         settings, images = candidates[place]
         config = _resolved(settings, layers, collection.train, own, start)
         speed = measure_speed(config, collection, executor, own)
-        reserve = reserve_seconds(config, speed, collection, evaluates=evaluates)
-        seconds, measuring = _of_first(
-            budget.seconds - budget.spent_seconds() - reserve, budget.now() - begun
-        )
-        seen = seconds / speed.image_seconds
+        left, measuring = _of_first(budget.seconds - budget.spent_seconds(), budget.now() - begun)
+        measured = _Measured(config, speed, collection, evaluates, left)
+        seen = measured.seen()
         fits = seen >= (images if start else _wanted(images, config, collection.train))
         length = _length(config, layers, collection.train, seen)
         learns = length["training.epochs"] >= config.fewest_epochs
-        if chosen is not None and not (fits and learns):
-            break
-        if not learns:
+        may_go_on = measuring <= _MEASURING_SHARE * budget.seconds
+        if chosen is None and not learns:
             raise ConfigError(_too_short(budget.seconds, seen / _count(config, collection.train)))
-        chosen = {**settings, **length}, speed
-        if measuring > _MEASURING_SHARE * budget.seconds:
+        if chosen is None or (fits and learns):
+            chosen, held = ({**settings, **length}, speed), place
+            place = place + 1
+            if start:
+                place = _next_place(candidates[:end], held, measured)
+        else:  # of weights some may have been passed over
+            place, end = place - 1, place
+        if not may_go_on:
             break
-        place = _next_place(candidates, place, seen) if start else place + 1
     assert chosen is not None
     return [(nest(chosen[0]), _ORIGIN), *layers], chosen[1]
 
@@ -245,7 +295,11 @@ def measure_speed(
     device, batch = choose_device(config.training.device), config.training.batch_size
     sample = collection.train.spread(max(batch, _MEASURED_IMAGES)).decoded_for(config.images)
     images = in_windows(sample, config.images.windows, side_pixels=config.views.side_pixels)
-    method = build_method(config, replace(collection, train=images), executor, own).train()
+    # A student's classes are those of all labels, and its teacher is fitted on them.
+    of = collection
+    if config.method_name != "distillation":
+        of = replace(collection, train=images)
+    method = build_method(config, of, executor, own).train()
     if method.needs_labels:
         require_labels(collection.train, config)
     layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
@@ -323,7 +377,7 @@ def _measured_config(config: RunConfig) -> RunConfig:
 
 
 def _candidates(
-    layers: Overrides, images: ImageSet, own: OwnParts
+    layers: Overrides, images: ImageSet, own: OwnParts, start: StartWeights | None
 ) -> Iterator[tuple[dict[str, Any], int]]:
     """Settings to try, and images that each should see; none of what is asked for itself."""
     if own.encoder is not None or asked_setting(layers, "scale") is not None:
@@ -335,7 +389,12 @@ def _candidates(
     fixed = tuple(one for one in ("encoder", "views.side_pixels") if is_asked(layers, one))
     tried = list[dict[str, Any]]()
     largest = max(_ENLARGED_SIDE, images.median_side_pixels)
-    from_weights = [one for one in _FROM_WEIGHTS if one.side_pixels <= largest]
+    patch = patch_of_start(layers, start)
+    from_weights = [
+        one._replace(side_pixels=whole_patches(one.side_pixels, patch))
+        for one in _FROM_WEIGHTS
+        if one.side_pixels <= largest
+    ]
     for candidate in from_weights if weights else _CANDIDATES[on_cpu, photographs]:
         encoder = {f"encoder.{name}": value for name, value in candidate.encoder.items()}
         settings = {**encoder, "views.side_pixels": candidate.side_pixels}
@@ -345,7 +404,9 @@ def _candidates(
             yield settings, candidate.images
 
 
-def _next_place(candidates: Sequence[tuple[dict[str, Any], int]], place: int, seen: float) -> int:
+def _next_place(
+    candidates: Sequence[tuple[dict[str, Any], int]], place: int, measured: _Measured
+) -> int:
     """Which candidate to measure next, where all have one network: not those surely too small.
 
     A view costs as its area does, or less. Every candidate that is measured takes of the time.
@@ -353,13 +414,13 @@ def _next_place(candidates: Sequence[tuple[dict[str, Any], int]], place: int, se
     Args:
         candidates: settings, and images that each should see.
         place: of the one that was measured.
-        seen: images that it would see in the time.
+        measured: what was measured of it.
     """
     side = candidates[place][0].get("views.side_pixels", 1)
     fitting = [
         later
         for later, (settings, images) in enumerate(candidates)
-        if later > place and seen * (side / settings["views.side_pixels"]) ** 2 >= images
+        if later > place and measured.seen((settings["views.side_pixels"] / side) ** 2) >= images
     ]
     return max(fitting, default=place + 1)
 

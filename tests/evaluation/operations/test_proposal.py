@@ -114,7 +114,7 @@ def test_labels_that_cannot_be_read_propose_nothing() -> None:
     costs = costs_of({"crop": None})
     unread = Costs(costs.costs, {"pixels": Interval(0.1, 0.05, 0.15)}, "pixels", 0.1, 100, 100)
     (only,) = advice_on_costs(unread, branches("simclr", None))
-    assert "--encoder-file" in only
+    assert "--weights" in only
 
 
 def test_trials_of_a_run_have_its_own_strengths_in_order() -> None:

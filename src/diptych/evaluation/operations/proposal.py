@@ -149,7 +149,7 @@ def advice_on_costs(
     if not costs.readable:
         return [
             f"{begin} That is too little to see what operations cost: give more labelled images, "
-            "or an encoder that reads them by --encoder-file."
+            "or weights whose features show them (--weights)."
         ]
     judged = words_of(costs)
     worst = _worst(judged)
