@@ -16,6 +16,7 @@ from diptych.config.model import EncoderConfig
 from diptych.config.recipes import (
     choose_scale,
     fitted_batch,
+    fitted_queue,
     fitting_stem,
     health_interval,
     learning_on,
@@ -137,6 +138,7 @@ def resolve(
         base = _learning_on(recipe_config(asked_recipe(overrides), scale), overrides, start)
         windows = overlay_all(base, overrides).images.windows
         base = fitted_batch(base, image_count * windows**2)
+        base = _with_fitting_queue(base, overrides, image_count * windows**2)
     base = base if start else _with_asked_encoder(base, overrides)
     config = overlay_all(base, overrides)
     image_count *= config.images.windows**2
@@ -189,6 +191,13 @@ def advice_on_weights(
     )
 
 
+def _with_fitting_queue(base: RunConfig, overrides: Overrides, image_count: int) -> RunConfig:
+    """The base with a queue that fits the images, where that is the dictionary asked for."""
+    asked = overlay_all(base, overrides)
+    has_queue = asked.compares_views and asked.method.dictionary.kind == "queue"
+    return fitted_queue(base, image_count) if has_queue else base
+
+
 def _suited_to(
     base: RunConfig, overrides: Overrides, image_count: int, median_side_pixels: int, patch: int
 ) -> RunConfig:
@@ -211,6 +220,7 @@ def _suited_to(
         base = replace(base, images=replace(base.images, windows=windows))
     count = image_count * overlay_all(base, overrides).images.windows ** 2
     base = fitted_batch(suited_batch(base, count), count)
+    base = _with_fitting_queue(base, overrides, count)
     batch = overlay_all(base, overrides).training.batch_size
     epochs = max(asked.fewest_epochs, suited_epochs(base, count, batch, weights=weights))
     probe = base.probe

@@ -260,6 +260,29 @@ def test_at_a_scale_that_is_asked_for_the_recipe_stays() -> None:
     assert config.training.batch_size == recipe.training.batch_size
 
 
+def test_a_queue_holds_no_more_keys_than_there_are_images() -> None:
+    def resolved(count: int, **more: object) -> RunConfig:
+        asked: dict[str, object] = {"recipe": "moco_v2", "training": {"device": "cpu"}}
+        layers: Overrides = [(asked | {"images": {"path": "x"}} | more, "")]
+        return resolve(layers, image_count=count, median_side_pixels=32, channels=3)[0]
+
+    def size(config: RunConfig) -> int:
+        return config.method.dictionary.queue.size
+
+    assert size(resolved(50_000)) == 2048
+    assert size(resolved(500)) == size(resolved(500, scale="tiny")) == 500
+    assert size(resolved(500, method={"dictionary": {"queue": {"size": 900}}})) == 900
+
+
+def test_a_warm_up_begins_when_a_bank_teaches() -> None:
+    bank, queue = (recipe_config(name, "tiny") for name in ("memory_bank", "moco_v2"))
+    warm = replace(bank.schedule, warmup_epochs=1.5)
+    assert replace(bank, schedule=warm).schedule_of_steps.warmup_epochs == 2.5
+    assert replace(queue, schedule=warm).schedule_of_steps.warmup_epochs == 1.5
+    without = replace(bank.schedule, warmup_epochs=0.0)
+    assert replace(bank, schedule=without).schedule_of_steps.warmup_epochs == 0.0
+
+
 def test_of_a_network_of_one_part_all_trains() -> None:
     base = recipe_config("simclr", "tiny")
     frozen = [learning_on(base, parts=parts).encoder.frozen_parts for parts in (1, 2, 5)]

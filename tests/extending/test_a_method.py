@@ -32,9 +32,12 @@ class Rotation(diptych.Method):
 
 
 def build(config: diptych.RunConfig, images: object, executor: Executor) -> Rotation:
-    size = {"channels": config.images.channels, "side_pixels": config.views.side_pixels}
-    encoder = diptych.build_encoder(config.encoder, **size, seed=config.seed)
-    return Rotation(encoder, nn.Linear(diptych.count_features(encoder, **size), 4))
+    channels, side = config.images.channels, config.views.side_pixels
+    encoder = diptych.build_encoder(
+        config.encoder, channels=channels, side_pixels=side, seed=config.seed
+    )
+    features = diptych.count_features(encoder, channels=channels, side_pixels=side)
+    return Rotation(encoder, nn.Linear(features, 4))
 
 
 @pytest.mark.parametrize("given", [True, False])

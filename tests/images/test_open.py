@@ -4,6 +4,7 @@ import gzip
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,26 @@ def test_damaged_arrays_are_refused(
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ImagesError, match=words):
         opened(tmp_path / name, executor)
+
+
+def test_packed_arrays_with_a_wrong_byte_are_refused(
+    tmp_path: Path, executor: ThreadPoolExecutor, rng: np.random.Generator
+) -> None:
+    pixels = rng.integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    np.savez_compressed(tmp_path / "a.npz", images=pixels)
+    (tmp_path / "a-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(pixels)))
+    np.savez(tmp_path / "b.npz", images=pixels)
+    (tmp_path / "b.npz").rename(tmp_path / "b.npy")
+    with pytest.raises(ImagesError, match=r"is an \.npz file by its content"):
+        opened(tmp_path / "b.npy", executor)
+    for name in ("a.npz", "a-images-idx3-ubyte.gz"):
+        good = (tmp_path / name).read_bytes()
+        for place in range(12, len(good) - 8, 37):
+            changed = bytearray(good)
+            changed[place] ^= 0xFF
+            (tmp_path / name).write_bytes(changed)
+            with suppress(ImagesError):  # or it is still right
+                opened(tmp_path / name, executor)
 
 
 def test_wrong_arrays_are_refused(tmp_path: Path, executor: ThreadPoolExecutor) -> None:

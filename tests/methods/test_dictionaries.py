@@ -10,7 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diptych.config.files import nest, overlay
 from diptych.config.method import BankConfig, DictionaryConfig, LossConfig, QueueConfig
+from diptych.config.recipes import recipe_config
+from diptych.methods.build import build_with_keys
 from diptych.methods.contrastive import build_dictionary
 from diptych.methods.dictionaries import (
     ImageBank,
@@ -238,6 +241,28 @@ def test_of_an_image_without_a_key_nothing_is_learned(kind: str) -> None:
     torch.autograd.backward(contrast(only, LOSSES[kind], settings, temperature=0.2).loss)
     assert alone.grad is not None
     torch.testing.assert_close(queries.grad[:1], alone.grad / 2)
+
+
+def test_a_temperature_is_not_learned_from_images_without_a_key() -> None:
+    config = overlay(
+        recipe_config("memory_bank", "tiny"),
+        nest({"method.loss.learn_temperature": True, "encoder.width": 4}),
+        "the test",
+    )
+    method = build_with_keys(config, image_count=8)
+    assert method.log_temperature is not None
+    views = (torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32))
+    learned = []
+    for step in range(3):
+        batch = Batch(views, torch.arange(4) + 4 * (step % 2), step)
+        output = method(batch)
+        method.log_temperature.grad = None
+        if output.loss.requires_grad:
+            torch.autograd.backward(output.loss)
+        gradient = method.log_temperature.grad
+        learned.append(gradient is not None and bool(gradient.any()))
+        method.after_step(output)
+    assert learned == [False, False, True]
 
 
 def test_a_saved_bank_goes_on_where_it_was() -> None:

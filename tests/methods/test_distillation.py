@@ -1,6 +1,7 @@
 """A student learns its teacher's predictions; the teacher stays as it is."""
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,18 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from diptych.config.files import nest
 from diptych.errors import ConfigError, RunFolderError
 from diptych.evaluation.protocols import evaluate
-from diptych.images.collection import balanced_share
+from diptych.images.collection import balanced_share, spread_indices
+from diptych.images.open import open_images
 from diptych.logging.metrics import read_metrics
+from diptych.methods.build import NOTHING_OWN
 from diptych.methods.distillation import distillation_loss
 from diptych.models.weights import load_encoder
 from diptych.pretraining import pretrain
+from diptych.resolve import overrides_of, resolve
+from diptych.training.budget import measure_speed
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
@@ -101,6 +107,21 @@ def test_a_student_comes_to_agree_with_its_teacher(
     assert small < large / 2
     with pytest.raises(RunFolderError, match="no hidden layers"):
         load_encoder(out, head_layers=1)
+
+
+def test_the_speed_of_a_student_is_measured_whatever_classes_a_sample_has(
+    images: Path, teacher: Path, executor: Executor
+) -> None:
+    arrays = dict(np.load(images))
+    # The few images that a step is measured on lack the last class.
+    arrays["labels"][spread_indices(192, 32)] %= 2
+    np.savez(images, **arrays)
+    asked = {**SMALL, "encoder.width": 4, "distillation.teacher": str(teacher)}
+    layers = overrides_of(nest({**asked, "images.path": str(images)}), None)
+    config, _ = resolve(layers, image_count=192, median_side_pixels=32, channels=3)
+    collection = open_images(config.images, executor)
+    assert collection.train.classes == ("0", "1", "2")
+    assert measure_speed(config, collection, executor, NOTHING_OWN).image_seconds > 0
 
 
 def test_a_student_needs_its_teachers_views_and_labels(

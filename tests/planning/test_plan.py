@@ -223,6 +223,30 @@ def test_the_verb_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> No
 PLANNED = [n for n in RECIPES if recipe_config(n, "tiny").method.kind in ("contrastive", "dense")]
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--batch-size", "4096"], "needs at least that many images"),
+        (
+            ["--weights", "pretrained", "--encoder", "resnet18"],
+            "Plan the same network from nothing",
+        ),
+    ],
+)
+def test_what_no_run_could_be_is_not_planned(
+    flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["plan", "--scale", "tiny", "--images-count", "1000", "--image-side", "64"]
+    assert main([*given, *flags]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_windows_are_images_of_a_bank(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["plan", "--recipe", "memory_bank", "--images-count", "20", "--image-side", "480"]
+    assert main([*given, "--measure"]) == 0
+    assert "20 images" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("recipe", sorted(set(RECIPES) - set(PLANNED)))
 def test_a_method_without_negatives_is_not_planned(
     recipe: str, capsys: pytest.CaptureFixture[str]

@@ -112,7 +112,8 @@ def test_what_killed_writers_left_goes_with_the_next_write_of_that_name(tmp_path
     (tmp_path / ".a.01234567.aside").write_text("half")
     (tmp_path / ".b.01234567.aside").mkdir()
     (tmp_path / ".hidden").touch()
+    (tmp_path / ".a.json.01234567.aside").write_text("of another name")
     atomic_write(tmp_path / "a", b"")
-    assert names(tmp_path) == [".b.01234567.aside", ".hidden", "a"]
+    assert names(tmp_path) == [".a.json.01234567.aside", ".b.01234567.aside", ".hidden", "a"]
     remove_leftovers(tmp_path)
     assert names(tmp_path) == [".hidden", "a"]

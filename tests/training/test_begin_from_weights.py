@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
 from diptych.config.files import load_run_config, nest, overlay
 from diptych.config.run import RunConfig
-from diptych.errors import ConfigError, Interrupted
+from diptych.errors import ConfigError, Interrupted, RunFolderError
 from diptych.evaluation.protocols import evaluate
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
 from diptych.pretraining import pretrain
@@ -200,6 +200,27 @@ def test_a_start_that_is_gone_is_missed_only_before_the_first_checkpoint(
     RunFolder(out).start.unlink()
     source.unlink()
     assert RunFolder(pretrain(images, out=out, quiet=True, resume=True)).encoder.exists()
+
+
+@pytest.mark.slow
+def test_a_pull_to_a_start_that_is_gone_is_missed_always(
+    images: Path, source: Path, tmp_path: Path
+) -> None:
+    pull = {"optimizer.pull_to_start": 0.01, "optimizer.kind": "sgd"}
+    out, place = tmp_path / "run", tmp_path / "kept"
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(Interrupted):
+            run_of(images, source, out, **pull, **{"checkpoint.folder": str(place)})
+    folder = RunFolder(out)
+    folder.start.rename(tmp_path / "start.safetensors")
+    with pytest.raises(RunFolderError, match="the weights that this run begins from, is gone"):
+        pretrain(images, out=out, quiet=True, resume=True)
+    # Of a run whose folder is lost they are read again.
+    shutil.rmtree(out)
+    pull |= {"checkpoint.folder": str(place)}
+    again = run_of(images, source, tmp_path / "again", **pull, resume=True)
+    assert same(again.start, tmp_path / "start.safetensors")
 
 
 def test_weights_and_a_module_of_ones_own_do_not_go_together(

@@ -193,9 +193,11 @@ MAY_CHANGE_ON_RESUME: Final = (
     "images.cache_file_megabytes",
     "probe.tracker",
     "probe.tracker_project",
+    "method.dictionary.bank.placement",
 )
 """Settings that may change when a run resumes: the images may be moved, as their fingerprint
-identifies them, and no pixel depends on where it is kept; nor does a figure on who shows it."""
+identifies them, and no pixel depends on where it is kept; nor does a figure on who shows it, or a
+key on which process holds it."""
 
 MAY_CHANGE_WITH_MACHINE: Final = (
     *MAY_CHANGE_ON_RESUME,
@@ -277,7 +279,14 @@ def recover_run(
     images = replace(
         theirs.images, path=ours.path, group_by=ours.group_by, cache_folder=ours.cache_folder
     )
-    return replace(theirs, images=images, checkpoint=config.checkpoint), RunRecord(run, fingerprint)
+    here = config.training
+    return replace(
+        theirs,
+        images=images,
+        checkpoint=config.checkpoint,
+        training=replace(theirs.training, device=here.device, threads=here.threads),
+        views=replace(theirs.views, threads=config.views.threads),
+    ), RunRecord(run, fingerprint)
 
 
 def _text(value: object, place: CheckpointLocation) -> str:

@@ -1,5 +1,7 @@
 """The verb `gallery`: a local page of the images of a run or of vectors."""
 
+import os
+import sys
 import webbrowser
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -77,4 +79,7 @@ def gallery(arguments: Sequence[str]) -> None:
             server = make_server(opened, listening, token=flags.token, on_start=say)
             server.run([listening])
         finally:
-            opened.close()
+            if not opened.close():
+                # A thread amid compiled code must not see the interpreter end: that aborts.
+                sys.stdout.flush()
+                os._exit(0)

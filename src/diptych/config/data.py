@@ -26,6 +26,10 @@ MOST_SIDE_PIXELS: Final = 4096
 """Of a view."""
 
 
+OF_SOURCE: Final = ("column", "exclude", "pages", "video_seconds")
+"""Settings of ``ImagesConfig`` by which the same path holds other images."""
+
+
 @dataclass(frozen=True)
 class ImagesConfig:
     """Where images come from and which of them may be used."""

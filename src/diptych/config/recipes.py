@@ -318,6 +318,18 @@ def fitted_batch(config: RunConfig, image_count: int) -> RunConfig:
     return replace(config, training=replace(config.training, batch_size=fitting))
 
 
+def fitted_queue(config: RunConfig, image_count: int) -> RunConfig:
+    """The same config with a queue of no more keys than there are images.
+
+    In a longer one a query meets old keys of its own image as negatives.
+    """
+    dictionary = config.method.dictionary
+    size = max(1, min(dictionary.queue.size, image_count))
+    queue = replace(dictionary.queue, size=size)
+    method = replace(config.method, dictionary=replace(dictionary, queue=queue))
+    return replace(config, method=method)
+
+
 def learning_on(config: RunConfig, *, parts: int) -> RunConfig:
     """The same recipe for an encoder that begins with weights from elsewhere.
 

@@ -1,6 +1,6 @@
 """How a run goes: optimizer, learning rate, training, checkpoints; and all settings of a run."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from diptych.config.checks import Checks, require
@@ -290,6 +290,12 @@ class RunConfig:
     def fewest_epochs(self) -> int:
         """In which something is learned: the first one of a bank only fills it."""
         return 2 if self.compares_views and self.method.dictionary.kind == "bank" else 1
+
+    @property
+    def schedule_of_steps(self) -> ScheduleConfig:
+        """The schedule, with a warm-up that does not end before something is learned."""
+        warmup, idle = self.schedule.warmup_epochs, self.fewest_epochs - 1
+        return replace(self.schedule, warmup_epochs=warmup + idle if warmup else 0.0)
 
     @property
     def has_projection_head(self) -> bool:

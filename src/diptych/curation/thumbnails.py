@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diptych.config.data import ImagesConfig
+from diptych.config.data import OF_SOURCE, ImagesConfig
 from diptych.embeddings.shards import ImageRows, find_rows
 from diptych.embeddings.vectors import VectorSet
 from diptych.errors import ConfigError, ImagesError, UnreadableImage
@@ -114,7 +114,11 @@ def _config(path: str, vectors: VectorSet, side: int) -> ImagesConfig:
     """As the images were embedded, but no larger than a picture needs."""
     made: dict[str, Any] = dict((vectors.settings or {}).get("views", {}))
     known = {name: made[name] for name in ("color", "bits", "max_megapixels") if name in made}
-    config = ImagesConfig(path=path, jpeg_side=side, **known)
+    source = dict((vectors.settings or {}).get("source", {}))
+    chosen = {name: source[name] for name in OF_SOURCE if name in source}
+    if "exclude" in chosen:
+        chosen["exclude"] = tuple(chosen["exclude"])
+    config = ImagesConfig(path=path, jpeg_side=side, **known, **chosen)
     if config.color == "raw":
         return replace(config, raw_channels=made.get("channels"))
     return config

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 
+from diptych.config.data import OF_SOURCE, ImagesConfig
 from diptych.config.downstream import EmbedSettings
 from diptych.embeddings.encode_views import BatchOfViews, Vectors, ViewEncoder, ViewMaker
 from diptych.embeddings.kept import KeptVectors
@@ -97,6 +98,11 @@ class EmbeddingJob:
             "images": len(self.rows),
             "names": self.rows.fingerprint(),
         }
+        # Only where that is asked for: what was embedded without stays as it is.
+        plain, images = ImagesConfig(), config.images
+        chosen = {name: getattr(images, name) for name in OF_SOURCE}
+        if any(value != getattr(plain, name) for name, value in chosen.items()):
+            settings["source"] = chosen
         shared: dict[str, Any] = json.loads(json.dumps(settings))  # as it is read again
         return shared
 

@@ -1,6 +1,8 @@
 """Thumbnails of all images in pages of an atlas, and one image at a time, always encoded anew."""
 
+import hashlib
 import io
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -40,7 +42,9 @@ class Atlas:
         self.made = 0
         self._small = Thumbnails.of(vectors, images)
         self._large = Thumbnails.of(vectors, images, side=PICTURE_PIXELS)
-        self._folder = folder / f"thumbnails-{digest}"
+        source = images or vectors.path or ""
+        where = hashlib.sha256(os.path.abspath(source).encode(errors="surrogateescape"))
+        self._folder = folder / f"thumbnails-{digest}-{where.hexdigest()[:8]}"
         self._remove_others()
         place = Path(images) if images is not None else vectors.root
         self.root = place if place is not None and place.is_dir() else None
@@ -63,12 +67,16 @@ class Atlas:
             try:
                 return file.read_bytes()
             except FileNotFoundError:
-                data = self._draw(number)
-                atomic_write(file, data)
+                data, is_whole = self._draw(number)
+                # Not kept where a picture is missing, which may be there at another time.
+                if is_whole:
+                    atomic_write(file, data)
                 return data
 
     def make_all(self, progress: Progress) -> bool:
-        """Makes all pages in their order."""
+        """Makes all pages in their order, where there are pictures."""
+        if self.missing:
+            return True
         for number in range(self.pages):
             self.page(number)
             self.made = number + 1
@@ -88,12 +96,14 @@ class Atlas:
             if old != self._folder:
                 shutil.rmtree(old, ignore_errors=True)
 
-    def _draw(self, number: int) -> bytes:
-        page = Image.new("RGB", (PAGE_PIXELS, PAGE_PIXELS), _MISSING)
+    def _draw(self, number: int) -> tuple[bytes, bool]:
+        """A page, and whether all its pictures could be read."""
+        page, is_whole = Image.new("RGB", (PAGE_PIXELS, PAGE_PIXELS), _MISSING), True
         first = number * self.per_page
         for place, row in enumerate(range(first, min(first + self.per_page, self._count))):
             found = self._small.image(row)
             if found is None:
+                is_whole = False
                 continue
             # The whole image, as large as fits, in the middle of its square.
             found = ImageOps.contain(found, (self.side, self.side), Image.Resampling.LANCZOS)
@@ -101,7 +111,7 @@ class Atlas:
             left = right * self.side + (self.side - found.width) // 2
             top = down * self.side + (self.side - found.height) // 2
             page.paste(found, (left, top))
-        return _webp(page)
+        return _webp(page), is_whole
 
 
 def _webp(picture: Image.Image) -> bytes:

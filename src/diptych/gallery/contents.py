@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Final
 
 import numpy as np
@@ -21,6 +21,7 @@ from diptych.gallery.pieces import Piece, Progress, make_in_threads
 from diptych.gallery.shown_runs import NEIGHBOURS, Run, Runs, kept_array, open_runs
 from diptych.gallery.upload import Search
 
+_JOIN_SECONDS: Final = 2.0  # that the end waits for a thread
 FOLDER: Final = ".gallery"
 """What the name of the folder beside the vectors ends in."""
 
@@ -60,6 +61,7 @@ class Gallery:
     ending: Event = field(default_factory=Event, init=False)
     _panels: dict[str, Panel] | None = field(default=None, init=False)
     _processes: list[MapProcess] = field(default_factory=list, init=False)
+    _threads: list[Thread] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.neighbours = {run.name: Piece(self._find(run)) for run in self.runs}
@@ -88,13 +90,20 @@ class Gallery:
     def start(self) -> None:
         """Begins to make all pieces, in threads beside the server."""
         maps = [piece.make for piece in self.maps.values()]
-        make_in_threads(maps, [self.findings.make, self.thumbnails.make])
+        self._threads += make_in_threads(maps, [self.findings.make, self.thumbnails.make])
 
-    def close(self) -> None:
-        """Ends what is still being made, and the use of files."""
+    def close(self) -> bool:
+        """Ends what is still being made, and the use of files.
+
+        Returns:
+            Whether all threads have ended.
+        """
         for process in self._processes:
             process.close()
+        for thread in self._threads:
+            thread.join(_JOIN_SECONDS)
         self.labels.close()
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _find(self, run: Run) -> Callable[[Progress], Neighbours]:
         def make(progress: Progress) -> Neighbours:

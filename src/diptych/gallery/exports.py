@@ -14,6 +14,7 @@ from pyarrow import parquet
 from diptych.errors import ConfigError
 from diptych.escaping import escaped, readable
 from diptych.gallery.contents import Gallery
+from diptych.images.splits import role_of
 from diptych.runs.atomic import atomic_path
 
 LINKS: Final = "links"
@@ -125,13 +126,37 @@ EXPORTS: Final = {
 }
 
 
+def _folders_of(classes: set[str]) -> dict[str, str]:
+    """A folder for each class, which has no other's name and is read as a class.
+
+    Raises:
+        ConfigError: names two classes that would share one, or one that names a part.
+    """
+    folders, taken = dict[str, str](), dict[str, str]()
+    for name in sorted(classes):
+        folder = _file_name(name)
+        other = taken.setdefault(folder.lower(), name)
+        if other != name:
+            raise ConfigError(
+                f"The classes {other} and {name} would share the folder {folder}. Rename one."
+            )
+        if role_of(folder) is not None:
+            raise ConfigError(
+                f"A folder called {folder} would be read as a part of the set, and not as a class. "
+                "Rename the class."
+            )
+        folders[name] = folder
+    return folders
+
+
 def write_links(gallery: Gallery) -> dict[str, Any]:
     """Writes a folder with a link to each labelled image, in a folder for each class.
 
     An earlier one is replaced. Only images that are files of the indexed folder are linked.
 
     Raises:
-        ConfigError: nothing is labelled, or the images are no files of a folder.
+        ConfigError: nothing is labelled, the images are no files of a folder, or classes cannot be
+            folders.
     """
     root = gallery.atlas.root
     if root is None:
@@ -140,19 +165,25 @@ def write_links(gallery: Gallery) -> dict[str, Any]:
     labelled = [line for line in lines(gallery) if line.given is not None]
     if not labelled:
         raise ConfigError("No image is labelled yet: give labels first.")
+    folders = _folders_of({str(line.given) for line in labelled})
     with atomic_path(folder) as temporary:
+        temporary.mkdir()
         for line in labelled:
             name = names[line.row]
             # Only what the folder lists: names in vectors may come from anybody.
             if not gallery.atlas.lists(name) or not (root / name).is_file():
                 continue
-            place = temporary / _file_name(str(line.given))
-            place.mkdir(parents=True, exist_ok=True)
+            place = temporary / folders[str(line.given)]
+            place.mkdir(exist_ok=True)
             link = place / _file_name(line.name.replace("/", "__"))
             if link.is_symlink():
                 link = place / f"{line.row}-{link.name}"
             link.symlink_to((root / name).absolute())
             count += 1
+        if not count:
+            raise ConfigError(
+                "No labelled image is a file of its own, so there is nothing to link."
+            )
     words = f"{count:,} links in {readable(str(folder))}"
     left = len(labelled) - count
     return {"path": readable(str(folder)), "links": count, "words": words, "left_out": left}

@@ -257,6 +257,8 @@ def set_name(origin: str, part: str, config: ImagesConfig, *more: object) -> str
     """A name for files about one part of a set as it is decoded."""
     # The limits too, as they decide which images there are and which of them can be used.
     form = (config.color, config.bits, config.max_megapixels, config.limit, *config.selection)
+    if config.column is not None:  # of tables; sets without keep the names of before
+        form = (*form, config.column)
     asked = "\0".join(map(str, [os.path.abspath(origin), part, *form, *more]))
     return hashlib.sha256(asked.encode(errors="surrogateescape")).hexdigest()[:32]
 

@@ -44,8 +44,14 @@ from diptych.images.sources.known_sets import (
     is_torchvision,
 )
 from diptych.images.sources.lists import find_list
-from diptych.images.sources.parquet import find_in_parquet, is_parquet_pattern, list_parquet
-from diptych.images.sources.remote import fetch, find_in_remote_folder, is_remote_file
+from diptych.images.sources.parquet import find_in_parquet, find_in_tables, is_parquet_pattern
+from diptych.images.sources.remote import (
+    addresses,
+    fetch,
+    find_in_remote_folder,
+    is_remote_file,
+    names_of,
+)
 from diptych.images.sources.tar_shards import find_in_tar, find_shards, is_shard_pattern
 from diptych.images.splits import LocatedImages, hold_out, open_located, role_of
 from diptych.images.tree import walk
@@ -188,14 +194,16 @@ def _find_shards(pattern: str, config: ImagesConfig) -> LocatedImages:
 
 def _find_remote_file(url: str, config: ImagesConfig) -> LocatedImages:
     """What is in the local copy of a file, or of several shards or tables."""
-    copies = fetch(url, config)
+    urls = addresses(url)
+    copies = fetch(urls, config)
     kinds = {copy.suffix for copy in copies}
+    # By the names there: a copy lies in a folder of its own.
     if kinds == {".tar"}:
-        return find_in_tar(copies, url, config.column)
+        return find_in_tar(copies, url, config.column, names_of(urls))
     if len(copies) == 1:
         return locate_images(replace(config, path=str(copies[0])))
     if kinds == {".parquet"}:
-        return LocatedImages(list_parquet([str(copy) for copy in copies], config))
+        return find_in_tables([str(copy) for copy in copies], names_of(urls), url, config)
     raise ImagesError(
         f"{url} stands for {len(copies)} files. Only .tar and .parquet files may be several; give "
         "the URL of one."

@@ -308,7 +308,10 @@ class Contrastive(Method):
 
     def _contrast_pair(self, queries: Tensor, keys: Tensor, batch: Batch) -> StepOutput:
         comparison = self.dictionary.compare(queries, keys, batch)
-        return contrast(comparison, self.loss, self.config.loss, temperature=self.temperature)
+        temperature = self.temperature
+        if not comparison.teaches and isinstance(temperature, Tensor):
+            temperature = temperature.detach()
+        return contrast(comparison, self.loss, self.config.loss, temperature=temperature)
 
     def _contrast_views(self, vectors: Tensor, batch: Batch) -> StepOutput:
         """Every view against all others of the batch, those of all processes."""

@@ -42,6 +42,8 @@ class Comparison(NamedTuple):
         candidates: keys each query chooses among, its positive included; a mean if they differ.
         in_batch: the negatives are the queries themselves, each once query and once key.
         stored_dtype: the type that keys were kept in, if not their own.
+        teaches: whether all queries have a positive key; without one a query teaches nothing, so
+            that a learned temperature must not follow from it either.
     """
 
     queries: Float[Tensor, "queries dim"]
@@ -51,6 +53,7 @@ class Comparison(NamedTuple):
     candidates: int
     in_batch: bool = False
     stored_dtype: torch.dtype | None = None
+    teaches: bool = True
 
 
 class Dictionary(Protocol):
@@ -302,7 +305,8 @@ class ImageBank(nn.Module):
         stored, negatives = self._stored_keys(batch.indices, drawn)
         # A query without a key keeps its row, of zeros, so that a loss stays the mean over the
         # batch, however the batch is cut; but no gradient comes of it.
-        queries = torch.where(self.known[batch.indices][:, None], queries, queries.detach())
+        known = self.known[batch.indices]
+        queries = torch.where(known[:, None], queries, queries.detach())
         positives = stored.to(queries.dtype)
         excluded = self._excluded_columns(drawn, batch)
         counted = self.negative_count  # the same for all, unless all keys there are were drawn
@@ -316,6 +320,7 @@ class ImageBank(nn.Module):
             excluded,
             1 + counted,
             stored_dtype=self.keys.dtype,
+            teaches=bool(known.all()),
         )
 
     def draw(self, step: int) -> Int[Tensor, " drawn"]:

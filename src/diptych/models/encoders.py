@@ -32,6 +32,7 @@ def build_encoder(
     side_pixels: int,
     seed: int,
     small_side: int | None = None,
+    computed: bool = True,
 ) -> nn.Module:
     """Builds a backbone with random weights that follow from the seed; downloads nothing.
 
@@ -47,6 +48,7 @@ def build_encoder(
         seed: of the initial weights; the global generator is left as it was.
         small_side: height and width of small views of the same images, if there are any; timm's
             vision transformers interpolate their position embeddings for them.
+        computed: see ``count_features``.
 
     Returns:
         A module from (batch, channels, side, side) to (batch, features).
@@ -66,7 +68,7 @@ def build_encoder(
         if config.freeze_patches:
             _freeze_patches(config.name, network)
     with _blamed_on(config.name, channels, side_pixels):
-        count_features(network, channels=channels, side_pixels=side_pixels)
+        count_features(network, channels=channels, side_pixels=side_pixels, computed=computed)
     return network
 
 
@@ -99,7 +101,9 @@ def own_encoder(encoder: nn.Module, *, channels: int, side_pixels: int) -> nn.Mo
     return encoder
 
 
-def count_features(encoder: nn.Module, *, channels: int, side_pixels: int) -> int:
+def count_features(
+    encoder: nn.Module, *, channels: int, side_pixels: int, computed: bool = True
+) -> int:
     """Length of the feature vector, found by encoding one blank image.
 
     Args:
@@ -107,13 +111,15 @@ def count_features(encoder: nn.Module, *, channels: int, side_pixels: int) -> in
             the mode that it was in, part by part.
         channels: of the image.
         side_pixels: height and width of the image.
+        computed: False for a side that a file says, which may be any: no memory is taken for it.
+            That imports what a small network takes less time without.
 
     Raises:
         ConfigError: the module gives something else.
     """
     # In training, batch norms may refuse a batch of one, and would move their statistics.
     with in_evaluation(encoder), torch.no_grad():
-        features = _of_blank_image(encoder, channels, side_pixels)
+        features = _of_blank_image(encoder, channels, side_pixels, computed=computed)
     shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
     if not isinstance(shape, tuple) or len(shape) != 2 or shape[0] != 1:
         raise ConfigError(
@@ -124,20 +130,22 @@ def count_features(encoder: nn.Module, *, channels: int, side_pixels: int) -> in
     return int(shape[1])
 
 
-def _of_blank_image(encoder: nn.Module, channels: int, side_pixels: int) -> object:
-    """What an encoder gives for a blank image, without computing it where that can be.
+def _of_blank_image(
+    encoder: nn.Module, channels: int, side_pixels: int, *, computed: bool
+) -> object:
+    """What an encoder gives for a blank image; where it is not to be computed, a copy of it.
 
-    A copy without memory is asked: a file may say any side. Of a module that was given in Python
-    some part may need numbers, and a lazy one takes its shapes from them.
+    The copy has no memory. Of a module that was given in Python some part may need numbers, and a
+    lazy one takes its shapes from them.
     """
     state = (*encoder.parameters(), *encoder.buffers())
     reference = next((one for one in encoder.parameters() if not is_lazy(one)), torch.zeros(()))
-    image = reference.new_empty(1, channels, side_pixels, side_pixels, device="meta")
-    if not any(map(is_lazy, state)):
+    shape = (1, channels, side_pixels, side_pixels)
+    if not computed and not any(map(is_lazy, state)):
         with suppress(RuntimeError, TypeError, ValueError, AssertionError, IndexError):
             without_memory = {id(one): one.to("meta") for one in state}
-            return copy.deepcopy(encoder, without_memory)(image)
-    return encoder(torch.zeros_like(image, device=reference.device))
+            return copy.deepcopy(encoder, without_memory)(reference.new_empty(shape, device="meta"))
+    return encoder(reference.new_zeros(shape))
 
 
 def require_small_side(encoder: nn.Module, *, channels: int, small_side: int) -> None:

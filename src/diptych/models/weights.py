@@ -149,7 +149,7 @@ def load_encoder(
         network = _own_network(encoder, config, weights, file)
     else:
         _require_room(config, weights, file)
-        network = untrained_encoder(config)
+        network = untrained_encoder(config, computed=False)
     _fill(network, weights, file)
     layer = _layer_in(texts, network, file)
     if head_layers:
@@ -256,13 +256,19 @@ def untrained_head(config: RunConfig, encoder: nn.Module) -> nn.Module:
     return use_norm(build_head(config.head, features=features, seed=config.seed + 1), config.norm)
 
 
-def untrained_encoder(config: RunConfig) -> nn.Module:
-    """The encoder as the run began with it: random weights from its seed."""
+def untrained_encoder(config: RunConfig, *, computed: bool = True) -> nn.Module:
+    """The encoder as the run began with it: random weights from its seed.
+
+    Args:
+        config: of the run.
+        computed: see ``count_features``.
+    """
     encoder = build_encoder(
         config.encoder,
         channels=config.images.channels,
         side_pixels=config.views.side_pixels,
         seed=config.seed,
+        computed=computed,
     )
     return use_norm(encoder, config.norm).to(memory_format=torch.channels_last)
 
@@ -368,7 +374,9 @@ def _require_as_long(encoder: PretrainedEncoder, file: Path) -> None:
     config = encoder.config
     side, channels = config.views.side_pixels, config.images.channels
     try:
-        features = count_features(encoder.unwhitened, channels=channels, side_pixels=side)
+        features = count_features(
+            encoder.unwhitened, channels=channels, side_pixels=side, computed=False
+        )
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise RunFolderError(_misfit(file, f"its {_LAYER} gives no map")) from error
     if encoder.whitening is not None and len(encoder.whitening.mean) != features:
@@ -387,7 +395,10 @@ def _load_head(file: Path, encoder: nn.Module, config: RunConfig) -> nn.Module:
     except UnreadableTensors as error:
         raise RunFolderError(f"{file} is missing or damaged: {error}. Restore it.") from error
     features = count_features(
-        encoder, channels=config.images.channels, side_pixels=config.views.side_pixels
+        encoder,
+        channels=config.images.channels,
+        side_pixels=config.views.side_pixels,
+        computed=False,
     )
     with torch.device("meta"):  # a hostile config must not take memory before it is compared
         room = use_norm(build_head(config.head, features=features, seed=config.seed), config.norm)

@@ -204,7 +204,7 @@ def _median_parts(work: Callable[[], None], run: PlannedRun) -> dict[str, float]
 def _build(run: PlannedRun) -> Contrastive:
     """The run's method with random weights, its norms as they are among several processes."""
     config, device = run.config, _device(run)
-    method = build_with_keys(config, image_count=min(run.image_count, _MOST_BANK)).train()
+    method = build_with_keys(config, image_count=min(run.learned_images, _MOST_BANK)).train()
     method = method.to(device).to(memory_format=memory_format(config))
     if run.processes > 1:  # the arithmetic of norms over processes, here without the others
         for norm in method.modules():

@@ -170,7 +170,7 @@ def make_plan(
     """
     if run.processes > 1:
         require_divisible(run.config, run.processes)
-    method = build_on_meta(run.config, run.image_count)
+    method = build_on_meta(run.config, run.learned_images)
     dim = vector_dim(run.config, method)
     networks, evaluation = _counted(_counted_config(run, machine), run.images, probed_images(run))
     tile = tile_of("cpu" if machine.is_one_memory else "cuda")

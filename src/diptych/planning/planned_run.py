@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from diptych.config.data import ImagesConfig
+from diptych.config.recipes import choose_scale
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.images.collection import ImageSet
@@ -15,6 +16,7 @@ from diptych.methods.losses import find_loss
 from diptych.planning.machine import Machine
 from diptych.resolve import Overrides, is_asked, overlay_all, overrides_of, resolve
 from diptych.runtime.devices import available_threads
+from diptych.views.batches import Order
 
 _SAMPLED: Final = 256  # images whose mean size stands for that of all
 _SIDE: Final = 430  # ImageNet's images have some 500 x 375 pixels
@@ -46,10 +48,16 @@ class PlannedRun:
         return self.config.training.batch_size // self.processes
 
     @property
+    def learned_images(self) -> int:
+        """Of an epoch: windows of photographs are images each."""
+        return self.image_count * self.config.images.windows**2
+
+    @property
     def steps(self) -> int:
         """Of the whole run."""
-        count = self.image_count * self.config.images.windows**2
-        return self.config.training.epochs * (count // self.config.training.batch_size)
+        return self.config.training.epochs * (
+            self.learned_images // self.config.training.batch_size
+        )
 
     @property
     def chunks(self) -> int:
@@ -109,7 +117,7 @@ class PlannedRun:
     @property
     def drawn_images(self) -> int:
         """Images whose keys are drawn from a full bank: one more than the negatives, if it can."""
-        return min(self.config.method.dictionary.bank.negatives + 1, self.image_count)
+        return min(self.config.method.dictionary.bank.negatives + 1, self.learned_images)
 
     @property
     def bank_is_sharded(self) -> bool:
@@ -182,6 +190,12 @@ def resolve_run(
             "a plan says how long a run of so many epochs takes, and training.minutes is how long "
             "it may take: leave that out, and give --epochs."
         )
+    if is_asked(layers, "encoder.weights"):
+        raise ConfigError(
+            "a plan does not count what a run from weights leaves frozen, nor the pass that holds "
+            "it near its start. Plan the same network from nothing: --encoder NAME, without "
+            "--weights."
+        )
     given = overlay_all(RunConfig(images=ImagesConfig(path=_NO_PATH)), layers).images
     images, on_cpu = None, request.machine.is_one_memory
     if given.path != _NO_PATH:
@@ -200,7 +214,7 @@ def resolve_run(
         )
     count, kilobytes = min(count, given.limit or count), request.image_kilobytes
     config, _ = resolve(
-        _without_device(layers, on_cpu),
+        _without_device(layers, on_cpu, side),
         image_count=count,
         median_side_pixels=side,
         channels=channels,
@@ -212,6 +226,9 @@ def resolve_run(
             "the recipe simclr, or moco_v3 where there is a momentum encoder: they cost about as "
             "much, but for small views (swav, dino, lejepa), which come on top."
         )
+    # Refuses a batch that the images do not fill, as a run would.
+    learned = count * config.images.windows**2
+    Order(config.seed, learned, config.training.batch_size)
     run = PlannedRun(
         replace(config, training=replace(config.training, device="cpu" if on_cpu else "cuda")),
         count,
@@ -222,14 +239,15 @@ def resolve_run(
     return run, images
 
 
-def _without_device(layers: Overrides, on_cpu: bool) -> Overrides:
+def _without_device(layers: Overrides, on_cpu: bool, side: int) -> Overrides:
     """The layers without a device that this machine may lack; a scale where one is chosen by it."""
     plain: Overrides = [({"images": {"path": _NO_PATH}}, "the plan")]
     for given, origin in layers:
         training = {k: v for k, v in given.get("training", {}).items() if k != "device"}
         plain.append(({**given, "training": training}, origin))
     scaled = any("scale" in given for given, _ in layers)
-    return plain if scaled or on_cpu else [*plain, ({"scale": "paper"}, "the plan")]
+    scale, _ = choose_scale(median_side_pixels=side, accelerator=not on_cpu)
+    return plain if scaled or on_cpu else [*plain, ({"scale": scale}, "the plan")]
 
 
 def _open(config: ImagesConfig, count: int | None) -> ImageSet:

@@ -300,7 +300,7 @@ def _dictionary(run: PlannedRun, method: Contrastive) -> float:
     bank = method.dictionary
     if not isinstance(bank, ShardedBank):
         return _bytes_of(bank, _own(method, "dense_queue"))  # type: ignore[arg-type]
-    share = -(-run.image_count // run.processes) * bank.keys[0].nbytes
+    share = -(-run.learned_images // run.processes) * bank.keys[0].nbytes
     return _bytes_of(bank) - bank.keys.nbytes + share
 
 

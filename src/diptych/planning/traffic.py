@@ -139,7 +139,7 @@ def largest_share(run: PlannedRun) -> float:
     The batch's images and the drawn ones are random samples of all images without repetition, so
     this is the mean of the largest of n shares, by Blom's normal scores (1958), up to half a row.
     """
-    n, images = run.processes, run.image_count
+    n, images = run.processes, run.learned_images
     wanted = (run.config.training.batch_size, run.drawn_images)
     mean = sum(wanted) / n
     variance = sum(one / n * max(0.0, 1 - one / images) for one in wanted)

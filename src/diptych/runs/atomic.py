@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 _TEMPORARY: Final = ".aside"
+_DIGITS: Final = 8
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -65,14 +66,15 @@ def atomic_remove(path: Path) -> None:
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Removes what killed writers left in a folder: of one file's name, or of all."""
     pattern = "*" if name is None else glob.escape(name)
-    for leftover in folder.glob(f".{pattern}.*{_TEMPORARY}"):
+    # Exactly: a writer of `a.json` must not lose its file to one of `a`.
+    for leftover in folder.glob(f".{pattern}.{'[0-9a-f]' * _DIGITS}{_TEMPORARY}"):
         _delete(leftover)
 
 
 def _temporary(path: Path) -> Path:
     # Beside the final name, as a rename works within one file system only; random and no process
     # id, which another machine on the same folder may have too.
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+    return path.with_name(f".{path.name}.{secrets.token_hex(_DIGITS // 2)}{_TEMPORARY}")
 
 
 def _take_name(temporary: Path, path: Path) -> None:

@@ -318,7 +318,7 @@ class _Run:
         step, total, per_epoch = state.step, self.total_steps, self.batches.order.steps_per_epoch
         state.method.begin_step(step, steps_per_epoch=per_epoch, total_steps=total)
         rate = learning_rate(
-            config.schedule,
+            config.schedule_of_steps,
             peak=peak_learning_rate(config.optimizer, config.training.batch_size),
             step=step,
             steps_per_epoch=per_epoch,

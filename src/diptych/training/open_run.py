@@ -194,11 +194,12 @@ def _start_encoder(
 ) -> StartEncoder | None:
     """The encoder with the weights that a run begins from; None where none are to be written.
 
-    A run that goes on needs neither its first weights nor the file that they came from.
+    A run that goes on does not need the file that they came from; one whose folder was lost has
+    read it, and keeps it again.
     """
     text = config.encoder.weights
     goes_on = bool(list_checkpoints(checkpoint_location(config.checkpoint, folder)))
-    if text is None or goes_on or (folder.start.exists() and not begins):
+    if text is None or (goes_on and read is None) or (folder.start.exists() and not begins):
         return None
     if config.training.begin_from is not None:  # the weights are the checkpoint's
         earlier = parse_begin_from(config.training.begin_from)[0]
@@ -226,7 +227,7 @@ def _known_run(
         _begin_anew(folder, place, watcher)
     for name in differing_keys(earlier, config):
         sentence = f"{name} is now {flatten(config)[name]!r}, before {flatten(earlier)[name]!r}."
-        watcher.say(f"The images are the same; {sentence}")
+        watcher.say(f"The run is the same; {sentence}")
         record = record.with_moved(sentence)
     return config, record
 

@@ -114,7 +114,8 @@ def start_file(config: RunConfig, folder: RunFolder, place: CheckpointLocation) 
         return None
     if folder.start.exists():
         return folder.start
-    if list_checkpoints(place) or config.training.begin_from is not None:
+    goes_on = bool(list_checkpoints(place)) or config.training.begin_from is not None
+    if goes_on and not config.optimizer.pull_to_start:  # else weights are pulled to what it holds
         return None
     raise RunFolderError(
         f"{folder.start}, the weights that this run begins from, is gone. Restore it, or begin a "

@@ -14,7 +14,10 @@ from PIL import Image
 from pyarrow import parquet
 
 from diptych.embeddings.neighbours import nearest
-from diptych.embeddings.vectors import read_vectors
+from diptych.embeddings.vectors import VectorSet, read_vectors
+from diptych.errors import ConfigError
+from diptych.gallery.atlas import Atlas
+from diptych.gallery.exports import _folders_of
 from embedding_runs import make, write_run
 from served_gallery import CLASSES, COUNT, Served, served, small_gallery, two_groups, write_images
 
@@ -108,6 +111,41 @@ def test_columns_are_zipped_where_it_helps(tmp_path: Path) -> None:
     assert gzip.decompress(bytes(answer.body)) == body
     noise = np.random.default_rng(0).bytes(5000)
     assert "Content-Encoding" not in binary(request, noise, zipped=True).headers
+
+
+def test_pictures_that_were_missing_are_drawn_when_they_are_there(tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    (tmp_path / "images").rename(tmp_path / "moved")
+    empty, _ = Atlas(vectors_of(tmp_path), None, tmp_path / "g", "d")._draw(0)
+    lost = Atlas(vectors_of(tmp_path), None, tmp_path / "g", "d")
+    assert lost.missing
+    lost.make_all(lambda share: None)
+    assert lost.page(0) == empty
+    found = Atlas(vectors_of(tmp_path), str(tmp_path / "moved"), tmp_path / "g", "d")
+    assert found.page(0) != empty
+    # One that cannot be read now may be there later.
+    file = tmp_path / "moved" / "blue" / "000.png"
+    whole = found.page(0)
+    for kept in (tmp_path / "g").rglob("*.webp"):
+        kept.unlink()
+    data = file.read_bytes()
+    file.unlink()
+    assert found.page(0) != whole
+    file.write_bytes(data)
+    assert found.page(0) == whole
+
+
+def vectors_of(folder: Path) -> VectorSet:
+    names = [f"{CLASSES[row % 2]}/{row:03}.png" for row in range(COUNT)]
+    return VectorSet(folder / "v", two_groups(), names, path=str(folder / "images"))
+
+
+def test_classes_that_would_share_a_folder_are_not_linked() -> None:
+    assert _folders_of({"a/b", "c"}) == {"a/b": "a_b", "c": "c"}
+    with pytest.raises(ConfigError, match=r"a/b and a:b would share|a:b and a/b would share"):
+        _folders_of({"a/b", "a:b"})
+    with pytest.raises(ConfigError, match="would be read as a part of the set"):
+        _folders_of({"train", "c"})
 
 
 def test_thumbnails_and_pictures_are_images_of_the_set(page: Served) -> None:

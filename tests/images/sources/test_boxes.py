@@ -11,7 +11,7 @@ from PIL import Image
 
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.sources.annotations import RefusedXml, parse_xml
+from diptych.images.sources.annotations import RefusedXml, find_coco, parse_xml
 from diptych.images.sources.boxes import BoxedImages, open_boxes
 
 CONFIG = ImagesConfig(max_unreadable_share=0.9)
@@ -204,6 +204,21 @@ def test_coco_gives_corners_and_sizes(tmp_path: Path) -> None:
     assert found.boxes[1].corners.tolist() == [[1.5, 2, 11.5, 6], [0, 0, 40, 30]]
     assert found.boxes[1].labels.tolist() == [1, 0]
     assert found.boxes[1].plain.tolist() == [True, False]
+
+
+def test_a_part_of_coco_is_not_one_whose_name_begins_alike(tmp_path: Path) -> None:
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    years = ("train2007", "train2012", "trainval2014", "val2007", "valminusminival2014")
+    for name in years:
+        (folder / f"instances_{name}.json").write_text("{}")
+    found = {part: find_coco(tmp_path, part) for part in ("train", "val", "trainval", "test")}
+    assert {part: file and file.name for part, file in found.items()} == {
+        "train": "instances_train2012.json",
+        "val": "instances_val2007.json",
+        "trainval": "instances_trainval2014.json",
+        "test": None,
+    }
 
 
 def test_coco_beside_its_images(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Each kind of name reaches its opener, and a run on a handed-over data set can be resumed."""
 
+import io
+import tarfile
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -87,6 +89,31 @@ def test_remote_files_are_opened_as_local_ones(
     memory.pipe("/b/set2.npy", b"x")
     with pytest.raises(ImagesError, match=r"stands for 2 files\. Only \.tar and \.parquet"):
         opened("memory://b/set*.npy")
+
+
+def test_parts_of_remote_files_are_those_of_their_own_names(
+    tmp_path: Path,
+    stripes: Stripes,
+    memory: Any,
+    opened: Callable[[str | Path], Collection],
+) -> None:
+    images, _ = stripes(6)
+    table = write_parquet(tmp_path / "part.parquet", images).read_bytes()
+    shard = io.BytesIO()
+    with tarfile.open(fileobj=shard, mode="w") as tar:
+        for number, image in enumerate(images):
+            data = encoded(image, "PNG")
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    for part in ("train", "val"):
+        memory.pipe(f"/b/{part}-0.parquet", table)
+        memory.pipe(f"/b/{part}/000.tar", shard.getvalue())
+    for name in ("memory://b/{train,val}-0.parquet", "memory://b/{train,val}/000.tar"):
+        found = opened(name)
+        assert len(found.train) == 6
+        assert found.test is not None
+        assert len(found.test) == 6
 
 
 def test_names_of_data_sets(opened: Callable[[str | Path], Collection]) -> None:

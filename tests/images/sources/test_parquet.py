@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from conftest import encoded
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.images.collection import ImageSet
+from diptych.images.open import open_images
 from diptych.images.sources import parquet
 from diptych.images.sources import parquet as spool
 from diptych.images.sources.parquet import find_in_parquet, list_parquet
@@ -104,6 +106,36 @@ def test_rows_are_named_by_their_paths(
     train, _ = open_located(find_in_parquet(str(file), config), config, executor)
     assert train.names == ["0.png", "../../etc/passwd", "2.png"]
     assert train.labels is None
+
+
+@pytest.mark.parametrize("cache", ["file", "memory"])
+def test_another_column_holds_other_images(
+    tmp_path: Path, stripes: Stripes, config: ImagesConfig, executor: ThreadPoolExecutor, cache: Any
+) -> None:
+    left, right = stripes(6)[0], 255 - stripes(6)[0]
+    file = write(tmp_path / "pairs.parquet", {"left": structs(left), "right": structs(right)})
+    for column, images in (("left", left), ("right", right), ("left", left)):
+        asked = replace(config, path=str(file), column=column, cache=cache)
+        assert np.array_equal(pixels_of(open_images(asked, executor).train), images)
+    checksums = [
+        open_images(replace(config, path=str(file), column=one), executor).train.checksums
+        for one in ("left", "right")
+    ]
+    assert checksums[0] is not None
+    assert checksums[1] is not None
+    assert not np.array_equal(checksums[0], checksums[1])
+
+
+def test_tables_called_alike_have_images_of_other_names(
+    tmp_path: Path, stripes: Stripes, config: ImagesConfig
+) -> None:
+    files = [
+        write(tmp_path / part / "train-0.parquet", {"image": structs(stripes(3)[0])})
+        for part in ("en", "fr")
+    ]
+    names = list(list_parquet(list(map(str, files)), config).names)
+    assert names[0] == "en/train-0:0"
+    assert len(set(names)) == 6
 
 
 def test_rows_without_bytes_are_listed(

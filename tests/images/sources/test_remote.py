@@ -20,7 +20,13 @@ from diptych.images.collection import ImageSet
 from diptych.images.listing import Listing
 from diptych.images.sources import remote
 from diptych.images.sources import remote as fetching
-from diptych.images.sources.remote import connect, fetch, find_in_remote_folder, is_remote_file
+from diptych.images.sources.remote import (
+    addresses,
+    connect,
+    fetch,
+    find_in_remote_folder,
+    is_remote_file,
+)
 from diptych.images.splits import hold_out, open_located
 from diptych.runs.folder import is_url
 
@@ -211,30 +217,30 @@ def test_a_file_is_fetched_once(
     np.savez(class_folder / "set.npz", images=stripes(3)[0])
     data = (class_folder / "set.npz").read_bytes()
     for _ in range(2):
-        (copy,) = fetch(f"{server}/set.npz", config)
+        (copy,) = fetch([f"{server}/set.npz"], config)
         assert copy.read_bytes() == data
     assert Server.asked.count("/set.npz") == 1
     assert Path(str(config.cache_folder)) in copy.parents
     np.savez(class_folder / "set.npz", images=stripes(4)[0])
-    assert fetch(f"{server}/set.npz", config)[0].read_bytes() != data
+    assert fetch([f"{server}/set.npz"], config)[0].read_bytes() != data
     copy.write_bytes(b"damaged since")
-    assert fetch(f"{server}/set.npz", config)[0].stat().st_size > 100
+    assert fetch([f"{server}/set.npz"], config)[0].stat().st_size > 100
 
 
 def test_several_files_by_pattern(memory: Any, config: ImagesConfig) -> None:
     for number in range(4):
         memory.pipe(f"/b/s-{number}.tar", b"shard %d" % number)
     for pattern, expected in (("{1..2}", [1, 2]), ("*", [0, 1, 2, 3]), ("{0,3}", [0, 3])):
-        copies = fetch(f"memory://b/s-{pattern}.tar", config)
+        copies = fetch(addresses(f"memory://b/s-{pattern}.tar"), config)
         assert [copy.read_bytes() for copy in copies] == [b"shard %d" % n for n in expected]
     with pytest.raises(ImagesError, match="matches no files there"):
-        fetch("memory://b/t-*.tar", config)
+        fetch(addresses("memory://b/t-*.tar"), config)
 
 
 def test_labels_of_idx_files_come_along(memory: Any, config: ImagesConfig) -> None:
     memory.pipe("/m/train-images-idx3-ubyte.gz", b"images")
     memory.pipe("/m/train-labels-idx1-ubyte.gz", b"labels")
-    (copy,) = fetch("memory://m/train-images-idx3-ubyte.gz", config)
+    (copy,) = fetch(["memory://m/train-images-idx3-ubyte.gz"], config)
     assert copy.with_name("train-labels-idx1-ubyte.gz").read_bytes() == b"labels"
 
 
@@ -242,22 +248,22 @@ def test_fetching_stays_within_its_bounds(memory: Any, tmp_path: Path, server: s
     config = ImagesConfig(cache_folder=str(tmp_path / "cache"), cache_file_megabytes=1)
     memory.pipe("/b/large.npy", bytes(2**20 + 1))
     with pytest.raises(ImagesError, match=r"large\.npy is larger than .*cache_file_megabytes"):
-        fetch("memory://b/large.npy", config)
+        fetch(["memory://b/large.npy"], config)
     memory.pipe("/b/half.tar", bytes(600_000))
     memory.pipe("/b/ha2f.tar", bytes(600_000))
     with pytest.raises(ImagesError, match="is larger than"):
-        fetch("memory://b/ha{l,2}f.tar", config)
+        fetch(addresses("memory://b/ha{l,2}f.tar"), config)
     stray = [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.name.startswith(".")]
     assert not stray
 
 
 def test_servers_that_fail_are_named(server: str, config: ImagesConfig, class_folder: Path) -> None:
     with pytest.raises(ImagesError, match=r"none\.npz cannot be opened: not found there"):
-        fetch(f"{server}/none.npz", config)
+        fetch([f"{server}/none.npz"], config)
     (class_folder / "set.npz").write_bytes(bytes(100_000))
     Server.short = frozenset({"set.npz"})
     with pytest.raises(ImagesError, match=r"set\.npz could not be fetched into .*Check the conn"):
-        fetch(f"{server}/set.npz", config)
+        fetch([f"{server}/set.npz"], config)
     assert not [p for p in Path(str(config.cache_folder)).rglob("*") if p.is_file()]
 
 

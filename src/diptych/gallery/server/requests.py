@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Final, TypeVar
@@ -97,8 +98,8 @@ def whole_number(
     """
     value = given.get(name)
     value = default if value is None else value
-    if isinstance(value, str) and len(value) <= 12 and value.lstrip("-").isascii():
-        value = int(value) if value.lstrip("-").isdigit() else value
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,11}", value):
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise Refused(400, f"{name} should be a whole number from {low} to {high}.")
     return value

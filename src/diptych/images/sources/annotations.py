@@ -4,8 +4,10 @@ They are hostile until checked: here only that there are numbers and texts in th
 that no name leads out of the folder of the data.
 """
 
+import glob
 import json
 import math
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -214,6 +216,7 @@ class _BoundedBuilder(TreeBuilder):
         return super().end(tag)
 
 
+_BESIDE: Final = r"_annotations\.coco\.json"
 _COCO_FILES: Final = (
     "annotations/instances_{part}*.json",  # COCO's own
     "annotations/{part}.json",
@@ -223,11 +226,13 @@ _COCO_FILES: Final = (
 
 
 def find_coco(root: Path, part: str) -> Path | None:
-    """The JSON file of a part; of several (years) the last by name."""
+    """The JSON file of a part; of several years the last."""
     for pattern in _COCO_FILES:
-        found = sorted(root.glob(pattern.format(part=part)))
-        if found:
-            return found[-1]
+        found = sorted(root.glob(pattern.format(part=glob.escape(part))))
+        # Not those of parts whose names begin alike, as trainval and train.
+        end = re.compile(rf"(?:instances_)?{re.escape(part)}(?:[-_]?\d{{4}})?\.json|{_BESIDE}")
+        if own := [file for file in found if end.fullmatch(file.name)]:
+            return own[-1]
     return None
 
 

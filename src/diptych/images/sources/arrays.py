@@ -4,6 +4,7 @@ import gzip
 import math
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -27,6 +28,8 @@ from diptych.images.inventory import Skipped
 from diptych.images.pixels import HeldPixels, PixelBatch
 from diptych.images.splits import LocatedImages, choose_splits, role_of
 
+_DAMAGED: Final = (OSError, ValueError, EOFError, zlib.error)
+"""What reading an array raises, packed or not."""
 _IMAGE_KEYS: Final = ("images", "x")
 _LABEL_KEYS: Final = ("labels", "y")
 _UNLABELLED: Final = -1
@@ -43,6 +46,8 @@ def find_npy(path: str, config: ImagesConfig) -> LocatedImages:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ImagesError(f"{path} is not a readable .npy file: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise ImagesError(f"{path} is an .npz file by its content; give it that ending.")
     return LocatedImages(image_set(array, None, config, path))
 
 
@@ -59,7 +64,7 @@ def find_npz(path: str, config: ImagesConfig) -> LocatedImages:
         _refuse_bomb(path)
         with np.load(path, allow_pickle=False) as archive:
             return _find_in_arrays(archive, config, path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (*_DAMAGED, zipfile.BadZipFile, RuntimeError) as error:
         raise ImagesError(f"{path} is not a readable .npz file: {error}") from error
 
 
@@ -192,7 +197,7 @@ def is_idx(path: str | Path) -> bool:
     try:
         with _open_maybe_gzip(path) as file:
             magic = file.read(4)
-    except (OSError, EOFError):
+    except _DAMAGED:
         return False
     return magic[:3] == bytes([0, 0, _IDX_UINT8]) and magic[3:] in (b"\x03", b"\x04")
 
@@ -215,7 +220,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
                 raise ImagesError(f"{path} is refused: its header names the shape {shape}.")
             # One byte more shows a file that is too long.
             data = file.read(size + 1)
-    except (OSError, EOFError) as error:
+    except _DAMAGED as error:
         raise ImagesError(f"{path} cannot be read: {error}") from error
     if len(data) != size:
         raise ImagesError(

@@ -356,7 +356,10 @@ def _reader(path: Path, tables: Sequence[Any], columns: Columns) -> Callable[[in
 
     def read_inside(named: str) -> bytes:
         # resolve follows links too, so that none leads out unseen.
-        file = (path / named).resolve()
+        try:
+            file = (path / named).resolve()
+        except (OSError, ValueError, RuntimeError) as error:  # no path, or a loop of links
+            raise UnreadableImage(f"the row names no file: {error}") from error
         if not file.is_relative_to(path.resolve()):
             raise UnreadableImage("the row names a file outside of the saved folder")
         return read_bytes(file)

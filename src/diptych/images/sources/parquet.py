@@ -84,11 +84,27 @@ def find_in_parquet(path: str, config: ImagesConfig) -> LocatedImages:
     if not files:
         raise ImagesError(f"{path}: no .parquet files there.")
     root = path if os.path.isdir(path) else os.path.commonpath([os.path.dirname(f) for f in files])
-    parts = by_split(os.path.relpath(file, root or ".") for file in files)
-    chosen = choose_splits(parts, path)
+    return find_in_tables(
+        files, [os.path.relpath(file, root or ".") for file in files], path, config
+    )
+
+
+def find_in_tables(
+    files: Sequence[str], names: Sequence[str], origin: str, config: ImagesConfig
+) -> LocatedImages:
+    """The rows of some files, in parts by the names of these.
+
+    Args:
+        files: their paths.
+        names: of each, with the folders that may say of which part it is.
+        origin: what the user gave, named in errors.
+        config: as for ``find_in_parquet``.
+    """
+    place, parts = dict(zip(names, files, strict=True)), by_split(names)
+    chosen = choose_splits(parts, origin)
 
     def rows(part: str) -> Listing:
-        return list_parquet([os.path.join(root, name) for name in parts[part]], config, part)
+        return list_parquet([place[name] for name in parts[part]], config, part)
 
     return LocatedImages(
         rows(chosen.train),
@@ -121,7 +137,7 @@ def list_parquet(files: Sequence[str], config: ImagesConfig, part: str = "") -> 
         for table, count in zip(tables, rows, strict=True)
     ]
     labels, classes = labels_of(tables, columns, origin)
-    names = name_rows(paths, [Path(file).stem for file in files])
+    names = name_rows(paths, _stems(files))
     stamps = [file_stamp(file) for file in files]
     starts = np.cumsum([0, *rows])
 
@@ -144,6 +160,15 @@ def list_parquet(files: Sequence[str], config: ImagesConfig, part: str = "") -> 
         stamp=lambda index: stamps[file_of(index)],
         read_part=read_part,
     )
+
+
+def _stems(files: Sequence[str]) -> list[str]:
+    """Names of files without their ends; with their folders where two are called alike."""
+    stems = [Path(file).stem for file in files]
+    if len(set(stems)) == len(stems):
+        return stems
+    root = os.path.commonpath([os.path.dirname(file) for file in files])
+    return [str(Path(os.path.relpath(file, root or ".")).with_suffix("")) for file in files]
 
 
 class _LateSpool:

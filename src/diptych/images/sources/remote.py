@@ -7,6 +7,7 @@ trusted: what it calls an image stays a name and never becomes a path on this di
 import hashlib
 import json
 import os
+import posixpath
 import re
 import shutil
 import time
@@ -126,8 +127,28 @@ def is_remote_file(url: str) -> bool:
     return is_url(url) and (name.endswith(_SUFFIXES) or "idx3" in name)
 
 
-def fetch(url: str, config: ImagesConfig) -> list[Path]:
-    """Local copies of the files that a URL stands for; braces and wildcards may name several.
+def addresses(url: str) -> list[str]:
+    """The files that a URL stands for; braces and wildcards may name several.
+
+    Raises:
+        ImagesError: there are none, or the server cannot be asked.
+    """
+    return [name for one in expand_braces(url) for name in _matches(one)]
+
+
+def names_of(urls: Sequence[str]) -> list[str]:
+    """Of some URLs of one server, the paths below the folder that all are in.
+
+    >>> names_of(["s3://b/a/train/0.tar", "s3://b/a/val/0.tar"])
+    ['train/0.tar', 'val/0.tar']
+    """
+    paths = [url.partition("://")[2].partition("?")[0] for url in urls]
+    folder = posixpath.commonpath([posixpath.dirname(path) for path in paths])
+    return [posixpath.relpath(path, folder or ".") for path in paths]
+
+
+def fetch(urls: Sequence[str], config: ImagesConfig) -> list[Path]:
+    """Local copies of some files.
 
     A copy is used again as long as the server gives the same size and marks. Labels that lie beside
     an IDX file come with it.
@@ -135,7 +156,6 @@ def fetch(url: str, config: ImagesConfig) -> list[Path]:
     Raises:
         ImagesError: a file is not there, breaks off, or is larger than the bound.
     """
-    urls = [name for one in expand_braces(url) for name in _matches(one)]
     budget = config.cache_file_megabytes * 2**20
     copies = list[Path]()
     for name in urls:

@@ -31,6 +31,7 @@ from diptych.images.inventory import HIDDEN, Tally, why_no_image
 from diptych.images.listing import Listing
 from diptych.images.splits import LocatedImages, by_split, choose_splits
 from diptych.images.tree import part_around
+from diptych.runs.folder import is_url
 
 _COMPRESSED: Final = {
     "gzip": re.compile(rb"\x1f\x8b\x08"),
@@ -250,8 +251,8 @@ _RANGE: Final = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def is_shard_pattern(path: str) -> bool:
-    """Whether it stands for several shards: braces or wildcards, and .tar at the end."""
-    return path.endswith(".tar") and any(mark in path for mark in "{*?[")
+    """Whether it stands for several shards here: braces or wildcards, and .tar at the end."""
+    return path.endswith(".tar") and any(mark in path for mark in "{*?[") and not is_url(path)
 
 
 def find_shards(path: str) -> list[Path]:
@@ -373,23 +374,30 @@ _LARGEST_LABEL: Final = 2**20  # bytes
 Label = int | str
 
 
-def find_in_tar(paths: Sequence[Path], origin: str, key: str | None = None) -> LocatedImages:
+def find_in_tar(
+    paths: Sequence[Path],
+    origin: str,
+    key: str | None = None,
+    names: Sequence[str] | None = None,
+) -> LocatedImages:
     """The images in shards whose names, or those of their folders, say of which part they are.
 
     Args:
         paths: of the shards, sorted.
         origin: what the user gave, named in errors.
         key: which file of a sample is its image; see ``read_samples``.
+        names: of the shards, with folders, where these are not those of the paths.
 
     Raises:
         ImagesError: a shard cannot be read, there is no image, or two parts are named alike.
     """
     root, tally = os.path.commonpath([path.parent for path in paths]), Tally()
-    parts = by_split(os.path.relpath(path, root) for path in paths)
+    names = names or [os.path.relpath(path, root) for path in paths]
+    place, parts = dict(zip(names, paths, strict=True)), by_split(names)
     chosen = choose_splits(parts, origin)
 
     def listed(name: str) -> Listing:
-        return list_tar([Path(root, one) for one in parts[name]], origin, tally, name, key)
+        return list_tar([place[one] for one in parts[name]], origin, tally, name, key)
 
     train, held_out = listed(chosen.train), [listed(name) for name in chosen.held_out]
     for name in chosen.unused:
