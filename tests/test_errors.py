@@ -3,7 +3,7 @@
 import errno
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -366,8 +366,8 @@ def test_a_url_reaches_the_one_who_opens_it(
 ) -> None:
     opened: list[str] = []
 
-    def fetch(name: str, config: object) -> list[Path]:
-        opened.append(name)
+    def fetch(urls: Sequence[str], config: object) -> list[Path]:
+        opened.extend(urls)
         raise errors.ImagesError("not today")
 
     monkeypatch.setattr("diptych.images.open.fetch", fetch)
