@@ -113,6 +113,7 @@ def resolve(
     channels: int,
     own: OwnParts = NOTHING_OWN,
     start: StartWeights | None = None,
+    accelerator: bool | None = None,
 ) -> tuple[RunConfig, str]:
     """The whole config of a new run, and a sentence that says what was chosen and why.
 
@@ -124,13 +125,13 @@ def resolve(
         channels: of the images as they were opened; kept where the config takes the files' own.
         own: parts given in Python in the place of those that the layers name.
         start: weights to begin from, see ``asked_start``.
+        accelerator: whether the machine of the run has one, where that is not this machine.
     """
     device = choose_device(overlay_all(RunConfig(), overrides).training.device).type
     scale, reason = asked_setting(overrides, "scale"), "as asked"
     if scale is None:
-        scale, reason = choose_scale(
-            median_side_pixels=median_side_pixels, accelerator=device != "cpu"
-        )
+        has_one = device != "cpu" if accelerator is None else accelerator
+        scale, reason = choose_scale(median_side_pixels=median_side_pixels, accelerator=has_one)
         base = _learning_on(recipe_config(asked_recipe(overrides), scale), overrides, start)
         patch = patch_of_start(overrides, start)
         base = _suited_to(base, overrides, image_count, median_side_pixels, patch)

@@ -341,6 +341,8 @@ def test_tables_call_trained_only_what_training_made(chosen: str | None, words: 
     kept = words_for_kept(choice, found)
     assert kept == words
     assert words_for_kept(choice, {"protocol": {"head_layers": 1}}) == "trained encoder"
+    with_head = {"details": {"finetune": {"settings": {"head_layers": 1}}}}
+    assert words_for_kept(choice, with_head) == "trained encoder"
     table = result_table(found, kept)
     assert table is not None
     assert [name for name, _ in table.rows] == [words, "untrained encoder", "raw pixels"]
@@ -379,6 +381,17 @@ def test_the_start_that_was_kept_as_it_is_is_not_asked_to_beat_itself() -> None:
     assert headline == (
         "Kept are the start weights as they are; they cannot be told apart from raw pixels: "
         "measure on more test images."
+    )
+
+
+def test_a_gain_by_one_probe_of_what_was_made_of_the_start_is_said() -> None:
+    found = evaluation(0.80, 0.58, count=1280)
+    found["linear"] = {**found["linear"], "start": 0.80}
+    found["knn"] = {**found["knn"], "start": 0.70}
+    headline = judge([line(500)], found, choice_of("start, whitened")).headline
+    assert "post-processed: by kNN they are better than the start weights" in headline
+    assert headline.endswith(
+        "by the linear classifier they cannot be told apart from the start weights."
     )
 
 

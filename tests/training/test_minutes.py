@@ -356,6 +356,26 @@ def test_more_minutes_give_no_smaller_views_of_a_network_with_weights(
     assert set(found) > {64, 224}
 
 
+def test_what_measuring_takes_too_long_for_is_estimated(
+    monkeypatch: pytest.MonkeyPatch, executor: Executor, start: dict[str, Any]
+) -> None:
+    clock = Clock()
+
+    def speed(config: RunConfig) -> Speed:
+        encode = 2.5e-7 * config.views.side_pixels**2.4  # worse than the area, so that it misses
+        clock.seconds += 30.0 * (config.views.side_pixels > 64)
+        return Speed(5 * encode / 10, encode / 10)
+
+    _measure_as(monkeypatch, speed)
+    settings = {"images.path": "x", "training.minutes": 5.0, **start}
+    budget = TimeBudget(300.0, 0.0, 1.0, clock(), now=clock)
+    layers = overrides_of(nest(settings), None)
+    whole, _ = choose_for_minutes(
+        layers, photographs(1340, 256), executor, NOTHING_OWN, budget, evaluates=True
+    )
+    assert dict(whole[0][0])["views"]["side_pixels"] > 64
+
+
 def test_vision_transformers_are_given_whole_patches(
     monkeypatch: pytest.MonkeyPatch, executor: Executor, tmp_path: Path
 ) -> None:

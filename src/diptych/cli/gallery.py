@@ -74,12 +74,17 @@ def gallery(arguments: Sequence[str]) -> None:
             if flags.browser:
                 webbrowser.open(address)
 
+        has_failed = True
         try:
             opened.start()
             server = make_server(opened, listening, token=flags.token, on_start=say)
             server.run([listening])
+            has_failed = False
+        except KeyboardInterrupt:
+            has_failed = False
+            raise
         finally:
-            if not opened.close():
+            if not opened.close() and not has_failed:
                 # A thread amid compiled code must not see the interpreter end: that aborts.
                 sys.stdout.flush()
                 os._exit(0)

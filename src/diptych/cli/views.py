@@ -101,19 +101,21 @@ def views(arguments: Sequence[str]) -> None:
     require_writable(flags.out.parent)
     with ThreadPoolExecutor(use_threads(asked.training.threads)) as executor:
         collection = open_images(asked.images, executor)
-        images = collection.train
+        images, start = collection.train, asked_start(layers)
         config, _ = resolve(
             layers,
             image_count=len(images),
             median_side_pixels=images.median_side_pixels,
             channels=images.channels,
-            start=asked_start(layers),
+            start=start,
         )
         collection = collection.decoded_for(config.images)
         advice = advise(collection.train, config.views, executor)
         measured = None
         if flags.labelled is not None:
-            name = asked_setting(layers, "encoder.name")
+            # Of an encoder of diptych the name is known, and may stand in a config.
+            is_foreign = start is not None and start.file.own is None
+            name = asked_setting(layers, "encoder.name") if is_foreign else None
             measured = _measured(flags.labelled, config, name, executor)
         write_preview(
             flags.out,

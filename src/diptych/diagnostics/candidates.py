@@ -163,12 +163,23 @@ def words_for_kept(choice: Choice | None, evaluation: Mapping[str, Any] | None) 
     return "kept: start weights" + choice.chosen.removeprefix(START)
 
 
-def is_of_kept(evaluation: Mapping[str, Any] | None) -> bool:
+def is_of_kept(
+    evaluation: Mapping[str, Any] | None, protocols: Sequence[str] | None = None
+) -> bool:
     """Whether the encoder was measured that the run keeps: without layers of the head behind it.
 
     A head was trained behind the encoder of the last step, with which it is measured.
+
+    Args:
+        evaluation: ``evaluation.json``, if there is one.
+        protocols: that are asked about; all that were measured when not given.
     """
-    return not (evaluation or {}).get("protocol", {}).get("head_layers")
+    details = (evaluation or {}).get("details", {})
+    asked = details if protocols is None else protocols
+    settings = [details.get(name, {}).get("settings") or {} for name in asked]
+    if not settings:  # measured by an earlier version
+        settings = [(evaluation or {}).get("protocol", {})]
+    return not any(one.get("head_layers") for one in settings)
 
 
 def read_choice(folder: RunFolder) -> Choice | None:

@@ -42,6 +42,7 @@ from diptych.methods.logits import row_ranks_first
 from diptych.models.momentum_encoder import MomentumEncoder
 from diptych.models.weights import (
     TrainedOn,
+    head_files,
     load_encoder,
     load_trained_on,
     load_with_head,
@@ -130,7 +131,7 @@ def _from_files(folder: RunFolder, config: RunConfig, device: torch.device) -> C
     """Encoder and head alone: the momentum encoder is taken to be where the network is."""
     # The predictor is in no file, and without it queries are not what they were in training.
     if not has_keys(config) or config.head.predictor_layers:
-        encoder = load_encoder(folder).network.to(device)
+        encoder = load_encoder(head_files(folder)[0]).network.to(device)
         return Candidate(folder.path, None, config, encoder, None)
     trained, head = load_with_head(folder)
     method = build_to_encode(config)

@@ -166,7 +166,8 @@ def headline_of(
             "Of other images nothing is known: pretraining saw those measured on, with labels. "
             "Give held-out ones by --test PATH."
         )
-    kept = choice if is_of_kept(evaluation) else None
+    probes = [figure.probe for figure in comparison.deciding]
+    kept = choice if is_of_kept(evaluation, probes) else None
     return (kept and _on_kept_start(comparison, kept.chosen)) or headline(comparison)
 
 
@@ -195,6 +196,12 @@ def _on_kept_start(comparison: Comparison, chosen: str) -> str:
     if losing or all(one.is_full for one in comparison.deciding):
         return ""
     unsure = [name for name in rivals if not comparison.beats(name)]
+    if won := comparison.wins:
+        others = joined([one.by for one in comparison.deciding if one not in won])
+        return (
+            f"{kept}: {joined([one.by for one in won])} they are better than {listed(rivals)}; "
+            f"{others} they cannot be told apart from {listed(unsure)}."
+        )
     return f"{kept}; they cannot be told apart from {listed(unsure)}: measure on more test images."
 
 

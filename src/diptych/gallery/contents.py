@@ -17,7 +17,7 @@ from diptych.gallery.columns import Column, columns_of
 from diptych.gallery.labels import LabelStore
 from diptych.gallery.map import MapProcess
 from diptych.gallery.panels import Findings, Panel
-from diptych.gallery.pieces import Piece, Progress, make_in_threads
+from diptych.gallery.pieces import Failed, Piece, Progress, make_in_threads
 from diptych.gallery.shown_runs import NEIGHBOURS, Run, Runs, kept_array, open_runs
 from diptych.gallery.upload import Search
 
@@ -98,6 +98,7 @@ class Gallery:
         Returns:
             Whether all threads have ended.
         """
+        self.ending.set()
         for process in self._processes:
             process.close()
         for thread in self._threads:
@@ -122,6 +123,8 @@ class Gallery:
     def _draw(self, run: Run) -> Callable[[Progress], NDArray[np.float32]]:
         def make(progress: Progress) -> NDArray[np.float32]:
             def drawn() -> NDArray[np.float32]:
+                if self.ending.is_set():
+                    raise Failed("the gallery ends")
                 with closing(MapProcess()) as process:
                     self._processes.append(process)
                     near = self.neighbours[run.name].make()

@@ -309,8 +309,9 @@ class Contrastive(Method):
     def _contrast_pair(self, queries: Tensor, keys: Tensor, batch: Batch) -> StepOutput:
         comparison = self.dictionary.compare(queries, keys, batch)
         temperature = self.temperature
-        if not comparison.teaches and isinstance(temperature, Tensor):
-            temperature = temperature.detach()
+        if comparison.teaches is not None and isinstance(temperature, Tensor):
+            # A gradient of zero and not none: processes exchange those of the same parameters.
+            temperature = torch.where(comparison.teaches, temperature, temperature.detach())
         return contrast(comparison, self.loss, self.config.loss, temperature=temperature)
 
     def _contrast_views(self, vectors: Tensor, batch: Batch) -> StepOutput:

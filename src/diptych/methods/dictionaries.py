@@ -42,8 +42,8 @@ class Comparison(NamedTuple):
         candidates: keys each query chooses among, its positive included; a mean if they differ.
         in_batch: the negatives are the queries themselves, each once query and once key.
         stored_dtype: the type that keys were kept in, if not their own.
-        teaches: whether all queries have a positive key; without one a query teaches nothing, so
-            that a learned temperature must not follow from it either.
+        teaches: whether all queries have a positive key, a tensor of one; None where they always
+            have. Without one a query teaches nothing, nor a learned temperature.
     """
 
     queries: Float[Tensor, "queries dim"]
@@ -53,7 +53,7 @@ class Comparison(NamedTuple):
     candidates: int
     in_batch: bool = False
     stored_dtype: torch.dtype | None = None
-    teaches: bool = True
+    teaches: Tensor | None = None
 
 
 class Dictionary(Protocol):
@@ -320,7 +320,7 @@ class ImageBank(nn.Module):
             excluded,
             1 + counted,
             stored_dtype=self.keys.dtype,
-            teaches=bool(known.all()),
+            teaches=known.all(),
         )
 
     def draw(self, step: int) -> Int[Tensor, " drawn"]:

@@ -213,7 +213,7 @@ def build_distillation(
     width = count_features(encoder, channels=channels, side_pixels=ours.side_pixels)
     with torch.random.fork_rng(devices=[]):  # leaves the generator of the run as it is
         torch.manual_seed(config.seed + 1)
-        head = nn.Linear(width, len(labelled.classes))
+        head = nn.Linear(width, len(classifier.weight))  # of as many classes as the teacher knows
     encoder = use_norm(encoder, norm_of_batch(config))
     if config.encoder.batch_statistics == "start":
         hold_statistics(batch_norms(encoder))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from diptych.config.data import ImagesConfig
-from diptych.config.recipes import choose_scale
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.images.collection import ImageSet
@@ -214,10 +213,11 @@ def resolve_run(
         )
     count, kilobytes = min(count, given.limit or count), request.image_kilobytes
     config, _ = resolve(
-        _without_device(layers, on_cpu, side),
+        _without_device(layers),
         image_count=count,
         median_side_pixels=side,
         channels=channels,
+        accelerator=not on_cpu,
     )
     if config.method_name not in ("contrastive", "dense"):
         raise ConfigError(
@@ -239,15 +239,13 @@ def resolve_run(
     return run, images
 
 
-def _without_device(layers: Overrides, on_cpu: bool, side: int) -> Overrides:
-    """The layers without a device that this machine may lack; a scale where one is chosen by it."""
+def _without_device(layers: Overrides) -> Overrides:
+    """The layers without a device that this machine may lack."""
     plain: Overrides = [({"images": {"path": _NO_PATH}}, "the plan")]
     for given, origin in layers:
         training = {k: v for k, v in given.get("training", {}).items() if k != "device"}
         plain.append(({**given, "training": training}, origin))
-    scaled = any("scale" in given for given, _ in layers)
-    scale, _ = choose_scale(median_side_pixels=side, accelerator=not on_cpu)
-    return plain if scaled or on_cpu else [*plain, ({"scale": scale}, "the plan")]
+    return plain
 
 
 def _open(config: ImagesConfig, count: int | None) -> ImageSet:

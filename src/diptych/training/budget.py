@@ -10,6 +10,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -275,8 +276,12 @@ def choose_for_minutes(
             place = place + 1
             if start:
                 place = _next_place(candidates[:end], held, measured)
-        else:  # of weights some may have been passed over
-            place, end = place - 1, place
+        else:
+            # Of weights some may have been passed over: the largest that should fit is next.
+            smaller = _largest_below(candidates, held, place, measured) if start else held
+            if smaller > held and not may_go_on:
+                chosen = _as_estimated(candidates, smaller, place, measured, layers, own, start)
+            place, end = smaller, place
         if not may_go_on:
             break
     assert chosen is not None
@@ -293,13 +298,14 @@ def measure_speed(
     keep_freed_memory()  # as training does, whose steps would otherwise look slower than they are
     config = _measured_config(config)
     device, batch = choose_device(config.training.device), config.training.batch_size
-    sample = collection.train.spread(max(batch, _MEASURED_IMAGES)).decoded_for(config.images)
+    learned = collection.train
+    if config.method_name == "distillation" and learned.labels is not None:
+        # A few of them must do for the teacher's classifier, too.
+        labelled = np.flatnonzero(learned.labels >= 0)
+        learned = learned.select(labelled) if len(labelled) else learned
+    sample = learned.spread(max(batch, _MEASURED_IMAGES)).decoded_for(config.images)
     images = in_windows(sample, config.images.windows, side_pixels=config.views.side_pixels)
-    # A student's classes are those of all labels, and its teacher is fitted on them.
-    of = collection
-    if config.method_name != "distillation":
-        of = replace(collection, train=images)
-    method = build_method(config, of, executor, own).train()
+    method = build_method(config, replace(collection, train=images), executor, own).train()
     if method.needs_labels:
         require_labels(collection.train, config)
     layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
@@ -419,10 +425,45 @@ def _next_place(
     side = candidates[place][0].get("views.side_pixels", 1)
     fitting = [
         later
-        for later, (settings, images) in enumerate(candidates)
-        if later > place and measured.seen((settings["views.side_pixels"] / side) ** 2) >= images
+        for later, (_, images) in enumerate(candidates)
+        if later > place and measured.seen(_ratio(candidates, later, side)) >= images
     ]
     return max(fitting, default=place + 1)
+
+
+def _largest_below(
+    candidates: Sequence[tuple[dict[str, Any], int]], held: int, place: int, measured: _Measured
+) -> int:
+    """The largest candidate above ``held`` that fits by what was measured of one too large."""
+    side = candidates[place][0].get("views.side_pixels", 1)
+    fitting = [
+        smaller
+        for smaller in range(held + 1, place)
+        if measured.seen(_ratio(candidates, smaller, side)) >= candidates[smaller][1]
+    ]
+    return max(fitting, default=held)
+
+
+def _as_estimated(
+    candidates: Sequence[tuple[dict[str, Any], int]],
+    smaller: int,
+    place: int,
+    measured: _Measured,
+    layers: Overrides,
+    own: OwnParts,
+    start: StartWeights | None,
+) -> tuple[dict[str, Any], Speed]:
+    """A candidate with its length, and the speed that it should have, where none is measured."""
+    settings, train = candidates[smaller][0], measured.collection.train
+    ratio = _ratio(candidates, smaller, candidates[place][0].get("views.side_pixels", 1))
+    config = _resolved(settings, layers, train, own, start)
+    length = _length(config, layers, train, measured.seen(ratio))
+    return {**settings, **length}, measured.speed.with_views(ratio)
+
+
+def _ratio(candidates: Sequence[tuple[dict[str, Any], int]], place: int, side: int) -> float:
+    """How many times as slow its views are as those of a side: as their area, or less."""
+    return float((candidates[place][0].get("views.side_pixels", side) / side) ** 2)
 
 
 def _wanted(images: int, config: RunConfig, train: ImageSet) -> int:
@@ -433,9 +474,10 @@ def _wanted(images: int, config: RunConfig, train: ImageSet) -> int:
 
 def _too_short(seconds: float, passes: float) -> str:
     return (
-        f"training.minutes = {seconds / 60:g} leaves time for {passes:.1f} passes over the images "
-        "on this machine, and the first one only fills the bank: wanted two or more. Give more "
-        "minutes, or fewer images by --images.limit; or take --method.dictionary.kind queue."
+        f"training.minutes = {seconds / 60:g} leaves time for {max(0.0, passes):.1f} passes over "
+        "the images on this machine, and the first one only fills the bank: wanted two or more. "
+        "Give more minutes, or fewer images by --images.limit; or take "
+        "--method.dictionary.kind queue."
     )
 
 

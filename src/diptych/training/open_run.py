@@ -163,10 +163,18 @@ def _new_run(
     if begin_from is not None:
         config = config_begun_from(begin_from, layers, own)
     else:
-        size = {"image_count": len(images), "median_side_pixels": images.median_side_pixels}
-        config, sentence = resolve(layers, **size, channels=images.channels, own=own, start=start)
+        count, side = len(images), images.median_side_pixels
+        config, sentence = resolve(
+            layers,
+            image_count=count,
+            median_side_pixels=side,
+            channels=images.channels,
+            own=own,
+            start=start,
+        )
         watcher.say(sentence)
-        if (advice := advice_on_weights(config, **size)) is not None:
+        advice = advice_on_weights(config, image_count=count, median_side_pixels=side)
+        if advice is not None:
             watcher.say(advice)
     fingerprint = fingerprint_of(config, images)
     place = checkpoint_location(config.checkpoint, folder)

@@ -26,6 +26,7 @@ from diptych.images.sources.remote import (
     fetch,
     find_in_remote_folder,
     is_remote_file,
+    names_of,
 )
 from diptych.images.splits import hold_out, open_located
 from diptych.runs.folder import is_url
@@ -278,3 +279,8 @@ def test_addresses(config: ImagesConfig, executor: ThreadPoolExecutor) -> None:
     assert fetching._plain("../..%2fx y.tar") == "_.._2fx_y.tar"
     with pytest.raises(ImagesError, match=r"no images listed|cannot be listed"):
         open_located(find_in_remote_folder("memory://empty-bucket"), config, executor)
+
+
+def test_names_behind_a_question_mark_stay_apart() -> None:
+    urls = [f"https://host/a/shard.tar?id={n}" for n in range(3)]
+    assert names_of(urls) == [f"{n}/shard.tar" for n in range(3)]

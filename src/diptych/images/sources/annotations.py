@@ -229,10 +229,11 @@ def find_coco(root: Path, part: str) -> Path | None:
     """The JSON file of a part; of several years the last."""
     for pattern in _COCO_FILES:
         found = sorted(root.glob(pattern.format(part=glob.escape(part))))
-        # Not those of parts whose names begin alike, as trainval and train.
-        end = re.compile(rf"(?:instances_)?{re.escape(part)}(?:[-_]?\d{{4}})?\.json|{_BESIDE}")
-        if own := [file for file in found if end.fullmatch(file.name)]:
-            return own[-1]
+        # Not those of parts whose names begin alike, as trainval and train; a year before others.
+        for rest in (r"(?:[-_]?\d{4})?", r"(?![A-Za-z]).*"):
+            whole = re.compile(rf"(?:instances_)?{re.escape(part)}{rest}\.json|{_BESIDE}")
+            if own := [file for file in found if whole.fullmatch(file.name)]:
+                return own[-1]
     return None
 
 

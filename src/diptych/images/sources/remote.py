@@ -144,7 +144,10 @@ def names_of(urls: Sequence[str]) -> list[str]:
     """
     paths = [url.partition("://")[2].partition("?")[0] for url in urls]
     folder = posixpath.commonpath([posixpath.dirname(path) for path in paths])
-    return [posixpath.relpath(path, folder or ".") for path in paths]
+    names = [posixpath.relpath(path, folder or ".") for path in paths]
+    if len(set(names)) < len(names):  # told apart by what stands behind a question mark
+        names = [f"{number}/{name}" for number, name in enumerate(names)]
+    return names
 
 
 def fetch(urls: Sequence[str], config: ImagesConfig) -> list[Path]:
