@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ from PIL import Image
 
 import diptych
 from diptych.config.downstream import EmbedSettings
+from diptych.curation.thumbnails import Thumbnails
 from diptych.embeddings.embed import embed_images
 from diptych.embeddings.embed_progress import EmbedProgress
 from diptych.embeddings.encode_views import ViewMaker
 from diptych.embeddings.shard_files import read_embeddings
 from diptych.embeddings.shards import Shard, own_shards, parse_shard
+from diptych.embeddings.vectors import read_vectors
 from diptych.errors import ConfigError, EmbeddingsError, ImagesError
 from diptych.evaluation.features import extract_features
 from diptych.models.start import open_encoder
@@ -141,6 +144,27 @@ def test_what_is_not_embedded_is_said(run: Path, class_folder: Path, tmp_path: P
     (photos / "notes.docx").write_bytes(b"x")
     _, said = finish(run, photos, tmp_path / "out")
     assert any("docx" in sentence for sentence in said), said
+
+
+def test_vectors_say_which_pictures_of_a_source_they_are_of(
+    tmp_path: Path, class_folder: Path
+) -> None:
+    run = write_run(tmp_path / "run")
+    config = load_encoder(run).config
+    images = replace(config.images, exclude=("class0",))
+    save_encoder(
+        run / "encoder.safetensors", untrained_encoder(config), replace(config, images=images)
+    )
+    make(run, class_folder, tmp_path / "vectors", 1)
+    vectors = read_vectors(tmp_path / "vectors")
+    assert vectors.settings is not None
+    assert vectors.settings["source"]["exclude"] == ["class0"]
+    found = Thumbnails.of(vectors)
+    assert found.rows is not None
+    assert list(found.rows.names) == list(vectors.names)
+    plain = write_run(tmp_path / "plain")
+    make(plain, class_folder, tmp_path / "of-all", 1)
+    assert "source" not in (read_vectors(tmp_path / "of-all").settings or {})
 
 
 @pytest.mark.parametrize("rows", [1, 7, 16, 48, 100])

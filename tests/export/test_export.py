@@ -494,3 +494,12 @@ def test_random_images_reach_every_part(small: Path) -> None:
     swapped = images[:, np.array([2, 1, 0])]
     encoder = load_encoder(small)
     assert (encoder(images) - encoder(swapped)).abs().max() > 1e-2
+
+
+def test_an_exported_encoder_sees_images_of_the_same_depth(tmp_path: Path) -> None:
+    config = config_of("small_resnet", width=4, stem="small")
+    config = replace(config, images=replace(config.images, bits=16))
+    save_encoder(tmp_path / "deep.safetensors", untrained_encoder(config), config)
+    export_encoder(tmp_path / "deep.safetensors", tmp_path / "out", form="safetensors")
+    again = load_encoder(tmp_path / "out" / "encoder.safetensors").config
+    assert again.images.bits == 16

@@ -1,6 +1,7 @@
 """Whatever is looked at is used, or left out by name and reason, whatever kind of source it is."""
 
 import csv
+import errno
 import io
 import os
 import tarfile
@@ -522,3 +523,20 @@ def test_a_part_without_labels_is_held_out_where_none_has_any(tmp_path: Path) ->
     held = hold_out(locate_images(ImagesConfig(path=str(tmp_path))))
     assert held.part == "test"
     assert [(one.part, one.count) for one in held.unused] == [("val", 2)]
+
+
+def test_a_link_that_may_not_be_followed_costs_only_itself(
+    class_folder: Path, executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (class_folder / "class0" / "extra").symlink_to("/nowhere/private")
+    known = os.stat
+
+    def refusing(path: Any, *rest: Any, **more: Any) -> os.stat_result:
+        if str(path).endswith("extra"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return known(path, *rest, **more)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    found = open_images(ImagesConfig(path=str(class_folder)), executor)
+    assert len(found.train) == 48
+    assert "broken symbolic link" in found.description

@@ -210,9 +210,7 @@ def _files_of(vectors: "VectorSet", out: Path) -> "Thumbnails":
 
     found = Thumbnails.of(vectors)
     if found.rows is None or found.rows.file is None:
-        why = (
-            found.missing.partition(" Give --images")[0] or "The images are no files of their own."
-        )
+        why = found.missing or "The images are no files of their own."
         raise ConfigError(f"-o {out} is a list of files. {why} Give a table, as {out.stem}.csv.")
     return found
 
@@ -220,24 +218,29 @@ def _files_of(vectors: "VectorSet", out: Path) -> "Thumbnails":
 def _write_chosen(
     out: Path, vectors: "VectorSet", chosen: "Chosen", files: "Thumbnails | None"
 ) -> None:
+    """A list of files, by their names where these are all that is known, or a table."""
     from diptych.escaping import HANDLER, escaped
     from diptych.runs.atomic import atomic_write
 
+    names = [vectors.names[row] for row in chosen.rows]
+    if out.suffix.lower() == ".txt":
+        if files is not None:
+            names = [_file_of(files, int(row), out) for row in chosen.rows]
+        lines = "".join(f"{name}\n" for name in names)
+        atomic_write(out, lines.encode(errors="surrogateescape"))
+        return
     text = io.StringIO()
-    if out.suffix.lower() == ".txt" and files is None:  # their names are all that is known
-        text.writelines(f"{vectors.names[row]}\n" for row in chosen.rows)
-        atomic_write(out, text.getvalue().encode(errors="surrogateescape"))
-        return
-    if files is not None:
-        found = [(vectors.names[row], files.file(int(row))) for row in chosen.rows]
-        gone = next((name for name, file in found if file is None), None)
-        if gone is not None:
-            raise ConfigError(f"-o {out}: {gone} is no longer among the images. Embed them again.")
-        text.writelines(f"{os.path.abspath(file)}\n" for _, file in found if file is not None)
-        atomic_write(out, text.getvalue().encode(errors="surrogateescape"))
-        return
     writer = csv.writer(text)
     writer.writerow(["name", "rank", "score"])
-    for rank, (row, score) in enumerate(zip(chosen.rows, chosen.scores, strict=True), start=1):
-        writer.writerow([escaped(vectors.names[row]), rank, f"{score:.6g}"])
+    for rank, (name, score) in enumerate(zip(names, chosen.scores, strict=True), start=1):
+        writer.writerow([escaped(name), rank, f"{score:.6g}"])
     atomic_write(out, text.getvalue().encode(errors=HANDLER))
+
+
+def _file_of(files: "Thumbnails", row: int, out: Path) -> str:
+    found = files.file(row)
+    if found is None:
+        raise ConfigError(
+            f"-o {out}: {files.names[row]} is no longer among the images. Embed them again."
+        )
+    return os.path.abspath(found)

@@ -59,12 +59,12 @@ class Thumbnails:
 
     @classmethod
     def _none(cls, vectors: VectorSet, why: str) -> "Thumbnails":
-        return cls(None, {}, vectors.names, f"{why} Give --images to see pictures.")
+        return cls(None, {}, vectors.names, why)
 
     @property
     def remarks(self) -> list[str]:
         """What is to be said of missing pictures."""
-        return [self.missing] if self.missing else []
+        return [f"{self.missing} Give --images to see pictures."] if self.missing else []
 
     def picture(self, row: int) -> str | None:
         """A picture as a data URI; None where the image is not there or cannot be read."""

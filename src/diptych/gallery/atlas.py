@@ -54,7 +54,7 @@ class Atlas:
     @property
     def missing(self) -> str:
         """Why there are no pictures at all; empty where there are."""
-        return self._small.missing
+        return "".join(self._small.remarks)
 
     def lists(self, name: str) -> bool:
         """Whether an image of this name was found where the images are."""

@@ -100,6 +100,11 @@ def test_files_outside_of_a_saved_folder_are_refused(tmp_path: Path, stripes: St
             listing.read(index)
     with pytest.raises(UnreadableImage, match="neither bytes nor a path"):
         listing.read(3)
+    (tmp_path / "saved" / "loop").symlink_to("loop")
+    for path in ("a\0b.png", "loop/a.png"):
+        write_rows(tmp_path / "saved", [{"bytes": None, "path": path}])
+        with pytest.raises(UnreadableImage):
+            list_saved(tmp_path / "saved", CONFIG).read(0)
 
 
 def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
