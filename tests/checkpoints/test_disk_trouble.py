@@ -21,6 +21,7 @@ from diptych.checkpoints import saver as saver_module
 from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
 from diptych.checkpoints.stores import LocalStore
 from diptych.cli.main import main
+from diptych.config.files import load_run_config
 from diptych.errors import (
     ConfigError,
     FirstStopped,
@@ -41,6 +42,7 @@ FOLDER = "DIPTYCH_TEST_FOLDER"
 STEPS = 12
 SMALL: dict[str, Any] = {
     "recipe": "moco_v2",
+    "images": {},
     "encoder": {"width": 4, "stage_blocks": (1,)},
     "head": {"hidden_features": 8, "output_features": 8},
     "views": {"side_pixels": 16},
@@ -62,10 +64,12 @@ class Listener(Silent):
         self.said.append(sentence)
 
 
-def run(name: str, *, resume: bool = False, **checkpoint: Any) -> list[str]:
+def run(
+    name: str, *, resume: bool = False, settings: dict[str, Any] = SMALL, **checkpoint: Any
+) -> list[str]:
     """What a run says; its folder lies in that of the test."""
     root, listener = Path(os.environ[FOLDER]), Listener()
-    settings = {**SMALL, "images": {"path": str(root / "images.npz")}}
+    settings = {**settings, "images": {"path": str(root / "images.npz"), **settings["images"]}}
     settings["checkpoint"] = {**SMALL["checkpoint"], **checkpoint}
     run_pretraining(settings, out=root / name, config_file=None, resume=resume, watcher=listener)
     return listener.said
@@ -288,9 +292,22 @@ def test_a_run_saves_behind_a_url_and_goes_on_from_there(folder: Path) -> None:
     with pytest.raises(RunFolderError, match=r"whose folder is still there.*--out .*run"):
         run("another", resume=True, folder=url)
     assert not (folder / "another").exists()
-    # Where the machine is lost, and with it the run folder: the same settings suffice.
+    # Where the machine is lost, and with it the run folder: the same settings suffice, and those
+    # that only say what a machine has are the new one's.
     shutil.rmtree(folder / "run")
-    run("on another machine", resume=True, folder=url)
+    here = {
+        **SMALL,
+        "images": {"cache_megabytes": 7},
+        "training": {**SMALL["training"], "threads": 2, "device": "cpu"},
+        "views": {**SMALL["views"], "threads": 3},
+        "probe": {**SMALL["probe"], "tracker_project": "here"},
+    }
+    run("on another machine", resume=True, settings=here, folder=url)
+    found = load_run_config(folder / "on another machine" / "config.toml")
+    assert found.images.cache_megabytes == 7
+    assert (found.training.threads, found.training.device) == (2, "cpu")
+    assert (found.views.threads, found.probe.tracker_project) == (3, "here")
+    assert found.checkpoint.folder == url
     _, ours = state(folder / "unbroken" / "checkpoints")
     _, theirs = state(url)
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())

@@ -33,3 +33,11 @@ def test_what_cannot_be_imported_is_the_users_to_mend(
     assert main(["import", str(tmp_path / "w.pt"), "--out", str(tmp_path / "x")]) == 2
     assert "is not a file of weights that can be read" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_is_not_what_an_import_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    assert main(["import", str(tmp_path / "w.pt"), "--out", str(tmp_path / "out")]) == 2
+    assert "is a folder; wanted a file, as x.safetensors" in capsys.readouterr().err

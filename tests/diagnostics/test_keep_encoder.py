@@ -281,10 +281,22 @@ def test_a_start_that_is_damaged_is_refused_in_words(
     assert not folder.encoder.exists()
 
 
+def test_more_features_than_can_be_whitened_are_compared_as_they_are(
+    folder: RunFolder, tmp_path: Path, executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "_MOST_WHITENED", 2)  # Colours has 3
+    kept(folder, opened(tmp_path / "i.npz", executor), executor, trained(RED), trained(GREEN))
+    choice = read_choice(folder)
+    assert choice is not None
+    assert [one.name for one in choice.candidates] == list(SHARES)
+
+
 def test_where_the_start_is_gone_the_last_encoder_is_kept(
     folder: RunFolder, tmp_path: Path, executor: Executor
 ) -> None:
     collection, said = opened(tmp_path / "i.npz", executor), list[str]()
+    kept(folder, collection, executor, trained(GREEN), trained(RED))
+    folder.untrained.unlink()
     keep_encoder(folder, trained(RED), CONFIG, collection, executor, say=said.append)
     assert folder.encoder.exists()
     assert read_choice(folder) is None

@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diptych.checkpoints.save_and_load import load_newest, origins
 from diptych.checkpoints.stores import CheckpointLocation
-from diptych.config.files import differing_keys, overlay, parse_toml
+from diptych.config.files import differing_keys, flatten, nest, overlay, parse_toml
 from diptych.config.run import RunConfig
 from diptych.errors import DamagedCheckpoint, ForeignCheckpoint, ImagesError, RunFolderError
 from diptych.escaping import quoted
@@ -275,18 +275,9 @@ def recover_run(
             "with the settings that it was begun with."
         )
     require_same_images(scalars.get("images"), fingerprint)
-    ours = config.images
-    images = replace(
-        theirs.images, path=ours.path, group_by=ours.group_by, cache_folder=ours.cache_folder
-    )
-    here = config.training
-    return replace(
-        theirs,
-        images=images,
-        checkpoint=config.checkpoint,
-        training=replace(theirs.training, device=here.device, threads=here.threads),
-        views=replace(theirs.views, threads=config.views.threads),
-    ), RunRecord(run, fingerprint)
+    asked = flatten(config)
+    of_this_machine = nest({name: asked[name] for name in MAY_CHANGE_WITH_MACHINE})
+    return overlay(theirs, of_this_machine, "this machine"), RunRecord(run, fingerprint)
 
 
 def _text(value: object, place: CheckpointLocation) -> str:
