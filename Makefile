@@ -65,8 +65,9 @@ check: lint
 slow: setup
 	$(PYTEST) -m slow
 
-# These two need more than a flag: a GPU, and the environment of another library.
-ALONE := benchmarks/gpu.py benchmarks/peer_own_photographs.py
+# Not by a flag alone: these need a GPU, the environment of another library, photographs with boxes,
+# or sets to learn from; and scale_tables.py measures nothing.
+ALONE := $(addprefix benchmarks/,gpu.py peer_own_photographs.py dense.py verdict_population.py scale_tables.py)
 
 bench: setup
 	@for script in $(filter-out $(ALONE),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script --quick || exit 1; done

@@ -1,7 +1,8 @@
 """Every path of a device checked, and ResNet-50 at 224 pixels measured on it; see gpu.sh.
 
 Each result is written as soon as it is there, so that a later failure or the end of the time loses
-nothing. Checks say `right`, `wrong`, `failed` (with the error) or `not run` (and why).
+nothing. Checks say `right`, `wrong`, `not decided` (two runs of one kind differ already), `failed`
+(with the error) or `not run` (and why).
 
     python benchmarks/gpu.py RESULTS           # on the GPU
     python benchmarks/gpu.py --toy RESULTS     # on the CPU, small
@@ -35,9 +36,15 @@ NEEDED: Final = {
     "defusedxml": "defusedxml",
     "tensorboard": "tensorboard",
     "scipy": "scipy",
+    "imagecodecs": "imagecodecs",
+    "tifffile": "tifffile",
     "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
 }
-"""Modules that pretraining imports, and the packages that have them."""
+"""Modules that pretraining imports, and the packages that have them.
+
+The last two hold the photographs that the images are made from.
+"""
 
 VIEW_TOLERANCE: Final = 2e-3  # of pixels in units of their spread
 LOSS_TOLERANCE: Final = {"fp32": 5e-3, "bf16": 0.05, "fp16": 0.05}
@@ -187,12 +194,21 @@ def pretrain(bench: Bench, name: str, recipe: str, **settings: Any) -> Path:
 
 def small_images(bench: Bench) -> Path:
     """128 JPEG files of 64 pixels."""
+    return filled(bench.scratch / "small", (64, 64), 128)
+
+
+def filled(folder: Path, size: tuple[int, int], count: int) -> Path:
+    """A folder with so many JPEG files, which is there as a whole or not at all."""
     from opening import fill
 
-    folder = bench.scratch / "small"
     if not folder.exists():
-        folder.mkdir(parents=True)
-        fill(folder, (64, 64), 128)
+        # Under its own name only once it is full: the next check would learn from what a failed
+        # one left.
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        fill(part, size, count)
+        part.rename(folder)
     return folder
 
 
@@ -258,7 +274,11 @@ def chunked(bench: Bench) -> dict[str, Any]:
 
 
 def resumed(recipe: str) -> Callable[[Bench], dict[str, Any]]:
-    """Whether a run that goes on from its middle ends with the bits of one that was not stopped."""
+    """Whether a run that goes on from its middle ends with the bits of one that was not stopped.
+
+    Where a device gives other bits each time, a second whole run differs too, and nothing is known
+    of resuming.
+    """
 
     def check(bench: Bench) -> dict[str, Any]:
         import diptych
@@ -274,7 +294,10 @@ def resumed(recipe: str) -> Callable[[Bench], dict[str, Any]]:
         (split / "encoder.safetensors").unlink()
         diptych.pretrain(out=split, resume=True, quiet=True)
         repeat, goes_on = differing(whole, again), differing(whole, split)
-        return verdict(not goes_on, differs_when_repeated=repeat, differs_when_resumed=goes_on)
+        found = {"differs_when_repeated": repeat, "differs_when_resumed": goes_on}
+        if repeat and goes_on:
+            return {"state": "not decided", **found}
+        return verdict(not goes_on, **found)
 
     return check
 
@@ -298,13 +321,7 @@ def differing(one: Path, other: Path) -> list[str]:
 
 def photographs(bench: Bench) -> Path:
     """JPEG files of 500 x 375, as those of ImageNet: 4,096 names of 500 different ones."""
-    from opening import fill
-
-    folder = bench.scratch / "photographs"
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        fill(folder, (500, 375), 64 if bench.toy else 4096)
-    return folder
+    return filled(bench.scratch / "photographs", (500, 375), 64 if bench.toy else 4096)
 
 
 def speed(recipe: str, **settings: Any) -> Callable[[Bench], dict[str, Any]]:

@@ -93,15 +93,24 @@ def measure_apart(name: str, pairs: int) -> dict[str, float]:
     return result
 
 
-def time_ratio(rounds: int, name: str = "lightly", pairs: int = PAIRS) -> float:
+def time_of(rounds: int, name: str, pairs: int) -> Figure:
     """The median over rounds of a peer's time over ours."""
     first, second = two_views(pairs)
     ours, peer = build_loss("diptych"), build_loss(name)
-    timed(ours, first, second)  # what is built at the first call is no time of a step
-    timed(ours, first, second)
-    return statistics.median(
-        timed(peer, first, second) / timed(ours, first, second) for _ in range(rounds)
-    )
+    for loss in (ours, peer, ours):  # what is built at the first call is no time of a step
+        timed(loss, first, second)
+    turns = [(timed(peer, first, second), timed(ours, first, second)) for _ in range(rounds)]
+    ratio = statistics.median(theirs / own for theirs, own in turns)
+    theirs, own = (statistics.median(some) for some in zip(*turns, strict=True))
+    what = f"time of {name}'s over ours, {pairs:,} pairs"
+    return Figure(what, ratio, 3.0, unit="s", ours=own, others={name: theirs})
+
+
+def memory_of(name: str, pairs: int, ours: float, theirs: float) -> Figure:
+    """A peer's peak over ours, both in bytes."""
+    what = f"memory of {name}'s over ours, {pairs:,} pairs"
+    gigabytes = {name: theirs / GIGABYTE}
+    return Figure(what, theirs / ours, 20.0, unit="GB", ours=ours / GIGABYTE, others=gigabytes)
 
 
 def main() -> None:
@@ -112,33 +121,26 @@ def main() -> None:
     if find_spec("lightly") is None or find_spec("pytorch_metric_learning") is None:
         sys.exit("lightly and pytorch-metric-learning are missing: pip install -e '.[dev]'")
     rounds = ROUNDS_QUICK if arguments.quick else ROUNDS
-    ratio = time_ratio(rounds)
     metric = "pytorch-metric-learning"
-    few_ratio = time_ratio(rounds, metric, FEW_PAIRS)
+    times = time_of(rounds, "lightly", PAIRS), time_of(rounds, metric, FEW_PAIRS)
     ours, peer = measure_apart("diptych", PAIRS), measure_apart("lightly", PAIRS)
     print(
         f"{PAIRS:,} pairs, one run each: diptych {ours['seconds']:.1f} s and"
         f" {ours['bytes'] / GIGABYTE:.3f} GB, lightly {peer['seconds']:.1f} s and"
         f" {peer['bytes'] / GIGABYTE:.1f} GB"
     )
+    few = {name: measure_apart(name, FEW_PAIRS)["bytes"] for name in (metric, "diptych")}
     figures = [
-        Figure(f"time of lightly's over ours, {PAIRS:,} pairs", ratio, 3.0),
-        Figure(
-            f"memory of lightly's over ours, {PAIRS:,} pairs", peer["bytes"] / ours["bytes"], 20.0
-        ),
-        Figure(f"time of {metric}'s over ours, {FEW_PAIRS} pairs", few_ratio, 3.0),
-        Figure(
-            f"memory of {metric}'s over ours, {FEW_PAIRS} pairs",
-            measure_apart(metric, FEW_PAIRS)["bytes"]
-            / measure_apart("diptych", FEW_PAIRS)["bytes"],
-            20.0,
-        ),
+        *times,
+        memory_of("lightly", PAIRS, ours["bytes"], peer["bytes"]),
+        memory_of(metric, FEW_PAIRS, few["diptych"], few[metric]),
     ]
     if not arguments.quick:
         many = measure_apart("diptych", MANY_PAIRS)
         print(f"{MANY_PAIRS:,} pairs, one run: {many['seconds']:.0f} s")
         gigabytes = many["bytes"] / GIGABYTE
-        figures.append(Figure(f"peak GB of ours, {MANY_PAIRS:,} pairs", gigabytes, 2.0, "at most"))
+        what = f"peak GB of ours, {MANY_PAIRS:,} pairs"
+        figures.append(Figure(what, gigabytes, 2.0, "at most", "GB"))
     publish(figures, "NT-Xent, forward and backward, beside others", arguments.json)
 
 

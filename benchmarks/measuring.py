@@ -4,25 +4,48 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from rich.console import Console
 from rich.table import Table
 
+from diptych import __version__
+
+ROOT: Final = Path(__file__).parents[1]
+PACKAGES: Final = (
+    *("torch", "torchvision", "numba", "numpy", "pillow", "simplejpeg"),
+    *("scikit-learn", "lightly", "kornia", "pytorch-metric-learning"),
+)
+"""Whose versions are kept with the figures: what computes, and what is compared with."""
+
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured figure and what it should be, at least or at most."""
+    """One measured figure and what it should be, at least or at most.
+
+    Attributes:
+        name: what was measured.
+        value: what the goal is about: a ratio, or a measured value itself.
+        goal: what it should be.
+        bound: at least or at most that.
+        unit: of a value that is no ratio, or of what a ratio is made of.
+        ours: what a ratio is made of: diptych's value, where the script tells.
+        others: and those of other libraries, by name.
+    """
 
     name: str
     value: float
     goal: float
     bound: Literal["at least", "at most"] = "at least"
+    unit: str = ""
+    ours: float | None = None
+    others: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def holds(self) -> bool:
@@ -54,7 +77,7 @@ def resident_bytes(kind: Literal["VmRSS", "VmHWM"]) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(kind))
 
 
-def machine() -> dict[str, dict[str, Any]]:
+def machine() -> dict[str, Any]:
     """What figures were measured on, and with which versions."""
     return {
         "machine": {
@@ -64,9 +87,31 @@ def machine() -> dict[str, dict[str, Any]]:
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("diptych", "torch", "numba", "numpy")},
+            "diptych": __version__,
+            **dict(_versions(PACKAGES)),
         },
+        "commit": commit(),
     }
+
+
+def _versions(packages: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Of those that are installed."""
+    for name in packages:
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:
+            continue
+
+
+def commit() -> str:
+    """The commit that is checked out, with a "+" where files differ from it; empty without one."""
+    command = ["git", "describe", "--always", "--exclude", "*", "--abbrev=40", "--dirty=+"]
+    try:
+        return subprocess.run(
+            command, cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or a copy without its history
+        return ""
 
 
 def processor() -> str:
@@ -94,6 +139,9 @@ def publish(figures: Sequence[Figure], title: str, file: Path | None) -> None:
                     "goal": one.goal,
                     "bound": one.bound,
                     "holds": one.holds,
+                    "unit": one.unit,
+                    "ours": one.ours,
+                    "others": dict(one.others),
                 }
                 for one in figures
             },

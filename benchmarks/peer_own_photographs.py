@@ -23,6 +23,7 @@ from typing import Any
 
 from command_line_runs import diptych
 from measuring import Figure, add_arguments, publish
+from peers.environments import runner_environment
 
 MINUTES, MINUTES_QUICK = 10.0, 1.0
 SIDE = 224
@@ -51,7 +52,9 @@ def peer(python: str, out: Path, epochs: int, *arguments: str) -> float:
     images, name, method, weights, teacher = arguments
     command = [python, "-c", _PEER, str(out), images, name, str(epochs), method, weights, teacher]
     begun = time.monotonic()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    silent = subprocess.DEVNULL
+    variables = runner_environment()  # without usage events
+    subprocess.run(command, check=True, stdout=silent, stderr=silent, env=variables)
     return time.monotonic() - begun
 
 

@@ -147,10 +147,18 @@ def compared(kind: str, found: dict[str, dict[str, float]], *, quick: bool) -> l
     apart = abs(ours["accuracy"] - theirs["accuracy"])
     faster = theirs["seconds"] / ours["seconds"]
     gigabytes = ours["held"] / GIGABYTE
+    most = 0.3 if quick else 0.1
     return [
-        Figure(f"{kind}: points of accuracy apart", apart, 0.3 if quick else 0.1, "at most"),
-        Figure(f"{kind}: scikit-learn's time over ours", faster, 1.0 if quick else 3.0),
-        Figure(f"{kind}: GB that the process holds", gigabytes, 1.5, "at most"),
+        Figure(f"{kind}: points of accuracy apart", apart, most, "at most", "points"),
+        Figure(
+            f"{kind}: scikit-learn's time over ours",
+            faster,
+            1.0 if quick else 3.0,
+            unit="s",
+            ours=ours["seconds"],
+            others={"scikit-learn": theirs["seconds"]},
+        ),
+        Figure(f"{kind}: GB that the process holds", gigabytes, 1.5, "at most", "GB"),
     ]
 
 

@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diptych.config.data import ImagesConfig, ViewsConfig
-from diptych.images.codecs.jpeg import reduced
+from diptych.images.codecs.reduction import reduced, reduction
 from diptych.images.collection import ImageSet
 from diptych.images.codecs.decode import decode_bytes
 from diptych.images.codecs.channels import Pixels
@@ -85,11 +85,13 @@ def small_task(count: int) -> Task:
 
 def large_task(folder: Path, count: int) -> Task:
     """JPEG files, read before and decoded in every round."""
-    files = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))[:count]]
-    config = ImagesConfig(jpeg_side=LARGE.image_side)
+    files = [path.read_bytes() for path in sorted(folder.rglob("*.jpg"))[:count]]
+    config = ImagesConfig(decoded_side=LARGE.image_side)
     shapes = [simplejpeg.decode_jpeg_header(data)[:2] for data in files]
     heights, widths = np.array(shapes, dtype=np.int64).T
-    decoded = np.array([reduced(shape, config.jpeg_side) for shape in shapes], dtype=np.int64)
+    decoded = np.array(
+        [reduced(shape, reduction(shape, config.decoded_side)) for shape in shapes], dtype=np.int64
+    )
 
     def read(index: int, room: NDArray[np.uint8] | None) -> Pixels:
         return decode_bytes(files[index], config, room)
@@ -297,12 +299,23 @@ def _cost(policy: str, side: int, images: PixelBatch, rounds: int) -> float:
 
 def figures_of(rates: dict[str, list[float]], goals: Sequence[tuple[str, float]]) -> list[Figure]:
     """How many times faster ours is than some of the others."""
-    return [Figure(f"ours over {name}", over(rates, name), goal) for name, goal in goals]
+    middle = {name: statistics.median(some) for name, some in rates.items()}
+    return [
+        Figure(
+            f"ours over {name}",
+            over(rates, name),
+            goal,
+            unit="images/s",
+            ours=middle["diptych, cpu"],
+            others={name: middle[name]},
+        )
+        for name, goal in goals
+    ]
 
 
 def main() -> None:
     parser = add_arguments(__doc__)
-    parser.add_argument("--jpegs", type=Path, metavar="DIR", help="JPEG files, all of one size")
+    parser.add_argument("--jpegs", type=Path, metavar="DIR", help="of JPEG files, all of one size")
     arguments = parser.parse_args()
     if find_spec("kornia") is None or find_spec("lightly") is None:
         sys.exit("this benchmark compares with kornia and lightly: pip install -e '.[dev]'")

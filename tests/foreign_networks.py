@@ -128,6 +128,14 @@ def moco_v1() -> Foreign:
     return Foreign({"state_dict": prefixed("module.", state)}, network, "MoCo v1 and v2")
 
 
+def moco_published() -> Foreign:
+    """As the authors' files are: of the query encoder only."""
+    network = resnet18()
+    state = prefixed("module.encoder_q.", with_fc(network, mlp(512, 512, 128)))
+    content = {"epoch": 200, "arch": "resnet18", "state_dict": state}
+    return Foreign(content, network, "MoCo v1 and v2")
+
+
 def moco_v3() -> Foreign:
     network, key = resnet18(), resnet18(1)
     state = (
@@ -145,6 +153,20 @@ def moco_v3_vit() -> Foreign:
     state |= prefixed("momentum_encoder.", vit(1).state_dict())
     content = {"state_dict": prefixed("module.", state)}
     return Foreign(content, network, "MoCo v3", "vit_tiny_patch16_224")
+
+
+def moco_v3_vit_small() -> Foreign:
+    """Its ViT-S has 12 heads, which no shape shows."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = timm.create_model(
+            "vit_small_patch16_224", img_size=32, num_classes=0, num_heads=12
+        )
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.1)
+    state = prefixed("module.base_encoder.", network.state_dict())
+    content = {"arch": "vit_small", "state_dict": state}
+    return Foreign(content, network.eval(), "MoCo v3", "vit_small_patch16_224")
 
 
 def simclr_converted() -> Foreign:
@@ -284,6 +306,19 @@ def _solo_learn(network: nn.Module, name: str) -> dict[str, Any]:
 def solo_learn() -> Foreign:
     network = resnet18()
     return Foreign(_solo_learn(network, "backbone"), network, "solo-learn")
+
+
+def solo_learn_dino() -> Foreign:
+    network = resnet18(small_border=2)
+    head = {"last_layer.weight_g": torch.ones(40, 1), "last_layer.weight_v": torch.randn(40, 32)}
+    state = (
+        prefixed("backbone.", network.state_dict())
+        | prefixed("classifier.", LINEAR)
+        | prefixed("head.", mlp(512, 64, 32) | head)
+        | prefixed("momentum_backbone.", resnet18(1).state_dict())
+        | prefixed("momentum_head.", mlp(512, 64, 32) | head)
+    )
+    return Foreign({"epoch": 1, "state_dict": state}, network, "solo-learn")
 
 
 def solo_learn_cifar() -> Foreign:
@@ -558,6 +593,39 @@ def transformers_vit() -> Foreign:
     return Foreign(state, network, "transformers", "vit_tiny_patch16_224")
 
 
+class _ClassToken(nn.Module):
+    """Its feature of an image is the class token."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        from transformers import ViTConfig, ViTModel
+
+        tiny: Any = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.vit = ViTModel(ViTConfig(image_size=32, **tiny))
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.vit(images).last_hidden_state[:, 0]
+        return found
+
+
+def transformers_vit_in_memory() -> Foreign:
+    """The library's own network, by torch.save of its state dict."""
+    network = _ClassToken(0).eval()
+    state = dict(network.vit.state_dict())
+    return Foreign(state, network, "transformers", "vit_tiny_patch16_224")
+
+
+def stable_pretraining_vit() -> Foreign:
+    network, student = _ClassToken(0).eval(), _ClassToken(1)
+    state = prefixed("backbone.teacher.", network.vit.state_dict())
+    state |= prefixed("backbone.student.", student.vit.state_dict())
+    state |= prefixed("projector.teacher.", mlp(192, 64, 32))
+    content = {"state_dict": state}
+    return Foreign(content, network, "stable-pretraining", "vit_tiny_patch16_224")
+
+
 def torchvision_vit() -> Foreign:
     """Too large to be fast: torchvision has no smaller one."""
     with torch.random.fork_rng():
@@ -571,11 +639,12 @@ def torchvision_vit() -> Foreign:
 FILES: dict[str, Callable[[], Foreign]] = {
     one.__name__: one
     for one in (
-        *(torchvision_flat, timm_ema, moco_v1, moco_v2, moco_v3, moco_v3_vit, simclr_converted),
+        *(torchvision_flat, timm_ema, moco_v1, moco_v2, moco_published, moco_v3, moco_v3_vit),
+        *(moco_v3_vit_small, simclr_converted),
         *(simclr_pytorch, byol, byol_learner, byol_sequential, swav, barlow_twins, vicreg, dino),
-        *(vissl, mmselfsup, mmselfsup_vit, solo_learn, solo_learn_cifar, lightly),
-        *(lightly_sequential, lightly_train, stable_pretraining, stable_pretraining_plain),
-        *(compiled, small_stem),
-        *(transformers_resnet, transformers_vit, simclr_v2),
+        *(vissl, mmselfsup, mmselfsup_vit, solo_learn, solo_learn_dino, lightly),
+        *(solo_learn_cifar, lightly_sequential, lightly_train, stable_pretraining),
+        *(stable_pretraining_plain, stable_pretraining_vit, compiled, small_stem),
+        *(transformers_resnet, transformers_vit, transformers_vit_in_memory, simclr_v2),
     )
 }

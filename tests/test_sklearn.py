@@ -18,6 +18,7 @@ from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import check_estimator
 
 from diptych.config.data import ImagesConfig, ViewsConfig
+from diptych.config.files import SHORT_NAMES, nest, overlay
 from diptych.config.model import EncoderConfig
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError, ImagesError
@@ -25,6 +26,7 @@ from diptych.evaluation.features import extract_features
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
 from diptych.sklearn import ContrastiveEmbedder
 
+NAMED = ("epochs", "seed", "optimizer.learning_rate", "views.pixel_mean", "training.compile")
 Stripes = Callable[[int, int], tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
 
@@ -134,6 +136,39 @@ def test_what_is_no_images_is_refused(run: Path, images: Any, got: str) -> None:
 def test_a_trained_run_learns_nothing_more(run: Path, stripes: Stripes) -> None:
     with pytest.raises(ConfigError, match="so that epochs would change nothing"):
         ContrastiveEmbedder(run=run, epochs=3).fit(stripes(4, 2)[0])
+
+
+def test_numbers_of_numpy_are_settings_too(
+    run: Path, stripes: Stripes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def pretrain(path: Path, **settings: Any) -> None:
+        given.update(settings)
+
+    monkeypatch.setattr("diptych.sklearn.pretrain", pretrain)
+    monkeypatch.setattr("diptych.sklearn.load_encoder", lambda _: load_encoder(run))
+    images, _ = stripes(4, 2)
+    more = {
+        "optimizer.learning_rate": np.float32(0.5),
+        "views.pixel_mean": tuple(np.array([0.5, 0.25, 0.125])),
+        "training.compile": False,
+    }
+    model = ContrastiveEmbedder(
+        epochs=np.int64(3),  # type: ignore[arg-type]
+        random_state=np.uint8(7),  # type: ignore[arg-type]
+        threads=np.int64(1),  # type: ignore[arg-type]
+        batch_size=np.int32(3),  # type: ignore[arg-type]
+        settings=more,
+    )
+    assert len(model.fit(images).transform(images)) == 4
+    config = overlay(
+        RunConfig(), nest({SHORT_NAMES.get(name, name): given[name] for name in NAMED}), "the test"
+    )
+    assert (config.training.epochs, config.seed) == (3, 7)
+    assert config.optimizer.learning_rate == 0.5
+    assert config.views.pixel_mean == (0.5, 0.25, 0.125)
+    assert config.training.compile is False
 
 
 @pytest.mark.slow

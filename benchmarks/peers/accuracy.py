@@ -1,27 +1,30 @@
 """What is learned in some minutes of this machine, and how soon: CIFAR-10, all images.
 
 Each peer runs twice, with our settings and with those of its own documents, and each run is as
-many epochs as fit into the minutes; runs of one and two epochs, which are not counted, say how
-many. The same protocol of kNN measures every encoder afterwards, outside the time.
+many epochs as fit into the minutes: after one uncounted run, runs of one and three epochs say how
+many. The same protocol measures the encoders afterwards, outside the time. Only those count that
+were there within the minutes.
 """
 
-import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from peers.contenders import OURS, Run, settings_of_docs
-from peers.knn import Snapshot, course
+from peers.kept import Kept
+from peers.knn import Course, Snapshot, course
 from peers.results import Row
-from peers.settings import Settings, do, images_for
+from peers.settings import IMAGES, IMAGES_QUICK, Settings, do, images_for
+from peers.timing import EPOCHS_QUICK, Times, times_of, warm_up
 
 LENGTHS: Final = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 """Of our runs in the search for the time to an accuracy, as shares of the peers' minutes."""
 TIME_GOAL: Final = 0.5
 CURVE: Final = 12  # snapshots of a run
-IMAGES_QUICK: Final = 320
+EPOCHS: Final = (1, 3)  # of 50,000 images, which take long enough
+FILLED: Final = 0.98
+"""Share of the minutes that epochs are to fill: what comes too late does not count."""
 
 
 class Learner(NamedTuple):
@@ -30,8 +33,7 @@ class Learner(NamedTuple):
     name: str
     settings_of: str
     run: Run
-    start: float
-    epoch: float
+    times: Times = Times(1.0, 0.0)
 
     @property
     def title(self) -> str:
@@ -40,13 +42,13 @@ class Learner(NamedTuple):
 
     def lasting(self, seconds: float, seed: int) -> Run:
         """A run of as many epochs as fit."""
-        epochs = max(1, int((seconds - self.start) / self.epoch))
+        epochs = max(1, int((FILLED * seconds - self.times.around) / self.times.epoch))
         return replace(self.run, epochs=epochs, seed=seed, snapshot_seconds=seconds / CURVE)
 
 
 def learners(settings: Settings) -> list[Learner]:
     """All of them, with their measured times."""
-    folder = images_for(settings, 32, IMAGES_QUICK)
+    folder = images_for(settings, 32, IMAGES_QUICK if settings.quick else IMAGES)
     run = Run(
         images=str(folder / "train"),
         out=str(settings.scratch / "run"),
@@ -58,108 +60,147 @@ def learners(settings: Settings) -> list[Learner]:
     for name in settings.contenders(run.method):
         for settings_of in ("our",) if name == OURS else ("our", "its own"):
             own = settings_of_docs(name, run) if settings_of == "its own" else run
-            found.append(timed(settings, Learner(name, settings_of, own, 0.0, 1.0)))
+            found.append(timed(settings, Learner(name, settings_of, own)))
     return found
 
 
 def timed(settings: Settings, one: Learner) -> Learner:
     """The same with its times, which are kept for the next figure."""
-    kept = kept_file(settings, one, "times")
-    if not kept.exists():
-        first, second = (
-            do(settings, one.name, replace(one.run, epochs=epochs)).seconds for epochs in (1, 2)
-        )
-        epoch = max(second - first, 1e-2 * first)
-        kept.write_text(json.dumps([max(0.0, first - epoch), epoch]))
-    start, epoch = json.loads(kept.read_text())
-    print(f"{one.title}: {epoch:.1f} s an epoch", flush=True)
-    return one._replace(start=start, epoch=epoch)
+    kept = kept_of(settings, one, one.run, "times")
+    found = kept.read()
+    if found is None:
+        warm_up(settings, one.name, one.run)
+        epochs = EPOCHS_QUICK if settings.quick else EPOCHS
+        found = times_of(settings, one.name, one.run, epochs)
+        kept.write(found)
+    times = Times(*found)
+    print(f"{one.title}: {times.epoch:.1f} s an epoch", flush=True)
+    return one._replace(times=times)
 
 
-def kept_file(settings: Settings, one: Learner, what: str) -> Path:
-    """What was measured of a learner stays here, so that a long figure may be stopped."""
-    name = f"{one.title}-{what}".replace(" ", "-").replace(",", "")
-    place = settings.scratch / "kept" / f"{name}.json"
-    place.parent.mkdir(exist_ok=True)
-    return place
+def kept_of(settings: Settings, one: Learner, run: Run, what: str) -> Kept:
+    """What was measured of a learner stays there, so that a long figure may be stopped."""
+    title = f"{one.title} {what}"
+    place, flags = settings.measured_before, settings.flags
+    return Kept(place, title, one.name, run, flags, settings.environments)
 
 
 def learn(settings: Settings, one: Learner, minutes: float, seed: int) -> list[Snapshot]:
-    """The course of a run of so many minutes; what is learned stays in a file beside it."""
-    kept = kept_file(settings, one, f"{minutes:g}-minutes-seed-{seed}")
-    if not kept.exists():
-        run = one.lasting(60 * minutes, seed)
+    """The course of a run of so many minutes, as far as it lies within them."""
+    run = one.lasting(60 * minutes, seed)
+    kept = kept_of(settings, one, run, f"{minutes:g} minutes seed {seed}")
+    found = kept.read()
+    if found is None:
         begun = do(settings, one.name, run).begun
-        found = course(one.name, run, begun, last_only=False)
-        kept.write_text(json.dumps(found))
+        found = course(one.name, run, begun, 60 * minutes)
+        kept.write(found)
         shutil.rmtree(run.out)
-    found = [Snapshot(*pair) for pair in json.loads(kept.read_text())]
-    last = found[-1]
-    print(f"{one.title}, seed {seed}: {last.knn:.2f}% in {last.seconds / 60:.2f} min", flush=True)
-    return found
+    snapshots, late = Course(*found)
+    snapshots = [Snapshot(*values) for values in snapshots]
+    say(f"{one.title}, {minutes:g} minutes, seed {seed}", snapshots, late)
+    return snapshots
 
 
-def after_minutes(settings: Settings) -> list[Row]:
-    """Accuracy by kNN at the end of the minutes, a mean over seeds."""
-    ends = {
-        one.title: [
-            learn(settings, one, settings.minutes, seed)[-1].knn for seed in range(settings.seeds)
-        ]
-        for one in learners(settings)
-    }
-    means = {name: sum(values) / len(values) for name, values in ends.items()}
+def say(run: str, snapshots: Sequence[Snapshot], late: int) -> None:
+    """What a run reached, and whether it went over its minutes."""
+    if snapshots:
+        last = snapshots[-1]
+        print(f"{run}: {last.knn:.2f}% in {last.seconds / 60:.2f} min", flush=True)
+    if late:
+        print(f"{run}: it went over them; encoders that came too late: {late}", flush=True)
+
+
+def last_of(settings: Settings, one: Learner, minutes: float, seed: int) -> Snapshot:
+    """The last encoder within the minutes.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    found = learn(settings, one, minutes, seed)
+    if not found:
+        raise RuntimeError(
+            f"{one.title} has no encoder after {minutes:g} minutes, of which one epoch takes "
+            f"{one.times.epoch / 60:.2f}: give more --minutes, or fewer images."
+        )
+    return found[-1]
+
+
+def after_minutes(settings: Settings) -> Iterator[Row]:
+    """Accuracy at the end of the minutes, by neighbours and linearly, means over seeds."""
+    some = learners(settings)
+    for minutes in settings.minutes:
+        ends = {
+            one.title: [last_of(settings, one, minutes, seed) for seed in range(settings.seeds)]
+            for one in some
+        }
+        case = f"small_resnet, {minutes:g} minutes, {settings.seeds} seeds"
+        knn = {name: [one.knn for one in last] for name, last in ends.items()}
+        linear = {name: [one.linear or 0.0 for one in last] for name, last in ends.items()}
+        yield of_means("kNN accuracy", case, knn)
+        yield of_means("linear accuracy", case, linear)
+
+
+def of_means(figure: str, case: str, values: Mapping[str, Sequence[float]]) -> Row:
+    """The row of means over seeds, ours over the best of the others."""
+    means = {name: sum(some) / len(some) for name, some in values.items()}
     ours = means.pop(OURS)
-    best = max(means.values())
-    case = f"small_resnet, {settings.minutes:g} minutes, {settings.seeds} seeds"
-    row = Row("kNN accuracy", case, "%", ours, means, ours / best, 1.0, notes={"seeds": ends})
-    return [row]
+    notes = {"seeds": values}
+    if not means:
+        return Row(figure, case, "%", ours, {}, None, None, notes=notes)
+    return Row(figure, case, "%", ours, means, ours / max(means.values()), 1.0, notes=notes)
 
 
-def time_to_accuracy(settings: Settings) -> list[Row]:
+def time_to_accuracy(settings: Settings) -> Iterator[Row]:
     """The time in which we reach what the best peer has after the minutes."""
+    if settings.alone:
+        print("time-to-accuracy: left out, as no other library was asked for")
+        return
     found = learners(settings)
+    for minutes in settings.minutes:
+        yield soonest(settings, found, minutes)
+
+
+def soonest(settings: Settings, found: Sequence[Learner], minutes: float) -> Row:
+    """The same of one length."""
     peers = [one for one in found if one.name != OURS]
-    curves = {one.title: learn(settings, one, settings.minutes, 0) for one in peers}
-    best = max(curves, key=lambda title: curves[title][-1].knn)
+    curves = {one.title: learn(settings, one, minutes, 0) for one in peers}
+    if not any(curves.values()):
+        raise RuntimeError(f"no library has an encoder after {minutes:g} minutes: give more.")
+    best = max((title for title in curves if curves[title]), key=lambda one: curves[one][-1].knn)
     target = curves[best][-1].knn
     theirs = {title: reached(curve, target) for title, curve in curves.items()}
     ours = next(one for one in found if one.name == OURS)
     seconds = float("inf")
     for share in LENGTHS:
-        curve = learn(settings, ours, share * settings.minutes, 0)
+        curve = learn(settings, ours, share * minutes, 0)
         curves[f"{OURS}, {share:g}"] = curve
         seconds = reached(curve, target)
         if seconds < float("inf"):
             break
-    minutes = {title: value / 60 for title, value in theirs.items() if value < float("inf")}
-    case = (
-        f"small_resnet, to {target:.1f}% kNN, which {best} has after {settings.minutes:g} minutes"
+    shown = {title: value / 60 for title, value in theirs.items() if value < float("inf")}
+    case = f"small_resnet, to {target:.1f}% kNN, which {best} has after {minutes:g} minutes"
+    ratio = seconds / 60 / shown[best]
+    notes = {"curves": curves}
+    return Row(
+        *("time to accuracy", case, "min", seconds / 60, shown, ratio, TIME_GOAL, "at most"), notes
     )
-    ratio = seconds / 60 / minutes[best]
-    return [
-        Row(
-            *("time to accuracy", case, "min", seconds / 60, minutes, ratio, TIME_GOAL, "at most"),
-            notes={"curves": curves},
-        )
-    ]
 
 
-def record(settings: Settings) -> list[Row]:
+def record(settings: Settings) -> Iterator[Row]:
     """Minutes to a given accuracy, for docs/leaderboard.md: a mean over seeds, each of which must.
 
     The length of the run (`--minutes`) is the record's own choice.
     """
-    rows = []
     for one in learners(settings):
-        minutes = [
-            reached(learn(settings, one, settings.minutes, seed), settings.target) / 60
-            for seed in range(settings.seeds)
-        ]
-        mean = sum(minutes) / len(minutes)
-        case = f"{one.title}, to {settings.target:g}% kNN in a run of {settings.minutes:g} minutes"
-        notes = {"minutes of each seed": minutes}
-        rows.append(Row("record", case, "min", mean, {}, mean, settings.minutes, "at most", notes))
-    return rows
+        for length in settings.minutes:
+            minutes = [
+                reached(learn(settings, one, length, seed), settings.target) / 60
+                for seed in range(settings.seeds)
+            ]
+            mean = sum(minutes) / len(minutes)
+            case = f"{one.title}, to {settings.target:g}% kNN in a run of {length:g} minutes"
+            notes = {"minutes of each seed": minutes}
+            yield Row("record", case, "min", mean, {}, None, length, "at most", notes)
 
 
 def reached(curve: Sequence[Snapshot], target: float) -> float:

@@ -34,6 +34,7 @@ class Run:
         weight_decay: its pull to zero.
         queue: keys of MoCo's queue.
         key_momentum: share of itself that MoCo's key network keeps.
+        hidden_features: width of a peer's projection head inside; None for that of the features.
         snapshot_seconds: seconds between two snapshots of the encoder.
     """
 
@@ -53,6 +54,7 @@ class Run:
     weight_decay: float = 1e-4
     queue: int = 2048
     key_momentum: float = 0.99
+    hidden_features: int | None = None
     snapshot_seconds: float = 1e9
 
     @property
@@ -70,12 +72,20 @@ class Contender:
         methods: of which methods.
         snapshots: the snapshots that a run left, in order, each a file of tensors.
         prefix: of the encoder's tensors in such a file.
+        environment: that it runs in; None for the project's own.
     """
 
     command: Callable[[Run, Path], list[str]]
     methods: tuple[str, ...]
     snapshots: str
     prefix: str = ""
+    environment: str | None = None
+
+    def python(self, environments: Path) -> Path:
+        """Its interpreter."""
+        if self.environment is None:
+            return Path(sys.executable)
+        return python_of(environments, self.environment)
 
     def variables(self) -> dict[str, str]:
         """The environment variables of its process."""
@@ -140,39 +150,39 @@ def policy(run: Run) -> str:
     return f"{color} + gray" + " + blur" * run.blur
 
 
-def _runner(environment: str, module: str) -> Callable[[Run, Path], list[str]]:
+def _peer(environment: str, module: str, *methods: Method) -> Contender:
     def command(run: Run, environments: Path) -> list[str]:
         python = str(python_of(environments, environment))
         return [python, "-m", f"peers.runners.{module}", json.dumps(asdict(run))]
 
-    return command
+    return Contender(command, methods, "snapshots/*.safetensors", environment=environment)
 
 
-BOTH: Final = ("simclr", "moco_v2")
+BOTH: Final[tuple[Method, ...]] = ("simclr", "moco_v2")
 CONTENDERS: Final[Mapping[str, Contender]] = {
     OURS: Contender(
         diptych_command, BOTH, "checkpoints/step-*/tensors.safetensors", "method/network.encoder."
     ),
-    "lightly": Contender(_runner("lightly-train", "lightly_loop"), BOTH, "snapshots/*.safetensors"),
-    "lightly-train": Contender(
-        _runner("lightly-train", "lightly_train_run"), ("simclr",), "snapshots/*.safetensors"
-    ),
-    "stable-pretraining": Contender(
-        _runner("stable-pretraining", "stable_pretraining_run"), BOTH, "snapshots/*.safetensors"
-    ),
+    "lightly": _peer("lightly-train", "lightly_loop", *BOTH),
+    "lightly-train": _peer("lightly-train", "lightly_train_run", "simclr"),
+    "stable-pretraining": _peer("stable-pretraining", "stable_pretraining_run", *BOTH),
 }
 
 
 def settings_of_docs(name: str, run: Run) -> Run:
     """What a peer's own documents set for images of CIFAR's kind, in the place of ours.
 
-    lightly: its benchmark of CIFAR-10. lightly-train: the defaults of its `simclr`.
-    stable-pretraining: its script for CIFAR-10, but for LARS at a rate of 5, which a run of minutes
-    does not warm up: SGD takes its place at our rate.
+    lightly: its benchmark of CIFAR-10. lightly-train: the defaults of its `simclr`, blur and a head
+    of 2,048 inside included. stable-pretraining: its script for CIFAR-10, but for LARS at a rate of
+    5, which a run of minutes does not warm up: SGD takes its place at our rate and decay. Network,
+    side, batch, SGD's momentum and precision stay those of the run, and so do stable-pretraining's
+    saturation and head, which its script has at half the strength and with three layers of 2,048.
     """
     if name == "lightly":
         rate = 0.06 * run.batch / 128
         return replace(run, rate=rate, weight_decay=5e-4, temperature=0.5, strength=0.5)
     if name == "lightly-train":
-        return replace(run, rate=0.3 * run.batch / 256, temperature=0.1, strength=1.0)
+        rate = 0.3 * run.batch / 256
+        own = replace(run, rate=rate, temperature=0.1, strength=1.0)
+        return replace(own, blur=True, hidden_features=2048)
     return replace(run, temperature=0.5, strength=0.5)

@@ -25,6 +25,7 @@ SHOWN: Final = (
     *("torch", "torchvision", "numpy", "pillow"),
     *("lightly", "lightly-train", "stable-pretraining"),
     *("pytorch-lightning", "lightning", "albumentations"),
+    *("kornia", "pytorch-metric-learning", "scikit-learn"),
 )
 ROOT: Final = Path(__file__).parents[2]
 _VERSIONS = """

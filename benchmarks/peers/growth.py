@@ -2,6 +2,11 @@
 
 Opening is measured of sets of ever more files; links stand for most of them. The other three are
 whole commands on the same images, of which the rate is the median of what the run logged.
+
+Growth is judged at its largest size: what starts cost hides it at small ones. Time is that of one
+file, or of one image's step: at the largest size over the least of any smaller one. Memory is what
+was added to that of the smallest size, for each file or key or image that was added: up to the
+largest size over that up to the size before.
 """
 
 import json
@@ -10,7 +15,7 @@ import os
 import shutil
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +31,7 @@ PROCESSES: Final = (1, 2)
 LEARNED_FROM, LEARNED_FROM_QUICK = 16_384, 256
 LINKED: Final = 500  # files that are there; the other names are links to them
 SLACK: Final = 1.15  # over linear
+UNCERTAIN_MEGABYTES: Final = 20.0  # growth by less is taken for as much: chance may make it
 
 _OPEN: Final = """
 import sys, time
@@ -43,30 +49,69 @@ Curve = Mapping[int, tuple[float, float]]
 """Seconds and megabytes, by the size that grows."""
 
 
-def growth(settings: Settings) -> list[Row]:
-    """Exponents of time over size: one is linear. Draws the curves beside the results."""
-    curves = {
-        "images, opened the first time": opening(settings),
-        "batch, an image's step": batches(settings),
-        "queue, an image's step": queues(settings),
-        "processes, an image's step": processes(settings),
+def growth(settings: Settings) -> Iterator[Row]:
+    """Exponents over size, of which one is linear. Draws the curves beside the results."""
+    makers = {
+        "images, opened the first time": opening,
+        "batch, an image's step": batches,
+        "queue, an image's step": queues,
+        "processes, an image's step": processes,
     }
-    draw(curves, settings.scratch / "growth.svg")
-    rows = []
-    for name, curve in curves.items():
-        sizes = sorted(curve)
-        first, last = curve[sizes[0]], curve[sizes[-1]]
-        case = f"{name}: {sizes[0]:,} to {sizes[-1]:,}"
+    curves = dict[str, Curve]()
+    settings.out.mkdir(parents=True, exist_ok=True)
+    for name, make in makers.items():
+        curves[name] = make(settings)
+        draw(curves, settings.out / "growth.svg")
         # Time of a whole set grows as its size does; that of one image should not grow at all.
-        linear = sizes[-1] / sizes[0] if name.startswith("images") else 1.0
-        ratio = last[0] / first[0] / linear
-        rows.append(
-            Row(
-                *("growth of time over linear", case, "s", last[0], {}, ratio, SLACK, "at most"),
-                notes={"seconds and megabytes": {str(size): curve[size] for size in sizes}},
-            )
-        )
-    return rows
+        yield from rows_of(name, curves[name], whole=make is opening)
+
+
+def rows_of(name: str, curve: Curve, *, whole: bool) -> Iterator[Row]:
+    """The exponents of time and of memory between the last two sizes, and whether they may be.
+
+    Args:
+        name: of what grows.
+        curve: measured.
+        whole: whether its times are of all that is counted, and not of one image.
+    """
+    sizes = sorted(curve)
+    case = f"{name}: {sizes[-2]:,} to {sizes[-1]:,}"
+    ratios = {"time": time_growth(curve, whole=whole), "memory": memory_growth(curve)}
+    for part, (what, ratio) in enumerate(ratios.items()):
+        values = [curve[size][part] for size in sizes]
+        notes = {
+            "exponent over all sizes": exponent(sizes, values),
+            what: {str(size): value for size, value in zip(sizes, values, strict=True)},
+        }
+        last = exponent(sizes[-2:], values[-2:])
+        figure = f"growth of {what}, over linear"
+        yield Row(figure, case, "exponent", last, {}, ratio, SLACK, "at most", notes)
+
+
+def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """Slope of the straight line through the logarithms, by least squares."""
+    across, up = ([math.log(one) for one in some] for some in (sizes, values))
+    return statistics.linear_regression(across, up).slope
+
+
+def time_growth(curve: Curve, *, whole: bool) -> float:
+    """Seconds of one at the largest size, over the least at any smaller size."""
+    *smaller, largest = [curve[size][0] / (size if whole else 1) for size in sorted(curve)]
+    return largest / min(smaller)
+
+
+def memory_growth(curve: Curve) -> float:
+    """Memory that each one more took up to the largest size, over that up to the size before.
+
+    Of two sizes alone, memory at the second over what its size allows.
+    """
+    first, (before, last) = min(curve), sorted(curve)[-2:]
+    base = curve[first][1]
+    if first == before:
+        return curve[last][1] / base / (last / first)
+    # What is too little to be measured is taken for as much as may be missed.
+    until, all_of_it = (max(curve[size][1] - base, UNCERTAIN_MEGABYTES) for size in (before, last))
+    return all_of_it / until / ((last - first) / (before - first))
 
 
 def opening(settings: Settings) -> Curve:
@@ -74,6 +119,8 @@ def opening(settings: Settings) -> Curve:
     found = {}
     for count in FILES_QUICK if settings.quick else FILES:
         folder, kept = settings.scratch / f"files-{count}", settings.scratch / "index"
+        for left in (folder, kept):  # by a run that was interrupted
+            shutil.rmtree(left, ignore_errors=True)
         _fill(folder, jpegs(settings.scratch / "linked", LINKED, 32), count)
         threads = str(len(os.sched_getaffinity(0)))
         command = [sys.executable, "-c", _OPEN, str(folder), str(kept), threads]

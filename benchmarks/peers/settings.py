@@ -1,18 +1,21 @@
 """What all figures are told: where peers and images are, and how long to measure."""
 
+import json
 import math
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from PIL import Image
 
 from diptych.images.sources.known_sets import whole_photographs
 from peers.contenders import CONTENDERS, OURS, Run, diptych_with
+from peers.kept import code
 from peers.watch import Watched, watch
 
+IMAGES, IMAGES_QUICK = 10_000, 320  # to learn from, where there are no more
 TEST_SHARE: Final = 5  # one of so many images of a set made here is held out
 
 
@@ -24,9 +27,10 @@ class Settings:
         environments: the folder of the peers' environments.
         data: a folder with `cifar10/` (`train/CLASS`, `test/CLASS`), or None: images made here.
         scratch: where runs are written; each is removed after it was measured.
+        out: where results go.
         quick: a toy size that only shows that all works.
         rounds: turns of each contender.
-        minutes: of each run that learns for some minutes.
+        minutes: of runs that learn for some minutes, each length a case of its own.
         seeds: of such runs.
         only: contenders to run; all when empty.
         workers: processes that load images, of peers that have them.
@@ -38,9 +42,10 @@ class Settings:
     environments: Path
     data: Path | None
     scratch: Path
+    out: Path
     quick: bool
     rounds: int
-    minutes: float
+    minutes: tuple[float, ...]
     seeds: int
     only: tuple[str, ...] = ()
     workers: int = len(os.sched_getaffinity(0))
@@ -51,10 +56,30 @@ class Settings:
     def contenders(self, method: str) -> list[str]:
         """Who does a method, diptych first."""
         return [
-            name
-            for name, one in CONTENDERS.items()
-            if method in one.methods and (not self.only or name in self.only)
+            name for name, one in CONTENDERS.items() if method in one.methods and self.needs(name)
         ]
+
+    @property
+    def alone(self) -> bool:
+        """Whether diptych is measured with no other library beside it."""
+        return self.only == (OURS,)
+
+    def needs(self, name: str) -> bool:
+        """Whether a library takes part."""
+        return not self.only or name in self.only
+
+    @property
+    def measured_before(self) -> Path:
+        """Folder of what was measured of single runs, with which a stopped figure goes on."""
+        return self.scratch / "kept"
+
+    def kept(self) -> dict[str, Any]:
+        """What results depend on, as JSON gives it back: not where they and the runs lie."""
+        places = ("environments", "scratch", "out")
+        said = {one.name: getattr(self, one.name) for one in fields(self)}
+        said = {name: value for name, value in said.items() if name not in places}
+        found: dict[str, Any] = json.loads(json.dumps({**said, "code": code()}, default=str))
+        return found
 
 
 def do(settings: Settings, name: str, run: Run, *, memory: bool = False) -> Watched:

@@ -22,6 +22,7 @@ export PROCESSES_PER_NODE="${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}"
 RENDEZVOUS_HOST="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)"
 RENDEZVOUS_PORT="$((20000 + SLURM_JOB_ID % 10000))" # two jobs may share a machine
 export RENDEZVOUS_HOST RENDEZVOUS_PORT
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" # from SLURM 22.05 on srun takes one core otherwise
 
 # SLURM sends USR1 to this shell alone, 300 seconds before the time limit (--signal above). The
 # processes of all machines get SIGTERM and write a checkpoint at the end of the step they are in.

@@ -119,10 +119,10 @@ class LostProcess(DistributedError):
 
 
 class FirstStopped(DistributedError):
-    """The first process could not do what it does alone; its own message says why.
+    """Another process, mostly the first, could not do what it does by itself; it says why.
 
     Attributes:
-        exit_code: that of the first process.
+        exit_code: that of the process.
     """
 
     def __init__(self, message: str, exit_code: int = EXIT_ERROR) -> None:

@@ -43,7 +43,13 @@ from diptych.resolve import Overrides, is_asked, overrides_of
 from diptych.runs.folder import RunFolder
 from diptych.runtime.console import safe_stream
 from diptych.runtime.devices import choose_device, divided, use_threads
-from diptych.runtime.rendezvous import describe_process, process_group, run_on_first, wait_for_all
+from diptych.runtime.rendezvous import (
+    describe_process,
+    process_group,
+    run_on_all,
+    run_on_first,
+    wait_for_all,
+)
 from diptych.runtime.world import World, advice_on_restarts, stop_with_launcher
 from diptych.training.budget import (
     Speed,
@@ -244,7 +250,7 @@ def _pretrain_together(
     threads = use_threads(asked.training.threads, processes=here.local_count)
     view_threads = divided(asked.views.threads, here.local_count) if asked.views.threads else None
     with ExitStack() as held, ThreadPoolExecutor(view_threads or threads) as executor:
-        collection = open_images(asked.images, executor, on_progress)
+        collection = run_on_all(lambda: open_images(asked.images, executor, on_progress))
         watcher.say(collection.description)
         if advice := advice_on_restarts(resume=resume):
             watcher.say(advice)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from diptych.config.consistency import require_consistent
-from diptych.config.files import overlay, read_config_file
+from diptych.config.files import flatten, nest, overlay, read_config_file
 from diptych.config.method import SIAMESE
 from diptych.config.model import EncoderConfig
 from diptych.config.recipes import (
@@ -41,7 +41,6 @@ from diptych.models.weights import untrained_encoder
 from diptych.runtime.devices import available_threads, choose_device
 
 DEFAULT_RECIPE = "simclr"
-_PHOTOGRAPH_SIDE = 64  # pixels; smaller images show too little for weights of ImageNet
 _ENOUGH_PHOTOGRAPHS = 20_000  # from which random weights may do as well
 _USUAL_SIDE = 224  # pixels
 _PATHS = (
@@ -52,6 +51,14 @@ _PATHS = (
     ("checkpoint", "folder"),
     ("training", "begin_from"),
 )
+
+_FOUND_OUT: dict[str, Any] = {
+    "images.decoded_side": None,
+    "images.raw_channels": None,
+    "training.device": "auto",
+    "training.threads": None,
+}
+"""What leaves a setting to the images or the machine; a run keeps what it came to be."""
 
 Overrides = list[tuple[Mapping[str, Any], str]]
 """Settings that override a recipe's: nested tables, the weakest first, with origins for errors."""
@@ -81,6 +88,18 @@ def overlay_all(config: RunConfig, overrides: Overrides) -> RunConfig:
             f"or the name {PHOTOGRAPHS_NAME!r}."
         )
     return config
+
+
+def overlay_on_run(config: RunConfig, overrides: Overrides) -> RunConfig:
+    """The config of a run that goes on, with all that overrides it on top.
+
+    What a command leaves open, as ``auto``, is what it came to be when the run began: the same
+    command may be given again.
+    """
+    asked, known = overlay_all(config, overrides), flatten(config)
+    given = flatten(asked)
+    kept = {name: known[name] for name, unset in _FOUND_OUT.items() if given[name] == unset}
+    return overlay(asked, nest(kept), "the run")
 
 
 def asked_setting(overrides: Overrides, name: str) -> str | None:
@@ -145,10 +164,10 @@ def resolve(
     image_count *= config.images.windows**2
     if config.images.color == "raw":
         config = replace(config, images=replace(config.images, raw_channels=channels))
-    if config.images.jpeg_side is None:
+    if config.images.decoded_side is None:
         # Of a photograph whose windows, 2 / (n + 1) of its side, are as large as a view needs.
         side = math.ceil(config.views.image_side * (config.images.windows + 1) / 2)
-        config = replace(config, images=replace(config.images, jpeg_side=side))
+        config = replace(config, images=replace(config.images, decoded_side=side))
     require_consistent(config)
     require_fitting_loss(config, own.loss)
     labels_used = uses_labels(config, own)
@@ -175,20 +194,17 @@ def asked_start(overrides: Overrides) -> StartWeights | None:
     return None if text is None else read_start(text, asked_setting(overrides, "encoder.name"))
 
 
-def advice_on_weights(
-    config: RunConfig, *, image_count: int, median_side_pixels: int
-) -> str | None:
+def advice_on_weights(config: RunConfig, *, image_count: int) -> str | None:
     """A sentence for a run that would do better with weights to begin from; None for others."""
     begins_anew = config.encoder.weights is None and config.training.begin_from is None
-    photographs = config.images.channels == 3 and median_side_pixels >= _PHOTOGRAPH_SIDE
-    if not begins_anew or not photographs or image_count >= _ENOUGH_PHOTOGRAPHS:
+    if not begins_anew or image_count >= _ENOUGH_PHOTOGRAPHS or config.images.color == "raw":
         return None
     if config.encoder.name == OWN or config.images.path == PHOTOGRAPHS_NAME:
         return None
     return (
-        f"The network begins from random weights; with {image_count:,} images, if they are natural "
-        "photographs, weights of ImageNet serve better: --weights pretrained --encoder resnet18 "
-        "fetches some, --weights FILE takes yours (docs/weights.md)."
+        f"The network begins from random weights; with {image_count:,} images those of ImageNet "
+        "mostly serve better, also for small or gray images: --weights pretrained --encoder "
+        "resnet18 fetches some, --weights FILE takes yours (docs/weights.md)."
     )
 
 
@@ -374,10 +390,16 @@ def _with_absolute_paths(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(weights, str):
         found["encoder"] = {**encoder, "weights": absolute_source(weights)}  # type: ignore[dict-item]
     images = found.get("images")
-    group_by = images.get("group_by") if isinstance(images, Mapping) else None
-    if isinstance(group_by, str) and ".csv:" in group_by:
-        table_path, _, column = group_by.rpartition(":")
-        found["images"] = {**images, "group_by": f"{_absolute(table_path)}:{column}"}  # type: ignore[dict-item]
+    if isinstance(images, Mapping) and images.get("path") == "":
+        # `diptych recipes` prints it so; it names no images, and must not hide those of a run.
+        images = {name: value for name, value in images.items() if name != "path"}
+        found["images"] = images
+    for name in ("labels", "group_by"):
+        text = images.get(name) if isinstance(images, Mapping) else None
+        if isinstance(text, str) and ".csv:" in text.lower():
+            table_path, _, column = text.rpartition(":")
+            images = {**images, name: f"{_absolute(table_path)}:{column}"}  # type: ignore[dict-item]
+            found["images"] = images
     return found
 
 

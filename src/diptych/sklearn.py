@@ -6,6 +6,7 @@
 >>> model.fit(paths, labels).score(other_paths, other_labels)  # doctest: +SKIP
 """
 
+import numbers
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -121,7 +122,7 @@ class ContrastiveEmbedder(
         """
         check_is_fitted(self, "encoder_")
         images = _checked(X)
-        options: Any = {"threads": self.threads, "batch_size": self.batch_size}
+        options = {"threads": _plain(self.threads), "batch_size": _plain(self.batch_size)}
         if isinstance(images, np.ndarray):
             return extract_features(self.encoder_, images, **options).numpy()
         with _listed(images) as path:
@@ -158,7 +159,8 @@ class ContrastiveEmbedder(
             "threads": self.threads,
         }
         given = {name: value for name, value in named.items() if value is not None}
-        settings = {"training.device": self.device, **given, **(self.settings or {})}
+        given = {"training.device": self.device, **given, **(self.settings or {})}
+        settings = {name: _plain(value) for name, value in given.items()}
         with tempfile.TemporaryDirectory(prefix="diptych-") as folder, _listed(images) as path:
             self.run_ = None if self.out is None else Path(self.out)
             out = self.run_ or Path(folder) / "run"
@@ -174,6 +176,17 @@ class ContrastiveEmbedder(
                 f"run={str(self.run)!r} is an encoder that is trained, so that {', '.join(given)} "
                 "would change nothing. Leave out one or the other."
             )
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of any kind, as searches over parameters draw them from NumPy, as Python's own."""
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
 
 
 def _of_files(encoder: PretrainedEncoder, folder: Path) -> PretrainedEncoder:

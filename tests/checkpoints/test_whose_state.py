@@ -205,6 +205,7 @@ def test_every_place_that_a_setting_names_was_thought_about() -> None:
     shared = {
         "images.path",
         "images.column",
+        "images.labels",
         "images.group_by",
         "images.cache_folder",
         "encoder.weights",

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ from diptych.classification.classifier import (
 )
 from diptych.classification.classifier_page import headline
 from diptych.classification.fit import fit_classifier
-from diptych.classification.predict import predict_images
+from diptych.classification.predict import classify_vectors, predict_images
 from diptych.cli.main import main
+from diptych.embeddings.vectors import read_vectors
 from diptych.errors import ClassifierError, ConfigError, FeaturesError, RunFolderError
 from diptych.evaluation.linear import LinearClassifier
 
@@ -137,21 +139,50 @@ def test_others_are_classified_with_their_labels_and_what_cannot_be_read(
 ) -> None:
     photos = fill(tmp_path / "photos", 10, 9)
     shutil.move(photos / "class2", photos / "unknown")
-    (photos / "<b>" / "broken.png").write_bytes(b"junk")
+    broken = [f"<b>/broken{number}.png" for number in range(20)]  # far more than a run would take
+    for name in broken:
+        (photos / name).write_bytes(b"junk")
     out = tmp_path / "out" / "p.csv"
     assert main(["classify", "predict", str(fitted), str(photos), "-o", str(out)]) == 0
     rows = rows_of(out)
     assert len(rows) == 30
     assert {row["label"] for row in rows} == {"<b>", "ü$_{", ""}
-    assert [row["name"] for row in rows_of(out.with_suffix(".skipped.csv"))] == ["<b>/broken.png"]
+    skipped = rows_of(out.with_suffix(".skipped.csv"))
+    assert sorted(row["name"] for row in skipped) == sorted(broken)
     printed = capsys.readouterr().out
     assert "Of the 20 that have a label" in printed
-    assert "1 cannot be read" in printed
+    assert "20 cannot be read" in printed
     flat = tmp_path / "flat"
     shutil.copytree(photos / "unknown", flat)
     assert main(["classify", "predict", str(fitted), str(flat), "-o", str(out)]) == 0
     assert not out.with_suffix(".skipped.csv").exists()
     assert {row["label"] for row in rows_of(out)} == {""}
+    junk = tmp_path / "junk"
+    junk.mkdir()
+    (junk / "a.png").write_bytes(b"junk")
+    assert main(["classify", "predict", str(fitted), str(junk), "-o", str(out)]) == 2
+    assert "1 of 1 images in" in (said := capsys.readouterr().err)
+    assert "--images" not in said
+
+
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        ({"p.csv": "name,notes\n"}, "no table of this command"),
+        ({"p.npy": ""}, r"the table of names of p\.npy"),
+        ({"p.skipped.csv": "frame,why\n"}, "no list of this command"),
+        ({"p.parquet": "", "p.skipped.csv": "name,reason\n"}, r"may belong to p\.parquet"),
+    ],
+    ids=lambda one: " ".join(one) if isinstance(one, dict) else "",
+)
+def test_predictions_replace_nothing_of_others(
+    there: dict[str, str], words: str, fitted: Path, images: Path, tmp_path: Path
+) -> None:
+    for name, content in there.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=words):
+        predict_images(fitted, images, tmp_path / "p.csv", threads=1)
+    assert {one.name: one.read_text() for one in tmp_path.iterdir()} == there
 
 
 def test_images_in_parts_are_all_classified(fitted: Path, tmp_path: Path) -> None:
@@ -243,6 +274,16 @@ def test_the_most_uncertain_are_those_of_the_same_encoder(
     diptych.embed(other, images, tmp_path / "v2", threads=1)
     assert main(["subset", str(tmp_path / "v2"), "--model", str(fitted), *flags]) == 2
     assert "another encoder" in capsys.readouterr().err
+    diptych.embed(run, images, tmp_path / "v3", threads=1, crops="five")
+    assert main(["subset", str(tmp_path / "v3"), "--model", str(fitted), *flags]) == 2
+    assert "seen otherwise (crops: five there, center now)" in capsys.readouterr().err
+    seen = read_vectors(tmp_path / "v0")
+    assert seen.settings is not None
+    views = seen.settings["views"]
+    for name, value in (("side_pixels", 224), ("pixel_mean", [0.5] * 3), ("bits", 16)):
+        other_views = replace(seen, settings={**seen.settings, "views": {**views, name: value}})
+        with pytest.raises(ClassifierError, match=rf"seen otherwise \({name}: "):
+            classify_vectors(fitted, other_views)
 
 
 def changed(model: Path, **values: Any) -> None:

@@ -71,3 +71,24 @@ def test_wrong_use_is_refused_with_a_sentence(
 ) -> None:
     assert main(["subset", str(vectors), *flags]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_subset_replaces_nothing_but_an_earlier_one(
+    vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done, names = tmp_path / "done.csv", tmp_path / "names.txt"
+    ask = ["subset", str(vectors), "--budget", "5"]
+    assert main([*ask, "-o", str(done)]) == 0
+    assert main([*ask, "-o", str(done)]) == 0
+    names.write_text("0.png\n")
+    (tmp_path / "mine.csv").write_text("name,notes\n0.png,sharp\n")
+    before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
+    for given, out, words in (
+        ([], "v.csv", "the table of names of v.npy"),
+        ([], "mine.csv", "no table of this command"),
+        (["--labelled", str(done)], "done.csv", "what this command reads"),
+        (["--labelled", str(names)], "names.txt", "what this command reads"),
+    ):
+        assert main([*ask, *given, "-o", str(tmp_path / out)]) == 2
+        assert words in capsys.readouterr().err
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before

@@ -20,7 +20,10 @@ import diptych
 from diptych.cli import pretrain as pretrain_verb
 from diptych.cli.help import is_positional, settings_of
 from diptych.cli.main import VERBS, main
-from diptych.config.files import load_run_config
+from diptych.config.data import ImagesConfig
+from diptych.config.files import load_run_config, to_toml
+from diptych.config.model import EncoderConfig
+from diptych.config.run import ProbeConfig, RunConfig, TrainingConfig
 from diptych.report.page import write_report
 from foreign_networks import small_stem
 from report.test_charts import FOUND as FOUND_BOXES
@@ -152,8 +155,8 @@ def test_the_encoder_is_used_from_python(finished: Path, stripes: Stripes) -> No
     images, _ = stripes(10)
     features = diptych.extract_features(encoder, images, threads=1)
     assert features.shape == (10, 16 * 8)  # of each of 4 x 4 cells of an image
-    again = diptych.extract_features(diptych.load_encoder(finished / "encoder.safetensors"), images)
-    assert torch.equal(features, again)
+    loaded = diptych.load_encoder(finished / "encoder.safetensors")
+    assert torch.equal(features, diptych.extract_features(loaded, images, threads=1))
     alone = torch.cat([diptych.extract_features(encoder, images[i : i + 1]) for i in range(10)])
     torch.testing.assert_close(features, alone)
     assert not encoder.training
@@ -168,6 +171,41 @@ def test_the_resolved_config_alone_repeats_the_run(finished: Path, tmp_path: Pat
         finished / "encoder.safetensors"
     ).read_bytes()
     assert (again / "config.toml").read_bytes() == (finished / "config.toml").read_bytes()
+
+
+def test_the_same_command_goes_on_with_a_run(
+    class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "recipe.toml", tmp_path / "run"
+    assert ran("recipes", "moco_v2", "--scale", "tiny") == 0
+    file.write_text(capsys.readouterr().out)
+    assert 'device = "auto"' in file.read_text()
+    same = ["pretrain", "--config", str(file), "--out", str(out), "--quiet", *ONE_EPOCH]
+    assert ran(*same, str(class_folder)) == 0
+    config = (out / "config.toml").read_bytes()
+    # Neither `auto` nor the file's empty path says anything that the run does not know.
+    assert ran(*same, str(class_folder), "--resume") == ran(*same, "--resume") == 0
+    given_nothing = ["--training.device", "auto", "--training.threads", "None"]
+    assert ran("pretrain", "--out", str(out), "--no-report", "--resume", *given_nothing) == 0
+    assert (out / "config.toml").read_bytes() == config
+
+
+def test_what_follows_training_runs_on_what_the_run_has(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = list[tuple[object, object]]()
+
+    def measured(run: Path, **how: object) -> Path:
+        told.append((how.get("device"), how.get("threads")))
+        return run / "report.html"
+
+    monkeypatch.setattr("diptych.evaluation.protocols.evaluate", measured)
+    monkeypatch.setattr("diptych.report.charts.print_tables", lambda *_: None)
+    monkeypatch.setattr("diptych.diagnostics.candidates.words_for_kept", lambda *_: [])
+    monkeypatch.setattr("diptych.report.page.write_report", measured)
+    assert ran("pretrain", "--out", str(finished), "--resume", "--quiet") == 0
+    training = load_run_config(finished / "config.toml").training
+    assert told == 2 * [(training.device, 1)]
 
 
 def test_flags_override_the_file_and_the_file_the_recipe(
@@ -342,7 +380,13 @@ def test_wrong_use_gets_one_helpful_error(
 def run_on(images: str, folder: Path) -> Path:
     """What the demo looks at before it replaces a run, and files that must not be lost."""
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "config.toml").write_text(f'[images]\npath = "{images}"\n')
+    demo = RunConfig(
+        images=ImagesConfig(path=images),
+        encoder=EncoderConfig(width=16),
+        training=TrainingConfig(epochs=pretrain_verb.DEMO_EPOCHS),
+        probe=ProbeConfig(health_every_epochs=4),
+    )
+    (folder / "config.toml").write_text(to_toml(demo))
     (folder / "checkpoints" / "weights").write_bytes(b"days of work")
     return folder
 
@@ -393,6 +437,38 @@ def test_the_demo_replaces_nothing_else(
     assert f"{out} is not replaced: wanted an earlier demo" in said
     assert words in said
     assert "Choose another --out" in said
+    assert bytes_under(out) == before
+    assert begun == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("epochs = 16", "epochs = 200"), "a run with training.epochs = 200"),
+        (("width = 16", "width = 64"), "a run with encoder.width = 64"),
+        ("vectors.gallery/labels.sqlite", "it holds vectors.gallery too"),
+        ("notes.md", "it holds notes.md too, which the demo did not write"),
+    ],
+    ids=str,
+)
+def test_the_demo_replaces_no_other_run_and_nothing_beside_its_files(
+    change: str | tuple[str, str],
+    words: str,
+    tmp_path: Path,
+    begun: list[Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = run_on("photographs", tmp_path / "demo")
+    if isinstance(change, str):
+        (out / change).parent.mkdir(exist_ok=True)
+        (out / change).write_text("hours of work")
+    else:
+        config = (out / "config.toml").read_text()
+        assert config.count(change[0]) == 1
+        (out / "config.toml").write_text(config.replace(*change))
+    before = bytes_under(out)
+    assert ran("demo", "--out", str(out)) == 2
+    assert words in capsys.readouterr().err
     assert bytes_under(out) == before
     assert begun == []
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from diptych.cli.main import main
+from diptych.gallery.contents import gallery_folder
 from embedding_runs import write_run
 from served_gallery import COUNT, write_images
 
@@ -51,6 +52,19 @@ def test_a_run_is_embedded_and_shown(tmp_path: Path) -> None:
         assert json.load(waiting.getresponse()) == {"version": 0, "words": []}
     assert process.returncode in (0, 130)
     assert "Traceback" not in errors
+
+
+def test_the_gallery_of_the_folder_that_one_is_in_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = tmp_path / "features" / "inside"
+    inside.mkdir(parents=True)
+    beside = tmp_path.resolve() / "features.gallery"
+    monkeypatch.chdir(tmp_path / "features")
+    assert gallery_folder(Path(".")) == beside
+    assert gallery_folder(Path("inside/..")) == beside
+    monkeypatch.chdir(inside)
+    assert gallery_folder(Path("..")) == beside
 
 
 @pytest.mark.parametrize(

@@ -41,3 +41,14 @@ def test_a_folder_is_not_what_an_import_writes(
     (tmp_path / "out").mkdir()
     assert main(["import", str(tmp_path / "w.pt"), "--out", str(tmp_path / "out")]) == 2
     assert "is a folder; wanted a file, as x.safetensors" in capsys.readouterr().err
+
+
+def test_an_import_does_not_replace_the_weights_that_it_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "w.pt"
+    weights.write_bytes(b"of another library")
+    (tmp_path / "link.pt").symlink_to(weights)
+    assert main(["import", str(weights), "--out", str(tmp_path / "link.pt")]) == 2
+    assert "is what this command reads" in capsys.readouterr().err
+    assert weights.read_bytes() == b"of another library"

@@ -170,6 +170,8 @@ def test_papers_settings_are_the_papers() -> None:
         ({"views": 3}, "views is a table"),
         ({"seed": -1}, "seed must lie between"),
         ({"method": {"loss": {"temperature": 0.001}}}, "must be 0.01 or more"),
+        ({"images": {"bits": 12}}, "images.bits must be 8 or 16; got 12"),
+        ({"images": {"bits": 8.0}}, "images.bits must be 8 or 16; got 8.0"),
     ],
 )
 def test_wrong_settings_are_refused(given_settings: dict[str, object], words: str) -> None:
@@ -208,6 +210,8 @@ def test_wrong_settings_are_refused(given_settings: dict[str, object], words: st
             {"distillation": {"teacher": "runs/x"}, "training": {"chunk_size": 64}},
             "distillation has no cached gradients",
         ),
+        ({"images": {"group_within": 3.0}}, "give images.group_by"),
+        ({"images": {"group_within": 3.0}, "method": {"kind": "simsiam"}}, "give images.group_by"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(

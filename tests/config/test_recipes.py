@@ -15,6 +15,7 @@ from diptych.config.recipes import (
     fitted_batch,
     learning_on,
     recipe_config,
+    suited_side,
 )
 from diptych.config.run import RunConfig
 from diptych.config.scales import SCALES
@@ -233,6 +234,8 @@ def resolved(count: int, side: int, **settings: object) -> tuple[RunConfig, str]
         (364, 260, 64, 2, 128),
         (200, 100, 64, 1, 64),
         (50_000, 32, 32, 1, 128),  # CIFAR-10
+        (5_000, 63, 32, 1, 128),
+        (5_000, 64, 64, 1, 128),  # as large as those of Tiny ImageNet
         (2_000_000, 375, 64, 1, 128),
     ],
 )
@@ -314,6 +317,28 @@ def test_every_recipe_begins_from_weights(recipe: str, tmp_path: Path) -> None:
         assert optimizer == replace(own.optimizer, learning_rate=own.optimizer.learning_rate / 4)
 
 
+def test_weights_see_large_views_at_every_scale_that_nobody_asked_for(tmp_path: Path) -> None:
+    torch.save(small_stem().content, tmp_path / "theirs.pth")
+    asked = {"images": {"path": "x"}, "encoder": {"weights": str(tmp_path / "theirs.pth")}}
+    layers: Overrides = [({**asked, "training": {"device": "cpu"}}, "")]
+    start = asked_start(layers)
+    for accelerator in (False, True):
+        for side, views in ((40, 64), (255, 128)):
+            config, _ = resolve(
+                layers,
+                image_count=2_000,
+                median_side_pixels=side,
+                channels=3,
+                start=start,
+                accelerator=accelerator,
+            )
+            assert config.views.side_pixels >= views
+    # Of a transformer whole patches.
+    small = recipe_config("simclr", "small")
+    assert suited_side(small, 255, weights=True, patch=14).views.side_pixels == 126
+    assert suited_side(small, 255, weights=False).views == small.views
+
+
 def test_features_of_cells_are_of_the_smallest_network_where_no_scale_is_asked_for() -> None:
     def pool_and_kept(**settings: object) -> tuple[int, str]:
         config, _ = resolved(2_000, 255, **settings)
@@ -356,7 +381,7 @@ def test_what_is_asked_for_decides_on_the_rest() -> None:
     assert config.training.epochs == 16
     assert "Each of the 10,000 photographs is cut into 3 x 3 windows, 90,000 images" in said
     whole, _ = resolved(10_000, 480)
-    assert config.images.jpeg_side == pytest.approx(2 * (whole.images.jpeg_side or 0), abs=2)
+    assert config.images.decoded_side == pytest.approx(2 * (whole.images.decoded_side or 0), abs=2)
 
 
 def test_windows_are_not_for_distillation() -> None:

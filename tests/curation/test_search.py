@@ -25,7 +25,9 @@ from diptych.embeddings.embed import embed
 from diptych.embeddings.neighbours import nearest
 from diptych.embeddings.vectors import VectorSet, read_vectors
 from diptych.errors import ConfigError, EmbeddingsError
+from diptych.gallery.upload import Search
 from diptych.models.weights import save_encoder, untrained_encoder
+from embedding_runs import make, write_run
 
 needs_faiss = pytest.mark.skipif(
     importlib.util.find_spec("faiss") is None, reason="faiss is not installed"
@@ -123,6 +125,19 @@ def test_an_image_file_is_embedded_as_the_set_was(
     capsys.readouterr()
     assert main(arguments) == 2
     assert "made differently: encoder: " in capsys.readouterr().err
+
+
+def test_an_image_is_embedded_by_the_map_where_the_set_has_maps(
+    tmp_path: Path, class_folder: Path
+) -> None:
+    run = write_run(tmp_path / "run")
+    make(run, class_folder, tmp_path / "v", 1, maps=True)
+    vectors = read_vectors(tmp_path / "v")
+    file = class_folder / vectors.names[3]
+    queries = embed_queries(vectors, str(run), str(file))
+    assert search_images(vectors, queries, 1).found.rows.tolist() == [[3]]
+    uploaded = Search.of(vectors).embed(file.read_bytes())
+    np.testing.assert_allclose(uploaded, vectors.features[3], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -78,6 +78,16 @@ def test_without_images_the_first_is_kept_and_the_page_says_so(
     assert "data:image" not in (tmp_path / "copies.html").read_text()
 
 
+def test_the_flag_that_says_where_images_are_is_the_one_of_the_verb(
+    tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vectors = save_vectors(tmp_path / "v.npy")
+    run("overlap", vectors, vectors, "-o", tmp_path / "both.csv", "--images", photographs)
+    said = capsys.readouterr().out
+    assert "Give --test-images to see pictures." in said
+    assert "Give --images" not in said
+
+
 def test_every_verb_writes_its_table_and_page(tmp_path: Path, photographs: Path) -> None:
     vectors = save_vectors(tmp_path / "v.npy")
     seen = ("--images", photographs, "--sheet", 3)
@@ -97,6 +107,16 @@ def test_every_verb_writes_its_table_and_page(tmp_path: Path, photographs: Path)
         assert "<img" in (tmp_path / f"{name}.html").read_text() or name == "labels"
 
 
+def test_a_threshold_of_zero_lists_the_same_vectors_alone(tmp_path: Path) -> None:
+    vectors = save_vectors(tmp_path / "v.npy")
+    run("duplicates", vectors, "-o", tmp_path / "copies.csv", "--threshold", 0)
+    assert rows_of(tmp_path / "copies.csv") == []
+    run("overlap", vectors, vectors, "-o", tmp_path / "both.csv", "--threshold", 0)
+    assert {one["copy"] for one in rows_of(tmp_path / "both.csv")} == {"exact"}
+    for name in ("copies", "both"):
+        assert "threshold 0.0000" in (tmp_path / f"{name}.html").read_text()
+
+
 def test_no_page_is_written_where_none_is_wanted(tmp_path: Path) -> None:
     run("outliers", save_vectors(tmp_path / "v.npy"), "-o", tmp_path / "far.csv", "--sheet", 0)
     assert not (tmp_path / "far.html").exists()
@@ -107,6 +127,44 @@ def test_an_output_that_is_no_table_is_refused_before_work(
 ) -> None:
     assert main(["outliers", str(tmp_path / "missing"), "-o", "far.html"]) == 2
     assert "ends in .csv" in capsys.readouterr().err
+
+
+VERBS = [
+    ["duplicates", "VECTORS"],
+    ["outliers", "VECTORS", "--neighbours", "3"],
+    ["mislabelled", "VECTORS", "--neighbours", "3"],
+    ["overlap", "VECTORS", "VECTORS"],
+    ["search", "VECTORS", "--image", "0"],
+]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb[0])
+def test_only_tables_and_pages_of_the_same_verb_are_replaced(
+    verb: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vectors = save_vectors(tmp_path / "v.npy")
+    numbers = [f"feature_{i}" for i in range(6)]
+    (tmp_path / "own.csv").write_text(",".join(["name", *numbers]) + "\na.png,1,2,3,4,5,6\n")
+    np.save(tmp_path / "bare.npy", np.ones((2, 3)))
+    (tmp_path / "report.html").write_text("<title>photos - diptych report</title>")
+    (tmp_path / "somebodys.csv").write_text("name,notes\n")
+    (tmp_path / "folder.csv").mkdir()
+    before = sorted(tmp_path.iterdir()), (tmp_path / "v.csv").read_bytes()
+    ask = [str(vectors) if one == "VECTORS" else one for one in verb]
+    for name, words in (
+        ("v.csv", "the table of names of v.npy"),
+        ("bare.csv", "the table of names of bare.npy"),
+        ("own.csv", "no table of this command"),
+        ("somebodys.csv", "no table of this command"),
+        ("folder.csv", "no table of this command"),
+        ("report.csv", "report.html is there and is no page of this command"),
+    ):
+        assert main([*ask, "-o", str(tmp_path / name)]) == 2
+        assert words in capsys.readouterr().err
+    assert (sorted(tmp_path.iterdir()), (tmp_path / "v.csv").read_bytes()) == before
+    for _ in range(2):  # its own are
+        run(*ask, "-o", tmp_path / "found.csv")
+    run(*ask, "-o", tmp_path / "report.csv", "--sheet", 0)  # which writes no page
 
 
 def test_pictures_of_built_in_images_are_found_by_their_name() -> None:

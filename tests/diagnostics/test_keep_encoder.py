@@ -208,6 +208,39 @@ def test_without_labels_it_goes_by_neighbours(
     assert kept(folder, collection, executor, start, trained(BLUE)) != ("last, whitened")
 
 
+def test_a_few_labels_do_not_judge(folder: RunFolder, tmp_path: Path, executor: Executor) -> None:
+    collection = opened(tmp_path / "i.npz", executor)
+    labels = np.full(160, -1)
+    labels[:80] = np.arange(80) % 4
+    few = replace(collection, train=replace(collection.train, labels=labels))
+    start = trained((1.0, 1.0, 1.0))
+    assert kept(folder, few, executor, start, trained(RED)).endswith(WHITENED)
+    choice = read_choice(folder)
+    assert choice is not None
+    assert "labelled images are too few to judge by" in choice.images
+
+
+def test_the_rare_class_decides_as_much_as_the_common_one(
+    folder: RunFolder, tmp_path: Path, executor: Executor
+) -> None:
+    """By plain accuracy a network that knows only whether red is high is wrong on a tenth."""
+    pixels, kinds = pictures(400, 0)
+    rare = np.flatnonzero(kinds == 3)[:16]
+    rows = np.sort(np.concatenate([np.flatnonzero(kinds < 2)[:184], rare]))
+    labels = (kinds[rows] == 3).astype(np.int64)
+    np.savez(tmp_path / "u.npz", train_images=pixels[rows], train_labels=labels)
+    collection = open_images(ImagesConfig(path=str(tmp_path / "u.npz")), executor)
+    kept(folder, collection, executor, trained(BLUE), trained((1.0, 1.0, 0.0)))
+    choice = read_choice(folder)
+    assert choice is not None
+    found = {one.name: one for one in choice.candidates}
+    assert found["start"].knn == pytest.approx(0.5, abs=0.05)  # always the common class
+    assert found["last"].knn == pytest.approx(1.0)
+    assert found["last"].standard_error == pytest.approx(0.0, abs=1e-9)  # alike within a class
+    assert choice.chosen.startswith(("average", "last"))
+    assert "each class counted alike" in choice.images
+
+
 @pytest.mark.slow
 def test_called_again_it_goes_by_the_choice_that_was_made(
     folder: RunFolder, tmp_path: Path, executor: Executor, monkeypatch: pytest.MonkeyPatch
@@ -284,7 +317,7 @@ def test_a_start_that_is_damaged_is_refused_in_words(
 def test_more_features_than_can_be_whitened_are_compared_as_they_are(
     folder: RunFolder, tmp_path: Path, executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selection, "_MOST_WHITENED", 2)  # Colours has 3
+    monkeypatch.setattr(selection, "MOST_WHITENED", 2)  # Colours has 3
     kept(folder, opened(tmp_path / "i.npz", executor), executor, trained(RED), trained(GREEN))
     choice = read_choice(folder)
     assert choice is not None
@@ -326,6 +359,23 @@ def test_the_rule_with_labels() -> None:
 def test_what_chance_may_have_made_better_is_not_kept() -> None:
     assert chosen_of(candidate("last", knn=0.54, linear=0.54, error=0.05)) == "start"
     assert chosen_of(candidate("last", knn=0.54, linear=0.54, error=0.03)) == "last"
+
+
+def test_where_nothing_is_clear_features_are_whitened_if_that_was_better_at_all() -> None:
+    def white(name: str, knn: float, linear: float = 0.5) -> Candidate:
+        return candidate(name, knn=knn, linear=linear, error=0.1)
+
+    assert chosen_of(white("start" + INTERMEDIATE, 0.52)) == "start" + INTERMEDIATE
+    assert chosen_of(white("start" + INTERMEDIATE, 0.5)) == "start"
+    assert chosen_of(white("start" + INTERMEDIATE, 0.49)) == "start"
+    assert chosen_of(white("start" + INTERMEDIATE, 0.52, 0.49)) == "start"  # loses by the linear
+    assert chosen_of(white("last" + INTERMEDIATE, 0.52)) == "start"
+    # From nothing the mean of both decides.
+    for linear, wanted in ((0.49, "last, whitened"), (0.47, "last")):
+        found = [candidate("last"), white("last, whitened", 0.52, linear)]
+        assert choose_with_labels(found) == wanted
+    words = why_chosen("last, whitened", [candidate("last"), white("last, whitened", 0.52)])
+    assert words.endswith("That may be chance: whitened features are kept where they are no worse.")
 
 
 def test_of_those_as_good_as_the_best_the_least_trained_is_kept() -> None:
@@ -393,7 +443,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    pixels, labels = pictures(64, 0)
+    pixels, labels = pictures(160, 0)
     np.savez(tmp_path / "images.npz", images=pixels, labels=labels)
     return tmp_path / "images.npz"
 

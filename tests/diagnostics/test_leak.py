@@ -19,7 +19,7 @@ from diptych.config.model import NormConfig
 from diptych.config.recipes import recipe_config
 from diptych.config.run import RunConfig
 from diptych.diagnostics.leak import Leak, cannot_leak, check_leak, compare_groupings, measure_leak
-from diptych.errors import ImagesError
+from diptych.errors import ImagesError, RunFolderError
 from diptych.images.open import from_array
 from diptych.methods.contrastive import Contrastive
 from diptych.methods.dictionaries import KeyQueue
@@ -150,6 +150,47 @@ def test_one_group_is_too_little(tmp_path: Path, stripes: Stripes) -> None:
     settings |= {"recipe": "moco_v2", "batch_size": 16}
     run = pretrain(tmp_path / "images.npz", out=tmp_path / "run", quiet=True, epochs=1, **settings)
     with pytest.raises(ImagesError, match="wanted two groups of 16"):
+        check_leak(run, threads=1)
+
+
+def run_of(pixels: NDArray[np.uint8], folder: Path, **more: Any) -> Path:
+    """A finished run of a batch of 32, whose norms see all of it."""
+    np.savez(folder / "images.npz", images=pixels)
+    settings: dict[str, Any] = {
+        "recipe": "moco_v2",
+        "scale": "tiny",
+        "encoder.width": 4,
+        "encoder.stage_blocks": (1, 1),
+        "views.side_pixels": 16,
+        "training.batch_size": 32,
+        "training.threads": 1,
+        "norm.kind": "batch",
+        **more,
+    }
+    return pretrain(folder / "images.npz", out=folder / "run", quiet=True, epochs=1, **settings)
+
+
+def test_a_run_on_windows_of_few_photographs_is_checked_on_these(
+    tmp_path: Path, stripes: Stripes
+) -> None:
+    pixels, _ = stripes(20)  # fewer than a batch has images
+    run = run_of(pixels, tmp_path, **{"images.windows": 2})
+    found = check_leak(run, threads=1)
+    assert found is not None
+    assert (found.groups, found.images_per_group) == (2, 32)
+
+
+@pytest.mark.parametrize("recipe", ["moco_v2", "simclr"])
+def test_parts_of_processes_are_not_taken_for_the_batch(
+    recipe: str, tmp_path: Path, stripes: Stripes
+) -> None:
+    """Each process of a run normalised its own part, and how many there were is not recorded."""
+    pixels, _ = stripes(64)
+    run = run_of(pixels, tmp_path, recipe=recipe)
+    metrics = run / "metrics.jsonl"
+    lines = [json.loads(line) | {"slowest_process": 1} for line in metrics.read_text().splitlines()]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(RunFolderError, match=r"several processes.*norm\.kind = 'sync'"):
         check_leak(run, threads=1)
 
 

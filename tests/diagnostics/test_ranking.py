@@ -113,6 +113,17 @@ def test_runs_on_different_images_are_not_compared(
         rank_runs([other], labels=True)
 
 
+def test_runs_on_unequal_parts_of_a_set_are_not_compared(
+    run: Path, class_folder: Path, tmp_path: Path
+) -> None:
+    """An effective rank grows with the images that it is measured on."""
+    more: dict[str, Any] = {**SETTINGS, "images.limit": 32}
+    other = pretrain(class_folder, out=tmp_path / "other", epochs=1, **more)
+    with pytest.raises(ConfigError, match=r"48 images .* 32 others.*Give --images PATH"):
+        rank_runs([run, other], threads=1)
+    assert rank_runs([run, other], images=class_folder, threads=1).images == 48
+
+
 def test_the_command_prints_and_writes(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

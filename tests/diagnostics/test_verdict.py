@@ -8,7 +8,7 @@ import pytest
 from diptych.diagnostics.candidates import Choice, words_for_kept
 from diptych.diagnostics.comparison import result_table
 from diptych.diagnostics.symptoms import find_symptoms
-from diptych.diagnostics.verdict import Verdict, judge
+from diptych.diagnostics.verdict import Verdict, judge, judge_encoder
 from diptych.report.charts import chart_groups
 
 
@@ -169,6 +169,24 @@ def test_a_learned_task_alone_is_not_healthy(
     assert reason in " ".join(found.sentences)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (1.0, 1.0, "Training looks healthy"),  # of eleven images all others are the ten nearest
+        (0.9, 0.97, "Training looks healthy"),
+        (0.9, 0.93, "of little use"),
+        (0.5, 0.6, "of little use"),
+    ],
+)
+def test_no_more_agreement_is_asked_for_than_there_can_be(
+    before: float, after: float, words: str
+) -> None:
+    """Thirteen tenths of 0.9 are more than all neighbours."""
+    first = {**HEALTH, "stability": before, "pixel_stability": before}
+    found = judge([line(1, **first), line(900, **{**first, "stability": after})], None)
+    assert words in found.headline
+
+
 def test_what_the_start_knew_is_no_alarm_where_labels_decide() -> None:
     metrics = [line(1, **HEALTH), line(900, **HEALTH, start_neighbours=0.2)]
     assert names(metrics) == {"start_lost": True}
@@ -271,6 +289,16 @@ def measured(gain: tuple[float, float, float], **values: float) -> Any:
     settings = {"test_images": 900, "knn_neighbours": 20}
     details = {"knn": {"settings": settings, "metrics": {"accuracy": {"gains": gains}}}}
     return {"knn": knn, "protocol": settings, "details": details}
+
+
+def test_of_an_encoder_file_nothing_is_told_by_images_of_one_class() -> None:
+    found = measured((0.0, 0.0, 0.0), trained=1.0, untrained=1.0, pixels=1.0)
+    found["details"]["knn"]["settings"] |= {"measured_classes": 1, "largest_class": 1.0}
+    verdict = judge_encoder(found)
+    assert verdict.headline.startswith("Nothing can be told: all images that were measured on are")
+    assert "100.0% of 900 test images get the right class" in verdict.sentences[0]
+    found["details"]["knn"]["settings"] |= {"measured_classes": 2}
+    assert "100.0% of 900 test images" in judge_encoder(found).headline
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,33 @@ def test_a_table_beside_is_not_replaced_either(
         finish(run, class_folder, tmp_path / "v.csv")
 
 
+def test_a_list_of_skipped_images_of_others_stays(
+    run: Path, class_folder: Path, tmp_path: Path
+) -> None:
+    listed = tmp_path / "v.skipped.csv"
+    for form in FORMS:
+        listed.write_text("frame,why\n1,blurred\n")
+        with pytest.raises(ConfigError, match=r"v\.skipped\.csv is there.* no list of this"):
+            finish(run, class_folder, tmp_path / form)
+    listed.write_text("name,reason\na.png,damaged\n")  # of predictions
+    (tmp_path / "v.csv").write_text("name,label,predicted\n")
+    with pytest.raises(ConfigError, match=r"may belong to v\.csv"):
+        finish(run, class_folder, tmp_path / "v.parquet")
+    assert listed.read_text().endswith("damaged\n")
+    (tmp_path / "v.csv").unlink()
+    finish(run, class_folder, tmp_path / "v.parquet")  # as of an earlier call that was killed
+    assert not listed.exists()
+
+
+def test_no_table_is_written_that_an_array_would_take_for_its_own(
+    run: Path, class_folder: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "v.npy", np.ones((2, 3)))
+    with pytest.raises(EmbeddingsError, match=r"v\.npy is there"):
+        finish(run, class_folder, tmp_path / "v.csv")
+    assert [one.name for one in tmp_path.iterdir() if one.is_file()] == ["v.npy"]
+
+
 def test_what_was_cut_off_is_made_anew(run: Path, class_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "v.npy"
     finish(run, class_folder, out)

@@ -307,6 +307,16 @@ def test_statistics_are_the_mean_over_batches() -> None:
     assert norm.momentum == 0.1
 
 
+def test_statistics_of_norms_over_groups_are_taken_over_batches_of_any_size() -> None:
+    run = replace(RUN, norm=NormConfig(kind="split", images_per_group=4))
+    found, wanted = untrained_encoder(run), untrained_encoder(RUN)
+    batches = [torch.randn(count, 3, 32, 32) for count in (8, 5)]
+    for network in (found, wanted):
+        set_statistics(network, batches)
+    for name, value in wanted.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+
+
 def test_another_network_is_refused() -> None:
     run = replace(RUN, encoder=EncoderConfig(name="small_resnet"))
     with pytest.raises(ConfigError, match=r"resnet18.* the run's is 'small_resnet'"):

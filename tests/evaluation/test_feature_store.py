@@ -143,7 +143,7 @@ def test_a_set_of_which_one_image_is_new_is_extracted_as_a_whole(
     [
         (OPENED, replace(VIEWS, pixel_mean=(0.5, 0.5, 0.5)), "center"),
         (OPENED, VIEWS, "five"),
-        (replace(OPENED, jpeg_side=8), VIEWS, "center"),
+        (replace(OPENED, decoded_side=8), VIEWS, "center"),
         (replace(OPENED, bits=16), VIEWS, "center"),
     ],
 )

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 import diptych
 from conftest import striped
+from diptych.config.model import NormConfig
 from diptych.errors import ConfigError, FeaturesError, ImagesError, RunFolderError, TrainingError
 from diptych.evaluation import finetune, supervised
 from diptych.evaluation.finetune import (
@@ -32,9 +34,13 @@ from diptych.evaluation.labelled import open_labelled
 from diptych.evaluation.predictions import read_predictions
 from diptych.evaluation.protocols import PROTOCOLS, evaluate, merged
 from diptych.evaluation.supervised import Classifier, predict
-from diptych.models.weights import load_encoder
+from diptych.models.encoders import count_features
+from diptych.models.final_features import IntermediateLayer, Whitening
+from diptych.models.resnets import SmallResNet
+from diptych.models.weights import PretrainedEncoder, load_encoder, untrained_encoder
 from diptych.report.charts import chart_groups
 from diptych.report.page import verdict_of, write_report
+from diptych.runs.folder import RunFolder
 from diptych.runtime.devices import Runtime
 
 SETTINGS: Any = {
@@ -46,6 +52,8 @@ SETTINGS: Any = {
     "epochs": 1,
     "threads": 1,
 }
+
+OF_NAMED = ("encoder.width", "encoder.stage_blocks")
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +299,42 @@ def test_the_supervised_rival_is_trained_once(run: Path, monkeypatch: pytest.Mon
     assert len(trained) == 2
 
 
+def stem_of(file: Path, own: torch.nn.Module | None = None) -> dict[str, torch.Tensor]:
+    state = load_encoder(file, encoder=own).network.state_dict()
+    return {name: value for name, value in state.items() if name.startswith(("conv1.", "bn1."))}
+
+
+def test_the_supervised_rival_begins_with_the_weights_of_the_run_and_freezes_its_parts(
+    finished: Path, images: Path, tmp_path: Path
+) -> None:
+    own = SmallResNet(3, 4, (1, 1), 2)
+    named = {"weights": str(finished), "encoder.frozen_epochs": 9.0}
+    for name, module, given in (("weights", None, named), ("own", own, {"encoder": own})):
+        more = {**SETTINGS, "encoder.frozen_parts": 1, **given}
+        if module is not None:
+            more = {key: one for key, one in more.items() if key not in OF_NAMED}
+        folder = RunFolder(diptych.pretrain(images, out=tmp_path / name, quiet=True, **more))
+        evaluate(folder.path, ["knn"], threads=1, supervised=True, encoder=module)
+        begun = folder.start if module is None else folder.untrained
+        wanted, found = stem_of(begun, module), stem_of(folder.supervised, module)
+        assert wanted
+        assert all(torch.equal(found[key], value) for key, value in wanted.items())
+        weight = "blocks.0.conv1.weight"
+        ends = [load_encoder(one, encoder=module).network for one in (begun, folder.supervised)]
+        assert not torch.equal(*(one.get_parameter(weight) for one in ends))
+
+
+def test_the_supervised_rival_sees_whole_groups(run: Path, runtime: Runtime) -> None:
+    config = load_encoder(run).config
+    norm = NormConfig(kind="split", images_per_group=4)
+    config = replace(config, norm=norm, training=replace(config.training, batch_size=64))
+    labelled = open_labelled(config.images, runtime.executor)
+    assert len(labelled.train) % 4 == 1
+    encoder = untrained_encoder(config)
+    supervised.train_supervised(encoder, config, labelled, runtime, epochs=1)
+    assert encoder.state_dict()["bn1.num_batches_tracked"] == 2  # one step, two views
+
+
 def test_sgd_moves_the_classifier_alone(run: Path, runtime: Runtime) -> None:
     encoder = load_encoder(run)
     before = copy.deepcopy(encoder.state_dict())
@@ -299,10 +343,27 @@ def test_sgd_moves_the_classifier_alone(run: Path, runtime: Runtime) -> None:
     classifier = fit_linear_sgd(encoder, labelled, probe, runtime, epochs=2)
     assert isinstance(classifier, Classifier)
     for name, value in classifier.encoder.state_dict().items():
-        assert torch.equal(value, before[f"network.{name}"]), name  # statistics of norms too
+        assert torch.equal(value, before[name]), name  # statistics of norms too
     assert float(classifier.head.bias.detach().abs().max()) > 0
     assert SGD_PROBES["moco"].rate == 30.0
     assert SGD_PROBES["moco"].schedule.step.drops == (0.6, 0.8)
+
+
+def test_sgd_measures_the_encoder_that_is_kept(run: Path, runtime: Runtime) -> None:
+    plain = load_encoder(run)
+    layer = IntermediateLayer("blocks.0", 1)
+    features = count_features(
+        PretrainedEncoder(plain.network, plain.config, layer=layer), channels=3, side_pixels=16
+    )
+    whitening = Whitening(torch.randn(features), torch.randn(features, features))
+    kept = PretrainedEncoder(plain.network, plain.config, whitening, layer)
+    labelled = open_labelled(kept.config.images, runtime.executor)
+    classifier = fit_linear_sgd(kept, labelled, SGD_PROBES["simclr"], runtime, epochs=1)
+    assert isinstance(classifier, Classifier)
+    images = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        wanted = kept(images) @ classifier.head.weight.T + classifier.head.bias
+        torch.testing.assert_close(classifier(images), wanted)
 
 
 def test_fine_tuning_moves_a_copy_and_learns(run: Path, runtime: Runtime) -> None:
@@ -380,6 +441,27 @@ def test_the_baseline_schedule_is_on_record(run: Path) -> None:
     assert shares["1"]["untrained_schedule"]["tried"] == 3
     assert shares["0.1"]["untrained_schedule"] == {"epochs": 6, "learning_rate": 0.2, "tried": 1}
     assert found["details"]["finetune"]["settings"]["epochs"] == 2
+
+
+def test_a_seed_that_goes_astray_is_tried_at_lower_rates_and_counted(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, trained = finetune.fine_tune, load_encoder(run).network.get_parameter("conv1.weight")
+
+    def fit(encoder: Any, *given: Any, seed: int) -> torch.nn.Module:
+        rate = given[-1].rate
+        of_run = torch.equal(encoder.network.get_parameter("conv1.weight"), trained)
+        if of_run and (seed == 2 or (seed == 1 and rate > 0.02)):
+            raise TrainingError("the loss is nan")
+        return original(encoder, *given, seed=seed)
+
+    monkeypatch.setattr(finetune, "fine_tune", fit)
+    given: Any = {"threads": 1, "finetune_epochs": 1, "finetune_shares": (0.1,)}
+    found = evaluate(run, ["finetune"], seeds=3, **given)["details"]["finetune"]
+    share = found["shares"]["0.1"]
+    assert share["learning_rates"] == {"trained": [0.05, 0.0125, None], "untrained": [0.2] * 3}
+    assert share["seeds"]["trained"][2] == found["settings"]["chance"]
+    assert len(share["seeds"]["trained"]) == 3
 
 
 def test_transfer_to_classes_and_to_several_labels(run: Path, images: Path, tmp_path: Path) -> None:

@@ -222,6 +222,29 @@ def test_some_of_both_parts_keep_what_is_known_of_them() -> None:
     assert "2 images, 1 of which pretraining saw" in few.words
 
 
+def test_of_fewer_images_it_says_what_is_true_of_these() -> None:
+    # A copy and the rest of a group, beside the one image that is no longer fitted on.
+    names = ["p0_0", "p1_0", "p2_0", "p3_0"]
+    train = image_set(["a", "b", "a", "b"], [1, 2, 3, 4], names)
+    test = image_set(["a", "b", "b"], [2, 8, 9], ["p1_1", "p3_1", "p9_1"])
+    found = opened(train, test, "name:(p[0-9]+)_")
+    assert found.as_counts()["test_images_in_train"] == 1
+    assert found.as_counts()["test_images_of_shared_groups"] == 2
+    few = found.limited(2, None)  # the first and the last
+    assert (list(few.train.names), few.as_counts()["test_images_in_train"]) == (["p0_0", "p3_0"], 0)
+    assert few.as_counts()["test_images_of_shared_groups"] == 1
+    assert few.shared is not None
+    assert few.shared.tolist() == [False, True, False]
+
+
+def test_the_whole_of_fewer_images_is_these() -> None:
+    found = opened(image_set(["a"] * 20 + ["b"] * 20, range(40)), None)
+    few = found.limited(13, 5)
+    for one in (found, few):
+        assert one.whole is not None
+        assert contents(one.whole) == contents(one.train) + contents(one.test)
+
+
 def test_measures_without_labels_have_a_split_too() -> None:
     train, test = image_set([None] * 6, range(6)), image_set([None] * 4, range(4, 8))
     seen = trained_on([train], labels_used=False)

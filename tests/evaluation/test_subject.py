@@ -28,7 +28,7 @@ def test_another_runs_encoder_is_not_shown_smaller_images(
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (128, 160, 3), dtype=np.uint8)).save(place)
     base = ImagesConfig(path=str(tmp_path / "images"), cache_folder=str(tmp_path / "cache"))
-    small, large = (RunConfig(images=replace(base, jpeg_side=side)) for side in (32, None))
+    small, large = (RunConfig(images=replace(base, decoded_side=side)) for side in (32, None))
     own, rival = (PretrainedEncoder(nn.Flatten(), config) for config in (small, large))
     with ThreadPoolExecutor(1) as executor:
         collection = open_images(small.images, executor)

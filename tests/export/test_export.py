@@ -12,6 +12,8 @@ import timm
 import torch
 import torchvision.models
 from safetensors.torch import load_file
+from timm.layers.mlp import SwiGLU, SwiGLUPacked
+from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
 from diptych.cli.main import main
@@ -265,6 +267,20 @@ def test_detectron2_by_the_names_of_its_tensors(resnet: Path, tmp_path: Path) ->
     assert "pooling is left out" in done.left_out[0]
 
 
+@pytest.mark.parametrize(("gray", "form"), [(True, "L"), (False, "RGB")])
+def test_detectron2_reads_images_of_as_many_channels(gray: bool, form: str, tmp_path: Path) -> None:
+    config = config_of(gray=gray)
+    source = ExportSource("resnet", None, config, untrained_encoder(config).eval(), None)
+    FORMATS["detectron2"](source, tmp_path)
+    settings = (tmp_path / "detectron2.yaml").read_text()
+    assert f'FORMAT: "{form}"' in settings
+    assert ("PIXEL_MEAN: [102.0]\n" in settings) == gray
+    raw = replace(config, images=replace(config.images, color="raw", raw_channels=4))
+    network = untrained_encoder(raw).eval()
+    with pytest.raises(ConfigError, match="sees 4 channels, and detectron2 reads"):
+        FORMATS["detectron2"](ExportSource("resnet", None, raw, network, None), tmp_path)
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_the_body_of_torchvisions_detectors(tmp_path: Path) -> None:
@@ -455,6 +471,53 @@ def test_networks_that_a_format_cannot_hold(
     file = encoder_file(tmp_path / "a.safetensors", config_of(**settings))
     with pytest.raises(ConfigError, match=f"{why}.* Use --format safetensors"):
         export_encoder(file, tmp_path / "out", form=form)
+
+
+def vit_source(**options: Any) -> ExportSource:
+    options = {"qkv_bias": True} | options
+    network = VisionTransformer(
+        img_size=32, patch_size=16, embed_dim=8, depth=2, num_heads=2, num_classes=0, **options
+    )
+    config = config_of("timm:vit_tiny_patch16_224")
+    return ExportSource("vit", None, config, randomised(network).eval(), None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init_values": 0.1},
+        {"qk_norm": True},
+        {"mlp_layer": SwiGLU},
+        {"mlp_layer": SwiGLUPacked},
+        {"act_layer": "quick_gelu"},
+        {"qkv_bias": False},
+        {"reg_tokens": 2},
+        {"no_embed_class": True},
+        {"global_pool": "avg", "fc_norm": False},
+        {"pre_norm": True},
+        {"final_norm": False},
+        {"norm_layer": "rmsnorm"},
+        {"block_fn": ResPostBlock},
+    ],
+    ids=str,
+)
+def test_transformers_gets_plain_vision_transformers_only(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its own network has no place for what else timm's may have, and would drop it unseen."""
+    with pytest.raises(ConfigError, match="no plain vision transformer"):
+        FORMATS["hf"](vit_source(**options), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plain_vision_transformer_goes_to_transformers_whole(tmp_path: Path) -> None:
+    source = vit_source()
+    FORMATS["hf"](source, tmp_path)
+    named = load_file(tmp_path / "model.safetensors")
+    assert sum(one.numel() for one in named.values()) == sum(
+        one.numel() for one in source.network.state_dict().values()
+    )
+    assert len(named) == 6 + 2 * 16
 
 
 def test_the_command_prints_the_difference(

@@ -1,12 +1,14 @@
 """The model card: what a run is, how good it was found to be, and what is not known."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from diptych.config.data import ImagesConfig
+from diptych.config.files import to_toml
 from diptych.config.model import EncoderConfig
 from diptych.config.run import RunConfig
 from diptych.export.write import export_encoder
@@ -26,10 +28,19 @@ EVALUATION = {
                     }
                 }
             },
-            "split": {"words": "Measured on 268 images."},
+            "split": {
+                "train_images": 1072,
+                "tested": "268 images that pretraining did not see",
+                "test_images_in_train": 3,
+                "left_out": [{"names": ["secret.png"]}],
+                "words": "Measured on 268 images. In /home/secret/test: 3 files are no images.",
+            },
         }
     },
 }
+
+
+SEEN = TrainedOn(np.zeros((1076, 2), np.uint64), labels_used=False)
 
 
 @pytest.fixture
@@ -40,8 +51,8 @@ def run(tmp_path: Path) -> RunFolder:
         recipe="moco_v2", encoder=EncoderConfig(width=4), images=ImagesConfig(path="secret/place")
     )
     save_encoder(folder.encoder, untrained_encoder(config), config)
-    seen = TrainedOn(np.zeros((1076, 2), np.uint64), labels_used=False)
-    save_trained_on(folder.trained_on, seen)
+    folder.config.write_text(to_toml(config))
+    save_trained_on(folder.trained_on, SEEN)
     folder.metrics.write_text('{"step": 1}\n{"step": 1600}\n')
     folder.evaluation.write_text(json.dumps(EVALUATION))
     return folder
@@ -60,7 +71,12 @@ def test_data_method_figures_and_limits(run: RunFolder, tmp_path: Path) -> None:
     assert "- Data: 1,076 images, without labels." in card
     assert "| this encoder | 71.2% | 65.0% to 77.0% |" in card
     assert "| the same network, untrained | 50.0% |  |" in card
-    assert "Measured on 268 images." in card
+    assert (
+        "Fitted on 1,072 images and measured on 268 images that pretraining did not see, 3 of them "
+        "also among those fitted on."
+    ) in card
+    assert "# small_resnet, trained without labels\n" in card
+    assert "- self-supervised\n- contrastive-learning\n---" in card
     assert "secret" not in card
     assert "linear classifier" not in card
 
@@ -87,3 +103,49 @@ def test_the_licence_of_the_start_weights_goes_on(run: RunFolder, tmp_path: Path
     save_encoder(run.start, untrained_encoder(config), config, texts={"licence": "cc-by-nc-4.0"})
     assert "license: cc-by-nc-4.0\n" in card_of(run, tmp_path / "out")
     assert "license: mit\n" in card_of(run, tmp_path / "out", "mit")
+
+
+def test_the_card_of_the_encoders_file_is_that_of_its_run(run: RunFolder, tmp_path: Path) -> None:
+    config = RunConfig(encoder=EncoderConfig(width=4))
+    save_encoder(run.start, untrained_encoder(config), config, texts={"licence": "cc-by-nc-4.0"})
+    folder = export_encoder(run.encoder, tmp_path / "out", form="safetensors").folder
+    assert (folder / "README.md").read_text() == card_of(run, tmp_path / "other")
+
+
+def test_no_card_says_more_of_labels_than_is_known(run: RunFolder, tmp_path: Path) -> None:
+    def told(out: str) -> tuple[str, bool]:
+        card = card_of(run, tmp_path / out)
+        [title] = [line for line in card.splitlines() if line.startswith("# small")]
+        return title, "self-supervised" in card
+
+    save_trained_on(run.trained_on, replace(SEEN, labels_used=True))
+    assert told("a") == ("# small_resnet, trained with labels", False)
+    run.trained_on.unlink()
+    assert told("b") == ("# small_resnet", False)
+    save_trained_on(run.trained_on, SEEN)
+    begun = RunConfig(encoder=EncoderConfig(width=4, weights="/home/secret/supervised.pth"))
+    save_encoder(run.encoder, untrained_encoder(begun), begun)
+    assert told("c") == ("# small_resnet", False)
+    run.config.unlink()  # a folder of something else, as a classifier
+    assert told("d") == ("# small_resnet", False)
+
+
+def test_the_licence_of_foreign_weights_stands_on_their_card(tmp_path: Path) -> None:
+    export_encoder(
+        _encoder_file(tmp_path / "a.safetensors"),
+        tmp_path / "theirs",
+        form="timm",
+        licence="cc-by-nc-4.0",
+    )
+    source = f"local-dir:{tmp_path / 'theirs'}"
+    folder = export_encoder(source, tmp_path / "out", form="safetensors").folder
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlicense: cc-by-nc-4.0\n")
+    assert "self-supervised" not in card
+    assert "# resnet18\n" in card
+
+
+def _encoder_file(path: Path) -> Path:
+    config = RunConfig(encoder=EncoderConfig(name="resnet18", stem="imagenet"))
+    save_encoder(path, untrained_encoder(config), config)
+    return path

@@ -50,6 +50,17 @@ def test_changes_are_taken_back_in_turn(store: LabelStore) -> None:
     assert [one.version for one in store.since(2)] == [3, 4]
 
 
+def test_accepted_proposals_leave_labels_that_were_given_since(store: LabelStore) -> None:
+    store.give(rows(1), "corrected")
+    accepted = store.accept(rows(0, 1, 2), ["cat", "cat", "dog"])
+    assert (accepted.changed, accepted.words) == (2, "2 proposed labels accepted")
+    classes = store.classes()
+    given = [None if code < 0 else classes[code] for code in store.codes()[1]]
+    assert given == ["cat", "corrected", "dog", None]
+    assert store.undo().changed == 2
+    assert store.codes()[1].tolist() == [-1, 0, -1, -1]
+
+
 def test_two_windows_do_not_overwrite_each_other(store: LabelStore) -> None:
     seen = store.version
     store.give(rows(0), "cat", expected=seen)

@@ -340,6 +340,12 @@ def test_labels_are_given_spread_accepted_undone_and_exported(page: Any, address
     proposed = page.evaluate("gallery.labels.proposed")
     assert min(proposed["confidences"]) >= 0.6
     assert labels_of(address) == {"one": 10, "two": 10}
+    by_hand = proposed["rows"][0]
+    page.evaluate("(row) => gallery.state.select([row])", by_hand)
+    page.locator("#class-name").fill("two")
+    page.get_by_role("button", name="Give to 1 image").click()
+    page.locator("#status", has_text="1 image labelled two.").wait_for()
+    assert page.evaluate("gallery.labels.proposed.rows") == proposed["rows"][1:]
     page.get_by_role("button", name="Accept").click()
     page.locator("#status", has_text="accepted").wait_for()
     assert sum(labels_of(address).values()) == 20 + len(proposed["rows"])
@@ -351,7 +357,7 @@ def test_labels_are_given_spread_accepted_undone_and_exported(page: Any, address
     assert sum(bool(line["given"]) for line in lines) == 20 + len(proposed["rows"])
 
     page.get_by_role("tab", name="Labels").click()
-    for _ in range(3):
+    for _ in range(4):
         page.keyboard.press("Escape")
         version = page.evaluate("gallery.state.labels.version")
         page.get_by_role("button", name="Undo").click()

@@ -68,7 +68,7 @@ FORMS: list[dict[str, object]] = [
     {"color": "gray"},
     {"bits": 16},
     {"limit": 20},
-    {"jpeg_side": 30},
+    {"decoded_side": 30},
 ]
 
 
@@ -95,7 +95,7 @@ def test_a_pixel_does_not_depend_on_its_siblings(
     folder: Path, config: ImagesConfig, executor: ThreadPoolExecutor
 ) -> None:
     """What fits into memory was once decoded in full, and what did not was not."""
-    config = replace(config, cache="auto", jpeg_side=30)
+    config = replace(config, cache="auto", decoded_side=30)
     alone = folder.parent / "alone"
     alone.mkdir()
     data = (folder / "class1" / "large1.jpg").read_bytes()
@@ -261,7 +261,7 @@ def test_a_folder_that_cannot_be_made_is_survived(
 def test_a_run_that_resumes_on_a_fuller_disk_sees_the_same_pixels(
     folder: Path, config: ImagesConfig, executor: ThreadPoolExecutor
 ) -> None:
-    config = replace(config, jpeg_side=30)
+    config = replace(config, decoded_side=30)
     roomy = everything(open_folder(folder, config, executor))
     the_file(config).unlink()
     full = open_folder(folder, replace(config, cache_file_megabytes=0), executor)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -289,3 +290,21 @@ def test_another_decoder_looks_anew(
     monkeypatch.setattr(index, "decoders", lambda: "pillow 99")
     open_folder(folder, config, executor)
     assert len(looks) == len(found) + len(found.skipped)
+
+
+def test_decoders_have_versions_where_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout in the path has no metadata, and what was laid beside it may have none either."""
+
+    def only_pillow(package: str) -> str:
+        if package == "pillow":
+            return "12.0"
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(index, "version", only_pillow)
+    index.decoders.cache_clear()
+    try:
+        found = index.decoders()
+    finally:
+        index.decoders.cache_clear()
+
+    assert " diptych none imagecodecs none pillow 12.0 simplejpeg none " in found

@@ -298,7 +298,7 @@ def test_the_photographs_are_the_same_images_for_every_run(
     """A run reduces large JPEGs; an evaluation or a resume opens its set with that setting."""
     asked = ImagesConfig(path="photographs")
     before = open_images(asked, executor)
-    after = open_images(replace(asked, jpeg_side=side), executor)
+    after = open_images(replace(asked, decoded_side=side), executor)
     assert after.train.fingerprint() == before.train.fingerprint()
     assert before.test is not None
     assert after.test is not None

@@ -18,7 +18,8 @@ from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, UnreadableImage
 from diptych.images.codecs.decode import decode_bytes, page_of, pages
 from diptych.images.collection import Collection
-from diptych.images.open import open_images
+from diptych.images.listing import Listing
+from diptych.images.open import locate_images, open_images
 
 RNG = np.random.default_rng(0)
 STACK = RNG.integers(0, 256, (4, 33, 47, 3), dtype=np.uint8)
@@ -70,6 +71,19 @@ def test_each_page_of_a_tiff_is_a_file_with_its_pixels(options: dict[str, Any]) 
             assert again.pages.first.description == f"page {number}"
     with pytest.raises(UnreadableImage, match="no page 5"):
         page_of(data, 4, ImagesConfig())
+
+
+def test_a_page_is_no_file_of_its_own(tmp_path: Path) -> None:
+    """Who asks for the files of images would get a file that stands for its first page."""
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    single = locate_images(ImagesConfig(path=str(tmp_path), pages="all")).train
+    assert isinstance(single, Listing)
+    assert single.file is not None
+    (tmp_path / "b.tif").write_bytes(tiff(STACK, photometric="rgb"))
+    found = locate_images(ImagesConfig(path=str(tmp_path), pages="all")).train
+    assert isinstance(found, Listing)
+    assert list(found.names) == ["a.png", *(f"b.tif#{number}" for number in range(1, 5))]
+    assert found.file is None
 
 
 def test_pages_keep_their_depth_and_meaning() -> None:

@@ -88,7 +88,7 @@ def test_windows_come_in_any_order_and_of_a_photograph_as_it_is_decoded(
     for number in range(4):
         pixels = rng.integers(0, 256, (160, 240, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.jpg")
-    config = ImagesConfig(path=str(tmp_path), jpeg_side=80, cache="none")
+    config = ImagesConfig(path=str(tmp_path), decoded_side=80, cache="none")
     images = open_folder(tmp_path, config, executor)
     cut = in_windows(images, 3, side_pixels=16)
     indices = np.array([35, 0, 9, 9, 1])
@@ -100,7 +100,7 @@ def test_windows_come_in_any_order_and_of_a_photograph_as_it_is_decoded(
     ):
         wanted = whole.image(photograph)[top : top + 40, left : left + 60]
         assert np.array_equal(batch.image(place), wanted)
-    full = cut.decoded_for(replace(config, jpeg_side=None))
+    full = cut.decoded_for(replace(config, decoded_side=None))
     assert full.pixels.gather(indices).heights.tolist() == [80] * 5
 
 

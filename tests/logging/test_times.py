@@ -73,6 +73,16 @@ def test_a_late_process_is_named_with_its_part() -> None:
     assert "most of the difference is in views" in symptom.sentence
 
 
+def test_lines_of_a_process_alone_do_not_make_others_late() -> None:
+    """A run that went on with more processes: of its first lines there is no median."""
+    alone = [line(1 + 10 * number, forward=20.0) for number in range(4)]
+    together = line(41, 1, forward=(10.0, 10.0, 10.0))
+    times = times_of([*alone, together])
+    assert times is not None
+    assert times.usual == times.slowest == {"forward": 10.0, "other": 1.0}
+    assert names(*alone, together) == []
+
+
 def test_what_only_the_first_process_does_makes_it_not_late() -> None:
     first = line(1, 0, forward=(10.0, 10.0, 10.0))
     measured = line(

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from diptych.config.model import GroupNormConfig, HeadConfig, NormConfig
 from diptych.errors import ConfigError
+from diptych.models import norms
 from diptych.models.heads import build_head
 from diptych.models.norms import (
     GlobalBatchNorm,
@@ -207,6 +208,16 @@ def test_sync_alone_is_batch_norm() -> None:
     found = passed(use_norm(copy.deepcopy(plain), SYNC), values, slopes)
     for name, value in passed(plain, values, slopes).items():
         assert torch.equal(found[name], value), name
+
+
+def test_in_evaluation_a_norm_without_statistics_waits_for_no_other_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = nn.BatchNorm2d(5, track_running_stats=False).eval()
+    values = torch.randn(6, 5, 3, 3)
+    monkeypatch.setattr(norms, "process_count", lambda: 2)
+    monkeypatch.setattr(norms, "gather_rows", lambda rows: pytest.fail("an exchange"))
+    assert torch.equal(use_norm(copy.deepcopy(plain), SYNC)(values), plain(values))
 
 
 # --- each image alone -----------------------------------------------------------------------

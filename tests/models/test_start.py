@@ -133,7 +133,7 @@ def test_an_imported_file_says_how_it_is_fed_and_where_it_is_from(
     found = load_encoder(tmp_path / "x.safetensors").config
     assert found.encoder == EncoderConfig("resnet18", stem="imagenet")
     assert (found.views.side_pixels, found.views.pixel_mean) == (48, (0.5, 0.4, 0.3))
-    assert (found.images.color, found.images.jpeg_side) == ("rgb", found.views.image_side)
+    assert (found.images.color, found.images.decoded_side) == ("rgb", found.views.image_side)
     again = read_start(str(tmp_path / "x.safetensors"), None)
     assert again.settings["views"] == {
         "pixel_mean": (0.5, 0.4, 0.3),

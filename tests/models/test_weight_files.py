@@ -58,14 +58,17 @@ def test_an_object_in_a_file_is_refused_and_not_run(
 
 def test_the_conversion_that_is_advised_gives_a_file_that_is_read(tmp_path: Path) -> None:
     path = tmp_path / "dino.pth"
-    torch.save({"teacher": STATE, "args": argparse.Namespace(arch="vit"), "epoch": 3}, path)
+    inner = {"model": {"trunk": STATE}, "epoch": 3}
+    torch.save({"teacher": STATE, "base": inner, "args": argparse.Namespace(arch="vit")}, path)
     with pytest.raises(ConfigError, match=r"argparse\.Namespace") as refused:
         read_weights(str(path), None)
     lines = str(refused.value).partition(":\n")[2].splitlines()
     exec("\n".join(line.strip() for line in lines), {})
     found = read_weights(str(tmp_path / "dino.plain.pt"), None).content
-    assert found.keys() == {"teacher"}
-    assert torch.equal(found["teacher"]["conv.weight"], STATE["conv.weight"])
+    assert found.keys() == {"teacher", "base"}
+    assert found["base"].keys() == {"model"}
+    for state in (found["teacher"], found["base"]["model"]["trunk"]):
+        assert torch.equal(state["conv.weight"], STATE["conv.weight"])
 
 
 @pytest.mark.parametrize("legacy", [False, True])

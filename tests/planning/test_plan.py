@@ -1,21 +1,24 @@
 """Plans as a whole: laws that hold whatever the numbers, words that fit them, and the verb."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from diptych.cli.main import main
 from diptych.config.recipes import RECIPES, recipe_config
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
+from diptych.images.open import open_images
 from diptych.planning import measure
 from diptych.planning.machine import MACHINES, MachineConfig, machine_named
 from diptych.planning.plan import Plan, make_plan
-from diptych.planning.planned_run import PlannedRun
+from diptych.planning.planned_run import PlannedRun, PlanRequest, resolve_run
 from diptych.planning.print_plan import advice, limits
 
 SMALL = ("--scale", "tiny", "--encoder.width", "4", "--encoder.stage-blocks", "1")
@@ -87,6 +90,21 @@ def test_an_accelerator_waits_only_for_views_that_take_longer_than_the_rest() ->
     values = 64 * 2 * 32 * 32 / 224**2  # views of 224 pixels
     assert plan.step_seconds == pytest.approx(values)
     assert make_plan(run, MACHINES["h100"]).seconds["waiting for views"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("applier", "on", "helps"),
+    [("auto", "h100", False), ("cpu", "h100", True), ("cpu", "cpu", False)],
+)
+def test_the_device_is_to_make_views_only_where_it_does_not(
+    applier: Any, on: str, helps: bool
+) -> None:
+    config = small("simclr")
+    config = replace(config, views=replace(config.views, applier=applier))
+    slow = replace(MACHINES[on], views_per_second=1.0)
+    parts = {one.part: one for one in limits(make_plan(PlannedRun(config, 10_000), slow))}
+    assert parts["making views"].breaks
+    assert ("--views.applier device" in parts["making views"].cure) == helps
 
 
 def test_a_bank_breaks_with_the_images_and_a_queue_does_not() -> None:
@@ -216,8 +234,54 @@ def test_the_verb_takes_what_pretrain_takes(
 def test_the_verb_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan"]) == 2
     assert "--images-count" in capsys.readouterr().err
-    assert main(["plan", "--images-count", "100", "--processes", "0"]) == 2
-    assert "--processes must be 1 or more" in capsys.readouterr().err
+    for flag in ("--processes", "--processes-here", "--images-count", "--image-side"):
+        assert main(["plan", "--images-count", "100", flag, "0"]) == 2
+        assert f"{flag} must be positive; got 0" in capsys.readouterr().err
+
+
+def test_the_file_of_a_recipe_is_planned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe.toml"
+    assert main(["recipes", "moco_v2", "--scale", "tiny"]) == 0
+    file.write_text(capsys.readouterr().out)
+    assert main(["plan", "--config", str(file), *SMALL, "--images-count", "5000"]) == 0
+    assert "5,000 images, batch 128" in " ".join(capsys.readouterr().out.split())
+
+
+def photographs(folder: Path, *, side: int) -> Path:
+    for number in range(8):
+        picture = np.full((side, side + 64, 3), 20 * number, dtype=np.uint8)
+        Image.fromarray(picture).save(folder / f"{number}.jpg")
+    return folder
+
+
+def resolved(path: Path, **request: Any) -> PlannedRun:
+    settings = {
+        "images": {"path": str(path), "cache_folder": str(path / "cache")},
+        "recipe": "moco_v2",
+        "scale": "tiny",
+    }
+    return resolve_run(PlanRequest(MACHINES["cpu"], **request), settings)[0]
+
+
+def test_images_are_kept_as_they_are_decoded(tmp_path: Path) -> None:
+    path = photographs(tmp_path, side=400)
+    run = resolved(path)
+    with ThreadPoolExecutor(1) as executor:
+        kept = open_images(run.config.images, executor).train.pixels
+    assert run.config.images.decoded_side == 83
+    assert run.kept_bytes == kept.gather(np.arange(8)).pixels.nbytes == 8 * 100 * 116 * 3
+    # So in full they would need 48 gigabytes, and need 47 megabytes.
+    many = resolved(path, images_count=1000, image_side=4000)
+    assert many.image_pixels == 4000**2
+    assert many.kept_bytes == 1000 * 125 * 125 * 3
+
+
+def test_a_side_that_is_given_stands_before_that_of_the_images(tmp_path: Path) -> None:
+    path = photographs(tmp_path, side=100)
+    assert resolved(path).image_pixels == 100 * 164
+    assert resolved(path, image_side=200).image_pixels == 200 * 200
 
 
 PLANNED = [n for n in RECIPES if recipe_config(n, "tiny").method.kind in ("contrastive", "dense")]
@@ -231,6 +295,8 @@ PLANNED = [n for n in RECIPES if recipe_config(n, "tiny").method.kind in ("contr
             ["--weights", "pretrained", "--encoder", "resnet18"],
             "Plan the same network from nothing",
         ),
+        (["--begin-from", "runs/photos"], "by --config RUN/config.toml"),
+        (["--machine.host-gigabytes", "64"], "give machine.memory_gigabytes"),
     ],
 )
 def test_what_no_run_could_be_is_not_planned(

@@ -12,6 +12,7 @@ from torch import Tensor
 from diptych.config.data import ViewsConfig
 from diptych.config.method import (
     BankConfig,
+    DenseConfig,
     DictionaryConfig,
     InBatchConfig,
     KeyEncoderConfig,
@@ -22,7 +23,7 @@ from diptych.config.method import (
 from diptych.config.model import EncoderConfig, HeadConfig, NormConfig
 from diptych.config.run import RunConfig, TrainingConfig
 from diptych.logging.times import time_metrics
-from diptych.methods.contrastive import build_contrastive
+from diptych.methods.build import build_with_keys
 from diptych.methods.dictionaries import ImageBank, KeyQueue
 from diptych.models.activations import recompute_stages
 from diptych.optimization.optimizers import build_optimizer
@@ -70,6 +71,9 @@ CONFIGS = {
         BASE,
         method=MethodConfig(dictionary=DictionaryConfig("bank", bank=BankConfig(negatives=12))),
     ),
+    "bank of few images": replace(
+        BASE, method=MethodConfig(dictionary=DictionaryConfig("bank", bank=BankConfig(IMAGES)))
+    ),
     "bank in shares": replace(
         BASE,
         method=MethodConfig(
@@ -93,6 +97,19 @@ CONFIGS = {
         training=replace(BASE.training, chunk_size=4),
     ),
     "three views": replace(BASE, norm=NormConfig("layer"), method=MethodConfig(views=3)),
+    "dense": replace(
+        BASE,
+        norm=NormConfig("shuffle", images_per_group=4),
+        method=replace(QUEUE, kind="dense", dense=DenseConfig(cells=2)),
+    ),
+    "small views": replace(
+        BASE, views=replace(BASE.views, small_views=2, small_side_pixels=SIDE // 2)
+    ),
+    "small views, bank": replace(
+        BASE,
+        views=replace(BASE.views, small_views=2, small_side_pixels=SIDE // 2),
+        method=MethodConfig(dictionary=DictionaryConfig("bank", bank=BankConfig(negatives=12))),
+    ),
     "supervised": replace(BASE, method=MethodConfig(loss=LossConfig("supervised"))),
 }
 
@@ -105,7 +122,7 @@ def one_step(config: RunConfig, rank: int) -> tuple[int, int]:
     """Bytes handed to all-reduces and all-gathers in a step of a run that is under way."""
     torch.manual_seed(0)
     images = images_of(config)
-    method = build_contrastive(config, image_count=images).train()
+    method = build_with_keys(config, image_count=images).train()
     if config.training.recompute == "stages":
         recompute_stages(method.encoder)
     dictionary = method.dictionary
@@ -117,6 +134,7 @@ def one_step(config: RunConfig, rank: int) -> tuple[int, int]:
             dictionary.update(keys, torch.arange(images))
     share = BATCH // PROCESSES
     views = tuple(torch.randn(config.method.views, share, 3, SIDE, SIDE))
+    views += tuple(torch.randn(config.views.small_views, share, 3, SIDE // 2, SIDE // 2))
     indices = torch.arange(rank * share, (rank + 1) * share)
     batch = Batch(views, indices, 0, labels=indices % 3)
     optimizer = build_optimizer(config.optimizer, method)
@@ -134,7 +152,7 @@ def one_step(config: RunConfig, rank: int) -> tuple[int, int]:
         patch.setattr(dist, "all_reduce", count_reduce)
         patch.setattr(dist, "all_gather", count_gather)
         train_step(method, optimizer, batch, rate=0.1, momentum=0.9, config=config)
-        largest_over_processes(0, 0, 0)  # as the loop does after each step
+        largest_over_processes(0, 0, 0, 0)  # as the loop does after each step
         before = sent[1]
         require_synchronized(method, 1, images="")
         checks, before = sent[1] - before, sent[1]
@@ -164,6 +182,20 @@ def test_messages_are_those_that_a_step_sends(name: str, handed_in: Results) -> 
     gathered = sum(one.bytes for one in planned if one.kind == "gather")
     assert reduced == handed_in[name][0]
     assert int(gathered) == handed_in[name][1]
+
+
+def test_places_of_a_map_enter_a_queue_and_come_back_from_shuffling() -> None:
+    """The oracle is the real method: how long its rows are, and what it hands to its queues."""
+    config = CONFIGS["dense"]
+    method, share = build_with_keys(config).train(), BATCH // PROCESSES
+    views = torch.randn(2, share, 3, SIDE, SIDE)
+    output = method(Batch(tuple(views), torch.arange(share), 0))
+    rows = method._keys_encoded((views[0],))
+    assert output.keys is not None
+    planned = messages(PlannedRun(config, IMAGES, PROCESSES), build_on_meta(config, IMAGES), DIM)
+    sent = {one.what: one.bytes for one in planned}
+    assert sent["shuffled keys"] == rows.nbytes
+    assert sent["entering keys"] + sent["entering keys of places"] == output.keys.nbytes
 
 
 def test_a_single_process_sends_nothing() -> None:

@@ -1,13 +1,18 @@
 """What `diptych detect` found, as the report page shows it."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 from diptych.errors import RunFolderError
-from diptych.report.charts import detection_group, read_detection
+from diptych.evaluation.confidence import accuracy_of, macro_auc
+from diptych.evaluation.knn_and_linear import with_intervals
+from diptych.report.charts import chart_groups, detection_group, print_tables, read_detection
 
 
 def figure(value: float | None, half: float = 0.02) -> dict[str, float | None]:
@@ -68,3 +73,22 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(RunFolderError, match=r"detection\.json.*again"):
         read_detection(path)
+
+
+def test_a_figure_of_another_task_that_is_not_defined_is_left_out() -> None:
+    """No ROC curve is of test images that are all of one class."""
+    names, right = ("trained", "untrained"), np.ones(8, dtype=bool)
+    scores = np.linspace(0, 1, 8)[:, None] * [1, -1]
+    one_class = np.stack([right, ~right], axis=1)
+    metrics = {
+        "accuracy": with_intervals(dict.fromkeys(names, accuracy_of(right)), 8),
+        "auc": with_intervals(dict.fromkeys(names, macro_auc(scores, one_class)), 8),
+    }
+    assert metrics["auc"]["intervals"]["trained"] == figure(None)
+    task = {"labels": 2, "metrics": metrics}
+    found = {"transfer": {"birds": {}}, "details": {"transfer": {"tasks": {"birds": task}}}}
+    (group,) = chart_groups(found)
+    assert [chart.title for chart in group.charts] == ["accuracy"]
+    stream = io.StringIO()
+    print_tables(Console(file=stream, width=200), found)
+    assert "Transfer to birds" in stream.getvalue()

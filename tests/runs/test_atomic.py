@@ -51,6 +51,39 @@ def test_an_error_leaves_what_was_there_and_nothing_else(
     assert names(tmp_path) == ["a"]
 
 
+def folder_of(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.mkdir()
+        (temporary / "text").write_text(text)
+
+
+@pytest.mark.parametrize("error", [OSError("no such luck"), KeyboardInterrupt()], ids=str)
+def test_an_old_folder_stays_until_the_new_one_has_its_name(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_of(tmp_path / "a", "old")
+
+    def failing(*two: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(type(error)):
+        folder_of(tmp_path / "a", "new")
+    assert (tmp_path / "a" / "text").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_the_only_copy_of_a_folder_is_no_leftover(tmp_path: Path) -> None:
+    """A writer that is killed between its two renames leaves the old folder under another name."""
+    folder_of(tmp_path / "a", "old")
+    (tmp_path / "a").rename(tmp_path / ".a.01234567.replaced")
+    remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path, "a")
+    assert (tmp_path / ".a.01234567.replaced" / "text").read_text() == "old"
+    folder_of(tmp_path / "a", "new")
+    assert names(tmp_path) == ["a"]
+
+
 def test_it_is_on_the_disk_before_it_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

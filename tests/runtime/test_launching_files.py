@@ -23,7 +23,7 @@ KUBERNETES = "1.31"
 # Stand-ins for SLURM's commands and for diptych; each writes down how it was called.
 SRUN = """\
 #!/usr/bin/env bash
-echo "srun $1" >> "$CALLS"
+echo "srun $1 $SRUN_CPUS_PER_TASK cores" >> "$CALLS"
 [ "$1" = --kill-on-bad-exit=0 ] || exit 99
 shift
 for node in 0 1; do SLURM_NODEID=$node "$@" & nodes="${nodes:-} $!"; done
@@ -68,6 +68,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         "SLURM_JOB_NODELIST": "node[7-8]",
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_GPUS_ON_NODE": "4",
+        "SLURM_CPUS_PER_TASK": "16",
     }
 
 
@@ -105,6 +106,7 @@ def test_time_runs_out_and_the_job_is_saved_and_queued_again(slurm: dict[str, st
     assert said == "The time is up and the run is saved: queued again.\n"
     assert calls(slurm, "scancel") == ["scancel --signal=TERM 12345"]
     assert calls(slurm, "scontrol") == ["scontrol requeue 12345"]
+    assert calls(slurm, "srun") == ["srun --kill-on-bad-exit=0 16 cores"]
     begun = sorted(calls(slurm, "diptych"))
     for line, is_host in zip(begun, ("false", "true"), strict=True):
         assert line == (

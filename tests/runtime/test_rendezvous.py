@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
-from diptych.errors import ConfigError, Interrupted, LostProcess
+from diptych.errors import ConfigError, FirstStopped, ImagesError, Interrupted, LostProcess
+from diptych.images.collection import Collection
 from diptych.pretraining import pretrain
+from diptych.runtime.rendezvous import process_group, run_on_all, wait_for_all
 from diptych.runtime.world import read_world
 from diptych.views.batches import Batch, ViewBatches
 from processes import Results, run_processes
@@ -27,6 +31,7 @@ Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 # The processes of `run_processes` are told by it where the images lie and runs go.
 FOLDER = "DIPTYCH_TEST_FOLDER"
 STEPS = 12
+SLOW_SECONDS = 4.0
 MOCO: dict[str, Any] = {
     "recipe": "moco_v1",
     "scale": "tiny",
@@ -102,6 +107,36 @@ def left_alone(rank: int, count: int) -> Results:
         with pytest.raises(Gone if rank == 1 else LostProcess) as caught:
             run("left", batch_size=24)
     return {"said": torch.tensor(list(str(caught.value).encode()), dtype=torch.uint8)}
+
+
+def opened_together(rank: int, count: int) -> Results:
+    """The second process opens the images for longer than a collective call waits, then fails."""
+
+    def opened() -> int:
+        time.sleep(SLOW_SECONDS * rank)
+        return rank
+
+    def fail(*_: object) -> Collection:
+        raise ImagesError("there are none here")
+
+    dist.destroy_process_group()
+    with (
+        process_group(device="cpu", timeout_seconds=SLOW_SECONDS / 2),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        begun = time.monotonic()
+        made = run_on_all(opened)
+        waited = time.monotonic() - begun
+        wait_for_all()  # none was given up
+        if rank == 1:
+            patch.setattr("diptych.pretraining.open_images", fail)
+        with pytest.raises(ImagesError if rank == 1 else FirstStopped) as caught:
+            run("never")
+    return {
+        "made": torch.tensor(made),
+        "waited": torch.tensor(waited),
+        "said": torch.tensor(list(str(caught.value).encode())),
+    }
 
 
 def words(result: Results) -> str:
@@ -187,6 +222,22 @@ def test_those_that_stay_name_the_one_that_is_gone(folder: Path) -> None:
     for said, rank in ((first, 0), (last, 2)):
         assert said.startswith("process 1 of 3 did not take part in step 4: gone, or silent")
         assert f"Process {rank} stops." in said
+
+
+@pytest.mark.slow
+def test_all_wait_patiently_for_the_images_of_each(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    results = run_processes(opened_together, 2)
+    assert [int(one["made"]) for one in results] == [0, 1]
+    assert all(float(one["waited"]) > 0.9 * SLOW_SECONDS for one in results)
+    assert words(results[0]) == "process 1 stopped with ImagesError; it says why"
+    assert not (folder / "never").exists()
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from diptych.resolve import overlay_all, overrides_of
 from diptych.studies.cell_results import StudyResults
 from diptych.studies.drawing import png
 from diptych.studies.network_studies import TRANSFORMATIONS
-from diptych.studies.study import Study
+from diptych.studies.study import Budget, Study, difference_in_points, for_budget
 from diptych.studies.study_page import describe, to_markdown
 from diptych.studies.study_run import STUDIES, find_study, study_run
 from studies.made_up import result
@@ -89,11 +89,12 @@ def test_an_unscaled_rate_is_that_of_the_batch_it_is_taken_from() -> None:
 
 @ALL
 def test_cells_have_names_of_their_own_that_are_folders(study: Study) -> None:
-    for epochs in (1, study.budget.epochs):
+    for epochs in (1, 2, 4, study.budget.epochs):
         names = [cell.name for cell in study.grid(epochs)]
         assert len(set(names)) == len(names)
         assert all(Path(name).name == name and name.islower() for name in names)
-        assert study.reference in names or epochs != study.budget.epochs
+        # Otherwise no untrained encoder would be measured.
+        assert for_budget(study.reference, Budget(epochs=epochs)) in names
 
 
 @ALL
@@ -140,6 +141,70 @@ def test_every_claim_is_about_cells_and_measures_that_there_are(study: Study) ->
     text = to_markdown(page)
     assert study.question in text
     assert all(f"`{cell.name}`" in text for cell in study.grid(study.budget.epochs))
+
+
+@pytest.mark.parametrize("epochs", [1, 4, 6])
+def test_one_cell_of_a_study_gets_its_untrained_encoder_measured(
+    tmp_path: Path, epochs: int
+) -> None:
+    plan = study_run(find_study("batch"), data="images", out=tmp_path, epochs=epochs, seeds=2)
+
+    found = {run.cell.name for run in plan.cell_runs() if run.reference}
+
+    assert found == {f"batch-128-epochs-{max(2, epochs)}"}
+
+
+def test_claims_about_lengths_are_those_asked_for_while_some_are_missing() -> None:
+    study = find_study("batch")
+    short = [result(f"batch-{size}-epochs-2", 0, knn=0.4) for size in (64, 128, 256, 512)]
+
+    claims = study.claims(StudyResults(short, epochs=4))
+
+    assert "in 2 epochs than in 8" in claims[1].finding
+    assert {cell for cell, _ in claims[2].weights} == {
+        "batch-512-epochs-4",
+        "batch-512-epochs-4-unscaled",
+    }
+
+
+def test_what_a_small_batch_costs_one_method_more_is_a_whole_difference() -> None:
+    study = find_study("negatives")
+    means = {"simclr": 0.50, "simclr-batch-64": 0.44, "byol": 0.40, "byol-batch-64": 0.39}
+    found = StudyResults([result(cell, 0, knn=mean) for cell, mean in means.items()])
+
+    claim = study.claims(found)[-1]
+    points = difference_in_points(found, claim.weights)
+
+    assert "costs SimCLR more" in claim.finding
+    assert points is not None
+    assert points.value == pytest.approx(100 * ((0.50 - 0.44) - (0.40 - 0.39)))
+
+
+def sentences(name: str, budget: Budget) -> str:
+    study = find_study(name)
+    return " ".join(for_budget(one, budget) for one in (*study.differences, *study.notes))
+
+
+def test_sentences_are_of_the_budget_that_was_asked_for() -> None:
+    asked = Budget(images=2_000, epochs=50)
+
+    momentum = sentences("momentum", asked)
+    assert f"This run has {50 * (2_000 // 128)}," in momentum
+    assert f"keeps {0.9999 ** (50 * 15):.0%} of its random start" in momentum
+    assert "cannot show" not in sentences("momentum", Budget(images=200_000, epochs=50))
+    mechanisms = sentences("mechanisms", asked)
+    assert "K from 2 to 2,048 of 2,000 images" in mechanisms
+    assert "a batch of 512 takes 3 steps in an epoch, one of 32 takes 62" in mechanisms
+    assert "it learns in 49 of 50" in mechanisms
+    assert "With 2,000 images a batch of 512 takes 3 steps" in sentences("batch", asked)
+    assert "With 2,000 images a batch of 512 takes 3 steps" in sentences("negatives", asked)
+
+
+@ALL
+def test_without_a_number_of_images_no_steps_are_told(study: Study) -> None:
+    text = sentences(study.name, Budget(images=None, epochs=7))
+    assert "None" not in text
+    assert "takes 19 steps" not in text
 
 
 @pytest.mark.slow

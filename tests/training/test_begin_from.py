@@ -131,6 +131,19 @@ def test_stopped_in_its_turn_it_is_resumed_from_its_own_checkpoints(
     assert_same_bits(whole, begin_from(stopped, tmp_path / "cut", resume=True, **rate))
 
 
+def test_parts_that_are_frozen_at_first_go_on_with_the_momentum_that_they_had(
+    stopped: Path, tmp_path: Path
+) -> None:
+    frozen: dict[str, Any] = {"encoder.frozen_parts": 1, "encoder.frozen_epochs": 2.0}
+    whole = begin_from(stopped, tmp_path / "whole", **frozen)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 7)  # of four steps an epoch the eighth is the last frozen one
+        with pytest.raises(Interrupted):
+            begin_from(stopped, tmp_path / "cut", **frozen)
+    assert "optimizer/network.encoder.conv1.weight/momentum_buffer" in state(tmp_path / "cut")
+    assert_same_bits(whole, begin_from(stopped, tmp_path / "cut", resume=True, **frozen))
+
+
 def test_what_would_change_the_meaning_of_what_was_saved_is_refused(
     stopped: Path, tmp_path: Path
 ) -> None:

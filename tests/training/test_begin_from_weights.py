@@ -17,7 +17,12 @@ from diptych.config.files import load_run_config, nest, overlay
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError, Interrupted, RunFolderError
 from diptych.evaluation.protocols import evaluate
-from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
+from diptych.models.weights import (
+    load_encoder,
+    load_trained_on,
+    save_encoder,
+    untrained_encoder,
+)
 from diptych.pretraining import pretrain
 from diptych.resolve import advice_on_weights
 from diptych.runs.folder import RunFolder
@@ -241,22 +246,50 @@ def test_an_imported_encoder_is_loaded_from_a_run_folder_too(
     assert load_encoder(second.path).config.encoder.width == 4
 
 
-def test_small_sets_of_photographs_are_told_of_weights() -> None:
+def test_it_saw_what_the_run_of_its_weights_saw(
+    images: Path, stripes: Stripes, tmp_path: Path
+) -> None:
+    pixels, _ = stripes(40)
+    np.savez(tmp_path / "others.npz", images=255 - pixels)
+    first = run_of(images, None, tmp_path / "first", epochs=1, **{"encoder.width": 4})
+    wanted = saw(first)
+    assert wanted is not None
+    for name, weights in (("folder", first.path), ("file", first.encoder)):
+        folder = run_of(tmp_path / "others.npz", weights, tmp_path / name, epochs=1)
+        found = saw(folder)
+        assert found is not None
+        assert wanted < found
+        assert len(found) == 64 + 40
+    begun = pretrain(out=tmp_path / "begun", begin_from=str(folder.path), epochs=2, quiet=True)
+    assert saw(RunFolder(begun)) == found
+    alone = Path(shutil.copy(first.encoder, tmp_path / "alone.safetensors"))
+    assert saw(run_of(images, alone, tmp_path / "of alone", epochs=1)) is None
+
+
+def saw(run: RunFolder) -> set[tuple[int, ...]] | None:
+    """The contents that a run learned from, as far as it knows."""
+    found = load_trained_on(run.trained_on)
+    return None if found is None else {tuple(one) for one in found.checksums.tolist()}
+
+
+def test_small_sets_are_told_of_weights() -> None:
     config = RunConfig()
 
-    def said(config: RunConfig, images: int, side: int) -> str | None:
-        return advice_on_weights(config, image_count=images, median_side_pixels=side)
+    def said(images: int, more: dict[str, object]) -> str | None:
+        return advice_on_weights(overlay(config, nest(more), "the test"), image_count=images)
 
-    advice = said(config, 500, 300)
-    assert advice is not None
-    assert "--weights pretrained --encoder resnet18" in advice
-    assert said(config, 20_000, 300) is None
-    assert said(config, 500, 32) is None
-    for more in (
-        {"images.color": "gray"},
+    fitting: tuple[dict[str, object], ...] = ({}, {"images.color": "gray"})
+    for more in fitting:  # the weights are made to fit gray images
+        advice = said(500, more)
+        assert advice is not None
+        assert "--weights pretrained --encoder resnet18" in advice
+    assert said(20_000, {}) is None
+    others: tuple[dict[str, object], ...] = (
+        {"images.color": "raw"},
         {"images.path": "photographs"},
         {"encoder.weights": "w.pt"},
         {"encoder.name": "own"},
         {"training.begin_from": "run"},
-    ):
-        assert said(overlay(config, nest(more), "the test"), 500, 300) is None
+    )
+    for more in others:
+        assert said(500, more) is None

@@ -68,6 +68,11 @@ CONFIGS = {
     "end_to_end": END_TO_END,
     "memory_bank": replace(BASE, norm=GROUP, method=replace(BASE.method, dictionary=BANK)),
     "sharded_bank": replace(BASE, norm=GROUP, method=replace(BASE.method, dictionary=SHARDED)),
+    "learned with a bank": replace(
+        BASE,
+        norm=GROUP,
+        method=replace(BASE.method, dictionary=BANK, loss=LossConfig(learn_temperature=True)),
+    ),
     "chunks": replace(END_TO_END, norm=SHUFFLE, training=replace(BASE.training, chunk_size=4)),
     "groups": replace(BASE, norm=GROUP),
     "three views": replace(BASE, norm=NormConfig("layer"), method=replace(BASE.method, views=3)),

@@ -9,7 +9,15 @@ from lightly.models.modules import MoCoProjectionHead, SimCLRProjectionHead
 from lightly.models.utils import deactivate_requires_grad, update_momentum
 from lightly.transforms.moco_transform import MoCoV2Transform
 from lightly.transforms.simclr_transform import SimCLRTransform
-from peers.runners.shared import OUTPUT_FEATURES, Job, Snapshots, cosine, network_of, read_job
+from peers.runners.shared import (
+    OUTPUT_FEATURES,
+    Job,
+    Snapshots,
+    cosine,
+    hidden_of,
+    network_of,
+    read_job,
+)
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -37,7 +45,7 @@ class SimCLR(nn.Module):
     def __init__(self, encoder: nn.Module, features: int, job: Job) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = SimCLRProjectionHead(features, features, OUTPUT_FEATURES)
+        self.head = SimCLRProjectionHead(features, hidden_of(job, features), OUTPUT_FEATURES)
         self.criterion = NTXentLoss(temperature=job.temperature)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
@@ -54,7 +62,7 @@ class MoCo(nn.Module):
     def __init__(self, encoder: nn.Module, features: int, job: Job) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = MoCoProjectionHead(features, features, OUTPUT_FEATURES)
+        self.head = MoCoProjectionHead(features, hidden_of(job, features), OUTPUT_FEATURES)
         self.key_encoder, self.key_head = copy.deepcopy(encoder), copy.deepcopy(self.head)
         deactivate_requires_grad(self.key_encoder)
         deactivate_requires_grad(self.key_head)

@@ -3,7 +3,15 @@
 from typing import Any
 
 import lightly_train
-from peers.runners.shared import OUTPUT_FEATURES, Job, Snapshots, maps_of, network_of, read_job
+from peers.runners.shared import (
+    OUTPUT_FEATURES,
+    Job,
+    Snapshots,
+    hidden_of,
+    maps_of,
+    network_of,
+    read_job,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -66,7 +74,7 @@ def main() -> None:
         method="simclr",
         method_args={
             "temperature": job.temperature,
-            "hidden_dim": features,
+            "hidden_dim": hidden_of(job, features),
             "output_dim": OUTPUT_FEATURES,
         },
         # It takes the rate for a batch of 256 and scales it by the batch.

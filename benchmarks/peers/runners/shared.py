@@ -40,6 +40,7 @@ class Job(NamedTuple):
     weight_decay: float
     queue: int
     key_momentum: float
+    hidden_features: int | None
     snapshot_seconds: float
 
     @property
@@ -66,6 +67,11 @@ def network_of(job: Job) -> tuple[nn.Module, int]:
     config = EncoderConfig(name=job.network, stem="small" if "small" in job.network else "imagenet")
     network = build_encoder(config, channels=3, side_pixels=job.side, seed=job.seed)
     return network, count_features(network, channels=3, side_pixels=job.side)
+
+
+def hidden_of(job: Job, features: int) -> int:
+    """Width of a projection head inside."""
+    return features if job.hidden_features is None else job.hidden_features
 
 
 def maps_of(network: Any, images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from peers.runners.shared import (
     OUTPUT_FEATURES,
     Job,
     Snapshots,
+    hidden_of,
     network_of,
     read_job,
 )
@@ -70,11 +71,12 @@ def optimizer_of(job: Job) -> dict[str, Any]:
 
 def simclr(job: Job, network: nn.Module, features: int) -> Any:
     """Its SimCLR as its script for CIFAR-10 puts it together."""
+    hidden = hidden_of(job, features)
     head = nn.Sequential(
-        nn.Linear(features, features),
-        nn.BatchNorm1d(features),
+        nn.Linear(features, hidden),
+        nn.BatchNorm1d(hidden),
         nn.ReLU(inplace=True),
-        nn.Linear(features, OUTPUT_FEATURES),
+        nn.Linear(hidden, OUTPUT_FEATURES),
     )
     return spt.Module(
         backbone=network,
@@ -96,7 +98,7 @@ def moco_v2(job: Job, network: nn.Module, features: int) -> Any:
     """Its MoCo v2, whose key network its callback moves."""
     method = MoCov2(
         encoder_name=network,
-        projector_dims=(features, OUTPUT_FEATURES),
+        projector_dims=(hidden_of(job, features), OUTPUT_FEATURES),
         queue_length=job.queue,
         temperature=job.temperature,
         ema_decay_start=job.key_momentum,

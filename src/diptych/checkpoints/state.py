@@ -62,7 +62,7 @@ class RunState:
         """
         held = {**self.method.state_dict(), **(whole or {})}
         named = {f"method/{name}": value for name, value in held.items()}
-        for name, parameter in trainable(self.method):
+        for name, parameter in self._optimized():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     named[f"optimizer/{name}/{key}"] = value
@@ -98,7 +98,7 @@ class RunState:
             prefix = "method/"
             saved = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             self.method.load_state_dict(saved, strict=True)
-            for name, parameter in trainable(self.method):
+            for name, parameter in self._optimized():
                 self._restore_optimizer(parameter, _below(f"optimizer/{name}/", tensors))
             torch.set_rng_state(tensors["generator/cpu"])
             if "generator/cuda" in tensors and torch.cuda.is_available():
@@ -134,7 +134,7 @@ class RunState:
             if name in held and held[name].dtype != value.dtype:
                 raise DamagedCheckpoint(f"{name} is {value.dtype}, not {held[name].dtype}")
         known = {"generator/cpu", "generator/cuda"}
-        for name, parameter in trainable(self.method):
+        for name, parameter in self._optimized():
             saved = _below(f"optimizer/{name}/", tensors)
             known |= {f"optimizer/{name}/{key}" for key in saved}
             if saved and saved.keys() != self._optimizer_keys():
@@ -146,6 +146,11 @@ class RunState:
         useless = [name for name in tensors if not name.startswith("method/") and name not in known]
         if useless:
             raise DamagedCheckpoint(f"there is no use for {useless[0]}")
+
+    def _optimized(self) -> list[tuple[str, nn.Parameter]]:
+        """The optimizer's parameters by name, also those that are frozen for a while."""
+        held = {id(one) for group in self.optimizer.param_groups for one in group["params"]}
+        return [(name, one) for name, one in self.method.named_parameters() if id(one) in held]
 
     def _optimizer_keys(self) -> set[str]:
         """What the optimizer keeps for a parameter."""
@@ -180,7 +185,7 @@ def _names_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def trainable(method: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The parameters that the optimizer moves, by name: none of a momentum encoder or teacher."""
+    """The parameters that train now, by name: none of a momentum encoder or teacher."""
     return [(name, p) for name, p in method.named_parameters() if p.requires_grad]
 
 
@@ -211,7 +216,7 @@ MAY_CHANGE_WITH_MACHINE: Final = (
 CHOSEN_FOR_MINUTES: Final = (
     "encoder.",
     "head.hidden_features",
-    "images.jpeg_side",
+    "images.decoded_side",
     "images.windows",
     "probe.health_every_epochs",
     "training.batch_size",

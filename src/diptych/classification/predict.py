@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -14,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from diptych.classification.classifier import ENCODER, ImageClassifier, load_classifier
+from diptych.embeddings.encode_views import views_as_json
+from diptych.embeddings.shard_files import differences
 from diptych.embeddings.vectors import VectorSet
 from diptych.errors import ClassifierError, ConfigError
 from diptych.escaping import HANDLER, escaped
 from diptych.evaluation.features import FEATURES, encode, in_batches
-from diptych.evaluation.predictions import Predictions, write_predictions
+from diptych.evaluation.predictions import COLUMNS, Predictions, write_predictions
 from diptych.images.collection import ImageSet
 from diptych.images.inventory import Inventory, Skipped
 from diptych.images.open import locate_images
@@ -26,6 +28,12 @@ from diptych.images.sources.handed_over import path_of
 from diptych.images.splits import open_every_part
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import require_writable
+from diptych.runs.own_tables import (
+    SKIPPED_COLUMNS,
+    require_own_list,
+    require_own_table,
+    skipped_list,
+)
 from diptych.runtime.console import ProgressReporter
 from diptych.runtime.devices import BATCH_SIZE, Runtime
 
@@ -72,16 +80,20 @@ def predict_images(
 
     Raises:
         ClassifierError: there is no classifier, or it is damaged.
-        ImagesError: none of the images, or too few, can be read.
+        ConfigError: something else has the name of the table or of the list.
+        ImagesError: none of the images can be read.
         OSError: the table cannot be written.
     """
     file = None if out is None else Path(out)
     if file is not None:
         if file.suffix.lower() != ".csv" or file.is_dir():
             raise ConfigError(f"-o {file}: wanted the name of a table that ends in .csv.")
+        require_own_table(file, COLUMNS)
+        require_own_list(file)
         require_writable(file.parent)
     classifier = model if isinstance(model, ImageClassifier) else load_classifier(model)
-    config = replace(classifier.encoder.config.images, path=path_of(images), limit=None)
+    # Those that cannot be read are listed, however many a run would take.
+    config = replace(classifier.encoder.config.images.at(path_of(images)), max_unreadable_share=1.0)
     with Runtime(device, threads, batch_size, progress or ProgressReporter()) as runtime:
         classifier.encoder.to(runtime.torch_device)
         told = runtime.counting("Reading the images")
@@ -104,7 +116,7 @@ def predict_images(
     left_out = Inventory((), left_out=located.left_out).sentences()
     if file is not None:
         write_predictions(file, predictions, probabilities)
-        _list_skipped(file.with_suffix(".skipped.csv"), skipped)
+        _list_skipped(skipped_list(file), skipped)
     return Predicted(predictions, skipped, tuple(left_out))
 
 
@@ -112,22 +124,37 @@ def classify_vectors(model: str | Path, vectors: VectorSet) -> NDArray[np.float6
     """(images, classes) probabilities of vectors of the classifier's encoder.
 
     Raises:
-        ClassifierError: there is no classifier, or the vectors are of another encoder or layer.
+        ClassifierError: there is no classifier, or the vectors are of another encoder or layer, or
+            of images that were seen otherwise.
     """
     classifier = load_classifier(model)
     settings = vectors.settings or {}
     if "encoder" in settings:
-        with open(Path(model) / ENCODER, "rb") as file:
-            own = hashlib.file_digest(file, "sha256").hexdigest()
-        made = classifier.about.get("made", {})
-        known = settings["encoder"] in (own, made.get("encoder_checksum"))
-        as_given = settings.get("layer") == FEATURES and not settings.get("normalized")
-        if not (known and as_given):
-            raise ClassifierError(
-                f"{vectors.source} holds vectors of another encoder or layer than the classifier "
-                f"{model} takes. Make them with `diptych embed {Path(model) / ENCODER} PATH`."
-            )
+        _require_of_classifier(settings, classifier, Path(model) / ENCODER, vectors.source)
     return classifier.probabilities(torch.from_numpy(vectors.features))
+
+
+def _require_of_classifier(
+    settings: Mapping[str, Any], classifier: ImageClassifier, encoder: Path, source: Path
+) -> None:
+    with open(encoder, "rb") as file:
+        own = hashlib.file_digest(file, "sha256").hexdigest()
+    known = settings["encoder"] in (own, classifier.about.get("made", {}).get("encoder_checksum"))
+    as_given = settings.get("layer") == FEATURES and not settings.get("normalized")
+    why = "" if known and as_given else "of another encoder or layer than"
+    if not why:
+        # The same weights see another image at another side, or with other pixels taken for mean.
+        found = differences(
+            {**settings.get("views", {}), "max_megapixels": None},
+            {**views_as_json(classifier.encoder.config, classifier.crops), "max_megapixels": None},
+        )
+        why = f"of images seen otherwise ({'; '.join(found)}) than" if found else ""
+    if why:
+        crops = "" if classifier.crops == "center" else f" --crops {classifier.crops}"
+        raise ClassifierError(
+            f"{source} holds vectors {why} the classifier {encoder.parent} takes. Make them with "
+            f"`diptych embed {encoder} PATH{crops} -o VECTORS`."
+        )
 
 
 def _classified(
@@ -165,6 +192,6 @@ def _list_skipped(file: Path, skipped: tuple[Skipped, ...]) -> None:
         return
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["name", "reason"])
+    writer.writerow(SKIPPED_COLUMNS)
     writer.writerows([escaped(one.name), one.reason] for one in skipped)
     atomic_write(file, text.getvalue().encode(errors=HANDLER))

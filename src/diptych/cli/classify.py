@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg
 from diptych.cli.flags import InferenceOptions, parse
 from diptych.config.downstream import ClassifierSettings
 from diptych.errors import ConfigError
+from diptych.runs.own_tables import require_no_input, require_own_table
 from diptych.runtime.console import ProgressBars
 
 if TYPE_CHECKING:
@@ -128,6 +129,9 @@ def _predict(flags: ClassifyFlags, console: Console) -> None:
         )
 
 
+_SUBSET_COLUMNS: Final = ("name", "rank", "score")
+
+
 @dataclass(frozen=True)
 class SubsetFlags:
     """What `diptych subset` takes."""
@@ -170,8 +174,11 @@ def subset(arguments: Sequence[str]) -> None:
 
     if flags.out.suffix.lower() not in (".csv", ".txt"):
         raise ConfigError(f"-o {flags.out}: wanted a name that ends in .csv or .txt.")
+    if flags.out.suffix.lower() == ".csv":
+        require_own_table(flags.out, _SUBSET_COLUMNS)
     use_threads(flags.threads)
     vectors = read_vectors(flags.vectors)
+    require_no_input(flags.out, (flags.vectors, flags.labelled, vectors.path))
     files = None
     if flags.out.suffix.lower() == ".txt" and vectors.path is not None:
         files = _files_of(vectors, flags.out)
@@ -231,7 +238,7 @@ def _write_chosen(
         return
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["name", "rank", "score"])
+    writer.writerow(_SUBSET_COLUMNS)
     for rank, (name, score) in enumerate(zip(names, chosen.scores, strict=True), start=1):
         writer.writerow([escaped(name), rank, f"{score:.6g}"])
     atomic_write(out, text.getvalue().encode(errors=HANDLER))

@@ -14,6 +14,7 @@ from diptych.escaping import readable, readable_lines
 from diptych.runs.folder import require_writable
 
 if TYPE_CHECKING:
+    from diptych.curation.curation_page import Sheet
     from diptych.embeddings.vectors import VectorSet
 
 _PRINTED: Final = 20  # queries that search prints
@@ -32,12 +33,13 @@ class OutputOptions:
     device: Literal["cpu", "cuda", "mps"] = "cpu"
     """Where vectors are compared."""
 
-    def check(self) -> None:
-        """Refuses, before any work, what cannot be written."""
+    def check(self, sheet: "Sheet") -> None:
+        """Refuses, before any work, what cannot be written or is not the verb's own."""
         if self.out.suffix.lower() != ".csv":
             raise ConfigError(f"--out {self.out}: wanted a name that ends in .csv.")
         if self.sheet < 0:
             raise ConfigError(f"--sheet is a number of rows; got {self.sheet}.")
+        sheet.require_own(self.out, page=self.sheet > 0)
         require_writable(self.out.parent)
 
 
@@ -131,10 +133,10 @@ def duplicates(arguments: Sequence[str]) -> None:
     """
     flags = parse(DuplicatesFlags, duplicates, arguments)
 
-    from diptych.curation.tables import write_copies
+    from diptych.curation.tables import COPIES, write_copies
     from diptych.embeddings.vectors import read_vectors
 
-    flags.output.check()
+    flags.output.check(COPIES)
     out = flags.output
     vectors = read_vectors(flags.vectors)
     said = write_copies(
@@ -153,10 +155,10 @@ def overlap(arguments: Sequence[str]) -> None:
     """
     flags = parse(OverlapFlags, overlap, arguments)
 
-    from diptych.curation.tables import write_overlap
+    from diptych.curation.tables import OVERLAP, write_overlap
     from diptych.embeddings.vectors import read_vectors
 
-    flags.output.check()
+    flags.output.check(OVERLAP)
     out = flags.output
     said = write_overlap(
         read_vectors(flags.vectors),
@@ -178,10 +180,10 @@ def outliers(arguments: Sequence[str]) -> None:
     """
     flags = parse(OutliersFlags, outliers, arguments)
 
-    from diptych.curation.tables import write_outliers
+    from diptych.curation.tables import OUTLIERS, write_outliers
     from diptych.embeddings.vectors import read_vectors
 
-    flags.output.check()
+    flags.output.check(OUTLIERS)
     out, vectors = flags.output, read_vectors(flags.vectors)
     said = write_outliers(
         vectors, flags.neighbours, out.out, images=out.images, rows=out.sheet, device=out.device
@@ -197,10 +199,10 @@ def mislabelled(arguments: Sequence[str]) -> None:
     """
     flags = parse(MislabelledFlags, mislabelled, arguments)
 
-    from diptych.curation.tables import write_mislabelled
+    from diptych.curation.tables import LABELS, write_mislabelled
     from diptych.embeddings.vectors import read_vectors
 
-    flags.output.check()
+    flags.output.check(LABELS)
     out, vectors = flags.output, read_vectors(flags.vectors)
     said = write_mislabelled(
         vectors, flags.neighbours, out.out, images=out.images, rows=out.sheet, device=out.device
@@ -219,11 +221,11 @@ def search(arguments: Sequence[str]) -> None:
     flags = parse(SearchFlags, search, arguments)
 
     from diptych.curation.search import embed_queries, find_row, search_images, search_rows
-    from diptych.curation.tables import write_search
+    from diptych.curation.tables import SEARCH, write_search
     from diptych.embeddings.vectors import read_vectors
 
     if flags.out is not None:
-        OutputOptions(flags.out, sheet=flags.sheet).check()
+        OutputOptions(flags.out, sheet=flags.sheet).check(SEARCH)
     vectors = read_vectors(flags.vectors)
     row = find_row(vectors, flags.image)
     if row is not None:

@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from diptych.cli.flags import parse
 from diptych.errors import ConfigError, saving
+from diptych.runs.own_tables import require_no_input
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def import_(arguments: Sequence[str]) -> None:
     console = Console(markup=False)
     if flags.out.is_dir():
         raise ConfigError(f"--out {flags.out} is a folder; wanted a file, as x.safetensors.")
+    require_no_input(flags.out, (flags.weights,))
     started, config = import_encoder(flags.weights, encoder=flags.encoder, side_pixels=flags.side)
     for sentence in started.sentences:
         console.print(sentence, highlight=False)

@@ -72,7 +72,7 @@ def plan(arguments: Sequence[str]) -> None:
     # Now, and not after minutes of measuring.
     if flags.json is not None:
         require_writable(flags.json.parent)
-    cores = divided(flags.threads or available_threads(), flags.processes_here)
+    cores = divided(flags.threads or available_threads(), max(1, flags.processes_here))
     request = PlanRequest(
         machine_named(flags.on, flags.machine, cores=cores),
         processes=flags.processes,

@@ -4,7 +4,7 @@ import inspect
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,7 @@ from tyro.conf import Positional
 from diptych.cli.evaluate import print_verdict
 from diptych.cli.flags import explicit_settings, parse
 from diptych.config.data import ImagesConfig, ViewsConfig
-from diptych.config.files import load_run_config, to_toml
+from diptych.config.files import flatten, load_run_config, nest, to_toml
 from diptych.config.method import DistillationConfig, MethodConfig
 from diptych.config.model import EncoderConfig, HeadConfig, NormConfig
 from diptych.config.recipes import RECIPES, recipe_config
@@ -28,12 +28,22 @@ from diptych.config.run import (
 )
 from diptych.errors import ConfigError, ImagesError, RunFolderError
 from diptych.escaping import quoted
+from diptych.runs.atomic import remove_leftovers
 from diptych.runs.folder import RunFolder
 from diptych.runtime.console import ProgressBars
 from diptych.runtime.world import read_world
 
 DEMO_EPOCHS: Final = 16
 DEMO_RUN: Final = Path("runs/demo")
+_DEMO: Final[dict[str, Any]] = {
+    "images.path": "photographs",
+    "recipe": "simclr",
+    "scale": "tiny",
+    "encoder.width": 16,
+    "training.epochs": DEMO_EPOCHS,
+    "probe.health_every_epochs": 4,
+}
+"""The settings of a demo, by which an earlier one is known."""
 
 
 @dataclass(frozen=True)
@@ -154,14 +164,7 @@ def demo(arguments: Sequence[str]) -> None:
     """
     flags = parse(DemoFlags, demo, arguments)
     _remove_earlier_demo(flags.out)
-    settings = {
-        "images": {"path": "photographs"},
-        "scale": "tiny",
-        "seed": flags.seed,
-        "encoder": {"width": 16},
-        "training": {"epochs": DEMO_EPOCHS, "threads": flags.threads},
-        "probe": {"health_every_epochs": 4},
-    }
+    settings = nest(_DEMO | {"seed": flags.seed, "training.threads": flags.threads})
     _run_to_report(settings, out=flags.out, config_file=None, resume=False, quiet=False)
 
 
@@ -204,16 +207,17 @@ def _run_to_report(
     from diptych.report.page import write_report
     from diptych.training.budget import evaluation_limits
 
-    given = settings.get("training", {})
-    runtime = {name: given[name] for name in ("device", "threads") if name in given}
-    limits = evaluation_limits(load_run_config(folder.config).training.minutes)
+    # The run's: they may stand in a file, or be those of an earlier command.
+    training = load_run_config(folder.config).training
+    limits = evaluation_limits(training.minutes)
+    device, threads = training.device, training.threads
     with ProgressBars(console) as bars:
         try:
-            found = measure(folder.path, progress=bars, **limits, **runtime)
+            found = measure(folder.path, progress=bars, device=device, threads=threads, **limits)
             print_tables(console, found, words_for_kept(read_choice(folder), found))
         except ImagesError as error:  # no labels, say; the report is written all the same
             console.print(str(error), highlight=False)
-        page = write_report(folder.path, progress=bars, **runtime)
+        page = write_report(folder.path, progress=bars, device=device, threads=threads)
     print_verdict(console, folder.path)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
     console.print(
@@ -227,10 +231,8 @@ def _remove_earlier_demo(out: Path) -> None:
     """Deletes the run of an earlier demo, and nothing else.
 
     Raises:
-        RunFolderError: there is something else at ``out``; it is left as it was.
+        RunFolderError: there is something else at ``out``, or in it; it is left as it was.
     """
-    from diptych.images.sources.known_sets import PHOTOGRAPHS_NAME
-
     # Not `exists`, for which a link that leads nowhere is not there.
     if not os.path.lexists(out):
         return
@@ -239,17 +241,35 @@ def _remove_earlier_demo(out: Path) -> None:
         if out.is_symlink() or config.is_symlink():  # what it points to may be anyone's
             problem = f"{out if out.is_symlink() else config} is a link"
         else:
-            learned_from = load_run_config(config).images.path
-            if learned_from == PHOTOGRAPHS_NAME:
+            found = flatten(load_run_config(config))
+            problem = _why_no_demo(out, found)
+            if not problem:
                 shutil.rmtree(out)
                 return
-            problem = f"it holds a run on {learned_from!r}"
     except ConfigError as error:
         problem = str(error).rstrip(".")
     raise RunFolderError(
         f"{out} is not replaced: wanted an earlier demo, whose config.toml says images.path = "
-        f'"{PHOTOGRAPHS_NAME}"; but {problem}. Choose another --out, or remove it yourself.'
+        f'"{_DEMO["images.path"]}", and nothing beside its files; but {problem}. Choose another '
+        "--out, or remove it yourself."
     )
+
+
+def _why_no_demo(out: Path, settings: Mapping[str, Any]) -> str:
+    """What a run has that an earlier demo has not; empty for nothing."""
+    for name, wanted in _DEMO.items():
+        if (came := settings[name]) != wanted:
+            what = "on" if name == "images.path" else f"with {name} ="
+            return f"it holds a run {what} {came!r}"
+    remove_leftovers(out)
+    # All that a run folder holds by itself: labels of a gallery, say, are beside it.
+    own = {
+        getattr(RunFolder(out), name).name
+        for name, value in vars(RunFolder).items()
+        if isinstance(value, property)
+    }
+    others = sorted(one.name for one in out.iterdir() if one.name not in own)
+    return f"it holds {others[0]} too, which the demo did not write" if others else ""
 
 
 @dataclass(frozen=True)

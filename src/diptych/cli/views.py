@@ -92,7 +92,7 @@ def views(arguments: Sequence[str]) -> None:
     from diptych.resolve import asked_setting, asked_start, overlay_all, overrides_of, resolve
     from diptych.runtime.devices import use_threads
     from diptych.views.preview.advice import advise
-    from diptych.views.preview.policy_in_words import policy_in_words
+    from diptych.views.preview.policy_in_words import images_in_words, policy_in_words
 
     _require_picture(flags.out, flags.rows, flags.columns)
     settings = explicit_settings(flags, arguments)
@@ -135,6 +135,8 @@ def views(arguments: Sequence[str]) -> None:
     )
     for line in policy_in_words(config.views, images.channels):
         print(f"  {line}")
+    if about := images_in_words(config.images):
+        print(about)
     if advice:
         print("Before you train:")
     for sentence in advice:
@@ -178,10 +180,10 @@ def _measured(
         encoder = opened.encoder
         require_same_channels(config, encoder.config, f"--weights {weights}")
         reader = EncoderReader(encoder, BATCH_SIZE)
-        sides = (images.jpeg_side, encoder.config.images.jpeg_side)
+        sides = (images.decoded_side, encoder.config.images.decoded_side)
         # Decoded small, a photograph lacks what an encoder of larger views has learned to see.
         whole = None in sides
-        images = replace(images, jpeg_side=None if whole else max(filter(None, sides)))
+        images = replace(images, decoded_side=None if whole else max(filter(None, sides)))
     found = open_labelled(images, executor, train=labelled or None)
     views = config.views
     trials = trials_for(views.branches, found.train.channels, views.strength, others=True)

@@ -37,6 +37,12 @@ def require_consistent(config: RunConfig) -> None:
     _require_consistent_memory(config.training)
     _require_consistent_start(config)
     require(
+        config.images.group_by is not None or config.images.group_within is None,
+        "images.group_within says how near partners of a group are: give images.group_by, as "
+        "--group-by folder or 'name:(.*)#'",
+        config.images.group_within,
+    )
+    require(
         config.images.windows == 1 or config.method_name != "distillation",
         "distillation fits its teacher's classifier on whole images: leave out images.windows",
         config.images.windows,
@@ -149,12 +155,6 @@ def _require_consistent_method(config: RunConfig) -> None:
         "head.predictor_layers stands on the queries' side only, and here every query is a key; "
         "set it to 0, or method.dictionary.batch.both_views = false",
         config.head.predictor_layers,
-    )
-    require(
-        grouped or config.images.group_within is None,
-        "images.group_within says how near partners of a group are: give images.group_by, as "
-        "--group-by folder or 'name:(.*)#'",
-        config.images.group_within,
     )
     require(
         config.images.group_within is None or method.views == 2,

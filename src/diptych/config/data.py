@@ -7,7 +7,7 @@ help texts of the flags, and docs/settings.md.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from diptych.config.checks import Checks
@@ -54,6 +54,10 @@ class ImagesConfig:
     video_seconds: float | None = None
     """Take videos too: a frame every so many seconds, each an image of its own with the file's
     label. Needs the extra `video`."""
+    labels: str | None = None
+    """Labels, which evaluation needs: `none` for none, or `FILE.csv:COLUMN`, a table with a `name`
+    column (paths from the folder). When not given, what the images come with: the folders that they
+    lie in, or what a table or archive says."""
     group_by: str | None = None
     """Take the second view from another image of the same group: `folder` (the folder that an
     image lies in), `folder:2` (its second folder level), `name:PATTERN` (the first parenthesis of a
@@ -71,9 +75,10 @@ class ImagesConfig:
     """Depth of the pixels in memory: 8 reduces deeper files, 16 keeps them and widens the rest."""
     max_megapixels: float = 80.0
     """A larger image is skipped and listed before it is decoded."""
-    jpeg_side: int | None = None
-    """Decode a JPEG at a half, a quarter or an eighth of its size where its shorter side keeps at
-    least this many pixels. A new run takes what its smallest crops need; in full when not given."""
+    decoded_side: int | None = None
+    """Reduce images as they are decoded to a half, a quarter and so on of their size, as long as
+    the shorter side keeps at least this many pixels. A new run takes what its smallest crops need;
+    in full when not given."""
     max_unreadable_share: float = 0.1
     """Stop before training when more than this share of the images is unreadable."""
     windows: int = 1
@@ -95,12 +100,22 @@ class ImagesConfig:
     def __post_init__(self) -> None:
         check = Checks("images", self)
         check.finite(but=("max_megapixels",))
-        check.positive("limit", "max_megapixels", "jpeg_side", "video_seconds", "group_within")
+        check.positive("limit", "max_megapixels", "decoded_side", "video_seconds", "group_within")
         check.not_negative("cache_megabytes", "cache_file_megabytes")
         check.between(0, 1, "max_unreadable_share")
+        check.must(
+            "labels",
+            lambda text: text == "none" or ".csv:" in text.lower(),
+            "be `none` or FILE.csv:COLUMN",
+        )
         check.between(1, MOST_WINDOWS, "windows")
         check.between(1, MOST_CHANNELS, "raw_channels")
         check.must("cache_folder", lambda path: "://" not in path, "be a path on this machine")
+
+    def at(self, path: str) -> "ImagesConfig":
+        """The same for other images: all of them, with labels of their own."""
+        labels = self.labels if path == self.path else None
+        return replace(self, path=path, limit=None, labels=labels)
 
     @property
     def selection(self) -> tuple[object, ...]:

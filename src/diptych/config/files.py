@@ -38,6 +38,7 @@ OLD_NAMES: Final = {
     "method.dictionary.bank_momentum": "method.dictionary.bank.momentum",
     "method.dictionary.bank_precision": "method.dictionary.bank.precision",
     "method.dictionary.bank_placement": "method.dictionary.bank.placement",
+    "images.jpeg_side": "images.decoded_side",
     "method.loss.margin": "method.loss.triplet.margin",
     "norm.channel_groups": "norm.group.channel_groups",
     "optimizer.lars_trust": "optimizer.lars.trust",
@@ -213,8 +214,9 @@ def _checked(value: Any, wanted: Any, where: str) -> Any:
             return None
         return _checked(value, next(a for a in arguments if a is not NoneType), where)
     if origin is Literal:
-        if value not in arguments:
-            hint = difflib.get_close_matches(str(value), arguments, n=1)
+        # By type too: to Python 8.0 is 8, and true is 1.
+        if not any(value == one and type(value) is type(one) for one in arguments):
+            hint = difflib.get_close_matches(str(value), list(map(str, arguments)), n=1)
             raise ConfigError(f"{problem}{f' Did you mean {hint[0]}?' if hint else ''}")
         return value
     if origin is tuple:

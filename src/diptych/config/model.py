@@ -33,6 +33,9 @@ class EncoderConfig:
     """Of resnet18 to resnet152: all channels times this (SimCLR's 2x and 4x)."""
     selective_kernels: bool = False
     """Of resnet50 to resnet152: 3x3 convolutions that choose their kernel (SimCLR v2's SK)."""
+    attention_heads: int | None = None
+    """Of timm's vision transformers: heads of each attention, where there are others than the
+    network's own. MoCo v3's `vit_small_patch16_224` has 12, timm's 6."""
     freeze_patches: bool = False
     """Of a vision transformer: the patch projection stays random (MoCo v3, section 4)."""
     weights: str | None = None
@@ -59,6 +62,7 @@ class EncoderConfig:
         )
         check.between(1, 8, "pool")
         check.between(1, 16, "width_multiplier")
+        check.positive("attention_heads")
         check.finite()
         check.not_negative("frozen_parts")
         check.positive("frozen_epochs")

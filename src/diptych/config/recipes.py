@@ -50,9 +50,9 @@ from diptych.errors import ConfigError
 HAVE_CIFAR10: Final = frozenset({"simclr", "simsiam"})
 """The recipes whose papers give settings for CIFAR-10."""
 
-PHOTOGRAPH_SIDE_PIXELS: Final = 96
-"""Median side of a set from which on its images are photographs, with more detail than 32 pixels
-show; below are those of CIFAR's kind."""
+PHOTOGRAPH_SIDE_PIXELS: Final = 64
+"""Median side of a set from which on its images have more detail than 32 pixels show; below are
+those of CIFAR's kind."""
 _PHOTOGRAPH_VIEW: Final = 64  # pixels of a view of them at `tiny`
 _CELLS: Final = (4, 2)  # along each side, in which maps of the smallest network are pooled,
 _MOST_FEATURES: Final = 2048  # with no more features than ResNet-50 has
@@ -369,7 +369,7 @@ def whole_patches(side_pixels: int, patch: int) -> int:
 def suited_side(
     config: RunConfig, median_side_pixels: int, *, weights: bool, patch: int = 1
 ) -> RunConfig:
-    """The same config at `tiny` with larger views, for photographs and for given weights.
+    """The same config with larger views: at `tiny` of photographs, at any scale of given weights.
 
     Weights were learned on large images, and even small ones serve them better enlarged.
 
@@ -379,12 +379,10 @@ def suited_side(
         weights: whether the encoder begins with some.
         patch: see ``whole_patches``.
     """
-    if config.scale != "tiny":
-        return config
-    side = config.views.side_pixels
-    if median_side_pixels >= PHOTOGRAPH_SIDE_PIXELS:
-        side = _VIEW_FOR_WEIGHTS if weights else _PHOTOGRAPH_VIEW
-    elif weights:
+    side, photographs = config.views.side_pixels, median_side_pixels >= PHOTOGRAPH_SIDE_PIXELS
+    if weights:
+        side = max(side, _VIEW_FOR_WEIGHTS if photographs else _PHOTOGRAPH_VIEW)
+    elif photographs and config.scale == "tiny":
         side = _PHOTOGRAPH_VIEW
     side = whole_patches(side, patch)
     return replace(config, views=replace(config.views, side_pixels=side))

@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -19,8 +19,31 @@ from diptych.escaping import HANDLER, escaped, readable
 from diptych.report.figures import ACCENT, SECOND, STYLE, svg
 from diptych.report.page import template
 from diptych.runs.atomic import atomic_write
+from diptych.runs.own_tables import require_own_page, require_own_table
 
 _NAME_LETTERS: Final = 34  # of a name under a picture: its end, which differs
+
+
+class Sheet(NamedTuple):
+    """What a verb writes.
+
+    Attributes:
+        title: of its page.
+        columns: of its table.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+
+    def require_own(self, out: Path, *, page: bool) -> None:
+        """Sees that what is there under its names was written by the same verb.
+
+        Raises:
+            ConfigError: it was not, or belongs to vectors.
+        """
+        require_own_table(out, self.columns)
+        if page:
+            require_own_page(out.with_suffix(".html"), f"{self.title} - diptych")
 
 
 @dataclass(frozen=True)
@@ -116,16 +139,18 @@ def _cell(value: Any) -> Any:
 
 def histogram(distances: NDArray[np.floating], threshold: float) -> str:
     """How far nearest neighbours are, on a logarithmic axis, with the threshold; SVG."""
+    # Zero has no place on the axis.
     shown = np.maximum(distances.astype(np.float64), SAME)
+    line = max(threshold, SAME)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.4, 2.6), layout="constrained")
         axes = figure.subplots()
-        low = min(float(shown.min()), threshold)
+        low = min(float(shown.min()), line)
         high = max(float(shown.max()), 2 * low)
         axes.hist(shown, np.geomspace(low, high, 60).tolist(), color=SECOND)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.axvline(threshold, color=ACCENT)
+        axes.axvline(line, color=ACCENT)
         axes.set_xlabel(f"distance to the nearest neighbour ({SAME:g} for the same vector)")
         axes.set_ylabel("images")
         axes.set_title(f"threshold {threshold:.4f}", color=ACCENT, loc="left", fontsize=10)

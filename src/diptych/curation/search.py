@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from diptych.embeddings.embed import embed
 from diptych.embeddings.neighbours import Neighbours, nearest, unit_length
-from diptych.embeddings.vectors import VectorSet, read_vectors, require_comparable
+from diptych.embeddings.vectors import VectorSet, made_alike, read_vectors, require_comparable
 from diptych.errors import ConfigError, EmbeddingsError
 from diptych.images.codecs.decode import EXTENSIONS
 from diptych.models.start import open_encoder
@@ -120,16 +120,9 @@ def embed_queries(
             f"{vectors.source} does not say how its vectors were made, so no image can be embedded "
             "in the same way. Embed the query yourself and search by a row."
         )
-    views = made.get("views", {})
-    settings: dict[str, Any] = {
-        "layer": made.get("layer", "h"),
-        "normalize": bool(made.get("normalized", False)),
-        "crops": views.get("crops", "center"),
-        "max_unreadable_share": 0.0,
-        "encoder": encoder,
-    }
+    settings = made_alike(made) | {"max_unreadable_share": 0.0, "encoder": encoder}
     if open_encoder(source, encoder=encoder).run is None:  # what it sees was chosen for the set
-        settings["side_pixels"] = views.get("side_pixels")
+        settings["side_pixels"] = made.get("views", {}).get("side_pixels")
     with tempfile.TemporaryDirectory() as folder:
         path, out = images, Path(folder) / "vectors"
         if _is_image(images):

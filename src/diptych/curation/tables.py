@@ -4,6 +4,7 @@ Each function returns what was found, in sentences. The page has at most ``rows`
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ from diptych.curation.copies import Copies, find_copies, find_overlap
 from diptych.curation.curation_page import (
     Row,
     Section,
+    Sheet,
     Tile,
     histogram,
     tile,
@@ -26,6 +28,15 @@ from diptych.curation.search import SearchResult
 from diptych.curation.threshold import SAME
 from diptych.curation.thumbnails import Thumbnails, file_picture
 from diptych.embeddings.vectors import VectorSet
+
+COPIES: Final = Sheet("Copies", ("group", "name", "kept", "copy_of", "kind", "distance", "label"))
+OVERLAP: Final = Sheet("Overlap", ("name", "copy", "nearest", "distance", "label", "nearest_label"))
+OUTLIERS: Final = Sheet("Outliers", ("name", "outlier", "score", "distance", "label"))
+LABELS: Final = Sheet(
+    "Labels",
+    ("name", "suspected", "label", "suggested", "probability_label", "probability_suggested"),
+)
+SEARCH: Final = Sheet("Search", ("query", "rank", "name", "similarity", "label"))
 
 _TILES: Final = 12  # pictures of one group
 _BESIDE: Final = 12  # pairs on each side of the threshold
@@ -44,7 +55,6 @@ def write_copies(
     pictures = Thumbnails.of(vectors, images)
     found = find_copies(vectors, threshold, prefer=pictures.file_bytes, device=device)
     groups = found.groups()
-    columns = ["group", "name", "kept", "copy_of", "kind", "distance", "label"]
     table = []
     for number, group in enumerate(groups):
         kept = vectors.names[int(group[0])]
@@ -52,7 +62,7 @@ def write_copies(
             first, label = row == group[0], _label(vectors, row)
             told = ["yes", "", ""] if first else ["no", kept, _kind(found.exact[row])]
             table.append([number, vectors.names[row], *told, found.distances[row], label])
-    write_table(out, columns, table)
+    write_table(out, COPIES.columns, table)
     said = [*_copies_in_words(found, groups, vectors), *pictures.remarks]
     if rows:
 
@@ -72,7 +82,7 @@ def write_copies(
             *_around(found.nearest, found.threshold.distance, pair),
         ]
         figure = histogram(found.nearest, found.threshold.distance)
-        write_page(out.with_suffix(".html"), "Copies", said, sections, figure=figure)
+        write_page(out.with_suffix(".html"), COPIES.title, said, sections, figure=figure)
     return said
 
 
@@ -87,11 +97,13 @@ def write_overlap(
     device: str = "cpu",
 ) -> list[str]:
     """Writes the nearest image to learn from of each to test on; see ``find_overlap``."""
-    pictures = Thumbnails.of(learned, images[0]), Thumbnails.of(tested, images[1])
+    pictures = (
+        Thumbnails.of(learned, images[0]),
+        replace(Thumbnails.of(tested, images[1]), flag="--test-images"),
+    )
     found = find_overlap(learned, tested, threshold, device=device)
     order, copies = np.argsort(found.distances, kind="stable"), found.copies()
     is_copy = np.isin(np.arange(len(tested)), copies)
-    columns = ["name", "copy", "nearest", "distance", "label", "nearest_label"]
     table = []
     for row in order.tolist():
         other = int(found.rows[row])
@@ -99,7 +111,7 @@ def write_overlap(
         labels = _label(tested, row), _label(learned, other)
         names = tested.names[row], learned.names[other]
         table.append([names[0], kind, names[1], found.distances[row], *labels])
-    write_table(out, columns, table)
+    write_table(out, OVERLAP.columns, table)
     said = [
         f"{len(copies):,} of {len(tested):,} images of {tested.source} are copies of images of "
         f"{learned.source}, {int(found.exact[copies].sum()):,} of them exact.",
@@ -122,7 +134,7 @@ def write_overlap(
             *_around(found.distances, found.threshold.distance, pair),
         ]
         figure = histogram(found.distances, found.threshold.distance)
-        write_page(out.with_suffix(".html"), "Overlap", said, sections, figure=figure)
+        write_page(out.with_suffix(".html"), OVERLAP.title, said, sections, figure=figure)
     return said
 
 
@@ -148,7 +160,7 @@ def write_outliers(
         ]
         for place, row in enumerate(found.rows.tolist())
     ]
-    write_table(out, ["name", "outlier", "score", "distance", "label"], table)
+    write_table(out, OUTLIERS.columns, table)
     said = [*found.sentences(), *pictures.remarks]
     if rows:
         tiles = [
@@ -157,7 +169,7 @@ def write_outliers(
         ]
         text = "The farthest first. Those with the thick line are outliers by their score."
         section = Section("Far from all others", text, [Row("", tiles)])
-        write_page(out.with_suffix(".html"), "Outliers", said, [section])
+        write_page(out.with_suffix(".html"), OUTLIERS.title, said, [section])
     return said
 
 
@@ -173,15 +185,13 @@ def write_mislabelled(
     """Writes all labels, the most doubtful first; see ``find_mislabelled``."""
     pictures = Thumbnails.of(vectors, images)
     found = find_mislabelled(vectors, neighbours, device=device)
-    columns = ["name", "suspected", "label", "suggested"]
-    columns += ["probability_label", "probability_suggested"]
     table = []
     for place, row in enumerate(found.rows.tolist()):
         suspected = "yes" if place < found.suspected else "no"
         named = found.classes[found.labels[place]], found.classes[found.suggested[place]]
         chances = found.own[place], found.other[place]
         table.append([vectors.names[row], suspected, *named, *chances])
-    write_table(out, columns, table)
+    write_table(out, LABELS.columns, table)
     said = [*found.sentences(), *pictures.remarks]
     if rows:
         tiles = [
@@ -196,7 +206,7 @@ def write_mislabelled(
         ]
         text = "The most doubtful first: the given label and what the neighbours suggest."
         section = Section("Labels to look at", text, [Row("", tiles)] if tiles else [])
-        write_page(out.with_suffix(".html"), "Labels", said, [section])
+        write_page(out.with_suffix(".html"), LABELS.title, said, [section])
     return said
 
 
@@ -223,11 +233,11 @@ def write_search(
             query = Tile(name, query_picture(place), ["looked for"], marked=True)
             tiles = [tile(vectors, pictures, row, f"{value:.4f}") for row, value in hits]
             shown.append(Row("", [query, *tiles]))
-    write_table(out, ["query", "rank", "name", "similarity", "label"], table)
+    write_table(out, SEARCH.columns, table)
     if rows:
         section = Section("Found", "The most similar first, with their cosines.", shown)
         said = [result.sentence, *pictures.remarks]
-        write_page(out.with_suffix(".html"), "Search", said, [section])
+        write_page(out.with_suffix(".html"), SEARCH.title, said, [section])
 
 
 def _query_pictures(result: SearchResult, pictures: Thumbnails) -> Callable[[int], str | None]:

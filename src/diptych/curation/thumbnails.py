@@ -32,12 +32,14 @@ class Thumbnails:
         places: of a name among them.
         names: of the vectors.
         missing: why there are no pictures, in a sentence; empty where there are.
+        flag: of the verb, that says where the images are.
     """
 
     rows: ImageRows | None
     places: dict[str, int]
     names: Sequence[str]
     missing: str = ""
+    flag: str = "--images"
 
     @classmethod
     def of(cls, vectors: VectorSet, images: str | None = None, *, side: int = SIDE) -> "Thumbnails":
@@ -64,7 +66,7 @@ class Thumbnails:
     @property
     def remarks(self) -> list[str]:
         """What is to be said of missing pictures."""
-        return [f"{self.missing} Give --images to see pictures."] if self.missing else []
+        return [f"{self.missing} Give {self.flag} to see pictures."] if self.missing else []
 
     def picture(self, row: int) -> str | None:
         """A picture as a data URI; None where the image is not there or cannot be read."""
@@ -105,7 +107,7 @@ class Thumbnails:
 def file_picture(file: str) -> str | None:
     """A picture of an image file that the user named, as a data URI; None if it cannot be read."""
     try:
-        return _as_uri(_shown(decode_file(file, ImagesConfig(jpeg_side=SIDE))))
+        return _as_uri(_shown(decode_file(file, ImagesConfig(decoded_side=SIDE))))
     except UnreadableImage:
         return None
 
@@ -118,7 +120,7 @@ def _config(path: str, vectors: VectorSet, side: int) -> ImagesConfig:
     chosen = {name: source[name] for name in OF_SOURCE if name in source}
     if "exclude" in chosen:
         chosen["exclude"] = tuple(chosen["exclude"])
-    config = ImagesConfig(path=path, jpeg_side=side, **known, **chosen)
+    config = ImagesConfig(path=path, decoded_side=side, **known, **chosen)
     if config.color == "raw":
         return replace(config, raw_channels=made.get("channels"))
     return config

@@ -53,7 +53,8 @@ class Candidate:
         trained_share: share of the last weights in it, 0 for the start.
         neighbours_kept: share of the ten nearest neighbours of an image that are as by the first
             candidate.
-        knn, linear: accuracies, a mean over cuts; None without labels.
+        knn, linear: accuracies, a mean over cuts (each class counted alike where one has more than
+            half of the images); None without labels.
         gain: of the mean of both accuracies over that of the first candidate.
         standard_error: of the gain, over the images judged on.
     """
@@ -98,6 +99,10 @@ def choose_with_labels(candidates: Sequence[Candidate]) -> str:
     Better is more than one standard error of the difference, so that of a few images chance does
     not decide; and without loss by the linear classifier. As good as the best is what lies within
     its standard error (the one-standard-error rule: Breiman et al. 1984, section 3.4.3).
+
+    Where none is clearly better, the weights are the first one's, and its features are whitened if
+    that was better at all: on other images it mostly is, so that little need be shown. What a
+    network gives that began from good weights must keep its linear accuracy.
     """
     first = candidates[0]
     better = [
@@ -106,11 +111,19 @@ def choose_with_labels(candidates: Sequence[Candidate]) -> str:
         if (one.gain or 0.0) > (one.standard_error or 0.0) and _keeps_linear(one, first)
     ]
     if not better:
-        return first.name
+        made = _most_made(first, candidates)
+        harmless = first.name == LAST or _keeps_linear(made, first)
+        return made.name if (made.gain or 0.0) > 0 and harmless else first.name
     best = max(better, key=_accuracy)
     least = best.accuracy - (best.standard_error or 0.0)
     near = [one for one in better if one.accuracy >= least]
     return max(near, key=lambda one: (-one.trained_share, one.accuracy)).name
+
+
+def _most_made(first: Candidate, candidates: Sequence[Candidate]) -> Candidate:
+    """Of the first one's weights the last candidate: whitened, with another layer if it may be."""
+    weights = weights_of(first.name)
+    return [one for one in candidates if weights_of(one.name) == weights][-1]
 
 
 def _keeps_linear(one: Candidate, first: Candidate) -> bool:
@@ -137,9 +150,7 @@ def choose_without_labels(candidates: Sequence[Candidate], images: int) -> str:
     ]
     if images < FEWEST_IMAGES:
         near = near[:1]
-    weights = max(near, key=lambda one: one.trained_share).name
-    made = [one.name for one in candidates if weights_of(one.name) == weights]
-    return made[-1]
+    return _most_made(max(near, key=lambda one: one.trained_share), candidates).name
 
 
 def weights_of(name: str) -> str:
@@ -249,6 +260,8 @@ def why_chosen(chosen: str, candidates: Sequence[Candidate]) -> str:
     may_be_kept = [other for other in candidates if _keeps_linear(other, candidates[0])]
     best = max(may_be_kept, key=_accuracy).name
     near = "" if best == chosen else f" {best.capitalize()} is better by less than can be told."
+    if one.gain <= (one.standard_error or 0.0):
+        near = " That may be chance: whitened features are kept where they are no worse."
     return (
         f"Kept is {_in_words(chosen)}: {accuracy}, in the mean {100 * one.gain:+.1f} points on "
         f"{_in_words(first)} (standard error {100 * (one.standard_error or 0.0):.1f}); "

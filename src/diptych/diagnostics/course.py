@@ -95,7 +95,8 @@ def _doubts(health: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     first, last, found = health[0], health[-1], []
     if "stability" in last:
         stability, other = last["stability"], max(first["stability"], last["pixel_stability"])
-        if stability < MORE_STABLE * other:
+        # Near 1, as where few images are looked among, there is no room for so much more.
+        if stability < min(MORE_STABLE * other, 0.5 * (1.0 + other)):
             found.append(
                 f"Two views of an image agree on {stability:.0%} of its nearest neighbours; before "
                 f"training on {first['stability']:.0%}, by raw pixels on "

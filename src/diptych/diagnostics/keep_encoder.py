@@ -9,7 +9,6 @@ Checkpoints are not compared: which ones there are depends on the speed of the m
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -49,6 +48,7 @@ from diptych.images.groups import stratified_group_split
 from diptych.models.averaging import average_weights, estimate_statistics, moved_norms
 from diptych.models.encoders import count_features
 from diptych.models.final_features import (
+    MOST_WHITENED,
     Whitening,
     WithIntermediate,
     fit_blocks,
@@ -67,7 +67,6 @@ _STRENGTH: Final = 0.1
 _BATCH: Final = 64  # images at once, for statistics
 WHITENED_BY: Final = 256  # images, of which whitening sees views
 VIEWS: Final = 4  # of each
-_MOST_WHITENED: Final = 4096  # features: time grows with their third power, memory with the second
 
 
 def keep_encoder(
@@ -160,6 +159,34 @@ class _Judged(NamedTuple):
     units: NDArray[np.int64] | None
     cuts: tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]
 
+    @property
+    def seen(self) -> NDArray[np.int64]:
+        """The rows that some cut judges, ascending."""
+        return np.unique(np.concatenate([held_out for _, held_out in self.cuts]))
+
+    @property
+    def counts_classes_alike(self) -> bool:
+        """As the verdict does: where one class has more than half, accuracy says little."""
+        return bool(np.bincount(self.labels[self.seen]).max() > 0.5 * len(self.seen))
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """What each image that is judged counts, 1 in the mean, (judged images,)."""
+        labels = self.labels[self.seen].numpy()
+        if not self.counts_classes_alike:
+            return np.ones(len(labels))
+        _, numbers, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        found: NDArray[np.float64] = len(labels) / (len(counts) * counts[numbers])
+        return found
+
+    def standard_error(self, gains: NDArray[np.float64]) -> float:
+        """Of the mean of weighted gains, (judged images,); of classes counted alike within each."""
+        around = gains - gains.mean()
+        if self.counts_classes_alike:
+            _, numbers = np.unique(self.labels[self.seen].numpy(), return_inverse=True)
+            around = gains - (np.bincount(numbers, gains) / np.bincount(numbers))[numbers]
+        return float(np.sqrt((around**2).sum()) / len(gains))
+
 
 def _images_to_compare_on(
     collection: Collection, config: RunConfig
@@ -176,6 +203,8 @@ def _images_to_compare_on(
     judged = _judged(found, most)
     if judged is None:
         return None, unlabelled, "No class has two labelled images that may be used for this."
+    if len(judged.images) < FEWEST_IMAGES:
+        return None, unlabelled, f"{len(judged.images)} labelled images are too few to judge by."
     return judged, unlabelled, ""
 
 
@@ -237,7 +266,7 @@ class _Candidates:
         side, channels = config.views.side_pixels, images.channels
         blank = torch.zeros(1, channels, side, side, device=self._device)
         self.own_features = count_features(network, channels=channels, side_pixels=side)
-        self.can_whiten = self.own_features <= _MOST_WHITENED
+        self.can_whiten = self.own_features <= MOST_WHITENED
         self.layer = intermediate_layer(network, blank) if start and self.can_whiten else None
 
     def become(self, share: float) -> None:
@@ -357,7 +386,8 @@ def _compared(made: _Candidates, judged: _Judged | None, why_not: str) -> Choice
                 right = _judge(features, judged)
                 score = right.mean(axis=0)
                 score_of_first = score if score_of_first is None else score_of_first
-                one = _with_accuracies(one, right, score - score_of_first)
+                gains = score - score_of_first
+                one = _with_accuracies(one, right, gains, judged.standard_error(gains))
             candidates.append(one)
     if judged is None:
         count = len(made.images)
@@ -372,7 +402,10 @@ def _compared(made: _Candidates, judged: _Judged | None, why_not: str) -> Choice
 
 
 def _judge(features: Tensor, judged: _Judged) -> NDArray[np.float64]:
-    """How often kNN and a linear classifier are right on each judged image, (2, judged images)."""
+    """How often kNN and a linear classifier are right on each judged image, (2, judged images).
+
+    Times what the image counts.
+    """
     right, times = np.zeros((2, len(features))), np.zeros(len(features))
     for fit, held_out in judged.cuts:
         rows, tested = torch.from_numpy(fit), torch.from_numpy(held_out)
@@ -382,12 +415,11 @@ def _judge(features: Tensor, judged: _Judged) -> NDArray[np.float64]:
         right[0, held_out] += (knn_predict(train, labels, features[tested]) == truth).numpy()
         right[1, held_out] += (linear.predict(features[tested]) == truth).numpy()
         times[held_out] += 1
-    seen = times > 0
-    return right[:, seen] / times[seen]
+    return right[:, judged.seen] / times[judged.seen] * judged.weights
 
 
 def _with_accuracies(
-    one: Candidate, right: NDArray[np.float64], gains: NDArray[np.float64]
+    one: Candidate, right: NDArray[np.float64], gains: NDArray[np.float64], error: float
 ) -> Candidate:
     knn, linear = right.mean(axis=1)
     return replace(
@@ -395,13 +427,14 @@ def _with_accuracies(
         knn=float(knn),
         linear=float(linear),
         gain=float(gains.mean()),
-        standard_error=float(gains.std() / math.sqrt(len(gains))),
+        standard_error=error,
     )
 
 
 def _on_images(judged: _Judged) -> str:
-    count = len(np.unique(np.concatenate([held_out for _, held_out in judged.cuts])))
+    alike = ", each class counted alike" if judged.counts_classes_alike else ""
     return (
-        f"Compared on {len(judged.images):,} labelled images, {count:,} of them judged by the rest "
-        f"in {len(judged.cuts)} cuts. The figures of the run are measured on none of these images."
+        f"Compared on {len(judged.images):,} labelled images, {len(judged.seen):,} of them judged "
+        f"by the rest in {len(judged.cuts)} cuts{alike}. The figures of the run are measured on "
+        "none of these images."
     )

@@ -25,9 +25,10 @@ from diptych.checkpoints.stores import checkpoint_location
 from diptych.config.files import load_run_config
 from diptych.config.run import OWN, RunConfig
 from diptych.errors import DamagedCheckpoint, ImagesError, RunFolderError
-from diptych.images.groups import groups_of
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images
+from diptych.logging.metrics import read_metrics
+from diptych.logging.times import SLOWEST_PROCESS
 from diptych.methods.build import build_with_keys, has_keys
 from diptych.methods.contrastive import Contrastive
 from diptych.methods.logits import logit_rounding, ranks_first
@@ -36,7 +37,7 @@ from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, load_record, require_writable
 from diptych.runtime.console import ProgressReporter
 from diptych.runtime.devices import Runtime
-from diptych.views.batches import Batch, Order, ViewBatches
+from diptych.views.batches import Batch, Order, ViewBatches, learned_images
 
 CERTAIN_ERRORS = 3.0  # standard errors beyond which a leak is called one
 LEAST_GROUPS = 8  # with fewer the standard error is not reliable
@@ -111,12 +112,14 @@ def check_leak(
         What was measured, or None where nothing can leak, see ``cannot_leak``.
 
     Raises:
-        RunFolderError: there is no run, or no good checkpoint.
+        RunFolderError: there is no run, or no good checkpoint, or it is not known how many images
+            shared statistics.
         ImagesError: its images are not there any more, or too few for two groups.
         OSError: the run folder cannot be written.
     """
     folder = RunFolder(Path(run))
     config = load_run_config(folder.config)
+    _require_whole_batches(folder, config)
     if cannot_leak(config) is not None:
         return None
     require_writable(folder.path)
@@ -124,7 +127,8 @@ def check_leak(
     method = load_trained_method(folder, config).to(runtime.torch_device)
     with runtime:
         told = runtime.counting("Reading the images")
-        images = open_images(config.images, runtime.executor, told).train
+        opened = open_images(config.images, runtime.executor, told).train
+        images, of_groups = learned_images(opened, config)
         order = Order(config.seed, len(images), config.training.batch_size)
         chunk = min(config.training.chunk_size or order.batch_size, order.batch_size)
         group = _images_per_group(method, chunk)
@@ -141,7 +145,7 @@ def check_leak(
             config.views,
             runtime.executor,
             view_count=config.method.views,
-            groups=groups_of(images.names, config.images),
+            groups=of_groups,
         )
         told = runtime.counting("Encoding queries and keys")
         found = measure_leak(
@@ -163,6 +167,22 @@ def cannot_leak(config: RunConfig) -> str | None:
     if config.method.dictionary.kind == "batch" and whole:
         return "all keys that a query meets share the statistics of one batch"
     return None
+
+
+def _require_whole_batches(folder: RunFolder, config: RunConfig) -> None:
+    """Refuses a run whose processes normalised a part of the batch each: how large is not recorded.
+
+    Raises:
+        RunFolderError: says what to do.
+    """
+    by_parts = config.norm.kind == "batch" and config.method.dictionary.kind != "bank"
+    # Of several processes alone it is logged which one is the slowest.
+    if by_parts and any(SLOWEST_PROCESS in line for line in read_metrics(folder.metrics)):
+        raise RunFolderError(
+            f"{folder.path} was trained by several processes, each of which normalised its own "
+            "part of the batch (norm.kind = 'batch'); how large that was is not recorded, so a "
+            "leak cannot be measured. norm.kind = 'sync' or 'shuffle' leaves hardly any."
+        )
 
 
 def load_trained_method(folder: RunFolder, config: RunConfig) -> Contrastive:

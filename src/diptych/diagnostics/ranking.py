@@ -148,6 +148,7 @@ MEASURES: Final = ("effective_rank", "pretext", "stability")
 
 _PRETEXT_BATCH: Final = 256  # keys among which a query has its positive; the same for every run
 _KNN_IMAGES: Final = 10_000  # to look for neighbours in, at most
+_GIVE_IMAGES: Final = "Give --images PATH, to measure all on the same."
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ def rank_runs(
         progress: told how far it is.
 
     Raises:
-        ConfigError: there are no runs, or they learned from different images.
+        ConfigError: there are no runs, or they would be measured on different images.
         ImagesError: too few images, or ``labels`` and there are none.
         RunFolderError: a folder holds no run.
     """
@@ -250,6 +251,7 @@ def rank_runs(
     several = len(folders) == 1 if checkpoints is None else checkpoints
     with Runtime(device, threads, batch_size, progress or ProgressReporter()) as runtime:
         measurer = _Measurer(images, image_count, labels, runtime)
+        measurer.require_same_images(folders, configs)
         rows = list[RankedCandidate]()
         for folder, config in zip(folders, configs, strict=True):
             seen = load_trained_on(folder.trained_on)
@@ -296,6 +298,28 @@ class _Measurer:
         self.splits: dict[str, Split] = {}
         self.labelled: dict[str, Split] = {}
 
+    def require_same_images(
+        self, folders: Sequence[RunFolder], configs: Sequence[RunConfig]
+    ) -> None:
+        """Refuses runs of which one would be measured on other images of the set than another.
+
+        Raises:
+            ConfigError: names two of them.
+        """
+        first: tuple[RunFolder, ImageSet] | None = None
+        for folder, config in zip(folders, configs, strict=True):
+            collection = self._collection(config.images)
+            images = unseen_split(collection, None, most=self.image_count).test
+            first = first or (folder, images)
+            if images.fingerprint() != first[1].fingerprint():
+                mend = _GIVE_IMAGES if self.path is None else "Rank each by itself."
+                raise ConfigError(
+                    f"{first[0].path} would be measured on {len(first[1])} images and "
+                    f"{folder.path} on {len(images)} others, and measures of different images "
+                    "cannot be compared: images.limit, or what else says which images of a path "
+                    f"are used, is not the same. {mend}"
+                )
+
     def measure(
         self, folder: RunFolder, candidates: Iterator[Candidate], seen: TrainedOn | None
     ) -> Iterator[RankedCandidate]:
@@ -341,7 +365,7 @@ class _Measurer:
         """How the images of a run are opened: its own, or those asked for."""
         if self.path is None:
             return config
-        return replace(config, path=path_of(self.path), limit=None)
+        return config.at(path_of(self.path))
 
     def _pretext(self, one: Candidate, images: ImageSet) -> float | None:
         if one.method is None:
@@ -381,7 +405,7 @@ def _require_comparable(
         (one, first), (other, second) = list(paths.items())[:2]
         raise ConfigError(
             f"{first} learned from {one} and {second} from {other}: measures of different images "
-            "cannot be compared. Give --images PATH, to measure all on the same."
+            f"cannot be compared. {_GIVE_IMAGES}"
         )
 
 

@@ -67,6 +67,8 @@ def judge_encoder(evaluation: Mapping[str, Any]) -> Verdict:
         known = without_probe(evaluation)
         return Verdict("Measured without kNN and linear classifier.", tuple(known))
     first, *more = _in_figures(evaluation, comparison)
+    if comparison.classes == 1:
+        first, more = headline(comparison), [first, *more]
     about = [*more, on_unequal_classes(comparison), disagreement(comparison)]
     about += [*_against_others(comparison.accuracies[0]), *without_probe(evaluation)]
     return Verdict(first, tuple(sentence for sentence in about if sentence))

@@ -304,7 +304,7 @@ def check_before_start(
     """
     # On the CPU: the processes need the accelerator.
     opened = open_encoder(source, encoder=encoder, side_pixels=side_pixels)
-    require_there(replace(opened.encoder.config.images, path=path_of(path)))
+    require_there(opened.encoder.config.images.at(path_of(path)))
     _require_place(out, shards)
 
 

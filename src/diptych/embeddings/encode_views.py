@@ -1,5 +1,6 @@
 """From images to the vectors that are stored: the views of a batch, and the encoder."""
 
+import json
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -30,6 +31,22 @@ Vectors = NDArray[np.float32 | np.float16]
 """(images, dim), as they are stored."""
 
 _ALIASES: Final = {"g": PROJECTION, "features": FEATURES}
+
+
+def views_as_json(config: RunConfig, crops: EvaluationCrops) -> dict[str, Any]:
+    """What an encoder sees of an image, as the settings of vectors say it."""
+    found = {
+        "crops": crops,
+        "side_pixels": config.views.side_pixels,
+        "pixel_mean": config.views.pixel_mean,
+        "pixel_std": config.views.pixel_std,
+        "color": config.images.color,
+        "channels": config.images.channels,
+        "bits": config.images.bits,
+        "max_megapixels": config.images.max_megapixels,
+    }
+    shared: dict[str, Any] = json.loads(json.dumps(found))  # as it is read again
+    return shared
 
 
 class ViewEncoder:

@@ -17,7 +17,13 @@ import torch
 
 from diptych.config.data import OF_SOURCE, ImagesConfig
 from diptych.config.downstream import EmbedSettings
-from diptych.embeddings.encode_views import BatchOfViews, Vectors, ViewEncoder, ViewMaker
+from diptych.embeddings.encode_views import (
+    BatchOfViews,
+    Vectors,
+    ViewEncoder,
+    ViewMaker,
+    views_as_json,
+)
 from diptych.embeddings.kept import KeptVectors
 from diptych.embeddings.shards import ImageRows, ShardReader, find_rows
 from diptych.errors import ImagesError
@@ -28,6 +34,7 @@ from diptych.images.sources.handed_over import path_of
 from diptych.models.start import OpenedEncoder
 from diptych.models.weight_files import absolute_source
 from diptych.runs.atomic import atomic_write
+from diptych.runs.own_tables import SKIPPED_COLUMNS
 from diptych.runtime.devices import Runtime
 
 _BLOCK: Final = 16  # batches that are looked through at once for images that are new
@@ -84,16 +91,7 @@ class EmbeddingJob:
             "dim": self.encoder.dim(),
             "precision": self.settings.precision,
             "normalized": self.settings.normalize,
-            "views": {
-                "crops": self.settings.crops,
-                "side_pixels": config.views.side_pixels,
-                "pixel_mean": config.views.pixel_mean,
-                "pixel_std": config.views.pixel_std,
-                "color": config.images.color,
-                "channels": config.images.channels,
-                "bits": config.images.bits,
-                "max_megapixels": config.images.max_megapixels,
-            },
+            "views": views_as_json(config, self.settings.crops),
             "batch_size": self.settings.batch_size,
             "images": len(self.rows),
             "names": self.rows.fingerprint(),
@@ -185,7 +183,8 @@ class EmbeddingJob:
         listed = "".join(f"\n  {self.rows.names[index]}: {why}" for index, why in some)
         raise ImagesError(
             f"more than {most:.0%} of the {count:,} images of {what} cannot be read, so it is not "
-            f"finished:{listed}\nRepair or remove them, or raise --max-unreadable-share."
+            f"finished:{listed}\nRepair or remove them, or raise max_unreadable_share, which "
+            "`diptych embed` takes."
         )
 
     def list_skipped(self, file: Path, skipped: Mapping[int, str]) -> None:
@@ -195,7 +194,7 @@ class EmbeddingJob:
             return
         text = io.StringIO()
         writer = csv.writer(text)
-        writer.writerow(["name", "reason"])
+        writer.writerow(SKIPPED_COLUMNS)
         writer.writerows(
             [escaped(self.rows.names[index]), why] for index, why in sorted(skipped.items())
         )
@@ -221,10 +220,7 @@ def open_job(
     encoder = ViewEncoder(opened, settings, runtime.torch_device)
     config = encoder.config
     images = replace(
-        config.images,
-        path=path_of(path),
-        limit=None,
-        column=settings.column or config.images.column,
+        config.images.at(path_of(path)), column=settings.column or config.images.column
     )
     views = ViewMaker(
         settings.crops, config.views, images.channels, settings.batch_size, runtime.executor

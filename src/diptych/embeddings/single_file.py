@@ -8,7 +8,6 @@ import io
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
@@ -36,8 +35,7 @@ from diptych.embeddings.vectors import (
 from diptych.errors import EmbeddingsError
 from diptych.escaping import escaped
 from diptych.runs.atomic import atomic_path, atomic_write
-
-_SKIPPED: Final = ".skipped.csv"
+from diptych.runs.own_tables import require_own_list, skipped_list
 
 
 @dataclass
@@ -74,14 +72,16 @@ def make_file(job: EmbeddingJob, out: Path, progress: EmbedProgress) -> Finished
 
     Raises:
         EmbeddingsError: what is there is of something else.
+        ConfigError: so is the list of images that cannot be read.
         ImagesError: too many images cannot be read.
     """
     there = _read_there(job, out, progress)
+    require_own_list(out)
     kept = None
     if there is not None and there.checksums:
         kept = kept_in_memory(there.checksums, there.features.astype(job.settings.precision))
     found, skipped, again = _rows(job, out, kept, progress)
-    list_of_skipped = out.with_name(out.stem + _SKIPPED)
+    list_of_skipped = skipped_list(out)
     done = FinishedFile(out.name, out, len(found.names), len(skipped), list_of_skipped, again)
     whole = kept is not None and again == len(found.names) == len(kept)
     if whole and found.are_in(there, labelled=job.rows.labels is not None):
@@ -119,10 +119,11 @@ def _note_of(out: Path) -> Path:
 
 
 def _beside(out: Path) -> list[Path]:
-    """Files that belong to one with this name."""
+    """Files that belong to one with this name, or that it would belong to: .npy has a .csv."""
     kind = out.suffix.lower()
-    beside = [] if kind == ".parquet" else [_note_of(out)]
-    return [*beside, out.with_suffix(".csv")] if kind == ".npy" else beside
+    if kind == ".parquet":
+        return []
+    return [_note_of(out), out.with_suffix(".csv" if kind == ".npy" else ".npy")]
 
 
 def _read_there(job: EmbeddingJob, out: Path, progress: EmbedProgress) -> VectorSet | None:

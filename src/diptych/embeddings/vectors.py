@@ -156,6 +156,16 @@ def require_comparable(one: VectorSet, other: VectorSet) -> None:
         )
 
 
+def made_alike(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ``embed`` or ``Embedder`` by which other images become comparable vectors."""
+    return {
+        "layer": settings.get("layer", "h"),
+        "maps": "map" in settings,
+        "normalize": bool(settings.get("normalized", False)),
+        "crops": settings.get("views", {}).get("crops", "center"),
+    }
+
+
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What vectors follow from, whatever the images."""
     views = settings.get("views", {})

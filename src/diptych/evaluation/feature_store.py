@@ -206,7 +206,7 @@ def _key(
         "channels": channels,
         "color": opened.color,
         "bits": opened.bits,
-        "jpeg_side": opened.jpeg_side,
+        "decoded_side": opened.decoded_side,
     }
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()

@@ -124,7 +124,7 @@ def _opened(
         if isinstance(images, np.ndarray):
             yield from_array(images, None, config)
         else:
-            yield open_images(replace(config, path=path_of(images)), runtime.executor).train
+            yield open_images(config.at(path_of(images)), runtime.executor).train
 
 
 def _encode_all(

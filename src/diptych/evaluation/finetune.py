@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from diptych.config.run import RunConfig, ScheduleConfig, StepConfig
-from diptych.errors import TrainingError
+from diptych.errors import FeaturesError, TrainingError
 from diptych.evaluation.confidence import over_seeds
 from diptych.evaluation.knn import accuracy
 from diptych.evaluation.knn_and_linear import common_settings, compared
@@ -33,6 +33,7 @@ from diptych.evaluation.subject import TRAINED, UNTRAINED, Subject
 from diptych.evaluation.supervised import (
     REFERENCE_BATCH,
     crop_and_flip,
+    in_whole_groups,
     predict,
     train_on_labels,
     with_linear_head,
@@ -48,6 +49,8 @@ RATE: Final = 0.05  # of a batch of 256
 LEAST_BATCH: Final = 16
 LONGER: Final = 3  # times as many epochs, of the encoder that begins from nothing
 BASELINE_RATES: Final = (0.2, 0.05)  # that it is tried with, of a batch of 256
+ASTRAY: Final = (FeaturesError, TrainingError)  # the first where the last step alone overflows
+SHARES_OF_RATE: Final = (1.0, 0.25, 0.0625)  # tried in turn, where a seed goes astray
 _MOMENTUM: Final = 0.9
 _LEAST_OF_A_CLASS: Final = 5  # labelled images; of fewer, no part can choose a schedule
 
@@ -97,17 +100,16 @@ def measure_finetune(subject: Subject) -> dict[str, Any]:
         epochs = options.finetune_epochs or (FEW_EPOCHS if share <= 0.01 else EPOCHS)
         usual = FineTuningSchedule(epochs, RATE)
         baseline = baseline_schedule(subject.untrained, labelled, share, subject.runtime, usual)
-        reached = {
-            name: [
-                _accuracy(encoder, share, seed, subject, baseline if name == UNTRAINED else usual)
-                for seed in range(options.seeds)
-            ]
+        tuned = {
+            name: _over_seeds(encoder, share, subject, baseline if name == UNTRAINED else usual)
             for name, encoder in subject.encoders.items()
         }
+        reached = {name: [one.accuracy for one in seeds] for name, seeds in tuned.items()}
         key = f"{share:.4g}"
         means[key] = {name: float(np.mean(values)) for name, values in reached.items()}
         details[key] = _with_intervals(reached) | {
             "images": len(balanced_share(labelled.train_labels.numpy(), share, 0)),
+            "learning_rates": {name: [one.rate for one in seeds] for name, seeds in tuned.items()},
             "untrained_schedule": {
                 "epochs": baseline.epochs,
                 "learning_rate": baseline.rate,
@@ -200,24 +202,59 @@ def fine_tune(
 def _batch_size(config: RunConfig, images: int) -> int:
     """A tenth of the images; in whole groups where the norm takes its statistics from groups."""
     size = min(images, max(LEAST_BATCH, min(REFERENCE_BATCH, images // 10)))
-    group = config.norm.images_per_group
-    return size // group * group if config.norm.is_grouped and size > group else size
+    return in_whole_groups(config, size)
 
 
-def _accuracy(
+class _Tuned(NamedTuple):
+    """What one seed reached, and at what rate; at None where none led to finite weights."""
+
+    accuracy: float
+    rate: float | None
+
+
+def _over_seeds(
+    encoder: PretrainedEncoder, share: float, subject: Subject, schedule: FineTuningSchedule
+) -> list[_Tuned]:
+    """What fine-tuning with each seed reached.
+
+    Raises:
+        TrainingError, FeaturesError: none learned at any rate.
+    """
+    labelled, found = subject.labelled_for(encoder), list[_Tuned]()
+    for seed in range(subject.options.seeds):
+        # By labels and seed alone, so every encoder learns from the same images: gains over seeds
+        # are in pairs.
+        rows = balanced_share(labelled.train_labels.numpy(), share, seed)
+        try:
+            found.append(_fine_tuned(encoder, labelled, rows, subject.runtime, schedule, seed))
+        except ASTRAY as error:
+            # Counted, not left out: without its worst seeds an encoder would look better.
+            astray = error
+            found.append(_Tuned(labelled.chance, None))
+    if all(one.rate is None for one in found):
+        raise astray
+    return found
+
+
+def _fine_tuned(
     encoder: PretrainedEncoder,
-    share: float,
-    seed: int,
-    subject: Subject,
+    labelled: Labelled,
+    rows: NDArray[np.int64],
+    runtime: Runtime,
     schedule: FineTuningSchedule,
-) -> float:
-    labelled = subject.labelled_for(encoder)
-    # By labels and seed alone, so every encoder learns from the same images: gains over seeds are
-    # in pairs.
-    rows = balanced_share(labelled.train_labels.numpy(), share, seed)
-    classifier = fine_tune(encoder, labelled, rows, subject.runtime, schedule, seed=seed)
-    predicted = predict(classifier, labelled.test, encoder.config.views, subject.runtime)
-    return accuracy(predicted, labelled.test_labels)
+    seed: int,
+) -> _Tuned:
+    """Accuracy at the rate of a schedule, or the first lower one that does not lead astray."""
+    for share in SHARES_OF_RATE:
+        tried = schedule._replace(rate=share * schedule.rate)
+        try:
+            classifier = fine_tune(encoder, labelled, rows, runtime, tried, seed=seed)
+            predicted = predict(classifier, labelled.test, encoder.config.views, runtime)
+        except ASTRAY as error:
+            astray = error
+            continue
+        return _Tuned(accuracy(predicted, labelled.test_labels), tried.rate)
+    raise astray
 
 
 def _with_intervals(reached: dict[str, list[float]]) -> dict[str, Any]:
@@ -315,7 +352,8 @@ def _train_by_sgd(
     batches = crop_and_flip(images, views, runtime, batch_size=batch_size, seed=seed)
     steps = settings.epochs * batches.order.steps_per_epoch
     # A copy: freezing sets requires_grad, and learning moves the weights and batch-norm statistics.
-    network = copy.deepcopy(encoder.network)
+    # Frozen it is the encoder that is kept, with its layer and whitening; the network alone learns.
+    network = copy.deepcopy(encoder if frozen else encoder.network)
     classifier = with_linear_head(
         network, encoder.config, len(labelled.classes), frozen=frozen, seed=seed
     ).to(next(network.parameters()).device)

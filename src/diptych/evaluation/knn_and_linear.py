@@ -294,7 +294,7 @@ def open_task(subject: Subject, path: str) -> TransferTask:
     Raises:
         ImagesError: there are none, or of one part only.
     """
-    source = replace(subject.config.images, path=path, limit=None)
+    source = subject.config.images.at(path)
     collection = open_images(
         source, subject.runtime.executor, subject.runtime.counting(f"Reading {readable(path)}")
     )
@@ -358,7 +358,7 @@ def _cut(
         seen,
         shared=None if groups is None else np.isin(groups[held_out], groups[kept]),
         units=None if units is None else units[kept],
-        whole=images,
+        whole=images.select(np.concatenate([kept, held_out])),
         left_out=unusable(images, "images"),
         remarks=remarks,
     )

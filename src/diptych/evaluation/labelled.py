@@ -17,6 +17,7 @@ from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
 from diptych.escaping import readable
 from diptych.evaluation.split import (
+    ImageMask,
     LeftOut,
     Split,
     compared_parts,
@@ -24,7 +25,7 @@ from diptych.evaluation.split import (
     units_of,
 )
 from diptych.images.collection import Collection, ImageSet, spread_indices
-from diptych.images.groups import stratified_group_split
+from diptych.images.groups import among, stratified_group_split
 from diptych.images.inventory import listed
 from diptych.images.listing import Progress, ignore_progress
 from diptych.images.open import open_images
@@ -42,10 +43,12 @@ class Labelled(Split):
     Attributes:
         train_labels: (images,), classes.
         test_labels: (images,), the same classes: a test image of another one is left out.
+        groups: (images,) of each part, numbers of their groups; None where there are none.
     """
 
     train_labels: Tensor
     test_labels: Tensor
+    groups: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
     @property
     def chance(self) -> float:
@@ -85,23 +88,27 @@ class Labelled(Split):
                 )
         if not remarks:
             return self
-        fewer = self.select(rows[0], rows[1])
-        whole = None if self.whole is None else self.whole.spread(len(rows[0]) + len(rows[1]))
-        return replace(fewer, whole=whole, remarks=(*self.remarks, *remarks))
+        return replace(self.select(rows[0], rows[1]), remarks=(*self.remarks, *remarks))
 
     def select(self, train: NDArray[np.int64], test: NDArray[np.int64]) -> "Labelled":
         """Some of the images of each part."""
+        fitted, measured = self.train.select(train), self.test.select(test)
+        both = np.concatenate([train, len(self.train) + test])
+        groups = None if self.groups is None else (self.groups[0][train], self.groups[1][test])
         return replace(
             self,
-            train=self.train.select(train),
-            test=self.test.select(test),
+            train=fitted,
+            test=measured,
             train_labels=self.train_labels[torch.from_numpy(train)],
             test_labels=self.test_labels[torch.from_numpy(test)],
             test_seen=None if self.test_seen is None else self.test_seen[test],
             train_seen=None if self.train_seen is None else self.train_seen[train],
-            repeated=None if self.repeated is None else self.repeated[test],
-            shared=None if self.shared is None else self.shared[test],
+            # Anew: of what is left to fit on, a test image or its group may be no more.
+            repeated=among(measured.checksums, fitted.checksums),
+            groups=groups,
+            shared=_shared(groups),
             units=None if self.units is None else self.units[train],
+            whole=None if self.whole is None else self.whole.select(both),
         )
 
 
@@ -165,7 +172,7 @@ def open_labelled(
 
     def read(path: str | Path | Any | None, limit: int | None) -> Collection:
         wanted = config.path if path is None else path_of(path)
-        return open_images(replace(config, path=wanted, limit=limit), executor, on_progress)
+        return open_images(replace(config.at(wanted), limit=limit), executor, on_progress)
 
     collection = read(train, config.limit if train is None else None)
     _require_labels("--train", train, collection.train, collection.test)
@@ -234,6 +241,7 @@ def _given(
     ours, theirs, remarks = groups_of_parts(fitted, measured, group_by)
     if ours is not None and theirs is not None and not _is_finer(ours, fitted.labels):
         ours, theirs, remarks = None, None, (_NOT_FINER,)
+    groups = None if ours is None or theirs is None else (ours, theirs)
     slips = _slips(test, train).strip()
     return Labelled(
         train=fitted,
@@ -241,7 +249,8 @@ def _given(
         test=measured,
         test_labels=torch.from_numpy(labels[known]),
         classes=train.classes,
-        shared=None if ours is None or theirs is None else np.isin(theirs, ours),
+        groups=groups,
+        shared=_shared(groups),
         units=units_of(fitted, ours),
         left_out=left_out + unlabelled,
         remarks=(*remarks, slips) if slips else remarks,
@@ -276,6 +285,7 @@ def _cut(
         what = "groups of images" if groups is not None else "images"
         remarks += (f"Fitted on only, with too few {what} for both sides: {listed(names)}.",)
     train, test = labelled.select(kept), labelled.select(held_out)
+    parts = None if groups is None else (groups[kept], groups[held_out])
     assert train.labels is not None
     assert test.labels is not None
     return Labelled(
@@ -284,13 +294,19 @@ def _cut(
         test=test,
         test_labels=torch.from_numpy(test.labels),
         classes=images.classes,
-        shared=None if groups is None else np.isin(groups[held_out], groups[kept]),
+        groups=parts,
+        shared=_shared(parts),
         units=None if units is None else units[kept],
-        whole=labelled,
+        whole=labelled.select(np.concatenate([kept, held_out])),
         left_out=left_out,
         remarks=remarks,
         **compared_parts(train, test, seen),
     )
+
+
+def _shared(groups: tuple[NDArray[np.int64], NDArray[np.int64]] | None) -> ImageMask:
+    """Whether the group of each test image is one of the training images' too."""
+    return None if groups is None else np.isin(groups[1], groups[0])
 
 
 _NOT_FINER: Final = (

@@ -60,7 +60,8 @@ class Split:
         shared: (images,), whether its group is; None where there are no groups.
         units: (training images,), numbers: images of one group or of one content have the same, so
             that a cut within the training images keeps them together. None where each is its own.
-        whole: the one set that both parts are cut from; None where they are two by themselves.
+        whole: both parts as the one set that they are cut from, those to fit on first; None where
+            they are two by themselves.
         left_out: what is in neither.
         remarks: sentences on how the parts came about.
     """

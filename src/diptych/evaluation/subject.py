@@ -157,7 +157,7 @@ class Subject:
         found[UNTRAINED] = self.untrained
         if self.options.supervised:
             found[SUPERVISED] = supervised_encoder(
-                self.folder, self.config, self.labelled, self.runtime
+                self.folder, self.config, self.labelled, self.runtime, self.own_encoder
             ).to(self.runtime.torch_device)
         for path in map(str, self.options.against):
             other = load_compared(path, self.config.encoder.name).to(self.runtime.torch_device)
@@ -184,10 +184,10 @@ class Subject:
 
     def seen_by(self, encoder: PretrainedEncoder, images: ImageSet) -> ImageSet:
         """Images at the size at which an encoder has them decoded: another run's may be larger."""
-        side = encoder.config.images.jpeg_side
-        if side == self.config.images.jpeg_side:
+        side = encoder.config.images.decoded_side
+        if side == self.config.images.decoded_side:
             return images
-        return images.decoded_for(replace(self.config.images, jpeg_side=side))
+        return images.decoded_for(replace(self.config.images, decoded_side=side))
 
     def labelled_for(self, encoder: PretrainedEncoder) -> Labelled:
         """The labelled images as an encoder has them decoded."""
@@ -203,7 +203,7 @@ class Subject:
                 self.seen_by(one, images),
                 # Only the side is the other run's: colour and depth are as these images were
                 # opened, and the store's key must say so.
-                replace(self.config.images, jpeg_side=one.config.images.jpeg_side),
+                replace(self.config.images, decoded_side=one.config.images.decoded_side),
                 one.config.views,
                 crops=self.options.crops,
                 of=_in_words(name),

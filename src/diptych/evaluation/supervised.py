@@ -23,9 +23,12 @@ from diptych.evaluation.features import encode
 from diptych.evaluation.labelled import Labelled
 from diptych.images.collection import ImageSet
 from diptych.images.listing import Progress, ignore_progress
-from diptych.models.encoders import build_encoder, count_features
+from diptych.models.encoders import build_encoder, count_features, own_encoder
 from diptych.models.norms import use_norm
-from diptych.models.weights import PretrainedEncoder, load_encoder, save_encoder
+from diptych.models.parts import FrozenParts, batch_norms, encoder_parts, hold_statistics
+from diptych.models.start import load_start
+from diptych.models.weight_files import file_checksum
+from diptych.models.weights import PretrainedEncoder, load_encoder, load_untrained, save_encoder
 from diptych.optimization.optimizers import (
     build_optimizer,
     learning_rate,
@@ -100,6 +103,7 @@ def train_on_labels(
     *,
     steps: int,
     clip_norm: float | None = None,
+    begin_step: Callable[[int], None] = lambda _: None,
     on_images: Progress = ignore_progress,
 ) -> None:
     """Minimises the mean cross-entropy of all views, step by step; ends in evaluation mode.
@@ -111,6 +115,7 @@ def train_on_labels(
         rate: learning rate of a step.
         steps: to take.
         clip_norm: longest gradient; None for no bound.
+        begin_step: called with the number of each step before it.
         on_images: told how many images of all steps are done.
 
     Raises:
@@ -120,6 +125,7 @@ def train_on_labels(
     moved = [p for p in classifier.parameters() if p.requires_grad]
     classifier.train()
     for step in range(steps):
+        begin_step(step)
         batch = batches.at(step).to(device)
         assert batch.labels is not None
         losses = [functional.cross_entropy(classifier(v), batch.labels) for v in batch.views]
@@ -159,14 +165,20 @@ def predict(
 
 
 def train_supervised(
-    config: RunConfig, labelled: Labelled, runtime: Runtime, *, epochs: int | None = None
+    encoder: nn.Module,
+    config: RunConfig,
+    labelled: Labelled,
+    runtime: Runtime,
+    *,
+    epochs: int | None = None,
 ) -> nn.Module:
     """Trains a run's network on the labels, as the run trained it by contrast.
 
     Both views of an image are classified by a linear layer on the encoder, with cross-entropy;
-    network, initial weights, order, views, optimizer and schedule are the run's.
+    frozen parts, order, views, optimizer and schedule are the run's.
 
     Args:
+        encoder: as the run began with it; is trained.
         config: of the run.
         labelled: its training part is learned from.
         runtime: to train it on.
@@ -178,8 +190,17 @@ def train_supervised(
     device = runtime.torch_device
     order = Order(config.seed, len(labelled.train), _batch_size(config, labelled))
     steps = (epochs or config.training.epochs) * order.steps_per_epoch
-    classifier = _build(config, len(labelled.classes)).to(device)
+    classifier = _classifier(encoder, config, len(labelled.classes)).to(device)
+    parts = [[encoder.get_parameter(name) for name in part] for part in encoder_parts(encoder)]
+    optimizer = build_optimizer(config.optimizer, classifier, parts)
+    frozen = FrozenParts(classifier.train().encoder, config.encoder.frozen_parts)
+    frozen_epochs = config.encoder.frozen_epochs
     peak = peak_learning_rate(config.optimizer, order.batch_size)
+
+    def freeze(step: int) -> None:
+        frozen.set(
+            frozen=frozen_epochs is None or step < round(frozen_epochs * order.steps_per_epoch)
+        )
 
     def rate(step: int) -> float:
         return learning_rate(
@@ -201,41 +222,86 @@ def train_supervised(
     train_on_labels(
         classifier,
         batches,
-        build_optimizer(config.optimizer, classifier),
+        optimizer,
         rate,
         steps=steps,
         clip_norm=config.optimizer.clip_norm,
+        begin_step=freeze,
         on_images=runtime.counting("Training the supervised encoder"),
     )
     return classifier.encoder
 
 
 def supervised_encoder(
-    folder: RunFolder, config: RunConfig, labelled: Labelled, runtime: Runtime
+    folder: RunFolder,
+    config: RunConfig,
+    labelled: Labelled,
+    runtime: Runtime,
+    own: nn.Module | None = None,
 ) -> PretrainedEncoder:
     """The supervised baseline of a run: trained once, then kept in the run's folder.
 
     It takes as many steps as the run, or the next full epoch: the labelled images may be fewer than
     those that the run learned from.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        labelled: its training part is learned from.
+        runtime: to train it on.
+        own: the module that was given in Python, of a run that was trained with such.
+
+    Raises:
+        RunFolderError: the weights that the run began with are gone or damaged.
+        TrainingError: the loss is not a finite number.
     """
-    wanted = _fingerprint(config, labelled)
+    wanted = _fingerprint(folder, config, labelled)
     if _fingerprint_of(folder.supervised) != wanted:
         per_epoch = max(1, len(labelled.train) // _batch_size(config, labelled))
         epochs = max(1, -(-_run_steps(folder, config, per_epoch) // per_epoch))
-        encoder = train_supervised(config, labelled, runtime, epochs=epochs)
+        begun = _begun(folder, config, own)
+        encoder = train_supervised(begun, config, labelled, runtime, epochs=epochs)
         save_encoder(folder.supervised, encoder, config, texts={"labels": wanted})
-    return load_encoder(folder.supervised)
+    return load_encoder(folder.supervised, encoder=own)
 
 
-def _build(config: RunConfig, classes: int) -> Classifier:
+def _begun(folder: RunFolder, config: RunConfig, own: nn.Module | None) -> nn.Module:
+    """The encoder as a run began to train it."""
     channels, side = config.images.channels, config.views.side_pixels
-    encoder = build_encoder(config.encoder, channels=channels, side_pixels=side, seed=config.seed)
-    normed = use_norm(encoder, norm_of_batch(config)).to(memory_format=torch.channels_last)
-    return with_linear_head(normed, config, classes, frozen=False, seed=config.seed)
+    if own is not None:
+        # A copy, which keeps what the module says of its parameters: some may never train.
+        encoder = own_encoder(own, channels=channels, side_pixels=side)
+        state = load_untrained(folder, config, own).network.state_dict()
+        encoder.load_state_dict(state, strict=False)  # a norm of each image has no statistics
+    elif config.encoder.weights is not None:
+        encoder = load_start(folder.start, config)
+    else:
+        encoder = build_encoder(
+            config.encoder, channels=channels, side_pixels=side, seed=config.seed
+        )
+    encoder = use_norm(encoder, norm_of_batch(config)).to(memory_format=torch.channels_last)
+    if config.encoder.batch_statistics == "start":
+        hold_statistics(batch_norms(encoder))
+    return encoder
+
+
+def _classifier(encoder: nn.Module, config: RunConfig, classes: int) -> Classifier:
+    """A linear layer on an encoder, of which the same parameters train as before."""
+    still = [one for one in encoder.parameters() if not one.requires_grad]
+    classifier = with_linear_head(encoder, config, classes, frozen=False, seed=config.seed)
+    for parameter in still:
+        parameter.requires_grad_(False)
+    return classifier
+
+
+def in_whole_groups(config: RunConfig, images: int) -> int:
+    """The largest batch of so many images that the run's norm cuts into whole groups."""
+    group = config.norm.images_per_group
+    return images // group * group if config.norm.is_grouped and images > group else images
 
 
 def _batch_size(config: RunConfig, labelled: Labelled) -> int:
-    return min(config.training.batch_size, len(labelled.train))
+    return in_whole_groups(config, min(config.training.batch_size, len(labelled.train)))
 
 
 def _run_steps(folder: RunFolder, config: RunConfig, per_epoch: int) -> int:
@@ -246,10 +312,13 @@ def _run_steps(folder: RunFolder, config: RunConfig, per_epoch: int) -> int:
     return int(json.loads(lines[-1])["step"])
 
 
-def _fingerprint(config: RunConfig, labelled: Labelled) -> str:
+def _fingerprint(folder: RunFolder, config: RunConfig, labelled: Labelled) -> str:
     digest = hashlib.sha256(labelled.train.fingerprint().encode())
     digest.update(labelled.train_labels.numpy().tobytes())
     digest.update(to_toml(config).encode())
+    for begun in (folder.start, folder.untrained):
+        if begun.exists():
+            digest.update(file_checksum(begun).encode())
     return digest.hexdigest()
 
 

@@ -19,6 +19,8 @@ from diptych.export.source import ExportSource, contiguous_state, require
 from diptych.models.resnets import STAGE_BLOCKS
 
 _FILE: Final = "weights.pth"
+_DETECTRON2_FORMATS: Final = {1: "L", 3: "RGB"}
+"""What its ``read_image`` calls images of so many channels."""
 
 
 def write_coco_features(source: ExportSource, folder: Path) -> Written:
@@ -65,6 +67,8 @@ def write_detectron2(source: ExportSource, folder: Path) -> Written:
     running what is in it.
     """
     maps = _maps_of(source, "detectron2")
+    why = f"it sees {source.channels} channels, and detectron2 reads images of one or three"
+    require(source.channels in _DETECTRON2_FORMATS, source, "detectron2", why)
     state = {
         detectron2_name(name): one
         for name, one in contiguous_state(maps.network).items()
@@ -157,7 +161,7 @@ MODEL:
 {narrow}  BACKBONE:
     FREEZE_AT: 0
 INPUT:
-  FORMAT: "RGB"
+  FORMAT: "{_DETECTRON2_FORMATS[source.channels]}"
 """
 
 

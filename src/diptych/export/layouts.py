@@ -198,6 +198,9 @@ def _timm_settings(name: str, source: ExportSource) -> dict[str, Any]:
     known: Any = timm.get_pretrained_cfg(name)
     about = {} if known is None else known.to_dict()
     arguments: dict[str, Any] = {"in_chans": source.channels} if source.channels != 3 else {}
+    heads = source.config.encoder.attention_heads
+    if heads is not None:
+        arguments["num_heads"] = heads
     built, with_side = _built_by_timm(name, source, arguments)
     found = difference(source.network.state_dict(), built.state_dict())
     why = f"timm's {name} is another network ({found})"
@@ -261,6 +264,8 @@ def described(source: ExportSource) -> str:
         words.append(f"{config.width_multiplier} times as wide")
     if config.selective_kernels:
         words.append("with selective kernels")
+    if config.attention_heads is not None:
+        words.append(f"with {config.attention_heads} attention heads")
     if source.config.norm.is_per_image:
         words.append(f"with {source.config.norm.kind} norm")
     return " ".join(words)

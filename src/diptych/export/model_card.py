@@ -9,9 +9,10 @@ from typing import Any, Final
 from diptych.errors import RunFolderError
 from diptych.export.layouts import Written
 from diptych.export.source import ExportSource
-from diptych.models.weights import load_trained_on
+from diptych.models.weights import TrainedOn, load_trained_on
 
 _PROTOCOLS: Final = {"knn": "20 nearest neighbours", "linear": "linear classifier"}
+_WITHOUT_LABELS: Final = ", trained without labels"
 _ENCODERS: Final = {
     "trained": "this encoder",
     "start": "the weights it began with",
@@ -24,7 +25,7 @@ def model_card(source: ExportSource, written: Written, form: str, difference: fl
     """Markdown with the front matter that the Hugging Face hub reads."""
     sections = [
         _front_matter(source, written),
-        f"# {source.config.encoder.name}, trained without labels",
+        f"# {source.config.encoder.name}{_how_trained(source)}",
         _summary(written.source),
         "## Use\n\n```python\n" + written.usage.rstrip() + "\n```\n\n" + _feeding(written),
         "## Training\n\n" + _training(source),
@@ -36,7 +37,10 @@ def model_card(source: ExportSource, written: Written, form: str, difference: fl
 
 
 def _front_matter(source: ExportSource, written: Written) -> str:
-    tags = ["image-feature-extraction", "self-supervised", "contrastive-learning", "diptych"]
+    tags = ["image-feature-extraction", "diptych"]
+    tags += ["self-supervised"] * (_how_trained(source) == _WITHOUT_LABELS)
+    kind = "" if source.folder is None else source.config.method_name
+    tags += ["contrastive-learning"] * (kind in ("contrastive", "dense"))
     lines = [
         "---",
         *_licence(source.licence),
@@ -47,6 +51,21 @@ def _front_matter(source: ExportSource, written: Written) -> str:
         "---",
     ]
     return "\n".join(lines)
+
+
+def _how_trained(source: ExportSource) -> str:
+    """Whether labels were used, where that is known of all that the encoder learned from."""
+    seen = _seen(source)
+    if seen is None or source.config.encoder.weights:
+        return ""
+    return ", trained with labels" if seen.labels_used else _WITHOUT_LABELS
+
+
+def _seen(source: ExportSource) -> TrainedOn | None:
+    try:
+        return None if source.folder is None else load_trained_on(source.folder.trained_on)
+    except RunFolderError:
+        return None
 
 
 def _licence(text: str) -> list[str]:
@@ -91,11 +110,7 @@ def _training(source: ExportSource) -> str:
         lines.append(f"- Length: {last['step']:,} steps of {batch:,} images.")
     if config.encoder.weights:
         lines.append("- It began with weights from elsewhere, whose licence goes on to hold.")
-    try:
-        seen = load_trained_on(source.folder.trained_on)
-    except RunFolderError:
-        seen = None
-    if seen is not None:
+    if (seen := _seen(source)) is not None:
         labels = "with their labels" if seen.labels_used else "without labels"
         lines.append(f"- Data: {len(seen.checksums):,} images, {labels}. Say here what they show.")
     return "\n".join(lines)
@@ -116,8 +131,18 @@ def _figures(source: ExportSource) -> Iterator[str]:
             if isinstance(value, float):
                 words = _ENCODERS.get(encoder, encoder)
                 yield f"| {words} | {value:.1%} | {_range(_inner(intervals, encoder))} |"
-        if split := _inner(detail, "split").get("words"):
-            yield f"\n{split}\n"
+        if words := _of_split(_inner(detail, "split")):
+            yield f"\n{words}\n"
+
+
+def _of_split(split: Mapping[str, Any]) -> str:
+    """On which images, by their numbers: its own words have names and places of images."""
+    fitted, tested = split.get("train_images"), split.get("tested")
+    both = split.get("test_images_in_train") or 0  # None where that is not known
+    if not isinstance(fitted, int) or not isinstance(tested, str) or not isinstance(both, int):
+        return ""
+    again = f", {both:,} of them also among those fitted on" if both else ""
+    return f"Fitted on {fitted:,} images and measured on {tested}{again}."
 
 
 def _inner(found: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:

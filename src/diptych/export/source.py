@@ -15,7 +15,7 @@ from diptych.errors import ConfigError
 from diptych.models.encoders import build_encoder, count_features
 from diptych.models.final_features import IntermediateLayer, Whitening, WithIntermediate
 from diptych.models.norms import use_norm
-from diptych.models.start import load_compared
+from diptych.models.start import open_encoder
 from diptych.models.weights import PretrainedEncoder
 from diptych.runs.folder import RunFolder
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text
@@ -87,7 +87,7 @@ class ExportSource:
                 color=images.color,
                 bits=images.bits,
                 raw_channels=images.raw_channels,
-                jpeg_side=images.jpeg_side,
+                decoded_side=images.decoded_side,
             ),
             views=ViewsConfig(
                 side_pixels=views.side_pixels,
@@ -136,15 +136,24 @@ def open_source(text: str, *, encoder: nn.Module | None = None, licence: str = "
         licence: of the weights; that of the start weights when not given, where it is known.
     """
     path = Path(text)
-    folder = RunFolder(path) if path.is_dir() and RunFolder(path).encoder.is_file() else None
+    folder = _run_of(path)
+    known = _known_licence(folder.start if folder is not None else path)
     if encoder is None:
-        found = load_compared(text, _DEFAULT)
+        opened = open_encoder(text, otherwise=_DEFAULT)
+        found, known = opened.encoder, known or opened.licence
     else:
         from diptych.models.weights import load_encoder
 
         found = load_encoder(text, encoder=encoder)
-    licence = licence or _known_licence(folder.start if folder is not None else path)
-    return source_of(found, text, folder, own=encoder is not None, licence=licence)
+    return source_of(found, text, folder, own=encoder is not None, licence=licence or known)
+
+
+def _run_of(path: Path) -> RunFolder | None:
+    """The run whose encoder a folder or file is; None of any other, as one of a classifier."""
+    if not path.exists():
+        return None
+    around = RunFolder(path if path.is_dir() else path.parent)
+    return around if around.config.is_file() and path in (around.path, around.encoder) else None
 
 
 def source_of(

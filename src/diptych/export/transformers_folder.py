@@ -1,13 +1,15 @@
 """A ResNet or a vision transformer as transformers has it: files under the names that it writes."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from safetensors.torch import save_file
+from timm.layers.mlp import Mlp
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from diptych.export.layouts import (
@@ -23,17 +25,21 @@ from diptych.models.resnets import BOTTLENECKS, STAGE_BLOCKS
 
 _BILINEAR: Final = 2  # of Pillow
 _VIT_NAMES: Final = (
-    (r"^cls_token$", "embeddings.cls_token"),
-    (r"^pos_embed$", "embeddings.position_embeddings"),
-    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
-    (r"^norm\.", "layernorm."),
-    (r"^blocks\.", "encoder.layer."),
-    (r"\.norm1\.", ".layernorm_before."),
-    (r"\.norm2\.", ".layernorm_after."),
-    (r"\.attn\.proj\.", ".attention.output.dense."),
-    (r"\.mlp\.fc1\.", ".intermediate.dense."),
-    (r"\.mlp\.fc2\.", ".output.dense."),
+    (r"cls_token", r"embeddings.cls_token"),
+    (r"pos_embed", r"embeddings.position_embeddings"),
+    (r"patch_embed\.proj\.(weight|bias)", r"embeddings.patch_embeddings.projection.\1"),
+    (r"norm\.(weight|bias)", r"layernorm.\1"),
+    (r"blocks\.(\d+)\.norm1\.(weight|bias)", r"encoder.layer.\1.layernorm_before.\2"),
+    (r"blocks\.(\d+)\.norm2\.(weight|bias)", r"encoder.layer.\1.layernorm_after.\2"),
+    (
+        r"blocks\.(\d+)\.attn\.proj\.(weight|bias)",
+        r"encoder.layer.\1.attention.output.dense.\2",
+    ),
+    (r"blocks\.(\d+)\.mlp\.fc1\.(weight|bias)", r"encoder.layer.\1.intermediate.dense.\2"),
+    (r"blocks\.(\d+)\.mlp\.fc2\.(weight|bias)", r"encoder.layer.\1.output.dense.\2"),
 )
+"""All tensors of timm's plain vision transformer but queries, keys and values, which are one."""
+
 _VIT_PARTS: Final = ("query", "key", "value")
 _RESNET_USE: Final = """\
 model = AutoModel.from_pretrained("FOLDER").eval()
@@ -48,12 +54,12 @@ features = model(**processor(image, return_tensors="pt")).last_hidden_state[:, 0
 def write_hf(source: ExportSource, folder: Path) -> Written:
     """A folder that ``transformers.AutoModel`` opens."""
     whole, source = source, source.average_pooled()
-    state = contiguous_state(source.network)
     if is_plain_resnet(source):
         settings, use = _resnet_settings(source), _RESNET_USE
+        state = contiguous_state(source.network)
         named = {_resnet_name(name): one for name, one in state.items()}
     else:
-        named = _vit_state(state)
+        named = _vit_state(source.network)
         why = f"{described(source)} is no ResNet and no plain vision transformer of it"
         require(bool(named), source, "hf", f"{why} (but it opens --format timm too)")
         settings, use = _vit_settings(source), _VIT_USE
@@ -138,24 +144,46 @@ def _resnet_name(name: str) -> str:
 # --- vision transformers ------------------------------------------------------------------------
 
 
-def _vit_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _is_plain_vit(network: Any) -> bool:
+    """Whether it computes what transformers' does, as far as the names of its tensors do not say.
+
+    Other blocks, gated layers and other ways to pool go by the same names.
+    """
+    return (
+        type(network) is VisionTransformer
+        and network.global_pool == "token"
+        and not network.no_embed_class
+        and all(
+            type(block) is Block
+            and type(block.mlp) is Mlp
+            and isinstance(block.mlp.act, nn.GELU)
+            and block.mlp.act.approximate == "none"
+            for block in network.blocks
+        )
+    )
+
+
+def _vit_state(network: nn.Module) -> dict[str, Tensor]:
     """The tensors of timm's plain vision transformer by transformers' names; else none."""
-    if not {"cls_token", "pos_embed", "blocks.0.attn.qkv.bias"} <= state.keys():
+    if not _is_plain_vit(network):
         return {}
     found = dict[str, Tensor]()
+    state = contiguous_state(network)
     for name, tensor in state.items():
         if joined := re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)", name):
             place = f"encoder.layer.{joined[1]}.attention.attention"
             for part, piece in zip(_VIT_PARTS, tensor.chunk(3), strict=True):
                 found[f"{place}.{part}.{joined[2]}"] = torch.clone(piece)
             continue
-        new = name
-        for pattern, instead in _VIT_NAMES:
-            new = re.sub(pattern, instead, new)
-        if new == name:  # a layer that transformers' has not
+        for pattern, theirs in _VIT_NAMES:
+            if matched := re.fullmatch(pattern, name):
+                found[matched.expand(theirs)] = tensor
+                break
+        else:  # a tensor that transformers' has not
             return {}
-        found[new] = tensor
-    return found
+    # Six outside of the blocks and twelve in each; transformers would fill in what is missing.
+    blocks = sum(name.endswith(".norm1.weight") for name in state)
+    return found if len(state) == 6 + 12 * blocks else {}
 
 
 def _vit_settings(source: ExportSource) -> dict[str, Any]:

@@ -144,7 +144,13 @@ def gallery_folder(vectors: Path) -> Path:
     >>> str(gallery_folder(Path("features/")))
     'features.gallery'
     """
-    return vectors.with_name(vectors.name + FOLDER)
+    named = with_own_name(vectors)
+    return named.with_name(named.name + FOLDER)
+
+
+def with_own_name(path: Path) -> Path:
+    """The path, whole where it is ``.`` or ends in ``..``: beside these, nothing can be named."""
+    return path.resolve() if path.name in ("", "..") else path
 
 
 def open_gallery(

@@ -150,13 +150,19 @@ class LabelStore:
         names: Sequence[str | None],
         *,
         expected: int | None = None,
-        words: str = "",
     ) -> Change:
         """Gives each image a class of its own, in one change; see ``give``."""
         with self._change(expected) as version:
-            codes = {name: self._code(name) for name in sorted(set(names) - {None}, key=str)}
-            wanted = np.array([codes.get(name, NONE) for name in names], np.int64)
-            return self._record(version, rows, wanted, words or _words(len(rows), names))
+            return self._record(version, rows, names, _words(len(rows), names))
+
+    def accept(self, rows: NDArray[np.int64], names: Sequence[str | None]) -> Change:
+        """Gives images their proposed classes, where they have none by now; see ``give``."""
+        with self._change(None) as version:
+            # Proposals are of images without a label: one that was given since is somebody's word.
+            free = self.codes()[1][rows] == NONE
+            chosen = [name for name, is_free in zip(names, free, strict=True) if is_free]
+            words = f"{len(chosen):,} proposed labels accepted"
+            return self._record(version, rows[free], chosen, words)
 
     def undo(self) -> Change:
         """Takes back the last change that was not taken back before.
@@ -231,8 +237,10 @@ class LabelStore:
         return int(number) - 1
 
     def _record(
-        self, version: int, rows: NDArray[np.int64], wanted: NDArray[np.int64], words: str
+        self, version: int, rows: NDArray[np.int64], names: Sequence[str | None], words: str
     ) -> Change:
+        codes = {name: self._code(name) for name in sorted(set(names) - {None}, key=str)}
+        wanted = np.array([codes.get(name, NONE) for name in names], np.int64)
         _, now = self.codes()
         others = now[rows] != wanted
         images, before = self._ids[rows[others]], now[rows[others]]

@@ -12,7 +12,7 @@ from diptych.embeddings.shard_files import MANIFEST
 from diptych.embeddings.shards import Shard
 from diptych.embeddings.vectors import VectorSet, read_vectors
 from diptych.errors import ConfigError
-from diptych.gallery.contents import Gallery, gallery_folder, open_gallery
+from diptych.gallery.contents import Gallery, gallery_folder, open_gallery, with_own_name
 from diptych.models.start import OpenedEncoder, open_encoder
 from diptych.runs.folder import RunFolder
 from diptych.runtime.devices import Runtime
@@ -65,7 +65,8 @@ def open_source(
         second = embedded(against, path, place)
     elif against is not None:
         second = read_vectors(against)
-    titles = {"A": source.name, "B": "" if against is None else against.name}
+    titles = {"A": with_own_name(source).name}
+    titles["B"] = "" if against is None else with_own_name(against).name
     return open_gallery(first, against=second, images=images, table=table, titles=titles)
 
 

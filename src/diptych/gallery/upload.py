@@ -4,18 +4,16 @@ import threading
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diptych.embeddings.embedder import Embedder
 from diptych.embeddings.shard_files import MANIFEST, read_set_manifest
-from diptych.embeddings.vectors import VectorSet
+from diptych.embeddings.vectors import VectorSet, made_alike
 from diptych.errors import DiptychError, EmbeddingsError, UnreadableImage
 from diptych.models.start import open_encoder
-
-_LAYER: Final = "h"
 
 
 @dataclass(eq=False)
@@ -72,10 +70,8 @@ class Search:
             str(self.source),
             # What foreign weights see was chosen for the set.
             side_pixels=views.get("side_pixels") if opened.run is None else None,
-            layer=self.settings.get("layer", _LAYER),
-            normalize=bool(self.settings.get("normalized", False)),
-            crops=views.get("crops", "center"),
             batch_size=1,
+            **made_alike(self.settings),
         )
 
 

@@ -275,10 +275,14 @@ def refuse_if_too_many(
     if len(skipped) == count or len(skipped) > config.max_unreadable_share * count:
         listed = "\n".join(f"  {readable(one.name)}: {readable(one.reason)}" for one in skipped[:5])
         more = f"\n  and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+        over, cure = "", "Repair them."
+        if len(skipped) < count:
+            share = f"{config.max_unreadable_share:g}"
+            over = f", more than images.max_unreadable_share = {share} allows"
+            cure = "Repair or remove them, or raise that setting, which `diptych pretrain` takes."
         raise ImagesError(
-            f"{len(skipped)} of {count} images in {origin} are unreadable, more than "
-            f"images.max_unreadable_share = {config.max_unreadable_share:g} allows:\n{listed}{more}"
-            "\nRepair or remove them, or raise --images.max-unreadable-share."
+            f"{len(skipped)} of {count} images in {origin} are unreadable{over}:\n{listed}{more}\n"
+            f"{cure}"
         )
 
 

@@ -5,7 +5,6 @@ are another. The pretext task is a part of the data, not of the network. For eva
 keeps every group on one side.
 """
 
-import csv
 import hashlib
 import os
 import re
@@ -21,8 +20,8 @@ from numpy.typing import NDArray
 
 from diptych.config.data import ImagesConfig
 from diptych.errors import ConfigError
-from diptych.escaping import unescaped
 from diptych.images.frame_times import times_of
+from diptych.images.label_tables import WHAT_A_NAME_IS, read_column
 
 PARTNER_STREAM: Final = 0x50415254  # "PART": keeps these draws apart from any other use of the seed
 _FORMS: Final = "'folder', 'folder:LEVEL', 'name:PATTERN' or 'FILE.csv:COLUMN'"
@@ -209,33 +208,12 @@ def _matches(names: Sequence[str], pattern: str) -> list[str]:
 
 
 def _from_table(names: Sequence[str], path: Path, column: str) -> list[str]:
-    try:
-        # utf-8-sig: spreadsheets begin a table by a mark, which would become part of `name`.
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            reader = csv.DictReader(file)
-            present = reader.fieldnames or []
-            if "name" not in present or column not in present:
-                raise ConfigError(
-                    f"images.group_by: {path} needs the columns 'name' and {column!r}; it has "
-                    f"{', '.join(present) or 'none'}."
-                )
-            table = dict[str, str]()
-            for row in reader:
-                name, key = unescaped(row["name"] or ""), (row[column] or "").strip()
-                if table.setdefault(name, key) != key:
-                    raise ConfigError(
-                        f"images.group_by: {path} has two rows for {name!r}, with {table[name]!r} "
-                        f"and {key!r} as {column}. Wanted one; a name is a path from the folder of "
-                        "the images, or of their part (train, test, ...)."
-                    )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"images.group_by: cannot read {path}: {error}") from error
+    table = read_column(path, column, "images.group_by")
     missing = [name for name in names if name not in table]
     if missing:
         raise ConfigError(
             f"images.group_by: {path} has no row for {len(missing)} of {len(names)} images, as "
-            f"{missing[0]!r}. A name is a path from the folder of the images, or of their part "
-            "(train, test, ...)."
+            f"{missing[0]!r}. {WHAT_A_NAME_IS}"
         )
     return [table[name] for name in names]
 

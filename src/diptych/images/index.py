@@ -17,7 +17,7 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -32,12 +32,11 @@ from diptych.config.data import ImagesConfig
 from diptych.errors import UnreadableImage
 from diptych.escaping import openable
 from diptych.images.codecs.decode import decode_bytes, pages
-from diptych.images.codecs.jpeg import is_reducible
 from diptych.images.collection import CompactNames
 from diptych.images.pixels import cache_folder
 from diptych.runs.atomic import atomic_write
 
-_VERSION: Final = "1"
+_VERSION: Final = "2"
 _CHUNK: Final = 256  # images looked at between two calls of `on_progress`
 _DOUBT_NANOSECONDS: Final = 2_000_000_000  # the coarsest clock of a file system ticks that slowly
 _NEVER: Final = 2**63 - 1  # a time of change that is never old enough to trust
@@ -51,7 +50,6 @@ class Index:
         heights: int64 (files,), in full; 0 of one that cannot be used.
         widths: int64 (files,).
         channels: int64 (files,), as decoded; with the colour mode "raw" those of the file.
-        reducible: bool (files,), whether it is a JPEG that can be decoded smaller.
         checksums: uint64 (files, 2), of the encoded bytes; 0 of one of which nothing is known.
         pages: int64 (files,), pictures in the file, of which the first is used.
         reasons: why the files that cannot be used cannot, by row.
@@ -60,7 +58,6 @@ class Index:
     heights: NDArray[np.int64]
     widths: NDArray[np.int64]
     channels: NDArray[np.int64]
-    reducible: NDArray[np.bool_]
     checksums: NDArray[np.uint64]
     pages: NDArray[np.int64]
     reasons: dict[int, str]
@@ -69,8 +66,7 @@ class Index:
     def empty(cls, count: int) -> "Index":
         """Of files that have not been looked at yet."""
         heights, widths, channels, pages = np.zeros((4, count), dtype=np.int64)
-        reducible, checksums = np.zeros(count, dtype=np.bool_), np.zeros((count, 2), np.uint64)
-        return cls(heights, widths, channels, reducible, checksums, pages, {})
+        return cls(heights, widths, channels, np.zeros((count, 2), np.uint64), pages, {})
 
     def select(self, rows: NDArray[np.int64]) -> "Index":
         """Some of the rows in the order asked for; one of -1 is empty."""
@@ -85,7 +81,7 @@ class Index:
         return found
 
 
-_COLUMNS: Final = ("heights", "widths", "channels", "reducible", "checksums", "pages")
+_COLUMNS: Final = ("heights", "widths", "channels", "checksums", "pages")
 
 
 @dataclass(frozen=True)
@@ -144,7 +140,7 @@ def find_index(
     Returns:
         The index, and a sentence where it could not be kept.
     """
-    look = _FileReader(names, read, replace(config, raw_channels=None, jpeg_side=None))
+    look = _FileReader(names, read, replace(config, raw_channels=None, decoded_side=None))
     if stamp is None:
         everything = np.full(len(names), -1, dtype=np.int64)
         return look.complete(Index.empty(0), everything, executor, on_progress), None
@@ -210,13 +206,12 @@ class _FileReader:
             told = data and not isinstance(error.__cause__, MemoryError)
             return _FileFacts((0, 0, 0), checksum(data) if told else (0, 0), reason=str(error))
         shape = (height, width, channels)
-        return _FileFacts(shape, checksum(data), is_reducible(data), pages(data))
+        return _FileFacts(shape, checksum(data), pages(data))
 
 
 class _FileFacts(NamedTuple):
     shape: tuple[int, int, int]
     checksum: tuple[int, int]
-    reducible: bool = False
     pages: int = 0
     reason: str | None = None
 
@@ -245,7 +240,14 @@ def decoders() -> str:
     # A file that could not be read without one of these is looked at again when it is there.
     extras = (("pillow_heif", "pillow-heif"), ("pydicom", "pydicom"), ("av", "av"))
     packages += [name for module, name in extras if find_spec(module) is not None]
-    return " ".join([_VERSION, *(f"{name} {version(name)}" for name in packages)])
+    return " ".join([_VERSION, *map(_with_version, packages)])
+
+
+def _with_version(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:  # not installed, or in the path without its metadata
+        return f"{package} none"
 
 
 def index_path(origin: str, part: str, config: ImagesConfig) -> Path:
@@ -265,8 +267,7 @@ def set_name(origin: str, part: str, config: ImagesConfig, *more: object) -> str
 
 def _put(index: Index, place: int, found: _FileFacts) -> None:
     index.heights[place], index.widths[place], index.channels[place] = found.shape
-    index.reducible[place], index.checksums[place] = found.reducible, found.checksum
-    index.pages[place] = found.pages
+    index.checksums[place], index.pages[place] = found.checksum, found.pages
     if found.reason is not None:
         index.reasons[place] = found.reason
 

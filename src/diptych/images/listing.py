@@ -14,7 +14,7 @@ from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError, LostImage, UnreadableImage
 from diptych.images.codecs.channels import Pixels, other_channels, pixel_type
 from diptych.images.codecs.decode import decode_bytes
-from diptych.images.codecs.jpeg import reduction
+from diptych.images.codecs.reduction import reduction
 from diptych.images.collection import (
     CompactNames,
     ImageSet,
@@ -168,7 +168,7 @@ def _image_set(
 
 def _pixels(listing: Listing, index: Index, config: ImagesConfig) -> tuple[PixelSource, str | None]:
     """The pixels of images that can be used, and a remark on how they are kept."""
-    by = np.where(index.reducible, _reductions(index, config.jpeg_side), 1)
+    by = _reductions(index, config.decoded_side)
     heights, widths = -(-index.heights // by), -(-index.widths // by)
 
     def read(row: int, room: NDArray[np.uint8] | None) -> Pixels:
@@ -182,7 +182,8 @@ def _pixels(listing: Listing, index: Index, config: ImagesConfig) -> tuple[Pixel
         except UnreadableImage as error:
             raise LostImage(
                 f"{listing.origin}: {listing.names[row]} was readable at the start and is not "
-                f"now: {error}. Restore it and go on with --resume."
+                f"now: {error}. Restore it and begin again, or go on with "
+                "--resume."
             ) from error
 
     def remake(other: ImagesConfig) -> PixelSource:
@@ -191,7 +192,9 @@ def _pixels(listing: Listing, index: Index, config: ImagesConfig) -> tuple[Pixel
     decoded = DecodedPixels(heights, widths, config.channels, pixel_type(config), read, remake)
     cache_file = None
     if listing.stamp is not None:
-        name = set_name(listing.origin, listing.part, config, config.raw_channels, config.jpeg_side)
+        name = set_name(
+            listing.origin, listing.part, config, config.raw_channels, config.decoded_side
+        )
         # The decoders' versions too: another one may give other pixels for the same bytes.
         follows_from = f"{name} {decoders()}".encode() + index.checksums.tobytes()
         content = hashlib.sha256(follows_from).digest()

@@ -19,6 +19,7 @@ from diptych.errors import ImagesError
 from diptych.images.codecs.channels import Pixels
 from diptych.images.collection import Collection, ImageSet, on_classes
 from diptych.images.inventory import Skipped, Tally
+from diptych.images.label_tables import with_given_labels
 from diptych.images.listing import Listing, Progress, ignore_progress
 from diptych.images.pictures import each_picture, without_excluded
 from diptych.images.sources.arrays import (
@@ -113,7 +114,12 @@ def locate_images(config: ImagesConfig) -> LocatedImages:
     Raises:
         ImagesError: nothing usable is there.
     """
-    located = _source_of(config.path).find(config.path, config)
+    located = _selected(_source_of(config.path).find(config.path, config), config)
+    train, *held_out = with_given_labels((located.train, *located.held_out), config)
+    return replace(located, train=train, held_out=tuple(held_out))
+
+
+def _selected(located: LocatedImages, config: ImagesConfig) -> LocatedImages:
     if not config.selection:
         return located
     excluded = Tally()

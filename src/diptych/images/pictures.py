@@ -91,7 +91,8 @@ def each_picture(listing: Listing, config: ImagesConfig) -> Listing:
             return video_frame(_path(files, index), number, config)
         return page_of(files.read(index), number, config)
 
-    return replace(files, names=CompactNames.of(names), read=read)
+    # A picture is no file of its own: who takes the file takes its first page, or a whole video.
+    return replace(files, names=CompactNames.of(names), read=read, file=None)
 
 
 def _end(name: str) -> str:

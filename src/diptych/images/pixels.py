@@ -124,7 +124,7 @@ class PixelSource(Protocol):
             indices: (images,), any of them, repeated or not.
 
         Returns:
-            The pixels as decoded; that may be smaller than in full, see ``ImagesConfig.jpeg_side``.
+            The pixels as decoded, maybe smaller than in full, see ``ImagesConfig.decoded_side``.
         """
         ...
 

@@ -105,8 +105,10 @@ def times_of(
     if SLOWEST_PROCESS not in last:
         return Times(own)
     slowest_process = int(last[SLOWEST_PROCESS])
-    same = [one for one in timed if one[0].get(SLOWEST_PROCESS) == slowest_process]
-    return Times(own, _mean(same, SLOWEST), _mean(timed, USUAL), slowest_process)
+    # A run may have gone on with more processes: lines of one alone have no median.
+    together = [one for one in timed if SLOWEST_PROCESS in one[0]]
+    same = [one for one in together if one[0][SLOWEST_PROCESS] == slowest_process]
+    return Times(own, _mean(same, SLOWEST), _mean(together, USUAL), slowest_process)
 
 
 def time_in_words(times: Times) -> str:

@@ -320,7 +320,8 @@ class ImageBank(nn.Module):
             excluded,
             1 + counted,
             stored_dtype=self.keys.dtype,
-            teaches=known.all(),
+            # Of the whole batch: all processes must learn the temperature, or none.
+            teaches=gather_rows(known).all(),
         )
 
     def draw(self, step: int) -> Int[Tensor, " drawn"]:

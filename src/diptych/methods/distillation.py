@@ -7,7 +7,6 @@ how likely every class is.
 
 import math
 from concurrent.futures import Executor
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -232,7 +231,7 @@ def _labelled_images(
 ) -> ImageSet:
     found = collection.train
     if given.labelled is not None:
-        found = open_images(replace(config.images, path=given.labelled, limit=None), executor).train
+        found = open_images(config.images.at(given.labelled), executor).train
     if found.labels is None:
         raise ConfigError(
             "distillation needs labelled images for the teacher's classifier: put those of each "

@@ -168,6 +168,14 @@ def require_small_side(encoder: nn.Module, *, channels: int, small_side: int) ->
 def _network(
     config: EncoderConfig, channels: int, side_pixels: int, *, several_sides: bool
 ) -> nn.Module:
+    name = config.name.removeprefix(TIMM)
+    if config.attention_heads is not None and (
+        config.name in ENCODERS or config.name in torchvision_names() or not name.startswith("vit_")
+    ):
+        raise ConfigError(
+            "encoder.attention_heads goes with timm's vision transformers, as "
+            f"vit_small_patch16_224; {config.name!r} is none. Leave it out."
+        )
     if config.name in ENCODERS:
         return ENCODERS[config.name](config, channels, side_pixels)
     if config.width_multiplier > 1 or config.selective_kernels:
@@ -181,8 +189,7 @@ def _network(
         )
     if config.name in torchvision_names():
         return _from_torchvision(config, channels, side_pixels)
-    name = config.name.removeprefix(TIMM)
-    return _from_timm(name, channels, side_pixels, several_sides=several_sides)
+    return _from_timm(name, config, channels, side_pixels, several_sides=several_sides)
 
 
 def _small_resnet(config: EncoderConfig, channels: int, side_pixels: int) -> nn.Module:
@@ -285,10 +292,14 @@ def _replace_first_convolution(network: nn.Module, channels: int) -> None:
     setattr(network.get_submodule(parent), child, new)
 
 
-def _from_timm(name: str, channels: int, side_pixels: int, *, several_sides: bool) -> nn.Module:
+def _from_timm(
+    name: str, config: EncoderConfig, channels: int, side_pixels: int, *, several_sides: bool
+) -> nn.Module:
     import timm
 
     options: dict[str, Any] = {"pretrained": False, "num_classes": 0, "in_chans": channels}
+    if config.attention_heads is not None:
+        options["num_heads"] = config.attention_heads
     # Most convolutional networks take any size and have neither argument, and some transformers
     # not the second.
     size: dict[str, Any] = {"img_size": side_pixels}

@@ -26,6 +26,9 @@ from diptych.models.parts import as_map, in_evaluation, output_and_map
 MOST_CELLS: Final = 4  # in a row, that a map is averaged in
 _MOST_FEATURES: Final = 2048  # of the map, as many as ResNet-50 has
 
+MOST_WHITENED: Final = 4096
+"""Features that are whitened at most: time grows with their third power, memory with the second."""
+
 
 class IntermediateLayer(NamedTuple):
     """Which layer, and how its map becomes a vector.

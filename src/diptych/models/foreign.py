@@ -91,7 +91,7 @@ _TRANSFORMERS_VIT: Final = (
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^layernorm\.", "norm."),
-    (r"^encoder\.layer\.", "blocks."),
+    (r"^(?:encoder\.layer|layers)\.", "blocks."),
     (r"\.layernorm_before\.", ".norm1."),
     (r"\.layernorm_after\.", ".norm2."),
     *(
@@ -99,6 +99,12 @@ _TRANSFORMERS_VIT: Final = (
         for part, name in enumerate(("query", "key", "value"))
     ),
     (r"\.attention\.output\.dense\.", ".attn.proj."),
+    # Of version 5 in memory; what it saves has the names above.
+    *(
+        (rf"\.attention\.{name}_proj\.(.*)", rf".attn.qkv.\1[{part}]")
+        for part, name in enumerate("qkv")
+    ),
+    (r"\.attention\.o_proj\.", ".attn.proj."),
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"\.output\.dense\.", ".mlp.fc2."),
 )
@@ -136,6 +142,7 @@ class Layout:
         left_out: what may lie under the prefix and is not of the encoder.
         settings: of a run, that follow from the layout: nested tables.
         small_stem: what ``encoder.stem`` is where the first convolution is 3x3.
+        small_vit_heads: of ViT-S, where it has others than timm's; shapes do not tell.
     """
 
     name: str
@@ -146,12 +153,28 @@ class Layout:
     left_out: str = _CLASSIFIER
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     small_stem: str = "small"
+    small_vit_heads: int | None = None
 
 
 _BACKBONE: Final = r"backbone\."
+_VIT_MARK: Final = r"embeddings\.patch_embeddings\."
+_VIT_LEFT_OUT: Final = rf"{_CLASSIFIER}|^pooler\.|^embeddings\.mask_token|^decoder\."
+
+
+def _stable_pretraining() -> Iterator[Layout]:
+    """The teacher first, where there is one; of each a transformers' ViT, or another network."""
+    for part in (r"teacher\.", r"student\.", ""):
+        vit = rf"{_BACKBONE}{part}(?:vit\.)?"
+        marks = (rf"^{vit}{_VIT_MARK}",)
+        yield Layout("stable-pretraining", vit, marks, "", _TRANSFORMERS_VIT, _VIT_LEFT_OUT)
+        if part:
+            yield Layout("stable-pretraining", _BACKBONE + part)
+
+
 LAYOUTS: Final = (
-    Layout("MoCo v1 and v2", r"encoder_q\.", (r"^encoder_k\.",)),
-    Layout("MoCo v3", r"base_encoder\."),
+    # The files that the authors published hold the query encoder only.
+    Layout("MoCo v1 and v2", r"encoder_q\."),
+    Layout("MoCo v3", r"base_encoder\.", small_vit_heads=12),
     Layout(
         "BYOL",
         r"online_(?:network|encoder)\.(?:encoder\.|backbone\.|net\.)?",
@@ -169,31 +192,31 @@ LAYOUTS: Final = (
         settings={"views": {"pixel_mean": (0.0, 0.0, 0.0), "pixel_std": (1.0, 1.0, 1.0)}},
     ),
     Layout("SwAV", marks=(r"^prototypes\.",), left_out=rf"{_CLASSIFIER}|{_HEAD}"),
+    # Its networks for CIFAR have a border of two pixels around the first convolution. All of its
+    # methods have a classifier beside them, of DINO too.
+    Layout(
+        "solo-learn",
+        r"(?:backbone|encoder)\.",
+        (r"^classifier\.", r"^(?:momentum_)?(?:projector|head)\.|^queue"),
+        small_stem="small_padded",
+    ),
     Layout("DINO", _BACKBONE, (r"^head\.last_layer\.",)),
     Layout("Barlow Twins", _BACKBONE, (r"^projector\.", r"^bn\."), r"(?:^|\.)model$"),
     Layout("VICReg", _BACKBONE, (r"^projector\.",), r"(?:^|\.)model$"),
     Layout("VISSL", r"(?:trunk\.)?(?:base_model\.)?_feature_blocks\."),
-    Layout("mmselfsup", _BACKBONE, (r"^backbone\.layers\.0\.ffn\.",), renames=_MM_VIT),
-    Layout("mmselfsup", _BACKBONE, (r"^(?:neck|data_preprocessor|encoder_k)\.",)),
-    # Its networks for CIFAR have a border of two pixels around the first convolution.
     Layout(
-        "solo-learn",
-        r"(?:backbone|encoder)\.",
-        (r"^classifier\.", r"^(?:momentum_)?projector\.|^queue"),
-        small_stem="small_padded",
+        "mmselfsup",
+        _BACKBONE,
+        (r"^backbone\.layers\.0\.ffn\.",),
+        renames=_MM_VIT,
+        small_vit_heads=12,  # of its ViT-S, which is MoCo v3's
     ),
+    Layout("mmselfsup", _BACKBONE, (r"^(?:neck|data_preprocessor|encoder_k)\.",)),
     Layout("lightly", _BACKBONE, (r"^backbone\.0\.weight$",), renames=_FLAT_SEQUENTIAL),
     Layout("lightly", _BACKBONE, (r"^(?:projection|prediction)_head|^backbone_momentum\.",)),
-    Layout("stable-pretraining", r"backbone\.teacher\."),
-    Layout("stable-pretraining", r"backbone\.student\."),
+    *_stable_pretraining(),
     Layout("transformers", r"(?:resnet\.)?", (r"embedder\.embedder\.",), "", _TRANSFORMERS_RESNET),
-    Layout(
-        "transformers",
-        r"(?:vit\.)?",
-        (r"embeddings\.patch_embeddings\.",),
-        renames=_TRANSFORMERS_VIT,
-        left_out=rf"{_CLASSIFIER}|^pooler\.|^embeddings\.mask_token|^decoder\.",
-    ),
+    Layout("transformers", r"(?:vit\.)?", (_VIT_MARK,), "", _TRANSFORMERS_VIT, _VIT_LEFT_OUT),
     Layout(
         "detectron2",
         r"(?:backbone\.)?(?:bottom_up\.)?",
@@ -241,6 +264,8 @@ class Candidate:
         inferred = infer_encoder({name: one.shape for name, one in self.tensors.items()})
         if inferred.get("stem") == "small":
             inferred["stem"] = self.layout.small_stem
+        if str(inferred.get("name", "")).startswith("vit_small_") and self.layout.small_vit_heads:
+            inferred["attention_heads"] = self.layout.small_vit_heads
         return found | {"encoder": inferred | found.get("encoder", {})}
 
     def is_left_out(self, name: str) -> bool:

@@ -164,8 +164,12 @@ class GlobalBatchNorm(OwnBatchNorm):
     """
 
     def normalise_batch(self, values: Tensor) -> Tensor:
-        """Normalises by the statistics of all processes, each of which has an image at least."""
-        if process_count() == 1:
+        """Normalises by the statistics of all processes, each of which has an image at least.
+
+        In evaluation mode, where a norm keeps none, by those of this process's batch: the others
+        need not evaluate at the same time, or anything.
+        """
+        if process_count() == 1 or not self.training:
             return _BatchNorm.forward(self, values)
         if torch.compiler.is_compiling():
             return _out_of_the_graph(self, values)

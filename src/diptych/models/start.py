@@ -205,7 +205,7 @@ def _imported(start: StartWeights, side_pixels: int | None) -> tuple[StartEncode
     images = ImagesConfig(
         color=color,
         raw_channels=channels if color == "raw" else None,
-        jpeg_side=views.image_side,
+        decoded_side=views.image_side,
     )
     config = replace(config, images=images, views=views)
     return fit_start(start, config), config
@@ -220,12 +220,14 @@ class OpenedEncoder:
         sha256: of its file, or of its tensors where they were fetched.
         run: the run folder or encoder file of diptych that it is from; None of foreign weights.
         sentences: of foreign weights, what matched and what was left out.
+        licence: of foreign weights, where that is said.
     """
 
     encoder: PretrainedEncoder
     sha256: str
     run: Path | None = None
     sentences: Sequence[str] = ()
+    licence: str = ""
 
 
 def open_encoder(
@@ -253,8 +255,10 @@ def open_encoder(
         start = read_start(text, encoder, otherwise=otherwise)
         if start.file.own is None:
             started, config = _imported(start, side_pixels)
-            network = PretrainedEncoder(started.network, config)
-            return OpenedEncoder(network, start.file.sha256, sentences=started.sentences)
+            network, found = PretrainedEncoder(started.network, config), start.file
+            return OpenedEncoder(
+                network, found.sha256, sentences=started.sentences, licence=found.licence
+            )
         own = start.file.own
     if encoder is not None or side_pixels is not None:
         raise ConfigError(

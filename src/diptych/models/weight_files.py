@@ -38,9 +38,12 @@ _CONVERT: Final = """\
     import torch
     found = torch.load({path!r}, map_location="cpu", weights_only=False)
     found = found.state_dict() if hasattr(found, "state_dict") else found
-    keep = lambda part: {{n: t for n, t in part.items() if isinstance(t, torch.Tensor)}}
-    parts = {{n: keep(p) for n, p in found.items() if isinstance(p, dict)}}
-    torch.save({{**keep(found), **parts}}, {plain!r})"""
+    keep = lambda part: {{
+        name: keep(one) if isinstance(one, dict) else one
+        for name, one in part.items()
+        if isinstance(one, (dict, torch.Tensor))
+    }}
+    torch.save(keep(found), {plain!r})"""
 _OF_TRAINING: Final = (
     *("weights", "freeze_patches", "frozen_parts", "frozen_epochs", "batch_statistics"),
 )

@@ -174,10 +174,15 @@ def machine_named(name: str, given: MachineConfig | None = None, *, cores: int =
         cores: of the CPU that a process has, where it runs on one.
 
     Raises:
-        ConfigError: there is no machine of that name.
+        ConfigError: there is no machine of that name, or it has no memory beside its own.
     """
     if name not in MACHINES:
         raise ConfigError(f"there is no machine {name!r}; wanted one of {', '.join(MACHINES)}.")
+    if MACHINES[name].is_one_memory and given is not None and given.host_gigabytes is not None:
+        raise ConfigError(
+            f"machine.host_gigabytes is main memory beside that of a device, and {name!r} has one "
+            f"memory: give machine.memory_gigabytes; got {given.host_gigabytes!r}."
+        )
     # Cores first: what is given is already of all of them.
     machine, values = _of_cores(MACHINES[name], cores), dict[str, Any]()
     for key, value in asdict(given or MachineConfig()).items():

@@ -441,8 +441,10 @@ def _sample_images(
         yield given.decoded_for(run.config.images)
         return
     config = replace(run.config.images, limit=None, cache="none")
-    pictures = _pictures(round(run.image_pixels**0.5), config.channels)
-    if run.kept_bytes or config.channels not in (1, 3):
+    lie_decoded = run.kept_bytes > 0 or config.channels not in (1, 3)
+    pixels = run.image_pixels * (run.decoded_share if lie_decoded else 1.0)
+    pictures = _pictures(round(pixels**0.5), config.channels)
+    if lie_decoded:
         yield from_array(pictures, None, config)
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -6,9 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from diptych.config.data import ImagesConfig
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
+from diptych.images.codecs.reduction import reduction
 from diptych.images.collection import ImageSet
 from diptych.images.open import open_images
 from diptych.methods.losses import find_loss
@@ -18,6 +21,7 @@ from diptych.runtime.devices import available_threads
 from diptych.views.batches import Order
 
 _SAMPLED: Final = 256  # images whose mean size stands for that of all
+_DECODED: Final = 16  # images that are decoded, to see how far they are reduced
 _SIDE: Final = 430  # ImageNet's images have some 500 x 375 pixels
 _BYTES_PER_PIXEL: Final = 0.6  # 110 kB of 500 x 375 pixels
 _NO_PATH: Final = "images"  # stands for a path where none is given
@@ -33,6 +37,7 @@ class PlannedRun:
         processes: that share each batch, one device each.
         image_pixels: height times width of an image as it is stored.
         image_bytes: of an encoded image.
+        decoded_share: of these pixels, as images may be reduced when they are decoded.
     """
 
     config: RunConfig
@@ -40,6 +45,7 @@ class PlannedRun:
     processes: int = 1
     image_pixels: float = 500.0 * 375.0
     image_bytes: float = 110e3
+    decoded_share: float = 1.0
 
     @property
     def images(self) -> int:
@@ -134,8 +140,8 @@ class PlannedRun:
     @property
     def kept_bytes(self) -> float:
         """Of decoded images that stay in memory; 0 where they need more than is allowed."""
-        images = self.config.images
-        needed = self.image_count * self.image_pixels * images.channels * (images.bits // 8)
+        images, pixels = self.config.images, self.image_pixels * self.decoded_share
+        needed = self.image_count * pixels * images.channels * (images.bits // 8)
         fits = needed <= images.cache_megabytes * 2**20 and images.cache in ("auto", "memory")
         return needed if fits else 0.0
 
@@ -157,6 +163,9 @@ class PlanRequest:
         image_kilobytes: of an encoded image; None for what is usual.
         measure: parts of a step on this machine.
         processes_here: that will share this machine.
+
+    Raises:
+        ConfigError: a number is not positive.
     """
 
     machine: Machine
@@ -166,6 +175,14 @@ class PlanRequest:
     image_kilobytes: float | None = None
     measure: bool = False
     processes_here: int = 1
+
+    def __post_init__(self) -> None:
+        numbers = ("processes", "images_count", "image_side", "image_kilobytes", "processes_here")
+        for name in numbers:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} must be positive; got {value!r}.")
 
 
 def resolve_run(
@@ -181,13 +198,16 @@ def resolve_run(
     Raises:
         ConfigError: neither a path nor a number of images is given, or settings do not fit.
     """
-    if request.processes < 1:
-        raise ConfigError(f"--processes must be 1 or more; got {request.processes}.")
     layers = overrides_of(settings, config_file)
     if is_asked(layers, "training.minutes"):
         raise ConfigError(
             "a plan says how long a run of so many epochs takes, and training.minutes is how long "
             "it may take: leave that out, and give --epochs."
+        )
+    if is_asked(layers, "training.begin_from"):
+        raise ConfigError(
+            "a plan does not look into the run that training.begin_from names: leave that out, and "
+            "give its settings by --config RUN/config.toml."
         )
     if is_asked(layers, "encoder.weights"):
         raise ConfigError(
@@ -197,14 +217,17 @@ def resolve_run(
         )
     given = overlay_all(RunConfig(images=ImagesConfig(path=_NO_PATH)), layers).images
     images, on_cpu = None, request.machine.is_one_memory
+    side = request.image_side or _SIDE
+    pixels = float(side**2)
     if given.path != _NO_PATH:
         images = _open(given, request.images_count)
         count = len(images) if request.images_count is None else request.images_count
-        pixels = float((images.heights * images.widths).mean())
-        side, channels = images.median_side_pixels, images.channels
+        channels = images.channels
+        if request.image_side is None:
+            side = images.median_side_pixels
+            pixels = float((images.heights * images.widths).mean())
     elif request.images_count is not None:
-        count, side = request.images_count, request.image_side or _SIDE
-        pixels = float(side**2)
+        count = request.images_count
         channels = given.raw_channels or (1 if given.color == "gray" else 3)
     else:
         raise ConfigError(
@@ -235,6 +258,9 @@ def resolve_run(
         request.processes,
         image_pixels=pixels,
         image_bytes=pixels * _BYTES_PER_PIXEL if kilobytes is None else 1000 * kilobytes,
+        decoded_share=_decoded_share(
+            config.images, images if request.image_side is None else None, side
+        ),
     )
     return run, images
 
@@ -246,6 +272,16 @@ def _without_device(layers: Overrides) -> Overrides:
         training = {k: v for k, v in given.get("training", {}).items() if k != "device"}
         plain.append(({**given, "training": training}, origin))
     return plain
+
+
+def _decoded_share(config: ImagesConfig, images: ImageSet | None, side: int) -> float:
+    """Of the pixels of some images, decoded as a run does, or of squares of a side."""
+    if images is None:
+        return float(1 / reduction((side, side), config.decoded_side) ** 2)
+    some = images.spread(_DECODED)
+    found = some.decoded_for(replace(config, cache="none")).pixels.gather(np.arange(len(some)))
+    whole = (some.heights * some.widths).sum()
+    return float((found.heights * found.widths).sum() / whole)
 
 
 def _open(config: ImagesConfig, count: int | None) -> ImageSet:

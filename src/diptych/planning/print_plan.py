@@ -285,10 +285,10 @@ def _logits(plan: Plan) -> Limit:
 def _views(plan: Plan) -> Limit:
     waited = plan.seconds.get("waiting for views", plan.seconds.get("reads and views", 0.0))
     share = waited / plan.step_seconds
-    cure = (
-        "Give each process more cores, store images at the size that is trained on, or make views "
-        "on the device (--views.applier device)."
-    )
+    cure = "Give each process more cores, or store images at the size that is trained on."
+    # `auto` makes them on an accelerator already; tensor operations on a CPU are slower than loops.
+    if plan.run.config.views.applier == "cpu" and not plan.machine.is_one_memory:
+        cure += " --views.applier device makes them on the device."
     return Limit("making views", share / _TOLERATED, f"{share:.0%} of a step", cure)
 
 

@@ -16,6 +16,8 @@ from torch import nn
 
 from diptych.checkpoints.state import trainable
 from diptych.methods.contrastive import Contrastive
+from diptych.methods.dense import DenseContrastive
+from diptych.methods.dictionaries import ImageBank
 from diptych.methods.sharded_bank import ShardedBank
 from diptych.models.activations import stages_of
 from diptych.models.norms import GlobalBatchNorm
@@ -32,7 +34,8 @@ _INDEX_BYTES = 8
 _DOUBLE_BYTES = 8
 # Of step, images, network, momentum encoder, dictionary, other parts, and a share of a bank.
 _CHECKSUMS = 7
-_SIGNALS = 3  # a signal came, a checkpoint is due, one failed
+_SIGNALS = 4  # a signal came, a checkpoint is due, one failed, minutes are planned anew
+_DENSE_METRICS_BYTES = 2 * 4 + 2 * 8  # loss and accuracy of places; what it is at chance, a weight
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,8 @@ def messages(run: PlannedRun, method: Contrastive, dim: int) -> list[Message]:
         _averages(method),
         *_keys(run, dim),
         *_fetched(run, method, dim),
-        *_entering(run, dim),
-        *_shuffled(run, dim),
+        *_entering(run, method, dim),
+        *_shuffled(run, method, dim),
         *_norms(run, method),
         Message("signals", "reduce", _SIGNALS * _INDEX_BYTES),
         Message("checksums", "gather", _CHECKSUMS * _INDEX_BYTES / checked, 1 / checked),
@@ -101,6 +104,7 @@ def _averages(method: Contrastive) -> Message:
     statistics = sum(tensor.nbytes for tensor in local_statistics(method))
     # Loss and accuracy; and in double precision what they are at chance, and the candidates.
     total = gradients + statistics + 2 * _FLOAT_BYTES + 3 * _DOUBLE_BYTES
+    total += _DENSE_METRICS_BYTES * isinstance(method, DenseContrastive)
     return Message("gradients", "reduce", total, -(-total // BUCKET_BYTES))
 
 
@@ -120,14 +124,23 @@ def _keys(run: PlannedRun, dim: int) -> list[Message]:
 
 
 def _fetched(run: PlannedRun, method: Contrastive, dim: int) -> list[Message]:
-    """Of a sharded bank, for each comparison: the images of the batch, and keys, padded."""
-    bank = method.dictionary
-    if not isinstance(bank, ShardedBank):
+    """Of a bank, for each comparison: which images have a key, and which drawn ones are their own.
+
+    Of a sharded one also the images of the batch, and keys, padded.
+    """
+    bank, calls = method.dictionary, run.query_views
+    if not isinstance(bank, ImageBank):
         return []
-    calls = run.query_views
+    found = [Message("which images have a key", "gather", calls * run.images, calls)]
+    if run.drawn_images <= bank.negative_count:
+        own = calls * run.images * _FLOAT_BYTES
+        found.append(Message("which drawn images are their own", "gather", own, calls))
+    if not isinstance(bank, ShardedBank):
+        return found
     indices = calls * run.images * _INDEX_BYTES
     keys = calls * largest_share(run) * dim * bank.keys.element_size()
     return [
+        *found,
         Message("images whose keys are wanted", "gather", indices, calls),
         Message("fetched keys", "gather", keys, calls),
     ]
@@ -146,24 +159,28 @@ def largest_share(run: PlannedRun) -> float:
     return mean + NormalDist().inv_cdf((n - 0.375) / (n + 0.25)) * math.sqrt(variance)
 
 
-def _entering(run: PlannedRun, dim: int) -> list[Message]:
+def _entering(run: PlannedRun, method: Contrastive, dim: int) -> list[Message]:
     """Keys that the dictionary is updated with, and their images."""
     if run.dictionary == "batch":
         return []
     rows = run.images * (run.key_views or 1)
-    return [
+    found = [
         Message("entering keys", "gather", rows * dim * _FLOAT_BYTES),
         Message("entering images", "gather", run.images * _INDEX_BYTES),
     ]
+    if isinstance(method, DenseContrastive):
+        places = rows * method.dense_queue.keys.shape[1] * _FLOAT_BYTES
+        found.append(Message("entering keys of places", "gather", places))
+    return found
 
 
-def _shuffled(run: PlannedRun, dim: int) -> list[Message]:
+def _shuffled(run: PlannedRun, method: Contrastive, dim: int) -> list[Message]:
     """Whole views that other processes encode, and the vectors that come back."""
     number, config = run.shuffled_views, run.config
     if not number:
         return []
     view = config.images.channels * config.views.side_pixels**2
-    vectors = number * run.images * dim * _FLOAT_BYTES
+    vectors = number * run.images * (dim + _beside(method)) * _FLOAT_BYTES
     found = [
         Message("shuffled views", "gather", number * run.images * view * _FLOAT_BYTES, number),
         Message("shuffled keys", "gather", vectors, number),
@@ -172,6 +189,15 @@ def _shuffled(run: PlannedRun, dim: int) -> list[Message]:
         back = vectors * run.processes
         found.append(Message("gradients of shuffled keys", "reduce", back, number))
     return found
+
+
+def _beside(method: Contrastive) -> int:
+    """Numbers that come with each vector: of dense contrast, what its places are compared by."""
+    if not isinstance(method, DenseContrastive):
+        return 0
+    # The head's first layer takes what the map has.
+    features = next(method.dense_head.parameters()).shape[1]
+    return method.places * (features + method.dense_queue.keys.shape[1])
 
 
 def _norms(run: PlannedRun, method: Contrastive) -> list[Message]:

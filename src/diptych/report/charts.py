@@ -267,8 +267,9 @@ def _transfer(evaluation: Mapping[str, Any]) -> list[ChartGroup]:
     for path in evaluation.get("transfer", {}):
         task = _detail(evaluation, "transfer", "tasks", path)
         charts = [
-            _chart(_METRICS[metric], _values(detail), detail, None)
+            _chart(_METRICS[metric], values, detail, None)
             for metric, detail in task.get("metrics", {}).items()
+            if (values := _values(detail))
         ]
         kind = "labels, several to an image" if task.get("multilabel") else "classes"
         text = (
@@ -350,7 +351,9 @@ def _gain(gain: Mapping[str, float | None] | None, over: str) -> str:
 
 
 def _values(detail: Mapping[str, Any]) -> dict[str, float]:
-    return {name: one["value"] for name, one in detail.get("intervals", {}).items()}
+    """By encoder, where the figure is defined: an ROC curve is not of test images of one class."""
+    found = {name: one["value"] for name, one in detail.get("intervals", {}).items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _settings(evaluation: Mapping[str, Any], protocol: str) -> Mapping[str, Any]:

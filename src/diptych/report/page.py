@@ -20,7 +20,7 @@ from diptych.diagnostics.candidates import read_choice, words_for_kept
 from diptych.diagnostics.comparison import result_table
 from diptych.diagnostics.time_symptoms import time_symptoms
 from diptych.diagnostics.verdict import Verdict, judge, judge_encoder
-from diptych.errors import ImagesError, RunFolderError
+from diptych.errors import ConfigError, ImagesError, RunFolderError
 from diptych.escaping import HANDLER, quoted
 from diptych.evaluation.feature_store import FeatureStore
 from diptych.evaluation.knn import nearest
@@ -47,9 +47,10 @@ from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, require_writable
 from diptych.runtime.console import ProgressReporter
 from diptych.runtime.devices import BATCH_SIZE, Runtime
+from diptych.views.batches import learned_images
 from diptych.views.cpu import load_centred, to_pixels
 from diptych.views.preview.contact_sheet import contact_sheet, to_picture
-from diptych.views.preview.policy_in_words import branches_in_words
+from diptych.views.preview.policy_in_words import branches_in_words, images_in_words
 
 _SEARCHED_IMAGES: Final = 2000  # among which the nearest neighbours are looked for
 _MAP_IMAGES: Final = 500
@@ -148,6 +149,7 @@ def write_report(
         geometry=geometry_rows(evaluation or {}),
         geometry_images=geometry_images(evaluation or {}),
         policy=branches_in_words(config.views, config.images.channels),
+        about_images=images_in_words(config.images),
         left_out=left_out_table(folder.skipped),
         choice=choice,
         answers_title=(
@@ -242,7 +244,8 @@ def _pictures(
     encoder = load_encoder(folder, encoder=own_encoder).to(runtime.torch_device)
     try:
         collection = open_images(config.images, executor, told)
-    except ImagesError as error:
+        learned, groups = learned_images(collection.train, config)
+    except (ImagesError, ConfigError) as error:  # a table of groups may be gone as well
         nothing: dict[str, Any] = {"sheet": None, "neighbours": [], "map": None, "legend": []}
         nothing["answers"] = _answers(folder, config, runtime, None)
         return {"missing_images": str(error), **nothing}
@@ -254,12 +257,13 @@ def _pictures(
     thumbnails = _thumbnails(few, config, executor)
     trained = store.features(encoder, few, config.images, config.views, of=_TRAINED)
     sheet = contact_sheet(
-        collection.train,
+        learned,
         config.views,
         executor,
         seed=config.seed,
         view_count=_SHEET_VIEWS,
         run_views=config.method.views,
+        groups=groups,
     )
     plane = figures.feature_map(trained.numpy(), thumbnails, few.labels)
     return {
@@ -298,7 +302,7 @@ def _answers(
     given = details.get("linear", {}).get("labelled", {})
     path = given.get("test") or given.get("train")
     if path is not None:  # the images that were measured on are others
-        images, opened = replace(config.images, path=path, limit=None), None
+        images, opened = config.images.at(path), None
         with suppress(ImagesError):
             opened = open_images(images, runtime.executor)
     sets = [] if opened is None else [opened.train]

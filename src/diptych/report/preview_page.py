@@ -17,6 +17,7 @@ from diptych.report.costs_of_views import HEADINGS, CostsOfViews
 from diptych.report.figures import data_uri
 from diptych.report.page import template
 from diptych.runs.atomic import atomic_write
+from diptych.views.batches import learned_images
 from diptych.views.preview.contact_sheet import (
     ShownViews,
     SingleOperation,
@@ -26,7 +27,11 @@ from diptych.views.preview.contact_sheet import (
     show_views,
     to_picture,
 )
-from diptych.views.preview.policy_in_words import branches_in_words, policy_as_toml
+from diptych.views.preview.policy_in_words import (
+    branches_in_words,
+    images_in_words,
+    policy_as_toml,
+)
 
 _CELL_PIXELS: Final = 96  # three of them side by side fit a phone
 _LOSSLESS_PIXELS: Final = 64  # enlarged from no more than this, JPEG's blocks would show
@@ -66,7 +71,7 @@ def write_preview(
 
     Args:
         out: where to.
-        collection: its training images are shown.
+        collection: its training images are shown, as a run learns from them.
         config: the whole config, of which views and seed matter.
         advice: see ``views/advice.py``.
         executor: its threads make the views.
@@ -78,14 +83,16 @@ def write_preview(
         page = _page(collection, config, advice, executor, image_count, view_count, measured)
         atomic_write(out, page.encode(errors=HANDLER))
         return
+    images, groups = learned_images(collection.train, config)
     sheet = contact_sheet(
-        collection.train,
+        images,
         config.views,
         executor,
         seed=config.seed,
         image_count=image_count,
         view_count=view_count,
         run_views=config.method.views,
+        groups=groups,
         single_operations=True,
     )
     picture = io.BytesIO()
@@ -102,7 +109,8 @@ def _page(
     view_count: int,
     measured: CostsOfViews | None,
 ) -> str:
-    images, views = collection.train, config.views
+    views = config.views
+    images, groups = learned_images(collection.train, config)
     shown = show_views(
         images,
         views,
@@ -111,6 +119,7 @@ def _page(
         image_count=image_count,
         view_count=view_count,
         run_views=config.method.views,
+        groups=groups,
     )
     example = example_image(images, views, executor)
     alone = show_single_operations(images, example, views, executor, seed=config.seed)
@@ -122,7 +131,7 @@ def _page(
         policy=branches_in_words(views, images.channels),
         toml=policy_as_toml(views),
         cell=_CELL_PIXELS,
-        note=_note(images.channels),
+        notes=[one for one in (images_in_words(config.images), _note(images.channels)) if one],
         rows=_image_rows(shown),
         example=_called(images.names[example]),
         alone=[_operation_row(one) for one in alone],

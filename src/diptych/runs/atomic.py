@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 _TEMPORARY: Final = ".aside"
+_REPLACED: Final = ".replaced"  # of what had the name before, until the new one has it
 _DIGITS: Final = 8
 
 
@@ -52,8 +53,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         # A failure to clean up must not hide the error that came before it.
         with suppress(OSError):
             _delete(temporary)
-    remove_leftovers(path.parent, path.name)
     _sync(path.parent)  # without it, a loss of power may undo the rename
+    remove_leftovers(path.parent, path.name)
 
 
 def atomic_remove(path: Path) -> None:
@@ -67,14 +68,19 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Removes what killed writers left in a folder: of one file's name, or of all."""
     pattern = "*" if name is None else glob.escape(name)
     # Exactly: a writer of `a.json` must not lose its file to one of `a`.
-    for leftover in folder.glob(f".{pattern}.{'[0-9a-f]' * _DIGITS}{_TEMPORARY}"):
+    pattern = f".{pattern}.{'[0-9a-f]' * _DIGITS}"
+    for leftover in folder.glob(f"{pattern}{_TEMPORARY}"):
         _delete(leftover)
+    for leftover in list(folder.glob(f"{pattern}{_REPLACED}")):
+        # Of a writer that was killed before the new one had the name, it is the only copy.
+        if os.path.lexists(folder / leftover.name[1 : -len(_REPLACED) - _DIGITS - 1]):
+            _delete(leftover)
 
 
-def _temporary(path: Path) -> Path:
+def _temporary(path: Path, end: str = _TEMPORARY) -> Path:
     # Beside the final name, as a rename works within one file system only; random and no process
     # id, which another machine on the same folder may have too.
-    return path.with_name(f".{path.name}.{secrets.token_hex(_DIGITS // 2)}{_TEMPORARY}")
+    return path.with_name(f".{path.name}.{secrets.token_hex(_DIGITS // 2)}{end}")
 
 
 def _take_name(temporary: Path, path: Path) -> None:
@@ -85,12 +91,25 @@ def _take_name(temporary: Path, path: Path) -> None:
             for file in temporary.iterdir():
                 _sync(file)
         _sync(temporary)
-        if temporary.is_dir() and os.path.lexists(path):  # a full folder cannot be renamed over
-            atomic_remove(path)
-        os.replace(temporary, path)
+        if temporary.is_dir() and os.path.lexists(path):
+            _take_name_of_another(temporary, path)
+        else:
+            os.replace(temporary, path)
     except FileNotFoundError:
         if not path.exists():  # else another writer of this name was faster, and removed ours
             raise
+
+
+def _take_name_of_another(temporary: Path, path: Path) -> None:
+    """As a full folder cannot be renamed over, the old one steps aside, and is removed last."""
+    old = _temporary(path, _REPLACED)
+    os.rename(path, old)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):  # another writer may have the name by now
+            os.rename(old, path)
+        raise
 
 
 def _sync(path: Path) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count as count_from
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,7 +29,7 @@ from diptych.runtime.distributed import (
 from diptych.runtime.stopwatch import watch
 from diptych.runtime.world import World, read_world
 
-PATIENCE_SECONDS: Final = 6 * 3600.0  # for what the first process does alone
+PATIENCE_SECONDS: Final = 6 * 3600.0  # for what processes do by themselves
 CALL_SECONDS: Final = 10.0  # in which processes that still run answer when one is missing
 POLL_SECONDS: Final = 0.01
 LONGEST_POLL_SECONDS: Final = 0.5
@@ -42,7 +42,7 @@ class _Group:
     Attributes:
         store: a table of texts, the same for all.
         timeout: how long a process may keep the others waiting.
-        turns: numbers for what the first process does alone, the same everywhere.
+        turns: numbers for what processes do by themselves, the same everywhere.
     """
 
     store: Any
@@ -50,6 +50,7 @@ class _Group:
     turns: Iterator[int] = field(default_factory=count_from)
 
 
+_Made = TypeVar("_Made")
 _groups: list[_Group] = []
 _numbers = count_from()  # a program may run one run after another, and the store stays the same
 
@@ -108,19 +109,34 @@ def run_on_first(make: Callable[[], str]) -> str:
     name = f"first/{next(group.turns)}"
     if process_rank() > 0:
         with watch("communication"):
-            return _wait_for(group, name)
-    try:
-        made = make()
-    # Also of KeyboardInterrupt and SystemExit: nobody else tells the others to stop waiting.
-    except BaseException as error:
-        with suppress(RuntimeError):
-            group.store.set(name, f"!{exit_code_of(error)} {type(error).__name__}")
-            # The store may end with this process: give the others time to read why.
-            time.sleep(2 * LONGEST_POLL_SECONDS)
-        raise
-    with communicating():
-        # Marked, as what was made may begin with "!" itself.
-        group.store.set(name, f"={made}")
+            return _wait_for(group, name, rank=0)
+    return _made_and_told(group, name, make, str)
+
+
+def run_on_all(make: Callable[[], _Made]) -> _Made:
+    """Runs a function on every process, and returns once it has ended on all.
+
+    They meet at the store: one machine may take hours for what another has kept, and a collective
+    call would wait for ``training.process_timeout_seconds`` only.
+
+    Args:
+        make: calls nothing that is collective.
+
+    Returns:
+        This process's own result.
+
+    Raises:
+        FirstStopped: ``make`` failed in another process.
+        LostProcess: another process is gone or never ends.
+    """
+    if process_count() == 1:
+        return make()
+    group = _groups[-1]
+    turn = next(group.turns)
+    made = _made_and_told(group, f"all/{turn}/{process_rank()}", make, lambda _: "")
+    with watch("communication"):
+        for rank in range(process_count()):
+            _wait_for(group, f"all/{turn}/{rank}", rank)
     return made
 
 
@@ -199,7 +215,26 @@ def _join(backend: str, found: World, timeout: timedelta) -> Any:
     return store
 
 
-def _wait_for(group: _Group, name: str) -> str:
+def _made_and_told(
+    group: _Group, name: str, make: Callable[[], _Made], words: Callable[[_Made], str]
+) -> _Made:
+    """Runs a function and tells the others, under a name in the store, what it made or why not."""
+    try:
+        made = make()
+    # Also of KeyboardInterrupt and SystemExit: nobody else tells the others to stop waiting.
+    except BaseException as error:
+        with suppress(RuntimeError):
+            group.store.set(name, f"!{exit_code_of(error)} {type(error).__name__}")
+            # The store may end with this process: give the others time to read why.
+            time.sleep(2 * LONGEST_POLL_SECONDS)
+        raise
+    with communicating():
+        # Marked, as what was made may begin with "!" itself.
+        group.store.set(name, f"={words(made)}")
+    return made
+
+
+def _wait_for(group: _Group, name: str, rank: int) -> str:
     deadline, pause = time.monotonic() + PATIENCE_SECONDS, POLL_SECONDS
     while time.monotonic() < deadline:
         with communicating():
@@ -207,14 +242,15 @@ def _wait_for(group: _Group, name: str) -> str:
             if group.store.check([name]):
                 text: str = group.store.get(name).decode()
                 if text.startswith("!"):
-                    # Let process 0 print why: a launcher stops all as soon as one of us ends.
+                    # Let it print why: a launcher stops all as soon as one of us ends.
                     time.sleep(4 * LONGEST_POLL_SECONDS)
                     code, _, kind = text[1:].partition(" ")
-                    raise FirstStopped(f"process 0 stopped with {kind}; it says why", int(code))
+                    said = f"process {rank} stopped with {kind}; it says why"
+                    raise FirstStopped(said, int(code))
                 return text[1:]
         time.sleep(pause)
         pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
-    raise LostProcess(f"process 0 kept the others waiting for {PATIENCE_SECONDS:g} seconds")
+    raise LostProcess(f"process {rank} kept the others waiting for {PATIENCE_SECONDS:g} seconds")
 
 
 def _missing(group: _Group, step: int) -> list[int] | None:

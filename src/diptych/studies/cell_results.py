@@ -52,9 +52,11 @@ class StudyResults:
 
     Args:
         found: in any order; seeds are put in order.
+        epochs: that the study was asked for, where not its own; cells may have a part of them.
     """
 
-    def __init__(self, found: Iterable[CellResult]) -> None:
+    def __init__(self, found: Iterable[CellResult], epochs: int | None = None) -> None:
+        self.epochs = epochs
         self.all = sorted(found, key=lambda one: one.seed)
         self._by_cell: dict[str, list[CellResult]] = {}
         for one in self.all:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
+from diptych.config.recipes import recipe_config
 from diptych.studies.cell_results import StudyResults
 from diptych.studies.drawing import bars, lines
 from diptych.studies.study import Budget, Cell, Claim, Study, best_of, better, fixed, rises
@@ -50,6 +51,43 @@ _MECHANISMS: Final[Mapping[str, tuple[tuple[int, ...], Callable[[int], dict[str,
 
 def _cells(mechanism: str, sizes: tuple[int, ...] | list[int]) -> list[str]:
     return [f"{mechanism}-{k}" for k in sizes]
+
+
+def _shares(budget: Budget) -> str:
+    """What K is of all images, here and in the paper."""
+    of, here, beyond = "", "", ""
+    if budget.images is not None:
+        of = f" of {budget.images:,} images"
+        here = f", here {LARGEST_SHARE / budget.images:.0%} of them"
+        beyond = f": {SIZES[-1] / budget.images:.0%} of all images"
+    return (
+        f"K from {SIZES[0]} to {SIZES[-1]:,}{of}. The paper's K, 256 to 65,536 of 1.28 million, is "
+        f"0.02% to 5% of the images; findings are compared up to K = {LARGEST_SHARE}{here}. "
+        f"K = {SIZES[-1]:,} lies beyond{beyond}. Of images of few classes, many of the keys are of "
+        "the query's own class."
+    )
+
+
+def _batches(budget: Budget) -> str:
+    small, large = END_TO_END[0], END_TO_END[-1]
+    few, many = budget.steps(large), budget.steps(small)
+    steps = "."
+    if few is not None and many is not None:
+        steps = (
+            f": with {budget.images:,} images a batch of {large} takes {few:,} steps in an epoch, "
+            f"one of {small} takes {many:,}."
+        )
+    return (
+        f"End-to-end, K is the batch{steps} Here larger batches mean fewer steps, which the "
+        "paper's thousands of steps an epoch hide."
+    )
+
+
+def _filling(budget: Budget) -> str:
+    return (
+        f"The first epoch of a bank only fills it, so that it learns in {budget.epochs - 1} of "
+        f"{budget.epochs}."
+    )
 
 
 MECHANISMS: Final = Study(
@@ -108,20 +146,13 @@ MECHANISMS: Final = Study(
     differences=(
         "MoCo v2's head and schedule instead of v1's; momentum 0.99 instead of 0.999, "
         "as the run is short.",
-        "K from 2 to 2,048 of 10,000 images. The paper's K, 256 to 65,536 of 1.28 million, is "
-        "0.02% to 5% of the images, here 2 to 512; findings are compared up to there. K = 2,048 "
-        "lies beyond: a fifth of all images, and those are of ten classes only, so that a tenth of "
-        "the keys are of the query's own class.",
+        _shares,
     ),
-    notes=(
-        "End-to-end, K is the batch: with 10,000 images a batch of 512 takes 19 steps in an epoch, "
-        "one of 32 takes 312. Here larger batches mean fewer steps, which the paper's thousands "
-        "of steps an epoch hide.",
-        "The first epoch of a bank only fills it, so that of six epochs it learns in five.",
-    ),
+    notes=(_batches, _filling),
 )
 
 MOMENTA: Final = (0.0, 0.9, 0.99, 0.999, 0.9999)
+_LITTLE: Final = 0.1  # of the random start, which no longer decides
 
 
 def _momentum_claims(results: StudyResults) -> tuple[Claim, ...]:
@@ -134,6 +165,21 @@ def _momentum_claims(results: StudyResults) -> tuple[Claim, ...]:
         better("m-0.999", "m-0.99", "Momentum 0.999 beats 0.99", "59.0 against 57.8"),
         better("m-0.999", "m-0.9999", "Momentum 0.999 beats 0.9999", "59.0 against 58.9"),
     )  # fmt: skip
+
+
+def _forgetting(budget: Budget) -> str:
+    """How much of its start the slowest key encoder still has at the end."""
+    slowest = MOMENTA[-1]
+    text = "A momentum encoder forgets its start after about 1 / (1 - m) steps"
+    steps = budget.steps(recipe_config("moco_v2", "tiny").training.batch_size)
+    if steps is None:
+        return f"{text}, and the paper's run has a million."
+    kept = slowest ** (budget.epochs * steps)
+    text += f". This run has {budget.epochs * steps:,}, the paper's a million: here m = {slowest:g}"
+    text += f" keeps {kept:.0%} of its random start to the end"
+    if kept < _LITTLE:
+        return f"{text}."
+    return f"{text}, so the best m is smaller, and the right end of the paper's table cannot show."
 
 
 MOMENTUM: Final = Study(
@@ -159,11 +205,7 @@ MOMENTUM: Final = Study(
     base={"recipe": "moco_v2", "method.dictionary.queue.size": 4096},
     reference="m-0.99",
     shown=("knn", "pretext", "effective_rank"),
-    notes=(
-        "A momentum encoder forgets its start after about 1 / (1 - m) steps. This run has 470, "
-        "the paper's a million: here m = 0.9999 keeps 95% of its random start to the end, so the "
-        "best m is smaller, and the right end of the paper's table cannot show.",
-    ),
+    notes=(_forgetting,),
 )
 
 GROUPS: Final = (8, 4)
@@ -227,7 +269,8 @@ SHUFFLE: Final = Study(
         "Groups of 8 and of 4 images of one batch stand for the paper's 8 devices with 32 images "
         "each: the smaller a group, the more its statistics tell.",
         "Layer and group norm are not in the paper's comparison; in one process norm.kind = 'sync' "
-        "is the whole batch. Ten epochs, as an encoder takes time to learn to use a leak.",
+        "is the whole batch. Ten epochs by default, as an encoder takes time to learn to use a "
+        "leak.",
     ),
     notes=(
         "Leak accuracy: the share of queries that match their key among some 2,000 keys encoded in "

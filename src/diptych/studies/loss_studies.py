@@ -199,15 +199,29 @@ def _batch_grid(epochs: int) -> tuple[Cell, ...]:
     )
 
 
-def _lengths_of(results: StudyResults) -> list[int]:
-    """The epochs that results are there for, the shortest first."""
-    found = {int(one.place["epochs"]) for one in results.all if "epochs" in one.place}
-    return sorted(found) or _lengths(Budget().epochs)
+def _untrained_cell(budget: Budget) -> str:
+    """The cell whose untrained encoder is measured: of the usual batch and the middle length."""
+    return _batch(_UNSCALED, _middle(_lengths(budget.epochs)))
+
+
+def _asked(results: StudyResults) -> Budget:
+    """The length that was asked for: results of a part of the cells do not tell the middle one."""
+    return Budget() if results.epochs is None else Budget(epochs=results.epochs)
+
+
+def _few_steps(budget: Budget) -> str:
+    steps = budget.steps(BATCHES[-1])
+    hidden = "in so few steps a larger batch means less learning, which the papers' 300 steps an "
+    if steps is None:
+        return f"A small set has few batches of {BATCHES[-1]}: {hidden}epoch hide."
+    return (
+        f"With {budget.images:,} images a batch of {BATCHES[-1]} takes {steps} steps in an epoch: "
+        f"{hidden}epoch hide."
+    )
 
 
 def _batch_claims(results: StudyResults) -> tuple[Claim, ...]:
-    # From the results, as claims are not told the epochs that were asked for.
-    lengths = _lengths_of(results)
+    lengths = _lengths(_asked(results).epochs)
     short, long, middle = lengths[0], lengths[-1], _middle(lengths)
     in_short, in_long = (
         rises([_batch(size, epochs) for size in BATCHES], BATCHES,
@@ -228,7 +242,8 @@ def _batch_claims(results: StudyResults) -> tuple[Claim, ...]:
 
 
 def _draw_batches(results: StudyResults) -> Figure:
-    lengths = _lengths_of(results)
+    asked = _asked(results)
+    lengths = _lengths(asked.epochs)
     middle = _middle(lengths)
     series = {
         f"{epochs} epochs": [(size, _batch(size, epochs)) for size in BATCHES] for epochs in lengths
@@ -236,7 +251,7 @@ def _draw_batches(results: StudyResults) -> Figure:
     series[f"{middle} epochs, rate not scaled"] = [
         (size, _batch(size, middle, "linear" if size == _UNSCALED else "none")) for size in BATCHES
     ]
-    return lines(results, series, x_label="batch size", untrained=_batch(_UNSCALED, middle))
+    return lines(results, series, x_label="batch size", untrained=_untrained_cell(asked))
 
 
 BATCH: Final = Study(
@@ -251,13 +266,10 @@ BATCH: Final = Study(
     grid=_batch_grid,
     claims=_batch_claims,
     draw=_draw_batches,
-    reference=_batch(_UNSCALED, Budget().epochs),
+    reference=_untrained_cell,
     differences=(
         "Batches of 64 to 512 instead of 256 to 8,192, SGD instead of LARS; the unscaled learning "
         f"rate is that of a batch of {_UNSCALED}.",
     ),
-    notes=(
-        "With 10,000 images a batch of 512 takes 19 steps in an epoch: in so few steps a larger "
-        "batch means less learning, which the papers' 300 steps an epoch hide.",
-    ),
+    notes=(_few_steps,),
 )

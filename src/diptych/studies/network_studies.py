@@ -101,7 +101,7 @@ INVARIANCE: Final = Study(
     budget=Budget(epochs=20),
     measures=("transformations",),
     shown=("knn", "pretext", *(f"{task}_{short}" for task in TRANSFORMATIONS for short in _LAYERS)),
-    differences=("h and g(h) have 64 dimensions instead of 2,048. Twenty epochs.",),
+    differences=("h and g(h) have 64 dimensions instead of 2,048. Twenty epochs by default.",),
     caption="Bars are one standard error over seeds.",
 )
 

@@ -181,13 +181,12 @@ def train_and_measure(cell_run: CellRun, images: "SharedImages") -> CellResult:
     use_threads(images.runtime.threads)
     run = TrainedRun(folder, images)
     extra = cell_run.study.measures
-    reference = cell_run.cell.name == cell_run.study.reference
     result = CellResult(
         study=cell_run.study.name,
         cell=cell_run.cell.name,
         seed=cell_run.seed,
         place=dict(cell_run.cell.place),
-        measures={} if failed else _measure(run, extra, reference=reference),
+        measures={} if failed else _measure(run, extra, reference=cell_run.reference),
         command=cell_run.command,
         seconds=max((line["seconds"] for line in read_metrics(folder.metrics)), default=0.0),
         failed=failed,

@@ -71,6 +71,19 @@ class Budget:
     images: int | None = 10_000
     epochs: int = 6
 
+    def steps(self, batch_size: int) -> int | None:
+        """Steps in an epoch; None where it is not known of how many images."""
+        return None if self.images is None else self.images // batch_size
+
+
+ForBudget = str | Callable[[Budget], str]
+"""A sentence or a name that is the same for any budget, or made for the one that was asked for."""
+
+
+def for_budget(text: ForBudget, budget: Budget) -> str:
+    """What it says for a budget."""
+    return text if isinstance(text, str) else text(budget)
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -99,7 +112,7 @@ class Study:
         grid: the cells for a number of epochs, in the order of the table.
         claims: the paper's findings as comparisons of cells.
         draw: the figure, in the paper's form.
-        reference: the cell whose untrained encoder is measured too.
+        reference: the cell whose untrained encoder is measured too, one of the grid's.
         base: settings of all cells, over ``BASE``.
         budget: what a cell learns from unless the command line says otherwise.
         measures: what is measured of a run besides kNN, pretext accuracy and effective rank; names
@@ -117,13 +130,13 @@ class Study:
     grid: Callable[[int], tuple[Cell, ...]]
     claims: Callable[[StudyResults], tuple[Claim, ...]]
     draw: Callable[[StudyResults], "Figure"]
-    reference: str
+    reference: ForBudget
     base: Mapping[str, Any] = field(default_factory=dict)
     budget: Budget = field(default_factory=Budget)
     measures: tuple[str, ...] = ()
     shown: tuple[str, ...] = ("knn", "pretext")
-    differences: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    differences: tuple[ForBudget, ...] = ()
+    notes: tuple[ForBudget, ...] = ()
     caption: str = "Bars are one standard error over seeds. Dotted: the untrained encoder."
 
 
@@ -223,7 +236,7 @@ def rises(
 
 
 def rises_more(steep: Claim, flat: Claim, finding: str, paper: str) -> Claim:
-    """One slope is steeper than another, of other cells or of another measure."""
+    """One slope is steeper than another, or one difference larger, of other cells or measures."""
     # No group is in both claims: one weight would replace the other.
     weights = dict(steep.weights) | {group: -weight for group, weight in flat.weights.items()}
     return Claim(finding, paper, weights, steep.per)

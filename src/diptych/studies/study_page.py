@@ -16,7 +16,7 @@ from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import require_writable
 from diptych.studies.cell_results import StudyResults, to_table
 from diptych.studies.drawing import png
-from diptych.studies.study import CONFIDENCE, Cell, Judgement, judge_claim
+from diptych.studies.study import CONFIDENCE, Cell, Judgement, for_budget, judge_claim
 from diptych.studies.study_run import CellRun, StudyRun
 
 NAMES: Final = {
@@ -59,6 +59,8 @@ class StudyPage(NamedTuple):
     measures: Sequence[str]
     rows: Sequence[CellRow]
     setting: Sequence[str]
+    differences: Sequence[str]
+    notes: Sequence[str]
     commands: Sequence[str]
     settings: Sequence[tuple[str, str]]
     failures: Sequence[str]
@@ -104,6 +106,8 @@ def describe(run: StudyRun, results: StudyResults) -> StudyPage:
         measures=[NAMES.get(name, name.replace("_", " ")) for name in shown],
         rows=[_row(results, cell, axes, shown) for cell in cells],
         setting=_setting(run, results, cell_runs),
+        differences=[for_budget(one, run.budget) for one in study.differences],
+        notes=[for_budget(one, run.budget) for one in study.notes],
         commands=[one.command for one in cell_runs if one.seed == 0],
         settings=_differing_settings(cell_runs),
         failures=[f"{r.cell}, seed {r.seed}: {r.failed}" for r in results.all if r.failed],
@@ -140,7 +144,7 @@ def to_markdown(page: StudyPage) -> str:
         _bullets(study.found),
         "## What was run here",
         f"    {shlex.join(['diptych', *page.run.arguments()])}",
-        _bullets([*page.setting, *study.differences, *study.notes]),
+        _bullets([*page.setting, *page.differences, *page.notes]),
         "## All cells",
         "Mean and standard error over seeds; in %, but for ranks and minutes.",
         "\n".join("| " + " | ".join(row) + " |" for row in table),
@@ -190,7 +194,7 @@ def _setting(run: StudyRun, results: StudyResults, cell_runs: Sequence[CellRun])
             f"(temperature {protocol['knn_temperature']:g})."
         )
         found += _splits(results)
-    reference = results.mean(run.study.reference, "untrained")
+    reference = results.mean(for_budget(run.study.reference, run.budget), "untrained")
     if reference is not None:
         found.append(f"The untrained encoder reaches {100 * reference:.1f}% (kNN).")
     found += _length(run, results)

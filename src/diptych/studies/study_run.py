@@ -13,7 +13,7 @@ from diptych.studies.dictionary_studies import MECHANISMS, MOMENTUM, SHUFFLE
 from diptych.studies.loss_studies import BATCH, LOSS, TEMPERATURE
 from diptych.studies.method_studies import NEGATIVES
 from diptych.studies.network_studies import HEAD, INVARIANCE, SIZE
-from diptych.studies.study import BASE, Budget, Cell, Study
+from diptych.studies.study import BASE, Budget, Cell, Study, for_budget
 from diptych.studies.view_studies import COMPOSITION, STRENGTH
 
 STUDIES: Final[Mapping[str, Study]] = {
@@ -60,6 +60,7 @@ class CellRun:
         seed: of the run.
         folder: of the run and its result.
         settings: of the run, by dotted names.
+        reference: whether its untrained encoder is measured too.
     """
 
     study: Study
@@ -67,6 +68,7 @@ class CellRun:
     seed: int
     folder: Path
     settings: Mapping[str, Any]
+    reference: bool
 
     @property
     def label(self) -> str:
@@ -127,6 +129,7 @@ class StudyRun:
         """Cells times seeds; a seed of every cell before the next, so that a part says most."""
         limit = {} if self.budget.images is None else {"images.limit": self.budget.images}
         shared = {"images.path": self.data, **BASE, **limit, "training.epochs": self.budget.epochs}
+        reference = for_budget(self.study.reference, self.budget)
         return [
             CellRun(
                 self.study,
@@ -140,6 +143,7 @@ class StudyRun:
                     "seed": seed,
                     "training.threads": self.threads,
                 },
+                cell.name == reference,
             )
             for seed in range(self.seeds)
             for cell in self.study.grid(self.budget.epochs)
@@ -162,9 +166,8 @@ class StudyRun:
 
     def results(self) -> StudyResults:
         """The results that there are."""
-        return StudyResults(
-            found for run in self.cell_runs() if (found := run.result()) is not None
-        )
+        found = (run.result() for run in self.cell_runs())
+        return StudyResults((one for one in found if one is not None), self.budget.epochs)
 
     def arguments(self, threads: int | None = None) -> list[str]:
         """The arguments of `diptych` that give this study again."""

@@ -84,8 +84,8 @@ COMPOSITION: Final = Study(
         "image.",
         "A crop comes first in our policies: pairs that end with one are left out. The other "
         "operations commute with a crop but for its resampling.",
-        "Colour at half the strength (SimCLR, appendix B.9). Four epochs, so that 43 cells with "
-        "three seeds fit into an hour.",
+        "Colour at half the strength (SimCLR, appendix B.9). Four epochs by default, as there are "
+        "many cells.",
     ),
     caption="Means over seeds; alone on the diagonal.",
 )
@@ -137,6 +137,6 @@ STRENGTH: Final = Study(
     notes=(
         "SimCLR itself takes strength 1/2 and no blur for CIFAR-10 (appendix B.9). Views of 32 "
         "pixels are blurred by a kernel of 3 pixels.",
-        "Twelve epochs: what is hard to match takes longer to learn from.",
+        "Twelve epochs by default: what is hard to match takes longer to learn from.",
     ),
 )  # fmt: skip

@@ -28,6 +28,7 @@ from diptych.evaluation.linear import FEW
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.windows import in_windows
 from diptych.methods.build import OwnParts, build_method
+from diptych.models.final_features import MOST_WHITENED
 from diptych.models.start import StartWeights
 from diptych.optimization.optimizers import build_optimizer
 from diptych.resolve import (
@@ -131,6 +132,7 @@ _SECONDS_PER_IMAGE_FROM_WEIGHTS: Final = 5e-3  # of more features, by one encode
 # The same for each image that a linear classifier is fitted on, where five fifths choose.
 _SECONDS_OF_FIFTHS: Final = 1e-3
 _SECONDS_OF_FIFTHS_FROM_WEIGHTS: Final = 8e-3
+_FITTED: Final = 1_000  # images, up to which the seconds are those of tiles and photographs
 _REPORT_SECONDS: Final = 10.0
 _SHOWN_IMAGES: Final = 2_500  # by the report, of neighbours and the map, where there are no labels
 # Of the choice of an encoder, which stands above training: weights that are compared, views that
@@ -139,6 +141,8 @@ COMPARED_WEIGHTS: Final = 3
 COMPARED_VIEWS: Final = 1024
 _CHOICE_SECONDS: Final = 5e-3
 _WHITENING_SECONDS: Final = 2e-3  # the same from nothing, of one encoder and itself whitened
+_EIGEN_SECONDS: Final = 4e-10  # of whitening, times the third power of the features,
+_NARROW: Final = 1_280  # beyond so many, whose time is in the seconds above
 _EVALUATED: Final = {"fit_images": (1_000, 500), "test_images": (500, 200)}
 """Labelled images: so many at least, and so many for each minute."""
 _PARTS: Final = tuple(_EVALUATED)
@@ -199,6 +203,8 @@ def reserve_seconds(
         has_start = weights or config.encoder.name == OWN
         seconds += (COMPARED_WEIGHTS if has_start else 1) * shown * speed.encode_seconds
         seconds += longer * (_CHOICE_SECONDS if has_start else _WHITENING_SECONDS) * shown
+        wide = max(0, speed.features**3 - _NARROW**3) if speed.features <= MOST_WHITENED else 0
+        seconds += speed.slowdown * _EIGEN_SECONDS * wide * ((COMPARED_WEIGHTS + 1) * has_start + 1)
     if evaluates and not _has_labels(collection):
         shown = _ENCODERS * min(_SHOWN_IMAGES, len(collection.train))
         seconds += speed.slowdown * _REPORT_SECONDS + shown * speed.encode_seconds
@@ -209,7 +215,8 @@ def reserve_seconds(
         images, fitted = sum(counts), counts[0]
         if fitted < FEW:
             of_fifths = _SECONDS_OF_FIFTHS_FROM_WEIGHTS if weights else _SECONDS_OF_FIFTHS
-            seconds += longer * fitted * of_fifths
+            # A fit solves for the images, which takes the square of their number.
+            seconds += longer * fitted * of_fifths * max(1.0, fitted / _FITTED)
         per_image = _SECONDS_PER_IMAGE_FROM_WEIGHTS if weights else _SECONDS_PER_IMAGE
         seconds += speed.slowdown * _REPORT_SECONDS + longer * images * per_image
         seconds += images * (_ENCODERS + weights) * speed.encode_seconds

@@ -16,6 +16,7 @@ PLANNED_EVERY: Final = 0.05
 """Share of the training time after which the steps are planned anew: often enough to end within
 the time when the pace changes late, and with enough steps between to know the pace."""
 _MOST_SLOWDOWN: Final = 2.0  # that is set aside for
+_FEW_STEPS: Final = 100  # from nothing; fewer hardly move the weights from their random start
 
 
 @dataclass
@@ -101,11 +102,17 @@ def plan_in_words(config: RunConfig, budget: TimeBudget, order: Order, total_ste
     training, epochs = config.training, total_steps / order.steps_per_epoch
     minutes, threads = budget.seconds / 60, training.threads or 1
     where = f"{threads} thread{'s' * (threads > 1)}" if training.device == "cpu" else "the GPU"
+    few = ""
+    if config.encoder.weights is None and total_steps < _FEW_STEPS:
+        few = (
+            f" These are {total_steps:,} steps, too few to learn much: give more minutes or fewer "
+            "images (--images.limit). Opening a set takes its time only once."
+        )
     return (
         f"{minutes:g} minute{'s' * (minutes != 1)} on {where}: "
         f"{config.encoder.name} on {config.views.side_pixels} pixels, batch {training.batch_size}, "
         f"about {_count(epochs)} epochs of {order.image_count:,} images, ending at about "
-        f"{budget.ends_at():%H:%M}."
+        f"{budget.ends_at():%H:%M}.{few}"
     )
 
 

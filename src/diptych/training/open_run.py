@@ -8,7 +8,6 @@ import io
 import json
 from concurrent.futures import Executor
 from contextlib import ExitStack
-from dataclasses import replace
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
@@ -26,13 +25,14 @@ from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.consistency import require_divisible
 from diptych.config.files import differing_keys, flatten, load_run_config, to_toml
 from diptych.config.run import RunConfig
-from diptych.errors import RunFolderError, saving
+from diptych.errors import ConfigError, RunFolderError, saving
 from diptych.escaping import HANDLER, escaped, quoted
 from diptych.images.collection import Collection
 from diptych.images.open import open_images
 from diptych.logging.progress import Watcher
 from diptych.methods.build import NOTHING_OWN, OwnParts, require_own_parts
 from diptych.models.start import StartEncoder, StartWeights, fit_start, read_start, start_of_run
+from diptych.models.weight_files import is_fetched, read_weights
 from diptych.models.weights import TrainedOn, load_trained_on, save_trained_on, trained_on
 from diptych.resolve import (
     Overrides,
@@ -40,7 +40,7 @@ from diptych.resolve import (
     asked_recipe,
     asked_setting,
     asked_start,
-    overlay_all,
+    overlay_on_run,
     resolve,
 )
 from diptych.runs.atomic import atomic_write
@@ -77,7 +77,7 @@ def requested_config(
     if earlier is None and begin_from is not None:
         asked = config_begun_from(begin_from, layers, own)
     else:
-        asked = overlay_all(earlier or RunConfig(), layers)
+        asked = overlay_on_run(earlier or RunConfig(), layers)
     require_own_parts(asked, own)
     return asked
 
@@ -173,7 +173,7 @@ def _new_run(
             start=start,
         )
         watcher.say(sentence)
-        advice = advice_on_weights(config, image_count=count, median_side_pixels=side)
+        advice = advice_on_weights(config, image_count=count)
         if advice is not None:
             watcher.say(advice)
     fingerprint = fingerprint_of(config, images)
@@ -226,7 +226,7 @@ def _known_run(
     watcher: Watcher,
 ) -> tuple[RunConfig, RunRecord]:
     """Settings and identity of a run that goes on, maybe with its images under another path."""
-    config, record = overlay_all(earlier, layers), load_record(folder)
+    config, record = overlay_on_run(earlier, layers), load_record(folder)
     require_same_images(record.images, fingerprint_of(config, collection.train))
     place = checkpoint_location(config.checkpoint, folder)
     refuse_foreign_checkpoints(place, record.identity)
@@ -285,7 +285,7 @@ def _sharing(config: RunConfig, processes: int) -> str:
 
 def _refuse_other_config(earlier: RunConfig, layers: Overrides, folder: RunFolder) -> None:
     """A run goes on with its own settings only; those that were not given again are its own."""
-    asked = overlay_all(earlier, layers)
+    asked = overlay_on_run(earlier, layers)
     different = [n for n in differing_keys(earlier, asked) if n not in MAY_CHANGE_ON_RESUME]
     if not different:
         return
@@ -362,19 +362,38 @@ def write_skipped(folder: RunFolder, collection: Collection) -> None:
 def _learned_from(
     config: RunConfig, collection: Collection, executor: Executor, labels_used: bool
 ) -> TrainedOn | None:
-    """All images that a run learns from; of a student, those that its teacher learned from too."""
+    """All images that a run learns from, with those that the runs it builds on learned from."""
     given, sets = config.distillation, [collection.train]
     if given.teacher is not None and given.labelled is not None:
-        images = replace(config.images, path=given.labelled, limit=None)
+        images = config.images.at(given.labelled)
         sets.append(open_images(images, executor).train)
     found = trained_on(sets, labels_used=labels_used)
-    if given.teacher is None or found is None:
-        return found
-    teachers = load_trained_on(RunFolder(Path(given.teacher)).trained_on)
-    # Not the half that is known: evaluation would call the other half held out.
-    if teachers is None:
+    try:
+        builds_on = _builds_on(config)
+    except ConfigError:  # weights that are gone by now: whether a run made them is not known
         return None
-    return replace(found, checksums=np.concatenate([found.checksums, teachers.checksums]))
+    for run in builds_on:
+        earlier = load_trained_on(run.trained_on)
+        # Not the half that is known: evaluation would call the other half held out.
+        if found is None or earlier is None:
+            return None
+        found = TrainedOn(
+            np.unique(np.concatenate([found.checksums, earlier.checksums]), axis=0),
+            labels_used=found.labels_used or earlier.labels_used,
+        )
+    return found
+
+
+def _builds_on(config: RunConfig) -> list[RunFolder]:
+    """The folders of the runs whose weights a run takes over, or learns by."""
+    if config.training.begin_from is not None:  # which has taken over what it builds on
+        return [parse_begin_from(config.training.begin_from)[0]]
+    teacher, weights = config.distillation.teacher, config.encoder.weights
+    found = [] if teacher is None else [RunFolder(Path(teacher))]
+    if weights is not None and not is_fetched(weights):
+        own = read_weights(weights, None).own
+        found += [] if own is None else [RunFolder(own.parent)]
+    return found
 
 
 def write_trained_on(

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from diptych.config.data import ViewsConfig
 from diptych.config.policies import Policy
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError
 from diptych.images.collection import ImageSet
-from diptych.images.groups import Groups
+from diptych.images.groups import Groups, groups_of
+from diptych.images.windows import in_windows
 from diptych.runtime.distributed import own_slice
 from diptych.views.cpu import (
     EvaluationCrops,
@@ -259,6 +261,20 @@ class ViewBatches:
             first_view=views.start,
         )
         return SizedViews(drawn, side)
+
+
+def learned_images(images: ImageSet, config: RunConfig) -> tuple[ImageSet, Groups | None]:
+    """What a run makes its views of: windows of photographs where it cuts them, and their groups.
+
+    Args:
+        images: to learn from, as they were opened.
+        config: of the run.
+
+    Raises:
+        ConfigError: windows are smaller than a view, or the images have no such groups.
+    """
+    cut = in_windows(images, config.images.windows, side_pixels=config.views.side_pixels)
+    return cut, groups_of(cut.names, config.images)
 
 
 def evaluation_views(

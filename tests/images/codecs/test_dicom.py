@@ -1,6 +1,7 @@
 """DICOM: pixels against the formulas of the standard, and against what pydicom itself reads."""
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +184,28 @@ def test_jpeg_ls(number: int) -> None:
     assert len(np.unique(decode_bytes(data, DEEP))) > 2
     lossless = decode_bytes((folder / "MR_small_jpeg_ls_lossless.dcm").read_bytes(), DEEP)
     assert np.array_equal(lossless, decode_bytes((folder / "MR_small.dcm").read_bytes(), DEEP))
+
+
+def jpeg_ls_file(frame: bytes) -> bytes:
+    """A file whose own header says 1 x 1 of a frame of another size."""
+    data = pydicom.dcmread(io.BytesIO(dicom(np.zeros((1, 1), np.uint8))))
+    data.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLSLossless
+    data.PixelData = pydicom.encaps.encapsulate([frame])
+    data["PixelData"].is_undefined_length = True
+    buffer = io.BytesIO()
+    data.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def test_the_size_of_jpeg_ls_is_not_read_from_a_comment() -> None:
+    import imagecodecs
+
+    frame = bytes(imagecodecs.jpegls_encode(np.zeros((20, 30), np.uint8)))
+    decoy = b"\xff\xf7" + struct.pack(">HBHH", 11, 8, 1, 1) + bytes(6)
+    comment = b"\xff\xfe" + struct.pack(">H", 2 + len(decoy)) + decoy
+    frame = frame[:2] + comment + frame[2:]
+    assert imagecodecs.jpegls_decode(frame).shape == (20, 30)  # the decoder passes over it
+    with pytest.raises(UnreadableImage, match=r"30 x 20 is .* images\.max_megapixels"):
+        decode_bytes(jpeg_ls_file(frame), ImagesConfig(max_megapixels=5.9e-4))
+    with pytest.raises(UnreadableImage, match="a JPEG-LS without a picture"):
+        decode_bytes(jpeg_ls_file(frame[:2] + comment), ImagesConfig())

@@ -82,6 +82,50 @@ def test_tiles_are_bounded_like_the_picture() -> None:
         decode_bytes(buffer.getvalue(), ImagesConfig(max_megapixels=0.1))
 
 
+def with_decoy(kind: str) -> bytes:
+    """A picture of 30 x 20 whose file has, elsewhere, what looks like the header of 1 x 1."""
+    if kind == "WEBP":
+        body = saved(kind, lossless=True)[8:] + b"VP8X" + struct.pack("<I", 10) + bytes(10)
+        return b"RIFF" + struct.pack("<I", len(body)) + body
+    data = saved(kind)
+    size = b"\xff\x4f\xff\x51" + struct.pack(">HHIIII", 47, 0, 1, 1, 0, 0) + bytes(40)
+    first, after = data[:32], data[32:]  # the signature and the box `ftyp`
+    return first + struct.pack(">I4s", 8 + len(size), b"free") + size + after
+
+
+@pytest.mark.parametrize("kind", ["JPEG2000", "WEBP"])
+def test_the_size_is_that_of_the_header_which_is_decoded(kind: str) -> None:
+    data = with_decoy(kind)
+    assert decode_bytes(data, ImagesConfig(max_megapixels=6e-4)).shape == SMALL.shape
+    with pytest.raises(UnreadableImage, match=r"30 x 20 is .* images\.max_megapixels"):
+        decode_bytes(data, ImagesConfig(max_megapixels=5.9e-4))
+
+
+def test_a_picture_where_no_decoder_should_look_is_refused() -> None:
+    """A decoder may take what lies in its place for a picture of any size."""
+    webp = saved("WEBP", lossless=True)
+    with pytest.raises(UnreadableImage, match="a WebP without a picture"):
+        decode_bytes(webp[:12] + b"JUNK" + struct.pack("<I", 2) + b"--" + webp[12:], ImagesConfig())
+    jp2 = saved("JPEG2000")
+    for damaged in (
+        jp2.replace(b"jp2c\xff\x4f", b"jp2c\0\0\xff\x4f"),  # no codestream where it should be
+        jp2[:32] + struct.pack(">I", 7) + jp2[36:],  # a box that is shorter than its head
+        jp2[:32],
+    ):
+        with pytest.raises(UnreadableImage, match="a JPEG 2000 without a picture"):
+            decode_bytes(damaged, ImagesConfig())
+
+
+def test_jpeg_2000_without_boxes_and_with_long_ones() -> None:
+    jp2 = saved("JPEG2000")
+    at = jp2.index(b"jp2c")
+    size = struct.unpack(">I", jp2[at - 4 : at])[0] or len(jp2) - at + 4
+    stream = jp2[at + 4 :]
+    long = jp2[: at - 4] + struct.pack(">I4sQ", 1, b"jp2c", size + 8) + stream
+    for data in (stream, long):
+        assert np.array_equal(decode_bytes(data, ImagesConfig()), SMALL)
+
+
 def test_what_is_wrong_beside_the_picture_is_not_told(capfd: pytest.CaptureFixture[str]) -> None:
     png = saved("PNG")
     for extra in (chunk(b"acTL", bytes(8)), chunk(b"iCCP", b"x\0\0" + zlib.compress(b"none"))):

@@ -24,7 +24,7 @@ EXIF_ORIENTATION = 0x0112
 
 
 def reduced_to(side: int) -> ImagesConfig:
-    return replace(CONFIG, jpeg_side=side)
+    return replace(CONFIG, decoded_side=side)
 
 
 def smooth(height: int, width: int) -> NDArray[np.uint8]:
@@ -51,10 +51,10 @@ def assert_reduced_well(data: bytes, within: float) -> None:
     full = decode_bytes(data, CONFIG)
     shorter = min(full.shape[:2])
     for by in (2, 4, 8):
-        reduced = decode_bytes(data, reduced_to(shorter // by))
+        reduced = decode_bytes(data, reduced_to(-(-shorter // by)))
         assert reduced.shape == (-(-full.shape[0] // by), -(-full.shape[1] // by), 3)
         assert np.abs(reduced - box_averaged(full, by)).mean() < within
-    assert np.array_equal(decode_bytes(data, reduced_to(shorter // 2 + 1)), full)
+    assert np.array_equal(decode_bytes(data, reduced_to(-(-shorter // 2) + 1)), full)
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
@@ -82,10 +82,12 @@ def test_a_turned_image_is_reduced_as_it_is_seen(orientation: int) -> None:
     assert difference.mean() < 3.0
 
 
-def test_other_formats_are_never_reduced(tmp_path: Path) -> None:
-    Image.fromarray(smooth(64, 64)).save(tmp_path / "a.png")
-    data = (tmp_path / "a.png").read_bytes()
-    assert decode_bytes(data, reduced_to(6)).shape == (64, 64, 3)
+@pytest.mark.parametrize("by", [16, 32])
+def test_what_the_decoder_of_jpeg_leaves_too_large_is_reduced_further(by: int) -> None:
+    data = as_jpeg(smooth(481, 650))
+    full, found = decode_bytes(data, CONFIG), decode_bytes(data, reduced_to(-(-481 // by)))
+    assert found.shape == (-(-481 // by), -(-650 // by), 3)
+    assert np.abs(found - box_averaged(full, by)).mean() < 3.0
 
 
 @pytest.fixture
@@ -111,7 +113,7 @@ def test_gathering_lays_each_image_at_its_place(
     found = open_folder(mixed_folder, config, executor)
     assert isinstance(found.pixels, DecodedPixels)
     rows = np.array([3, 0, 8, 3, 5, 1])
-    smaller = replace(config, jpeg_side=16)
+    smaller = replace(config, decoded_side=16)
     full, some = found.pixels.gather(rows), found.decoded_for(smaller).pixels.gather(rows)
     for place, row in enumerate(rows.tolist()):
         data = (mixed_folder / found.names[row]).read_bytes()

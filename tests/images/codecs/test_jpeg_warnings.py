@@ -39,7 +39,7 @@ def jpeg(mode: str = "RGB", turned: int = 1, **options: Any) -> bytes:
 
 
 def at_scale(data: bytes, scale: float) -> NDArray[Any]:
-    return decode_bytes(data, replace(CONFIG, jpeg_side=int(50 * scale)))
+    return decode_bytes(data, replace(CONFIG, decoded_side=int(50 * scale)))
 
 
 def scaled(data: bytes) -> list[NDArray[Any]]:

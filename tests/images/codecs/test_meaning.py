@@ -304,3 +304,21 @@ def test_deep_files_are_turned_as_shallow_ones(turned: int) -> None:
         }[turned](stored)
         for data in (with_chunk, in_text, png(stored, chunk(b"iTXt", xmp)), tagged):
             assert_seen(data, upright, "rgb", "none", white)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_every_colour_of_every_transparency_is_laid_on_white_to_the_number(bits: int) -> None:
+    """Of 8 bits all pairs; of 16 the ends of both ranges and whatever is drawn."""
+    white, numbers = 2**bits - 1, np.arange(256)
+    if bits == 16:
+        ends = np.array([0, 1, 32767, 32768, white - 1, white])
+        drawn = np.random.default_rng(1).integers(0, white + 1, 300)
+        numbers = np.concatenate([ends, drawn])
+    color, alpha = np.meshgrid(*2 * [numbers.astype(f"u{bits // 8}")])
+    stored = np.stack([color, color, color, alpha], axis=-1)
+    data = io.BytesIO()
+    tifffile.imwrite(data, stored, photometric="rgb", extrasamples=["unassalpha"])
+    own, share = color.astype(object), alpha.astype(object)  # of any size
+    wanted = (own * share + (white - share) * white + white // 2) // white
+    found = decode_bytes(data.getvalue(), ImagesConfig(bits=bits))  # type: ignore[arg-type]
+    assert np.array_equal(found[..., 0], wanted.astype(np.int64))

@@ -173,6 +173,35 @@ def test_the_copy_is_made_once(
     assert other.stamp(0) != listing.stamp(0)
 
 
+def test_images_that_are_asked_for_one_by_one_are_read_once(
+    tmp_path: Path, stripes: Stripes, config: ImagesConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the pictures of a gallery are."""
+    images, _ = stripes(6)
+    files = [
+        str(write(tmp_path / f"{n}.parquet", {"image": structs(images[2 * n : 2 * n + 2])}))
+        for n in range(3)
+    ]
+    opened = list[str]()
+    original = parquet._images
+
+    def counted(some: list[str], columns: Any) -> Any:
+        opened.extend(some)
+        return original(some, columns)
+
+    monkeypatch.setattr(parquet, "_images", counted)
+    listing = list_parquet(files, config)
+    assert listing.read_part is not None
+    for _ in range(3):
+        for row in (5, 0, 1, 4):
+            data = listing.read_part(range(row, row + 1))(row)
+            assert data == encoded(images[row], "PNG")
+    assert sorted(opened) == [files[0], files[2]]  # and not the one between
+    assert [listing.read_part(range(1, 4))(row) for row in range(1, 4)] == [
+        encoded(image, "PNG") for image in images[1:4]
+    ]
+
+
 def test_columns_that_do_not_fit(tmp_path: Path, stripes: Stripes, config: ImagesConfig) -> None:
     data = [encoded(image, "PNG") for image in stripes(2)[0]]
 

@@ -106,7 +106,7 @@ def test_it_stays_within_its_bounds(place: SpoolPlace, monkeypatch: pytest.Monke
 
 def test_a_place_that_cannot_be_written_is_named(place: SpoolPlace) -> None:
     place.file.parent.write_bytes(b"a file where the folder should be")
-    with pytest.raises(ImagesError, match="cache-folder"):
+    with pytest.raises(ImagesError, match=r"images\.cache_folder"):
         open_spool(place, "s", Counting())
 
 

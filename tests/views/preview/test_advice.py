@@ -105,7 +105,9 @@ def test_advice_on_sizes_never_makes_it_worse(seed: int, executor: ThreadPoolExe
         assert (sides**2 * area < 64).mean() <= 0.1
 
 
-@pytest.mark.parametrize(("count", "words"), [(100, "makes all alike"), (COUNT, "saves two")])
+@pytest.mark.parametrize(
+    ("count", "words"), [(100, "makes all alike"), (600, "makes all alike"), (COUNT, "saves two")]
+)
 def test_gray_images_under_a_colour_policy(
     count: int, words: str, sound: NDArray[np.uint8], executor: ThreadPoolExecutor
 ) -> None:
@@ -125,6 +127,16 @@ def test_constant_images(
     sound[7:57] = color + rng.integers(0, 2, (50, 16, 16, 3), dtype=np.uint8)
     sentence = only(sound, CONFIG, executor)
     assert sentence.startswith("50 of 1,000 images (such as 7.png) are all but constant")
+
+
+def test_a_set_that_is_flat_as_a_whole_is_stretched_and_not_left_out(
+    sound: NDArray[np.uint8], executor: ThreadPoolExecutor
+) -> None:
+    """Such as ten bits stored as sixteen, or frames of an infrared camera."""
+    flat, _ = advise(image_set((128 + sound // 64).astype(np.uint8)), CONFIG, executor)
+    assert flat.startswith("1,000 of 1,000 images (such as 0.png) are all but constant")
+    assert "auto_contrast(1)" in flat
+    assert "Leave them out" not in flat
 
 
 def test_exact_copies(sound: NDArray[np.uint8], executor: ThreadPoolExecutor) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from diptych.config.data import ViewsConfig
 from diptych.config.policies import OPERATIONS
 from diptych.images.collection import ImageSet
+from diptych.images.groups import Groups
 from diptych.images.pixels import HeldPixels, PixelBatch
 from diptych.views.batches import Order, ViewBatches
 from diptych.views.cpu import to_pixels
@@ -55,6 +56,21 @@ def test_the_views_shown_are_those_of_the_run(
     assert shown.labels[:2] == ("view 1 first", "view 2 second")
     assert shown.labels[4:] == ("small 1", "small 2")
     assert [len(one) for one in shown.of(0)] == [24] * 4 + [10] * 2
+
+
+def test_second_views_show_other_images_of_the_group_as_in_the_run(
+    images: ImageSet, executor: ThreadPoolExecutor
+) -> None:
+    config = ViewsConfig(side_pixels=24, policy="moco_v3", small_views=1)
+    groups = Groups.of(np.arange(10) // 5)
+    shown = show_views(
+        images, config, executor, seed=5, image_count=4, view_count=4, run_views=2, groups=groups
+    )
+    batches = ViewBatches(images, Order(5, 10, 4), config, executor, 2, groups)
+    run = batches.of(shown.indices, epoch=0)
+    made = [to_pixels(view.permute(0, 2, 3, 1).numpy(), config) for view in run]
+    for view, expected in zip([*shown.views[:2], *shown.small], made, strict=True):
+        assert np.array_equal(view, expected)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 6])

@@ -204,8 +204,10 @@ def plain_norm(norm: _BatchNorm) -> nn.Module:
 def set_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Sets the running statistics of a network's batch norms to the mean over some batches.
 
-    An untrained network has none; frozen norms would then let its features grow block by block.
+    An untrained network has none; frozen norms would then let its features grow block by block. The
+    norms become torch's: those of a run may take groups of images, which need not divide a batch.
     """
+    _set_norms(network, "batch")
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

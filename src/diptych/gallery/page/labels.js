@@ -53,6 +53,7 @@ export class Labels {
 
   async #changed() {
     await this.refresh();
+    this.#prune();
     this.actions.relabelled();
   }
 
@@ -111,8 +112,7 @@ export class Labels {
       return;
     }
     this.proposed = found;
-    find("proposals").hidden = false;
-    find("proposals-words").textContent = wordsOf(found);
+    this.#describe();
     this.actions.list("Proposed labels", found.rows, found.confidences);
     say(`${plural(found.rows.length, "label")} proposed.`);
   }
@@ -122,10 +122,24 @@ export class Labels {
     const chosen = this.proposed.rows.map((row) => this.state.isSelected(row));
     const keep = chosen.includes(true) ? (_, at) => chosen[at] : () => true;
     const [rows, classes] = [this.proposed.rows.filter(keep), this.proposed.classes.filter(keep)];
-    await postJson("/api/labels/accept", { rows, classes });
+    const { changed } = await postJson("/api/labels/accept", { rows, classes });
     this.#discard();
     await this.#changed();
-    say(`${plural(rows.length, "proposed label")} accepted.`);
+    say(`${plural(changed, "proposed label")} accepted.`);
+  }
+
+  /** Drops the proposals for images that have a label by now. */
+  #prune() {
+    if (this.proposed === null) return;
+    const { rows, classes } = this.proposed;
+    const free = (_, at) => this.state.given[rows[at]] < 0;
+    this.proposed = { rows: rows.filter(free), classes: classes.filter(free) };
+    this.#describe();
+  }
+
+  #describe() {
+    find("proposals").hidden = this.proposed.rows.length === 0;
+    find("proposals-words").textContent = wordsOf(this.proposed);
   }
 
   #discard() {

@@ -63,8 +63,7 @@ def label_routes(gallery: Gallery) -> list[Route]:
 
     async def accept(request: Request) -> Response:
         rows, names = _proposals(await read_json(request), count)
-        words = f"{len(rows):,} proposed labels accepted"
-        change = await run_in_threadpool(labels.give_each, rows, names, words=words)
+        change = await run_in_threadpool(labels.accept, rows, names)
         return JSONResponse(_as_json(change))
 
     async def undo(request: Request) -> Response:

@@ -9,7 +9,7 @@ import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,12 +139,25 @@ def _ink_to_light(inks: Pixels, white: int) -> Pixels:
 
 
 def _on_white(color: Pixels, alpha: Pixels, white: int, premultiplied: bool) -> Pixels:
-    own, clear = color.astype(np.uint32), np.uint32(white) - alpha.astype(np.uint32)
+    if (alpha == white).all():
+        return color
+    # Both shares add up to white, so the sum is at most white * white: of 8 bits, 16 hold it.
+    wide = np.dtype(np.uint16 if white == 255 else np.uint32)
+    clear: NDArray[Any] = np.array(white, wide) - alpha.astype(wide)
+    own: NDArray[Any] = color.astype(wide)
     if premultiplied:  # damaged files have more colour than alpha lets through
-        return np.minimum(own + clear, white).astype(color.dtype)
-    # The two shares add up to white, so the sum is at most white * white.
-    blend = own * (np.uint32(white) - clear) + clear * np.uint32(white)
-    return ((blend + np.uint32(white // 2)) // np.uint32(white)).astype(color.dtype)
+        return np.minimum(own + clear, np.array(white, wide)).astype(color.dtype)
+    own *= alpha.astype(wide)
+    own += clear * np.array(white, wide) + np.array(white // 2, wide)
+    bits = white.bit_length()
+    if bits not in (8, 16) or white != 2**bits - 1:
+        return (own // np.array(white, wide)).astype(color.dtype)
+    # Division by 2^n - 1 in shifts, which take a third of the time; exact for so small numbers.
+    whole: NDArray[Any] = own >> np.array(bits, wide)
+    whole += own
+    whole += np.array(1, wide)
+    whole >>= np.array(bits, wide)
+    return whole.astype(color.dtype)
 
 
 def _luma(color: Pixels) -> Pixels:

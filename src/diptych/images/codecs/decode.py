@@ -28,6 +28,7 @@ from diptych.images.codecs.formats import (
 )
 from diptych.images.codecs.heif import decode_heif
 from diptych.images.codecs.jpeg import decode_any_jpeg, decode_plain_jpeg, plain_jpeg_header
+from diptych.images.codecs.reduction import mean_of_squares, reduction
 from diptych.images.codecs.single_pages import gif_frame, png_frame, tiff_page, webp_frame
 from diptych.images.codecs.tiff import decode_tiff, tiff_pages
 
@@ -263,13 +264,15 @@ def decode_bytes(
     Args:
         data: the bytes of the file.
         config: gives the colour mode, the depth, the largest number of pixels, and the side that a
-            large JPEG may be reduced to.
+            large image may be reduced to.
         room: where to lay the pixels if they are decoded in place; see ``decode_jpeg``.
     """
     if not data:
         raise UnreadableImage("empty file")
     try:
-        return in_form(_decode(data, config, room), config)
+        pixels = in_form(_decode(data, config, room), config)
+        # The decoder of JPEG has done this, or three halvings of it.
+        return mean_of_squares(pixels, reduction(pixels.shape[:2], config.decoded_side))
     except UnreadableImage:
         raise
     # The index looks for this cause: a lack of memory says nothing of the file, and is not kept.

@@ -172,17 +172,24 @@ def _unpacked(
         space = "RGB" if header.PhotometricInterpretation == "RGB" else "YCBCR"
         return imagecodecs.jpeg8_decode(frame, colorspace=space, outcolorspace="RGB"), True
     if syntax == _BASELINE:
-        in_full = replace(config, color="raw", raw_channels=None, jpeg_side=None)
+        in_full = replace(config, color="raw", raw_channels=None, decoded_side=None)
         return decode_any_jpeg(frame, in_full).pixels, True
     return imagecodecs.jpeg_decode(frame), header.SamplesPerPixel == 3
 
 
 def _jpeg_ls_size(frame: bytes) -> tuple[int, int]:
-    at = frame.find(b"\xff\xf7")
-    if at < 0 or at + 9 > len(frame):
-        raise UnreadableImage("damaged: a JPEG-LS without a picture")
-    height, width = struct.unpack_from(">HH", frame, at + 5)
-    return height, width
+    """Height and width, by the header that is reached from segment to segment, as it is decoded.
+
+    Comments and other segments before it may hold what looks like one.
+    """
+    at = 2
+    while at + 9 <= len(frame) and frame[at] == 0xFF:
+        if frame[at + 1] == 0xF7:
+            height, width = struct.unpack_from(">HH", frame, at + 5)
+            return height, width
+        filled = frame[at + 1] == 0xFF  # any number of these may stand before a marker
+        at += 1 if filled else 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
+    raise UnreadableImage("damaged: a JPEG-LS without a picture")
 
 
 def _as_rgb(stored: Pixels, header: "Dataset") -> Pixels:

@@ -171,9 +171,10 @@ def decode_webp(data: bytes, config: ImagesConfig) -> Decoded:
     """Decodes a WebP; of an animation the first picture."""
     import imagecodecs
 
+    found = list(_webp_chunks(data))
+    check_size(*_webp_size(*(found or [(b"", b"")])[0]), config)
     # Reversed, so that of several chunks of one kind the first counts.
-    chunks = dict(reversed(list(_webp_chunks(data))))
-    check_size(*_webp_size(chunks), config)
+    chunks = dict(reversed(found))
     if b"ANMF" in chunks:
         return decode_opened(WebPImagePlugin.WebPImageFile, data, config)
     pixels = imagecodecs.webp_decode(data)
@@ -196,16 +197,17 @@ def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += 8 + size + size % 2
 
 
-def _webp_size(chunks: dict[bytes, bytes]) -> tuple[int, int]:
-    """Height and width, by the three kinds of headers."""
-    if (header := chunks.get(b"VP8X")) is not None and len(header) >= 10:
+def _webp_size(kind: bytes, header: bytes) -> tuple[int, int]:
+    """Height and width, by the header that the decoder goes by: that of the first chunk alone."""
+    # The decoder itself sees that the picture behind a VP8X is no larger.
+    if kind == b"VP8X" and len(header) >= 10:
         width, height = (int.from_bytes(header[at : at + 3], "little") + 1 for at in (4, 7))
         return height, width
-    if (header := chunks.get(b"VP8 ")) is not None and len(header) >= 10:
+    if kind == b"VP8 " and len(header) >= 10:
         width, height = struct.unpack_from("<HH", header, 6)
         # The upper two bits are a hint for scaling, no part of the size.
         return height & 0x3FFF, width & 0x3FFF
-    if (header := chunks.get(b"VP8L")) is not None and len(header) >= 5:
+    if kind == b"VP8L" and len(header) >= 5:
         (packed,) = struct.unpack_from("<I", header, 1)
         return (packed >> 14 & 0x3FFF) + 1, (packed & 0x3FFF) + 1
     raise UnreadableImage("damaged: a WebP without a picture")
@@ -257,7 +259,7 @@ def decode_jpeg2000(data: bytes, config: ImagesConfig) -> Decoded:
     import imagecodecs
 
     check_size(*jpeg2000_size(data), config)
-    at = data.find(_CODESTREAM)
+    at = _codestream(data)
     (channels,) = struct.unpack_from(">H", data, at + 40)
     # Bits less one, of each channel; the highest bit marks signed numbers.
     depths = data[at + 42 : at + 42 + 3 * channels : 3]
@@ -277,11 +279,30 @@ def decode_jpeg2000(data: bytes, config: ImagesConfig) -> Decoded:
 
 def jpeg2000_size(data: bytes) -> tuple[int, int]:
     """Height and width of the picture in a JPEG 2000, by its header."""
-    at = data.find(_CODESTREAM)
-    if at < 0 or at + 42 > len(data):
+    at = _codestream(data)
+    if at + 42 > len(data):
         raise UnreadableImage("damaged: a JPEG 2000 without a picture")
     right, bottom, left, top = struct.unpack_from(">IIII", data, at + 8)
     return bottom - top, right - left
+
+
+def _codestream(data: bytes) -> int:
+    """Where the picture begins: at once, or in the box that the decoder takes, the first `jp2c`.
+
+    Other boxes may hold anything, also what looks like the header of a small picture.
+    """
+    if data.startswith(_CODESTREAM):
+        return 0
+    at = 0
+    while at + 16 <= len(data):
+        size, kind, long = struct.unpack_from(">I4sQ", data, at)
+        head, size = (16, long) if size == 1 else (8, size)
+        if kind == b"jp2c" and data.startswith(_CODESTREAM, at + head):
+            return at + head
+        if kind == b"jp2c" or size < head:
+            break
+        at += size
+    raise UnreadableImage("damaged: a JPEG 2000 without a picture")
 
 
 def _kind_of_last(boxes: bytes, channels: int) -> int | None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from diptych.config.data import ImagesConfig
 from diptych.errors import UnreadableImage
 from diptych.images.codecs.channels import Decoded, check_size, orientation
+from diptych.images.codecs.reduction import reduced, reduction
 
 _NEXT: Final = re.compile(rb"\xff+([^\x00\xff])")  # what lies before a marker is skipped
 _END_OF_SCAN: Final = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
@@ -136,40 +137,12 @@ def _walk(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         at = end if marker == _START_OF_SCAN else at
 
 
-REDUCTIONS: Final = (8, 4, 2)
-"""By how much the decoder may reduce height and width, the greatest first."""
+_MOST_REDUCED: Final = 8  # by the decoder, which can halve height and width three times
 
 _START: Final = b"\xff\xd8\xff"
 _TURNING: Final = (b"Exif\0\0", b"tiff:Orientation")  # where a file can ask to be turned
 _CHANNELS: Final = {"GRAY": 1, "RGB": 3, "CMYK": 4}
 _PREMATURE: Final = "premature end"  # of libjpeg's warnings, the one that pixels are missing
-
-
-def reduction(size: tuple[int, int], side: int | None) -> int:
-    """1, 2, 4 or 8: the most by which an image may be reduced; a function of file and settings.
-
-    Args:
-        size: full height and width.
-        side: pixels that its shorter side must keep; None asks for all of them.
-
-    >>> [reduction((480, 640), side) for side in (None, 500, 240, 100, 60, 1)]
-    [1, 1, 2, 4, 8, 8]
-    """
-    if side is None:
-        return 1
-    return next((by for by in REDUCTIONS if min(size) >= side * by), 1)
-
-
-def reduced(size: tuple[int, int], side: int | None) -> tuple[int, int]:
-    """Height and width of a JPEG of that size when it is decoded."""
-    by = reduction(size, side)
-    # Rounded up as libjpeg does: room in memory is laid out by this before anything is decoded.
-    return -(-size[0] // by), -(-size[1] // by)
-
-
-def is_reducible(data: bytes) -> bool:
-    """Whether the bytes are a JPEG, of any colours, which its decoder can reduce."""
-    return data.startswith(_START)
 
 
 def plain_jpeg_header(data: bytes) -> tuple[int, int, int] | None:
@@ -198,7 +171,7 @@ def decode_plain_jpeg(
     height, width, channels = header
     check_size(height, width, config)
     space = _space(config, channels)
-    pixels = decode_jpeg(data, (height, width), space, config.jpeg_side, room)
+    pixels = decode_jpeg(data, (height, width), space, config.decoded_side, room)
     return Decoded(pixels, "gray" if space == "GRAY" else "rgb")
 
 
@@ -215,7 +188,7 @@ def decode_any_jpeg(data: bytes, config: ImagesConfig) -> Decoded:
             f"a JPEG of {parts.bits} bits and {parts.channels} channels: save it as PNG or TIFF"
         )
     space = "CMYK" if parts.channels == 4 else _space(config, parts.channels)
-    pixels = decode_jpeg(data, (parts.height, parts.width), space, config.jpeg_side)
+    pixels = decode_jpeg(data, (parts.height, parts.width), space, config.decoded_side)
     turned = orientation(parts.exif, parts.xmp)
     if space == "CMYK":  # as Adobe writes them: 0 is all ink
         return Decoded(pixels, "cmyk", inverted=True, orientation=turned)
@@ -246,6 +219,7 @@ def decode_jpeg(
         size: height and width that the header names.
         space: "RGB", "GRAY" or, of a file that is stored so, "CMYK".
         side: pixels that the shorter side must keep: both are divided by 1, 2, 4 or 8, rounded up.
+            What is still too large is reduced as the pixels of any other file are.
         room: uint8 (any,): the pixels are written to its beginning if they fit.
 
     Returns:
@@ -255,7 +229,7 @@ def decode_jpeg(
         UnreadableImage: the data ends before the picture does.
         ValueError: the file is damaged.
     """
-    wanted = reduced(size, side)
+    wanted = reduced(size, min(_MOST_REDUCED, reduction(size, side)))
     needed = wanted[0] * wanted[1] * _CHANNELS[space]
     buffer = room[:needed] if room is not None and room.size >= needed else None
     least = (0, 0) if wanted == size else wanted

@@ -62,7 +62,8 @@ def choose_image_column(
     if candidates:
         raise ImagesError(
             f"{origin} has several columns that could hold the images: "
-            f"{listed(candidates, most=20)}. Choose one by --images.column NAME."
+            f"{listed(candidates, most=20)}. Name one of them: images.column of a run, --column "
+            "of `diptych embed`."
         )
     raise ImagesError(
         f"{origin} has no column of encoded images. Wanted binary values, or structs with a binary "

@@ -122,7 +122,7 @@ def _opened(
         root, CompactNames.of(one.name for one in annotated.found), origin=annotated.origin
     )
     # Boxes are in the coordinates of the images in full.
-    images = open_listing(listing, replace(config, jpeg_side=None), executor, on_progress)
+    images = open_listing(listing, replace(config, decoded_side=None), executor, on_progress)
     by_name = {one.name: one for one in annotated.found}
     clipped = empty = 0
     boxes, kept, skipped = list[Boxes](), list[int](), [*annotated.skipped, *images.skipped]

@@ -66,7 +66,7 @@ def find_photographs(path: str, config: ImagesConfig) -> LocatedImages:
     # Some are gray: of their own channels they would not agree. None is reduced: a patch is an
     # image of its own, and the same one for every run.
     color: Literal["rgb", "gray"] = "gray" if config.color == "gray" else "rgb"
-    alike = replace(config, color=color, raw_channels=None, bits=8, jpeg_side=None)
+    alike = replace(config, color=color, raw_channels=None, bits=8, decoded_side=None)
     for location in PHOTOGRAPHS.values():
         photograph = decode_file(_file(location), alike)
         train_cells, test_cells = _cells(photograph, generator)

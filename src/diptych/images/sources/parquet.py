@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
@@ -53,6 +53,7 @@ _LARGEST_NOTE: Final = 64 * 2**20
 _ROOM_LEFT: Final = 2**28  # bytes of the disk that a spool leaves free
 _CHECK_EVERY: Final = 2**26  # bytes written between two looks at the free room
 _BATCH: Final = 64  # rows in memory at once
+_SPOOLS: Final = 4  # of some of the files, each of which may be held in memory
 
 
 def find_parquet(path: str, config: ImagesConfig) -> list[str]:
@@ -144,11 +145,16 @@ def list_parquet(files: Sequence[str], config: ImagesConfig, part: str = "") -> 
     def file_of(index: int) -> int:
         return int(np.searchsorted(starts, index, side="right")) - 1
 
+    # Not anew for each part: images are also asked for one by one, as for their pictures.
+    @lru_cache(_SPOOLS)
+    def spool_of(first: int, end: int) -> _LateSpool:
+        spool = partial(_spool, files[first:end], columns, stamps[first:end], config)
+        return _LateSpool(spool, sum(rows[first:end]), origin)
+
     def read_part(some: range) -> Callable[[int], bytes]:
-        own = slice(file_of(some.start), file_of(some.stop - 1) + 1) if some else slice(0)
-        spool = partial(_spool, files[own], columns, stamps[own], config)
-        read = _LateSpool(spool, sum(rows[own]), origin).read
-        return lambda index: read(index - int(starts[own.start or 0]))
+        first, end = (file_of(some.start), file_of(some.stop - 1) + 1) if some else (0, 0)
+        read, start = spool_of(first, end).read, int(starts[first])
+        return lambda index: read(index - start)
 
     return Listing(
         origin,
@@ -282,7 +288,8 @@ def open_spool(
     except OSError as error:
         raise ImagesError(
             f"{place.file} cannot be written: {error.strerror or error}. It holds a copy of the "
-            "encoded images; choose another place by --images.cache-folder."
+            "encoded images; choose another place by images.cache_folder, or by "
+            "XDG_CACHE_HOME."
         ) from error
 
 
@@ -386,7 +393,7 @@ def _require_room(folder: Path, size: int) -> None:
         raise ImagesError(
             f"the disk of {folder} is nearly full ({free // 2**20} MB free), and a copy of the "
             "encoded images does not fit. Free some, or choose another place by "
-            "--images.cache-folder."
+            "images.cache_folder, or by XDG_CACHE_HOME."
         )
 
 

@@ -231,7 +231,7 @@ def _require_fit(url: str, size: int, budget: int, folder: Path) -> None:
     if shutil.disk_usage(folder).free < size // 100 + _ROOM_LEFT:
         raise ImagesError(
             f"{url} does not fit on the disk of {folder}. Free some room, or choose another place "
-            "by --images.cache-folder."
+            "by images.cache_folder, or by XDG_CACHE_HOME."
         )
 
 

@@ -191,7 +191,7 @@ def _gray(images: ImageSet, config: ViewsConfig, looked: Survey) -> list[str]:
     if not colored or share < SHARE:
         return []
     some = f"{_some(looked.gray, images, looked)} {_are(looked.gray)} gray in three equal channels"
-    if share >= _USUAL_SHARE:
+    if share > 1.0 - SHARE:
         return [
             f"{some}, on which saturation, hue and dropped colour do nothing: --images.color gray "
             "saves two thirds of the work on pixels; stronger brightness and contrast in `color` "
@@ -208,6 +208,12 @@ def _flat(images: ImageSet, config: ViewsConfig, looked: Survey) -> list[str]:
     flat = looked.deviations < FLAT_DEVIATION
     if flat.mean() < SHARE:
         return []
+    if flat.mean() >= _USUAL_SHARE:  # then there may be something to see, in a few of the shades
+        return [
+            f"{_some(flat, images, looked)} {_are(flat)} all but constant: stretch the files to "
+            "their full range, or keep deep ones deep (--images.bits 16) and put auto_contrast(1) "
+            "behind the crop of --views.policy."
+        ]
     return [
         f"{_some(flat, images, looked)} {_are(flat)} all but constant: they hold nothing to be "
         "recognised by but their colour, which the views change. Leave them out."

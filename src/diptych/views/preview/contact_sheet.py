@@ -27,6 +27,7 @@ from diptych.config.policies import (
     as_text,
 )
 from diptych.images.collection import ImageSet, spread_indices
+from diptych.images.groups import Groups
 from diptych.views.cpu import SizedViews, load_views, to_pixels
 from diptych.views.draw import centre_views, draw_views
 from diptych.views.parameters import ViewParameters
@@ -67,6 +68,7 @@ def show_views(
     image_count: int,
     view_count: int,
     run_views: int = 2,
+    groups: Groups | None = None,
 ) -> ShownViews:
     """Makes views as a run sees them in its first epoch.
 
@@ -78,33 +80,43 @@ def show_views(
         image_count: images at most.
         view_count: full-sized views of each; more than the run makes show what else might come.
         run_views: full-sized views that the run makes, behind which it counts its small ones.
+        groups: of the images: full-sized views but the first show another image of the group.
     """
     chosen = spread_indices(len(images), image_count)
-    heights, widths = images.heights[chosen], images.widths[chosen]
 
-    def drawn_at(policies: Sequence[Policy], side_pixels: int, first_view: int) -> SizedViews:
+    def drawn_at(
+        indices: NDArray[np.int64], policies: Sequence[Policy], side_pixels: int, first_view: int
+    ) -> SizedViews:
         drawn = draw_views(
             policies,
             strength=config.strength,
             side_pixels=side_pixels,
             seed=seed,
             epoch=0,
-            indices=chosen,
-            heights=heights,
-            widths=widths,
+            indices=indices,
+            heights=images.heights[indices],
+            widths=images.widths[indices],
             first_view=first_view,
         )
         return SizedViews(drawn, side_pixels)
 
-    two = config.branches
+    def made_of(indices: NDArray[np.int64], sized: Sequence[SizedViews]) -> list[NDArray[np.uint8]]:
+        made = load_views(images, indices, sized, config, executor)
+        return [to_pixels(views, config) for views in made]
+
+    two, side = config.branches, config.side_pixels
     large = [two[view % 2] for view in range(view_count)]
-    sized = [SizedViews(centre_views(heights, widths), config.side_pixels)]
-    sized.append(drawn_at(large, config.side_pixels, 0))
+    sized = [SizedViews(centre_views(images.heights[chosen], images.widths[chosen]), side)]
+    sized.append(drawn_at(chosen, large, side, 0))
     if config.small_views:
-        sized.append(
-            drawn_at([config.small_branch] * config.small_views, config.small_side, run_views)
-        )
-    made = [to_pixels(v, config) for v in load_views(images, chosen, sized, config, executor)]
+        small = [config.small_branch] * config.small_views
+        sized.append(drawn_at(chosen, small, config.small_side, run_views))
+    made = made_of(chosen, sized)
+    if groups is not None:
+        partners = groups.partners(chosen, seed=seed, epoch=0, views=view_count)
+        for view in range(1, view_count):
+            other = drawn_at(partners[view], [large[view]], side, view)
+            made[1][view] = made_of(partners[view], [other])[0][0]
     return ShownViews(
         indices=chosen,
         names=[images.names[index] for index in chosen.tolist()],
@@ -348,6 +360,7 @@ def contact_sheet(
     image_count: int = 8,
     view_count: int = 8,
     run_views: int = 2,
+    groups: Groups | None = None,
     single_operations: bool = False,
 ) -> Image.Image:
     """A sheet with one row for each image: its centred square, then views of it.
@@ -360,6 +373,7 @@ def contact_sheet(
         image_count: rows.
         view_count: full-sized views in a row.
         run_views: full-sized views that the run makes of an image.
+        groups: of the images, as for ``show_views``.
         single_operations: show each operation alone below, on the image that shows most of it.
     """
     shown = show_views(
@@ -370,6 +384,7 @@ def contact_sheet(
         image_count=image_count,
         view_count=view_count,
         run_views=run_views,
+        groups=groups,
     )
     if not single_operations:
         return draw_sheet(shown, config)

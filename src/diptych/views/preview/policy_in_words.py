@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from diptych.config.data import ViewsConfig
+from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.config.policies import (
     AutoContrast,
     Blur,
@@ -66,6 +66,26 @@ def branches_in_words(config: ViewsConfig, channels: int) -> list[tuple[str, lis
         kind = "1 small view" if config.small_views == 1 else f"{config.small_views} small views"
         sections.append((kind, words(config.small_branch, config.small_side)))
     return sections
+
+
+def images_in_words(config: ImagesConfig) -> str:
+    """What an image is, and what its views show, where that is not one whole file; else empty.
+
+    >>> images_in_words(ImagesConfig(windows=2))
+    'Each image is one of the 2 x 2 windows of a photograph (images.windows).'
+    """
+    windows, found = config.windows, list[str]()
+    if windows > 1:
+        found.append(
+            f"Each image is one of the {windows} x {windows} windows of a photograph "
+            "(images.windows)."
+        )
+    if config.group_by is not None:
+        found.append(
+            "Full-sized views from the second on are of other images of the same group, where it "
+            "has any (images.group_by)."
+        )
+    return " ".join(found)
 
 
 def policy_as_toml(config: ViewsConfig) -> str:
