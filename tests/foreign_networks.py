@@ -604,6 +604,10 @@ class _ClassToken(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.vit = ViTModel(ViTConfig(image_size=32, **tiny))
+            # As large as trained ones: of smaller numbers the epsilons of their norms would show.
+            for parameter in self.vit.parameters():
+                nn.init.normal_(parameter, std=0.1)
+            nn.init.normal_(self.vit.embeddings.position_embeddings)
 
     def forward(self, images: Tensor) -> Tensor:
         found: Tensor = self.vit(images).last_hidden_state[:, 0]

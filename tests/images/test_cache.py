@@ -19,7 +19,7 @@ from diptych.images import listing, pixels
 from diptych.images.codecs.decode import decode_bytes
 from diptych.images.collection import ImageSet
 from diptych.images.open import open_images
-from diptych.images.pixels import DecodedPixels, KeptPixels
+from diptych.images.pixels import DecodedPixels, KeptPixels, shared_pixels
 
 
 @pytest.fixture
@@ -123,6 +123,31 @@ def test_an_image_is_decoded_once_and_by_one_of_many(
     decodes.clear()
     everything(open_folder(folder, config, executor))
     assert not decodes  # as the file holds all
+
+
+def test_a_set_that_is_opened_again_meanwhile_is_not_decoded_again(
+    folder: Path, config: ImagesConfig, executor: ThreadPoolExecutor, decodes: list[int]
+) -> None:
+    memory = replace(config, cache="memory")
+    with shared_pixels():
+        first = open_folder(folder, memory, executor)
+        everything(first)
+        decodes.clear()
+        again = open_folder(folder, memory, executor)
+        assert np.array_equal(everything(again), everything(first))
+        assert not decodes
+        smaller = open_folder(folder, replace(memory, decoded_side=30), executor)
+        everything(smaller)
+        assert len(decodes) == len(first)
+        # Other bytes under the same name are other pixels.
+        name = "class1/odd.png"
+        Image.fromarray(np.full((9, 9, 3), 7, dtype=np.uint8)).save(folder / name)
+        changed = open_folder(folder, memory, executor)
+        place = np.array([list(changed.names).index(name)])
+        assert (changed.pixels.gather(place).image(0) == 7).all()
+    decodes.clear()
+    everything(open_folder(folder, memory, executor))
+    assert decodes
 
 
 def flip(path: Path, place: int) -> None:

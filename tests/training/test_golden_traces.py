@@ -32,6 +32,7 @@ SMALL: Final[dict[str, Any]] = {
     "training.batch_size": 16,
     "training.epochs": 4,
     "training.threads": 1,
+    "training.keep.kind": "last",  # of a teacher too
     "probe.images": 16,
     "probe.health_every_epochs": 4,
     "probe.log_every_steps": 1,

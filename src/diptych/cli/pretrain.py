@@ -179,27 +179,32 @@ def _run_to_report(
 ) -> None:
     """Trains, then evaluates where there are labels, then writes the report."""
     begun = time.monotonic()  # before torch is imported, which takes seconds
+    from diptych.images.pixels import shared_pixels
     from diptych.logging.progress import Display
     from diptych.pretraining import run_pretraining
 
     console = Console(quiet=quiet, markup=False)
-    with Display(console) as display:
-        folder = run_pretraining(
-            settings,
-            out=out,
-            config_file=config_file,
-            resume=resume,
-            watcher=display,
-            on_progress=display.files,
-            evaluates=report,
-            begun=begun,
-        )
-    # The others would write the same files.
-    if not read_world().is_first:
-        return
-    console.print(f"Encoder: {folder.encoder}", highlight=False, soft_wrap=True)
-    if not report:
-        return
+    with shared_pixels():  # what training has decoded is not decoded again
+        with Display(console) as display:
+            folder = run_pretraining(
+                settings,
+                out=out,
+                config_file=config_file,
+                resume=resume,
+                watcher=display,
+                on_progress=display.files,
+                evaluates=report,
+                begun=begun,
+            )
+        # The others would write the same files.
+        if not read_world().is_first:
+            return
+        console.print(f"Encoder: {folder.encoder}", highlight=False, soft_wrap=True)
+        if report:
+            _measure_and_report(folder, console)
+
+
+def _measure_and_report(folder: RunFolder, console: Console) -> None:
     # Only now, as they would delay the first step.
     from diptych.diagnostics.candidates import read_choice, words_for_kept
     from diptych.evaluation.protocols import evaluate as measure

@@ -11,8 +11,9 @@ the same bytes. Nothing in it is ever unpickled.
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final, Protocol
@@ -311,7 +312,7 @@ def keep_pixels(
     needed = int(decoded.sizes.sum()) * np.dtype(decoded.dtype).itemsize
     if config.cache in ("auto", "memory"):
         if needed <= config.cache_megabytes * 2**20:
-            return _in_memory(decoded), None
+            return _in_memory(decoded, cache_file), None
         if config.cache == "memory":
             return decoded, (
                 "The decoded images need more memory than images.cache_megabytes = "
@@ -331,10 +332,32 @@ def cache_folder(config: ImagesConfig) -> Path:
     return Path(base).expanduser() / "diptych"
 
 
-def _in_memory(decoded: DecodedPixels) -> KeptPixels:
+_SHARED: Final[list[dict[bytes, KeptPixels]]] = []
+
+
+@contextmanager
+def shared_pixels() -> Iterator[None]:
+    """Inside, a set that is opened again finds in memory what was decoded of it before.
+
+    As after training, where evaluation and report see the same images.
+    """
+    _SHARED.append({})
+    try:
+        yield
+    finally:
+        _SHARED.pop()
+
+
+def _in_memory(decoded: DecodedPixels, cache_file: CacheFile | None) -> KeptPixels:
+    shared = _SHARED[-1] if _SHARED and cache_file is not None else {}
+    content = b"" if cache_file is None else cache_file.content
+    if content in shared:
+        return replace(shared[content], decoded=decoded)
     # Memory that no image has reached yet is never touched.
     room = np.empty(int(decoded.sizes.sum()), dtype=decoded.dtype)
-    return KeptPixels(decoded, _laid_out(decoded, room), np.zeros(len(decoded), dtype=np.bool_))
+    made = KeptPixels(decoded, _laid_out(decoded, room), np.zeros(len(decoded), dtype=np.bool_))
+    shared[content] = made
+    return made
 
 
 def _in_file(
