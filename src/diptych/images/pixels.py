@@ -333,6 +333,7 @@ def cache_folder(config: ImagesConfig) -> Path:
 
 
 _SHARED: Final[list[dict[bytes, KeptPixels]]] = []
+_MOST_SHARED: Final = 4  # sets: to learn from and to test on, each as two encoders see them
 
 
 @contextmanager
@@ -357,6 +358,8 @@ def _in_memory(decoded: DecodedPixels, cache_file: CacheFile | None) -> KeptPixe
     room = np.empty(int(decoded.sizes.sum()), dtype=decoded.dtype)
     made = KeptPixels(decoded, _laid_out(decoded, room), np.zeros(len(decoded), dtype=np.bool_))
     shared[content] = made
+    for oldest in list(shared)[:-_MOST_SHARED]:
+        del shared[oldest]
     return made
 
 
