@@ -118,11 +118,9 @@ def test_a_network_that_encodes_its_group_is_found_out_unless_keys_are_shuffled(
     assert "No leak" in alone.sentence()
 
 
-def test_a_finished_run_is_checked_with_its_head_and_key_encoder(
-    tmp_path: Path, stripes: Stripes
-) -> None:
-    pixels, labels = stripes(96)
-    np.savez(tmp_path / "images.npz", images=pixels, labels=labels)
+def run_of(pixels: NDArray[np.uint8], folder: Path, **more: Any) -> Path:
+    """A finished run of a batch of 32, whose norms see all of it."""
+    np.savez(folder / "images.npz", images=pixels)
     settings: dict[str, Any] = {
         "recipe": "moco_v2",
         "scale": "tiny",
@@ -131,9 +129,17 @@ def test_a_finished_run_is_checked_with_its_head_and_key_encoder(
         "views.side_pixels": 16,
         "training.batch_size": 32,
         "training.threads": 1,
-        "norm.images_per_group": 8,
+        "norm.kind": "batch",
+        **more,
     }
-    run = pretrain(tmp_path / "images.npz", out=tmp_path / "run", quiet=True, epochs=1, **settings)
+    return pretrain(folder / "images.npz", out=folder / "run", quiet=True, epochs=1, **settings)
+
+
+def test_a_finished_run_is_checked_with_its_head_and_key_encoder(
+    tmp_path: Path, stripes: Stripes
+) -> None:
+    more = {"norm.kind": "shuffle", "norm.images_per_group": 8}
+    run = run_of(stripes(96)[0], tmp_path, **more)
     before = (run / "encoder.safetensors").read_bytes()
     found = check_leak(run, image_count=96, threads=1)
     assert found is not None
@@ -151,23 +157,6 @@ def test_one_group_is_too_little(tmp_path: Path, stripes: Stripes) -> None:
     run = pretrain(tmp_path / "images.npz", out=tmp_path / "run", quiet=True, epochs=1, **settings)
     with pytest.raises(ImagesError, match="wanted two groups of 16"):
         check_leak(run, threads=1)
-
-
-def run_of(pixels: NDArray[np.uint8], folder: Path, **more: Any) -> Path:
-    """A finished run of a batch of 32, whose norms see all of it."""
-    np.savez(folder / "images.npz", images=pixels)
-    settings: dict[str, Any] = {
-        "recipe": "moco_v2",
-        "scale": "tiny",
-        "encoder.width": 4,
-        "encoder.stage_blocks": (1, 1),
-        "views.side_pixels": 16,
-        "training.batch_size": 32,
-        "training.threads": 1,
-        "norm.kind": "batch",
-        **more,
-    }
-    return pretrain(folder / "images.npz", out=folder / "run", quiet=True, epochs=1, **settings)
 
 
 def test_a_run_on_windows_of_few_photographs_is_checked_on_these(

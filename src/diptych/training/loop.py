@@ -27,8 +27,6 @@ from diptych.errors import (
 )
 from diptych.escaping import quoted
 from diptych.images.collection import Collection
-from diptych.images.groups import groups_of
-from diptych.images.windows import in_windows
 from diptych.logging.metrics import RunLog
 from diptych.logging.progress import Symptom, Watcher
 from diptych.logging.times import profiled, time_metrics
@@ -62,7 +60,7 @@ from diptych.training.setup import (
 )
 from diptych.training.signals import collected_signals
 from diptych.training.step import require_synchronized, train_step
-from diptych.views.batches import Batch, Order, ViewBatches
+from diptych.views.batches import Batch, Order, ViewBatches, learned_images
 
 _NO_END: Final = 2**40  # steps
 
@@ -124,11 +122,10 @@ def train(
     """
     keep_freed_memory()
     fingerprint, record = fingerprint_of(config, collection.train), load_record(folder)
-    images, device = collection.train, choose_device(config.training.device)
-    images = in_windows(images, config.images.windows, side_pixels=config.views.side_pixels)
+    images, groups = learned_images(collection.train, config)
+    device = choose_device(config.training.device)
     collection = replace(collection, train=images)
     order = Order(config.seed, len(images), config.training.batch_size)
-    groups = groups_of(images.names, config.images)
     torch.manual_seed(config.seed)  # for what a network may draw itself, as dropout does
     place = checkpoint_location(config.checkpoint, folder)
     start = start_file(config, folder, place)
