@@ -412,6 +412,21 @@ def test_the_start_that_was_kept_as_it_is_is_not_asked_to_beat_itself() -> None:
     )
 
 
+def test_what_was_made_of_the_start_is_no_reason_to_train_more_gently() -> None:
+    found = evaluation(0.76, 0.58, count=1280)
+    found["knn"] |= {"start": 0.755}
+    made = judge([line(500)], found, choice_of("start, whitened"))
+    assert "cannot be told apart from the start weights" in made.headline
+    said = " ".join(made.sentences)
+    assert "use this encoder or the start weights as they are" in said
+    assert "more gently" not in said
+    trained = " ".join(judge([line(500)], found, choice_of("last, whitened")).sentences)
+    assert "train more gently" in trained
+    found["knn"] |= {"start": 0.9}  # which was better before anything was made of it
+    lost = " ".join(judge([line(500)], found, choice_of("start, whitened")).sentences)
+    assert "take the start weights as they are" in lost
+
+
 def test_a_gain_by_one_probe_of_what_was_made_of_the_start_is_said() -> None:
     found = evaluation(0.80, 0.58, count=1280)
     found["linear"] = {**found["linear"], "start": 0.80}

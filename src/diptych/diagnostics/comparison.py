@@ -296,8 +296,14 @@ def _lost(comparison: Comparison, losing: Sequence[str]) -> str:
     return f"{begin} Training made the features worse for these classes."
 
 
-def advice(comparison: Comparison) -> str:
-    """What to do next; empty where the trained encoder is the best."""
+def advice(comparison: Comparison, *, made_of_start: bool = False) -> str:
+    """What to do next; empty where the trained encoder is the best.
+
+    Args:
+        comparison: of the encoder that the run keeps.
+        made_of_start: whether that is the start, with more made of its features, so that training
+            can have spoiled nothing.
+    """
     open_to = [name for name in comparison.rivals if not comparison.beats(name)]
     if not open_to:
         return ""
@@ -306,7 +312,12 @@ def advice(comparison: Comparison) -> str:
             "What to do next: use this encoder, as no baseline is better by any figure; to know "
             "more, measure on more test images, or train longer."
         )
-    if START in comparison.rivals and START in open_to:
+    if START in open_to:
+        if made_of_start and not comparison.lost_to(START):
+            return (
+                "What to do next: use this encoder or the start weights as they are, whichever is "
+                "easier; to know which is better, measure on more test images."
+            )
         return (
             "What to do next: take the start weights as they are, or train more gently from them: "
             f"a tenth of --optimizer.learning-rate and weaker crops. {_VIEWS}"
@@ -345,7 +356,7 @@ def on_unequal_classes(comparison: Comparison) -> str:
     if not per_class:
         return f"{begin}."
     said = "; ".join(
-        f"by {SHORT[one.probe]} {one.of(TRAINED)} with the trained encoder, "
+        f"by {SHORT[one.probe]} {one.of(TRAINED)} with this encoder, "
         + ", ".join(f"{one.of(name)} with {BASELINES[name]}" for name in one.rivals)
         for one in per_class
     )
@@ -367,7 +378,7 @@ def joined(words: Sequence[str]) -> str:
 
 
 def _named(name: str) -> str:
-    return "the trained encoder" if name == TRAINED else BASELINES[name]
+    return "this encoder" if name == TRAINED else BASELINES[name]  # training made not all of them
 
 
 def _is_plural(name: str) -> bool:

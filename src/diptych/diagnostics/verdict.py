@@ -85,8 +85,9 @@ def _of_figures(
     if evaluation is not None and comparison is not None:
         # Accuracy says what was lost; neighbours may change for the better too.
         alarms = [symptom.sentence for symptom in alarming if symptom.name != "start_lost"]
-        first, *more = conclusions(evaluation, comparison)
-        head = headline_of(evaluation, comparison, choice)
+        kept = _kept(evaluation, comparison, choice)
+        first, *more = conclusions(evaluation, comparison, kept)
+        head = headline_of(evaluation, comparison, kept)
         more += [*words_on_views(evaluation), *_about_training(metrics)]
         return Verdict(head, (first, *alarms, *more))
     return _by_training_alone(metrics, evaluation, alarms)
@@ -158,19 +159,25 @@ def without_probe(evaluation: Mapping[str, Any]) -> list[str]:
     return [words for words in (_few_labels(evaluation), _transfer(evaluation)) if words]
 
 
+def _kept(
+    evaluation: Mapping[str, Any], comparison: Comparison, choice: Choice | None
+) -> str | None:
+    """The name of the candidate that was measured, where one was chosen and that is it."""
+    probes = [figure.probe for figure in comparison.deciding]
+    return choice.chosen if choice is not None and is_of_kept(evaluation, probes) else None
+
+
 def headline_of(
-    evaluation: Mapping[str, Any], comparison: Comparison, choice: Choice | None = None
+    evaluation: Mapping[str, Any], comparison: Comparison, kept: str | None = None
 ) -> str:
-    """Which encoder serves best, where the images can tell."""
+    """Which encoder serves best, where the images can tell; see ``_kept``."""
     split = _split(evaluation, comparison.deciding[0].probe)
     if split.get("labels_used") and split.get("test_images_seen"):
         return (
             "Of other images nothing is known: pretraining saw those measured on, with labels. "
             "Give held-out ones by --test PATH."
         )
-    probes = [figure.probe for figure in comparison.deciding]
-    kept = choice if is_of_kept(evaluation, probes) else None
-    return (kept and _on_kept_start(comparison, kept.chosen)) or headline(comparison)
+    return (kept and _on_kept_start(comparison, kept)) or headline(comparison)
 
 
 def _on_kept_start(comparison: Comparison, chosen: str) -> str:
@@ -207,14 +214,17 @@ def _on_kept_start(comparison: Comparison, chosen: str) -> str:
     return f"{kept}; they cannot be told apart from {listed(unsure)}: measure on more test images."
 
 
-def conclusions(evaluation: Mapping[str, Any], comparison: Comparison) -> list[str]:
-    """The sentences below the headline, the most important first."""
+def conclusions(
+    evaluation: Mapping[str, Any], comparison: Comparison, kept: str | None = None
+) -> list[str]:
+    """The sentences below the headline, the most important first; see ``_kept``."""
+    made_of_start = kept is not None and weights_of(kept) == START != kept
     first = comparison.accuracies[0]
     found = [
         *_in_figures(evaluation, comparison),
         on_unequal_classes(comparison),
         disagreement(comparison),
-        advice(comparison),
+        advice(comparison, made_of_start=made_of_start),
         _on_few_images(evaluation),
         _linear(evaluation),
         _against_labels(first),
