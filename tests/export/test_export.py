@@ -156,10 +156,11 @@ def test_timm_opens_the_folder(resnet: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @torch.no_grad()
 def test_a_vision_transformer_and_gray_images_by_timm(tmp_path: Path) -> None:
-    config = config_of("vit_tiny_patch16_224", side=48, gray=True)
+    config = config_of("vit_tiny_patch16_224", side=48, gray=True, attention_heads=6)
     file = encoder_file(tmp_path / "encoder.safetensors", config)
     export_encoder(file, tmp_path / "out", form="timm")
-    network = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    network: Any = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    assert network.blocks[0].attn.num_heads == 6
     images = images_of(channels=1, side=48)
     assert_close(network(images), load_encoder(file)(images))
 

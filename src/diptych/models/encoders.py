@@ -168,14 +168,6 @@ def require_small_side(encoder: nn.Module, *, channels: int, small_side: int) ->
 def _network(
     config: EncoderConfig, channels: int, side_pixels: int, *, several_sides: bool
 ) -> nn.Module:
-    name = config.name.removeprefix(TIMM)
-    if config.attention_heads is not None and (
-        config.name in ENCODERS or config.name in torchvision_names() or not name.startswith("vit_")
-    ):
-        raise ConfigError(
-            "encoder.attention_heads goes with timm's vision transformers, as "
-            f"vit_small_patch16_224; {config.name!r} is none. Leave it out."
-        )
     if config.name in ENCODERS:
         return ENCODERS[config.name](config, channels, side_pixels)
     if config.width_multiplier > 1 or config.selective_kernels:
@@ -189,7 +181,7 @@ def _network(
         )
     if config.name in torchvision_names():
         return _from_torchvision(config, channels, side_pixels)
-    return _from_timm(name, config, channels, side_pixels, several_sides=several_sides)
+    return _from_timm(config, channels, side_pixels, several_sides=several_sides)
 
 
 def _small_resnet(config: EncoderConfig, channels: int, side_pixels: int) -> nn.Module:
@@ -293,10 +285,11 @@ def _replace_first_convolution(network: nn.Module, channels: int) -> None:
 
 
 def _from_timm(
-    name: str, config: EncoderConfig, channels: int, side_pixels: int, *, several_sides: bool
+    config: EncoderConfig, channels: int, side_pixels: int, *, several_sides: bool
 ) -> nn.Module:
     import timm
 
+    name = config.name.removeprefix(TIMM)
     options: dict[str, Any] = {"pretrained": False, "num_classes": 0, "in_chans": channels}
     if config.attention_heads is not None:
         options["num_heads"] = config.attention_heads
@@ -400,6 +393,12 @@ def _require_settings_that_apply(config: EncoderConfig) -> None:
         raise ConfigError(
             f"encoder.selective_kernels goes with {', '.join(BOTTLENECKS)}, whose blocks are "
             f"bottlenecks; got encoder.name = {name!r}. Set it to false."
+        )
+    is_timms = name.startswith(TIMM) or name not in (*ENCODERS, *torchvision_names())
+    if config.attention_heads and not (is_timms and name.removeprefix(TIMM).startswith("vit_")):
+        raise ConfigError(
+            f"encoder.attention_heads = {config.attention_heads} goes with timm's vision "
+            f"transformers, as vit_small_patch16_224; got encoder.name = {name!r}. Leave it out."
         )
     if name == SMALL_RESNET:
         return

@@ -5,6 +5,7 @@ decoded, and no pixel depends on where it is kept.
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diptych.images.codecs.channels import Pixels
 
@@ -58,10 +59,6 @@ def mean_of_squares(pixels: Pixels, by: int) -> Pixels:
     return means
 
 
-def _counts(length: int, by: int) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
+def _counts(length: int, by: int) -> NDArray[np.uint32]:
     """How many pixels each square has along a side."""
-    starts = np.arange(0, length, by)
-    found: np.ndarray[tuple[int], np.dtype[np.uint32]] = np.minimum(by, length - starts).astype(
-        np.uint32
-    )
-    return found
+    return np.minimum(by, length - np.arange(0, length, by)).astype(np.uint32)
