@@ -353,6 +353,7 @@ def _in_memory(decoded: DecodedPixels, cache_file: CacheFile | None) -> KeptPixe
     shared = _SHARED[-1] if _SHARED and cache_file is not None else {}
     content = b"" if cache_file is None else cache_file.content
     if content in shared:
+        shared[content] = shared.pop(content)  # the last that is let go
         return replace(shared[content], decoded=decoded)
     # Memory that no image has reached yet is never touched.
     room = np.empty(int(decoded.sizes.sum()), dtype=decoded.dtype)
