@@ -381,6 +381,12 @@ def _require_known(name: str) -> None:
     )
 
 
+def _is_timms_transformer(name: str) -> bool:
+    if name.startswith(TIMM):
+        return name.removeprefix(TIMM).startswith("vit_")
+    return name.startswith("vit_") and name not in torchvision_names()
+
+
 def _require_settings_that_apply(config: EncoderConfig) -> None:
     """Refuses settings that another kind of network has, before anything is built."""
     name = config.name
@@ -394,8 +400,7 @@ def _require_settings_that_apply(config: EncoderConfig) -> None:
             f"encoder.selective_kernels goes with {', '.join(BOTTLENECKS)}, whose blocks are "
             f"bottlenecks; got encoder.name = {name!r}. Set it to false."
         )
-    is_timms = name.startswith(TIMM) or name not in (*ENCODERS, *torchvision_names())
-    if config.attention_heads and not (is_timms and name.removeprefix(TIMM).startswith("vit_")):
+    if config.attention_heads and not _is_timms_transformer(name):
         raise ConfigError(
             f"encoder.attention_heads = {config.attention_heads} goes with timm's vision "
             f"transformers, as vit_small_patch16_224; got encoder.name = {name!r}. Leave it out."
