@@ -248,7 +248,8 @@ def test_torchrun_makes_a_run_like_any_other(folder: Path) -> None:
         for name, value in settings.items()
         for word in (f"--{name.replace('_', '-')}", str(value))
     ]
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    # Should a process ever abort, each of its threads says where it was.
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "PYTHONFAULTHANDLER": "1"}
     pretraining = ["-m", "diptych", "pretrain", str(folder / "images.npz"), *flags, "--out"]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     said = {}
@@ -260,7 +261,7 @@ def test_torchrun_makes_a_run_like_any_other(folder: Path) -> None:
             text=True,
             timeout=280,
         )
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr
         said[name] = done.stdout
     ours, theirs = (
         sorted(str(file.relative_to(folder / name)) for file in (folder / name).rglob("*"))
