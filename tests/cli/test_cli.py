@@ -526,6 +526,14 @@ def test_help_has_examples(verb: str | None, capsys: pytest.CaptureFixture[str])
     assert max(map(len, printed.splitlines())) <= 100
 
 
+def test_a_home_folder_may_stand_behind_an_equals_sign(
+    class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert main(["views", str(class_folder), "--out=~/views.html"]) == 0
+    assert (tmp_path / "home" / "views.html").is_file()
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_shows_flags_of_the_verb_and_help_all_every_one(
     verb: str, capsys: pytest.CaptureFixture[str]

@@ -62,7 +62,7 @@ def test_a_table_that_says_two_things_of_an_image_is_refused(tmp_path: Path) -> 
         ("name:(", "no regular expression"),
         ("name:(tom)", r"not found in 2 of 4 names, as 'cats/kit/1\.png'"),
         ("name:(.)ng$", "puts all 4 images into one group"),
-        ("missing.csv:patient", "cannot read missing.csv"),
+        ("missing.csv:patient", "there is no table missing.csv. Wanted a CSV file with the"),
     ],
 )
 def test_what_cannot_be_grouped_is_refused(group_by: str, message: str) -> None:

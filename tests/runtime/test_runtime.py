@@ -11,7 +11,7 @@ from rich.console import Console
 from diptych.cli.main import main
 from diptych.errors import ConfigError
 from diptych.runtime.console import ProgressBars, ProgressReporter
-from diptych.runtime.devices import Runtime
+from diptych.runtime.devices import Runtime, available_threads, quota_cores
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,44 @@ def test_what_is_out_of_range_is_refused(wrong: dict[str, Any], words: str) -> N
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="--device = 'cuda', but torch"):
         Runtime(device="cuda").torch_device  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("0::/\n", {}, None),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "300000 100000\n"}, 3),
+        ("0::/outside\n", {"cpu.max": "50000 100000\n"}, 1),
+        (
+            "5:memory:/docker/one\n4:cpu,cpuacct:/docker/one\n0::/\n",
+            {"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            4,
+        ),
+        (
+            "1:cpu:/\n0::/\n",
+            {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            None,
+        ),
+    ],
+)
+def test_a_containers_quota_of_time_is_read(
+    tmp_path: Path, own: str, files: dict[str, str], cores: int | None
+) -> None:
+    (tmp_path / "own").write_text(own)
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(text)
+    assert quota_cores(tmp_path / "own", tmp_path / "groups") == cores
+
+
+def test_no_more_threads_than_a_quota_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(64), raising=False)
+    for quota, threads in ((3, 3), (100, 64), (None, 64)):
+        monkeypatch.setattr("diptych.runtime.devices.quota_cores", lambda found=quota: found)
+        assert available_threads() == threads
+    assert quota_cores(own=Path("/nowhere")) is None
 
 
 def test_threads_end_with_the_context() -> None:

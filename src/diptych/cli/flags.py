@@ -5,6 +5,7 @@ it is marked by ``tyro.conf.arg(name="")``. The docstrings under the fields are 
 """
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ def parse(
         arguments: behind the verb's name.
         common: flags that most people need, in groups, which --help shows; all when not given.
     """
+    arguments = [_with_home(one) for one in arguments]
     command = f"diptych {verb.__name__.rstrip('_').replace('_', '-')}"
     settings = list(settings_of(kind))
     if any(one.name == "encoder.name" for one in settings):
@@ -110,6 +112,13 @@ def _whole_names(arguments: Sequence[str]) -> list[str]:
         return f"--encoder.name{equals}{value}" if name == "--encoder" else argument
 
     return [whole(argument) for argument in arguments]
+
+
+def _with_home(argument: str) -> str:
+    """``--out=~/runs`` with the home folder written out: a shell does so behind a blank only."""
+    flag, equals, value = argument.partition("=")
+    is_home = flag.startswith("--") and (value == "~" or value.startswith("~/"))
+    return f"{flag}{equals}{os.path.expanduser(value)}" if is_home else argument
 
 
 def _to_name(argument: str, names: Container[str]) -> str:

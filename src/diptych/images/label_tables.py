@@ -48,6 +48,11 @@ def read_column(path: Path, column: str, setting: str) -> dict[str, str]:
                         f"{setting}: {path} has two rows for {name!r}, with {found[name]!r} "
                         f"and {text!r} as {column}. Wanted one. {WHAT_A_NAME_IS}"
                     )
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{setting}: there is no table {path}. Wanted a CSV file with the columns 'name' and "
+            f"{column!r}."
+        ) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{setting}: cannot read {path}: {error}") from error
     return found

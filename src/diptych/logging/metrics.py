@@ -38,6 +38,7 @@ class TaskAccuracy:
         does: between "it" and "53% of its views".
         choices: the metric that says how many there are to choose among; empty for none.
         sentence: of the share at the end of a run.
+        share: what it is a share of; empty where that is not known.
     """
 
     name: str
@@ -45,6 +46,7 @@ class TaskAccuracy:
     does: str
     choices: str
     sentence: str
+    share: str = ""
 
 
 PRETEXT_ACCURACY: Final = TaskAccuracy(
@@ -53,6 +55,7 @@ PRETEXT_ACCURACY: Final = TaskAccuracy(
     does="finds the key of",
     choices="candidates",
     sentence="the pretext accuracy is {share:.0%}: so many queries match their key.",
+    share="the share of queries whose own key has the largest logit of all",
 )
 TEACHER_AGREEMENT: Final = TaskAccuracy(
     "teacher_agreement",
@@ -60,6 +63,7 @@ TEACHER_AGREEMENT: Final = TaskAccuracy(
     does="names the teacher's class of",
     choices="classes",
     sentence="on {share:.0%} of the views student and teacher name the same class.",
+    share="the share of views on which student and teacher name the same class",
 )
 
 
@@ -69,6 +73,7 @@ RETRIEVAL_ACCURACY: Final = TaskAccuracy(
     does="finds the other view of",
     choices="candidates",
     sentence="the retrieval accuracy is {share:.0%}: of so many images the other view is nearest.",
+    share="the share of images whose other view is nearest; the loss does not ask for it",
 )
 """Of methods without negatives, which are not trained for it; see ``methods.siamese``."""
 

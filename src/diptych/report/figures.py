@@ -67,10 +67,11 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> str:
         left.legend(frameon=False)
         chosen = [line for line in metrics if has_choice(line)]
         task = task_accuracy(chosen[-1]) if chosen else None
-        if task is not None:
+        if task is None:
+            right.remove()
+        else:
             right.plot(*_series(chosen, task.name, 100), color=SECOND)
-            right.set(ylabel=f"{task.name.replace('_', ' ')} (%)")
-        right.set(xlabel="step", ylim=(0, 100))
+            right.set(xlabel="step", ylabel=f"{task.name.replace('_', ' ')} (%)", ylim=(0, 100))
         return svg(figure)
 
 

@@ -30,7 +30,7 @@ from diptych.evaluation.split import NOT_RECORDED
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.inventory import Skipped
 from diptych.images.open import open_images
-from diptych.logging.metrics import read_metrics
+from diptych.logging.metrics import read_metrics, task_accuracy
 from diptych.logging.times import time_in_words, times_of
 from diptych.models.weights import load_encoder, load_untrained
 from diptych.report import figures
@@ -145,6 +145,7 @@ def write_report(
         groups=chart_groups(evaluation or {}, kept)
         + ([detection_group(detection)] if detection else []),
         knn_images=tested_images(evaluation or {}, "knn"),
+        training=training_words(metrics),
         health_images=_health_images(metrics),
         geometry=geometry_rows(evaluation or {}),
         geometry_images=geometry_images(evaluation or {}),
@@ -170,6 +171,26 @@ def verdict_of(run: str | Path) -> Verdict:
     if not folder.config.exists() and evaluation is not None:
         return judge_encoder(evaluation)
     return judge(read_metrics(folder.metrics), evaluation, read_choice(folder))
+
+
+def training_words(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """What the curves of a run's loss and of its training task show, in sentences.
+
+    Args:
+        metrics: the lines of a run.
+    """
+    known = [line for line in metrics if "chance_loss" in line]
+    sentences = ["This loss has no chance level: only its course says something."]
+    if known:
+        sentences = ["A loss below the dashed line is better than guessing."]
+        if known[-1]["chance_loss"] > known[0]["chance_loss"]:
+            sentences.append(
+                "Loss and chance level rise together while the dictionary fills; that is normal."
+            )
+    task = next((one for one in map(task_accuracy, reversed(metrics)) if one is not None), None)
+    if task is not None and task.share:
+        sentences.append(f"The {task.name.replace('_', ' ')} is {task.share}.")
+    return " ".join(sentences)
 
 
 def left_out_table(skipped: Path) -> LeftOutTable | None:

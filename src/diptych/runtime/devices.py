@@ -5,12 +5,14 @@ calls ``shorten_spinning``, which must come before the first import of torch.
 """
 
 import ctypes
+import math
 import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from diptych.errors import ConfigError
@@ -100,10 +102,53 @@ def _require(holds: bool, wanted: str, came: object) -> None:
 
 
 def available_threads() -> int:
-    """Cores that this process may run on."""
+    """Cores that this process may run on, no more than its container's quota of time allows."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, min(cores, quota_cores() or cores))
+
+
+def quota_cores(
+    own: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """Cores whose time the control groups of this process may use, rounded up; None for all.
+
+    A container that was started with ``--cpus 2`` still sees all cores of its machine. With a
+    thread on each, all of them are stopped together as soon as the time of two is used up.
+
+    Args:
+        own: the groups of this process, one in a line.
+        mounted: where the groups are folders.
+    """
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return None
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = mounted / ("cpu" if controllers else "")
+        # Limits of groups around count too. Within a container its own group is the top, while
+        # the path may be the one outside, which does not exist here.
+        folder = top / path.strip("/")
+        found += [_quota(one) for one in (folder, *folder.parents) if one.is_relative_to(top)]
+    return min((one for one in found if one is not None), default=None)
+
+
+def _quota(group: Path) -> int | None:
+    """Of one control group, of version 2 or 1."""
+    for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+        try:
+            quota, period = " ".join((group / name).read_text() for name in names).split()
+            microseconds = int(quota)  # "max", and -1 in version 1, are none
+            return math.ceil(microseconds / int(period)) if microseconds > 0 else None
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def shorten_spinning() -> None:
