@@ -1,6 +1,7 @@
 """Files as other libraries write them: true networks with random weights under their own names."""
 
 import itertools
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -354,6 +355,37 @@ def lightly_sequential() -> Foreign:
     return Foreign(content, network, "lightly")
 
 
+def _lightly_dino(backbone: Callable[[nn.Module], nn.Module]) -> Foreign:
+    from lightly.models.modules import DINOProjectionHead
+
+    class DINO(nn.Module):
+        def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+            super().__init__()
+            self.student_backbone, self.teacher_backbone = backbone(student), backbone(teacher)
+            with warnings.catch_warnings():  # of torch's older weight norm
+                warnings.simplefilter("ignore", FutureWarning)
+                self.student_head = DINOProjectionHead(512, 64, 32, 48)
+                self.teacher_head = DINOProjectionHead(512, 64, 32, 48)
+
+    network = resnet18()
+    return Foreign({"state_dict": DINO(resnet18(1), network).state_dict()}, network, "lightly")
+
+
+def lightly_dino() -> Foreign:
+    return _lightly_dino(lambda network: nn.Sequential(*list(network.children())[:-1]))
+
+
+def lightly_dino_network() -> Foreign:
+    return _lightly_dino(lambda network: network)
+
+
+def with_mask_token() -> Foreign:
+    """As a network that also learned from masked images is published."""
+    network = resnet18()
+    state = {**network.state_dict(), "mask_token": torch.zeros(1, 512)}
+    return Foreign(state, network, "torchvision or timm")
+
+
 def lightly_train() -> Foreign:
     network = resnet18()
     return Foreign(with_fc(network, LINEAR), network, "torchvision or timm")
@@ -647,7 +679,8 @@ FILES: dict[str, Callable[[], Foreign]] = {
         *(moco_v3_vit_small, simclr_converted),
         *(simclr_pytorch, byol, byol_learner, byol_sequential, swav, barlow_twins, vicreg, dino),
         *(vissl, mmselfsup, mmselfsup_vit, solo_learn, solo_learn_dino, lightly),
-        *(solo_learn_cifar, lightly_sequential, lightly_train, stable_pretraining),
+        *(solo_learn_cifar, lightly_sequential, lightly_dino, lightly_dino_network),
+        *(with_mask_token, lightly_train, stable_pretraining),
         *(stable_pretraining_plain, stable_pretraining_vit, compiled, small_stem),
         *(transformers_resnet, transformers_vit, transformers_vit_in_memory, simclr_v2),
     )

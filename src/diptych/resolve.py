@@ -28,6 +28,7 @@ from diptych.config.recipes import (
     suited_windows,
 )
 from diptych.config.run import OWN, RunConfig
+from diptych.config.scales import following
 from diptych.errors import ConfigError
 from diptych.images.open import from_any_folder
 from diptych.images.sources.known_sets import PHOTOGRAPHS_NAME
@@ -160,7 +161,7 @@ def resolve(
         base = fitted_batch(base, image_count * windows**2)
         base = _with_fitting_queue(base, overrides, image_count * windows**2)
     base = base if start else _with_asked_encoder(base, overrides)
-    config = overlay_all(base, overrides)
+    config = overlay_all(_with_asked_policy(base, overrides), overrides)
     image_count *= config.images.windows**2
     if config.images.color == "raw":
         config = replace(config, images=replace(config.images, raw_channels=channels))
@@ -206,6 +207,18 @@ def advice_on_weights(config: RunConfig, *, image_count: int) -> str | None:
         "mostly serve better, also for small or gray images: --weights pretrained --encoder "
         "resnet18 fetches some, --weights FILE takes yours (docs/weights.md)."
     )
+
+
+def _with_asked_policy(base: RunConfig, overrides: Overrides) -> RunConfig:
+    """The base whose views all follow the policy that is asked for, if one is.
+
+    A second or small policy of the recipe beside it would still make the changes that the asked one
+    leaves out, in every other view.
+    """
+    if not is_asked(overrides, "views.policy"):
+        return base
+    asked = overlay_all(base, overrides).views.policy
+    return replace(base, views=following(base.views, asked))
 
 
 def _with_fitting_queue(base: RunConfig, overrides: Overrides, image_count: int) -> RunConfig:

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from diptych.config.data import ViewsConfig
 from diptych.config.files import overlay, parse_toml, to_toml
 from diptych.config.method import KeyEncoderConfig
-from diptych.config.policies import branches
+from diptych.config.policies import Crop, as_text, branches
 from diptych.config.recipes import (
     HAVE_CIFAR10,
     RECIPES,
@@ -315,6 +316,57 @@ def test_every_recipe_begins_from_weights(recipe: str, tmp_path: Path) -> None:
         assert (optimizer.kind, optimizer.learning_rate) == ("sgd", 0.12)
     else:
         assert optimizer == replace(own.optimizer, learning_rate=own.optimizer.learning_rate / 4)
+
+
+@pytest.mark.parametrize("recipe", ["simclr", "byol", "moco_v3", "swav", "dino", "lejepa"])
+def test_a_policy_that_is_asked_for_is_that_of_all_views(recipe: str) -> None:
+    own = recipe_config(recipe, "small").views
+    views = resolved_views(recipe, {"policy": "crop(area=0.5..1) + flip"})
+    plain = "crop(area=0.5..1) + flip"
+    assert [as_text(branch) for branch in views.branches] == [plain, plain]
+    crop, *others = views.small_branch
+    assert [as_text([one]) for one in others] == ["flip"]
+    if own.small_views:  # which keep the area that the recipe gives them
+        assert isinstance(crop, Crop)
+        assert isinstance(own.small_branch[0], Crop)
+        assert (views.small_views, crop.area) == (own.small_views, own.small_branch[0].area)
+    # What is asked for besides stays.
+    second = resolved_views(recipe, {"policy": plain, "second": "crop", "small_policy": "crop"})
+    assert [as_text(branch) for branch in second.branches] == [plain, "crop"]
+    assert as_text(second.small_branch) == "crop"
+    assert resolved_views(recipe, {"strength": 0.5}) == replace(own, strength=0.5)
+
+
+def resolved_views(recipe: str, views: dict[str, object]) -> ViewsConfig:
+    asked: dict[str, object] = {"recipe": recipe, "scale": "small", "images": {"path": "x"}}
+    layers: Overrides = [({**asked, "views": views, "training": {"device": "cpu"}}, "")]
+    return resolve(layers, image_count=50_000, median_side_pixels=255, channels=3)[0].views
+
+
+def test_small_views_are_as_mild_as_the_others_where_weights_are_learned_on_from() -> None:
+    config = learning_on(recipe_config("dino", "small"), parts=5)
+    _, *large = config.views.branches[0]
+    _, *small = config.views.small_branch
+    assert small == large
+    assert config.views.small_views == recipe_config("dino", "small").views.small_views > 0
+
+
+def test_what_only_the_smallest_network_has_is_refused_for_others() -> None:
+    for name, value in (("width", 128), ("stem_stride", 1), ("stage_blocks", [2, 2])):
+        with pytest.raises(ConfigError, match=f"encoder.{name} is of small_resnet"):
+            resolved(2_000, 255, encoder={"name": "resnet18", name: value})
+
+
+def test_a_bank_is_not_shuffled() -> None:
+    with pytest.raises(ConfigError, match="keys of a bank come from earlier batches"):
+        resolved(2_000, 255, recipe="memory_bank", norm={"kind": "shuffle"})
+
+
+def test_a_students_loss_has_no_weight() -> None:
+    config = recipe_config("moco_v3", "tiny")
+    assert config.loss_weight == config.method.loss.weight != 1.0
+    student = replace(config, distillation=replace(config.distillation, teacher="runs/one"))
+    assert student.loss_weight == 1.0
 
 
 def test_weights_see_large_views_at_every_scale_that_nobody_asked_for(tmp_path: Path) -> None:

@@ -303,7 +303,10 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str, wanted: str) -> 
         ({"name": "vit_b_16", "attention_heads": 6}, "attention_heads = 6 goes with timm's vision"),
         ({"name": "small_resnet", "attention_heads": 6}, "'small_resnet'. Leave it out"),
         ({"name": "timm:resnet18", "attention_heads": 6}, "'timm:resnet18'. Leave it out"),
-        ({"name": "vit_tiny_patch16_224", "attention_heads": 5}, "divisible"),
+        (
+            {"name": "vit_tiny_patch16_224", "attention_heads": 5},
+            "must divide the width of vit_tiny_patch16_224, 192; use one of 1, 2, 3, 4, 6, 8, 12,",
+        ),
         ({"name": "mobilenet_v2", "stem": "small"}, "set encoder.stem = 'imagenet'"),
         ({"name": "timm:resnet18", "stem": "small"}, "set encoder.stem = 'imagenet'"),
         ({"name": "mobilenet_v2", "pool": 2}, r"pool = 2 goes with small_resnet .*pool = 1\."),

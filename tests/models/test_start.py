@@ -23,7 +23,7 @@ from diptych.models.start import (
 )
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
 from diptych.runs.tensor_files import read_tensors_and_text
-from foreign_networks import LINEAR, prefixed, resnet18
+from foreign_networks import LINEAR, moco_v3_vit_small, prefixed, resnet18
 
 SMALL = overlay(
     RunConfig(),
@@ -52,6 +52,16 @@ def theirs(tmp_path: Path) -> Path:
     state = resnet18(small_border=1).state_dict() | prefixed("fc.", LINEAR)
     torch.save(state, tmp_path / "theirs.pth")
     return tmp_path / "theirs.pth"
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_224", "timm:vit_small_patch16_224"])
+def test_moco_v3s_heads_are_kept_however_the_network_is_called(name: str, tmp_path: Path) -> None:
+    torch.save(moco_v3_vit_small().content, tmp_path / "vit.pth")
+    start = read_start(str(tmp_path / "vit.pth"), name)
+    assert start.settings["encoder"]["attention_heads"] == 12
+    config = start.applied_to(overlay(RunConfig(), nest({"views.side_pixels": 32}), "the test"))
+    sentences = fit_start(start, config).sentences
+    assert any("it is taken to have 12. MoCo v3's has 12; of DeiT's" in one for one in sentences)
 
 
 def test_settings_follow_from_our_own_file(ours: Path) -> None:

@@ -9,7 +9,7 @@ from diptych.config.method import (
     WITH_PREDICTOR,
     MethodConfig,
 )
-from diptych.config.model import NormConfig
+from diptych.config.model import EncoderConfig, NormConfig
 from diptych.config.run import OWN, RunConfig, TrainingConfig
 
 
@@ -27,6 +27,7 @@ def require_consistent(config: RunConfig) -> None:
         "small_resnet has the small stem only; set encoder.stem = 'small'",
         config.encoder.stem,
     )
+    _require_own_structure(config.encoder)
     if config.method_name in SIAMESE:
         _require_consistent_siamese(config)
     else:
@@ -74,6 +75,21 @@ def require_consistent(config: RunConfig) -> None:
             config.views.small_views == 0,
             "distillation takes views of one size: leave out views.small_views",
             config.views.small_views,
+        )
+
+
+def _require_own_structure(encoder: EncoderConfig) -> None:
+    """Refuses what is of small_resnet only, of which another network would take no notice."""
+    if encoder.name in ("small_resnet", OWN):
+        return
+    usual = EncoderConfig()
+    for name in ("width", "stem_stride", "stage_blocks"):
+        value = getattr(encoder, name)
+        require(
+            value == getattr(usual, name),
+            f"encoder.{name} is of small_resnet, and encoder.name is {encoder.name!r}: leave it out"
+            + (", or set encoder.width_multiplier" if name == "width" else ""),
+            value,
         )
 
 
@@ -133,6 +149,12 @@ def _require_consistent_method(config: RunConfig) -> None:
         method.views == 2 or queries_are_keys,
         "method.views above 2 go with the dictionary 'batch', both_views and a shared encoder",
         method.views,
+    )
+    require(
+        dictionary.kind != "bank" or config.norm.kind != "shuffle",
+        "norm.kind = 'shuffle' puts keys into other groups than queries, and the keys of a bank "
+        "come from earlier batches: choose 'batch' or 'split'",
+        config.norm.kind,
     )
     require(
         dictionary.kind != "bank" or method.key_encoder.kind == "shared",

@@ -31,6 +31,7 @@ from diptych.config.scales import (
     SCALES,
     SIDE_AT,
     Scale,
+    following,
     mlp_head,
     training_at,
     views_at,
@@ -348,7 +349,7 @@ def learning_on(config: RunConfig, *, parts: int) -> RunConfig:
         optimizer = replace(own, learning_rate=_LEARNING_ON_SHARE * own.learning_rate)
     return replace(
         config,
-        views=replace(config.views, policy=_LEARNING_ON_POLICY, second=None),
+        views=following(config.views, _LEARNING_ON_POLICY),
         encoder=replace(config.encoder, frozen_parts=min(round(_FROZEN_SHARE * parts), parts - 1)),
         method=replace(config.method, anchor=AnchorConfig(weight=1.0)),
         optimizer=optimizer,

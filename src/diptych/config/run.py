@@ -276,6 +276,11 @@ class RunConfig:
         return self.method.kind if self.distillation.teacher is None else "distillation"
 
     @property
+    def loss_weight(self) -> float:
+        """What gradients of the loss are multiplied by; a student's loss has no such weight."""
+        return 1.0 if self.method_name == "distillation" else self.method.loss.weight
+
+    @property
     def keeps_best(self) -> bool:
         """Whether the encoder that is kept is chosen among several, by ``training.keep``."""
         kind = self.training.keep.kind

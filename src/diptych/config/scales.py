@@ -1,11 +1,12 @@
 """What the recipes have in common at each scale: encoder, side, views, length, optimizer."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final, Literal
 
 from diptych.config.data import ViewsConfig
 from diptych.config.model import EncoderConfig, HeadConfig
-from diptych.config.policies import PRESETS, as_text, parse_policy
+from diptych.config.policies import PRESETS, Crop, as_text, parse_policy
 from diptych.config.run import OptimizerConfig, TrainingConfig
 
 Scale = Literal["tiny", "small", "cifar10", "paper"]
@@ -47,6 +48,19 @@ def views_at(scale: Scale, preset: str) -> ViewsConfig:
     return ViewsConfig(
         side_pixels=side, policy=_text(first), second=None if second is None else _text(second)
     )
+
+
+def following(views: ViewsConfig, policy: str) -> ViewsConfig:
+    """The same views, all by one policy; small ones keep the area that their recipe gives them."""
+    followed = replace(views, policy=policy, second=None, small_policy=None)
+    if views.small_policy is None:
+        return followed
+    first, *others = followed.small_branch
+    own = views.small_branch[0]
+    assert isinstance(first, Crop)
+    assert isinstance(own, Crop)  # of a recipe
+    small = (replace(first, area=own.area), *others)
+    return replace(followed, small_policy=as_text(small))
 
 
 def _text(policy: str) -> str:

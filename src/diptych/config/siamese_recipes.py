@@ -239,7 +239,8 @@ def dino(scale: Scale) -> RunConfig:
     """DINO (2104.14294, section 3.2): a ViT-S/16 at `paper`, two full-sized and ten small views.
 
     AdamW with a weight decay of 0.04 to 0.4, the teacher's temperature from 0.04 to 0.07. ResNets,
-    which have batch norms, have them in the head too (section 3.2).
+    which have batch norms, have them in the head too (section 3.2). A run keeps the student's
+    encoder, where the paper evaluates the teacher's.
     """
     paper = scale == "paper"
     config = _siamese(

@@ -292,6 +292,7 @@ def _from_timm(
     name = config.name.removeprefix(TIMM)
     options: dict[str, Any] = {"pretrained": False, "num_classes": 0, "in_chans": channels}
     if config.attention_heads is not None:
+        _require_fitting_heads(config.attention_heads, name)
         options["num_heads"] = config.attention_heads
     # Most convolutional networks take any size and have neither argument, and some transformers
     # not the second.
@@ -304,6 +305,19 @@ def _from_timm(
             if "img_size" not in str(error):
                 raise
     return timm.create_model(name, **options)
+
+
+def _require_fitting_heads(heads: int, name: str) -> None:
+    import timm
+
+    with torch.device("meta"):
+        width = timm.create_model(name, pretrained=False).num_features
+    if width % heads:
+        fitting = ", ".join(str(one) for one in range(1, 17) if width % one == 0)
+        raise ConfigError(
+            f"encoder.attention_heads = {heads} must divide the width of {name}, {width}; use one "
+            f"of {fitting}."
+        )
 
 
 # --- patches of vision transformers -----------------------------------------------------------

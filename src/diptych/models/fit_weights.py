@@ -117,6 +117,8 @@ def _wrong(name: str, ours: Tensor, theirs: Tensor, stem: str) -> str | None:
 def _fitted(found: _Comparison, network: nn.Module, views: ViewsConfig, origin: str) -> Fitted:
     came, stem = found.candidate.tensors, stem_of(network)
     state, sentences = dict[str, Tensor](), [_what_matched(found, network, origin)]
+    if found.candidate.layout.note:
+        sentences.append(found.candidate.layout.note)
     for name, ours in network.state_dict().items():
         if name not in came:
             state[name] = torch.zeros(ours.shape, dtype=ours.dtype)

@@ -143,6 +143,7 @@ class Layout:
         settings: of a run, that follow from the layout: nested tables.
         small_stem: what ``encoder.stem`` is where the first convolution is 3x3.
         small_vit_heads: of ViT-S, where it has others than timm's; shapes do not tell.
+        note: a sentence on what tensors of such a file do not show.
     """
 
     name: str
@@ -154,6 +155,7 @@ class Layout:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     small_stem: str = "small"
     small_vit_heads: int | None = None
+    note: str = ""
 
 
 _BACKBONE: Final = r"backbone\."
@@ -169,6 +171,15 @@ def _stable_pretraining() -> Iterator[Layout]:
         yield Layout("stable-pretraining", vit, marks, "", _TRANSFORMERS_VIT, _VIT_LEFT_OUT)
         if part:
             yield Layout("stable-pretraining", _BACKBONE + part)
+
+
+def _lightly_dino() -> Iterator[Layout]:
+    """DINO and DINOv2 of lightly's examples: the teacher first; a ``Sequential``, or a network."""
+    for part in ("teacher", "student"):
+        prefix = rf"{part}_backbone\.(?:vit\.)?"
+        flat = (rf"^{part}_backbone\.0\.weight$",)
+        yield Layout("lightly", prefix, flat, renames=_FLAT_SEQUENTIAL)
+        yield Layout("lightly", prefix, left_out=rf"{_CLASSIFIER}|^mask_token$")
 
 
 LAYOUTS: Final = (
@@ -212,6 +223,7 @@ LAYOUTS: Final = (
         small_vit_heads=12,  # of its ViT-S, which is MoCo v3's
     ),
     Layout("mmselfsup", _BACKBONE, (r"^(?:neck|data_preprocessor|encoder_k)\.",)),
+    *_lightly_dino(),
     Layout("lightly", _BACKBONE, (r"^backbone\.0\.weight$",), renames=_FLAT_SEQUENTIAL),
     Layout("lightly", _BACKBONE, (r"^(?:projection|prediction)_head|^backbone_momentum\.",)),
     *_stable_pretraining(),
@@ -223,6 +235,12 @@ LAYOUTS: Final = (
         (r"(?:^|\.)res2\.0\.conv1\.norm\.",),
         renames=_DETECTRON2,
         left_out=rf"{_CLASSIFIER}|^(?:fpn_|proposal_generator|roi_heads|pixel_)",
+        note=(
+            "Read as a network of torchvision's kind, which sees red-green-blue pixels and strides "
+            "in its 3x3 convolutions, as `diptych export --format detectron2` writes it. One that "
+            "was trained from detectron2's own MSRA weights sees blue-green-red pixels from 0 to "
+            "255 and strides in its 1x1 convolutions: its features would be wrong here."
+        ),
     ),
     Layout(
         "efficientnet_lite_pytorch",
@@ -236,7 +254,7 @@ LAYOUTS: Final = (
     Layout("a backbone beside heads", r"(?:model\.)?(?:backbone|encoder|convnet|network|net|f)\."),
     Layout("a Sequential of a ResNet", marks=(r"^0\.weight$",), renames=_FLAT_SEQUENTIAL),
     # Also of diptych's own encoders, whose features may be whitened.
-    Layout("torchvision or timm", left_out=rf"{_CLASSIFIER}|^fc_norm\.|{_WHITENING}"),
+    Layout("torchvision or timm", left_out=rf"{_CLASSIFIER}|^fc_norm\.|^mask_token$|{_WHITENING}"),
 )
 """In order: those that are recognised by more come first."""
 

@@ -17,7 +17,7 @@ from diptych.config.files import overlay
 from diptych.config.model import EncoderConfig
 from diptych.config.run import OWN, RunConfig
 from diptych.errors import ConfigError
-from diptych.models.encoders import SMALL_RESNET, build_encoder
+from diptych.models.encoders import SMALL_RESNET, TIMM, build_encoder, torchvision_names
 from diptych.models.fit_weights import fit_weights, stem_of
 from diptych.models.foreign import Candidate, candidates
 from diptych.models.weight_files import (
@@ -127,6 +127,9 @@ def fit_start(start: StartWeights, config: RunConfig) -> StartEncoder:
             "The first convolution is 3x3 and is taken to have solo-learn's border of 2 pixels; "
             "of a network with a border of 1, give --encoder.stem small."
         )
+    is_vit_small = config.encoder.name.removeprefix(TIMM).startswith("vit_small_")
+    if is_vit_small and "encoder" not in start.file.settings:
+        sentences.append(_words_on_heads(config.encoder.attention_heads))
     if not start.says_normalisation:
         sentences.append(
             "The weights do not say how pixels were normalised; views.pixel_mean and "
@@ -293,8 +296,25 @@ def _encoder_settings(
         )
     if name == found.get("name"):
         return found
+    plain = name.removeprefix(TIMM)
+    if plain == found.get("name") and plain not in torchvision_names():
+        return {**found, "name": name}
     stem = "small" if name == SMALL_RESNET else found.get("stem", "imagenet")
     return {"name": name, "stem": stem}
+
+
+def _words_on_heads(attention_heads: int | None) -> str:
+    """Of a ViT-S, which two kinds of weights fit alike."""
+    if attention_heads is None:
+        return (
+            "The shapes of a ViT-S do not tell its attention heads: it is taken to have 6, as in "
+            "DeiT and DINO. Of MoCo v3's, give --encoder.attention-heads 12."
+        )
+    return (
+        f"The shapes of a ViT-S do not tell its attention heads: it is taken to have "
+        f"{attention_heads}. MoCo v3's has 12; of DeiT's and DINO's, give "
+        "--encoder.attention-heads 6."
+    )
 
 
 def _channels(start: StartWeights) -> int:

@@ -77,7 +77,7 @@ def train_step(
         output: StepOutput = method(batch)
     with watch("backward"):
         # The weight scales gradients only; the loss in the metrics stays comparable.
-        minimised = output.loss * config.method.loss.weight
+        minimised = output.loss * config.loss_weight
         if output.penalty is not None:
             minimised = minimised + output.penalty
         torch.autograd.backward(scale.scaled(minimised))
