@@ -98,14 +98,13 @@ class SearchFlags:
     vectors: Positional[Path]
     """Vectors that `diptych embed` wrote, or a .parquet, .npy or .csv file of vectors."""
     image: str
-    """What to look for: an image file, a folder of them, or an image of the set by its row (from 0)
+    """The image to look for: a file, a folder of files, or an image of the set by its row (from 0)
     or its name."""
     source: str | None = None
     """The run, encoder or weights that made the vectors; needed for images that are not of the
     set."""
     encoder: str | None = None
-    """Of weights from elsewhere as `--source`: the network that they are of, where they do not show
-    it."""
+    """The network of `--source`, where these are weights that do not show it."""
     k: int = 10
     """Images to find for each."""
     index: Literal["exact", "faiss"] = "exact"

@@ -122,18 +122,20 @@ def settings_of(kind: type) -> Iterator[Setting]:
 def settings_page() -> str:
     """All settings of a run as a page of Markdown."""
     recipes = {name: flatten(recipe_config(name, "paper")) for name in RECIPES}
-    lines, section = [_HEAD], None
+    sections: dict[str, list[Setting]] = {}
     for setting in settings_of(RunConfig):
-        if setting.owner is not section:
-            section = setting.owner
-            title = setting.name.rpartition(".")[0] or "The run"
-            lines += ["", f"## {title}", "", inspect.cleandoc(section.__doc__ or ""), ""]
-            lines += ["| setting | type | without a recipe | meaning |", "|---|---|---|---|"]
-        default = setting.default_words
-        meaning = setting.meaning.replace("|", "\\|")
-        if changed := _changed(setting, recipes):
-            meaning += f" *{changed}*"
-        lines.append(f"| `{setting.name}` | {setting.type} | {default} | {meaning} |")
+        sections.setdefault(setting.name.rpartition(".")[0], []).append(setting)
+    lines = [_HEAD]
+    for section, settings in sections.items():
+        about = inspect.cleandoc(settings[0].owner.__doc__ or "")
+        lines += ["", f"## {section or 'The run'}", "", about, ""]
+        lines += ["| setting | type | without a recipe | meaning |", "|---|---|---|---|"]
+        for setting in settings:
+            meaning = setting.meaning.replace("|", "\\|")
+            if changed := _changed(setting, recipes):
+                meaning += f" *{changed}*"
+            row = (f"`{setting.name}`", setting.type, setting.default_words, meaning)
+            lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -300,4 +300,7 @@ def recipes(arguments: Sequence[str]) -> None:
         return
     for name, make in RECIPES.items():
         print(f"{name:12} {inspect.cleandoc(make.__doc__ or '').splitlines()[0]}")
-    print("\n`diptych recipes NAME --scale tiny|small|paper` prints one as a config file.")
+    print(
+        "\n`diptych recipes NAME --scale tiny|small|cifar10|paper` prints one as a config "
+        "file; cifar10 is of simclr and simsiam."
+    )

@@ -120,9 +120,10 @@ class KeepConfig:
     """`last`: that of the last step. `best`: of that and, where `encoder.weights` are given, the
     start and the average of both, each as it is, with whitened features, and with those of an
     intermediate layer, the one that does best on training images. `auto`: `best` where
-    `encoder.weights` are given."""
+    `encoder.weights` are given. A run without a scale has `best`."""
     images: int = 1000
-    """Of `best`: training images that the encoders are compared on, at most."""
+    """Of `best`: training images that the encoders are compared on, at most; recipes compare 2,000
+    where `encoder.weights` are given."""
 
     def __post_init__(self) -> None:
         Checks("training.keep", self).at_least(32, "images")

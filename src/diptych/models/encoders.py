@@ -311,7 +311,7 @@ def _require_fitting_heads(heads: int, name: str) -> None:
     import timm
 
     with torch.device("meta"):
-        width = timm.create_model(name, pretrained=False).num_features
+        width: int = timm.create_model(name, pretrained=False).num_features  # type: ignore
     if width % heads:
         fitting = ", ".join(str(one) for one in range(1, 17) if width % one == 0)
         raise ConfigError(
