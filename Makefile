@@ -1,4 +1,4 @@
-# Every target sets up what it needs: only Python (3.11 or 3.13) and make have to be there.
+# Every target sets up what it needs: only Python (3.11 to 3.13) and make have to be there.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
