@@ -5,7 +5,8 @@ runs of `verdict_population.py` (--population), where the verdict gets other ima
 say what is true; and any run folders with an evaluation.json (--runs). An encoder is no better
 where its accuracy (mean per class where one class has over half of the images), the mean of kNN and
 the linear classifier, is not above those of the start weights and of the untrained encoder; or,
-stricter, not above that of raw pixels as well. Cells of studies have kNN only.
+stricter, not above that of raw pixels as well. Cells of studies have kNN only; those that are left
+out are told beside the table.
 
     python benchmarks/verdict_calibration.py --cifar10 cifar10/
     python benchmarks/verdict_calibration.py --population population.jsonl --runs runs/*
@@ -24,6 +25,7 @@ from typing import Any, Final, NamedTuple
 from measuring import Figure, add_arguments, publish
 
 from diptych.config.data import ImagesConfig, ViewsConfig
+from diptych.config.recipes import recipe_config
 from diptych.diagnostics.comparison import compare
 from diptych.diagnostics.verdict import judge
 from diptych.evaluation.features import pixel_features
@@ -140,18 +142,55 @@ def _wrong(said: Sequence[Judged]) -> tuple[int, int]:
     )
 
 
-def of_studies(folder: Path, pixels: Mapping[int, float]) -> Iterator[Judged]:
-    """The cells of the tables of studies, by their last step: a table has no earlier ones."""
+class StudyCells(NamedTuple):
+    """The cells in the table of a study.
+
+    Attributes:
+        study: its name.
+        rows: of the table, each a cell with a seed.
+        untrained: accuracies of untrained encoders; none where they were not measured.
+    """
+
+    study: str
+    rows: Sequence[Mapping[str, str]]
+    untrained: Sequence[float]
+
+    @property
+    def judged(self) -> Sequence[Mapping[str, str]]:
+        """Rows that a verdict can be held against."""
+        rows = [row for row in self.rows if row["knn"] and row["pretext"]]
+        return rows if self.untrained else []
+
+    @property
+    def left_out(self) -> str:
+        """How many are not judged and why, a sentence; empty where all are."""
+        count = len(self.rows) - len(self.judged)
+        if not count:
+            return ""
+        why = "without a result" if self.untrained else "its untrained encoder was not measured"
+        return f"Left out: {count} cell{'s' * (count > 1)} of {self.study}, {why}."
+
+
+def read_studies(folder: Path) -> list[StudyCells]:
+    """The cells of the tables of studies, study by study."""
+    found = []
     for table in sorted(folder.glob("*/table.csv")):
         with open(table, newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["knn"] and row["pretext"]]
+            rows = list(csv.DictReader(file))
         before = [float(row["untrained"]) for row in rows if row.get("untrained")]
-        if not before:
-            continue
-        for row in rows:
-            values = {TRAINED: float(row["knn"]), UNTRAINED: fmean(before)}
+        found.append(StudyCells(table.parent.name, rows, before))
+    return found
+
+
+def of_studies(studies: Iterable[StudyCells], pixels: Mapping[int, float]) -> Iterator[Judged]:
+    """The cells of studies, by their last step: a table has no earlier ones."""
+    for study in studies:
+        for row in study.judged:
+            values = {TRAINED: float(row["knn"]), UNTRAINED: fmean(study.untrained)}
             flags = _flags(row["command"])
-            limit, batch = int(flags["images.limit"]), int(flags.get("batch-size", 256))
+            recipe = recipe_config(flags["recipe"], flags["scale"])
+            limit = int(flags["images.limit"])
+            batch = int(flags.get("batch-size", recipe.training.batch_size))
             if limit in pixels:
                 values[PIXELS] = pixels[limit]
             steps = int(flags["epochs"]) * (limit // batch)
@@ -224,12 +263,15 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, nargs="+", default=[], metavar="FOLDER")
     arguments = parser.parse_args()
     pixels = pixels_of(arguments.cifar10, (5_000, 10_000)) if arguments.cifar10 else {}
-    found = [*of_studies(STUDIES, pixels)]
+    studies = read_studies(STUDIES)
+    found = [*of_studies(studies, pixels)]
     for file in arguments.population:
         found += of_population(file)
     found += of_folders(arguments.runs)
     rows = calibrate(found)
     print(as_markdown(rows))
+    for sentence in filter(None, (study.left_out for study in studies)):
+        print(sentence)
     publish(
         figures_of(rows), "Verdicts that are wrong, as a share of those that say it", arguments.json
     )

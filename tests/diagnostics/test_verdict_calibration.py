@@ -4,7 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from verdict_calibration import as_markdown, calibrate, figures_of, judged, of_studies
+from verdict_calibration import (
+    as_markdown,
+    calibrate,
+    figures_of,
+    judged,
+    of_studies,
+    read_studies,
+)
 
 HEALTH = {"effective_rank": 20.0, "stability": 0.1, "pixel_stability": 0.1}
 
@@ -45,14 +52,35 @@ def test_what_is_said_is_held_against_other_images() -> None:
 
 def test_cells_are_read_from_the_tables_of_studies(tmp_path: Path) -> None:
     head = "study,cell,seed,knn,pretext,effective_rank,untrained,command\n"
-    command = "diptych pretrain cifar10 --images.limit 10000 --epochs 20 --no-report --resume"
+    command = (
+        "diptych pretrain cifar10 --recipe simclr --scale tiny --images.limit 10000 --epochs 7 "
+        "--no-report --resume"
+    )
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "table.csv").write_text(
         f"{head}s,a,0,0.4,0.5,30.0,0.3,{command}\ns,b,0,0.2,0.5,30.0,,{command}\ns,c,0,,,,,\n"
     )
-    found = list(of_studies(tmp_path, {10_000: 0.35}))
-    # 39 batches of 256 an epoch are 780 steps, which is enough; each query chooses among 511.
+    found = list(of_studies(read_studies(tmp_path), {10_000: 0.35}))
+    # 78 batches of the recipe's 128 an epoch are 546 steps, which is enough.
     assert [(one.healthy, one.gained, one.useful) for one in found] == [
         (True, True, True),
         (True, False, False),
     ]
+
+
+def test_cells_that_are_left_out_are_told_with_the_reason(tmp_path: Path) -> None:
+    command = "diptych pretrain cifar10 --recipe simclr --scale tiny --images.limit 5000 --epochs 1"
+    head = "study,cell,seed,knn,pretext,effective_rank,untrained,command\n"
+    for name, untrained in (("with", "0.3"), ("without", "")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "table.csv").write_text(
+            f"{head}{name},a,0,0.4,0.5,30.0,{untrained},{command}\n{name},b,0,,,,,{command}\n"
+        )
+
+    studies = read_studies(tmp_path)
+
+    assert [study.left_out for study in studies] == [
+        "Left out: 1 cell of with, without a result.",
+        "Left out: 2 cells of without, its untrained encoder was not measured.",
+    ]
+    assert len(list(of_studies(studies, {}))) == 1

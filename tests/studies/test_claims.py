@@ -30,9 +30,33 @@ def test_a_difference_has_the_t_interval_of_two_samples_with_one_variance() -> N
     assert (found.low, found.high) == pytest.approx((100 * oracle.low, 100 * oracle.high))
 
 
+def test_a_cell_that_varies_more_than_the_others_counts_with_its_own_deviation() -> None:
+    loud, quiet = [0.287, 0.314, 0.292], [0.312, 0.318, 0.309]
+    others = {"c": [0.385, 0.383, 0.388], "d": [0.381, 0.377, 0.386]}
+    found = difference_in_points(
+        results(loud=loud, quiet=quiet, **others), better("quiet", "loud", "", "").weights
+    )
+    assert found is not None
+    oracle = stats.ttest_ind(quiet, loud, equal_var=False).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((100 * oracle.low, 100 * oracle.high))
+
+
+def test_cells_that_agree_by_chance_do_not_count_with_their_own_deviation() -> None:
+    one, other = [0.400, 0.401, 0.402], [0.390, 0.391, 0.392]
+    third = [0.30, 0.31, 0.32]
+    found = difference_in_points(
+        results(one=one, other=other, third=third), better("one", "other", "", "").weights
+    )
+    assert found is not None
+    # 2.447 is the quantile 97.5% of t with 6 degrees of freedom, from a printed table.
+    half = 2.447 * math.sqrt((0.1**2 + 0.1**2 + 1.0**2) / 3 * (1 / 3 + 1 / 3))
+    assert (found.low, found.high) == pytest.approx((1.0 - half, 1.0 + half), rel=1e-3)
+
+
 def test_a_slope_is_that_of_a_straight_line_through_the_means(rng: np.random.Generator) -> None:
     positions = [7.0, 8.0, 10.0, 11.0]  # doublings of 1
-    values = rng.uniform(0.3, 0.5, (4, 3))
+    # The cells at the ends, which say most of a slope, vary least: all cells together vary more.
+    values = rng.uniform(0.3, 0.5, (4, 1)) + np.outer([0.01, 0.3, 0.3, 0.01], [0.05, 0.0, -0.05])
     cells = ["a", "b", "c", "d"]
     claim = rises(cells, [2**x for x in positions], "It rises", "it does", per="K")
     found = difference_in_points(
@@ -100,6 +124,55 @@ def test_that_nothing_changes_needs_an_interval_within_the_tolerance(
     same = [0.400, 0.402, 0.404]
     claim = Claim("They are equal", "equal", {("a", "knn"): 1, ("b", "knn"): -1}, tolerance=2.0)
     assert judge_claim(claim, results(a=[v + shift for v in same], b=same)).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("shift", "words"),
+    [
+        (0.03, "There is a difference, of +1.5 to +4.5 points; whether it is below 2 points is"),
+        (-0.03, "There is a difference, of -4.5 to -1.5 points; whether it is below 2 points is"),
+        (0.01, "the interval includes zero and 2 points."),
+    ],
+)
+def test_what_is_not_decided_of_a_tolerance_is_said(shift: float, words: str) -> None:
+    # 2.776 is the quantile 97.5% of t with 4 degrees of freedom: 1.5 points to either side.
+    spread = 0.015 / 2.776 / math.sqrt(2 / 3)
+    same = [0.4 - spread, 0.4, 0.4 + spread]
+    claim = better("a", "b", "They are equal", "equal", tolerance=2.0)
+    found = judge_claim(claim, results(a=[v + shift for v in same], b=same))
+    assert found.outcome == "undecided"
+    assert words in found.sentence()
+
+
+@pytest.mark.parametrize(
+    ("shift", "paper", "outcome", "words"),
+    [
+        (0.00, 4.0, "smaller", "as large as the paper's 4 points is ruled out; the interval incl"),
+        (0.00, 1.0, "undecided", "the interval includes zero and the paper's 1 point."),
+        (0.03, 4.0, "agree", "This agrees, beyond the interval."),
+        (0.03, 9.0, "agree", "beyond the interval, by less than the paper's 9 points."),
+        (-0.03, 4.0, "disagree", "This contradicts it"),
+    ],
+)
+def test_a_difference_is_held_against_the_size_of_the_papers(
+    shift: float, paper: float, outcome: str, words: str
+) -> None:
+    spread = 0.015 / 2.776 / math.sqrt(2 / 3)  # 1.5 points to either side, as above
+    same = [0.4 - spread, 0.4, 0.4 + spread]
+    claim = better("a", "b", "One beats the other", "by far", paper_points=paper)
+    found = judge_claim(claim, results(a=[v + shift for v in same], b=same))
+    assert found.outcome == outcome
+    assert words in found.sentence()
+    assert found.is_below_paper == (paper > 100 * shift + 1.5)
+
+
+def test_a_finding_without_its_measure_says_what_it_waits_for() -> None:
+    claim = better("one", "other", "One beats the other", "yes", measure="linear")
+    waiting = judge_claim(claim, results(one=[0.9, 0.8], other=[0.1, 0.2]))
+    assert waiting.outcome == "unmeasured"
+    assert "not measured. It waits for what the same command adds: linear." in waiting.sentence()
+    # There is nothing to add to where no run is done.
+    assert judge_claim(claim, results()).sentence().endswith("not measured.")
 
 
 def test_one_seed_decides_nothing_and_no_result_is_said() -> None:

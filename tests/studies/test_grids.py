@@ -1,6 +1,8 @@
 """The grids are what the papers vary; every command is one that the command line takes."""
 
+import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +143,66 @@ def test_every_claim_is_about_cells_and_measures_that_there_are(study: Study) ->
     text = to_markdown(page)
     assert study.question in text
     assert all(f"`{cell.name}`" in text for cell in study.grid(study.budget.epochs))
+
+
+CLASSIFIERS = {
+    "knn": "kNN",
+    "untrained": "kNN",
+    "supervised": "kNN",
+    "linear": "linear",
+    "supervised_linear": "linear",
+}
+"""By measure, where it is an accuracy at telling classes."""
+
+
+@ALL
+def test_no_claim_compares_two_kinds_of_classifiers(study: Study) -> None:
+    for claim in study.claims(made_up(study)):
+        measures = {measure for _, measure in claim.weights}
+        assert len({CLASSIFIERS.get(one, one.rpartition("_")[0] or one) for one in measures}) == 1
+
+
+@ALL
+def test_the_papers_points_are_the_difference_of_its_figures(study: Study) -> None:
+    """Where both stand in the words: `63.9 against 51.6`, `64.4 at 0.1 against 59.7 at 0.05`."""
+    for claim in study.claims(made_up(study)):
+        figures = re.fullmatch(r"([\d.]+)( at [\d.]+)? against ([\d.]+)( at [\d.]+)?", claim.paper)
+        if figures is not None:
+            assert claim.paper_points == pytest.approx(float(figures[1]) - float(figures[3]))
+
+
+def test_the_figure_of_sizes_is_by_one_classifier() -> None:
+    study = find_study("size")
+    both = made_up(study)
+    names = ("knn", "supervised")
+    by_knn = StudyResults(
+        replace(one, measures={name: one.measures[name] for name in names}) for one in both.all
+    )
+    for found, label, measures in (
+        (both, "linear classifier", ("linear", "supervised_linear")),
+        (by_knn, "kNN", names),
+    ):
+        (axes,) = study.draw(found).axes
+        assert label in axes.get_ylabel()
+        drawn = [list(line[0].get_ydata()) for line in axes.containers]
+        cells = [f"blocks-1-width-{width}" for width in (8, 16, 32)]
+        for measure, heights in zip(measures, drawn, strict=False):
+            means = [100 * np.mean(found.values(cell, measure)) for cell in cells]
+            assert heights == pytest.approx(means)
+
+
+def test_the_caption_is_of_the_figure_that_is_drawn() -> None:
+    study = find_study("batch")
+    found = made_up(study)
+    without = StudyResults(
+        replace(one, measures={k: v for k, v in one.measures.items() if k != "untrained"})
+        for one in found.all
+    )
+    plan = study_run(study, data="images")
+    assert describe(plan, found).caption.endswith("Dotted: the untrained encoder.")
+    page = describe(plan, without)
+    assert page.caption.endswith("The untrained encoder is not measured.")
+    assert "3 of 45 runs lack what the same command adds: untrained." in page.headline
 
 
 @pytest.mark.parametrize("epochs", [1, 4, 6])

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +29,7 @@ from diptych.studies.run_cells import (
     write_commands,
 )
 from diptych.studies.study_page import write_study
-from diptych.studies.study_run import STUDIES, StudyRun, study_run
+from diptych.studies.study_run import STUDIES, CellRun, StudyRun, study_run
 from studies.made_up import TINY
 
 CELLS = "diptych.studies.run_cells"
@@ -137,6 +139,98 @@ def test_cells_that_are_done_are_skipped(
     run_cells(finished, say=said.append)
     assert len(said) == 1
     assert task.result() == before
+
+
+def copied(finished: StudyRun, out: Path, *measures: str) -> StudyRun:
+    """The finished study in another folder, of which more measures are asked."""
+    shutil.copytree(finished.out, out)
+    return replace(finished, out=out, study=replace(TINY, measures=measures))
+
+
+def change(task: CellRun, **measures: float | None) -> None:
+    """Gives a result other measures, or takes some away, as if they had not been asked for."""
+    file = task.folder / RESULT_NAME
+    kept = json.loads(file.read_text())
+    asked = kept["protocol"]["measures"]
+    kept["protocol"]["measures"] = [one for one in asked if measures.get(one, 0.0) is not None]
+    there = {**kept["measures"], **measures}
+    kept["measures"] = {name: value for name, value in there.items() if value is not None}
+    file.write_text(json.dumps(kept))
+
+
+def measures_of(task: CellRun) -> dict[str, float]:
+    found = task.result()
+    assert found is not None
+    return dict(found.measures)
+
+
+def test_only_the_measures_that_a_result_lacks_are_added(
+    finished: StudyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = copied(finished, tmp_path / "out", "supervised", "supervised_linear")
+    task = plan.cell_runs()[0]
+    untrained = measures_of(task)["untrained"]
+    change(task, untrained=None, knn=0.123)  # which no measurement gives
+    assert [run.is_done() for run in plan.cell_runs()] == [False] * 4
+    assert write_commands(plan, tmp_path / "commands.txt") == 4
+    assert "4 of 4 runs lack what the same command adds: untrained, " in write_study(plan)[0]
+    table = from_table((plan.out / "table.csv").read_text())
+    assert len(table) == 4
+
+    monkeypatch.setattr(f"{CELLS}.run_pretraining", lambda *a, **k: pytest.fail("trained again"))
+    run_cells(plan, say=lambda _: None)
+
+    assert all(run.is_done() for run in plan.cell_runs())
+    assert write_commands(plan, tmp_path / "commands.txt") == 0
+    found = measures_of(task)
+    assert (found["knn"], found["untrained"]) == (0.123, untrained)
+    assert main(["evaluate", str(task.folder), "--supervised", "--threads", "1"]) == 0
+    evaluation = json.loads((task.folder / "evaluation.json").read_text())
+    assert found["supervised"] == pytest.approx(evaluation["knn"]["supervised"])
+    assert found["supervised_linear"] == pytest.approx(evaluation["linear"]["supervised"])
+    assert "lack" not in write_study(plan)[0]
+
+
+def test_a_reference_without_its_untrained_encoder_is_not_done(
+    finished: StudyRun, tmp_path: Path
+) -> None:
+    plan = copied(finished, tmp_path / "out")
+    for task in plan.cell_runs():
+        change(task, untrained=None)
+    assert [run.is_done() for run in plan.cell_runs()] == [False, True, False, True]
+
+
+def test_a_result_without_its_encoder_is_measured_anew(finished: StudyRun, tmp_path: Path) -> None:
+    plan = copied(finished, tmp_path / "out")
+    task = plan.cell_runs()[0]
+    before = measures_of(task)
+    change(task, untrained=None, knn=0.123)
+    for path in task.folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != RESULT_NAME:
+            path.unlink()
+    run_cells(plan, say=lambda _: None)
+    assert measures_of(task) == before  # the same run, so all of it is measured again
+
+
+def test_commands_are_of_the_threads_that_runs_were_trained_with(
+    finished: StudyRun, tmp_path: Path
+) -> None:
+    plan = replace(copied(finished, tmp_path / "out"), threads=2)
+    task = plan.cell_runs()[1]
+    (task.folder / RESULT_NAME).unlink()
+    run_cells(plan, say=lambda _: None)
+    found = task.result()
+    assert found is not None
+    assert found.settings["training.threads"] == 1
+    assert "--training.threads 1 " in found.command
+    write_study(plan)
+    for name in ("index.md", "index.html"):
+        page = (plan.out / name).read_text()
+        assert re.search(r"diptych study tiny .* --seeds 2 --threads 1\b", page)
+        assert "--training.threads 1 " in page
+        assert "--training.threads 2 " not in page
 
 
 def test_other_settings_are_refused_by_name(finished: StudyRun) -> None:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -45,7 +45,7 @@ from diptych.pretraining import run_pretraining
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder, require_writable
 from diptych.runtime.devices import Runtime, use_threads
-from diptych.studies.cell_results import CellResult, write_result
+from diptych.studies.cell_results import RESULT_NAME, CellResult, write_result
 from diptych.studies.study_run import CellRun, StudyRun
 from diptych.training.signals import collected_signals
 
@@ -77,11 +77,11 @@ def run_cells(
     with Runtime(threads=study_run.threads) as runtime:
         images = SharedImages(runtime)
         for run in chosen:
-            if run.result() is not None:
+            if run.is_done():
                 continue
             with _claimed(run.folder) as is_ours:
                 # Again under the lock: another process may have finished it in between.
-                if not is_ours or run.result() is not None:
+                if not is_ours or run.is_done():
                     continue
                 try:
                     result = train_and_measure(run, images)
@@ -125,7 +125,7 @@ def write_commands(study_run: StudyRun, path: Path) -> int:
     lines = [
         shlex.join([*command, run.label]) + "\n"
         for run in study_run.cell_runs()
-        if run.result() is None
+        if not run.is_done()
     ]
     require_writable(path.parent)
     # As bytes for a shell: a name that is escaped would be another file's.
@@ -134,7 +134,7 @@ def write_commands(study_run: StudyRun, path: Path) -> int:
 
 
 def _line(result: CellResult, runs: Sequence[CellRun]) -> str:
-    done = sum(run.result() is not None for run in runs)
+    done = sum(run.is_done() for run in runs)
     head = f"[{done}/{len(runs)}] {result.cell}, seed {result.seed}: "
     if result.failed:
         return head + f"failed: {result.failed}"
@@ -165,48 +165,73 @@ def _claimed(folder: Path) -> Iterator[bool]:
 def train_and_measure(cell_run: CellRun, images: "SharedImages") -> CellResult:
     """Trains from where the run stands, measures, writes ``result.json`` and returns it.
 
-    A run whose loss is not a number has no measures; its result says so.
+    Where there is a result, and the encoder that it is of, only what it lacks is measured. A run
+    whose loss is not a number has no measures; its result says so.
 
     Raises:
         Interrupted: a signal came; the run was saved and goes on next time.
         DiptychError: settings or images cannot be used.
     """
-    folder = RunFolder(cell_run.folder)
-    failed = ""
-    try:
-        _train(cell_run, folder)
-    except TrainingError as error:
-        failed = str(error)
-    # The run has set its own number, which may be another.
-    use_threads(images.runtime.threads)
-    run = TrainedRun(folder, images)
-    extra = cell_run.study.measures
-    result = CellResult(
-        study=cell_run.study.name,
-        cell=cell_run.cell.name,
-        seed=cell_run.seed,
-        place=dict(cell_run.cell.place),
-        measures={} if failed else _measure(run, extra, reference=cell_run.reference),
-        command=cell_run.command,
-        seconds=max((line["seconds"] for line in read_metrics(folder.metrics)), default=0.0),
-        failed=failed,
-        settings=dict(cell_run.settings),
-        protocol=_protocol(run, extra),
-    )
+    run = TrainedRun(RunFolder(cell_run.folder), images)
+    found = cell_run.result()
+    if found is not None and _is_trained(run.folder):
+        missing = cell_run.missing(found)
+        measured = [*found.protocol.get("measures", ()), *missing]
+        result = replace(
+            found,
+            measures={**found.measures, **_extra(run, missing)},
+            protocol={**found.protocol, "measures": measured},
+        )
+    else:
+        result = _trained_result(_as_begun(cell_run), run)
     # Last: by this file the cell counts as done.
     write_result(cell_run.folder, result)
     return result
 
 
-def _train(cell_run: CellRun, folder: RunFolder) -> None:
-    if folder.head.is_file():  # written last
-        return
-    settings = dict(cell_run.settings)
-    if folder.config.is_file():  # the same bits need the same number of threads
-        settings["training.threads"] = load_run_config(folder.config).training.threads
-    run_pretraining(
-        nest(settings), out=folder.path, config_file=None, resume=True, watcher=Silent()
+def _trained_result(cell_run: CellRun, run: "TrainedRun") -> CellResult:
+    """Trains what is not trained, and measures everything."""
+    failed = ""
+    try:
+        if not _is_trained(run.folder):
+            # One of an encoder that is gone: its measures must not mix with those of the next.
+            (cell_run.folder / RESULT_NAME).unlink(missing_ok=True)
+            run_pretraining(
+                nest(dict(cell_run.settings)),
+                out=run.folder.path,
+                config_file=None,
+                resume=True,
+                watcher=Silent(),
+            )
+    except TrainingError as error:
+        failed = str(error)
+    # The run has set its own number, which may be another.
+    use_threads(run.images.runtime.threads)
+    return CellResult(
+        study=cell_run.study.name,
+        cell=cell_run.cell.name,
+        seed=cell_run.seed,
+        place=dict(cell_run.cell.place),
+        measures={} if failed else _basic(run) | _extra(run, cell_run.measures),
+        command=cell_run.command,
+        seconds=max((line["seconds"] for line in read_metrics(run.folder.metrics)), default=0.0),
+        failed=failed,
+        settings=dict(cell_run.settings),
+        protocol=_protocol(run, cell_run.measures),
     )
+
+
+def _is_trained(folder: RunFolder) -> bool:
+    return folder.head.is_file()  # written last
+
+
+def _as_begun(cell_run: CellRun) -> CellRun:
+    """With as many threads as the run began with, as the same bits need the same number."""
+    folder = RunFolder(cell_run.folder)
+    if not folder.config.is_file():
+        return cell_run
+    threads = load_run_config(folder.config).training.threads
+    return replace(cell_run, settings={**cell_run.settings, "training.threads": threads})
 
 
 class SharedImages:
@@ -269,6 +294,12 @@ class TrainedRun:
         """Of the images to fit on and of those to measure on, before the head."""
         return self.encode(load_encoder(self.folder))
 
+    @cached_property
+    def supervised_features(self) -> tuple[Tensor, Tensor]:
+        """The same of the supervised baseline, which is trained once and kept."""
+        runtime = self.images.runtime
+        return self.encode(supervised_encoder(self.folder, self.config, self.labelled, runtime))
+
     def encode(self, network: nn.Module) -> tuple[Tensor, Tensor]:
         """The same of another network."""
         parts = (self.labelled.train, self.labelled.test)
@@ -279,28 +310,22 @@ class TrainedRun:
         return train, test
 
 
-def _measure(run: TrainedRun, extra: tuple[str, ...], *, reference: bool) -> dict[str, float]:
-    """Everything that is measured of a run, by name.
-
-    Args:
-        run: to measure.
-        extra: names in ``EXTRA``.
-        reference: measure the untrained encoder of this run too.
-    """
-    found = {
+def _basic(run: TrainedRun) -> dict[str, float]:
+    """What is measured of every run, by name."""
+    return {
         "knn": _knn(run, run.features),
         "pretext": final_pretext_accuracy(read_metrics(run.folder.metrics)),
         "effective_rank": effective_rank(run.features[0]),
     }
-    if reference:
-        found["untrained"] = _knn(run, run.encode(untrained_encoder(run.config)))
-    for name in extra:
-        found |= EXTRA[name](run)
-    return found
+
+
+def _extra(run: TrainedRun, names: tuple[str, ...]) -> dict[str, float]:
+    """What is measured besides, by these names in ``EXTRA``."""
+    return {measure: value for name in names for measure, value in EXTRA[name](run).items()}
 
 
 def _protocol(run: TrainedRun, extra: tuple[str, ...]) -> dict[str, Any]:
-    """How it was measured."""
+    """How a run was measured, and by which names in ``EXTRA``."""
     return {
         "train_images": len(run.labelled.train),
         "test_images": len(run.labelled.test),
@@ -325,10 +350,18 @@ def _knn(run: TrainedRun, features: tuple[Tensor, Tensor]) -> float:
     return accuracy(predicted, run.labelled.test_labels)
 
 
-def _linear(run: TrainedRun) -> dict[str, float]:
-    train, test = run.features
+def _linear_accuracy(run: TrainedRun, features: tuple[Tensor, Tensor]) -> float:
+    train, test = features
     classifier = fit_linear(train, run.labelled.train_labels, groups=run.labelled.units)
-    return {"linear": accuracy(classifier.predict(test), run.labelled.test_labels)}
+    return accuracy(classifier.predict(test), run.labelled.test_labels)
+
+
+def _untrained(run: TrainedRun) -> dict[str, float]:
+    return {"untrained": _knn(run, run.encode(untrained_encoder(run.config)))}
+
+
+def _linear(run: TrainedRun) -> dict[str, float]:
+    return {"linear": _linear_accuracy(run, run.features)}
 
 
 def _leak(run: TrainedRun) -> dict[str, float]:
@@ -352,8 +385,11 @@ def _minutes(run: TrainedRun) -> dict[str, float]:
 
 
 def _supervised(run: TrainedRun) -> dict[str, float]:
-    supervised = supervised_encoder(run.folder, run.config, run.labelled, run.images.runtime)
-    return {"supervised": _knn(run, run.encode(supervised))}
+    return {"supervised": _knn(run, run.supervised_features)}
+
+
+def _supervised_linear(run: TrainedRun) -> dict[str, float]:
+    return {"supervised_linear": _linear_accuracy(run, run.supervised_features)}
 
 
 def _transformations(run: TrainedRun) -> dict[str, float]:
@@ -379,9 +415,11 @@ _TRANSFORMATION_TASKS: Final[Mapping[str, str]] = {
 """The tasks of ``evaluation/transformations.py`` by the first part of a measure's name."""
 
 EXTRA: Final[Mapping[str, Callable[[TrainedRun], dict[str, float]]]] = {
+    "untrained": _untrained,
     "linear": _linear,
     "leak": _leak,
     "supervised": _supervised,
+    "supervised_linear": _supervised_linear,
     "transformations": _transformations,
     "collapse": _collapse,
     "minutes": _minutes,

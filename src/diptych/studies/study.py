@@ -1,14 +1,15 @@
 """What a study is: a question, a grid of cells, and the paper's findings as comparisons of cells.
 
 A comparison is a weighted sum of cells' means: one cell less another, a slope over several, or one
-alone where the finding is that it is nothing. Its interval is the t interval at 95%, with one
-standard deviation over seeds for all cells of a study, as three seeds of one cell say little about
-their own. Two measures of one cell are of the same runs, and are compared run by run.
+alone where the finding is that it is nothing. Its interval is the t interval at 95%, the wider of
+two: with one standard deviation over seeds for all cells of a study, as three seeds of one cell say
+little about their own; and with each cell's own, as one may vary more than the others. Two measures
+of one cell are of the same runs, and are compared run by run.
 """
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
@@ -19,13 +20,16 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 CONFIDENCE: Final = 0.95
+DOTTED: Final = "Dotted: the untrained encoder."
+"""In the caption of a figure that has it."""
 
 CellMeasure = tuple[str, str]
 """A cell and a measure."""
 
-ClaimOutcome = Literal["agree", "undecided", "disagree", "unmeasured"]
+ClaimOutcome = Literal["agree", "smaller", "undecided", "disagree", "unmeasured"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Claim:
         weights: of the groups; positive where the finding says more.
         per: what the comparison is in, after "points".
         tolerance: in points; given where the finding is that there is no difference to speak of.
+        paper_points: the paper's figure in points, where it is a number of the same comparison.
     """
 
     finding: str
@@ -45,6 +50,7 @@ class Claim:
     weights: Mapping[CellMeasure, float]
     per: str = ""
     tolerance: float | None = None
+    paper_points: float | None = None
 
 
 BASE: Final[Mapping[str, Any]] = {
@@ -137,7 +143,7 @@ class Study:
     shown: tuple[str, ...] = ("knn", "pretext")
     differences: tuple[ForBudget, ...] = ()
     notes: tuple[ForBudget, ...] = ()
-    caption: str = "Bars are one standard error over seeds. Dotted: the untrained encoder."
+    caption: str = f"Bars are one standard error over seeds. {DOTTED}"
 
 
 def fixed(*parts: T) -> Callable[[object], tuple[T, ...]]:
@@ -160,17 +166,35 @@ class Difference(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """A claim beside our numbers."""
+    """A claim beside our numbers.
+
+    Attributes:
+        claim: the paper's finding.
+        outcome: what our numbers say of it; ``smaller`` where they leave open whether there is any
+            difference, and leave out one as large as the paper's.
+        estimate: our difference; None where it was not measured.
+        lacking: measures that runs of its cells do not have yet.
+    """
 
     claim: Claim
     outcome: ClaimOutcome
     estimate: Difference | None
+    lacking: tuple[str, ...] = ()
+
+    @property
+    def is_below_paper(self) -> bool:
+        """Whether the interval leaves out the paper's figure, as it lies below it."""
+        paper = self.claim.paper_points
+        return self.estimate is not None and paper is not None and self.estimate.high < paper
 
     def sentence(self) -> str:
         """What it comes to, in words and figures."""
         claim = self.claim
         if self.estimate is None:
-            return f"{claim.finding} (the paper: {claim.paper}): not measured."
+            text = f"{claim.finding} (the paper: {claim.paper}): not measured."
+            if not self.lacking:
+                return text
+            return f"{text} It waits for what the same command adds: {', '.join(self.lacking)}."
         value, low, high = self.estimate
         points = f"points{f' {claim.per}' if claim.per else ''}"
         ours = f"{value:+.1f} {points}"
@@ -180,17 +204,33 @@ class Judgement(NamedTuple):
 
     def _words(self) -> str:
         assert self.estimate is not None
-        within = self.claim.tolerance
+        _, low, high = self.estimate
+        within, paper = self.claim.tolerance, self.claim.paper_points
         if self.outcome == "agree":
-            if within is None:
-                return "This agrees, beyond the interval."
-            return f"This agrees: the whole interval lies within {within:g} points."
+            if within is not None:
+                return f"This agrees: the whole interval lies within {_points(within)}."
+            less = ""
+            if paper is not None and self.is_below_paper:
+                less = f", by less than the paper's {_points(paper)}"
+            return f"This agrees, beyond the interval{less}."
         if self.outcome == "disagree":
             return "This contradicts it, beyond the interval."
-        if not math.isfinite(self.estimate.low):
+        if self.outcome == "smaller":
+            assert paper is not None
+            return (
+                f"A difference as large as the paper's {_points(paper)} is ruled out; the interval "
+                "includes zero."
+            )
+        if not math.isfinite(low):
             return "Not decided: one seed gives no interval."
-        against = "zero" if within is None else f"{within:g} points"
-        return f"Not decided: the interval includes {against}."
+        if within is not None and not low <= 0 <= high:
+            return (
+                f"There is a difference, of {low:+.1f} to {high:+.1f} points; whether it is below "
+                f"{_points(within)} is not decided."
+            )
+        ends = [] if within is None else [_points(within)]
+        ends += [] if paper is None else [f"the paper's {_points(paper)}"]
+        return f"Not decided: the interval includes {' and '.join(['zero', *ends])}."
 
 
 def better(
@@ -201,6 +241,7 @@ def better(
     *,
     measure: str = "knn",
     tolerance: float | None = None,
+    paper_points: float | None = None,
 ) -> Claim:
     """One cell, or the mean of some, has more of a measure than another.
 
@@ -209,7 +250,7 @@ def better(
     ones, others = ((c,) if isinstance(c, str) else c for c in (one, other))
     weights = {(cell, measure): 1 / len(ones) for cell in ones}
     weights |= {(cell, measure): -1 / len(others) for cell in others}
-    return Claim(finding, paper, weights, tolerance=tolerance)
+    return Claim(finding, paper, weights, tolerance=tolerance, paper_points=paper_points)
 
 
 def rises(
@@ -254,8 +295,13 @@ def judge_claim(claim: Claim, results: StudyResults) -> Judgement:
     """Whether our results agree with a finding, contradict it, or leave it open."""
     estimate = difference_in_points(results, claim.weights)
     if estimate is None:
-        return Judgement(claim, "unmeasured", None)
-    return Judgement(claim, _outcome(estimate, claim.tolerance), estimate)
+        lacking = dict.fromkeys(
+            measure
+            for cell, measure in claim.weights
+            if not results.values(cell, measure) and any(not r.failed for r in results.of(cell))
+        )
+        return Judgement(claim, "unmeasured", None, tuple(lacking))
+    return Judgement(claim, _outcome(estimate, claim), estimate)
 
 
 def difference_in_points(
@@ -263,25 +309,31 @@ def difference_in_points(
 ) -> Difference | None:
     """A comparison with its interval, in points; None where a group has no values.
 
-    Where groups are of different measures each measure has its own standard deviation, and the
-    degrees of freedom are Satterthwaite's. Measures of one cell are compared within each run.
+    The wider of two intervals: with one standard deviation for all cells, of each measure, and
+    Welch's, with one for each cell, where all have two seeds. Their degrees of freedom are
+    Satterthwaite's. Measures of one cell are compared within each run.
     """
     if len({cell for cell, _ in weights}) == 1 and len(weights) > 1:
         return _within_runs(results, weights)
-    value, variances = 0.0, dict[str, float]()
+    value, pooled, own = 0.0, dict[str, float](), dict[CellMeasure, float]()
+    freedoms, own_freedoms = dict[str, int](), dict[CellMeasure, int]()
     for (cell, measure), weight in weights.items():
         values = results.values(cell, measure)
         if not values:
             return None
         value += 100 * weight * statistics.fmean(values)
-        variances[measure] = variances.get(measure, 0.0) + weight**2 / len(values)
-    freedoms = dict[str, int]()
-    for measure in variances:
         spread, freedoms[measure] = pooled_variance(results, measure)
-        variances[measure] *= 1e4 * spread  # a point is a hundredth, and variances are squares
+        # A point is a hundredth, and variances are squares.
+        share = 1e4 * weight**2 / len(values)
+        pooled[measure] = pooled.get(measure, 0.0) + share * spread
+        if len(values) > 1:
+            own[cell, measure] = share * statistics.variance(values)
+            own_freedoms[cell, measure] = len(values) - 1
     if min(freedoms.values()) == 0:
         return Difference(value, -math.inf, math.inf)
-    half = _half_width(variances, freedoms)
+    half = _half_width(pooled, freedoms)
+    if len(own) == len(weights):
+        half = max(half, _half_width(own, own_freedoms))
     return Difference(value, value - half, value + half)
 
 
@@ -315,22 +367,30 @@ def pooled_variance(results: StudyResults, measure: str) -> tuple[float, int]:
     return (squares / freedom if freedom else 0.0), freedom
 
 
-def _half_width(variances: Mapping[str, float], freedoms: Mapping[str, int]) -> float:
+def _points(number: float) -> str:
+    return f"{number:g} point" if number == 1 else f"{number:g} points"
+
+
+def _half_width(variances: Mapping[K, float], freedoms: Mapping[K, int]) -> float:
+    """Of the interval of a sum with these variances, each with its degrees of freedom."""
     from scipy.stats import t
 
     total = sum(variances.values())
     # Where all seeds agree, the formula below would divide 0 by 0.
     if total == 0.0:
         return 0.0
-    freedom = total**2 / sum(variances[m] ** 2 / freedoms[m] for m in variances)
+    freedom = total**2 / sum(variances[k] ** 2 / freedoms[k] for k in variances)
     return float(t.ppf(0.5 + CONFIDENCE / 2, freedom)) * math.sqrt(total)
 
 
-def _outcome(estimate: Difference, tolerance: float | None) -> ClaimOutcome:
+def _outcome(estimate: Difference, claim: Claim) -> ClaimOutcome:
+    tolerance, paper = claim.tolerance, claim.paper_points
     if tolerance is None:
         if estimate.low > 0:
             return "agree"
-        return "disagree" if estimate.high < 0 else "undecided"
+        if estimate.high < 0:
+            return "disagree"
+        return "smaller" if paper is not None and estimate.high < paper else "undecided"
     # Equality shows only by an interval that fits inside. One that merely includes zero may be wide
     # for want of seeds.
     if -tolerance < estimate.low and estimate.high < tolerance:

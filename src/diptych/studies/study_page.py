@@ -14,9 +14,9 @@ from diptych.report import figures
 from diptych.report.page import template
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import require_writable
-from diptych.studies.cell_results import StudyResults, to_table
+from diptych.studies.cell_results import CellResult, StudyResults, to_table
 from diptych.studies.drawing import png
-from diptych.studies.study import CONFIDENCE, Cell, Judgement, for_budget, judge_claim
+from diptych.studies.study import CONFIDENCE, DOTTED, Cell, Judgement, for_budget, judge_claim
 from diptych.studies.study_run import CellRun, StudyRun
 
 NAMES: Final = {
@@ -26,13 +26,18 @@ NAMES: Final = {
     "linear": "linear",
     "untrained": "untrained, kNN",
     "leak": "leak acc",
-    "supervised": "supervised",
+    "supervised": "supervised, kNN",
+    "supervised_linear": "supervised, linear",
 }
 """Measures as the pages call them."""
 
 _NOT_SHARES: Final = frozenset({"effective_rank", "minutes"})
 _HEADLINES: Final = {
     "agree": ("shows here beyond the intervals", "show here beyond the intervals"),
+    "smaller": (
+        "is smaller here than in the paper, if it is there at all",
+        "are smaller here than in the paper, if they are there at all",
+    ),
     "undecided": ("is not decided here", "are not decided here"),
     "disagree": ("is contradicted here", "are contradicted here"),
     "unmeasured": ("was not measured", "were not measured"),
@@ -55,6 +60,8 @@ class StudyPage(NamedTuple):
     run: StudyRun
     headline: str
     judgements: Sequence[Judgement]
+    caption: str
+    command: str
     axes: Sequence[str]
     measures: Sequence[str]
     rows: Sequence[CellRow]
@@ -98,17 +105,28 @@ def describe(run: StudyRun, results: StudyResults) -> StudyPage:
     cells = study.grid(run.budget.epochs)
     axes = list(dict.fromkeys(axis for cell in cells for axis in cell.place))
     shown = [name for name in study.shown if name in results.measures]
+    said = headline(judgements, done=len(results.all), wanted=len(cell_runs))
+    by_label = {f"{one.cell}/seed-{one.seed}": one for one in results.all}
+    found = [by_label.get(one.label) for one in cell_runs]
+    threads = _threads(run, results)
     return StudyPage(
         run=run,
-        headline=headline(judgements, done=len(results.all), wanted=len(cell_runs)),
+        headline=" ".join([said, *_waiting(cell_runs, found)]),
         judgements=judgements,
+        caption=_caption(run, results),
+        # Of a number that not all runs had, none would repeat them.
+        command=shlex.join(["diptych", *run.arguments(*threads if len(threads) == 1 else ())]),
         axes=axes,
         measures=[NAMES.get(name, name.replace("_", " ")) for name in shown],
         rows=[_row(results, cell, axes, shown) for cell in cells],
         setting=_setting(run, results, cell_runs),
         differences=[for_budget(one, run.budget) for one in study.differences],
         notes=[for_budget(one, run.budget) for one in study.notes],
-        commands=[one.command for one in cell_runs if one.seed == 0],
+        commands=[
+            one.command if there is None else there.command
+            for one, there in zip(cell_runs, found, strict=True)
+            if one.seed == 0
+        ],
         settings=_differing_settings(cell_runs),
         failures=[f"{r.cell}, seed {r.seed}: {r.failed}" for r in results.all if r.failed],
     )
@@ -117,8 +135,10 @@ def describe(run: StudyRun, results: StudyResults) -> StudyPage:
 def headline(judgements: Sequence[Judgement], *, done: int, wanted: int) -> str:
     """How many findings show, in one sentence."""
     outcomes = [one.outcome for one in judgements]
+    below = sum(one.outcome == "agree" and one.is_below_paper for one in judgements)
+    notes = {"agree": f" ({below} by less than in the paper)"} if below else {}
     counted = [
-        f"{outcomes.count(outcome)} {words[outcomes.count(outcome) != 1]}"
+        f"{outcomes.count(outcome)} {words[outcomes.count(outcome) != 1]}{notes.get(outcome, '')}"
         for outcome, words in _HEADLINES.items()
         if outcome in outcomes
     ]
@@ -139,11 +159,11 @@ def to_markdown(page: StudyPage) -> str:
         f"**{page.headline}**",
         _bullets([one.sentence() for one in page.judgements]),
         f"![{study.question}](figure.svg)",
-        study.caption,
+        page.caption,
         "## What the paper found",
         _bullets(study.found),
         "## What was run here",
-        f"    {shlex.join(['diptych', *page.run.arguments()])}",
+        f"    {page.command}",
         _bullets([*page.setting, *page.differences, *page.notes]),
         "## All cells",
         "Mean and standard error over seeds; in %, but for ranks and minutes.",
@@ -199,9 +219,10 @@ def _setting(run: StudyRun, results: StudyResults, cell_runs: Sequence[CellRun])
         found.append(f"The untrained encoder reaches {100 * reference:.1f}% (kNN).")
     found += _length(run, results)
     found.append(
-        f"Intervals are t intervals at {CONFIDENCE:.0%} over seeds, with one standard deviation "
-        "for all cells of the study, each comparison by itself. They hold for these images: the "
-        "differences of a point that another set of test images would make are not in them."
+        f"Intervals are t intervals at {CONFIDENCE:.0%} over seeds, the wider of two: with one "
+        "standard deviation for all cells of the study, and with each cell's own (Welch). Each "
+        "comparison is judged by itself. They hold for these images: the differences of a point "
+        "that another set of test images would make are not in them."
     )
     found.append(
         "The papers' figures are of ResNet-50 on ImageNet in hundreds of epochs; only the order "
@@ -226,12 +247,36 @@ def _length(run: StudyRun, results: StudyResults) -> list[str]:
     if not results.all:
         return []
     minutes = sum(one.seconds for one in results.all) / 60
-    threads = {one.settings.get("training.threads", run.threads) for one in results.all}
-    each = " or ".join(map(str, sorted(threads)))
+    each = " or ".join(map(str, _threads(run, results)))
     return [
         f"{run.budget.epochs} epochs unless the cell says otherwise. Training took {minutes:.0f} "
         f"minutes, all runs added up, with CPU threads for each: {each}."
     ]
+
+
+def _threads(run: StudyRun, results: StudyResults) -> list[int]:
+    """Each number that runs were trained with; that of the command where there is no run."""
+    found = {one.settings.get("training.threads", run.threads) for one in results.all}
+    return sorted(found or {run.threads})
+
+
+def _waiting(cell_runs: Sequence[CellRun], found: Sequence[CellResult | None]) -> list[str]:
+    """That runs lack measures, and which; nothing where none does."""
+    missing = [
+        run.missing(there) for run, there in zip(cell_runs, found, strict=True) if there is not None
+    ]
+    names = ", ".join(dict.fromkeys(name for some in missing for name in some))
+    if not names:
+        return []
+    count = sum(map(bool, missing))
+    return [f"{count} of {len(cell_runs)} runs lack what the same command adds: {names}."]
+
+
+def _caption(run: StudyRun, results: StudyResults) -> str:
+    """Of the figure as it is drawn: without its dotted line where that is not measured."""
+    if results.values(for_budget(run.study.reference, run.budget), "untrained"):
+        return run.study.caption
+    return run.study.caption.replace(DOTTED, "The untrained encoder is not measured.")
 
 
 def _differing_settings(cell_runs: Sequence[CellRun]) -> list[tuple[str, str]]:

@@ -86,7 +86,7 @@ class CellRun:
         return shlex.join([*arguments, "--no-report", "--resume"])
 
     def result(self) -> CellResult | None:
-        """The result, if the cell is done.
+        """The result that there is; it may lack measures, see ``missing``.
 
         Raises:
             RunFolderError: it is one of other settings.
@@ -100,9 +100,29 @@ class CellRun:
                 f"{self.folder} holds a result of other settings: {', '.join(different)}. Give the "
                 "settings that the study began with, or choose another --out."
             )
+        return found
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What it is measured by besides what every cell is; names in ``run_cells.EXTRA``."""
+        return (*(("untrained",) if self.reference else ()), *self.study.measures)
+
+    def missing(self, found: CellResult) -> tuple[str, ...]:
+        """The measures that a result lacks, as one does that was made before the study had them."""
         # A run that failed has nothing to measure, so it is done whatever is missing.
-        missing = [m for m in self.study.measures if m not in found.protocol.get("measures", ())]
-        return found if found.failed or not missing else None
+        if found.failed:
+            return ()
+        there = {*found.measures, *found.protocol.get("measures", ())}
+        return tuple(name for name in self.measures if name not in there)
+
+    def is_done(self) -> bool:
+        """Whether there is a result that lacks nothing.
+
+        Raises:
+            RunFolderError: it is one of other settings.
+        """
+        found = self.result()
+        return found is not None and not self.missing(found)
 
 
 @dataclass(frozen=True)
@@ -165,7 +185,7 @@ class StudyRun:
         )
 
     def results(self) -> StudyResults:
-        """The results that there are."""
+        """The results that there are, some of which may lack measures."""
         found = (run.result() for run in self.cell_runs())
         return StudyResults((one for one in found if one is not None), self.budget.epochs)
 

@@ -48,8 +48,10 @@ def _composition_claims(results: StudyResults) -> tuple[Claim, ...]:
     pairs = [cell.name for cell in _PAIRS if cell.name not in (*alone, "crop+color")]
     next_pair, single = best_of(results, pairs), best_of(results, alone)
     return (
-        better("crop+color", "crop", "Crop and colour beat crop alone", "56 against 33"),
-        better("crop+color", "color", "Crop and colour beat colour alone", "56 against 19"),
+        better("crop+color", "crop", "Crop and colour beat crop alone", "56 against 33",
+               paper_points=23),
+        better("crop+color", "color", "Crop and colour beat colour alone", "56 against 19",
+               paper_points=37),
         better("crop+color", next_pair,
                f"Crop and colour are the best pair (the next here: {next_pair})", "by far"),
         better("crop+color", single,
@@ -116,8 +118,10 @@ STRENGTH: Final = Study(
     claims=fixed(
         rises(_STRENGTH_CELLS, list(STRENGTHS.values()), "Stronger colour distortion is better",
               "59.6 at 1/8, 61.0, 62.6, 63.2 at 1", per="the strength"),
-        better("strength-1", "strength-0.125", "Strength 1 beats 1/8", "63.2 against 59.6"),
-        better("strength-1-blur", "strength-1", "Blur adds to strength 1", "64.5 against 63.2"),
+        better("strength-1", "strength-0.125", "Strength 1 beats 1/8", "63.2 against 59.6",
+               paper_points=3.6),
+        better("strength-1-blur", "strength-1", "Blur adds to strength 1", "64.5 against 63.2",
+               paper_points=1.3),
     ),
     draw=partial(
         bars,
