@@ -25,8 +25,10 @@ def main() -> None:
     vectors = diptych.read_vectors(diptych.embed(given.source, given.images, given.out))
     unit = vectors.features / np.linalg.norm(vectors.features, axis=1, keepdims=True)
     cosines = unit @ unit[given.row]
+    order = np.argsort(-cosines, kind="stable")
     print(f"nearest to {vectors.names[given.row]}:")
-    for row in np.argsort(-cosines, kind="stable")[1 : given.k + 1]:
+    # Not the first away: a copy of the image is as near as itself.
+    for row in order[order != given.row % len(unit)][: given.k]:
         print(f"  {cosines[row]:.4f}  {vectors.names[row]}")
 
 

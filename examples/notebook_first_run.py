@@ -31,12 +31,16 @@ sorted(path.name for path in run.iterdir())
 # ## Measure
 #
 # By the 20 nearest neighbours and by a linear classifier, beside the untrained network and raw
-# pixels.
+# pixels. That needs labels; a folder of your own has them if it holds one for each class.
 
 # %%
-found = diptych.evaluate(run)
-for probe in ("knn", "linear"):
-    print(probe, {encoder: f"{share:.1%}" for encoder, share in found[probe].items()})
+try:
+    found = diptych.evaluate(run)
+except diptych.DiptychError as error:
+    print(f"Not measured: {error}")
+else:
+    for probe in ("knn", "linear"):
+        print(probe, {encoder: f"{share:.1%}" for encoder, share in found[probe].items()})
 
 # %% [markdown]
 # ## Vectors
@@ -48,7 +52,8 @@ encoder = diptych.load_encoder(run)
 features = diptych.extract_features(encoder, IMAGES)
 unit = torch.nn.functional.normalize(features, dim=1)
 cosines = (unit @ unit[0]).numpy()
-nearest = np.argsort(-cosines, kind="stable")[1:6]
+order = np.argsort(-cosines, kind="stable")
+nearest = order[order != 0][:5]
 print(features.shape, nearest, cosines[nearest].round(3))
 
 # %% [markdown]

@@ -72,10 +72,29 @@ def test_an_own_part_trains_and_is_measured(part: str, images: Path, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("script", ["own_loss.py", "own_method.py", "notebook_first_run.py"])
+def test_images_without_labels_train_too(script: str, images: Path, tmp_path: Path) -> None:
+    with np.load(images) as given:
+        np.save(tmp_path / "plain.npy", given["images"])
+    where = {"DIPTYCH_IMAGES": str(tmp_path / "plain.npy"), "DIPTYCH_EPOCHS": "1"}
+    arguments = (tmp_path / "plain.npy", tmp_path / "run", "--epochs", "1")
+    given_to = () if script.startswith("notebook") else arguments
+    said = run_script(EXAMPLES / script, *given_to, folder=tmp_path, **where)
+    assert "ot measured: evaluation needs labels" in said
+
+
+@pytest.mark.slow
 def test_the_nearest_images_are_those_of_the_search(images: Path, tmp_path: Path) -> None:
     run, out = write_run(tmp_path / "run"), tmp_path / "v.npy"
+    with np.load(images) as given:
+        pixels = given["images"]
+    pixels[59] = pixels[3]
+    np.savez(images, images=pixels)
     script = EXAMPLES / "embed_and_search.py"
     said = run_script(script, run, images, out, "--row", "3", "--k", "4", folder=tmp_path)
+    again = run_script(script, run, images, out, "--row", "59", folder=tmp_path).splitlines()
+    assert [line.split()[1] for line in again[-5:]].count("59") == 0
+    assert again[-5].split() == ["1.0000", "3"]  # its copy
     vectors = read_vectors(out)
     unit = vectors.features / np.linalg.norm(vectors.features, axis=1, keepdims=True)
     wanted = sorted((unit.astype(np.float64) @ unit[3]).tolist(), reverse=True)[1:5]

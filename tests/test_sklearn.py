@@ -3,6 +3,7 @@
 import pickle
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from diptych.config.model import EncoderConfig
 from diptych.config.run import RunConfig
 from diptych.errors import ConfigError, ImagesError
 from diptych.evaluation.features import extract_features
+from diptych.images.open import open_images
 from diptych.models.weights import load_encoder, save_encoder, untrained_encoder
 from diptych.sklearn import ContrastiveEmbedder
 
@@ -126,6 +128,7 @@ def test_the_checks_of_scikit_learn() -> None:
         ([], "got a list"),
         ("photos/", "got a str"),
         (["a\nb.png"], "a path with a line break"),
+        (["a.png "], "or a blank at its end"),
     ],
 )
 def test_what_is_no_images_is_refused(run: Path, images: Any, got: str) -> None:
@@ -169,6 +172,32 @@ def test_numbers_of_numpy_are_settings_too(
     assert config.optimizer.learning_rate == 0.5
     assert config.views.pixel_mean == (0.5, 0.25, 0.125)
     assert config.training.compile is False
+
+
+def test_what_is_known_of_the_images_goes_with_the_run(
+    run: Path, class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No name leads to it once the list of the paths is gone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    opened = list[int]()
+
+    def pretrain(path: Path, **settings: Any) -> None:
+        with ThreadPoolExecutor(1) as executor:
+            folder = settings.get("images.cache_folder")
+            config = ImagesConfig(path=str(path), cache_folder=folder)
+            opened.append(len(open_images(config, executor).train))
+
+    monkeypatch.setattr("diptych.sklearn.pretrain", pretrain)
+    monkeypatch.setattr("diptych.sklearn.load_encoder", lambda _: load_encoder(run))
+    paths = sorted(class_folder.rglob("*.png"))
+    model = ContrastiveEmbedder(threads=1).fit(paths)
+    assert opened == [48]
+    assert len(model.transform(paths[:3])) == 3
+    assert not (tmp_path / "cache").exists()
+    assert model.encoder_.config.images.cache_folder is None
+    own = {"images.cache_folder": str(tmp_path / "own")}
+    ContrastiveEmbedder(threads=1, settings=own).fit(paths)
+    assert list((tmp_path / "own").iterdir())
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -23,10 +23,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from diptych.errors import ConfigError, ImagesError
 from diptych.evaluation.features import extract_features
+from diptych.images.sources.lists import fits_a_line
 from diptych.models.encoders import count_features
 from diptych.models.weights import PretrainedEncoder, load_encoder
 from diptych.pretraining import pretrain
 from diptych.runtime.devices import BATCH_SIZE, choose_device
+
+_CACHE: Final = "images.cache_folder"
 
 Images = Sequence[str | Path] | NDArray[Any] | torch.Tensor
 """Paths of image files, or an array or tensor (images, height, width[, channels]) of uint8."""
@@ -51,7 +54,8 @@ class ContrastiveEmbedder(
         encoder: name of the network; the recipe's when not given.
         weights: to begin from, as ``--weights`` has them.
         settings: others by their dotted names, as ``{"views.side_pixels": 96}``.
-        out: the run folder to keep; when not given the run is deleted and its encoder kept.
+        out: the run folder to keep; when not given the run is deleted and its encoder kept, with
+            nothing of the images in ``images.cache_folder``.
         random_state: seed of the run; 0 when not given.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         threads: CPU threads; all cores when not given.
@@ -126,7 +130,7 @@ class ContrastiveEmbedder(
         if isinstance(images, np.ndarray):
             return extract_features(self.encoder_, images, **options).numpy()
         with _listed(images) as path:
-            found = extract_features(_of_files(self.encoder_, path.parent), path, **options).numpy()
+            found = extract_features(_of_files(self.encoder_, path), path, **options).numpy()
         if len(found) != len(images):
             raise ImagesError(
                 f"{len(images):,} images gave {len(found):,} rows. Give each file once, and none "
@@ -164,8 +168,14 @@ class ContrastiveEmbedder(
         with tempfile.TemporaryDirectory(prefix="diptych-") as folder, _listed(images) as path:
             self.run_ = None if self.out is None else Path(self.out)
             out = self.run_ or Path(folder) / "run"
+            # A run that is kept would name a folder that is gone.
+            aside = self.run_ is None and _CACHE not in settings
+            if aside:
+                settings[_CACHE] = str(_cache_beside(path))
             pretrain(path, recipe=self.recipe, out=out, quiet=not self.verbose, **settings)
             self.encoder_ = load_encoder(out)
+            if aside:
+                self.encoder_ = _with_images(self.encoder_, cache_folder=None)
 
     def _require_nothing_to_learn(self) -> None:
         """Refuses settings of a training that will not be."""
@@ -189,20 +199,21 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, numbers.Real) else value
 
 
-def _of_files(encoder: PretrainedEncoder, folder: Path) -> PretrainedEncoder:
-    """The encoder for a list of files, each of which is one image whatever its run left out.
+def _of_files(encoder: PretrainedEncoder, path: Path) -> PretrainedEncoder:
+    """The encoder for a list of files, each of which is one image whatever its run left out."""
+    cache = str(_cache_beside(path))
+    return _with_images(encoder, exclude=(), pages="first", video_seconds=None, cache_folder=cache)
 
-    What is kept of the images goes with the list, as nothing would find it again.
-    """
-    images = replace(
-        encoder.config.images,
-        exclude=(),
-        pages="first",
-        video_seconds=None,
-        cache_folder=str(folder / "cache"),
-    )
-    config = replace(encoder.config, images=images)
+
+def _with_images(encoder: PretrainedEncoder, **settings: Any) -> PretrainedEncoder:
+    """The same encoder with other settings of images."""
+    config = replace(encoder.config, images=replace(encoder.config.images, **settings))
     return PretrainedEncoder(encoder.network, config, encoder.whitening, encoder.layer)
+
+
+def _cache_beside(path: Path) -> Path:
+    """Where what is kept of a list's images goes with the list, as nothing would find it again."""
+    return path.with_name("cache")
 
 
 def _checked(images: Any) -> list[str] | NDArray[np.uint8]:
@@ -240,9 +251,11 @@ def _listed(images: list[str] | NDArray[np.uint8]) -> Iterator[Path]:
             path = Path(folder) / "images.npy"
             np.save(path, images)
         else:
-            broken = next((one for one in images if "\n" in one or "\r" in one), None)
+            broken = next((one for one in images if not fits_a_line(one)), None)
             if broken is not None:
-                raise ImagesError(f"{broken!r}: a path with a line break. Rename the file.")
+                raise ImagesError(
+                    f"{broken!r}: a path with a line break, or a blank at its end. Rename the file."
+                )
             path = Path(folder) / "images.txt"
             text = "".join(f"{one}\n" for one in images)
             path.write_bytes(os.fsencode(text))

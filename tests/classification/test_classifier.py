@@ -16,15 +16,18 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.special import softmax
+from torch.utils.data import Dataset
 
 import diptych
 from conftest import striped
+from diptych.classification import predict
 from diptych.classification.classifier import (
     ENCODER,
     MANIFEST,
     PAGE,
     PREDICTIONS,
     WEIGHTS,
+    ImageClassifier,
     LinearHead,
     NearestImages,
     load_classifier,
@@ -34,7 +37,13 @@ from diptych.classification.fit import fit_classifier
 from diptych.classification.predict import classify_vectors, predict_images
 from diptych.cli.main import main
 from diptych.embeddings.vectors import read_vectors
-from diptych.errors import ClassifierError, ConfigError, FeaturesError, RunFolderError
+from diptych.errors import (
+    ClassifierError,
+    ConfigError,
+    FeaturesError,
+    ImagesError,
+    RunFolderError,
+)
 from diptych.evaluation.linear import LinearClassifier
 
 SETTINGS: Any = {
@@ -196,6 +205,60 @@ def test_images_in_parts_are_all_classified(fitted: Path, tmp_path: Path) -> Non
     assert len(set(found.predictions.names)) == 18
     assert {name.partition("/")[0] for name in found.predictions.names} == {"train", "test", "val"}
     assert any("docx" in sentence for sentence in found.left_out)
+
+
+class Named(Dataset[Any]):
+    """Stripes of three classes, whose names are given."""
+
+    def __init__(self, *classes: str) -> None:
+        self.classes, rng = classes, np.random.default_rng(4)
+        self.items = [(striped(number % 3, rng), number % 3) for number in range(24)]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [(("a", "b", "a"), "have the name 'a' 2 times among their 3"), (("a", "", "b"), "empty name")],
+)
+def test_classes_of_one_name_are_refused_before_fitting(
+    classes: tuple[str, ...], words: str, run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ImagesError, match=words):
+        fit_classifier(run, Named(*classes), tmp_path / "m", threads=1)
+    assert not (tmp_path / "m").exists()
+
+
+def test_no_more_probabilities_are_held_than_a_table_has(
+    fitted: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = predict_images(fitted, images, tmp_path / "whole.csv", threads=1).predictions
+    shapes, original = list[tuple[int, ...]](), ImageClassifier.probabilities
+
+    def probabilities(self: ImageClassifier, features: torch.Tensor) -> NDArray[np.float64]:
+        found = original(self, features)
+        shapes.append(found.shape)
+        return found
+
+    monkeypatch.setattr(ImageClassifier, "probabilities", probabilities)
+    monkeypatch.setattr(predict, "_MOST_NUMBERS", 31)
+    cut = predict_images(fitted, images, tmp_path / "cut.csv", threads=1).predictions
+    assert shapes == [(10, 3)] * 7 + [(2, 3)]
+    assert list(cut.names) == list(whole.names)
+    for name in ("labels", "predicted", "label_rank"):
+        np.testing.assert_array_equal(getattr(cut, name), getattr(whole, name))
+    for name in ("probability", "label_probability"):
+        np.testing.assert_allclose(getattr(cut, name), getattr(whole, name), atol=1e-6)
+    assert rows_of(tmp_path / "cut.csv")[0].keys() == rows_of(tmp_path / "whole.csv")[0].keys()
+    given = list[Any]()
+    monkeypatch.setattr(predict, "MOST_COLUMNS", 2)
+    monkeypatch.setattr(predict, "write_predictions", lambda *all_of_it: given.extend(all_of_it))
+    predict_images(fitted, images, tmp_path / "cut.csv", threads=1)
+    assert given[2] is None
 
 
 def test_a_classifier_that_was_fitted_on_its_test_images_says_no_less(
@@ -368,6 +431,11 @@ def test_what_is_there_is_not_replaced(
     with pytest.raises(ClassifierError, match="is not of a classifier"):
         fit_classifier(run, images, tmp_path / "mine", threads=1)
     assert (tmp_path / "mine" / "model.json").exists()
+    (tmp_path / "alone").mkdir()
+    shutil.copy(run / ENCODER, tmp_path / "alone")
+    with pytest.raises(ConfigError, match=r"holds encoder\.safetensors and no model\.json"):
+        fit_classifier(run, images, tmp_path / "alone", threads=1)
+    assert (tmp_path / "alone" / ENCODER).exists()
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     with pytest.raises(ConfigError, match="the folder that you are in"):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from diptych.cli.main import main
+from diptych.config.data import ImagesConfig
+from diptych.images.sources.lists import find_list
 from embedding_runs import make, write_run
 
 
@@ -33,7 +35,9 @@ def test_a_subset_is_written_in_order(
     assert not {"0.png", "1.png"} & {row["name"] for row in rows}
     assert "5 of 40 images, beside 2 that are labelled" in capsys.readouterr().out
     assert main(["subset", str(vectors), *flags[:-1], str(tmp_path / "s.txt")]) == 0
-    assert (tmp_path / "s.txt").read_text().splitlines() == [row["name"] for row in rows]
+    first, *names = (tmp_path / "s.txt").read_text().splitlines()
+    assert first == "# diptych subset"
+    assert names == [row["name"] for row in rows]
 
 
 def test_a_list_names_the_files_of_a_set_in_parts(
@@ -45,8 +49,10 @@ def test_a_list_names_the_files_of_a_set_in_parts(
     out = tmp_path / "next.txt"
     make(run, tmp_path / "set", tmp_path / "vectors", 1)
     assert main(["subset", str(tmp_path / "vectors"), "--budget", "5", "-o", str(out)]) == 0
-    chosen = out.read_text().splitlines()
+    chosen = out.read_text().splitlines()[1:]
     assert len(chosen) == 5
+    listed = find_list(str(out), ImagesConfig()).train
+    assert list(listed.names) == chosen  # without the line that says whose list it is
     assert all(Path(one).is_file() and "/set/train/" in one for one in chosen)
     array = tmp_path / "array.npy"
     np.save(array, np.zeros((20, 9, 9, 3), dtype=np.uint8))
@@ -73,6 +79,20 @@ def test_wrong_use_is_refused_with_a_sentence(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["a\nb.png", "a\rb.png", " a.png", "a.png\t", "#a.png"])
+def test_names_that_are_no_line_are_not_listed(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "v.npy", np.eye(2, dtype=np.float32))
+    with open(tmp_path / "v.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["name"], ["b.png"], [name]])
+    ask = ["subset", str(tmp_path / "v.npy"), "--budget", "2", "-o"]
+    assert main([*ask, str(tmp_path / "s.txt")]) == 2
+    assert f"a list cannot hold {name!r}" in capsys.readouterr().err
+    assert not (tmp_path / "s.txt").exists()
+    assert main([*ask, str(tmp_path / "s.csv")]) == 0
+
+
 def test_a_subset_replaces_nothing_but_an_earlier_one(
     vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,13 +101,17 @@ def test_a_subset_replaces_nothing_but_an_earlier_one(
     assert main([*ask, "-o", str(done)]) == 0
     assert main([*ask, "-o", str(done)]) == 0
     names.write_text("0.png\n")
+    (tmp_path / "list.txt").write_text("0.png\n")
+    for _ in range(2):
+        assert main([*ask, "-o", str(tmp_path / "next.txt")]) == 0
     (tmp_path / "mine.csv").write_text("name,notes\n0.png,sharp\n")
     before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
     for given, out, words in (
         ([], "v.csv", "the table of names of v.npy"),
         ([], "mine.csv", "no table of this command"),
         (["--labelled", str(done)], "done.csv", "what this command reads"),
-        (["--labelled", str(names)], "names.txt", "what this command reads"),
+        (["--labelled", str(names)], "names.txt", "no list of this command"),
+        ([], "list.txt", "no list of this command, which begins with '# diptych subset'"),
     ):
         assert main([*ask, *given, "-o", str(tmp_path / out)]) == 2
         assert words in capsys.readouterr().err

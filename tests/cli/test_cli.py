@@ -279,6 +279,7 @@ def test_views_measures_what_operations_cost_of_the_labels(
     assert "What the labels say, under each operation alone" in printed
     assert "quarter_turns" in printed
     assert "held-out images are told right by" in printed
+    assert "None of those that it measures on is looked at" in printed
     text = page.read_text()
     assert "fitted on such views" in text
     labelled = ["--labelled", str(class_folder)]

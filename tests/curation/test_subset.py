@@ -112,8 +112,9 @@ def test_what_is_labelled_is_found_by_name(features: Features, tmp_path: Path) -
     (tmp_path / "done.csv").write_text("name,label\n7.png,a\nother.png,b\n7.png,a\n")
     found = find_labelled(vectors, str(tmp_path / "done.csv"))
     assert (found.rows.tolist(), found.unknown) == ([7], 1)
-    (tmp_path / "done.txt").write_text("8.png\n\n9.png\n")
-    assert find_labelled(vectors, str(tmp_path / "done.txt")).rows.tolist() == [8, 9]
+    (tmp_path / "done.txt").write_text("# diptych subset\n8.png\n\n9.png\n")
+    found = find_labelled(vectors, str(tmp_path / "done.txt"))
+    assert (found.rows.tolist(), found.unknown) == ([8, 9], 0)
     assert find_labelled(vectors, "labels").rows.tolist() == [0, 1, 2, 3, 4]
     assert not len(find_labelled(vectors, None).rows)
     (tmp_path / "other.csv").write_text("file\n7.png\n")

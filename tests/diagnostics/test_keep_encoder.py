@@ -193,6 +193,21 @@ def test_no_image_is_used_that_figures_are_measured_on(
         assert not measured_on & set(map(tuple, one.tolist()))
 
 
+def test_copies_are_said_to_count_as_one(
+    folder: RunFolder, tmp_path: Path, executor: Executor
+) -> None:
+    pixels, labels = pictures(80, 0)
+    twice = np.tile(pixels, (2, 1, 1, 1)), np.tile(labels, 2)
+    np.savez(tmp_path / "twice.npz", train_images=twice[0], train_labels=twice[1])
+    collection = open_images(ImagesConfig(path=str(tmp_path / "twice.npz")), executor)
+    kept(folder, collection, executor, trained(RED), trained(GREEN))
+    choice = read_choice(folder)
+    assert choice is not None
+    found = re.search(r", (\d+) of them judged .* over (\d+) units of these", choice.images)
+    assert found is not None
+    assert int(found[1]) == 2 * int(found[2])
+
+
 def test_without_labels_it_goes_by_neighbours(
     folder: RunFolder, tmp_path: Path, executor: Executor
 ) -> None:
@@ -239,6 +254,40 @@ def test_the_rare_class_decides_as_much_as_the_common_one(
     assert found["last"].standard_error == pytest.approx(0.0, abs=1e-9)  # alike within a class
     assert choice.chosen.startswith(("average", "last"))
     assert "each class counted alike" in choice.images
+
+
+def judged_of(labels: NDArray[np.int64], units: NDArray[np.int64] | None) -> selection._Judged:
+    nothing: Any = None
+    rows = np.arange(len(labels))
+    return selection._Judged(
+        nothing, torch.from_numpy(labels), units, ((rows[:0], rows[1::2]), (rows[:0], rows[::4]))
+    )
+
+
+@pytest.mark.parametrize("common", [0.25, 0.8])
+def test_gains_on_frames_of_a_video_are_as_sure_as_the_video(
+    common: float, rng: np.random.Generator
+) -> None:
+    """Against the sum over pairs of one video, and the plain one where each image is its own."""
+    videos = rng.permutation(np.repeat(np.arange(20), 10))
+    labels = np.where(rng.random(200) < common, 0, rng.integers(1, 4, 200))
+    judged = judged_of(labels, videos)
+    seen = [row for row in range(200) if row % 2 or not row % 4]
+    gains = rng.normal(size=20)[videos[seen]] + 0.2 * rng.normal(size=len(seen))
+    classes = labels[seen] if common > 0.5 else np.zeros(len(seen), dtype=np.int64)
+    around = gains.copy()
+    for one in np.unique(classes):
+        around[classes == one] -= gains[classes == one].mean()
+    pairs = sum(
+        around[i] * around[j]
+        for i in range(len(seen))
+        for j in range(len(seen))
+        if videos[seen[i]] == videos[seen[j]]
+    )
+    assert judged.standard_error(gains) == pytest.approx(np.sqrt(pairs) / len(seen))
+    plain = judged_of(labels, None).standard_error(gains)
+    assert judged.standard_error(gains) > 1.5 * plain
+    assert judged_of(labels, rng.permutation(200)).standard_error(gains) == plain
 
 
 @pytest.mark.slow

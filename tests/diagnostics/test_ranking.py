@@ -18,10 +18,13 @@ from diptych.cli.main import main
 from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.config.files import load_run_config
 from diptych.config.recipes import recipe_config
+from diptych.diagnostics.candidates import Candidate as Kept
+from diptych.diagnostics.candidates import Choice, write_choice
 from diptych.diagnostics.ranking import MEASURES, candidates_of, pretext_accuracy, rank_runs
 from diptych.errors import ConfigError, ImagesError, RunFolderError
 from diptych.images.open import from_array
 from diptych.methods.contrastive import build_contrastive
+from diptych.models.weights import load_encoder, save_encoder
 from diptych.pretraining import pretrain
 from diptych.runs.folder import RunFolder, load_record
 from diptych.views.batches import Order, ViewBatches
@@ -70,11 +73,62 @@ def test_a_collapsed_checkpoint_comes_last(run: Path) -> None:
 
 def test_only_the_newest_of_several_runs(run: Path, class_folder: Path, tmp_path: Path) -> None:
     spoiled(run, 99)
+    (run / "encoder.safetensors").unlink()  # as where training has not ended
     other = pretrain(class_folder, out=tmp_path / "other", epochs=1, recipe="moco_v3", **SETTINGS)
     found = rank_runs([run, other], threads=1)
     assert [(row.run, row.step) for row in found.rows] == [(str(other), 3), (str(run), 99)]
+    assert found.rows[1].effective_rank == 1
     assert found.agreement is None
     assert len(rank_runs([run, other], checkpoints=True, threads=1).rows) == 3
+
+
+def keep_of_start(run: Path) -> None:
+    """Lets a run keep a start that gives the same for every image."""
+    folder = RunFolder(run)
+    (run / "encoder.safetensors").rename(folder.last)
+    kept = load_encoder(folder.last)
+    with torch.no_grad():
+        for value in kept.network.parameters():
+            value.zero_()
+    save_encoder(folder.encoder, kept.network, kept.config)
+    candidates = (Kept("start", 0.0, 1.0), Kept("last", 1.0, 0.5))
+    write_choice(folder, Choice("start", "Kept is the start.", "", candidates, ""))
+
+
+def test_a_run_is_measured_by_the_encoder_that_it_keeps(
+    run: Path, class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = pretrain(class_folder, out=tmp_path / "other", epochs=1, recipe="moco_v3", **SETTINGS)
+    before = {row.run: row for row in rank_runs([run, other], labels=True, threads=1).rows}
+    of_last = before[str(run)]
+    assert of_last.kept is None
+    assert of_last.effective_rank > 1
+    keep_of_start(run)
+    after = {row.run: row for row in rank_runs([run, other], labels=True, threads=1).rows}
+    of_start = after[str(run)]
+    assert of_start.kept == "start"
+    assert (of_start.effective_rank, of_start.stability) == (1, 0)
+    assert of_start.knn == pytest.approx(1 / 3)  # the same features of three equal classes
+    assert (of_start.pretext, of_start.step) == (of_last.pretext, of_last.step)
+    same = replace(before[str(other)], combined=after[str(other)].combined)
+    assert after[str(other)] == same
+    (checkpoint,) = rank_runs([run], threads=1).rows
+    assert checkpoint.kept is None
+    assert checkpoint.effective_rank == of_last.effective_rank
+
+    file = tmp_path / "ranks.json"
+    command = ["rank", str(run), str(other), "--threads", "1", "--json", str(file)]
+    assert main(command) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Measured is the encoder that a run keeps. Pretext accuracy is that of its last" in out
+    assert "last step" in out
+    kept = {row["run"]: row["kept"] for row in json.loads(file.read_text())["rows"]}
+    assert kept == {str(run): "start", str(other): None}
+    for checkpoints in run.glob("checkpoints/*/manifest.json"):
+        checkpoints.unlink()
+    (alone,) = rank_runs([run], checkpoints=False, threads=1).rows
+    assert (alone.kept, alone.effective_rank) == ("start", 1)
+    assert alone.step is None
 
 
 def test_a_damaged_checkpoint_is_passed_over(run: Path) -> None:

@@ -322,8 +322,20 @@ def test_rivals_that_know_the_labels_set_the_goal() -> None:
     assert any("can hold more than this run taught it" in s for s in behind.sentences)
     ahead = judge([], measured((0.1, 0.08, 0.12), supervised=0.5))
     assert any("learning without labels served better" in s for s in ahead.sentences)
+    close = judge([], measured((-0.02, -0.04, 0.0), supervised=0.62))
+    assert any("comes close to what labels teach" in s for s in close.sentences)
     named = judge([], measured((0.0, -0.01, 0.01), **{"runs/other": 0.6}))
     assert any("not to be told apart from runs/other" in s for s in named.sentences)
+
+
+@pytest.mark.parametrize("gain", [(-0.10, -0.22, 0.02), (-0.04, -0.07, -0.01)])
+def test_what_is_not_known_to_be_close_is_not_called_close(
+    gain: tuple[float, float, float],
+) -> None:
+    """A run that labels may lead by 22 points was said to come close to them."""
+    said = " ".join(judge([], measured(gain, supervised=0.6 - gain[0])).sentences)
+    assert "comes close" not in said
+    assert "cannot be told: measure on more test images" in said
 
 
 def test_a_wide_interval_asks_for_more_test_images() -> None:
@@ -338,16 +350,34 @@ def test_few_labels_and_other_tasks_are_summed_up() -> None:
     gain = {"value": 0.05, "low": 0.01, "high": 0.09}
     found["finetune"] = {"1": {"trained": 0.9, "untrained": 0.9}, "0.01": {"trained": 0.4}}
     found["finetune"]["0.01"]["untrained"] = 0.35
-    shares: Any = {"0.01": {"images": 40, "gains": {"untrained": gain}}}
+    over = "seeds and test images"
+    shares: Any = {"0.01": {"images": 40, "gains": {"untrained": gain}, "over": over}}
     found["details"]["finetune"] = {"shares": shares}
     task = {"metrics": {"accuracy": {"gains": {"untrained": gain}}}}
     found["details"]["transfer"] = {"tasks": {"birds": task, "cars": task}}
     words = " ".join(judge([], found).sentences)
     assert "Fine-tuned on 40 labelled images it reaches 40.0%, and 35.0% without" in words
     assert "begin from this encoder" in words
+    assert "95% interval +1.0 to +9.0 over seeds and test images)" in words
     assert "Of 2 other tasks it is clearly better than the untrained encoder on 2" in words
+    shares["0.01"]["gains"]["untrained"] = {"value": 0.05, "low": -0.01, "high": 0.11}
+    words = " ".join(judge([], found).sentences)
+    assert "no difference one can rely on" in words
+    assert "begin from this encoder" not in words
     shares["0.01"]["gains"]["untrained"] = {"value": 0.05, "low": None, "high": None}
     assert "one seed only" in " ".join(judge([], found).sentences)
+
+
+def test_an_interval_over_seeds_alone_is_no_advice() -> None:
+    """Of 40 test images each of three seeds may gain the same one."""
+    found = measured((0.1, 0.08, 0.12))
+    gain = {"value": 0.025, "low": 0.025, "high": 0.025}
+    found["finetune"] = {"0.01": {"trained": 0.525, "untrained": 0.5}}
+    detail = {"images": 40, "gains": {"untrained": gain}}  # as earlier versions wrote it
+    found["details"]["finetune"] = {"shares": {"0.01": detail}}
+    words = " ".join(judge([], found).sentences)
+    assert "over seeds). How far other test images would move it was not measured" in words
+    assert "begin from this encoder" not in words
 
 
 def choice_of(chosen: str) -> Choice:

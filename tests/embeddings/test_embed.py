@@ -31,8 +31,9 @@ from diptych.embeddings.encode_views import ViewMaker
 from diptych.embeddings.shard_files import read_embeddings
 from diptych.embeddings.shards import Shard, own_shards, parse_shard
 from diptych.embeddings.vectors import read_vectors
-from diptych.errors import ConfigError, EmbeddingsError, ImagesError
+from diptych.errors import ConfigError, EmbeddingsError, ImagesError, UnreadableImage
 from diptych.evaluation.features import extract_features
+from diptych.images.codecs.decode import decode_bytes, read_bytes
 from diptych.models.start import open_encoder
 from diptych.models.weights import (
     load_encoder,
@@ -455,6 +456,85 @@ def test_changed_pixels_are_embedded_anew(run: Path, tmp_path: Path) -> None:
     assert checksums == pq.read_table(wanted)["checksum"].to_pylist()
     encoded = (images / "07.bmp").read_bytes()
     assert checksums[7] == hashlib.blake2b(encoded, digest_size=16).digest()
+
+
+def test_changed_labels_are_written_and_no_image_is_encoded_again(
+    run: Path, tmp_path: Path
+) -> None:
+    """Those of the second half; the first shard is of the same labels and stays."""
+    bmp(tmp_path / "images", range(0, 240, 20))
+    rows = [file.read_bytes() for file in sorted((tmp_path / "images").iterdir())]
+    table, out = tmp_path / "table.parquet", tmp_path / "out"
+    labels: list[str | None] = ["cat", "dog"] * 6
+    pq.write_table(pa.table({"image": rows, "label": labels}), table)
+    files = make(run, table, out, 2)
+    before, inode = read_vectors(out), files[0].stat().st_ino
+    labels[7], labels[8] = "cat", None
+    pq.write_table(pa.table({"image": rows, "label": labels}), table)
+    done, said = finish(run, table, out, 2)
+    assert [(one.was_there, one.kept, one.images) for one in done] == [(True, 0, 6), (False, 6, 6)]
+    assert said == [f"{files[1]} is made anew: its labels are others now, or not known."]
+    after = read_vectors(out)
+    assert list(after.labels or ()) == labels
+    assert after.features.tobytes() == before.features.tobytes()
+    assert files[0].stat().st_ino == inode
+    pq.write_table(pa.table({"image": rows}), table)
+    assert not any(one.was_there for one in finish(run, table, out, 2)[0])
+    assert read_vectors(out).labels is None
+    assert all(one.was_there for one in finish(run, table, out, 2)[0])
+
+
+class Eleven:
+    """Twelve images of which the fourth cannot be read, or decoded, while this says so."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.missing = ""
+        bmp(folder, range(0, 240, 20))
+        fourth = (folder / "03.bmp").read_bytes()
+
+        def decoded(data: bytes, config: Any) -> Any:
+            if self.missing == "decoder" and data == fourth:
+                raise UnreadableImage("needs pip install")
+            if self.missing == "memory" and data == fourth:
+                raise UnreadableImage("does not fit in memory") from MemoryError()
+            return decode_bytes(data, config)
+
+        def found(file: str) -> bytes:
+            if self.missing == "disk" and file.endswith("03.bmp"):
+                raise UnreadableImage("Input/output error")
+            return read_bytes(file)
+
+        monkeypatch.setattr("diptych.embeddings.shards.decode_bytes", decoded)
+        monkeypatch.setattr("diptych.images.sources.image_files.read_bytes", found)
+        monkeypatch.setattr(
+            "diptych.embeddings.embed.decoders", lambda: "none" if self.missing else "all"
+        )
+
+
+@pytest.mark.parametrize("missing", ["decoder", "memory", "disk"])
+def test_what_could_not_be_read_is_tried_again_when_it_may_be(
+    missing: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no file has changed: a package was installed, or the machine lacked something."""
+    images, out = tmp_path / "images", tmp_path / "out"
+    eleven = Eleven(images, monkeypatch)
+    eleven.missing = missing
+    finish(run, images, out, 2, max_unreadable_share=0.5)
+    kept = read_embeddings(out).features
+    [first, second], _ = finish(run, images, out, 2, max_unreadable_share=0.5)
+    assert second.was_there
+    # What memory did not suffice for is tried each time.
+    assert first.was_there == (missing != "memory")
+    assert (first.images, first.skipped) == (5, 1)
+    eleven.missing = ""
+    if missing != "decoder":
+        monkeypatch.setattr("diptych.embeddings.embed.decoders", lambda: "none")
+    [first, second], _ = finish(run, images, out, 2, max_unreadable_share=0.5)
+    assert (first.images, first.kept, first.skipped, first.was_there) == (6, 5, 0, False)
+    assert second.was_there
+    found = read_embeddings(out).features
+    assert np.delete(found, 3, axis=0).tobytes() == kept.tobytes()
+    assert all(one.was_there for one in finish(run, images, out, 2, max_unreadable_share=0.5)[0])
 
 
 def test_a_repaired_image_is_embedded(run: Path, tmp_path: Path) -> None:

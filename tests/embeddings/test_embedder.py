@@ -52,8 +52,12 @@ def test_wrong_batches_are_refused(run: Path, class_folder: Path) -> None:
         embedder([good, b"nothing"])
     with pytest.raises(UnreadableImage, match="wanted uint8"):
         embedder([np.zeros((8, 8, 3))])
-    found = Embedder(run, threads=1, unreadable="nan")([good, b"nothing", good])
-    assert np.isnan(found).all(axis=1).tolist() == [False, True, False]
+    with pytest.raises(UnreadableImage, match="image 0 of the batch cannot be read: empty file"):
+        embedder([None, good])
+    found = Embedder(run, threads=1, unreadable="nan")(
+        [good, b"nothing", good, None, {"bytes": None, "path": None}]
+    )
+    assert np.isnan(found).all(axis=1).tolist() == [False, True, False, True, True]
     np.testing.assert_allclose(found[0], found[2], rtol=1e-5)
     with pytest.raises(ConfigError, match="refuse or nan"):
         Embedder(run, unreadable="skip")  # type: ignore[arg-type]

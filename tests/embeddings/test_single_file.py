@@ -122,6 +122,45 @@ def test_only_new_images_are_embedded(
     np.testing.assert_allclose(after.features, fresh.features, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("form", [*FORMS, "folder", "three"])
+def test_images_that_moved_are_found_where_they_are(
+    form: str, run: Path, class_folder: Path, tmp_path: Path
+) -> None:
+    out, count, moved = tmp_path / form, 3 if form == "three" else 1, tmp_path / "moved"
+    finish(run, class_folder, out, count)
+    before = read_vectors(out)
+    class_folder.rename(moved)
+    done, _ = finish(run, moved, out, count)
+    assert sum(one.kept for one in done) == 48
+    after = read_vectors(out)
+    assert after.root == moved
+    assert after.features.tobytes() == before.features.tobytes()
+    assert all(one.was_there for one in finish(run, moved, out, count)[0])
+    (moved / "class0" / "003.png").unlink()
+    done, _ = finish(run, moved, out, count)
+    assert sum(one.images for one in done) == 47
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_list_of_skipped_images_is_that_of_the_last_call(
+    form: str, run: Path, class_folder: Path, tmp_path: Path
+) -> None:
+    listed, bad = tmp_path / "v.skipped.csv", class_folder / "class0" / "bad.png"
+    bad.write_bytes(b"none")
+    finish(run, class_folder, tmp_path / form)
+    said = listed.read_bytes()
+    listed.unlink()
+    [done], _ = finish(run, class_folder, tmp_path / form)
+    assert (done.was_there, done.skipped) == (True, 1)
+    assert listed.read_bytes() == said
+    bad.unlink()
+    finish(run, class_folder, tmp_path / form)
+    assert not listed.exists()
+    settings = read_vectors(tmp_path / form).settings
+    assert settings is not None
+    assert settings["images"] == 48
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_files_of_others_are_not_replaced(
     form: str, run: Path, class_folder: Path, tmp_path: Path

@@ -38,6 +38,13 @@ def as_csv(folder: Path) -> Path:
     return folder / "v.csv"
 
 
+def as_saved_by_a_spreadsheet(folder: Path) -> Path:
+    """With the mark that says that a table is UTF-8."""
+    file = as_csv(folder)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    return file
+
+
 def as_parquet(folder: Path) -> Path:
     lists = pa.array([row.tolist() for row in FEATURES], pa.list_(pa.float64()))
     table = {"name": NAMES, "label": LABELS, "checksum": CHECKSUMS, "feature": lists}
@@ -45,7 +52,7 @@ def as_parquet(folder: Path) -> Path:
     return folder / "v.parquet"
 
 
-@pytest.mark.parametrize("write", [as_npy, as_csv, as_parquet])
+@pytest.mark.parametrize("write", [as_npy, as_csv, as_saved_by_a_spreadsheet, as_parquet])
 def test_every_form_gives_the_same(write: object, tmp_path: Path) -> None:
     found = read_vectors(write(tmp_path))  # type: ignore[operator]
     np.testing.assert_array_equal(found.features, FEATURES)

@@ -1,5 +1,6 @@
 """Predictions: figures against scikit-learn and hand-made cases, and their table on disk."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,49 @@ def test_figures_equal_scikit_learns(
     figures = figures_of(said)
     assert figures["accuracy"]["value"] == pytest.approx(float((answers == labels).mean()))
     assert figures["top_5"] == pytest.approx(top_k_accuracy_score(labels, chances, k=5))
+
+
+def test_in_blocks_it_is_what_it_is_at_once(rng: np.random.Generator) -> None:
+    chances = softmax(np.round(rng.normal(size=(90, 12)), 1))  # with ties
+    labels = rng.integers(-1, 12, 90)
+    names = [""] * 90
+    whole = Predictions.of(names, CLASSES, labels, chances)
+    parts = (chances[begin : begin + 40] for begin in range(0, 90, 40))
+    blocks = Predictions.of_blocks(names, CLASSES, labels, parts)
+    for name in ("predicted", "probability", "label_probability", "label_rank"):
+        np.testing.assert_array_equal(getattr(blocks, name), getattr(whole, name))
+
+
+def test_figures_of_frames_have_the_interval_of_their_videos(rng: np.random.Generator) -> None:
+    videos, labels = np.repeat(np.arange(50), 8), np.repeat(np.arange(50) % 2, 8)
+    right = (rng.random(50) < 0.7)[videos]
+    said = np.where(right, labels, 1 - labels)
+    frames = Predictions.of([""] * 400, ("a", "b"), labels, np.eye(2)[said])
+    once = Predictions.of([""] * 50, ("a", "b"), labels[::8], np.eye(2)[said[::8]])
+    for name in ("accuracy", "mean_per_class"):
+        assert figures_of(frames, videos)[name] == pytest.approx(figures_of(once)[name])
+        assert figures_of(frames)[name]["low"] > figures_of(once)[name]["low"] + 0.05
+
+
+def test_class_by_class_it_holds_no_matrix_of_classes(rng: np.random.Generator) -> None:
+    count = 2000
+    classes = tuple(map(str, range(count)))
+    labels, sure = rng.integers(0, count, count), rng.random(count)
+    predicted = np.where(rng.random(count) < 0.5, labels, rng.integers(0, count, count))
+    said = Predictions([""] * count, classes, labels, predicted, sure, sure, sure.astype(np.int64))
+    tracemalloc.start()
+    found = per_class(said)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < count**2  # bytes; a matrix of counts has eight times as many
+    wanted = []
+    for row, name in enumerate(classes):
+        images, named = labels == row, predicted == row
+        if images.any():
+            both = int((images & named).sum())
+            meant = both / named.sum() if named.any() else None
+            wanted.append((name, int(images.sum()), both / images.sum(), meant))
+    assert [tuple(one) for one in found] == wanted
 
 
 def test_reliability_equals_a_plain_loop(

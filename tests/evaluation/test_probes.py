@@ -99,6 +99,29 @@ def test_more_neighbours_than_images_are_all_images() -> None:
     assert found.shape == rows.shape == (2, 4)
 
 
+def test_votes_of_a_few_queries_at_a_time_name_the_same_classes(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (train, labels), (test, _) = blobs(rng, 300), blobs(rng, 90)
+    labels = labels * 100  # as of 401 classes
+    whole = knn_predict(train, labels, test), leave_one_out(train, labels)
+    held = list[int]()
+    votes = nearest_module._votes
+
+    def counted(*given: Any) -> Tensor:
+        found = votes(*given)
+        held.append(found.numel())
+        return found
+
+    monkeypatch.setattr(nearest_module, "_votes", counted)
+    monkeypatch.setattr(nearest_module, "_MOST_VOTES", 8000)
+    assert torch.equal(knn_predict(train, labels, test), whole[0])
+    assert torch.equal(leave_one_out(train, labels), whole[1])
+    assert max(held) <= 8000
+    assert sum(held) == (90 + 300) * 401
+    assert knn_predict(train, labels, test[:0]).shape == (0,)
+
+
 def test_leave_one_out_asks_all_others(rng: np.random.Generator) -> None:
     features, labels = blobs(rng, 60)
     features = features.double()

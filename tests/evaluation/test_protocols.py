@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ from diptych.evaluation.knn_and_linear import _judge_classes, _judge_labels, fin
 from diptych.evaluation.labelled import open_labelled
 from diptych.evaluation.predictions import read_predictions
 from diptych.evaluation.protocols import PROTOCOLS, evaluate, merged
+from diptych.evaluation.subject import Subject
 from diptych.evaluation.supervised import Classifier, predict
+from diptych.images.open import open_images
 from diptych.models.encoders import count_features
 from diptych.models.final_features import IntermediateLayer, Whitening
 from diptych.models.resnets import SmallResNet
@@ -250,6 +253,28 @@ def test_results_on_other_images_keep_each_their_own() -> None:
     assert merged(earlier, finetune) == {**earlier, **finetune}
 
 
+@pytest.mark.parametrize(
+    ("protocol", "parts", "names"),
+    [("finetune", "shares", ("1", "0.1", "0.01")), ("transfer", "tasks", ("birds", "cars", "x"))],
+)
+def test_parts_stay_beside_others_that_were_measured_alike(
+    protocol: str, parts: str, names: tuple[str, str, str]
+) -> None:
+    def found(name: str, accuracy: float, **settings: Any) -> dict[str, Any]:
+        table = {"settings": settings, parts: {name: {"gain": accuracy}}}
+        return {protocol: {name: {"trained": accuracy}}, "details": {protocol: table}}
+
+    first, second, third = names
+    both = merged(found(first, 0.9, seeds=3), found(second, 0.5, seeds=3))
+    assert both[protocol] == {first: {"trained": 0.9}, second: {"trained": 0.5}}
+    assert both["details"][protocol][parts] == {first: {"gain": 0.9}, second: {"gain": 0.5}}
+    again = merged(both, found(second, 0.6, seeds=3))
+    assert again[protocol] == {first: {"trained": 0.9}, second: {"trained": 0.6}}
+    assert again["details"][protocol][parts][second] == {"gain": 0.6}
+    otherwise = found(third, 0.4, seeds=5)
+    assert merged(both, otherwise) == otherwise
+
+
 def test_each_image_by_all_others_goes_with_the_neighbours_it_was_measured_with() -> None:
     earlier = {
         "knn": {"trained": 0.1},
@@ -400,7 +425,7 @@ def test_an_encoder_of_no_numbers_is_refused_in_one_sentence(run: Path, protocol
 
 
 def test_labels_alone_learn_with_the_schedule_that_serves_them_best(
-    run: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    run: Path, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = load_encoder(run)
     labelled = open_labelled(encoder.config.images, runtime.executor)
@@ -420,16 +445,24 @@ def test_labels_alone_learn_with_the_schedule_that_serves_them_best(
     monkeypatch.setattr(finetune, "fine_tune", fit)
     monkeypatch.setattr(finetune, "predict", said)
     usual = FineTuningSchedule(30, 0.05)
-    for best in ((30, 0.05), (90, 0.2), (90, 0.05)):
+    for number, best in enumerate(((30, 0.05), (90, 0.2), (90, 0.05))):
         asked.clear()
         judged = set[str]()
-        found = baseline_schedule(encoder, labelled, 1.0, runtime, usual)
+        subject = Subject(
+            folder=RunFolder(tmp_path / str(number)),  # where the answers are kept
+            encoder=encoder,
+            config=encoder.config,
+            runtime=runtime,
+            open_images=partial(open_images, encoder.config.images, runtime.executor),
+            open_labelled=lambda: labelled,
+        )
+        found = baseline_schedule(subject, 1.0, usual)
         assert (found.epochs, found.rate, found.tried) == (*best, 3)
         assert {(one.epochs, one.rate) for one, _ in asked} == {(30, 0.05), (90, 0.2), (90, 0.05)}
         for _, learned in asked:  # nothing is judged that was learned, nor a test image seen
             assert not learned & judged
             assert (learned | judged) <= set(labelled.train.names)
-    few = baseline_schedule(encoder, labelled, 0.1, runtime, usual)  # two images of each class
+    few = baseline_schedule(subject, 0.1, usual)  # two images of each class
     assert few == FineTuningSchedule(90, 0.2)
 
 
@@ -477,6 +510,20 @@ def test_transfer_to_classes_and_to_several_labels(run: Path, images: Path, tmp_
     assert set(tasks[str(images)]["metrics"]) == {"accuracy", "mean_per_class", "auc", "f1"}
     assert set(tasks[str(tagged)]["metrics"]) == {"accuracy", "auc", "f1"}
     assert tasks[str(tagged)]["multilabel"]
+
+
+def test_a_task_that_was_measured_is_kept_whatever_follows(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ImagesError):
+        evaluate(run, ["transfer"], threads=1, transfer=(images, tmp_path / "nothing"))
+    first = json.loads((run / "evaluation.json").read_text())
+    assert set(first["transfer"]) == {str(images)}
+    other = shutil.copytree(images, tmp_path / "other")
+    found = evaluate(run, ["transfer"], threads=1, transfer=(other,))
+    assert set(found["transfer"]) == {str(images), str(other)}
+    assert found["transfer"][str(images)] == first["transfer"][str(images)]
+    assert set(found["details"]["transfer"]["tasks"]) == {str(images), str(other)}
 
 
 def test_metrics_of_transfer_equal_scikit_learn(rng: np.random.Generator) -> None:

@@ -123,6 +123,24 @@ def frames(patients: int, each: int, classes: int) -> ImageSet:
     return image_set(labels, range(len(names)), names)
 
 
+def test_intervals_say_of_how_many_groups_they_are() -> None:
+    found = opened(frames(12, 5, 3), None, "name:(p[0-9]+)_")
+    assert found.test_units is not None
+    patients = [name.split("_")[0] for name in found.test.names]
+    pairs = {*zip(patients, found.test_units.tolist(), strict=True)}
+    assert len(pairs) == len(set(patients)) == len({unit for _, unit in pairs}) == 3
+    said = found.as_resampled()
+    assert said["test_units"] == 3
+    assert "Intervals are over 3 units of these 15 images" in said["words"]
+    assert said["tested"] == found.tested
+    few = found.select(np.arange(len(found.train)), np.array([0, 5, 6]))
+    assert few.as_resampled()["test_units"] == 2
+    copies = opened(image_set(["a", "b"], [1, 2]), image_set(["a", "b", "b"], [7, 9, 9]))
+    assert copies.as_resampled()["test_units"] == 2
+    alone = opened(image_set(["a", "b"], [1, 2]), image_set(["a", "b", "b"], [7, 8, 9]))
+    assert alone.as_resampled() == alone.as_dict() | {"test_units": 3}
+
+
 def test_frames_of_a_patient_are_on_one_side() -> None:
     images = frames(12, 5, 3)
     found = opened(images, None, "name:(p[0-9]+)_")

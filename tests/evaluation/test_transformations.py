@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor, nn
 
 from diptych.config.data import ImagesConfig, ViewsConfig
@@ -157,6 +158,29 @@ def test_the_interval_draws_images(rng: np.random.Generator) -> None:
     assert 0.02 < high - low < 0.06
 
 
+def test_the_interval_draws_whole_groups(rng: np.random.Generator) -> None:
+    groups = np.repeat(np.arange(300), 5)
+    offsets = torch.from_numpy(rng.normal(size=300)).float()[groups][:, None]
+    train, test = split_images(1500, 0, groups)
+    # By a threshold at 0.75: all images of a group are right in as many versions.
+    found = probe([offsets, offsets + 1.5], train, test, groups=groups)
+    images = probe([offsets, offsets + 1.5], train, test)
+    bound = float((offsets[train].mean() + (offsets + 1.5)[train].mean()) / 2)
+    of = np.unique(groups[test.numpy()])
+    one_of_each = torch.from_numpy(np.searchsorted(groups, of))
+    first, second = offsets[one_of_each, 0], offsets[one_of_each, 0] + 1.5
+    shares = (((first < bound).double() + (second >= bound).double()) / 2).numpy()
+    theirs = stats.bootstrap(
+        (shares,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert found.value == pytest.approx(shares.mean(), abs=0.03)
+    half = (found.interval().high - found.interval().low) / 2
+    assert half == pytest.approx((theirs.high - theirs.low) / 2, rel=0.2)
+    assert half > 0.8 * images.interval().high - 0.8 * images.interval().low  # 5 ** 0.5 / 2 of it
+    alone = probe([offsets, offsets + 1.5], train, test, groups=np.arange(1500))
+    assert alone.draws.tobytes() == images.draws.tobytes()
+
+
 def test_gray_images_are_not_asked_for_colour() -> None:
     rng = np.random.default_rng(0)
     images = from_array(
@@ -164,6 +188,12 @@ def test_gray_images_are_not_asked_for_colour() -> None:
     )
     found = probe_layers(layered_network(Known(tilt), None), images, VIEWS, RUNTIME)
     assert set(found["tasks"]) == set(TASKS) - {"color or gray"}
+
+
+def test_the_groups_that_are_drawn_are_counted(lit: ImageSet) -> None:
+    groups = np.arange(240) // 4
+    found = probe_layers(layered_network(Known(tilt), None), lit, VIEWS, RUNTIME, groups=groups)
+    assert (found["test_images"], found["test_units"]) == (80, 20)
 
 
 def test_too_few_images_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,7 +20,7 @@ from diptych.errors import ImagesError
 from diptych.images import open as open_module
 from diptych.images.collection import Collection, spread_indices
 from diptych.images.open import SOURCES, Source, from_any_folder, from_array, open_images
-from diptych.images.pixels import DecodedPixels, KeptPixels
+from diptych.images.pixels import DecodedPixels, HeldPixels, KeptPixels
 from diptych.images.sources.known_sets import CELL_PIXELS, PHOTOGRAPHS
 from diptych.images.splits import LocatedImages
 
@@ -127,6 +128,66 @@ def test_arrays(tmp_path: Path, stripes: Stripes, executor: ThreadPoolExecutor) 
     parts = opened(tmp_path / "parts.npz", executor, limit=7)
     assert parts.test is not None
     assert (len(parts.train), len(parts.test)) == (7, 6)
+
+
+@pytest.mark.parametrize("cache", ["auto", "none"])
+@pytest.mark.parametrize(
+    ("color", "bits", "channels", "dtype", "order"),
+    [
+        ("rgb", 8, 1, np.uint8, "C"),
+        ("gray", 8, 3, np.uint8, "C"),
+        ("rgb", 8, 3, np.uint16, "C"),
+        ("rgb", 16, 1, np.uint8, "C"),
+        ("raw", 16, 5, np.uint8, "C"),
+        ("rgb", 8, 3, np.uint8, "F"),
+        ("gray", 16, 3, np.uint16, "C"),
+    ],
+)
+def test_a_mapped_array_gives_the_same_in_another_form(
+    color: str,
+    bits: int,
+    channels: int,
+    dtype: Any,
+    order: Any,
+    cache: str,
+    tmp_path: Path,
+    rng: np.random.Generator,
+    executor: ThreadPoolExecutor,
+) -> None:
+    """As one in memory, which is converted at once, and as the formulas have it."""
+    white = np.iinfo(dtype).max
+    stack = rng.integers(0, white, (9, 13, 11, channels), dtype=dtype, endpoint=True)
+    stack[0, :, :, :1], stack[0, :, :, -1:] = 3, 2
+    np.save(tmp_path / "a.npy", np.asarray(stack, order=order))
+    np.savez(tmp_path / "a.npz", images=stack)
+    form: Any = {"color": color, "bits": bits}
+    mapped = opened(tmp_path / "a.npy", executor, cache=cache, **form)
+    whole = opened(tmp_path / "a.npz", executor, **form)
+    assert not isinstance(mapped.train.pixels, HeldPixels)
+    assert pixels_of(mapped).tobytes() == pixels_of(whole).tobytes()
+    assert mapped.train.fingerprint() == whole.train.fingerprint()
+    if color == "gray":
+        luma = stack.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+        wanted = np.rint(luma)[..., None]
+    else:
+        wanted = np.repeat(stack, 3, axis=3) if (color, channels) == ("rgb", 1) else stack
+    wanted = wanted.astype(np.float64) * (2**bits - 1) / white
+    found = pixels_of(mapped).astype(np.float64)
+    assert found.shape == wanted.shape
+    assert np.abs(found - wanted).max() <= 0.5
+
+
+def test_a_mapped_array_is_not_converted_as_a_whole(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((600, 64, 64), dtype=np.uint8))
+    tracemalloc.start()
+    found = opened(tmp_path / "a.npy", executor, cache="none").train
+    batch = found.pixels.gather(np.array([7, 599, 7]))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert batch.image(1).shape == (64, 64, 3)
+    assert peak < 600 * 64 * 64  # bytes; converted it has three times as many
 
 
 @pytest.mark.parametrize(("count", "most"), [(0, 5), (1, 5), (5, 5), (6, 5), (48, 7), (999, 500)])

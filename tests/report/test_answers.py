@@ -1,5 +1,7 @@
 """What a classifier answers, as a part of a page."""
 
+import tracemalloc
+from collections import Counter
 from concurrent.futures import Executor
 
 import numpy as np
@@ -9,7 +11,7 @@ from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.evaluation.predictions import Predictions
 from diptych.images.collection import ImageSet
 from diptych.images.open import from_array
-from diptych.report.answers import answers_of
+from diptych.report.answers import Pair, _pairs, answers_of
 from diptych.report.page import template
 
 VIEWS = ViewsConfig(side_pixels=16)
@@ -53,6 +55,29 @@ def test_counts_pairs_and_mistakes_with_their_pictures(
     for other in ([], [images(2, 1, rng)]):
         again = answers_of(said, other, VIEWS, executor)
         assert {one.uri for one in again.mistakes if one.name in ("4", "5")} == {None}
+
+
+def test_the_pairs_confused_most_are_counted_without_a_matrix(rng: np.random.Generator) -> None:
+    count, classes = 6000, tuple(map(str, range(2000)))
+    labels = (2000 * rng.random(count) ** 6).astype(np.int64)
+    predicted = np.where(
+        rng.random(count) < 0.4, labels, (2000 * rng.random(count) ** 6).astype(int)
+    )
+    sure = np.ones(count)
+    said = Predictions([""] * count, classes, labels, predicted, sure, sure, sure.astype(np.int64))
+    tracemalloc.start()
+    found = _pairs(said)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < len(classes) ** 2  # bytes
+    both = [(a, b) for a, b in zip(labels.tolist(), predicted.tolist(), strict=True) if a != b]
+    times, images = Counter(both), Counter(labels.tolist())
+    most = sorted(times, key=lambda pair: (-times[pair], pair))[:10]
+    assert times[most[0]] > times[most[9]]
+    assert found == [
+        Pair(classes[a], classes[b], times[a, b], times[a, b] / images[a]) for a, b in most
+    ]
+    assert _pairs(said.select(np.flatnonzero(said.right))) == []
 
 
 @pytest.mark.parametrize("classes", [3, 40])

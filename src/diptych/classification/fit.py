@@ -8,6 +8,8 @@ its figures are those of the one that was fitted on the rest.
 
 import hashlib
 import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -32,7 +34,7 @@ from diptych.classification.classifier import (
 )
 from diptych.classification.classifier_page import classifier_page
 from diptych.config.downstream import ClassifierSettings
-from diptych.errors import saving
+from diptych.errors import ConfigError, ImagesError, saving
 from diptych.escaping import HANDLER
 from diptych.evaluation.features import encode, require_finite
 from diptych.evaluation.finetune import RATE, FineTuningSchedule, fine_tune
@@ -112,15 +114,14 @@ def fit_classifier(
         **settings: see ``ClassifierSettings``.
 
     Raises:
-        ImagesError: there are no labels of two classes.
+        ImagesError: there are no labels of two classes, or two classes have one name.
         RunFolderError, ConfigError: there is no such encoder, or a setting is out of range; ``out``
             holds something else.
         ClassifierError: ``out`` holds a classifier of another version.
     """
     how, folder = ClassifierSettings(**settings), Path(out)
     require_replaceable(folder, _FILES)
-    if (folder / MANIFEST).exists():
-        read_manifest(folder)  # a file of that name may be of another program
+    _require_own(folder)
     with Runtime(device, threads, batch_size, progress or ProgressReporter()) as runtime:
         trained = load_compared(str(source), encoder).to(runtime.torch_device)
         seen = load_trained_on(RunFolder(Path(source)).trained_on) if _is_run(source) else None
@@ -132,6 +133,7 @@ def fit_classifier(
             seen=seen,
             on_progress=runtime.counting("Reading the images"),
         )
+        _require_different(found.classes)
         fitted = (_finetuned if how.kind == "finetune" else _on_frozen)(
             trained, found, how, runtime
         )
@@ -142,6 +144,29 @@ def fit_classifier(
             **asdict(how),
         }
         return _write(folder, fitted, found, made, runtime)
+
+
+def _require_own(folder: Path) -> None:
+    """Refuses a folder of something else whose files have names of ours, as an encoder's."""
+    there = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
+    if there and MANIFEST not in there:
+        raise ConfigError(
+            f"{folder} holds {there[0]} and no {MANIFEST}, so it is no classifier's and is not "
+            "replaced. Give the name of a new folder by -o."
+        )
+    if there:
+        read_manifest(folder)  # a file of that name may be of another program
+
+
+def _require_different(classes: Sequence[str]) -> None:
+    """Refuses names of classes by which these could not be told apart again."""
+    name, times = Counter(classes).most_common(1)[0]
+    if times > 1 or "" in classes:
+        what = f"the name {name!r} {times} times" if times > 1 else "an empty name"
+        raise ImagesError(
+            f"the labelled images have {what} among their {len(classes):,} classes. Wanted another "
+            "for each class."
+        )
 
 
 def _is_run(source: str | Path) -> bool:
@@ -249,8 +274,8 @@ def _write(
     said = Predictions.of(names, found.classes, found.test_labels.numpy(), probabilities)
     about = {
         "made": made,
-        "figures": figures_of(said),
-        "split": found.as_dict(),
+        "figures": figures_of(said, found.test_units),
+        "split": found.as_resampled(),
         "calibrated_on": len(truth),
         "fitted_on_all": fitted.kept is not fitted.head,
     }

@@ -20,7 +20,12 @@ from diptych.embeddings.vectors import VectorSet
 from diptych.errors import ClassifierError, ConfigError
 from diptych.escaping import HANDLER, escaped
 from diptych.evaluation.features import FEATURES, encode, in_batches
-from diptych.evaluation.predictions import COLUMNS, Predictions, write_predictions
+from diptych.evaluation.predictions import (
+    COLUMNS,
+    MOST_COLUMNS,
+    Predictions,
+    write_predictions,
+)
 from diptych.images.collection import ImageSet
 from diptych.images.inventory import Inventory, Skipped
 from diptych.images.open import locate_images
@@ -38,6 +43,7 @@ from diptych.runtime.console import ProgressReporter
 from diptych.runtime.devices import BATCH_SIZE, Runtime
 
 _AT_ONCE: Final = 16_384  # images whose features are held
+_MOST_NUMBERS: Final = 2**24  # probabilities at once, of images and classes
 
 
 class Predicted(NamedTuple):
@@ -99,23 +105,27 @@ def predict_images(
         told = runtime.counting("Reading the images")
         located = locate_images(config)
         parts = open_every_part(located, config, runtime.executor, told)
-        found = [
-            (part, some, probabilities)
-            for part, images_of_part in parts
-            for some, probabilities in _classified(classifier, images_of_part, runtime)
-        ]
-    names = [os.path.join(part, name) for part, some, _ in found for name in some.names]
-    labels = np.concatenate([_labels(some, classifier.classes) for _, some, _ in found])
-    probabilities = np.concatenate([one for *_, one in found])
-    predictions = Predictions.of(names, classifier.classes, labels, probabilities)
+        names = [os.path.join(part, name) for part, found in parts for name in found.names]
+        labels = np.concatenate([_labels(found, classifier.classes) for _, found in parts])
+        in_table = file is not None and len(classifier.classes) <= MOST_COLUMNS
+        kept = list[NDArray[np.float64]]()
+
+        def blocks() -> Iterator[NDArray[np.float64]]:
+            for _, found in parts:
+                for probabilities in _classified(classifier, found, runtime):
+                    # Of more classes no table has them, and they would fill the memory.
+                    kept.extend([probabilities] if in_table else [])
+                    yield probabilities
+
+        predictions = Predictions.of_blocks(names, classifier.classes, labels, blocks())
     skipped = tuple(
         replace(one, name=os.path.join(part, one.name))
-        for part, images_of_part in parts
-        for one in images_of_part.skipped
+        for part, found in parts
+        for one in found.skipped
     )
     left_out = Inventory((), left_out=located.left_out).sentences()
     if file is not None:
-        write_predictions(file, predictions, probabilities)
+        write_predictions(file, predictions, np.concatenate(kept) if kept else None)
         _list_skipped(skipped_list(file), skipped)
     return Predicted(predictions, skipped, tuple(left_out))
 
@@ -159,8 +169,8 @@ def _require_of_classifier(
 
 def _classified(
     classifier: ImageClassifier, images: ImageSet, runtime: Runtime
-) -> Iterator[tuple[ImageSet, NDArray[np.float64]]]:
-    """Some images after the others, with the probability of each class."""
+) -> Iterator[NDArray[np.float64]]:
+    """(some, classes) probabilities of some images after the others."""
     for rows in in_batches(len(images), _AT_ONCE):
         some = images.select(rows)
         features = encode(
@@ -172,7 +182,9 @@ def _classified(
             batch_size=runtime.batch_size,
             on_images=runtime.counting("Classifying"),
         )
-        yield some, classifier.probabilities(features)
+        step = max(1, _MOST_NUMBERS // len(classifier.classes))
+        for begin in range(0, len(features), step):
+            yield classifier.probabilities(features[begin : begin + step])
 
 
 def _labels(images: ImageSet, classes: tuple[str, ...]) -> NDArray[np.int64]:

@@ -130,6 +130,7 @@ def _predict(flags: ClassifyFlags, console: Console) -> None:
 
 
 _SUBSET_COLUMNS: Final = ("name", "rank", "score")
+_FIRST_LINE: Final = "# diptych subset\n"  # of a list, which takes it for a comment
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,8 @@ def subset(arguments: Sequence[str]) -> None:
         raise ConfigError(f"-o {flags.out}: wanted a name that ends in .csv or .txt.")
     if flags.out.suffix.lower() == ".csv":
         require_own_table(flags.out, _SUBSET_COLUMNS)
+    else:
+        _require_own_list(flags.out)
     use_threads(flags.threads)
     vectors = read_vectors(flags.vectors)
     require_no_input(flags.out, (flags.vectors, flags.labelled, vectors.path))
@@ -211,6 +214,20 @@ def subset(arguments: Sequence[str]) -> None:
     console.print(f"Their score: {SCORES[flags.by]}.", highlight=False)
 
 
+def _require_own_list(out: Path) -> None:
+    """Sees that no other file is lost; an empty one has nothing to lose."""
+    if not out.exists():
+        return
+    first = _FIRST_LINE.encode()
+    with open(out, "rb") as file:  # of a folder that is the error
+        there = file.read(len(first))
+    if there not in (b"", first):
+        raise ConfigError(
+            f"-o {out} is there and is no list of this command, which begins with "
+            f"{_FIRST_LINE.strip()!r}. Choose another name, or move it away."
+        )
+
+
 def _files_of(vectors: "VectorSet", out: Path) -> "Thumbnails":
     """Where the files of the images are, for a list of them."""
     from diptych.curation.thumbnails import Thumbnails
@@ -227,14 +244,21 @@ def _write_chosen(
 ) -> None:
     """A list of files, by their names where these are all that is known, or a table."""
     from diptych.escaping import HANDLER, escaped
+    from diptych.images.sources.lists import fits_a_line
     from diptych.runs.atomic import atomic_write
 
     names = [vectors.names[row] for row in chosen.rows]
     if out.suffix.lower() == ".txt":
         if files is not None:
             names = [_file_of(files, int(row), out) for row in chosen.rows]
+        for name in names:
+            if not fits_a_line(name):
+                raise ConfigError(
+                    f"-o {out}: a list cannot hold {name!r}, with a line break, blanks at its ends "
+                    f"or a # at its beginning. Rename the file, or give a table, as {out.stem}.csv."
+                )
         lines = "".join(f"{name}\n" for name in names)
-        atomic_write(out, lines.encode(errors="surrogateescape"))
+        atomic_write(out, (_FIRST_LINE + lines).encode(errors="surrogateescape"))
         return
     text = io.StringIO()
     writer = csv.writer(text)

@@ -41,8 +41,8 @@ class RankFlags:
     labels: bool = False
     """Measure kNN too, where there are labels, and say how each measure agrees with it."""
     checkpoints: bool | None = None
-    """Rank every checkpoint that was kept, not only the newest; by default when there is one run.
-    """
+    """Rank every checkpoint that was kept, not the encoder that each run keeps; by default when
+    there is one run."""
     image_count: int = 2048
     """Images to measure on, at most."""
     json: Path | None = None
@@ -55,7 +55,8 @@ def rank(arguments: Sequence[str]) -> None:
 
     By effective rank of the features, pretext accuracy on held-out images, stability of neighbours
     from one view to another, and all three combined. With --labels also by kNN, which does not
-    change the order, and how well each measure agrees with it.
+    change the order, and how well each measure agrees with it. Of several runs the encoders that
+    they keep are measured; pretext accuracy is that of the last step.
 
     Examples:
       diptych rank runs/a runs/b runs/c
@@ -87,10 +88,20 @@ def rank(arguments: Sequence[str]) -> None:
 def print_ranking(console: Console, ranking: "Ranking") -> None:
     """Prints the candidates, the best first; with labels also each measure's agreement with kNN."""
     console.print(_candidates(ranking))
+    if _names_encoders(ranking):
+        console.print(
+            "Measured is the encoder that a run keeps. Pretext accuracy is that of its last step.",
+            highlight=False,
+        )
     if ranking.agreement is not None:
         console.print(_agreements(ranking.agreement))
     _print_splits(console, ranking.splits, "")
     _print_splits(console, ranking.labelled, "kNN: ")
+
+
+def _names_encoders(ranking: "Ranking") -> bool:
+    """Whether some run keeps another encoder than that of its last step."""
+    return any(row.kept is not None for row in ranking.rows)
 
 
 def _candidates(ranking: "Ranking") -> Table:
@@ -101,13 +112,16 @@ def _candidates(ranking: "Ranking") -> Table:
     )
     table.add_column("run", overflow="fold")
     table.add_column("step", justify="right")
+    if _names_encoders(ranking):
+        table.add_column("encoder")
     columns = {**_MEASURES, "steadiness": "agreement with the checkpoint before", "knn": "kNN"}
     shown = [name for name in columns if any(getattr(row, name) is not None for row in rows)]
     for name in shown:
         table.add_column(columns[name], justify="right")
     for row in rows:
         step = "end" if row.step is None else f"{row.step:,}"
-        table.add_row(row.run, step, *(_figure(row, name) for name in shown))
+        encoder = [row.kept or "last step"] if _names_encoders(ranking) else []
+        table.add_row(row.run, step, *encoder, *(_figure(row, name) for name in shown))
     return table
 
 

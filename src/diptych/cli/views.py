@@ -197,7 +197,8 @@ def _measured(
             seed=config.seed,
             on_trials=partial(bars.images, "Trying operations"),
         )
-    return CostsOfViews(costs, advice_on_costs(costs, views.branches, strength=views.strength))
+    advice = advice_on_costs(costs, views.branches, strength=views.strength)
+    return CostsOfViews(costs, [costs.on_images, *advice])
 
 
 def _require_picture(out: Path, rows: int, columns: int) -> None:

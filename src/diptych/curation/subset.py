@@ -296,7 +296,8 @@ def _names(file: Path) -> list[str]:
         with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as opened:
             if file.suffix.lower() == ".csv":
                 return [unescaped(row["name"]) for row in csv.DictReader(opened, strict=True)]
-            return [unescaped(line.strip()) for line in opened if line.strip()]
+            lines = (line.strip() for line in opened)
+            return [unescaped(line) for line in lines if line and not line.startswith("#")]
     except FileNotFoundError as error:
         raise ConfigError(
             f"--labelled {file} is not there: wanted a table with a column 'name', a list of names "

@@ -39,6 +39,7 @@ from diptych.diagnostics.candidates import (
 )
 from diptych.diagnostics.label_free import neighbour_agreement
 from diptych.errors import ImagesError, RunFolderError
+from diptych.evaluation.confidence import count_units, number_units
 from diptych.evaluation.features import encode, in_batches
 from diptych.evaluation.knn import knn_predict
 from diptych.evaluation.labelled import Labelled, labelled_parts
@@ -180,11 +181,17 @@ class _Judged(NamedTuple):
         return found
 
     def standard_error(self, gains: NDArray[np.float64]) -> float:
-        """Of the mean of weighted gains, (judged images,); of classes counted alike within each."""
+        """Of the mean of weighted gains, (judged images,); of classes counted alike within each.
+
+        Images that belong together are right together, so their gains are one (the standard error
+        of clusters: Liang and Zeger 1986).
+        """
         around = gains - gains.mean()
         if self.counts_classes_alike:
             _, numbers = np.unique(self.labels[self.seen].numpy(), return_inverse=True)
             around = gains - (np.bincount(numbers, gains) / np.bincount(numbers))[numbers]
+        if self.units is not None:
+            around = np.bincount(number_units(self.units[self.seen]), around)
         return float(np.sqrt((around**2).sum()) / len(gains))
 
 
@@ -433,8 +440,16 @@ def _with_accuracies(
 
 def _on_images(judged: _Judged) -> str:
     alike = ", each class counted alike" if judged.counts_classes_alike else ""
+    seen = len(judged.seen)
+    units = count_units(seen, None if judged.units is None else judged.units[judged.seen])
+    together = (
+        f" Standard errors are over {units:,} units of these: images of one group, and copies, "
+        "count as one."
+        if units < seen
+        else ""
+    )
     return (
-        f"Compared on {len(judged.images):,} labelled images, {len(judged.seen):,} of them judged "
-        f"by the rest in {len(judged.cuts)} cuts{alike}. The figures of the run are measured on "
-        "none of these images."
+        f"Compared on {len(judged.images):,} labelled images, {seen:,} of them judged "
+        f"by the rest in {len(judged.cuts)} cuts{alike}.{together} The figures of the run are "
+        "measured on none of these images."
     )

@@ -3,6 +3,9 @@
 Every encoder is measured on the same images: by the effective rank of its features (RankMe,
 2210.02885), by its pretext accuracy in batches of one size, and by the share of an image's nearest
 neighbours that stay the same from one view to another. None of these is accuracy.
+
+A run is measured by the encoder that it keeps, which need not be that of its last step; a
+checkpoint by its own.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +22,7 @@ from diptych.checkpoints.stores import CheckpointLocation, checkpoint_location
 from diptych.config.data import ImagesConfig
 from diptych.config.files import load_run_config
 from diptych.config.run import RunConfig
+from diptych.diagnostics.candidates import LAST, read_choice
 from diptych.diagnostics.label_free import (
     Agreement,
     combined_rank,
@@ -63,8 +67,10 @@ class Candidate:
         step: of the checkpoint; None for the end of a run whose checkpoints are gone.
         config: of the run.
         encoder: in evaluation mode, on its device.
-        method: with head, predictor and momentum encoder; None where that is not known, or where
-            the run has no keys, as a student.
+        method: of the last step, or of the checkpoint, with head, predictor and momentum encoder;
+            None where that is not known, or where the run has no keys, as a student.
+        kept: what ``encoder`` is, where the run keeps another than that of its last step, as
+            ``start, whitened``; None for that of the last step, or of the checkpoint.
     """
 
     run: Path
@@ -72,6 +78,7 @@ class Candidate:
     config: RunConfig
     encoder: nn.Module
     method: Contrastive | None
+    kept: str | None = None
 
 
 def candidates_of(
@@ -83,18 +90,22 @@ def candidates_of(
         folder: of the run.
         config: of the run.
         device: where encoders run.
-        every: every good checkpoint that was kept, not only the newest.
+        every: every good checkpoint that was kept, not the encoder that the run keeps.
 
     Raises:
-        RunFolderError: there is neither a good checkpoint nor an encoder.
+        RunFolderError: there is neither a good checkpoint nor an encoder, or it is damaged.
     """
     good = _good(checkpoint_location(config.checkpoint, folder), folder)
     newest = next(good, None)
-    if newest is None:
-        yield _from_files(folder, config, device)
-        return
-    for path in [*reversed(list(good)), newest] if every else [newest]:
-        yield _from_checkpoint(folder, config, device, path)
+    if every:
+        for path in reversed(list(good)):
+            yield _from_checkpoint(folder, config, device, path)
+    last = (
+        _from_files(folder, config, device)
+        if newest is None
+        else _from_checkpoint(folder, config, device, newest)
+    )
+    yield last if every else _with_kept_encoder(last, folder, device)
 
 
 def _good(place: CheckpointLocation, folder: RunFolder) -> Iterator[CheckpointLocation]:
@@ -125,6 +136,15 @@ def _from_checkpoint(
     except RuntimeError as error:
         raise DamagedCheckpoint(f"{path} is of another network: {error}") from error
     return Candidate(folder.path, int(scalars["step"]), config, encoder.to(device).eval(), None)
+
+
+def _with_kept_encoder(last: Candidate, folder: RunFolder, device: torch.device) -> Candidate:
+    """The last step, with the encoder that the run keeps in the place of its own."""
+    if not folder.encoder.exists():  # training has not ended
+        return last
+    choice = read_choice(folder)
+    kept = None if choice is None or choice.chosen == LAST else choice.chosen
+    return replace(last, encoder=load_encoder(folder).to(device), kept=kept)
 
 
 def _from_files(folder: RunFolder, config: RunConfig, device: torch.device) -> Candidate:
@@ -159,13 +179,15 @@ class RankedCandidate:
         run: its folder.
         step: of the checkpoint, or None.
         effective_rank: of h.
-        pretext: pretext accuracy in batches of one size, with the run's own views, key encoder and
-            predictor; None where the run has no keys.
+        pretext: pretext accuracy in batches of one size, with the run's own views, encoder of the
+            last step or of the checkpoint, key encoder and predictor; None where the run has no
+            keys.
         stability: share of an image's neighbours, by h, that two views agree on.
         steadiness: share of neighbours that this checkpoint and the one before it agree on; None
             for the first.
         knn: accuracy of kNN; None without labels.
         combined: mean over ``MEASURES`` of the share of other candidates that it is better than.
+        kept: which encoder was measured, where it is not the last step's; see ``Candidate``.
     """
 
     run: str
@@ -176,6 +198,7 @@ class RankedCandidate:
     steadiness: float | None = None
     knn: float | None = None
     combined: float | None = None
+    kept: str | None = None
 
 
 @dataclass(frozen=True)
@@ -233,7 +256,8 @@ def rank_runs(
         images: to measure on, anything that ``pretrain`` takes; by default the runs' own, and of
             these the held-out ones. All runs have to have the same.
         labels: measure kNN too, and how each measure agrees with it. The ranking stays as it is.
-        checkpoints: every checkpoint that was kept, not only the newest; by default for one run.
+        checkpoints: every checkpoint that was kept, not the encoder that a run keeps; by default
+            for one run.
         image_count: images to measure on, at most.
         device: where encoders run, as in ``Runtime``.
         threads: CPU threads; all cores when not given.
@@ -323,7 +347,7 @@ class _Measurer:
     def measure(
         self, folder: RunFolder, candidates: Iterator[Candidate], seen: TrainedOn | None
     ) -> Iterator[RankedCandidate]:
-        """One row for each checkpoint of a run, in the order of their steps."""
+        """One row for each candidate of a run, in the order of their steps."""
         store, before = FeatureStore(folder.features, self.runtime), None
         for one in candidates:
             collection = self._collection(one.config.images)
@@ -347,6 +371,7 @@ class _Measurer:
                 ),
                 steadiness=None if before is None else neighbour_agreement(before, features),
                 knn=self._knn(one, collection, seen, store) if self.labels else None,
+                kept=one.kept,
             )
             before = features
 

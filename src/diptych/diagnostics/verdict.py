@@ -308,7 +308,12 @@ def _against_labels(figure: Figure) -> str:
             " The network can hold more than this run taught it: try more epochs, a larger batch "
             "or dictionary, or other views, in this order."
         )
-    return begin + " Without labels the run comes close to what labels teach this network."
+    if gain.low > -_LABELS_LEAD:
+        return begin + " Without labels the run comes close to what labels teach this network."
+    return begin + (
+        " Whether that is close to what labels teach this network cannot be told: measure on more "
+        "test images."
+    )
 
 
 def _against_others(figure: Figure) -> list[str]:
@@ -336,16 +341,24 @@ def _few_labels(evaluation: Mapping[str, Any]) -> str:
     )
     if gain["low"] is None:
         return f"{begin}; of one seed only, so how sure that is is not known."
-    found = Gain(**gain)
-    begin += f" ({found.words} over seeds)."
+    found, over = Gain(**gain), detail.get("over")
+    begin += f" ({found.words} over {over or 'seeds'})."
+    if found.low <= 0 <= found.high:
+        return begin + (
+            " That is no difference one can rely on; more --seeds and more test images would "
+            "narrow it."
+        )
+    if over is None:  # measured by an earlier version
+        return begin + (
+            " How far other test images would move it was not measured: measure again by "
+            "--protocol finetune."
+        )
     if found.low > 0:
         return begin + " Where labels are few, begin from this encoder."
-    if found.high < 0:
-        return begin + (
-            " Here labels alone, with a schedule of their own, served better: look at the views, "
-            "then pretrain for longer."
-        )
-    return begin + " That is no difference one can rely on; more --seeds would narrow it."
+    return begin + (
+        " Here labels alone, with a schedule of their own, served better: look at the views, "
+        "then pretrain for longer."
+    )
 
 
 def _baseline_schedule(detail: Mapping[str, Any]) -> str:

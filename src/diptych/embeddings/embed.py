@@ -27,6 +27,7 @@ from diptych.embeddings.shards import Shard, checked_shard
 from diptych.embeddings.single_file import is_single_file, make_file
 from diptych.errors import ConfigError, EmbeddingsError
 from diptych.escaping import readable
+from diptych.images.index import decoders
 from diptych.images.open import require_there
 from diptych.images.sources.handed_over import path_of
 from diptych.models.start import OpenedEncoder, open_encoder
@@ -90,7 +91,8 @@ class ShardMaker:
                 job.refuse_too_many(skipped, len(rows), str(shard))
                 self.progress.images(str(shard), part.stop - rows.start, len(rows))
             writer.flush()
-            writer.sign(replace(note, shard={**note.shard, "content": reading.content()}))
+            seen = {"content": reading.content(), "unread": reading.unread()}
+            writer.sign(replace(note, shard={**note.shard, **seen}))
             # Before the shard is there: whoever finds it finds its list too.
             job.list_skipped(self.out / shard.skipped_name, skipped)
         return self._finished(shard, len(rows) - len(skipped), kept=again)
@@ -116,16 +118,18 @@ class ShardMaker:
             "first": rows.start,
             "stop": rows.stop,
             "stamps": self.job.rows.stamps(rows),
+            "labels": self.job.rows.label_hash(rows),
+            "decoders": decoders(),
         }
         return Note({**self.job.identity, "shards": shard.count}, own, self.job.made)
 
     def _write_manifest(self, note: Note) -> None:
-        """Writes the manifest, also in the place of one of the same path with other images."""
+        """Writes the manifest, also where images came or went, or all moved to another path."""
         file = self.out / MANIFEST
         if file.exists():
             there = read_set_manifest(self.out)
             found = differences(there.settings, note.settings)
-            if found and _only_images_changed(there, note, found):
+            if _only_images_changed(there, note, found) if found else _moved(there, note):
                 atomic_write(file, note.encode() + b"\n")
         write_or_compare_manifest(self.out, note)
 
@@ -144,10 +148,23 @@ class ShardMaker:
             self.progress.say(f"{path} is made anew: images came or went.")
             return None
         refuse_differences(found, path)
-        if not self._is_of_same_content(there.shard, note.shard, rows):
-            self.progress.say(f"{path} is made anew: its images have changed since.")
+        why = self._outdated(there, note, rows, count)
+        if why:
+            self.progress.say(f"{path} is made anew: {why}.")
             return None
         return self._finished(shard, count, was_there=True)
+
+    def _outdated(self, there: Note, now: Note, rows: range, count: int) -> str:
+        """Why a shard of the same settings, with so many vectors, is to be made anew, if it is."""
+        if _moved(there, now):
+            return "its images have moved"
+        if there.shard.get("labels") != now.shard["labels"]:
+            return "its labels are others now, or not known"
+        if count < len(rows) and there.shard.get("decoders") != now.shard["decoders"]:
+            return "images that could not be read are tried by other decoders"
+        if not self._is_of_same_content(there.shard, now.shard, rows):
+            return "its images have changed since"
+        return ""
 
     def _kept_for(self, shard: Shard, note: Note) -> KeptVectors | None:
         """Vectors of shards that are outdated; None where there are none, as at first."""
@@ -166,20 +183,26 @@ class ShardMaker:
     ) -> bool:
         """Whether the images still have the bytes that were embedded.
 
-        They are read for that, unless sizes and times of all files are as they were.
+        They are read for that, unless sizes and times of all files are as they were: then only
+        those that could not be, as of a disk that failed.
         """
-        if now["stamps"] is not None and there.get("stamps") == now["stamps"]:
-            return True
         reading = self.job.rows.reader(rows)
+        if now["stamps"] is not None and there.get("stamps") == now["stamps"]:
+            return not any(reading.can_be_read(index) for index in there.get("unread", ()))
         reading.read_all(self.job.view_maker.executor)
         return bool(there.get("content") == reading.content())
+
+
+def _moved(there: Note, now: Note) -> bool:
+    """Whether the images lay elsewhere: whoever reads the vectors looks for them by their path."""
+    return there.made.get("path") != now.made.get("path")
 
 
 def _only_images_changed(there: Note, now: Note, found: Sequence[str]) -> bool:
     """Whether a set is the same but for images that came or went."""
     if any(one.partition(":")[0] not in CHANGES for one in found):
         return False
-    if there.made.get("path") == now.made.get("path"):
+    if not _moved(there, now):
         return True
     raise EmbeddingsError(
         f"there are vectors of other images: of {there.made.get('path')}, and now of "

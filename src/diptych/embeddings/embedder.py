@@ -81,8 +81,8 @@ class Embedder:
 
         Args:
             batch: images, each the bytes of a file, a uint8 or uint16 array (height, width[,
-                channels]), or a mapping with ``bytes``; or columns by name (as Ray's NumPy
-                batches), of which ``column`` holds the images.
+                channels]), a mapping with ``bytes``, or None, which cannot be read; or columns by
+                name (as Ray's NumPy batches), of which ``column`` holds the images.
 
         Returns:
             (images, dim) for images; for columns the same columns with ``feature`` (images, dim)
@@ -169,6 +169,8 @@ def _contents(images: Any) -> list[bytes | Pixels]:
 def _content(place: int, image: Any) -> bytes | Pixels:
     if isinstance(image, Mapping):
         image = image.get(_BYTES)
+    if image is None:  # null in a column: no bytes, which cannot be read
+        return b""
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if isinstance(image, np.ndarray):

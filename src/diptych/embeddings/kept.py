@@ -108,7 +108,7 @@ class KeptShards:
     def _add(self, file: parquet.ParquetFile) -> list[NDArray[np.uint64]]:
         found = []
         for group in range(file.num_row_groups):
-            column = file.read_row_group(group, columns=["checksum"])["checksum"].to_pylist()
+            column = _column(file, group, "checksum").to_pylist()
             found.append(as_words(column))
             self._groups.append((len(self._files), group))
             self._starts.append(self._starts[-1] + len(column))
@@ -126,14 +126,18 @@ class KeptShards:
     def _read_group(self, number: int) -> Vectors:
         file, group = self._groups[number]
         try:
-            table = self._files[file].read_row_group(group, columns=["feature"])
-            column = table["feature"].combine_chunks().flatten()
+            column = _column(self._files[file], group, "feature").combine_chunks().flatten()
             return column.to_numpy(zero_copy_only=False).reshape(-1, self._dim)
         except (OSError, ValueError) as error:
             raise EmbeddingsError(
                 f"the vectors that an earlier call wrote are damaged: {error}. Remove the shards; "
                 "`diptych embed` makes them anew."
             ) from error
+
+
+def _column(file: parquet.ParquetFile, group: int, name: str) -> Any:
+    # By one thread, as in shard_files.
+    return file.read_row_group(group, columns=[name], use_threads=False)[name]
 
 
 def can_be_kept(path: Path, settings: Mapping[str, Any]) -> bool:

@@ -361,7 +361,11 @@ class Embeddings:
                     open(path, "rb") as opened,
                     parquet.ParquetFile(opened, page_checksum_verification=True) as file,
                 ):
-                    yield from file.iter_batches(rows, columns=columns)
+                    # One thread, here and wherever Parquet is read from a file of Python's. A
+                    # worker of Arrow's pool lets the buffers of a read go after it has returned,
+                    # and needs Python's lock for that: at the end of a process, where Python gives
+                    # it to no other thread, the process would abort.
+                    yield from file.iter_batches(rows, columns=columns, use_threads=False)
             except (OSError, ValueError) as error:
                 raise EmbeddingsError(
                     f"{path} is damaged: {error}. Remove it, and make it again by `diptych embed`."

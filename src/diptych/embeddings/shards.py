@@ -4,7 +4,6 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -144,7 +143,8 @@ class ShardReader:
         some: their places in the whole.
         fetch: the bytes of an image by its place in the whole, and what decodes them. Raises
             UnreadableImage; is called from several threads.
-        checksums: uint64 (images, 2), of the encoded bytes; 0 where they could not be read.
+        checksums: uint64 (images, 2), of the encoded bytes; 0 where they could not be read, or
+            memory did not suffice to decode them.
     """
 
     some: range
@@ -165,11 +165,21 @@ class ShardReader:
         Raises:
             UnreadableImage: that cannot be.
         """
-        return self._read(index)()
+        decode = self._read(index)
+        try:
+            return decode()
+        except UnreadableImage as error:
+            if isinstance(error.__cause__, MemoryError):  # which says nothing of the image
+                self.checksums[index - self.some.start] = 0
+            raise
 
     def checksum(self, index: int) -> bytes:
         """Of an image that was read."""
         return self.checksums[index - self.some.start].tobytes()
+
+    def unread(self) -> list[int]:
+        """Places in the whole of images that may be well: none of their bytes was seen."""
+        return (np.flatnonzero(~self.checksums.any(axis=1)) + self.some.start).tolist()
 
     def content(self) -> str:
         """A hash of all checksums."""
@@ -183,13 +193,17 @@ class ShardReader:
         """
         some = self.some if some is None else some
 
-        def read(index: int) -> None:
-            with suppress(UnreadableImage):
-                self._read(index)
-
-        for _ in executor.map(read, some):
+        for _ in executor.map(self.can_be_read, some):
             pass
         return self.checksums[some.start - self.some.start : some.stop - self.some.start]
+
+    def can_be_read(self, index: int) -> bool:
+        """Reads an image, decodes it not, and says whether there are bytes of it."""
+        try:
+            self._read(index)
+        except UnreadableImage:
+            return False
+        return True
 
     def _read(self, index: int) -> Callable[[], Pixels]:
         data, decode = self.fetch(index)
@@ -238,6 +252,17 @@ class ImageRows:
             return None
         found = np.array([_stamp(self.stamp, index) for index in some], dtype="<i8")
         return hashlib.sha256(found.tobytes()).hexdigest()
+
+    def label_hash(self, some: range) -> str | None:
+        """A hash of the names of some images' classes; None where nothing is known of any."""
+        if self.labels is None:
+            return None
+        digest = hashlib.sha256()
+        for label in map(self.label, some):
+            # A class may have any name: none is told from each of them by what stands before.
+            text = "none" if label is None else f"of {label}"
+            digest.update(text.encode(errors="surrogateescape") + b"\0")
+        return digest.hexdigest()
 
     def label(self, index: int) -> str | None:
         """The name of an image's class."""

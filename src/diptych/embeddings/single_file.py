@@ -83,12 +83,12 @@ def make_file(job: EmbeddingJob, out: Path, progress: EmbedProgress) -> Finished
     found, skipped, again = _rows(job, out, kept, progress)
     list_of_skipped = skipped_list(out)
     done = FinishedFile(out.name, out, len(found.names), len(skipped), list_of_skipped, again)
+    job.list_skipped(list_of_skipped, skipped)
     whole = kept is not None and again == len(found.names) == len(kept)
-    if whole and found.are_in(there, labelled=job.rows.labels is not None):
+    if whole and found.are_in(there, labelled=job.rows.labels is not None) and _is_noted(job, out):
         return replace(done, was_there=True, kept=0)
     if kept is not None:
         say_dropped(kept.gone, progress)
-    job.list_skipped(list_of_skipped, skipped)
     _write(out, found, job)
     return done
 
@@ -163,6 +163,16 @@ def _read_note(out: Path) -> Note | None:
         note = Note.decode(_note_of(out).read_bytes())
         return note if note.shard.get("file") == out.name else None
     return None
+
+
+def _is_noted(job: EmbeddingJob, out: Path) -> bool:
+    """Whether the file says of which images it is, and where they lie, as it would now."""
+    note = _read_note(out)
+    return (
+        note is not None
+        and note.settings == job.identity
+        and note.made.get("path") == job.made["path"]
+    )
 
 
 def _write(out: Path, found: _Rows, job: EmbeddingJob) -> None:

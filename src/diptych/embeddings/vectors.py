@@ -207,7 +207,8 @@ def _path_here(path: Any) -> str | None:
 
 def _read_parquet(file: Path) -> VectorSet:
     with open(file, "rb") as opened, parquet.ParquetFile(opened) as whole:
-        table, data = whole.read(), (whole.metadata.metadata or {}).get(KEY)
+        table = whole.read(use_threads=False)  # as in shard_files
+        data = (whole.metadata.metadata or {}).get(KEY)
     lists = table[FEATURE].combine_chunks()
     if lists.null_count or len(pc.unique(pc.list_value_length(lists))) != 1:
         raise ValueError("its vectors are not all of one length")
@@ -273,7 +274,8 @@ def _read_csv(file: Path) -> VectorSet:
 def _rows(file: Path) -> list[dict[str, str]]:
     if not file.exists():
         raise ValueError(f"there is no {file.name} beside it, a table with the column {NAME!r}")
-    with open(file, newline="", encoding="utf-8") as opened:
+    # utf-8-sig: spreadsheets begin a table by a mark, which would become part of `name`.
+    with open(file, newline="", encoding="utf-8-sig") as opened:
         rows = list(csv.DictReader(opened, strict=True))
     for number, row in enumerate(rows, start=2):
         # Missing fields are None, and those beyond the columns are under None.

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 NEIGHBOURS: Final = 20
 TEMPERATURE: Final = 0.07
+_MOST_VOTES: Final = 4_000_000  # held at once
 
 
 def knn_predict(
@@ -24,7 +25,7 @@ def knn_predict(
     The weights are taken relative to the nearest image's, which changes no vote and cannot
     overflow.
     """
-    return knn_votes(train, labels, test, k=k, temperature=temperature).argmax(dim=1)
+    return _winners(*nearest(test, train, k), labels, temperature)
 
 
 def knn_votes(
@@ -62,9 +63,18 @@ def leave_one_out(
     itself = rows == torch.arange(len(features), device=rows.device)[:, None]
     itself[:, -1] |= ~itself.any(dim=1)
     others = (len(features), rows.shape[1] - 1)
-    return _votes(
+    return _winners(
         similarities[~itself].view(others), rows[~itself].view(others), labels, temperature
-    ).argmax(dim=1)
+    )
+
+
+def _winners(similarities: Tensor, rows: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """The class with most votes, (queries,)."""
+    # Of a block of queries at a time: the votes of all are queries times classes.
+    classes = int(labels.max()) + 1
+    block = max(1, _MOST_VOTES // classes)
+    parts = zip(torch.split(similarities, block), torch.split(rows, block), strict=True)
+    return torch.cat([_votes(*part, labels, temperature, classes).argmax(dim=1) for part in parts])
 
 
 def _votes(

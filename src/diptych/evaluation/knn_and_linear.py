@@ -6,7 +6,7 @@ task are measured, or a fifth that is cut from it.
 """
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -24,13 +24,15 @@ from diptych.evaluation.confidence import (
     accuracy_of,
     estimate,
     macro_auc,
+    macro_auc_of_classes,
     macro_f1,
+    macro_f1_of_classes,
     mean_per_class,
     share_of_answers,
 )
 from diptych.evaluation.knn import accuracy, knn_predict, leave_one_out
 from diptych.evaluation.labelled import labelled_parts, unusable
-from diptych.evaluation.linear import L2_SWEEPS, fit_linear, fit_multilabel
+from diptych.evaluation.linear import L2_SWEEPS, LinearClassifier, fit_linear, fit_multilabel
 from diptych.evaluation.predictions import PREDICTIONS, Predictions, softmax
 from diptych.evaluation.split import Split, groups_of_parts, units_of, unlabelled_split
 from diptych.evaluation.subject import TRAINED, Subject
@@ -39,6 +41,8 @@ from diptych.images.groups import stratified_group_split
 from diptych.images.open import open_images
 from diptych.images.splits import TEST_NAMES, TRAIN_NAMES
 from diptych.models.weights import TrainedOn
+
+_CELLS: Final = 4_000_000  # scores held at once
 
 
 def measure_knn(subject: Subject) -> dict[str, Any]:
@@ -53,7 +57,8 @@ def measure_knn(subject: Subject) -> dict[str, Any]:
         name: knn_predict(train, labelled.train_labels, test, **how)  # type: ignore[arg-type]
         for name, (train, test) in subject.features.items()
     }
-    found, metrics = compared(predicted, labelled.test_labels)
+    found, metrics = compared(predicted, labelled.test_labels, labelled.test_units)
+    split = labelled.as_resampled()
     settings = common_settings(subject) | {
         "knn_neighbours": min(options.neighbours, len(labelled.train)),
         "knn_temperature": options.knn_temperature,
@@ -61,7 +66,7 @@ def measure_knn(subject: Subject) -> dict[str, Any]:
     result: dict[str, Any] = {
         "knn": found,
         "protocol": settings,
-        "details": {"knn": {"settings": settings, "metrics": metrics, "split": labelled.as_dict()}},
+        "details": {"knn": {"settings": settings, "metrics": metrics, "split": split}},
     }
     # Not with groups: an image's nearest others would be those of its own group.
     if labelled.whole is not None and labelled.shared is None:
@@ -75,30 +80,37 @@ def measure_knn(subject: Subject) -> dict[str, Any]:
 def measure_linear(subject: Subject) -> dict[str, Any]:
     """Multinomial logistic regression by L-BFGS (SimCLR, appendix B.8)."""
     labelled, sweep = subject.labelled, L2_SWEEPS[subject.options.l2_sweep]
+    truth = labelled.test_labels.numpy()
     predicted, strengths = {}, {}
     for name, (train, test) in subject.features.items():
         classifier = fit_linear(
             train, labelled.train_labels, strengths=sweep, groups=labelled.units
         )
-        scores = classifier.scores(test)
-        predicted[name] = scores.argmax(dim=1)
+        predicted[name] = torch.cat([one.argmax(dim=1) for one in _scores(classifier, test)])
         strengths[name] = classifier.l2
         if name == TRAINED:
-            answers = softmax(scores.double().numpy())
             # No column for last classes that no image is of that was fitted on.
-            missing = len(labelled.classes) - answers.shape[1]
-            answers = np.pad(answers, ((0, 0), (0, missing)))
-    found, metrics = compared(predicted, labelled.test_labels)
+            missing = len(labelled.classes) - len(classifier.weight)
+            answers = (
+                np.pad(softmax(one.double().numpy()), ((0, 0), (0, missing)))
+                for one in _scores(classifier, test)
+            )
+            said = Predictions.of_blocks(labelled.test.names, labelled.classes, truth, answers)
+    found, metrics = compared(predicted, labelled.test_labels, labelled.test_units)
+    split = labelled.as_resampled()
     settings = common_settings(subject) | {"linear_l2": strengths}
-    truth = labelled.test_labels.numpy()
     return {
         "linear": found,
-        PREDICTIONS: Predictions.of(labelled.test.names, labelled.classes, truth, answers),
+        PREDICTIONS: said,
         "protocol": settings,
-        "details": {
-            "linear": {"settings": settings, "metrics": metrics, "split": labelled.as_dict()}
-        },
+        "details": {"linear": {"settings": settings, "metrics": metrics, "split": split}},
     }
+
+
+def _scores(classifier: LinearClassifier, features: Tensor) -> Iterator[Tensor]:
+    """The scores of some images, then of the next ones: those of all are images times classes."""
+    rows = max(1, _CELLS // len(classifier.weight))
+    return map(classifier.scores, torch.split(features, rows))
 
 
 def common_settings(subject: Subject) -> dict[str, Any]:
@@ -118,33 +130,38 @@ def common_settings(subject: Subject) -> dict[str, Any]:
 
 
 def compared(
-    predicted: Mapping[str, Tensor], truth: Tensor
+    predicted: Mapping[str, Tensor], truth: Tensor, units: NDArray[np.int64] | None = None
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Accuracies by name, and the metrics of them with intervals.
 
     Args:
         predicted: (images,) for every encoder.
         truth: (images,).
+        units: (images,), of images that are drawn together: ``Split.test_units``.
     """
     classes = truth.numpy()
-    metrics = {
-        "accuracy": with_intervals(
-            {name: accuracy_of((p == truth).numpy()) for name, p in predicted.items()}, len(truth)
-        ),
-        "mean_per_class": with_intervals(
-            {name: mean_per_class(p.numpy(), classes) for name, p in predicted.items()}, len(truth)
-        ),
+    figures: dict[str, dict[str, Statistic]] = {
+        "accuracy": {name: accuracy_of((p == truth).numpy()) for name, p in predicted.items()},
+        "mean_per_class": {
+            name: mean_per_class(p.numpy(), classes) for name, p in predicted.items()
+        },
     }
+    metrics = {name: with_intervals(one, len(truth), units) for name, one in figures.items()}
     return {name: accuracy(p, truth) for name, p in predicted.items()}, metrics
 
 
-def with_intervals(figures: Mapping[str, Statistic], images: int) -> dict[str, Any]:
+def with_intervals(
+    figures: Mapping[str, Statistic], images: int, units: NDArray[np.int64] | None = None
+) -> dict[str, Any]:
     """Intervals of a figure of every encoder, and of the trained one's gain over each other."""
-    # The resamples follow from count and seed alone, so all encoders have the same ones: `minus`
+    return _with_gains(
+        {name: estimate(figure, images, units=units) for name, figure in figures.items()}
+    )
+
+
+def _with_gains(found: Mapping[str, BootstrapEstimate]) -> dict[str, Any]:
+    # The resamples follow from units and seed alone, so all encoders have the same ones: `minus`
     # takes differences draw by draw and relies on that.
-    found: dict[str, BootstrapEstimate] = {
-        name: estimate(figure, images) for name, figure in figures.items()
-    }
     best = found[TRAINED]
     return {
         "intervals": {name: one.interval().as_dict() for name, one in found.items()},
@@ -334,6 +351,7 @@ def _tagged(
         test,
         seen,
         shared=None if ours is None or theirs is None else np.isin(theirs, ours),
+        groups=None if ours is None or theirs is None else (ours, theirs),
         units=units_of(train, ours),  # for the cut that chooses the strength
         left_out=unusable(train, "training images") + unusable(test, "test images"),
         remarks=remarks,
@@ -357,6 +375,7 @@ def _cut(
         images.select(held_out),
         seen,
         shared=None if groups is None else np.isin(groups[held_out], groups[kept]),
+        groups=None if groups is None else (groups[kept], groups[held_out]),
         units=None if units is None else units[kept],
         whole=images.select(np.concatenate([kept, held_out])),
         left_out=unusable(images, "images"),
@@ -375,52 +394,54 @@ def _measured(subject: Subject, task: TransferTask) -> dict[str, Any]:
     train, test = subject.features_of(split.train), subject.features_of(split.test)
     sweep = L2_SWEEPS[subject.options.l2_sweep]
     fit = fit_multilabel if task.multilabel else fit_linear
-    scores = {
-        name: fit(train[name], task.train_targets, strengths=sweep, groups=split.units).scores(
-            test[name]
-        )
-        for name in train
-    }
+    judge = _judge_labels if task.multilabel else _judge_classes
+    truth, units = task.test_targets.numpy(), split.test_units
+    reached = dict[str, dict[str, BootstrapEstimate]]()
+    # One encoder after another, as its scores are images times classes.
+    for name in train:
+        classifier = fit(train[name], task.train_targets, strengths=sweep, groups=split.units)
+        figures = judge(classifier.scores(test[name]).numpy(), truth)
+        reached[name] = {
+            metric: estimate(figure, len(truth), units=units) for metric, figure in figures.items()
+        }
     return {
         "train_images": len(split.train),
         "test_images": len(split.test),
         "labels": task.labels,
         "multilabel": task.multilabel,
-        "metrics": _metrics(scores, task),
-        "split": split.as_dict(),
+        "metrics": {
+            metric: _with_gains({name: one[metric] for name, one in reached.items()})
+            for metric in reached[TRAINED]
+        },
+        "split": split.as_resampled(),
     }
 
 
-def _metrics(scores: Mapping[str, Tensor], task: TransferTask) -> dict[str, Any]:
-    judge = _judge_labels if task.multilabel else _judge_classes
-    judged = {
-        name: judge(one.double().numpy(), task.test_targets.numpy()) for name, one in scores.items()
-    }
-    metrics = next(iter(judged.values())).keys()
-    return {
-        metric: with_intervals(
-            {name: one[metric] for name, one in judged.items()}, len(task.split.test)
-        )
-        for metric in metrics
-    }
-
-
-def _judge_classes(scores: NDArray[np.float64], truth: NDArray[np.int64]) -> dict[str, Statistic]:
+def _judge_classes(scores: NDArray[np.floating], truth: NDArray[np.int64]) -> dict[str, Statistic]:
     """Each image is in one class, and the classifier predicts one."""
-    places = np.arange(scores.shape[1])
     predicted = scores.argmax(axis=1)
-    one_hot, wanted = predicted[:, None] == places, truth[:, None] == places
-    chances = np.exp(scores - scores.max(axis=1, keepdims=True))
-    chances /= chances.sum(axis=1, keepdims=True)  # comparable from image to image
     return {
         "accuracy": accuracy_of(predicted == truth),
         "mean_per_class": mean_per_class(predicted, truth),
-        "auc": macro_auc(chances, wanted),
-        "f1": macro_f1(one_hot, wanted),
+        "auc": macro_auc_of_classes(_chances(scores), truth, scores.shape[1]),
+        "f1": macro_f1_of_classes(predicted, truth),
     }
 
 
-def _judge_labels(scores: NDArray[np.float64], truth: NDArray[np.float32]) -> dict[str, Statistic]:
+def _chances(scores: NDArray[np.floating]) -> Callable[[int], NDArray[np.float64]]:
+    """The probabilities of a class, (images,): unlike scores, comparable from image to image.
+
+    In float64, class by class, of scores that are kept as they are.
+    """
+    highest, rows = scores.max(axis=1).astype(np.float64), max(1, _CELLS // scores.shape[1])
+    blocks = [slice(begin, begin + rows) for begin in range(0, len(scores), rows)]
+    total = np.concatenate(
+        [np.exp(scores[some] - highest[some, None]).sum(axis=1) for some in blocks]
+    )
+    return lambda place: np.exp(scores[:, place] - highest) / total
+
+
+def _judge_labels(scores: NDArray[np.floating], truth: NDArray[np.float32]) -> dict[str, Statistic]:
     """For each label the classifier predicts whether the image has it; all these are answers."""
     # Scores are logits: above 0 the label is more likely than not.
     predicted, wanted = scores > 0, truth > 0.5

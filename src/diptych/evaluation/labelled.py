@@ -43,12 +43,10 @@ class Labelled(Split):
     Attributes:
         train_labels: (images,), classes.
         test_labels: (images,), the same classes: a test image of another one is left out.
-        groups: (images,) of each part, numbers of their groups; None where there are none.
     """
 
     train_labels: Tensor
     test_labels: Tensor
-    groups: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
     @property
     def chance(self) -> float:

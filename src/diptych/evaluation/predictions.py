@@ -7,7 +7,7 @@ and makes what is said to be 80% sure right in about 80% of the cases.
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -71,15 +71,29 @@ class Predictions:
         probabilities: NDArray[np.float64],
     ) -> "Predictions":
         """From the probability of every class, (images, classes); labels may be -1."""
-        rows, known = np.arange(len(labels)), labels >= 0
-        of_label = np.where(known, probabilities[rows, np.maximum(labels, 0)], np.nan)
-        predicted = probabilities.argmax(axis=1)
-        above = (probabilities >= np.nan_to_num(of_label, nan=2.0)[:, None]).sum(axis=1)
-        # The first of several that are equally probable is the answer, and is right.
-        rank = np.where(known, np.where(predicted == labels, 1, np.maximum(above, 2)), 0)
-        return cls(
-            names, classes, labels, predicted, probabilities[rows, predicted], of_label, rank
-        )
+        return cls.of_blocks(names, classes, labels, [probabilities])
+
+    @classmethod
+    def of_blocks(
+        cls,
+        names: Sequence[str],
+        classes: tuple[str, ...],
+        labels: NDArray[np.int64],
+        blocks: Iterable[NDArray[np.float64]],
+    ) -> "Predictions":
+        """The same, where only the probabilities of some images, (some, classes), are held at once.
+
+        Args:
+            names: of all images.
+            classes: names of the classes.
+            labels: (images,), or -1.
+            blocks: the probabilities of the first images, then of the next ones.
+        """
+        found, done = list[tuple[NDArray[Any], ...]](), 0
+        for probabilities in blocks:
+            found.append(_answers(labels[done : done + len(probabilities)], probabilities))
+            done += len(probabilities)
+        return cls(names, classes, labels, *map(np.concatenate, zip(*found, strict=True)))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -151,23 +165,48 @@ class Reliability(NamedTuple):
     error: float
 
 
-def accuracy_interval(predictions: Predictions) -> Interval:
-    """Share of right answers, with the range over resampled images."""
-    return estimate(accuracy_of(predictions.right), len(predictions)).interval()
+def _answers(
+    labels: NDArray[np.int64], probabilities: NDArray[np.float64]
+) -> tuple[NDArray[Any], ...]:
+    """The columns of ``Predictions`` behind the labels, (images,) each."""
+    rows, known = np.arange(len(labels)), labels >= 0
+    of_label = np.where(known, probabilities[rows, np.maximum(labels, 0)], np.nan)
+    predicted = probabilities.argmax(axis=1)
+    above = (probabilities >= np.nan_to_num(of_label, nan=2.0)[:, None]).sum(axis=1)
+    # The first of several that are equally probable is the answer, and is right.
+    rank = np.where(known, np.where(predicted == labels, 1, np.maximum(above, 2)), 0)
+    return predicted, probabilities[rows, predicted], of_label, rank
 
 
-def mean_per_class_interval(predictions: Predictions) -> Interval:
-    """Mean over classes of the share that is found."""
+def accuracy_interval(predictions: Predictions, units: NDArray[np.int64] | None = None) -> Interval:
+    """Share of right answers, with the range over resampled images.
+
+    Args:
+        predictions: with labels.
+        units: (images,), of images that are drawn together; see ``estimate``.
+    """
+    return estimate(accuracy_of(predictions.right), len(predictions), units=units).interval()
+
+
+def mean_per_class_interval(
+    predictions: Predictions, units: NDArray[np.int64] | None = None
+) -> Interval:
+    """Mean over classes of the share that is found; as ``accuracy_interval``."""
     figure = mean_per_class(predictions.predicted, predictions.labels)
-    return estimate(figure, len(predictions)).interval()
+    return estimate(figure, len(predictions), units=units).interval()
 
 
-def figures_of(predictions: Predictions) -> dict[str, Any]:
-    """Accuracy, mean per class and of five answers, and the calibration error, for JSON."""
+def figures_of(predictions: Predictions, units: NDArray[np.int64] | None = None) -> dict[str, Any]:
+    """Accuracy, mean per class and of five answers, and the calibration error, for JSON.
+
+    Args:
+        predictions: with labels.
+        units: (images,), of images that are drawn together; see ``estimate``.
+    """
     found: dict[str, Any] = {
         "images": len(predictions),
-        "accuracy": accuracy_interval(predictions).as_dict(),
-        "mean_per_class": mean_per_class_interval(predictions).as_dict(),
+        "accuracy": accuracy_interval(predictions, units).as_dict(),
+        "mean_per_class": mean_per_class_interval(predictions, units).as_dict(),
         "calibration_error": reliability(predictions).error,
     }
     if len(predictions.classes) >= MANY_CLASSES:
@@ -177,17 +216,21 @@ def figures_of(predictions: Predictions) -> dict[str, Any]:
 
 def per_class(predictions: Predictions) -> list[ClassFigures]:
     """Of each class that images are of."""
-    counts = predictions.confusion()
-    taken = counts.sum(axis=0)
+    labels, count = predictions.labels, len(predictions.classes)
+    # Not from the confusion matrix, which is classes times classes.
+    images, taken, right = (
+        np.bincount(some, minlength=count)
+        for some in (labels, predictions.predicted, labels[predictions.right])
+    )
     return [
         ClassFigures(
             name,
-            int(counts[row].sum()),
-            float(counts[row, row] / counts[row].sum()),
-            float(counts[row, row] / taken[row]) if taken[row] else None,
+            int(images[row]),
+            float(right[row] / images[row]),
+            float(right[row] / taken[row]) if taken[row] else None,
         )
         for row, name in enumerate(predictions.classes)
-        if counts[row].sum()
+        if images[row]
     ]
 
 

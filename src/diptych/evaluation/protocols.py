@@ -2,7 +2,8 @@
 
 import difflib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -52,6 +53,9 @@ _BESIDE_KNN: Final = "knn_leave_one_out"  # which knn adds for some images only
 _ENCODER: Final = "encoder"  # of which file the results are, where it is no run's
 
 _SHARED: Final = ("protocol", "details")  # tables that several protocols write to
+
+_IN_PARTS: Final = {"finetune": ("finetune_shares", "shares"), "transfer": ("transfer", "tasks")}
+"""Protocols whose parts are measured one by one: their option, and their table in the details."""
 
 
 def evaluate(
@@ -141,9 +145,23 @@ def evaluate(
         if source != folder.path:  # another encoder may have been in the file
             known = {_ENCODER: {"sha256": file_checksum(source)}}
         # Each kept at once: a later one may be interrupted, or fail, after hours.
-        for measure in chosen:
-            found = _kept_beside_others(folder, measure(subject) | known, paths)
+        for name in chosen:
+            for part in _parts_of(name, subject):
+                found = _kept_beside_others(folder, PROTOCOLS[name](part) | known, paths)
     return found
+
+
+def _parts_of(name: str, subject: Subject) -> Iterator[Subject]:
+    """The subject of a protocol, or of each of its parts."""
+    if name not in _IN_PARTS:
+        yield subject
+        return
+    option, _ = _IN_PARTS[name]
+    for value in getattr(subject.options, option):
+        alone: dict[str, Any] = {option: (value,)}
+        options = replace(subject.options, **alone)
+        # The labelled images are opened once for all parts.
+        yield replace(subject, options=options, open_labelled=lambda: subject.labelled)
 
 
 def _kept_beside_others(
@@ -220,11 +238,14 @@ def merged(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, An
 
     Each has its own settings and split under ``details``; what kNN and the linear classifier have
     in common under ``protocol`` is of the latest call, and of earlier ones on the same images.
+    Shares of fine-tuning and tasks of transfer stay beside others that were measured alike.
 
     >>> merged({"knn": {"trained": 0.3}, "details": {"knn": 1}}, {"details": {"finetune": 2}})
     {'knn': {'trained': 0.3}, 'details': {'knn': 1, 'finetune': 2}}
     """
     kept = dict(earlier)
+    for name, (_, parts) in _IN_PARTS.items():
+        later = _beside_parts(earlier, later, name, parts)
     if "knn" in later and _BESIDE_KNN not in later:  # that of earlier is of an earlier knn
         kept = _without(kept, _BESIDE_KNN)
     if "protocol" in later and _on_other_images(kept.get("protocol", {}), later["protocol"]):
@@ -234,6 +255,21 @@ def merged(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, An
     }
     # `joined` last: of the shared tables `later` alone has only a part.
     return {**kept, **later, **joined}
+
+
+def _beside_parts(
+    earlier: Mapping[str, Any], later: Mapping[str, Any], name: str, parts: str
+) -> Mapping[str, Any]:
+    """Later results with those parts of a protocol that only the earlier ones have.
+
+    Where its settings, which say on which images it was measured, are not the same, there are none.
+    """
+    before, now = (one.get("details", {}).get(name) for one in (earlier, later))
+    if not before or not now or before.get("settings") != now["settings"]:
+        return later
+    joined = now | {parts: {**before[parts], **now[parts]}}
+    details = {**later["details"], name: joined}
+    return {**later, name: {**earlier[name], **later[name]}, "details": details}
 
 
 def _without(found: Mapping[str, Any], gone: str) -> dict[str, Any]:
@@ -251,10 +287,10 @@ def _on_other_images(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> bo
     return any(earlier[name] != later.get(name) for name in same if name in earlier)
 
 
-def _chosen(names: Sequence[str]) -> list[ProtocolFunction]:
+def _chosen(names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in PROTOCOLS:
             near = difflib.get_close_matches(name, PROTOCOLS, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(PROTOCOLS)}."
             raise ConfigError(f"there is no protocol {name!r}. {hint}")
-    return [PROTOCOLS[name] for name in dict.fromkeys(names)]
+    return list(dict.fromkeys(names))

@@ -1,13 +1,14 @@
 """On which images a figure was measured, which of them pretraining saw, and which were left out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diptych.errors import ConfigError
+from diptych.evaluation.confidence import count_units
 from diptych.images.collection import Collection, ImageSet
 from diptych.images.groups import among, find_groups, join_groups, number_contents
 from diptych.models.weights import TrainedOn
@@ -60,6 +61,7 @@ class Split:
         shared: (images,), whether its group is; None where there are no groups.
         units: (training images,), numbers: images of one group or of one content have the same, so
             that a cut within the training images keeps them together. None where each is its own.
+        groups: (images,) of each part, numbers of their groups; None where there are none.
         whole: both parts as the one set that they are cut from, those to fit on first; None where
             they are two by themselves.
         left_out: what is in neither.
@@ -75,9 +77,15 @@ class Split:
     repeated: ImageMask = None
     shared: ImageMask = None
     units: NDArray[np.int64] | None = None
+    groups: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
     whole: ImageSet | None = None
     left_out: tuple[LeftOut, ...] = ()
     remarks: tuple[str, ...] = ()
+
+    @property
+    def test_units(self) -> NDArray[np.int64] | None:
+        """The same as ``units`` of the test images, which an interval draws whole."""
+        return units_of(self.test, None if self.groups is None else self.groups[1])
 
     @property
     def tested(self) -> str:
@@ -119,11 +127,27 @@ class Split:
             "words": self.words,
         }
 
+    def as_resampled(self) -> dict[str, Any]:
+        """``as_dict`` of figures with intervals over test images: with the units that are drawn."""
+        units = count_units(len(self.test), self.test_units)
+        words = drawn_whole(units, len(self.test))
+        return replace(self, remarks=(*self.remarks, *words)).as_dict() | {"test_units": units}
+
     @property
     def _left_out(self) -> list[str]:
         if not self.left_out:
             return []
         return [f"Left out: {'; '.join(one.words for one in self.left_out)}."]
+
+
+def drawn_whole(units: int, images: int) -> tuple[str, ...]:
+    """A sentence on what the intervals of a figure draw, where that is not the single images."""
+    if units == images:
+        return ()
+    return (
+        f"Intervals are over {units:,} units of these {images:,} images: images of one group "
+        "(images.group_by), and copies, are drawn together.",
+    )
 
 
 def split_words(split: Mapping[str, Any] | None) -> str:

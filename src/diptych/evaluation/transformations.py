@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from diptych.config.data import ViewsConfig
 from diptych.config.policies import parse_policy
 from diptych.errors import ImagesError
-from diptych.evaluation.confidence import BootstrapEstimate, estimate
+from diptych.evaluation.confidence import BootstrapEstimate, count_units, estimate
 from diptych.evaluation.features import LayeredNetwork, in_batches
 from diptych.evaluation.linear import fit_linear
-from diptych.evaluation.split import groups_of_parts, units_of, unseen_split
+from diptych.evaluation.split import drawn_whole, groups_of_parts, units_of, unseen_split
 from diptych.evaluation.subject import PIXELS, TRAINED, UNTRAINED, Subject
 from diptych.images.collection import ImageSet, spread_indices
 from diptych.images.groups import stratified_group_split
@@ -81,6 +81,7 @@ def measure_transformations(subject: Subject) -> dict[str, Any]:
     }
     layers = {name: one.pop("layers") for name, one in found.items()}
     pixels = layers[UNTRAINED].pop(PIXELS)
+    remarks += drawn_whole(found[TRAINED]["test_units"], found[TRAINED]["test_images"])
     described = {"split": replace(split, remarks=(how, *remarks)).as_dict()}
     return {"transformations": layers | {PIXELS: pixels} | found[TRAINED] | described}
 
@@ -102,14 +103,15 @@ def probe_layers(
         images: held-out ones; ``MOST_IMAGES`` of them at most are used.
         views: gives side and normalisation.
         runtime: gives threads and batch size.
-        groups: (images,), numbers: no group is fitted and measured on.
+        groups: (images,), numbers: no group is fitted and measured on, and resamples draw it whole.
         pixels: also probe the pixels themselves.
         seed: of noise, split and intervals.
 
     Returns:
         ``tasks`` with ``classes`` and ``chance`` of each; under ``layers`` for each layer and task
         the accuracy as ``value``, ``low`` and ``high`` (95%); under ``thrown_away`` for each task
-        the same of the accuracy from h less that from g(h); ``train_images`` and ``test_images``.
+        the same of the accuracy from h less that from g(h); ``train_images``, ``test_images``, and
+        ``test_units``, the groups that these are.
 
     Raises:
         ImagesError: there are too few images.
@@ -145,6 +147,7 @@ def probe_layers(
         "thrown_away": _thrown_away(reached, first=network.names[0], last=network.names[-1]),
         "train_images": len(train),
         "test_images": len(test),
+        "test_units": count_units(len(test), groups[test.numpy()]),
     }
 
 
@@ -181,8 +184,8 @@ def probe(
         seed: of the classifier's held-out part and of the resamples.
 
     Returns:
-        The accuracy over all versions of the test images. Resamples draw images, as the versions
-        of one image are not independent.
+        The accuracy over all versions of the test images. Resamples draw groups, or images, as the
+        versions of one image are not independent.
     """
     # Features lie version after version: a label is repeated, the row of groups is tiled.
     labels = torch.arange(len(versions)).repeat_interleave(len(train))
@@ -194,7 +197,12 @@ def probe(
         [classifier.predict(one[test]) == number for number, one in enumerate(versions)]
     )
     per_image = right.double().mean(dim=0).numpy()
-    return estimate(lambda counts: counts @ per_image / len(test), len(test), seed=seed)
+    return estimate(
+        lambda counts: counts @ per_image / counts.sum(axis=1),
+        len(test),
+        units=None if groups is None else groups[test.numpy()],
+        seed=seed,
+    )
 
 
 def split_images(

@@ -36,7 +36,7 @@ from diptych.images.collection import CompactNames
 from diptych.images.pixels import cache_folder
 from diptych.runs.atomic import atomic_write
 
-_VERSION: Final = "2"
+_VERSION: Final = "3"
 _CHUNK: Final = 256  # images looked at between two calls of `on_progress`
 _DOUBT_NANOSECONDS: Final = 2_000_000_000  # the coarsest clock of a file system ticks that slowly
 _NEVER: Final = 2**63 - 1  # a time of change that is never old enough to trust

@@ -137,20 +137,22 @@ def _table(predictions: Predictions) -> list[tuple[str, list[Cell]]]:
 
 
 def _pairs(predictions: Predictions) -> list[Pair]:
-    counts = predictions.confusion()
-    wrong = counts.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]
-    places = [divmod(int(place), len(wrong)) for place in order]
+    wrong, images = ~predictions.right, np.bincount(predictions.labels)
+    # Of the wrong answers alone: a confusion matrix is classes times classes.
+    pairs, counts = np.unique(
+        np.stack([predictions.labels[wrong], predictions.predicted[wrong]]),
+        axis=1,
+        return_counts=True,
+    )
+    order = np.argsort(-counts, kind="stable")[:_PAIRS]
     return [
         Pair(
             predictions.classes[row],
             predictions.classes[column],
-            int(wrong[row, column]),
-            float(wrong[row, column] / counts[row].sum()),
+            int(count),
+            float(count / images[row]),
         )
-        for row, column in places
-        if wrong[row, column]
+        for (row, column), count in zip(pairs.T[order], counts[order], strict=True)
     ]
 
 

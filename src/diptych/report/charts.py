@@ -255,7 +255,7 @@ def _finetune(evaluation: Mapping[str, Any]) -> ChartGroup:
         "a fifth of its labels. "
     )
     text += (
-        f"Means of {seeds} seeds, with the interval over seeds."
+        f"Means of {seeds} seeds, with the interval over seeds and test images."
         if seeds > 1
         else "One seed: how far another seed would differ is not known."
     )

@@ -127,6 +127,11 @@ class RunFolder:
         return self.path / "supervised.safetensors"
 
     @property
+    def finetune_cells(self) -> Path:
+        """What each classifier that was trained by SGD answers; may be deleted at any time."""
+        return self.path / "finetune"
+
+    @property
     def features(self) -> Path:
         """Features that were extracted once and are read again; may be deleted at any time."""
         return self.path / "features"

@@ -1,19 +1,28 @@
 """Sets whose labels say a known thing: what must destroy it does, and what must not does not."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.config.policies import parse_policy
 from diptych.errors import ImagesError
+from diptych.evaluation.confidence import estimate
 from diptych.evaluation.labelled import Labelled, labelled_parts
-from diptych.evaluation.operations.costs import DESTROYS, Costs, measure_costs
+from diptych.evaluation.operations import costs as costs_module
+from diptych.evaluation.operations.costs import DESTROYS, Costs, _parts, measure_costs
+from diptych.evaluation.operations.of_run import measure_views
 from diptych.evaluation.operations.proposal import words_of
+from diptych.evaluation.operations.readers import fit_ridge
 from diptych.evaluation.operations.trials import trial_of
-from diptych.images.collection import Collection
+from diptych.evaluation.subject import PIXELS, TRAINED
+from diptych.images.collection import Collection, ImageSet
 from diptych.images.open import from_array
 
 SIDE = 24
@@ -21,8 +30,8 @@ VIEWS = ViewsConfig(side_pixels=SIDE)
 
 
 def labelled_of(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Labelled:
-    """The last two fifths are measured on."""
-    cut = len(images) * 3 // 5
+    """The last ten are those that a run is measured on."""
+    cut = len(images) - 10
     config = ImagesConfig()
     train = from_array(images[:cut], labels[:cut], config)
     test = from_array(images[cut:], labels[cut:], config)
@@ -101,7 +110,7 @@ def test_what_is_destroyed_was_in_the_clean_images() -> None:
     assert cost.fixed == pytest.approx(0.5, abs=0.1)  # half of the views are flipped
     assert cost.destroyed.low > 0.2
     assert found.chance == 0.5
-    assert (found.train_images, found.test_images) == (90, 60)
+    assert (found.train_images, found.test_images) == (112, 28)
 
 
 def test_labels_that_nothing_reads_say_nothing_of_operations() -> None:
@@ -112,14 +121,92 @@ def test_labels_that_nothing_reads_say_nothing_of_operations() -> None:
     assert not found.readable
 
 
-def test_one_class_on_both_sides_is_refused() -> None:
-    images = np.zeros((10, SIDE, SIDE, 3), dtype=np.uint8)
-    labels = np.arange(10) % 2
-    config = ImagesConfig()
-    train = from_array(images[:6], labels[:6], config)
-    test = from_array(images[:2], labels[:2], config)
-    both = labelled_parts(Collection(train, test, ""))
-    assert both is not None
-    labelled = both.select(np.arange(6), np.array([0]))  # of class 1 nothing is left to measure on
-    with ThreadPoolExecutor(1) as executor, pytest.raises(ImagesError, match="two classes or more"):
+def unseen(labelled: Labelled) -> Labelled:
+    """The same without the images that a run is measured on: who reads them fails."""
+    nothing: Any = None
+    return replace(labelled, test=nothing, test_labels=nothing, groups=nothing)
+
+
+def test_no_image_is_looked_at_that_a_run_is_measured_on() -> None:
+    labelled = by_side()
+    trials = [trial_of(parse_policy("flip")[1])]
+    with ThreadPoolExecutor(1) as executor:
+        found, blind = (
+            measure_costs(one, trials, VIEWS, executor) for one in (labelled, unseen(labelled))
+        )
+    assert found == blind
+    assert "fitted on 112, measured on 28 others" in found.on_images
+
+
+def of_videos(count: int, frames: int) -> ImageSet:
+    """Of two classes in turn; every video is brighter at one side, and each frame has noise."""
+    videos = np.repeat(np.arange(count), frames)
+    rng = np.random.default_rng(6)
+    pixels = rng.integers(60, 120, (len(videos), SIDE, SIDE, 3))
+    pixels[videos % 2 == 0, :, : SIDE // 2] += 60
+    images = from_array(pixels.astype(np.uint8), videos % 2, ImagesConfig())
+    return replace(images, names=[f"v{one:02}_{row:03}.png" for row, one in enumerate(videos)])
+
+
+def test_a_video_is_fitted_or_measured_on_and_drawn_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    labelled = labelled_parts(Collection(of_videos(40, 5), None, ""), group_by="name:(v[0-9]+)_")
+    assert labelled is not None
+    fitted, measured = _parts(labelled, 60, 1000)
+    sides = [{name[:3] for name in part.images.names} for part in (fitted, measured)]
+    assert not sides[0] & sides[1]
+    assert (len(fitted.images), len(measured.images)) == (60, 30)
+    for part in (fitted, measured):
+        assert part.units is not None
+        pairs = {*zip((n[:3] for n in part.images.names), part.units.tolist(), strict=True)}
+        assert len(pairs) == len({name for name, _ in pairs}) == len({unit for _, unit in pairs})
+        assert part.labels.tolist() == [int(name[1:3]) % 2 for name in part.images.names]
+    drawn, left_out = list[int](), list[int]()
+
+    def drawing(*given: Any, units: NDArray[np.int64]) -> Any:
+        drawn.append(len(np.unique(units)))
+        return estimate(*given, units=units)
+
+    def fitting(features: Any, labels: Any, units: NDArray[np.int64]) -> Any:
+        left_out.append(len(np.unique(units)))
+        return fit_ridge(features, labels, units)
+
+    monkeypatch.setattr(costs_module, "estimate", drawing)
+    monkeypatch.setattr(costs_module, "fit_ridge", fitting)
+    with ThreadPoolExecutor(1) as executor:
+        measure_costs(labelled, [trial_of(parse_policy("flip")[1])], VIEWS, executor)
+    assert set(drawn) == {6}
+    assert set(left_out) == {26}
+
+
+def test_what_a_run_lost_is_measured_apart_from_what_its_views_cost() -> None:
+    labelled = labelled_parts(Collection(of_videos(40, 5), None, ""), group_by="name:(v[0-9]+)_")
+    assert labelled is not None
+    truth = labelled.train_labels, labelled.test_labels
+    features = {
+        TRAINED: tuple(torch.zeros(len(one), 1) for one in truth),
+        PIXELS: tuple(one[:, None].float() for one in truth),
+    }
+    with ThreadPoolExecutor(1) as executor:
+        runtime = SimpleNamespace(executor=executor, counting=lambda words: lambda *done: None)
+        config = SimpleNamespace(views=replace(VIEWS, policy="center + flip"))
+        subject: Any = SimpleNamespace(
+            labelled=labelled, features=features, config=config, runtime=runtime
+        )
+        found = measure_views(subject)["views"]
+    assert found["clean"][PIXELS]["value"] == 1.0
+    # Eight videos of which all frames are right say no more than eight images.
+    assert found["clean"][PIXELS]["low"] == pytest.approx(0.025 ** (1 / 8))
+    assert found["split"]["test_units"] == 8
+    assert "fitted on 130, measured on 30 others" in found["operations_on"]
+
+
+@pytest.mark.parametrize(("videos", "frames", "classes"), [(3, 5, 1), (2, 1, 0)])
+def test_too_few_groups_to_cut_once_more_are_refused(
+    videos: int, frames: int, classes: int
+) -> None:
+    images = of_videos(videos, frames)
+    labelled = labelled_parts(Collection(images, images, ""), group_by="name:(v[0-9]+)_")
+    assert labelled is not None
+    words = f"two classes or more .* among the {frames * videos} to fit on; got {classes}"
+    with ThreadPoolExecutor(1) as executor, pytest.raises(ImagesError, match=words):
         measure_costs(labelled, [], VIEWS, executor)

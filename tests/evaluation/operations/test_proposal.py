@@ -149,6 +149,9 @@ def test_an_encoder_that_lost_to_pixels_is_told_by_what() -> None:
     assert "80.0% right with raw pixels and 50.0% with the trained encoder" in first
     assert "crop down to 8% of the area 41 points (33 even" in second
     assert '--views.policy "center"' in third
+    told = evaluation(0.8, 0.2)
+    told["views"]["operations_on"] = "Tried on some images."  # type: ignore[index]
+    assert words_on_views(told)[1] == f"{second} Tried on some images."
 
 
 def test_an_encoder_that_did_not_lose_is_told_nothing() -> None:

@@ -1,8 +1,10 @@
 """The classifier against a refit without each image, and patches against what they must not see."""
 
 import numpy as np
+import pytest
 import torch
 
+from diptych.evaluation.operations import readers
 from diptych.evaluation.operations.readers import Patches, balanced_accuracy, fit_ridge
 
 
@@ -51,6 +53,55 @@ def test_the_best_strength_by_leaving_out_each_image_in_turn() -> None:
     best = int(np.argmax(scores))
     assert abs(found.score - scores[best]) < 1e-9
     np.testing.assert_allclose(found.weight.numpy(), solutions[best], atol=1e-5)
+
+
+def test_the_best_strength_by_leaving_out_each_video_in_turn() -> None:
+    rng = np.random.default_rng(4)
+    labels, videos = np.repeat([0, 1, 2], [21, 12, 9]), rng.permutation(14).repeat(3)
+    videos[5], videos[6] = 50, videos[40]  # one image alone; one in a video of another class
+    features = rng.normal(size=(42, 6)) + 1.2 * np.eye(6)[labels]
+    features += 1.5 * rng.normal(size=(51, 6))[videos]
+    counts = np.bincount(labels)
+    weights = (len(labels) / (3 * counts))[labels]
+    mean = weights @ features / weights.sum()
+    total = (weights[:, None] * (features - mean) ** 2).sum() / len(labels)
+    scores = []
+    for power in range(-5, 3):
+        right = np.zeros(3)
+        for video in np.unique(videos):
+            kept = videos != video
+            weight, base = with_intercept(
+                features[kept], labels[kept], weights[kept], 10.0**power * total
+            )
+            answers = (features[~kept] @ weight + base).argmax(axis=1)
+            right += np.bincount(labels[~kept], answers == labels[~kept], minlength=3)
+        scores.append((right / counts).mean())
+    of_labels = torch.from_numpy(features).float(), torch.from_numpy(labels)
+    found = fit_ridge(*of_labels, units=videos)
+    assert abs(found.score - max(scores)) < 1e-9
+    best = 10.0 ** (int(np.argmax(scores)) - 5) * total
+    wanted = plain_ridge(features, labels, weights, mean, best)
+    np.testing.assert_allclose(found.weight.numpy(), wanted, atol=1e-5)
+    assert max(scores) < fit_ridge(*of_labels).score - 0.05  # with the rest of its video
+
+
+def test_units_of_one_image_each_change_nothing() -> None:
+    generator = torch.Generator().manual_seed(3)
+    features, labels = torch.randn(60, 80, generator=generator), torch.arange(60) % 3
+    plain = fit_ridge(features, labels)
+    for units in (np.random.default_rng(0).permutation(60), np.zeros(60, dtype=np.int64)):
+        found = fit_ridge(features, labels, units=units)
+        assert torch.equal(found.weight, plain.weight)
+        assert found.score == plain.score
+
+
+def test_many_units_are_left_out_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    features, labels = torch.randn(60, 20, generator=generator), torch.arange(60) % 3
+    units = np.repeat(np.arange(25), [2] * 15 + [3] * 10)
+    whole = fit_ridge(features, labels, units=units)
+    monkeypatch.setattr(readers, "_LEFT_OUT", 7)
+    assert fit_ridge(features, labels, units=units).score == whole.score
 
 
 def test_more_dimensions_than_images_give_the_same_as_the_normal_equations() -> None:

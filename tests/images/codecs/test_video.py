@@ -1,5 +1,6 @@
 """Frames of a video that PyAV makes here: the right ones, at the right times."""
 
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -46,6 +47,49 @@ def test_a_frame_every_so_many_seconds(
     assert found.labels.tolist() == [0, 1, 1, 1, 1, 1]
     levels = [int(found.pixels.gather(np.array([row])).image(0).mean()) for row in range(1, 6)]
     assert np.abs(np.array(levels) - [0, 48, 96, 144, 192]).max() <= 3
+
+
+# The matrix of a track (ISO/IEC 14496-12, 8.3.2): x' = a x + c y + tx, y' = b x + d y + ty, y down.
+# By a quarter of a turn clockwise it takes x to y and y to -x.
+MATRICES = {
+    0: (1, 0, 0, 1),
+    1: (0, 1, -1, 0),
+    2: (-1, 0, 0, -1),
+    3: (0, -1, 1, 0),
+}
+
+
+@pytest.mark.parametrize("quarters", MATRICES)
+def test_a_video_is_seen_as_it_was_held(
+    quarters: int, tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    """Its upper left corner is white; where that belongs follows from the matrix of the file."""
+    path = tmp_path / "a.mp4"
+    corner = np.zeros((48, 64, 3), np.uint8)
+    corner[:16, :16] = 255
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mpeg4", rate=PER_SECOND)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(PER_SECOND):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(corner, "rgb24")))
+        file.mux(stream.encode(None))
+    data = bytearray(path.read_bytes())
+    begin = data.index(b"tkhd") + 4 + 40
+    one = 1 << 16
+    assert struct.unpack_from(">9i", data, begin) == (one, 0, 0, 0, one, 0, 0, 0, 1 << 30)
+    a, b, c, d = MATRICES[quarters]
+    rows = (one * a, one * b, 0, one * c, one * d, 0, 0, 0, 1 << 30)
+    struct.pack_into(">9i", data, begin, *rows)
+    path.write_bytes(data)
+    found = open_images(ImagesConfig(path=str(tmp_path), video_seconds=0.5), executor).train
+    image = found.pixels.gather(np.array([1])).image(0).mean(axis=2)
+    across, down = (abs(a * 64 + c * 48), abs(b * 64 + d * 48))
+    assert image.shape == (down, across)
+    # The middle of the corner, from the middle of the picture.
+    x, y = 8 - 32, 8 - 24
+    place = (int(b * x + d * y + down / 2), int(a * x + c * y + across / 2))
+    assert image[place] > 200
+    assert (image > 128).mean() == pytest.approx(16 * 16 / (48 * 64), abs=0.02)
 
 
 def test_a_video_that_cannot_be_read_is_listed(

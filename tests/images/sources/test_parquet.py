@@ -1,7 +1,8 @@
 """Parquet files give the images and labels that were put in, and damaged ones are named."""
 
+import ast
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+import diptych
 from conftest import encoded
 from diptych.config.data import ImagesConfig
 from diptych.errors import ImagesError
@@ -23,6 +25,8 @@ from diptych.images.sources import parquet as spool
 from diptych.images.sources.parquet import find_in_parquet, list_parquet
 from diptych.images.splits import open_located
 
+SOURCE = Path(diptych.__file__).parent
+READS = ("iter_batches", "read_row_group", "read_row_groups", "read_table", "read_parquet")
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 NOTE = {"info": {"features": {"label": {"names": ["ant", "bee", "cat"], "_type": "ClassLabel"}}}}
 
@@ -51,6 +55,42 @@ def structs(images: NDArray[np.uint8], paths: bool = False) -> list[dict[str, An
 def pixels_of(found: ImageSet) -> NDArray[Any]:
     batch = found.pixels.gather(np.arange(len(found)))
     return np.stack([batch.image(n) for n in range(len(found))])
+
+
+def reads_of_parquet(tree: ast.Module) -> Iterator[ast.Call]:
+    """Calls that read rows: by their names, or `read` of what a `with` opened as Parquet."""
+    opens = {"ParquetFile"}
+    for one in ast.walk(tree):
+        if isinstance(one, ast.FunctionDef) and "'ParquetFile'" in ast.dump(one):
+            opens.add(one.name)
+    opened = {
+        one.optional_vars.id
+        for one in ast.walk(tree)
+        if isinstance(one, ast.withitem) and isinstance(one.optional_vars, ast.Name)
+        if isinstance(one.context_expr, ast.Call) and last_name(one.context_expr.func) in opens
+    }
+    for one in ast.walk(tree):
+        if isinstance(one, ast.Call) and isinstance(one.func, ast.Attribute):
+            of_opened = last_name(one.func.value) in opened
+            if one.func.attr in READS or (one.func.attr == "read" and of_opened):
+                yield one
+
+
+def last_name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def test_arrow_reads_by_one_thread() -> None:
+    """A worker of its pool that outlives a read aborts the process when Python ends meanwhile."""
+    threaded, found = list[str](), 0
+    for file in SOURCE.rglob("*.py"):
+        for call in reads_of_parquet(ast.parse(file.read_text())):
+            found += 1
+            given = {one.arg: ast.unparse(one.value) for one in call.keywords}
+            if given.get("use_threads") != "False":
+                threaded.append(f"{file.relative_to(SOURCE)}:{call.lineno}: {ast.unparse(call)}")
+    assert not threaded, threaded
+    assert found >= 5  # vectors, shards, vectors that are kept, columns beside images, and those
 
 
 def test_hugging_face_files_are_read(

@@ -1,7 +1,9 @@
 """A user's own data set: every form of image, its labels, and that a run knows it again."""
 
 import gc
+import io
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +17,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 import diptych
+from conftest import encoded
 from diptych.config.data import ImagesConfig
 from diptych.config.files import load_run_config
 from diptych.errors import ImagesError, Interrupted
@@ -25,6 +28,13 @@ from diptych.views.batches import Batch, ViewBatches
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 SMALL: dict[str, Any] = {"batch_size": 8, "threads": 1, "scale": "tiny", "quiet": True}
+
+
+def cut_off() -> Image.Image:
+    """An image that Pillow opened, and will find to be cut off when its pixels are wanted."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encoded(noise, "JPEG")
+    return Image.open(io.BytesIO(data[: len(data) // 2]))
 
 
 class Own(Dataset[Any]):
@@ -115,6 +125,7 @@ def test_transparency_is_laid_on_white(opened: Callable[..., Collection]) -> Non
         (np.zeros((2, 3, 8, 8), np.uint8), "an image of shape"),
         (np.zeros((0, 8, 3), np.uint8), "an image of shape"),
         (np.zeros((8, 8, 4), np.uint8), "channels are neither gray nor RGB"),
+        (cut_off(), "damaged: .*truncated"),
     ],
 )
 def test_what_is_no_image_is_skipped_with_the_reason(
@@ -146,7 +157,11 @@ def test_what_the_data_set_raises_is_the_reason(
         ([np.int64(2), torch.tensor(0), None, 2], ["a", "b", "c"], ("a", "c"), [1, 0, -1, 1]),
         (["x", "y", "", "x"], None, ("x", "y"), [0, 1, -1, 0]),
         ([7, 1, 1, 1], ["a", "b"], ("1", "7"), [1, 0, 0, 0]),  # no name for 7
+        ([np.array([2]), torch.tensor([0]), None, 2], ["a", "b", "c"], ("a", "c"), [1, 0, -1, 1]),
         ([0.5, 0.25, 1.0, 0.0], None, (), None),
+        ([0.5, 1, 2, 3], None, (), None),
+        ([torch.tensor([1, 0]), torch.tensor([-1, -1]), None, 2], None, (), None),
+        ([np.zeros((9, 9)), {"boxes": 1}, [1, 2], np.ones(2)], ["a", "b"], (), None),
         ([None] * 4, ["a", "b"], (), None),
     ],
 )
@@ -164,6 +179,22 @@ def test_labels_are_the_second_of_a_tuple(
     found = opened(dataset).train
     assert found.classes == classes
     assert (None if found.labels is None else found.labels.tolist()) == numbers
+
+
+def test_masks_are_not_kept(stripes: Stripes, opened: Callable[..., Collection]) -> None:
+    masks = list[weakref.ref[Any]]()
+
+    class Masked(Own):
+        def __getitem__(self, index: int) -> Any:
+            mask = np.zeros((32, 32), np.uint8)
+            masks.append(weakref.ref(mask))
+            return super().__getitem__(index), mask
+
+    dataset = Masked(list(stripes(6)[0]))
+    assert opened(dataset).train.labels is None
+    gc.collect()
+    assert len(masks) >= 6
+    assert not any(one() is not None for one in masks)
 
 
 def test_a_subset_is_a_data_set_of_its_own(

@@ -1,16 +1,19 @@
 """What each operation of views costs of that which labels say, measured before training.
 
 A classifier is fitted on labelled images as they are and another on views of them under one
-operation; both are measured on held-out images under that operation. What the first loses, the
+operation; both are measured on other images under that operation. What the first loses, the
 operation touches: an encoder that learns to ignore it answers otherwise than the pixels do. What
 the second loses as well, the operation destroys: it is not in a view, so no encoder that matches
 views can keep it (Tian et al. 2020, 2005.10243, "What makes for good views").
+
+As views are chosen by what is found here, all of it is measured within the images that an
+evaluation fits on: a figure on images by which the views were chosen would be too high.
 """
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +44,7 @@ from diptych.evaluation.operations.readers import (
 )
 from diptych.evaluation.operations.trials import Trial
 from diptych.images.collection import ImageSet, spread_indices
+from diptych.images.groups import stratified_group_split
 from diptych.images.listing import Progress, ignore_progress
 from diptych.views.batches import as_images
 from diptych.views.cpu import SizedViews, load_views
@@ -54,7 +58,7 @@ ENCODED_SHARE: Final = 0.3
 LEAST_LOSS: Final = 0.03
 """Of accuracy; less is not worth weakening a view for, however sure it is."""
 
-_FEWEST_VIEWS: Final = 1000  # of test images together, as far as four of each give them
+_FEWEST_VIEWS: Final = 1000  # of images measured on together, as far as four of each give them
 _MOST_OF_EACH: Final = 4
 _AT_ONCE: Final = 256  # images
 
@@ -74,7 +78,8 @@ class Cost:
         fitted: by the reader that is best under the operation, fitted under it.
         touched: clean less fixed, in pairs.
         destroyed: clean less fitted, in pairs.
-        left_out: the same on the training images, each told by a fit to all others.
+        left_out: the same on the images fitted on, each told by a fit to all others that it does
+            not belong together with.
         readers: for each reader the accuracy of its classifier of images as they are, and of one
             fitted under the operation.
     """
@@ -91,8 +96,8 @@ class Cost:
     @property
     def word(self) -> str:
         """Whether the operation keeps, touches or destroys what the labels say."""
-        # The interval is of the test images alone: that another fit of as many images could have
-        # lost nothing, the training images tell.
+        # The interval is of the images measured on: that another fit of as many images could have
+        # lost nothing, those fitted on tell.
         lost = min(self.destroyed.value, self.left_out) >= LEAST_LOSS
         if self.destroyed.low > 0.0 and lost:
             return DESTROYS
@@ -107,9 +112,9 @@ class Costs:
     Attributes:
         costs: in the order of the trials.
         clean: by reader, accuracy on images as they are.
-        best: the reader that reads images as they are best, by the training images.
+        best: the reader that reads images as they are best, by the images fitted on.
         chance: one over the classes.
-        train_images, test_images: how many.
+        train_images, test_images: how many were fitted and measured on.
     """
 
     costs: tuple[Cost, ...]
@@ -118,6 +123,15 @@ class Costs:
     chance: float
     train_images: int
     test_images: int
+
+    @property
+    def on_images(self) -> str:
+        """On which images, in a sentence."""
+        return (
+            "Operations are tried within the images that an evaluation fits on: fitted on "
+            f"{self.train_images:,}, measured on {self.test_images:,} others. None of those that "
+            "it measures on is looked at."
+        )
 
     @property
     def readable(self) -> bool:
@@ -138,7 +152,8 @@ def measure_costs(
     """Tries each operation alone.
 
     Args:
-        labelled: images to fit classifiers on and to measure them on; of many a spread part.
+        labelled: of its images to fit on, of many a spread part, a fifth is measured on and
+            the rest fitted on. Those to measure on are not looked at.
         trials: what to try.
         views: of the run to be, whose side the sigma of a blur is for.
         executor: its threads make views.
@@ -150,27 +165,28 @@ def measure_costs(
         ImagesError: there are fewer than two classes to tell apart.
     """
     share = 1.0 if encoder is None else ENCODED_SHARE
-    some = _spread(labelled, int(TRAIN_IMAGES * share), int(TEST_IMAGES * share))
-    readers = _Readers.of(some.train, views, executor, encoder, seed)
-    truth, repeats = some.test_labels, _repeats(len(some.test))
-    clean = _fitted(readers(some.train, Center(), 1), some.train_labels)
+    fitted, measured = _parts(labelled, int(TRAIN_IMAGES * share), int(TEST_IMAGES * share))
+    readers = _Readers.of(fitted.images, views, executor, encoder, seed)
+    repeats = _repeats(len(measured.images))
+    clean = _fitted(readers(fitted.images, Center(), 1), fitted)
     best = max(clean, key=lambda name: clean[name].score)
-    seen = readers(some.test, Center(), 1)
-    reached = {name: _reached(fit, seen[name], truth) for name, fit in clean.items()}
+    seen = readers(measured.images, Center(), 1)
+    reached = {name: _reached(fit, seen[name], measured) for name, fit in clean.items()}
     found = []
     for number, trial in enumerate(trials):
-        train = readers(some.train, trial.operation, 1)
-        test = readers(some.test, trial.operation, repeats)
-        own = _fitted(train, some.train_labels)
-        found.append(_cost(trial, best, reached[best], clean, own, test, truth))
+        train = readers(fitted.images, trial.operation, 1)
+        test = readers(measured.images, trial.operation, repeats)
+        found.append(
+            _cost(trial, best, reached[best], clean, _fitted(train, fitted), test, measured)
+        )
         on_trials(number + 1, len(trials))
     return Costs(
         costs=tuple(found),
         clean={name: one.interval() for name, one in reached.items()},
         best=best,
-        chance=1.0 / len(torch.unique(truth)),
-        train_images=len(some.train),
-        test_images=len(some.test),
+        chance=1.0 / len(torch.unique(measured.labels)),
+        train_images=len(fitted.images),
+        test_images=len(measured.images),
     )
 
 
@@ -181,11 +197,11 @@ def _cost(
     clean: Mapping[str, Ridge],
     own: Mapping[str, Ridge],
     test: Mapping[str, Tensor],
-    truth: Tensor,
+    measured: "_Part",
 ) -> Cost:
-    fixed = {name: _reached(clean[name], test[name], truth) for name in own}
-    fitted = {name: _reached(own[name], test[name], truth) for name in own}
-    # By the training images, so that the better of several by luck is not taken.
+    fixed = {name: _reached(clean[name], test[name], measured) for name in own}
+    fitted = {name: _reached(own[name], test[name], measured) for name in own}
+    # By the images fitted on, so that the better of several by luck is not taken.
     then = max(own, key=lambda name: own[name].score)
     return Cost(
         trial=trial,
@@ -199,46 +215,64 @@ def _cost(
     )
 
 
-def _fitted(features: Mapping[str, Tensor], labels: Tensor) -> dict[str, Ridge]:
-    return {name: fit_ridge(one, labels) for name, one in features.items()}
+def _fitted(features: Mapping[str, Tensor], part: "_Part") -> dict[str, Ridge]:
+    return {name: fit_ridge(one, part.labels, part.units) for name, one in features.items()}
 
 
-def _reached(ridge: Ridge, features: Tensor, truth: Tensor) -> BootstrapEstimate:
-    """Accuracy over all views of each image; resamples draw images."""
+def _reached(ridge: Ridge, features: Tensor, part: "_Part") -> BootstrapEstimate:
+    """Accuracy over all views of each image; resamples draw images that belong together whole."""
+    truth = part.labels
     predicted = ridge.predict(features).reshape(-1, len(truth))
     right = (predicted == truth).double().mean(dim=0).numpy()
-    return estimate(mean_share_per_class(right, truth.numpy()), len(truth))
+    figure = mean_share_per_class(right, truth.numpy())
+    return estimate(figure, len(truth), units=part.units)
 
 
 def _repeats(images: int) -> int:
-    """Views of each test image: a few where images are few, as draws add noise of their own."""
+    """Views of each image measured on: a few where there are few, as draws add noise."""
     return min(_MOST_OF_EACH, -(-_FEWEST_VIEWS // images))
 
 
-def _spread(labelled: Labelled, train: int, test: int) -> Labelled:
-    """A part of the images whose classes have images on both sides, numbered from 0."""
-    known = np.intersect1d(labelled.train_labels.numpy(), labelled.test_labels.numpy())
+class _Part(NamedTuple):
+    """Images to fit on, or to measure on.
+
+    Attributes:
+        images: of classes that both parts have.
+        labels: (images,), numbered from 0.
+        units: (images,), the same number for images that belong together; None where none do.
+    """
+
+    images: ImageSet
+    labels: Tensor
+    units: NDArray[np.int64] | None
+
+
+def _parts(labelled: Labelled, fitted: int, measured: int) -> tuple[_Part, _Part]:
+    """Two parts of the images to fit on, of so many images at most; no unit is in both."""
+    images, labels = labelled.train, labelled.train_labels.numpy()
+    identities = None if images.checksums is None else images.checksums[:, 0]
+    kept, held_out, _ = stratified_group_split(labels, labelled.units, identities=identities)
+    known = np.unique(labels[held_out])  # what is held out of a class is never all of it
     if len(known) < 2:
         raise ImagesError(
-            "to see what operations cost, wanted two classes or more with images to fit on and "
-            f"others to measure on; got {len(known)}. Add labelled images."
+            "to see what operations cost, a fifth of the labelled images to fit on is measured on, "
+            "so that those to measure a run on stay unseen. Wanted two classes or more with two "
+            "images that differ, of two groups where there are such (images.group_by), among the "
+            f"{len(images):,} to fit on; got {len(known)}. Add labelled images."
         )
-    some = labelled.select(
-        _rows(labelled.train_labels, known, train), _rows(labelled.test_labels, known, test)
-    )
-    # Classes may have lost all their images to the spread: they are numbered by what is left.
-    left = torch.unique(some.train_labels)
-    return replace(
-        some,
-        train_labels=torch.searchsorted(left, some.train_labels),
-        test_labels=torch.searchsorted(left, some.test_labels),
-    )
+
+    def part(rows: NDArray[np.int64], most: int) -> _Part:
+        some = rows[_spread(labels[rows], known, most)]
+        numbers = torch.from_numpy(np.searchsorted(known, labels[some]))
+        units = None if labelled.units is None else labelled.units[some]
+        return _Part(images.select(some), numbers, units)
+
+    return part(kept, fitted), part(held_out, measured)
 
 
-def _rows(labels: Tensor, known: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Images of known classes, evenly spread over each class; at least one of each."""
-    numbers = labels.numpy()
-    members = [np.flatnonzero(numbers == one) for one in known]
+def _spread(labels: NDArray[np.int64], known: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Rows of known classes, evenly spread over each class; at least one of each."""
+    members = [np.flatnonzero(labels == one) for one in known]
     share = min(1.0, most / sum(map(len, members)))
     chosen = [one[spread_indices(len(one), max(1, round(share * len(one))))] for one in members]
     return np.sort(np.concatenate(chosen))

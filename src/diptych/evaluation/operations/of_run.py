@@ -18,14 +18,17 @@ def measure_views(subject: Subject) -> dict[str, Any]:
     """What the operations of the run's views cost a classifier of pixels, and what is left of it.
 
     One classifier, by least squares with all classes of equal weight, for the encoders, the pixels,
-    and the pixels under each operation: their accuracies, means over classes, can be compared.
+    and the pixels under each operation; accuracies are means over classes. Encoders are measured on
+    the images that all protocols measure on, operations, by which views of the next run are chosen,
+    on a part of the others: see ``measure_costs``.
     """
     labelled, views = subject.labelled, subject.config.views
-    truth = labelled.test_labels.numpy()
+    truth, units = labelled.test_labels.numpy(), labelled.test_units
     reached: dict[str, BootstrapEstimate] = {}
     for name, (train, test) in subject.features.items():
-        predicted = fit_ridge(train, labelled.train_labels).predict(test).numpy()
-        reached[name] = estimate(mean_per_class(predicted, truth), len(truth))
+        classifier = fit_ridge(train, labelled.train_labels, labelled.units)
+        predicted = classifier.predict(test).numpy()
+        reached[name] = estimate(mean_per_class(predicted, truth), len(truth), units=units)
     costs = measure_costs(
         labelled,
         trials_for(views.branches, labelled.train.channels, views.strength, others=False),
@@ -41,8 +44,9 @@ def measure_views(subject: Subject) -> dict[str, Any]:
             if name in (PIXELS, UNTRAINED, START)
         },
         "operations": _rows(costs),
+        "operations_on": costs.on_images,
         "proposed": _flags(subject, costs),
-        "split": labelled.as_dict(),
+        "split": labelled.as_resampled(),
     }
     return {"views": found}
 
@@ -97,6 +101,7 @@ def words_on_views(evaluation: Mapping[str, Any]) -> list[str]:
         sentences.append(
             "Of the changes that views made, and that the encoder was trained to ignore, these "
             f"cost a classifier of the pixels most: {listed}."
+            + (f" {found['operations_on']}" if "operations_on" in found else "")  # not in old files
         )
     if found["proposed"]:
         sentences.append(f"Weaker views, for the next run: {found['proposed']}.")

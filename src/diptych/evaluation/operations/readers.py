@@ -10,8 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -108,6 +110,7 @@ class EncoderReader:
         return torch.cat(parts).float()
 
 
+_LEFT_OUT: Final = 8192  # images, in units of several, at once
 _STRENGTHS: Final = tuple(10.0**power for power in range(-5, 3))
 """Of the ridge, in units of the mean variance of a direction."""
 
@@ -119,7 +122,8 @@ class Ridge(NamedTuple):
         weight: (dim, classes).
         mean: (dim,), of the features, with that weight.
         base: (classes,), the answer at the mean.
-        score: mean over classes of the share that is right, each image by all others.
+        score: mean over classes of the share that is right, each image by all others that it does
+            not belong together with.
     """
 
     weight: Float[Tensor, "dim classes"]
@@ -132,15 +136,22 @@ class Ridge(NamedTuple):
         return ((features - self.mean) @ self.weight + self.base).argmax(dim=1)
 
 
-def fit_ridge(features: Float[Tensor, "images dim"], labels: Int[Tensor, " images"]) -> Ridge:
-    """Fits for all strengths at once and takes the best by leaving out each image in turn.
+def fit_ridge(
+    features: Float[Tensor, "images dim"],
+    labels: Int[Tensor, " images"],
+    units: NDArray[np.int64] | None = None,
+) -> Ridge:
+    """Fits for all strengths at once and takes the best by leaving out each unit in turn.
 
     One eigenvalue decomposition, of the smaller of both Gram matrices, gives the answers of all
-    strengths and, in closed form, those of a fit without each image (Allen 1974).
+    strengths and, in closed form, those of a fit without each image (Allen 1974) or unit.
 
     Args:
         features: of the training images.
         labels: their classes, 0 .. classes - 1, each with an image.
+        units: (images,), the same number for images that belong together, as frames of a video:
+            with one of them left out alone, the others would give its class away. Each image is a
+            unit when not given, or when there is but one.
     """
     counts = torch.bincount(labels)
     weights = (len(labels) / (len(counts) * counts.clamp(min=1)))[labels].double()
@@ -154,17 +165,48 @@ def fit_ridge(features: Float[Tensor, "images dim"], labels: Int[Tensor, " image
     # The mean, which has no penalty, follows each image too; without it, a centred image could be
     # told from the sum of all others.
     by_mean = weights / weights.sum()
+    together = _rows_of_units(units)
     best, score = torch.zeros_like(values), -1.0
     for strength in _STRENGTHS:
         shrunk = values / (values + strength * values.sum() / len(rows))
         residual = wanted - left @ (shrunk[:, None] * inside)
-        leverage = left.square() @ shrunk + by_mean
-        without = wanted - residual / (1.0 - leverage).clamp(min=1e-9)[:, None]
+        without = wanted - _errors_without(residual, left, shrunk, by_mean, together)
         reached = balanced_accuracy((without / root + base).argmax(dim=1), labels)
         if reached > score:
             best, score = 1.0 / (values + strength * values.sum() / len(rows)), reached
     weight = rows.T @ (left @ (best[:, None] * inside))
     return Ridge(weight.float(), mean.float(), base.float(), score)
+
+
+def _rows_of_units(units: NDArray[np.int64] | None) -> list[Tensor]:
+    """The images of units that have several, (units, images) of those that have as many."""
+    if units is None or (units == units[0]).all():  # without which nothing would be left
+        return []
+    _, numbers, sizes = np.unique(units, return_inverse=True, return_counts=True)
+    order, first = np.argsort(numbers.reshape(-1), kind="stable"), np.cumsum(sizes) - sizes
+    found = list[Tensor]()
+    for size in np.unique(sizes[sizes > 1]).tolist():
+        rows = torch.from_numpy(order[first[sizes == size][:, None] + np.arange(size)])
+        found += torch.split(rows, max(1, _LEFT_OUT // size))
+    return found
+
+
+def _errors_without(
+    residual: Tensor, left: Tensor, shrunk: Tensor, by_mean: Tensor, together: list[Tensor]
+) -> Tensor:
+    """Errors of a fit without each image, or unit of several: (1 - H)^-1 residual.
+
+    H is the part of the hat matrix that has the rows and columns of the unit.
+    """
+    leverage = left.square() @ shrunk + by_mean
+    errors = residual / (1.0 - leverage).clamp(min=1e-9)[:, None]
+    root = by_mean.sqrt()
+    for rows in together:
+        some, means = left[rows], root[rows]
+        hat = (some * shrunk) @ some.mT + means[:, :, None] * means[:, None, :]
+        rest = torch.eye(rows.shape[1], dtype=hat.dtype) - hat
+        errors[rows] = torch.linalg.solve(rest, residual[rows])
+    return errors
 
 
 def balanced_accuracy(predicted: Tensor, labels: Tensor) -> float:

@@ -2,7 +2,9 @@
 
 import io
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from PIL import Image
 
 from diptych.config.data import ImagesConfig
 from diptych.errors import UnreadableImage
@@ -11,6 +13,15 @@ from diptych.images.codecs.channels import check_size
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
+
+
+_TURNS: Final = (
+    None,
+    Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.ROTATE_270,
+)
+"""By quarters of a turn against the clock, as a camera notes how it was held."""
 
 
 def count_frames(path: str, seconds: float) -> int:
@@ -24,7 +35,7 @@ def count_frames(path: str, seconds: float) -> int:
 
 
 def video_frame(path: str, number: int, config: ImagesConfig) -> bytes:
-    """The first frame at or after ``number * images.video_seconds``, as PNG.
+    """The first frame at or after ``number * images.video_seconds``, as PNG, upright.
 
     Raises:
         UnreadableImage: it cannot be read, or is too large.
@@ -56,6 +67,9 @@ def _at(file: "InputContainer", stream: "VideoStream", seconds: float) -> bytes:
         raise UnreadableImage("damaged: no frame can be decoded")
     written = io.BytesIO()
     picture = last.to_image()  # type: ignore[no-untyped-call]
+    turn = _TURNS[round(last.rotation / 90) % 4]
+    if turn is not None:
+        picture = picture.transpose(turn)
     picture.save(written, "PNG", compress_level=1)
     return written.getvalue()
 

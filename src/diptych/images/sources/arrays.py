@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from diptych.config.data import MOST_CHANNELS, ImagesConfig
 from diptych.errors import ImagesError
-from diptych.images.codecs.channels import Pixels, in_depth
+from diptych.images.codecs.channels import Pixels, in_depth, pixel_type
 from diptych.images.collection import (
     CompactNames,
     ImageSet,
@@ -25,7 +25,13 @@ from diptych.images.collection import (
 )
 from diptych.images.index import checksum
 from diptych.images.inventory import Skipped
-from diptych.images.pixels import HeldPixels, PixelBatch
+from diptych.images.pixels import (
+    DecodedPixels,
+    HeldPixels,
+    PixelBatch,
+    PixelSource,
+    keep_pixels,
+)
 from diptych.images.splits import LocatedImages, choose_splits, role_of
 
 _DAMAGED: Final = (OSError, ValueError, EOFError, zlib.error)
@@ -265,16 +271,17 @@ def image_set(
     chosen = choose(len(stack), config.limit)
     if len(chosen) < len(stack):
         stack, labels = stack[chosen], labels if labels is None else labels[chosen]
-    pixels = PixelBatch.of_stack(in_depth(_to_color(stack, config), config))
+    pixels, remark = _pixels(stack, config)
     numbers, classes = present_classes(*_number(labels))
     return ImageSet(
-        pixels=HeldPixels(pixels),
+        pixels=pixels,
         names=CompactNames.of(map(str, chosen.tolist())),
-        heights=pixels.heights,
-        widths=pixels.widths,
-        channels=pixels.channels,
+        heights=np.full(len(stack), stack.shape[1], dtype=np.int64),
+        widths=np.full(len(stack), stack.shape[2], dtype=np.int64),
+        channels=stack.shape[3] if config.color == "raw" else config.channels,
         labels=numbers,
         classes=classes,
+        remarks=() if remark is None else (remark,),
         beyond_limit=beyond(len(array), config.limit),
         # Of the pixels as they were given, whatever colour and depth this run makes of them.
         checksums=np.array(
@@ -282,6 +289,27 @@ def image_set(
             dtype=np.uint64,
         ),
     )
+
+
+def _pixels(stack: NDArray[Any], config: ImagesConfig) -> tuple[PixelSource, str | None]:
+    """Images in the form of a run, where they lie if they can stay there; a remark on the rest."""
+    if not isinstance(stack, np.memmap) or np.may_share_memory(_in_form(stack[:1], config), stack):
+        return HeldPixels(PixelBatch.of_stack(_in_form(stack, config))), None
+    # A mapped file may be larger than memory: each image is converted when it is asked for.
+    count, height, width, channels = stack.shape
+    converted = DecodedPixels(
+        np.full(count, height, dtype=np.int64),
+        np.full(count, width, dtype=np.int64),
+        channels if config.color == "raw" else config.channels,
+        pixel_type(config),
+        lambda index, room: _in_form(stack[index : index + 1], config)[0],
+    )
+    return keep_pixels(converted, config, None)
+
+
+def _in_form(stack: NDArray[Any], config: ImagesConfig) -> Pixels:
+    """Channels and depth of a run, in the order of memory; a copy only if that changes them."""
+    return np.ascontiguousarray(in_depth(_to_color(stack, config), config))
 
 
 def _number(labels: NDArray[np.generic] | None) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:

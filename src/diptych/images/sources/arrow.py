@@ -120,7 +120,8 @@ def class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> list[str
 
 
 def _is_no_label(value: object) -> bool:
-    return value == -1 or (isinstance(value, str) and not value.strip())
+    # The type first: an array of several numbers is neither equal to -1 nor not.
+    return not value.strip() if isinstance(value, str) else isinstance(value, int) and value == -1
 
 
 def _positions(values: Sequence[Any], names: tuple[str, ...], origin: str) -> Labels:

@@ -10,6 +10,7 @@ are those of the run, and decoded images are kept as those of files are.
 
 import hashlib
 import io
+import math
 import os
 import sys
 import threading
@@ -132,7 +133,8 @@ class _Contents:
     Attributes:
         fingerprint: of all images.
         stamps: int64 (images, 2), from the pixels of each image.
-        labels: one for each image, None where there is none.
+        labels: text or whole number of each image; None where there is none, NaN for what names no
+            class.
         lock: held while an item is asked for; few data sets may be used by several threads.
     """
 
@@ -189,8 +191,18 @@ def as_file(image: Any, bits: int) -> bytes:
         bits: to which floats are rounded, 8 or 16.
 
     Raises:
-        UnreadableImage: it is none of these.
+        UnreadableImage: it is none of these, or cannot be decoded.
     """
+    try:
+        return _as_file(image, bits)
+    except (UnreadableImage, MemoryError):
+        raise
+    except Exception as error:  # Pillow decodes only now what it opened before
+        line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UnreadableImage(f"damaged: {line}") from error
+
+
+def _as_file(image: Any, bits: int) -> bytes:
     if isinstance(image, Image.Image):
         return _pil_file(image, bits)
     if isinstance(image, Tensor):
@@ -257,7 +269,7 @@ def _stamp_and_label(dataset: Any, index: int) -> tuple[tuple[int, int], Any]:
 
 
 def _item(dataset: Any, index: int) -> tuple[Any, Any]:
-    """The image and the label of an item; None where it has no label."""
+    """The image and the label of an item; None where it has no label, NaN for another kind."""
     try:
         item = dataset[index]
     except Exception as error:  # it is the user's own code
@@ -265,9 +277,11 @@ def _item(dataset: Any, index: int) -> tuple[Any, Any]:
     if not isinstance(item, tuple | list):
         return item, None
     label = item[1] if len(item) > 1 else None
-    if isinstance(label, Tensor | np.ndarray | np.generic) and label.ndim == 0:
+    if isinstance(label, Tensor | np.ndarray | np.generic) and math.prod(label.shape) == 1:
         label = label.item()
-    return (item[0] if item else None), label
+    # Labels are kept as long as the data set: a mask of each image would fill the memory.
+    names_a_class = label is None or isinstance(label, str | int)
+    return (item[0] if item else None), label if names_a_class else math.nan
 
 
 def _pil_file(image: Image.Image, bits: int) -> bytes:

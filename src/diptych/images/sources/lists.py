@@ -21,6 +21,16 @@ _LONGEST_LINE: Final = 4096 + 2  # bytes; no path is longer
 _MARK: Final = b"\xef\xbb\xbf"  # that some editors put before UTF-8
 
 
+def fits_a_line(name: str) -> bool:
+    r"""Whether a list that has a name as a line gives it back as it is.
+
+    >>> fits_a_line("a b.png"), fits_a_line("a.png "), fits_a_line("a\nb.png"), fits_a_line("#1")
+    (True, False, False, False)
+    """
+    breaks = "\n" in name or "\r" in name
+    return bool(name) and name == name.strip() and not breaks and not name.startswith("#")
+
+
 def find_list(path: str, config: ImagesConfig) -> LocatedImages:
     """The images that a file lists, in its order, repeated ones too.
 

@@ -132,7 +132,8 @@ def list_parquet(files: Sequence[str], config: ImagesConfig, part: str = "") -> 
                     f"{file} has other columns or classes than {files[0]}; give one alone."
                 )
             rows.append(parquet.metadata.num_rows)
-            tables.append(parquet.read(columns=columns.beside) if columns.beside else None)
+            beside = columns.beside  # read by one thread, as vectors are in shard_files
+            tables.append(parquet.read(beside, use_threads=False) if beside else None)
     paths = [
         paths_of(table, columns) if columns.has_path else [None] * count
         for table, count in zip(tables, rows, strict=True)
