@@ -28,19 +28,20 @@ class ClassifyFlags:
     """What `diptych classify` takes."""
 
     task: Positional[Literal["fit", "predict"]]
-    """fit: make a classifier of labelled images; predict: use it on others."""
+    """What to do, fit or predict: make a classifier of labelled images, or use it on others."""
     source: Positional[str]
-    """Of fit: a run folder, an encoder file, or weights as `--weights` takes them; of predict: the
-    folder of the classifier."""
+    """Run, encoder or weights to fit on; of predict, the folder of the classifier. Weights are as
+    `--weights` of `diptych pretrain` takes them."""
     images: Positional[str]
-    """Images: of fit a folder for each class, or anything else with labels."""
+    """Labelled images to fit on, or images to classify. A folder for each class, or anything else
+    with labels."""
     out: Annotated[Path, arg(aliases=["-o"])]
     """Of fit the folder of the classifier, of predict a table that ends in .csv."""
     test: str | None = None
-    """Of fit: labelled images to measure on. Those held out with the images by default, or a fifth
+    """Labelled images to measure on. Those held out with the images by default, or a fifth
     of them."""
     encoder: str = "resnet50"
-    """Of fit: the network of weights that do not show which they are of."""
+    """The network of weights that do not show it."""
     settings: Annotated[ClassifierSettings, arg(name="")] = field(
         default_factory=ClassifierSettings
     )
@@ -48,7 +49,7 @@ class ClassifyFlags:
 
 
 CLASSIFY_COMMON: Final = {
-    "of fit": ("kind", "test", "crops", "neighbours", "epochs", "seed"),
+    "of fit": ("kind", "test", "encoder", "crops", "neighbours", "epochs", "seed"),
     "of both": ("out", "device", "batch_size", "threads"),
 }
 
@@ -142,17 +143,17 @@ class SubsetFlags:
     budget: int
     """Images to choose."""
     out: Annotated[Path, arg(aliases=["-o"])] = Path("subset.csv")
-    """Where to write them: a table that ends in .csv, or a .txt list of paths, which `diptych
-    pretrain` takes as images."""
+    """A table that ends in .csv, or a .txt list of paths. `diptych pretrain` takes the list as
+    images."""
     by: Literal["k-centre", "facility-location", "typical", "uncertain"] = "typical"
-    """k-centre: the farthest from all chosen, rare kinds too; facility-location: those that all
-    images are most like; typical: the densest part of each cluster, for few labels; uncertain:
-    those that --model is least sure of."""
+    """How to choose. k-centre: the farthest from all chosen, rare kinds too; facility-location:
+    those that all images are most like; typical: the densest part of each cluster, for few labels;
+    uncertain: those that --model is least sure of."""
     labelled: str | None = None
     """What is labelled already and counts as chosen: a .csv with a column `name`, a list of names,
     or `labels` for the images with a label among the vectors."""
     model: str | None = None
-    """Of uncertain: the folder of a classifier on the same encoder, of `diptych classify fit`."""
+    """The folder of a classifier on the same encoder, of `diptych classify fit`; for uncertain."""
     seed: int = 0
     """Of the clusters of typical."""
     threads: int | None = None

@@ -21,17 +21,18 @@ class EmbedFlags:
     """What `diptych embed` takes."""
 
     source: Positional[str]
-    """The encoder: a run folder whose training has ended, an encoder file, or any weights that
+    """A run folder whose training has ended, an encoder file, or weights. Any weights that
     --weights of `diptych pretrain` takes."""
     path: Positional[str]
     """Images, as for `diptych pretrain`; of those with a held-out part, the others."""
     out: Annotated[Path, arg(aliases=["-o"])]
-    """A folder, the same for all shards; or one file that ends in .parquet, .npy or .csv."""
+    """A folder, or one file that ends in .parquet, .npy or .csv. The folder is the same for all
+    shards."""
     encoder: str | None = None
-    """Of weights from elsewhere: the network that they are of, as torchvision or timm call it;
-    found from them where their names and shapes show it."""
+    """The network that weights from elsewhere are of, as torchvision or timm call it; found from
+    them where their names and shapes show it."""
     side: int | None = None
-    """Of weights from elsewhere: height and width in pixels of the images that it shall see."""
+    """Height and width in pixels of the images that a network of weights from elsewhere sees."""
     shard: str | None = None
     """Make one shard only, i/N, counted from 0: for a task of a job array."""
     shards: int | None = None

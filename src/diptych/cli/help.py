@@ -182,6 +182,7 @@ Groups = Mapping[str, Sequence[str]]
 
 WIDTH: Final = 100
 _INDENT: Final = 35
+_SHORT_FLAGS: Final = {"encoder.name": "encoder"}  # which `cli.flags` writes out
 _END_OF_SENTENCE: Final = re.compile(r"[.;](?=\s|$)")
 _END_OF_CLAUSE: Final = re.compile(r"[.:;](?=\s|$)|,? \(")
 
@@ -211,7 +212,7 @@ def help_screen(command: str, text: str, settings: Sequence[Setting], common: Gr
     if "recipe" in named and any("." in name for name in named):
         lines += [
             "",
-            "Flags of a section, such as --encoder.name, are the recipe's unless you give them.",
+            "Flags of a section, such as --views.policy, are the recipe's unless you give them.",
         ]
     lines += ["", f"`{command} --help-all` shows every flag with its full description."]
     return "\n".join(lines)
@@ -248,7 +249,7 @@ def _shortened(meaning: str, width: int) -> str:
 
 def _shown(setting: Setting) -> tuple[str, str]:
     """How a flag is written, and its default."""
-    name = setting.name.replace("_", "-")
+    name = _SHORT_FLAGS.get(setting.name, setting.name).replace("_", "-")
     default = setting.default
     if is_positional(setting):
         written = name.upper() + " ..." * setting.type.endswith("s")
