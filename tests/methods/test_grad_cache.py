@@ -74,13 +74,16 @@ def learned(config: RunConfig, chunk_size: int | None) -> tuple[float, Contrasti
 @pytest.mark.parametrize("kind", ["split", "shuffle", "layer", "group"])
 @pytest.mark.parametrize("name", METHODS)
 def test_whole_equals_chunks(name: str, kind: str) -> None:
+    if (name, kind) == ("bank", "shuffle"):
+        pytest.skip("the keys of a bank are of earlier batches: none are shuffled")
     norm = NormConfig(kind, images_per_group=3, group=GroupNormConfig(channel_groups=2))  # type: ignore[arg-type]
     assert_whole_equals_chunks(config_of(name, norm))
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_whole_equals_chunks_with_small_views(name: str) -> None:
-    config = config_of(name, NormConfig("shuffle", images_per_group=3))
+    kind = "split" if name == "bank" else "shuffle"
+    config = config_of(name, NormConfig(kind, images_per_group=3))
     small = replace(config.views, small_views=2, small_side_pixels=9)
     assert_whole_equals_chunks(replace(config, views=small))
 
