@@ -1,6 +1,7 @@
 """The policy that is proposed follows from the words of each strength."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -34,7 +35,7 @@ def costs_of(destroyed: Mapping[str, float | None]) -> Costs:
         for family in all_trials(3)
         for one in family
     )
-    return Costs(costs, {"pixels": Interval(0.9, 0.85, 0.95)}, "pixels", 0.1, 100, 100)
+    return Costs(costs, {"pixels": Interval(0.9, 0.85, 0.95)}, "pixels", 0.1, 100, 100, True)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_a_weak_strength_destroys_no_more_than_a_strong_one() -> None:
     assert is_weaker(weak, strong)
     lost = Cost(weak, 0.9, 0.6, 0.6, LOST, LOST, 0.3, {})
     costs = (lost, Cost(strong, 0.9, 0.9, 0.9, SAME, SAME, 0.0, {}))
-    found = Costs(costs, {"pixels": SAME}, "pixels", 0.1, 10, 10)
+    found = Costs(costs, {"pixels": SAME}, "pixels", 0.1, 10, 10, True)
     assert [word for _, word in words_of(found)] == [TOUCHES, KEEPS]
 
 
@@ -112,7 +113,7 @@ def test_a_policy_that_destroys_nothing_stays() -> None:
 
 def test_labels_that_cannot_be_read_propose_nothing() -> None:
     costs = costs_of({"crop": None})
-    unread = Costs(costs.costs, {"pixels": Interval(0.1, 0.05, 0.15)}, "pixels", 0.1, 100, 100)
+    unread = replace(costs, clean={"pixels": Interval(0.1, 0.05, 0.15)})
     (only,) = advice_on_costs(unread, branches("simclr", None))
     assert "--weights" in only
 

@@ -123,14 +123,24 @@ class Costs:
     chance: float
     train_images: int
     test_images: int
+    apart: bool
 
     @property
     def on_images(self) -> str:
         """On which images, in a sentence."""
+        fitted, measured = f"{self.train_images:,}", f"{self.test_images:,}"
+        if self.apart:
+            return (
+                f"Operations are tried within the images that an evaluation fits on: fitted on "
+                f"{fitted}, measured on {measured} others. None of those that it measures on is "
+                "looked at. Where several photographs of one thing are among them, name it "
+                "(images.group_by): else one of them gives away another."
+            )
         return (
-            "Operations are tried within the images that an evaluation fits on: fitted on "
-            f"{self.train_images:,}, measured on {self.test_images:,} others. None of those that "
-            "it measures on is looked at."
+            f"Operations are tried on the set's own parts: fitted on {fitted} images, measured on "
+            f"{measured} that it holds out. An evaluation measures on these too, and flatters a "
+            "run with views that were chosen by them: for figures that count, give it other "
+            "labelled images (--test)."
         )
 
     @property
@@ -152,8 +162,9 @@ def measure_costs(
     """Tries each operation alone.
 
     Args:
-        labelled: of its images to fit on, of many a spread part, a fifth is measured on and
-            the rest fitted on. Those to measure on are not looked at.
+        labelled: images of a set with two parts of its own, whose second is measured on: nobody
+            knows better what makes images independent than who made the parts. Of others a fifth
+            of those to fit on, and those to measure on are not looked at. Of many a spread part.
         trials: what to try.
         views: of the run to be, whose side the sigma of a blur is for.
         executor: its threads make views.
@@ -187,6 +198,7 @@ def measure_costs(
         chance=1.0 / len(torch.unique(measured.labels)),
         train_images=len(fitted.images),
         test_images=len(measured.images),
+        apart=labelled.whole is not None,
     )
 
 
@@ -248,26 +260,44 @@ class _Part(NamedTuple):
 
 
 def _parts(labelled: Labelled, fitted: int, measured: int) -> tuple[_Part, _Part]:
-    """Two parts of the images to fit on, of so many images at most; no unit is in both."""
-    images, labels = labelled.train, labelled.train_labels.numpy()
-    identities = None if images.checksums is None else images.checksums[:, 0]
-    kept, held_out, _ = stratified_group_split(labels, labelled.units, identities=identities)
-    known = np.unique(labels[held_out])  # what is held out of a class is never all of it
+    """Two parts of so many images at most: the set's own, or a cut of those to fit on by units."""
+    images, labels, units = labelled.train, labelled.train_labels.numpy(), labelled.units
+    if labelled.whole is None:
+        known = np.unique(labelled.test_labels.numpy())
+        others = (labelled.test, labelled.test_labels.numpy(), labelled.test_units)
+        sides = ((images, labels, units), others)
+    else:
+        identities = None if images.checksums is None else images.checksums[:, 0]
+        cut = stratified_group_split(labels, units, identities=identities)[:2]
+        known = np.unique(labels[cut[1]])  # what is held out of a class is never all of it
+        kept, held_out = (
+            (images.select(rows), labels[rows], None if units is None else units[rows])
+            for rows in cut
+        )
+        sides = (kept, held_out)
     if len(known) < 2:
         raise ImagesError(
-            "to see what operations cost, a fifth of the labelled images to fit on is measured on, "
-            "so that those to measure a run on stay unseen. Wanted two classes or more with two "
-            "images that differ, of two groups where there are such (images.group_by), among the "
-            f"{len(images):,} to fit on; got {len(known)}. Add labelled images."
+            "to see what operations cost, labelled images are fitted on and others measured on. "
+            "Wanted two classes or more with two images that differ, of two groups where there are "
+            f"such (images.group_by), among the {len(images):,} to fit on; got {len(known)}. Add "
+            "labelled images."
         )
+    first, second = (
+        _part_of(known, *side, most) for side, most in zip(sides, (fitted, measured), strict=True)
+    )
+    return first, second
 
-    def part(rows: NDArray[np.int64], most: int) -> _Part:
-        some = rows[_spread(labels[rows], known, most)]
-        numbers = torch.from_numpy(np.searchsorted(known, labels[some]))
-        units = None if labelled.units is None else labelled.units[some]
-        return _Part(images.select(some), numbers, units)
 
-    return part(kept, fitted), part(held_out, measured)
+def _part_of(
+    known: NDArray[np.int64],
+    images: ImageSet,
+    labels: NDArray[np.int64],
+    units: NDArray[np.int64] | None,
+    most: int,
+) -> _Part:
+    some = _spread(labels, known, most)
+    numbers = torch.from_numpy(np.searchsorted(known, labels[some]))
+    return _Part(images.select(some), numbers, None if units is None else units[some])
 
 
 def _spread(labels: NDArray[np.int64], known: NDArray[np.int64], most: int) -> NDArray[np.int64]:
