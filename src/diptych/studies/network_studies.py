@@ -198,9 +198,9 @@ SIZE: Final = Study(
     notes=(
         "Known: on 5,000 images of CIFAR-10 in four epochs kNN accuracy rises by 1.8 points per "
         "doubling of the width without labels and by 2.6 with them; depth shows in neither (-0.3 "
-        "and -0.0, intervals of 0.8 and 0.6 to either side). Conjecture: 156 steps end before either kind "
-        "of learning has used up its images, so that width helps the supervised runs as much as "
-        "it does early in training, and two blocks have yet to gain on one.",
+        "and -0.0, intervals of 0.8 and 0.6 to either side). Conjecture: 156 steps end before "
+        "either kind of learning has used up its images, so that width helps the supervised runs "
+        "as much as it does early in training, and two blocks have yet to gain on one.",
     ),
     caption="On frozen features; dashed: supervised runs. Bars are one standard error over seeds.",
 )  # fmt: skip
