@@ -82,8 +82,8 @@ def test_whole_equals_chunks(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_whole_equals_chunks_with_small_views(name: str) -> None:
-    kind = "split" if name == "bank" else "shuffle"
-    config = config_of(name, NormConfig(kind, images_per_group=3))
+    norm = NormConfig("split" if name == "bank" else "shuffle", images_per_group=3)
+    config = config_of(name, norm)
     small = replace(config.views, small_views=2, small_side_pixels=9)
     assert_whole_equals_chunks(replace(config, views=small))
 

@@ -139,8 +139,8 @@ def test_parts_of_a_sets_own_are_kept_apart_as_they_are() -> None:
     images = by_side().whole
     assert images is not None
     assert images.labels is not None
-    parts = [images.select(np.arange(110)), images.select(np.arange(110, 150))]
-    labelled = labelled_parts(Collection(*parts, ""))
+    train, test = images.select(np.arange(110)), images.select(np.arange(110, 150))
+    labelled = labelled_parts(Collection(train, test, ""))
     assert labelled is not None
     fitted, measured = _parts(labelled, 1000, 1000)
     assert (len(fitted.images), len(measured.images)) == (110, 40)
