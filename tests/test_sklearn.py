@@ -128,7 +128,7 @@ def test_the_checks_of_scikit_learn() -> None:
         ([], "got a list"),
         ("photos/", "got a str"),
         (["a\nb.png"], "a path with a line break"),
-        (["a.png "], "or a blank at its end"),
+        (["a.png "], "blanks at its ends"),
     ],
 )
 def test_what_is_no_images_is_refused(run: Path, images: Any, got: str) -> None:

@@ -254,7 +254,8 @@ def _listed(images: list[str] | NDArray[np.uint8]) -> Iterator[Path]:
             broken = next((one for one in images if not fits_a_line(one)), None)
             if broken is not None:
                 raise ImagesError(
-                    f"{broken!r}: a path with a line break, or a blank at its end. Rename the file."
+                    f"{broken!r}: a path with a line break, blanks at its ends or a # at its "
+                    "beginning. Rename the file."
                 )
             path = Path(folder) / "images.txt"
             text = "".join(f"{one}\n" for one in images)

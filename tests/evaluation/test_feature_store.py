@@ -30,6 +30,7 @@ from diptych.models.final_features import IntermediateLayer, WithIntermediate
 from diptych.report.page import write_report
 from diptych.runtime.console import ProgressReporter
 from diptych.runtime.devices import Runtime
+from evaluated_runs import finished_run
 
 VIEWS = ViewsConfig(side_pixels=8)
 OPENED = ImagesConfig()
@@ -259,20 +260,9 @@ def test_a_full_disk_is_told_once_and_features_come_all_the_same(
     assert "features" in sentence
 
 
-SETTINGS: Any = {
-    "encoder.width": 4,
-    "encoder.stage_blocks": (1, 1),
-    "views.side_pixels": 16,
-    "probe.images": 16,
-    "batch_size": 16,
-    "epochs": 1,
-    "threads": 1,
-}
-
-
 @pytest.fixture
 def run(class_folder: Path, tmp_path: Path) -> Path:
-    return diptych.pretrain(class_folder, out=tmp_path / "run", quiet=True, **SETTINGS)
+    return finished_run(class_folder, tmp_path / "run")
 
 
 @pytest.mark.slow

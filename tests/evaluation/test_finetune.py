@@ -16,12 +16,9 @@ import pytest
 import safetensors
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
-import diptych
-from conftest import striped
 from diptych.errors import FeaturesError, TrainingError
 from diptych.evaluation import finetune
 from diptych.evaluation.finetune import (
@@ -37,36 +34,20 @@ from diptych.images.open import open_images
 from diptych.models.weights import load_encoder
 from diptych.runs.folder import RunFolder
 from diptych.runtime.devices import Runtime
+from evaluated_runs import finished_run, three_classes
 
-SETTINGS: Any = {
-    "encoder.width": 4,
-    "encoder.stage_blocks": (1, 1),
-    "views.side_pixels": 16,
-    "probe.images": 16,
-    "batch_size": 16,
-    "epochs": 1,
-    "threads": 1,
-}
 GIVEN: Any = {"threads": 1, "finetune_epochs": 1}
 FEW: Any = {**GIVEN, "finetune_shares": (0.1,)}  # two images of each class: no schedule is tried
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes, 24 images each, of which 19 are fitted on."""
-    root = tmp_path_factory.mktemp("classes")
-    rng = np.random.default_rng(8)
-    for label in range(3):
-        (root / f"class{label}").mkdir()
-        for number in range(24):
-            Image.fromarray(striped(label, rng)).save(root / f"class{label}" / f"{number}.png")
-    return root
+    return three_classes(tmp_path_factory.mktemp("classes"))
 
 
 @pytest.fixture(scope="module")
 def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("run") / "run"
-    return diptych.pretrain(images, out=out, quiet=True, **SETTINGS)
+    return finished_run(images, tmp_path_factory.mktemp("run") / "run")
 
 
 @pytest.fixture

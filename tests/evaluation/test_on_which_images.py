@@ -26,16 +26,8 @@ from diptych.images.open import open_images
 from diptych.report.charts import chart_groups
 from diptych.report.page import write_report
 from diptych.runs.folder import RunFolder
+from evaluated_runs import SETTINGS, finished_run
 
-SETTINGS: Any = {
-    "encoder.width": 4,
-    "encoder.stage_blocks": (1, 1),
-    "views.side_pixels": 16,
-    "probe.images": 16,
-    "batch_size": 16,
-    "epochs": 1,
-    "threads": 1,
-}
 RNG = np.random.default_rng(11)
 
 
@@ -57,8 +49,7 @@ def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(flat: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("run") / "run"
-    return diptych.pretrain(flat, out=out, quiet=True, **SETTINGS)
+    return finished_run(flat, tmp_path_factory.mktemp("run") / "run")
 
 
 @pytest.fixture

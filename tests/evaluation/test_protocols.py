@@ -14,12 +14,10 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import f1_score, roc_auc_score
 
 import diptych
-from conftest import striped
 from diptych.config.model import NormConfig
 from diptych.errors import ConfigError, FeaturesError, ImagesError, RunFolderError, TrainingError
 from diptych.evaluation import finetune, supervised
@@ -45,36 +43,19 @@ from diptych.report.charts import chart_groups
 from diptych.report.page import verdict_of, write_report
 from diptych.runs.folder import RunFolder
 from diptych.runtime.devices import Runtime
-
-SETTINGS: Any = {
-    "encoder.width": 4,
-    "encoder.stage_blocks": (1, 1),
-    "views.side_pixels": 16,
-    "probe.images": 16,
-    "batch_size": 16,
-    "epochs": 1,
-    "threads": 1,
-}
+from evaluated_runs import SETTINGS, finished_run, three_classes
 
 OF_NAMED = ("encoder.width", "encoder.stage_blocks")
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes, 24 images each."""
-    root = tmp_path_factory.mktemp("classes")
-    rng = np.random.default_rng(8)
-    for label in range(3):
-        (root / f"class{label}").mkdir()
-        for number in range(24):
-            Image.fromarray(striped(label, rng)).save(root / f"class{label}" / f"{number}.png")
-    return root
+    return three_classes(tmp_path_factory.mktemp("classes"))
 
 
 @pytest.fixture(scope="module")
 def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("run") / "run"
-    return diptych.pretrain(images, out=out, quiet=True, **SETTINGS)
+    return finished_run(images, tmp_path_factory.mktemp("run") / "run")
 
 
 @pytest.fixture

@@ -44,38 +44,42 @@ def require_consistent(config: RunConfig) -> None:
         config.images.group_within,
     )
     require(
-        config.images.windows == 1 or config.method_name != "distillation",
-        "distillation fits its teacher's classifier on whole images: leave out images.windows",
-        config.images.windows,
-    )
-    require(
         config.training.minutes is None or config.training.begin_from is None,
         "training.minutes is the time of a run from its beginning, and does not go with "
         "training.begin_from; give --epochs",
         config.training.minutes,
     )
     if config.method_name == "distillation":
-        require(
-            config.method.kind in ("contrastive", "distillation"),
-            "distillation.teacher makes the method 'distillation': leave out method.kind",
-            config.method.kind,
-        )
-        require(
-            config.distillation.teacher is not None,
-            "method.kind = 'distillation' needs distillation.teacher, a run folder",
-            config.distillation.teacher,
-        )
-        require(
-            config.training.chunk_size is None,
-            "distillation has no cached gradients, as it compares no images: leave out "
-            "training.chunk_size and take a smaller training.batch_size",
-            config.training.chunk_size,
-        )
-        require(
-            config.views.small_views == 0,
-            "distillation takes views of one size: leave out views.small_views",
-            config.views.small_views,
-        )
+        _require_consistent_distillation(config)
+
+
+def _require_consistent_distillation(config: RunConfig) -> None:
+    require(
+        config.images.windows == 1,
+        "distillation fits its teacher's classifier on whole images: leave out images.windows",
+        config.images.windows,
+    )
+    require(
+        config.method.kind in ("contrastive", "distillation"),
+        "distillation.teacher makes the method 'distillation': leave out method.kind",
+        config.method.kind,
+    )
+    require(
+        config.distillation.teacher is not None,
+        "method.kind = 'distillation' needs distillation.teacher, a run folder",
+        config.distillation.teacher,
+    )
+    require(
+        config.training.chunk_size is None,
+        "distillation has no cached gradients, as it compares no images: leave out "
+        "training.chunk_size and take a smaller training.batch_size",
+        config.training.chunk_size,
+    )
+    require(
+        config.views.small_views == 0,
+        "distillation takes views of one size: leave out views.small_views",
+        config.views.small_views,
+    )
 
 
 def _require_own_structure(encoder: EncoderConfig) -> None:

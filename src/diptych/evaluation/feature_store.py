@@ -30,7 +30,12 @@ from diptych.models.encoders import count_features
 from diptych.models.final_features import WithIntermediate
 from diptych.models.weights import PretrainedEncoder
 from diptych.runs.atomic import atomic_write
-from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text, tensor_bytes
+from diptych.runs.tensor_files import (
+    UnreadableTensors,
+    hash_network,
+    read_tensors_and_text,
+    tensor_bytes,
+)
 from diptych.runtime.devices import Runtime
 from diptych.views.cpu import EvaluationCrops
 
@@ -191,11 +196,6 @@ def _key(
     crops: EvaluationCrops,
 ) -> str:
     """A hash of all that a feature depends on but its image: 64 hexadecimal digits."""
-    # The structure too: strides and activations, for instance, are in no tensor of the state.
-    digest = hashlib.sha256(repr(network).encode())
-    for name, value in network.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(tensor_bytes(value))
     settings: dict[str, Any] = {
         "format": _FORMAT,
         "versions": decoders(),
@@ -208,6 +208,7 @@ def _key(
         "bits": opened.bits,
         "decoded_side": opened.decoded_side,
     }
+    digest = hash_network(network)
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()
 

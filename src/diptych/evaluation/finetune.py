@@ -59,7 +59,12 @@ from diptych.images.index import decoders
 from diptych.models.weights import PretrainedEncoder
 from diptych.optimization.optimizers import learning_rate
 from diptych.runs.atomic import atomic_write
-from diptych.runs.tensor_files import UnreadableTensors, read_tensors_and_text, tensor_bytes
+from diptych.runs.tensor_files import (
+    UnreadableTensors,
+    hash_network,
+    read_tensors_and_text,
+    tensor_bytes,
+)
 from diptych.runtime.devices import Runtime
 
 FEW_EPOCHS: Final = 60  # of 1% of the labels and less
@@ -535,22 +540,19 @@ def _key(
     settings: Mapping[str, Any],
 ) -> str:
     """64 hexadecimal digits that change with whatever answers depend on."""
-    # The structure too: strides, for instance, and the layer are in no tensor of the state.
-    digest = hashlib.sha256(f"{encoder!r} {encoder.layer}".encode())
-    for name, value in encoder.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(tensor_bytes(value))
     opened = subject.config.images  # by the subject's run, whichever run the encoder is of
     about = {
         "format": _FORMAT,
         "versions": decoders(),
         "run": to_toml(encoder.config),
+        "layer": str(encoder.layer),
         "color": opened.color,
         "bits": opened.bits,
         "labelled": labelled.fingerprint,
         "classes": len(labelled.classes),
         **settings,
     }
+    digest = hash_network(encoder)
     digest.update(json.dumps(about, sort_keys=True).encode())
     return digest.hexdigest()
 

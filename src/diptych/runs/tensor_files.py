@@ -1,5 +1,6 @@
 """Files of tensors, safetensors only: read whatever the bytes are, and written without a copy."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Final
 import safetensors
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.escaping import openable
 
@@ -84,3 +85,15 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor; not copied if it lies in order on the CPU."""
     # As bytes: NumPy has no bfloat16.
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def hash_network(network: nn.Module) -> "hashlib._Hash":
+    """SHA-256 of a network's structure and state, to which more may be added.
+
+    The structure too: strides and activations, for instance, are in no tensor of the state.
+    """
+    digest = hashlib.sha256(repr(network).encode())
+    for name, value in network.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(tensor_bytes(value))
+    return digest

@@ -103,6 +103,15 @@ def test_the_advice_ends_with_flags_that_can_be_pasted() -> None:
     assert "crop down to" in found[1]
 
 
+def test_a_policy_without_crops_is_warned_of() -> None:
+    def advice(destroyed: float | None) -> list[str]:
+        return advice_on_costs(costs_of({"crop": destroyed}), branches("simclr", None))
+
+    assert advice(None)[-1].startswith('Proposed: --views.policy "center')
+    assert "matching them teaches little" in advice(None)[-2]
+    assert not any("matching them teaches little" in one for one in advice(0.4))
+
+
 def test_a_policy_that_destroys_nothing_stays() -> None:
     found = advice_on_costs(costs_of({}), branches("simclr", None))
     assert "keep the recipe's views" in found[-1]

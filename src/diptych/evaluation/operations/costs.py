@@ -131,7 +131,7 @@ class Costs:
         fitted, measured = f"{self.train_images:,}", f"{self.test_images:,}"
         if self.apart:
             return (
-                f"Operations are tried within the images that an evaluation fits on: fitted on "
+                "Operations are tried within the images that an evaluation fits on: fitted on "
                 f"{fitted}, measured on {measured} others. None of those that it measures on is "
                 "looked at. Where several photographs of one thing are among them, name it "
                 "(images.group_by): else one of them gives away another."
@@ -282,10 +282,8 @@ def _parts(labelled: Labelled, fitted: int, measured: int) -> tuple[_Part, _Part
             f"such (images.group_by), among the {len(images):,} to fit on; got {len(known)}. Add "
             "labelled images."
         )
-    first, second = (
-        _part_of(known, *side, most) for side, most in zip(sides, (fitted, measured), strict=True)
-    )
-    return first, second
+    first, second = sides
+    return _part_of(known, *first, fitted), _part_of(known, *second, measured)
 
 
 def _part_of(

@@ -19,8 +19,8 @@ def measure_views(subject: Subject) -> dict[str, Any]:
 
     One classifier, by least squares with all classes of equal weight, for the encoders, the pixels,
     and the pixels under each operation; accuracies are means over classes. Encoders are measured on
-    the images that all protocols measure on, operations, by which views of the next run are chosen,
-    on a part of the others: see ``measure_costs``.
+    the images that all protocols measure on; on which images operations are tried, by which views
+    of the next run are chosen, ``measure_costs`` says.
     """
     labelled, views = subject.labelled, subject.config.views
     truth, units = labelled.test_labels.numpy(), labelled.test_units

@@ -143,7 +143,7 @@ def advice_on_costs(
     clean = costs.clean[costs.best]
     begin = (
         f"As they are, {clean.value:.1%} of {costs.test_images:,} held-out images are told right "
-        f"by {READ_BY[costs.best]} (mean over classes; guessing gives {costs.chance:.1%}; fitted "
+        f"by {READ_BY[costs.best]} (mean over classes; chance is {costs.chance:.1%}; fitted "
         f"on {costs.train_images:,})."
     )
     if not costs.readable:
@@ -169,7 +169,19 @@ def advice_on_costs(
         f"What the labels say is not in the views any more under these: {words}. An encoder that "
         "matches such views cannot keep it.",
         *_further(judged, first),
+        *_without_crops(policies[0], first),
         f"Proposed: {flags}",
+    ]
+
+
+def _without_crops(recipe: Policy, left: Policy) -> list[str]:
+    """A warning where a policy has lost its crops, which contrast learns from most."""
+    if not (isinstance(recipe[0], Crop) and isinstance(left[0], Center)):
+        return []
+    return [
+        "Every crop that was tried costs that. Without crops both views are nearly the same "
+        "picture, and matching them teaches little: see first whether several photographs show "
+        "one thing (images.group_by), and begin from weights (--weights)."
     ]
 
 
