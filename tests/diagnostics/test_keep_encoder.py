@@ -203,7 +203,7 @@ def test_copies_are_said_to_count_as_one(
     kept(folder, collection, executor, trained(RED), trained(GREEN))
     choice = read_choice(folder)
     assert choice is not None
-    found = re.search(r", (\d+) of them judged .* over (\d+) units of these", choice.images)
+    found = re.search(r", (\d+) of them judged .* as one: (\d+) of these", choice.images)
     assert found is not None
     assert int(found[1]) == 2 * int(found[2])
 

@@ -97,7 +97,7 @@ def test_frames_of_a_video_count_as_one(
         both = labelled.train_labels, labelled.test_labels
         details = _measured(subject, TransferTask(labelled, *both, labels=2, multilabel=False))
     assert details["split"]["test_units"] == 40
-    assert f"Intervals are over 40 units of these {40 * FRAMES} images" in details["split"]["words"]
+    assert f"as one: 40 of these {40 * FRAMES} images" in details["split"]["words"]
     low, high = (
         details["metrics"]["accuracy"]["intervals"][TRAINED][end] for end in ("low", "high")
     )

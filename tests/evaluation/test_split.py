@@ -131,7 +131,7 @@ def test_intervals_say_of_how_many_groups_they_are() -> None:
     assert len(pairs) == len(set(patients)) == len({unit for _, unit in pairs}) == 3
     said = found.as_resampled()
     assert said["test_units"] == 3
-    assert "Intervals are over 3 units of these 15 images" in said["words"]
+    assert "(images.group_by), as one: 3 of these 15 images" in said["words"]
     assert said["tested"] == found.tested
     few = found.select(np.arange(len(found.train)), np.array([0, 5, 6]))
     assert few.as_resampled()["test_units"] == 2

@@ -443,8 +443,7 @@ def _on_images(judged: _Judged) -> str:
     seen = len(judged.seen)
     units = count_units(seen, None if judged.units is None else judged.units[judged.seen])
     together = (
-        f" Standard errors are over {units:,} units of these: images of one group, and copies, "
-        "count as one."
+        f" Standard errors count copies, and images of one group, as one: {units:,} of these."
         if units < seen
         else ""
     )

@@ -145,8 +145,8 @@ def drawn_whole(units: int, images: int) -> tuple[str, ...]:
     if units == images:
         return ()
     return (
-        f"Intervals are over {units:,} units of these {images:,} images: images of one group "
-        "(images.group_by), and copies, are drawn together.",
+        "Intervals count copies, and images of one group (images.group_by), as one: "
+        f"{units:,} of these {images:,} images.",
     )
 
 
