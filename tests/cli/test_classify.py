@@ -54,6 +54,15 @@ def test_a_list_names_the_files_of_a_set_in_parts(
     listed = find_list(str(out), ImagesConfig()).train
     assert list(listed.names) == chosen  # without the line that says whose list it is
     assert all(Path(one).is_file() and "/set/train/" in one for one in chosen)
+    # It is what the next choice counts in; a file of the other part has the name of another image.
+    out.write_text(out.read_text() + chosen[0].replace("/set/train/", "/set/test/") + "\n")
+    capsys.readouterr()
+    ask = ["subset", str(tmp_path / "vectors"), "--labelled", str(out), "--budget", "3"]
+    assert main([*ask, "-o", str(tmp_path / "more.txt")]) == 0
+    said = capsys.readouterr().out
+    assert "beside 5 that are labelled" in said
+    assert "1 names of --labelled are none of the images" in said
+    assert not {*chosen} & {*(tmp_path / "more.txt").read_text().splitlines()}
     array = tmp_path / "array.npy"
     np.save(array, np.zeros((20, 9, 9, 3), dtype=np.uint8))
     make(run, array, tmp_path / "of-array", 1)

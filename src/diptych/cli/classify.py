@@ -150,8 +150,8 @@ class SubsetFlags:
     those that all images are most like; typical: the densest part of each cluster, for few labels;
     uncertain: those that --model is least sure of."""
     labelled: str | None = None
-    """What is labelled already and counts as chosen: a .csv with a column `name`, a list of names,
-    or `labels` for the images with a label among the vectors."""
+    """What is labelled already and counts as chosen: a .csv with a column `name`, a list of names
+    or files, or `labels` for the images with a label among the vectors."""
     model: str | None = None
     """The folder of a classifier on the same encoder, of `diptych classify fit`; for uncertain."""
     seed: int = 0

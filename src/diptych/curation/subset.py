@@ -7,8 +7,9 @@ their square.
 
 import csv
 import heapq
+import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diptych.curation.thumbnails import Thumbnails
 from diptych.embeddings.neighbours import unit_length
 from diptych.embeddings.vectors import VectorSet
 from diptych.errors import ConfigError, EmbeddingsError
@@ -268,7 +270,8 @@ def find_labelled(vectors: VectorSet, given: str | None) -> AlreadyLabelled:
     Args:
         vectors: of all images.
         given: None for none; ``labels`` for those with a label among the vectors; a table that ends
-            in .csv with a column ``name``; or a list of names, one a line.
+            in .csv with a column ``name``; or a list of names or files, one a line, as
+            `diptych subset -o next.txt` writes it.
 
     Raises:
         EmbeddingsError: the vectors have no labels, or the list has none of their names.
@@ -279,8 +282,10 @@ def find_labelled(vectors: VectorSet, given: str | None) -> AlreadyLabelled:
     if given == LABELS:
         numbers, _ = vectors.classes()
         return AlreadyLabelled(np.flatnonzero(numbers >= 0))
-    names = _names(Path(given))
     place = {name: row for row, name in enumerate(vectors.names)}
+    names = _names(Path(given))
+    if any(os.path.isabs(name) for name in names):
+        names = _by_files(names, vectors)
     rows = np.unique(np.array([place[name] for name in names if name in place], dtype=np.int64))
     unknown = sum(name not in place for name in names)
     if not len(rows):
@@ -289,6 +294,14 @@ def find_labelled(vectors: VectorSet, given: str | None) -> AlreadyLabelled:
             f"{vectors.names[0]!r}. Wanted names as they stand there."
         )
     return AlreadyLabelled(rows, unknown)
+
+
+def _by_files(names: Sequence[str], vectors: VectorSet) -> list[str]:
+    """The same names, in the place of the path of an image's file its name among the vectors."""
+    files = Thumbnails.of(vectors)
+    found = ((files.file(row), name) for row, name in enumerate(vectors.names))
+    known = {os.path.abspath(file): name for file, name in found if file is not None}
+    return [known.get(name, name) for name in names]
 
 
 def _names(file: Path) -> list[str]:
