@@ -45,16 +45,7 @@ from diptych.errors import (
     RunFolderError,
 )
 from diptych.evaluation.linear import LinearClassifier
-
-SETTINGS: Any = {
-    "encoder.width": 4,
-    "encoder.stage_blocks": (1, 1),
-    "views.side_pixels": 16,
-    "probe.images": 16,
-    "batch_size": 16,
-    "epochs": 1,
-    "threads": 1,
-}
+from evaluated_runs import finished_run
 
 
 def fill(root: Path, count: int, seed: int) -> Path:
@@ -74,8 +65,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("run") / "run"
-    return diptych.pretrain(images, out=out, quiet=True, **SETTINGS)
+    return finished_run(images, tmp_path_factory.mktemp("run") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +84,24 @@ def model(fitted: Path, tmp_path: Path) -> Path:
 def rows_of(table: Path) -> list[dict[str, str]]:
     with open(table, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def test_copies_of_an_image_say_no_more_than_one(run: Path, images: Path, tmp_path: Path) -> None:
+    """With six of each test image the intervals are as wide as with one."""
+    few = fill(tmp_path / "few", 4, 3)
+    many = Path(shutil.copytree(few, tmp_path / "many"))
+    for file in sorted(few.rglob("*.png")):
+        for copy in range(5):
+            shutil.copy(file, many / file.parent.name / f"{file.stem}-{copy}.png")
+    found = []
+    for name in ("few", "many"):
+        test, out = tmp_path / name, tmp_path / f"of-{name}"
+        fit_classifier(run, images, out, test=test, kind="knn", threads=1)
+        found.append(json.loads((out / MANIFEST).read_text())["about"])
+    assert [one["figures"]["images"] for one in found] == [12, 72]
+    assert [one["split"]["test_units"] for one in found] == [12, 12]
+    assert found[0]["figures"]["accuracy"] == pytest.approx(found[1]["figures"]["accuracy"])
+    assert "as one: 12 of these 72 images" in found[1]["split"]["words"]
 
 
 def test_the_folder_holds_what_is_promised(fitted: Path) -> None:

@@ -18,7 +18,7 @@ from diptych.config.recipes import (
     recipe_config,
     suited_side,
 )
-from diptych.config.run import RunConfig
+from diptych.config.run import OptimizerConfig, RunConfig
 from diptych.config.scales import SCALES
 from diptych.errors import ConfigError
 from diptych.logging.metrics import task_accuracy
@@ -367,6 +367,16 @@ def test_a_students_loss_has_no_weight() -> None:
     assert config.loss_weight == config.method.loss.weight != 1.0
     student = replace(config, distillation=replace(config.distillation, teacher="runs/one"))
     assert student.loss_weight == 1.0
+    views = tuple(torch.randn(2, 32, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    batch, moves = Batch(views, torch.arange(32), 0), []
+    for one in (config, student):
+        method = built(config).train()
+        before = torch.nn.utils.parameters_to_vector(method.parameters()).detach().clone()
+        optimizer = build_optimizer(OptimizerConfig(kind="sgd", weight_decay=0.0), method)
+        train_step(method, optimizer, batch, rate=0.05, momentum=1.0, config=one)
+        moves.append(torch.nn.utils.parameters_to_vector(method.parameters()).detach() - before)
+    assert float(moves[1].abs().max()) > 1e-3
+    torch.testing.assert_close(moves[0], config.loss_weight * moves[1], rtol=1e-3, atol=1e-6)
 
 
 def test_weights_see_large_views_at_every_scale_that_nobody_asked_for(tmp_path: Path) -> None:
