@@ -40,7 +40,8 @@ FIGURES: dict[str, Callable[[Settings], Iterable[Row]]] = {
     "growth": growth.growth,
 }
 LEARN = ("time-to-accuracy", "accuracy", "record")
-"""Figures that share what is measured of single runs."""
+KEEP = {"throughput": "throughput", "memory": "memory", **dict.fromkeys(LEARN, accuracy.FIGURE)}
+"""Figures that keep what is measured of single runs, and where."""
 NEED_PEERS = ("throughput", "memory", *LEARN, "start", "embed")
 
 
@@ -109,8 +110,9 @@ def main() -> None:
     wanted = [name for name in FIGURES if name != "record"]
     if given.figure != "all":
         wanted = [given.figure]
-    if given.again and set(wanted) & set(LEARN):
-        forget(settings.measured_before)
+    for name in wanted if given.again else ():
+        if name in KEEP:
+            forget(settings.measured_before / KEEP[name])
     known = known_versions(settings, wanted)
     kept, rows = settings.kept(), list[Row]()
     for name in wanted:

@@ -1,29 +1,28 @@
 """Throughput and memory of pretraining: a whole command from a folder of JPEG files.
 
-Seconds for an epoch are the difference between runs of six epochs and of two, divided by four.
-Libraries take turns; one run of each, of one epoch, comes before and is not counted.
+Seconds for an epoch are the difference between runs of four epochs and of one, divided by three.
+Libraries take turns; one run of each, of one epoch, comes before its first turn and is not counted.
 """
 
-import hashlib
-import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from peers.contenders import OURS, Method, Run
 from peers.results import Row, compared, medians
-from peers.settings import IMAGES, IMAGES_QUICK, Settings, do, images_for
-from peers.timing import EPOCHS_QUICK, times_of, warm_up
+from peers.settings import IMAGES, IMAGES_QUICK, Settings, do, images_for, limited, once
+from peers.timing import EPOCHS_QUICK, Times, times_of, warm_up
 
 METHODS: Final[tuple[Method, ...]] = ("simclr", "moco_v2")
 GOALS: Final = {"small_resnet": 2.0, "resnet18": 1.5}
 MEMORY_GOAL: Final = 0.7
 SIDES: Final = (32, 96)
-EPOCHS: Final = (2, 6)
-FEWER: Final = {("small_resnet", 96): 5_000, ("resnet18", 96): 2_500}
-"""Images where a step takes so long that fewer of them make as good a figure."""
+EPOCHS: Final = (1, 4)
+FEWER: Final = {("small_resnet", 96): 2_560, ("resnet18", 96): 1_280}
+"""Images where a step takes so long that fewer of them make as good a figure: whole batches, as
+some libraries leave out a rest and others do not."""
 
 
 def cases(settings: Settings) -> Iterator[tuple[str, Run, list[str]]]:
@@ -57,36 +56,19 @@ def cases(settings: Settings) -> Iterator[tuple[str, Run, list[str]]]:
                 yield case, run, names
 
 
-def limited(settings: Settings, folder: Path, count: int) -> Path:
-    """A folder of links to that many images of a set's part to learn from, class by class."""
-    classes = sorted(one for one in (folder / "train").iterdir() if one.is_dir())
-    each = count // len(classes)
-    # Another set of the same name has links of its own.
-    mark = hashlib.blake2b(os.fsencode(folder.resolve()), digest_size=4).hexdigest()
-    out = settings.scratch / f"{folder.name}-{mark}-{count}"
-    for one in classes:
-        (out / "train" / one.name).mkdir(parents=True, exist_ok=True)
-        for file in sorted(one.iterdir())[:each]:
-            link = out / "train" / one.name / file.name
-            if not link.exists():
-                link.symlink_to(file.resolve())
-    return out
-
-
 def throughput(settings: Settings) -> Iterator[Row]:
     """Seconds an epoch, and what comes before and after the epochs."""
+    epochs = EPOCHS_QUICK if settings.quick else EPOCHS
     for case, run, names in cases(settings):
-        epoch: dict[str, list[float]] = {name: [] for name in names}
-        around: dict[str, list[float]] = {name: [] for name in names}
-        for name in names:
-            warm_up(settings, name, run)
-        for _ in range(settings.rounds):
-            for name in names:
-                epochs = EPOCHS_QUICK if settings.quick else EPOCHS
-                found = times_of(settings, name, run, epochs)
-                epoch[name].append(found.epoch)
-                around[name].append(found.around)
-                print(f"{case}, {name}: {found.epoch:.1f} s an epoch", flush=True)
+
+        def times(name: str, run: Run = run) -> Times:
+            return times_of(settings, name, run, epochs)
+
+        turns = in_turn(settings, "throughput", case, run, names, times)
+        epoch, around = (
+            {name: [Times(*one)[part] for one in some] for name, some in turns.items()}
+            for part in (0, 1)
+        )
         goal = GOALS[run.network]
         yield compared("seconds an epoch", case, "s", epoch, goal, around=medians(around))
     shutil.rmtree(settings.scratch / "run", ignore_errors=True)
@@ -95,13 +77,46 @@ def throughput(settings: Settings) -> Iterator[Row]:
 def memory(settings: Settings) -> Iterator[Row]:
     """The highest memory of all processes of runs of one epoch."""
     for case, run, names in cases(settings):
-        most: dict[str, list[float]] = {name: [] for name in names}
-        for name in names:  # compiling takes memory of its own, and only once
-            warm_up(settings, name, run)
-        for _ in range(settings.rounds):
-            for name in names:
-                watched = do(settings, name, replace(run, epochs=1), memory=True)
-                most[name].append(watched.megabytes)
-                print(f"{case}, {name}: {watched.megabytes:.0f} MB", flush=True)
+
+        def peak(name: str, run: Run = run) -> float:
+            return do(settings, name, replace(run, epochs=1), memory=True).megabytes
+
+        # The uncounted run comes first here too: compiling takes memory of its own, and only once.
+        most = in_turn(settings, "memory", case, run, names, peak)
         yield compared("peak memory", case, "MB", most, MEMORY_GOAL, "at most", turns=most)
     shutil.rmtree(settings.scratch / "run", ignore_errors=True)
+
+
+def in_turn(
+    settings: Settings,
+    figure: str,
+    case: str,
+    run: Run,
+    names: Sequence[str],
+    measure: Callable[[str], Any],
+) -> dict[str, list[Any]]:
+    """What is measured of each contender in each turn; what a stopped figure has is not repeated.
+
+    Args:
+        settings: of the harness.
+        figure: `throughput` or `memory`.
+        case: a cell of it.
+        run: of that cell.
+        names: contenders, in the order of their turns.
+        measure: a contender.
+    """
+    warm = set[str]()
+
+    def anew(name: str) -> Any:
+        if name not in warm:
+            warm_up(settings, name, run)
+            warm.add(name)
+        return measure(name)
+
+    found: dict[str, list[Any]] = {name: [] for name in names}
+    for turn in range(settings.rounds):
+        for name in names:
+            title = f"{case} {name} turn {turn}"
+            found[name].append(once(settings, figure, title, name, run, partial(anew, name)))
+            print(f"{case}, {name}: {found[name][-1]}", flush=True)
+    return found

@@ -1,9 +1,11 @@
 """What all figures are told: where peers and images are, and how long to measure."""
 
+import hashlib
 import json
 import math
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +14,7 @@ from PIL import Image
 
 from diptych.images.sources.known_sets import whole_photographs
 from peers.contenders import CONTENDERS, OURS, Run, diptych_with
-from peers.kept import code
+from peers.kept import Kept, code
 from peers.watch import Watched, watch
 
 IMAGES, IMAGES_QUICK = 10_000, 320  # to learn from, where there are no more
@@ -94,6 +96,28 @@ def do(settings: Settings, name: str, run: Run, *, memory: bool = False) -> Watc
     return watch(command, contender.variables(), log, memory=memory)
 
 
+def once(
+    settings: Settings, figure: str, title: str, name: str, run: Run, measure: Callable[[], Any]
+) -> Any:
+    """What was measured before of a library's run, so that a long figure may be stopped.
+
+    Args:
+        settings: of the harness.
+        figure: that it was measured for, or for several.
+        title: how its file is named.
+        name: of the library.
+        run: that is measured.
+        measure: measures it where nothing is kept; gives what JSON can hold.
+    """
+    place = settings.measured_before / figure
+    kept = Kept(place, title, name, run, settings.flags, settings.environments)
+    found = kept.read()
+    if found is None:
+        found = measure()
+        kept.write(found)
+    return found
+
+
 def jpegs(folder: Path, count: int, side: int) -> Path:
     """A folder with `train/CLASS` and `test/CLASS` of JPEG files cut from built-in photographs."""
     if (folder / "complete").exists():
@@ -124,3 +148,19 @@ def images_for(settings: Settings, side: int, count: int) -> Path:
     larger = side * 4 // 3 if side > 32 else side
     made = math.ceil(count * TEST_SHARE / (TEST_SHARE - 1)) + TEST_SHARE * len(whole_photographs())
     return jpegs(settings.scratch / f"jpeg-{side}-{count}", made, larger)
+
+
+def limited(settings: Settings, folder: Path, count: int) -> Path:
+    """A folder of links to that many images of a set's part to learn from, class by class."""
+    classes = sorted(one for one in (folder / "train").iterdir() if one.is_dir())
+    each = count // len(classes)
+    # Another set of the same name has links of its own.
+    mark = hashlib.blake2b(os.fsencode(folder.resolve()), digest_size=4).hexdigest()
+    out = settings.scratch / f"{folder.name}-{mark}-{count}"
+    for one in classes:
+        (out / "train" / one.name).mkdir(parents=True, exist_ok=True)
+        for file in sorted(one.iterdir())[:each]:
+            link = out / "train" / one.name / file.name
+            if not link.exists():
+                link.symlink_to(file.resolve())
+    return out

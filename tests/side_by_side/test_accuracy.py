@@ -1,5 +1,6 @@
 """Times of epochs, runs of so many minutes, and which of their encoders count."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,12 +41,28 @@ def test_the_first_run_of_a_library_is_not_counted(
     said = list[str]()
     monkeypatch.setattr("peers.timing.do", seconds_by_epochs(4.0, 2.0, said))
     settings = toy_settings(tmp_path, quick=False)
+    for part, count in {"few": 2, "all": 6}.items():
+        for number in range(count):
+            file = tmp_path / part / "train" / "class0" / f"{number}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    one = learner(tmp_path)
+    one = one._replace(run=replace(one.run, images=str(tmp_path / "all" / "train")))
 
-    found = timed(settings, learner(tmp_path))
-    again = timed(settings, learner(tmp_path))
+    found = timed(settings, one, tmp_path / "few", first=True)
+    again = timed(settings, one, tmp_path / "few", first=True)
 
-    assert said == [f"{OURS} 1", f"{OURS} 1", f"{OURS} 3"]
-    assert found.times == again.times == Times(2.0, 4.0)
+    # All images once, and then the few of them: uncounted, and two that are.
+    assert said == [f"{OURS} 1", f"{OURS} 1", f"{OURS} 1", f"{OURS} 4"]
+    assert found.times == again.times == Times(6.0, 4.0)
+
+    timed(
+        settings,
+        one._replace(settings_of="its own", run=replace(one.run, rate=1.0)),
+        tmp_path / "few",
+        first=False,
+    )
+    assert said[4:] == [f"{OURS} 1", f"{OURS} 1", f"{OURS} 4"]
 
 
 def test_a_run_has_as_many_epochs_as_fit(tmp_path: Path) -> None:
@@ -139,7 +156,8 @@ def test_a_whole_run_without_data_has_as_many_images_as_elsewhere(
         return tmp_path
 
     monkeypatch.setattr(accuracy, "images_for", images_for)
-    monkeypatch.setattr(accuracy, "timed", lambda settings, one: one)
+    monkeypatch.setattr(accuracy, "timed", lambda settings, one, few, *, first: one)
+    monkeypatch.setattr(accuracy, "limited", lambda settings, folder, count: folder)
 
     accuracy.learners(toy_settings(tmp_path, quick=False))
     accuracy.learners(toy_settings(tmp_path))

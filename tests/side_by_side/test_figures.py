@@ -65,19 +65,23 @@ def test_less_is_compared_with_the_leanest() -> None:
     assert row.holds is False
 
 
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Who ran for how many epochs, where no command does."""
+    said = list[str]()
+    do = seconds_by_epochs(5.0, 1.0, said)
+    monkeypatch.setattr("peers.kept.versions", lambda _: {})
+    monkeypatch.setattr("peers.timing.do", do)
+    monkeypatch.setattr(pretraining, "do", do)
+    for made in ("images_for", "limited"):
+        monkeypatch.setattr(pretraining, made, lambda *_: tmp_path)
+    return said
+
+
 @pytest.mark.parametrize("figure", ["throughput", "memory"])
 def test_a_method_that_the_other_library_has_not_is_left_out(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    figure: str,
+    tmp_path: Path, commands: list[str], capsys: pytest.CaptureFixture[str], figure: str
 ) -> None:
-    said = list[str]()
-    monkeypatch.setattr(pretraining, "images_for", lambda *_: tmp_path)
-    monkeypatch.setattr(pretraining, "limited", lambda *_: tmp_path)
-    do = seconds_by_epochs(5.0, 1.0, said)
-    monkeypatch.setattr(pretraining, "do", do)
-    monkeypatch.setattr("peers.timing.do", do)
     measure = getattr(pretraining, figure)
 
     beside = list(measure(toy_settings(tmp_path, only=(OURS, "lightly-train"))))
@@ -87,21 +91,35 @@ def test_a_method_that_the_other_library_has_not_is_left_out(
     )
     alone = list(measure(toy_settings(tmp_path, only=(OURS,))))
     assert [row.ratio for row in alone] == [None, None]
-    assert said[:2] == [f"{OURS} 1", "lightly-train 1"]  # before the first that counts
+    uncounted, counted = 1, 2 if figure == "throughput" else 1
+    theirs = [one for one in commands if one.startswith("lightly-train ")]
+    assert len(theirs) == uncounted + counted
 
 
-def test_memory_is_measured_in_every_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretraining, "images_for", lambda *_: tmp_path)
-    monkeypatch.setattr(pretraining, "limited", lambda *_: tmp_path)
-    do = seconds_by_epochs(5.0, 1.0, [])
-    monkeypatch.setattr(pretraining, "do", do)
-    monkeypatch.setattr("peers.timing.do", do)
-
+def test_memory_is_measured_in_every_round(tmp_path: Path, commands: list[str]) -> None:
     row = next(iter(pretraining.memory(toy_settings(tmp_path, rounds=3))))
 
     turns = row.notes["turns"]
     assert {name: len(some) for name, some in turns.items()} == dict.fromkeys(turns, 3)
     assert len(turns) == 4
+
+
+def test_a_figure_that_was_stopped_goes_on_with_the_turn_that_it_lacks(
+    tmp_path: Path, commands: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = toy_settings(tmp_path, only=(OURS, "lightly-train"), rounds=2)
+    (whole,) = pretraining.memory(settings)
+    every = commands.copy()
+    kept = sorted((settings.measured_before / "memory").iterdir())
+    assert len(kept) == 4
+    kept[-1].unlink()  # lightly-train's second turn
+    commands.clear()
+
+    (again,) = pretraining.memory(settings)
+
+    assert every == [*[f"{OURS} 1"] * 2, *["lightly-train 1"] * 2, f"{OURS} 1", "lightly-train 1"]
+    assert commands == ["lightly-train 1", "lightly-train 1"]  # uncounted, and the turn
+    assert again == whole
 
 
 def test_scripts_get_what_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

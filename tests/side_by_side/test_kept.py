@@ -69,7 +69,9 @@ def test_the_code_is_that_of_every_file(tmp_path: Path, monkeypatch: pytest.Monk
     found.append(code())
     (tmp_path / "benchmarks/c.py").write_text("")
     found.append(code())
-    (tmp_path / "README.md").write_text("of no matter")
+    for name in ("README.md", "src/diptych/studies/a.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("of no matter")
 
     assert len({*found, code()}) == 3
 
@@ -133,14 +135,16 @@ def test_all_goes_on_and_again_forgets(
     assert asked == [10.0]
     call("--minutes", "5")  # the result of other minutes is no result of these
     assert asked == [10.0, 5.0]
-    one = scratch / "quick" / "kept" / "one.json"
-    one.parent.mkdir(parents=True)
-    one.touch()
+    one, other = (scratch / "quick" / "kept" / name / "1.json" for name in ("learning", "memory"))
+    for file in (one, other):
+        file.parent.mkdir(parents=True)
+        file.touch()
     call("--minutes", "5")
     assert one.exists()
     call("--minutes", "5", "--again")
     assert asked == [10.0, 5.0, 5.0]
     assert not one.exists()
+    assert other.exists()  # that figure was not asked for
 
 
 def test_images_that_were_cut_off_while_they_were_made_are_not_taken(tmp_path: Path) -> None:
