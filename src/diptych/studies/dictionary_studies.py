@@ -212,8 +212,8 @@ MOMENTUM: Final = Study(
     notes=(
         _forgetting,
         "Known of m = 0 and 0.9: on 10,000 images of CIFAR-10 in six epochs both hardly learn "
-        "(kNN accuracy 27.3 to 30.9 and 29.7 to 31.9 by seed, untrained 28.0): that a copy is worse "
-        "is seen as a mean over nine seeds, by a difference far smaller than the paper's.",
+        "(kNN accuracy 27.3 to 30.9 and 29.7 to 31.9 by seed, untrained 28.0): that a copy is "
+        "worse is seen as a mean over nine seeds, by a difference far smaller than the paper's.",
     ),
 )
 

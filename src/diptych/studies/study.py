@@ -276,11 +276,13 @@ def rises(
     return Claim(finding, paper, weights, f"per doubling of {per}", tolerance)
 
 
-def rises_more(steep: Claim, flat: Claim, finding: str, paper: str) -> Claim:
+def rises_more(
+    steep: Claim, flat: Claim, finding: str, paper: str, *, paper_points: float | None = None
+) -> Claim:
     """One slope is steeper than another, or one difference larger, of other cells or measures."""
     # No group is in both claims: one weight would replace the other.
     weights = dict(steep.weights) | {group: -weight for group, weight in flat.weights.items()}
-    return Claim(finding, paper, weights, steep.per)
+    return Claim(finding, paper, weights, steep.per, paper_points=paper_points)
 
 
 def best_of(results: StudyResults, cells: Sequence[str], measure: str = "knn") -> str:
