@@ -113,6 +113,24 @@ def test_flags_of_ones_own_take_the_place_of_the_shared_settings(tmp_path: Path)
     assert own[-4:] == flags
     assert own.count("--method.loss.temperature") == 1
     assert {"--encoder.name", "--epochs", "--seed", "--out"} <= set(own)
+    assert diptych_with(["--training.batch_size=64"], run).count("--batch-size") == 0
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--epochs", "9"],
+        ["--encoder.name=resnet50"],
+        ["--views.side_pixels", "64"],
+        ["--weights", "other.pth"],
+        ["--encoder.weights=other.pth"],
+        ["--method.loss.kind", "supervised"],
+        ["--method.loss.kind=supervised"],
+    ],
+)
+def test_flags_that_a_record_must_not_have_are_refused(tmp_path: Path, flags: list[str]) -> None:
+    with pytest.raises(ValueError, match="nothing is learned from weights or labels"):
+        diptych_with(flags, run_in(tmp_path))
 
 
 @pytest.mark.parametrize("name", [name for name in CONTENDERS if name != "diptych"])

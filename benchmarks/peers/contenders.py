@@ -63,6 +63,15 @@ class Run:
         return "small" if self.network == "small_resnet" else "imagenet"
 
 
+BEGINS_FROM: Final = frozenset(
+    {
+        *("weights", "encoder.weights", "distillation.teacher"),
+        *("begin-from", "training.begin-from", "resume", "config"),
+    }
+)
+"""Flags of `diptych pretrain` that bring what was learned before."""
+
+
 @dataclass(frozen=True)
 class Contender:
     """A library that can do a run.
@@ -102,8 +111,25 @@ def diptych_command(run: Run, environments: Path) -> list[str]:
 
 
 def diptych_with(flags: Sequence[str], run: Run) -> list[str]:
-    """`diptych pretrain` with flags of one's own: of the run only network, views and length."""
-    return [*_pretrain(run, _size(run)), *flags]
+    """`diptych pretrain` with flags of one's own: of the run only network, views and length.
+
+    Raises:
+        ValueError: a flag sets what is the same for all, begins from weights, or learns from labels
+            (which the class folders would give).
+    """
+    names = {word[2:].partition("=")[0].replace("_", "-") for word in flags if word[:2] == "--"}
+    size = _size(run)
+    own = {"batch-size": "training.batch-size"}
+    refused = names & ({*size} - {*own} | BEGINS_FROM)
+    if "supervised" in " ".join(flags).replace("=", " ").split():
+        refused |= {"method.loss.kind supervised"}
+    if refused:
+        raise ValueError(
+            f"Not with --{', --'.join(sorted(refused))}: network, side of the views, length and "
+            "seed are the same for all, and nothing is learned from weights or labels."
+        )
+    shared = {name: value for name, value in size.items() if not {name, own.get(name)} & names}
+    return [*_pretrain(run, shared), *flags]
 
 
 def _pretrain(run: Run, flags: Mapping[str, object]) -> list[str]:

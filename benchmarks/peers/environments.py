@@ -48,24 +48,24 @@ def python_of(folder: Path, name: str) -> Path:
 
 def make(folder: Path) -> None:
     """Makes the environments that are not there; each takes some gigabytes with its torch."""
+    same = f"torch=={version('torch').partition('+')[0]}"
     for name, wanted in ENVIRONMENTS.items():
-        if (folder / name / "complete").exists() or _has(folder, name, wanted):
+        if _has(folder, name, (*wanted, same)):
             continue
         print(f"Making the environment {folder / name}: {', '.join(wanted)}", flush=True)
         venv.create(folder / name, with_pip=True)
-        same = f"torch=={version('torch').partition('+')[0]}"
         install = [str(python_of(folder, name)), "-m", "pip", "install", "-q", *wanted, same]
         subprocess.run([*install, *OF_OURS], check=True)
-        (folder / name / "complete").touch()
 
 
 def _has(folder: Path, name: str, wanted: tuple[str, ...]) -> bool:
-    """Whether an environment that somebody else made will do."""
+    """Whether an environment is there and has the versions wanted."""
     if not python_of(folder, name).exists():
         return False
     found = versions(python_of(folder, name), OF_OURS)
     return set(OF_OURS) <= set(found) and all(
-        found.get(one.partition("==")[0]) == one.partition("==")[2] for one in wanted
+        found.get(name, "").partition("+")[0] == release
+        for name, _, release in (one.partition("==") for one in wanted)
     )
 
 
@@ -80,7 +80,9 @@ def versions(python: Path | str = sys.executable, more: Sequence[str] = ()) -> d
 def runner_environment() -> dict[str, str]:
     """Variables of a peer's process: our networks and runners in its path, and nothing sent."""
     path = os.pathsep.join((str(ROOT / "src"), str(ROOT / "benchmarks")))
+    # How ours keeps threads that wait from taking the cores of those that work: for all, then.
+    waiting = {"GOMP_SPINCOUNT": "20000"}
     offline = {"LIGHTLY_TRAIN_EVENTS_DISABLED": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
     # Each library sets its threads itself; what the caller's shell says would bind only some.
     own = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    return {**own, "PYTHONPATH": path, **offline}
+    return {**own, "PYTHONPATH": path, **waiting, **offline}

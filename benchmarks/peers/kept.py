@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from measuring import ROOT
+from measuring import ROOT, machine
 from peers.contenders import CONTENDERS, OURS, Run
 from peers.environments import versions
 
@@ -30,7 +30,7 @@ def code() -> str:
 class Kept:
     """What was measured of one run, in a file, so that a long figure may be stopped.
 
-    The name holds a hash of the run, of flags of one's own, of the versions and of the code.
+    The name holds a hash of the run, of flags of one's own, of versions, code and machine.
 
     Args:
         place: folder of such files.
@@ -55,6 +55,7 @@ class Kept:
             "flags": list(flags) if name == OURS else [],
             "versions": versions(CONTENDERS[name].python(environments)),
             "code": code(),
+            "machine": machine()["machine"],
         }
         text = json.dumps(self.measured, sort_keys=True).encode()
         mark = hashlib.blake2b(text, digest_size=8).hexdigest()

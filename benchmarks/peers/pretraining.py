@@ -102,7 +102,7 @@ def in_turn(
         figure: `throughput` or `memory`.
         case: a cell of it.
         run: of that cell.
-        names: contenders, in the order of their turns.
+        names: contenders; each begins a turn once, the first of them the first.
         measure: a contender.
     """
     warm = set[str]()
@@ -115,7 +115,8 @@ def in_turn(
 
     found: dict[str, list[Any]] = {name: [] for name in names}
     for turn in range(settings.rounds):
-        for name in names:
+        begins = turn % len(names)
+        for name in (*names[begins:], *names[:begins]):
             title = f"{case} {name} turn {turn}"
             found[name].append(once(settings, figure, title, name, run, partial(anew, name)))
             print(f"{case}, {name}: {found[name][-1]}", flush=True)

@@ -35,7 +35,8 @@ class Settings:
         minutes: of runs that learn for some minutes, each length a case of its own.
         seeds: of such runs.
         only: contenders to run; all when empty.
-        workers: processes that load images, of peers that have them.
+        workers: processes that load images, of peers that have them: one less than there are cores,
+            as lightly-train and Lightning set it.
         flags: of `diptych pretrain`, in the place of the settings that all share.
         case: of throughput and memory, those cases alone whose names have this text.
         target: kNN accuracy in per cent, of a record.
@@ -50,7 +51,7 @@ class Settings:
     minutes: tuple[float, ...]
     seeds: int
     only: tuple[str, ...] = ()
-    workers: int = len(os.sched_getaffinity(0))
+    workers: int = max(1, len(os.sched_getaffinity(0)) - 1)
     flags: tuple[str, ...] = ()
     case: str = ""
     target: float = 60.0

@@ -49,20 +49,13 @@ def test_the_first_run_of_a_library_is_not_counted(
     one = learner(tmp_path)
     one = one._replace(run=replace(one.run, images=str(tmp_path / "all" / "train")))
 
-    found = timed(settings, one, tmp_path / "few", first=True)
-    again = timed(settings, one, tmp_path / "few", first=True)
+    found = timed(settings, one, tmp_path / "few")
+    again = timed(settings, one, tmp_path / "few")
 
-    # All images once, and then the few of them: uncounted, and two that are.
-    assert said == [f"{OURS} 1", f"{OURS} 1", f"{OURS} 1", f"{OURS} 4"]
-    assert found.times == again.times == Times(6.0, 4.0)
-
-    timed(
-        settings,
-        one._replace(settings_of="its own", run=replace(one.run, rate=1.0)),
-        tmp_path / "few",
-        first=False,
-    )
-    assert said[4:] == [f"{OURS} 1", f"{OURS} 1", f"{OURS} 4"]
+    assert said == [f"{OURS} 1", f"{OURS} 1", f"{OURS} 3"]
+    assert found.times == again.times == Times(2.0, 4.0)
+    # A peer's are of the few, and an epoch of all takes it three times as long.
+    assert timed(settings, one._replace(name="lightly"), tmp_path / "few").times == Times(6.0, 4.0)
 
 
 def test_a_run_has_as_many_epochs_as_fit(tmp_path: Path) -> None:
@@ -71,6 +64,24 @@ def test_a_run_has_as_many_epochs_as_fit(tmp_path: Path) -> None:
     assert run.epochs == 9  # 3 + 9 * 6 = 57 seconds, and 3 + 10 * 6 are too many
     assert run.seed == 7
     assert learner(tmp_path).lasting(1.0, 0).epochs == 1
+    assert learner(tmp_path, "lightly").lasting(60.0, 0).epochs == 10  # to the end of its tenth
+
+
+def test_a_peers_last_encoder_counts_however_late_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = list[float]()
+    monkeypatch.setattr(accuracy, "do", seconds_by_epochs(3.0, 7.0, []))
+
+    def course(name: str, run: Run, begun: float, seconds: float) -> Course:
+        limits.append(seconds)
+        return Course([Snapshot(66.0, 50.0, 55.0)], 0)
+
+    monkeypatch.setattr(accuracy, "course", course)
+
+    learn(toy_settings(tmp_path), learner(tmp_path, "lightly"), 1.0, 0)
+
+    assert limits == [float("inf")]
 
 
 def test_a_run_that_went_over_says_so(
@@ -156,7 +167,7 @@ def test_a_whole_run_without_data_has_as_many_images_as_elsewhere(
         return tmp_path
 
     monkeypatch.setattr(accuracy, "images_for", images_for)
-    monkeypatch.setattr(accuracy, "timed", lambda settings, one, few, *, first: one)
+    monkeypatch.setattr(accuracy, "timed", lambda settings, one, few: one)
     monkeypatch.setattr(accuracy, "limited", lambda settings, folder, count: folder)
 
     accuracy.learners(toy_settings(tmp_path, quick=False))

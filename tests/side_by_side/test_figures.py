@@ -117,7 +117,7 @@ def test_a_figure_that_was_stopped_goes_on_with_the_turn_that_it_lacks(
 
     (again,) = pretraining.memory(settings)
 
-    assert every == [*[f"{OURS} 1"] * 2, *["lightly-train 1"] * 2, f"{OURS} 1", "lightly-train 1"]
+    assert every == [*[f"{OURS} 1"] * 2, *["lightly-train 1"] * 2, "lightly-train 1", f"{OURS} 1"]
     assert commands == ["lightly-train 1", "lightly-train 1"]  # uncounted, and the turn
     assert again == whole
 

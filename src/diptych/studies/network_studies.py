@@ -115,8 +115,8 @@ INVARIANCE: Final = Study(
     differences=("h and g(h) have 64 dimensions instead of 2,048. Twenty epochs by default.",),
     notes=(
         "Known: on 10,000 images of CIFAR-10 in twenty epochs edges are told from h and from g(h) "
-        "alike in over 99%, which leaves no room for a difference; gray is told from h in 65 to 84% by "
-        "seed, so that it took twelve seeds to tell a difference from none.",
+        "alike in over 99%, which leaves no room for a difference; gray is told from h in 65 to "
+        "84% by seed, so that it took twelve seeds to tell a difference from none.",
     ),
     caption="Bars are one standard error over seeds.",
 )
