@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 from gpu import Bench, NotApplicable
-from peers.contenders import CONTENDERS, Run, diptych_with, policy, settings_of_docs
+from peers import __main__ as harness
+from peers import environments
+from peers.contenders import CONTENDERS, Run, diptych_with, policy, refuse, settings_of_docs
 from peers.environments import OF_OURS, ROOT, runner_environment
 from peers.results import Row, least_ratio, load, markdown, save
 from peers.runners.shared import Job, Snapshots, maps_of, network_of
@@ -119,18 +121,51 @@ def test_flags_of_ones_own_take_the_place_of_the_shared_settings(tmp_path: Path)
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--epochs", "9"],
-        ["--encoder.name=resnet50"],
-        ["--views.side_pixels", "64"],
-        ["--weights", "other.pth"],
-        ["--encoder.weights=other.pth"],
-        ["--method.loss.kind", "supervised"],
-        ["--method.loss.kind=supervised"],
+        *(["--epochs", "9"], ["--training.epochs=9"], ["--minutes", "3"], ["--seed", "1"]),
+        *(["--encoder.name=resnet50"], ["--encoder", "resnet50"], ["--views.side_pixels", "64"]),
+        *(["--weights", "other.pth"], ["--encoder.weights=other.pth"], ["--begin-from", "runs/a"]),
+        *(["--method.loss.kind", "supervised"], ["--method.loss.kind=supervised"]),
     ],
 )
-def test_flags_that_a_record_must_not_have_are_refused(tmp_path: Path, flags: list[str]) -> None:
+def test_flags_that_a_record_must_not_have_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
     with pytest.raises(ValueError, match="nothing is learned from weights or labels"):
-        diptych_with(flags, run_in(tmp_path))
+        refuse(flags)
+
+    monkeypatch.setattr(sys, "argv", ["peers", "record", "--", *flags])
+    with pytest.raises(SystemExit) as ended:
+        harness.arguments()
+    assert ended.value.code == 2
+    assert "error: not with " in capsys.readouterr().err
+
+
+def test_other_flags_are_a_records_own() -> None:
+    refuse(["--recipe", "byol", "--batch-size", "64", "--optimizer.learning-rate=0.24"])
+
+
+def test_an_environment_with_another_torch_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {**dict.fromkeys(OF_OURS, "1"), "lightly": "1.6.0", "torch": "2.14.1+cu130"}
+    monkeypatch.setattr(environments, "versions", lambda *_: found)
+    python = environments.python_of(tmp_path, "a")
+    assert not environments._has(tmp_path, "a", ("lightly==1.6.0",))  # it is not there
+    python.parent.mkdir(parents=True)
+    python.touch()
+
+    assert environments._has(tmp_path, "a", ("lightly==1.6.0", "torch==2.14.1"))
+    assert not environments._has(tmp_path, "a", ("lightly==1.6.0", "torch==2.15.0"))
+
+
+def test_threads_of_all_libraries_wait_equally(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    variables = {name: one.variables() for name, one in CONTENDERS.items()}
+
+    assert {found["GOMP_SPINCOUNT"] for found in variables.values()} == {"20000"}
+    assert not any("OMP_NUM_THREADS" in found for found in variables.values())
 
 
 @pytest.mark.parametrize("name", [name for name in CONTENDERS if name != "diptych"])

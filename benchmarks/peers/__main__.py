@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from peers import accuracy, growth, parts, pretraining
-from peers.contenders import CONTENDERS, OURS
+from peers.contenders import CONTENDERS, OURS, refuse
 from peers.environments import ENVIRONMENTS, make, python_of, versions
 from peers.kept import forget
 from peers.results import Row, load, markdown, save, serves
@@ -71,6 +71,10 @@ def arguments() -> argparse.Namespace:
     end = words.index("--") if "--" in words else len(words)
     given = parser.parse_args(words[:end])
     given.flags = words[end + 1 :]
+    try:
+        refuse(given.flags)
+    except ValueError as error:
+        parser.error(str(error))
     return given
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
+from diptych.config.files import SHORT_NAMES
 from peers.environments import python_of, runner_environment
 
 OURS: Final = "diptych"
@@ -63,13 +64,18 @@ class Run:
         return "small" if self.network == "small_resnet" else "imagenet"
 
 
-BEGINS_FROM: Final = frozenset(
+FIXED: Final = frozenset(
     {
-        *("weights", "encoder.weights", "distillation.teacher"),
-        *("begin-from", "training.begin-from", "resume", "config"),
+        *("scale", "out", "seed", "training.epochs", "training.minutes"),
+        *("encoder.name", "encoder.stem", "encoder.pool", "views.side_pixels"),
+        *("checkpoint.every_seconds", "checkpoint.keep"),
     }
 )
-"""Flags of `diptych pretrain` that bring what was learned before."""
+"""Settings of `diptych pretrain` that are the same for all."""
+LEARNED_BEFORE: Final = frozenset(
+    {"encoder.weights", "distillation.teacher", "training.begin_from", "resume", "config"}
+)
+"""Those that bring what was learned before, or may."""
 
 
 @dataclass(frozen=True)
@@ -111,25 +117,34 @@ def diptych_command(run: Run, environments: Path) -> list[str]:
 
 
 def diptych_with(flags: Sequence[str], run: Run) -> list[str]:
-    """`diptych pretrain` with flags of one's own: of the run only network, views and length.
+    """`diptych pretrain` with flags of one's own: of the run only network, views and length."""
+    given = {setting_of(word) for word in flags}
+    shared = {name: value for name, value in _size(run).items() if setting_of(name) not in given}
+    return [*_pretrain(run, shared), *flags]
+
+
+def refuse(flags: Sequence[str]) -> None:
+    """Refuses flags with which a run would not be of the same kind as all others.
 
     Raises:
-        ValueError: a flag sets what is the same for all, begins from weights, or learns from labels
-            (which the class folders would give).
+        ValueError: one sets what is the same for all, begins from something learned before, or
+            learns from labels, which the class folders would give.
     """
-    names = {word[2:].partition("=")[0].replace("_", "-") for word in flags if word[:2] == "--"}
-    size = _size(run)
-    own = {"batch-size": "training.batch-size"}
-    refused = names & ({*size} - {*own} | BEGINS_FROM)
-    if "supervised" in " ".join(flags).replace("=", " ").split():
-        refused |= {"method.loss.kind supervised"}
+    given = {setting_of(word) for word in flags if word.startswith("--")}
+    refused = sorted(given & (FIXED | LEARNED_BEFORE))
+    if "supervised" in {word.rpartition("=")[2] for word in flags}:
+        refused.append("method.loss.kind supervised")
     if refused:
         raise ValueError(
-            f"Not with --{', --'.join(sorted(refused))}: network, side of the views, length and "
-            "seed are the same for all, and nothing is learned from weights or labels."
+            f"not with {', '.join(refused)}: network, side of the views, length and seed are the "
+            "same for all, and nothing is learned from weights or labels."
         )
-    shared = {name: value for name, value in size.items() if not {name, own.get(name)} & names}
-    return [*_pretrain(run, shared), *flags]
+
+
+def setting_of(flag: str) -> str:
+    """The setting that a flag is short for: `training.epochs` of `--epochs` and `--epochs=9`."""
+    name = flag.removeprefix("--").partition("=")[0].replace("-", "_")
+    return {"encoder": "encoder.name", **SHORT_NAMES}.get(name, name)
 
 
 def _pretrain(run: Run, flags: Mapping[str, object]) -> list[str]:

@@ -21,8 +21,8 @@ MEMORY_GOAL: Final = 0.7
 SIDES: Final = (32, 96)
 EPOCHS: Final = (1, 4)
 FEWER: Final = {("small_resnet", 96): 2_560, ("resnet18", 96): 1_280}
-"""Images where a step takes so long that fewer of them make as good a figure: whole batches, as
-some libraries leave out a rest and others do not."""
+"""Images where a step takes so long that fewer of them make as good a figure; whole batches, of
+which no rest is left out."""
 
 
 def cases(settings: Settings) -> Iterator[tuple[str, Run, list[str]]]:

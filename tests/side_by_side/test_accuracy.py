@@ -131,6 +131,8 @@ def test_every_number_of_minutes_has_its_rows(
     assert [row.ours for row in rows] == [21.0, 21.0, 41.0, 41.0]
     assert rows[0].ratio == 21.0 / 11.0
     assert rows[3].peers == {"lightly, our settings": 21.0}
+    # (0.97 * 600 - 3) / 6, and of a peer (600 - 3) / 6 with the rest
+    assert rows[0].notes["epochs"] == {OURS: 96, "lightly, our settings": 100}
     assert "20 minutes" in rows[2].case
 
 

@@ -52,6 +52,14 @@ def test_another_code_measures_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert kept_in(tmp_path, run).read() is None
 
 
+def test_another_machine_measures_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(images="cifar10/train", out="here")
+    kept_in(tmp_path, run).write("found")
+    monkeypatch.setattr(kept, "machine", lambda: {"machine": {"cores": 99}})
+
+    assert kept_in(tmp_path, run).read() is None
+
+
 def test_flags_of_ones_own_are_none_of_another_librarys(tmp_path: Path) -> None:
     run = Run(images="cifar10/train", out="here")
     kept_in(tmp_path, run, "lightly").write("found")
