@@ -167,12 +167,11 @@ def _draw_sizes(results: StudyResults) -> Figure:
 SIZE: Final = Study(
     name="size",
     question="Does learning without labels gain more from a larger encoder?",
-    source="SimCLR (2002.05709), section 4.1 and figure 7",
+    source="SimCLR (2002.05709), section 4.1 and figure 7; SimCLR v2 (2006.10029), table 1",
     found=(
         "Unsupervised learning gains more from depth and width than supervised learning does.",
         "Linear top-1 on ImageNet of ResNet-50, of twice its width, and of ResNet-101 of either: "
-        "71.7, 75.6, 73.6, 77.0; supervised 76.6, 77.8, 78.0, 78.9 (SimCLR v2, 2006.10029, "
-        "table 1).",
+        "71.7, 75.6, 73.6, 77.0; supervised 76.6, 77.8, 78.0, 78.9 (SimCLR v2, table 1).",
     ),
     grid=fixed(
         *(
