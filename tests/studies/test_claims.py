@@ -166,6 +166,17 @@ def test_a_difference_is_held_against_the_size_of_the_papers(
     assert found.is_below_paper == (paper > 100 * shift + 1.5)
 
 
+def test_of_a_finding_without_a_number_it_is_said_how_much_is_ruled_out() -> None:
+    spread = 0.015 / 2.776 / math.sqrt(2 / 3)  # 1.5 points to either side, as above
+    same = [0.4 - spread, 0.4, 0.4 + spread]
+    found = judge_claim(
+        better("a", "b", "One beats the other", "it does"),
+        results(a=[value - 0.005 for value in same], b=same),
+    )
+    assert found.outcome == "undecided"
+    assert found.sentence().endswith("includes zero; more than 1.0 points are ruled out.")
+
+
 def test_a_finding_without_its_measure_says_what_it_waits_for() -> None:
     claim = better("one", "other", "One beats the other", "yes", measure="linear")
     waiting = judge_claim(claim, results(one=[0.9, 0.8], other=[0.1, 0.2]))

@@ -230,7 +230,9 @@ class Judgement(NamedTuple):
             )
         ends = [] if within is None else [_points(within)]
         ends += [] if paper is None else [f"the paper's {_points(paper)}"]
-        return f"Not decided: the interval includes {' and '.join(['zero', *ends])}."
+        # Where the paper has no number, how much there may be at most still tells something.
+        most = "" if ends else f"; more than {max(high, 0.0):.1f} points are ruled out"
+        return f"Not decided: the interval includes {' and '.join(['zero', *ends])}{most}."
 
 
 def better(
