@@ -197,6 +197,8 @@ class _Clock(NamedTuple):
             self.of(config.training.minutes),
             reserve_seconds=reserve_seconds(config, speed, collection, evaluates=self.evaluates),
             step_seconds=speed.image_seconds * config.training.batch_size,
+            early_share=config.views.early_share if speed.early_cost < 1 else 0.0,
+            early_cost=speed.early_cost,
         )
 
 

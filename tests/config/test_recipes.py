@@ -189,6 +189,17 @@ def test_only_two_papers_have_settings_for_cifar10() -> None:
         recipe_config("simclr", "huge")
 
 
+@pytest.mark.parametrize(("scale", "side"), [("tiny", 24), ("small", 72), ("paper", 168)])
+def test_the_fast_recipe_is_simclr_on_smaller_views_at_first(scale: str, side: int) -> None:
+    fast, plain = (recipe_config(name, scale) for name in ("simclr_fast", "simclr"))
+    assert fast.views.early_side_pixels == side
+    assert plain.views.early_side_pixels == plain.views.side_pixels == fast.views.side_pixels
+    assert fast.head.layers == 1
+    same = replace(fast, views=replace(fast.views, early_side=1.0), head=plain.head)
+    assert replace(same, recipe="simclr") == plain
+    assert learning_on(fast, parts=6).views == learning_on(plain, parts=6).views
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("images", [2, 20, 33, 500])
 def test_a_batch_is_made_to_fit_few_images(recipe: str, images: int) -> None:

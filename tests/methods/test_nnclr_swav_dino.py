@@ -271,17 +271,24 @@ def last_line(images: Path, out: Path, **settings: Any) -> dict[str, Any]:
     return read_metrics(run / "metrics.jsonl")[-1]
 
 
-def test_a_network_that_takes_one_size_only_has_no_small_views(
-    images: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("smaller", "words"),
+    [
+        ({"views.small_views": 2, "views.small_side_pixels": 16}, "small_views = 0"),
+        ({"views.small_views": 0, "views.early_side": 0.5}, "early_side = 1"),
+    ],
+)
+def test_a_network_that_takes_one_size_only_has_no_smaller_views(
+    images: Path, tmp_path: Path, smaller: dict[str, Any], words: str
 ) -> None:
-    settings = {"encoder.name": "vit_b_16", "views.side_pixels": 32, "views.small_views": 2}
-    with pytest.raises(ConfigError, match=r"small views of 16 pixels .*small_views = 0"):
+    settings = {"encoder.name": "vit_b_16", "views.side_pixels": 32, **smaller}
+    with pytest.raises(ConfigError, match=rf"views of 16 pixels .*{words}"):
         last_line(
             images,
             tmp_path / "run",
             recipe="dino",
             epochs=1,
-            **{**settings, "encoder.stem": "imagenet", "views.small_side_pixels": 16},
+            **{**settings, "encoder.stem": "imagenet"},
             **{"encoder.width": 32, "encoder.stage_blocks": (1, 1, 1)},
         )
 

@@ -183,6 +183,32 @@ def test_the_steps_are_planned_anew_when_the_pace_changes(later: float, ends: in
     assert step == pytest.approx(400 + (ends - 400) / later, rel=0.05)
 
 
+@pytest.mark.parametrize("cost", [0.4, 0.6])
+@pytest.mark.parametrize("pace", [1.0, 1.3])
+def test_steps_that_are_faster_at_first_are_planned_so(cost: float, pace: float) -> None:
+    # Three quarters of the steps take `cost` of a later one; the mean of all is a second.
+    clock, share = Clock(), 0.75
+    later = 1 / (cost * share + 1 - share)
+    budget = TimeBudget(
+        *(1000.0, 100.0, 1.0, clock()), early_share=share, early_cost=cost, now=clock
+    )
+    step, total, plans, early = 0, budget.begin(0, earlier_seconds=0.0), [900], 0
+    assert total == 900
+    while step < total:
+        is_early = step < share * total
+        early += is_early
+        clock.seconds += pace * later * (cost if is_early else 1.0)
+        step += 1
+        planned = budget.planned_after(step)
+        if planned is not None and step < total:
+            total = planned
+            plans.append(total)
+    assert early == pytest.approx(share * step, abs=2)
+    # What follows the last step gets slower as steps do, and has its time.
+    assert step == pytest.approx((1000 - 100 * pace) / pace, rel=0.01)
+    assert pace != 1.0 or max(plans) - min(plans) <= 2  # faster steps are no change of pace
+
+
 def test_when_the_time_is_over_the_next_step_is_the_last() -> None:
     clock = Clock()
     budget = TimeBudget(60.0, 10.0, 1.0, clock(), now=clock)

@@ -72,8 +72,11 @@ DENSE: dict[str, Any] = {
     "method.dictionary.queue.size": 50,
     "method.dense.warmup_steps": 3,
 }
+# Their side changes after the run has been stopped.
+EARLY: dict[str, Any] = {"recipe": "simclr", "views.early_side": 0.5, "views.early_share": 0.6}
 RECIPES = {
     "simclr": SIMCLR,
+    "early": EARLY,
     "moco": MOCO,
     "moco_v3": MOCO_V3,
     "bank": BANK,

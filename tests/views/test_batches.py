@@ -127,10 +127,39 @@ def test_the_number_of_threads_changes_no_bit(images: ImageSet, class_folder: Pa
 
 def test_prefetched_batches_are_those_of_the_steps(make: Make) -> None:
     batches = make(None)
-    for step, batch in zip(range(1, 4), batches.prefetched(range(1, 4)), strict=True):
+    ahead = batches.prefetched(range(1, 4), total_steps=lambda: 4)
+    for step, batch in zip(range(1, 4), ahead, strict=True):
         assert batch.step == step
         assert torch.equal(batch.views[0], batches.at(step).views[0])
-    assert list(batches.prefetched(range(0))) == []
+    assert list(batches.prefetched(range(0), total_steps=lambda: 4)) == []
+
+
+def test_the_first_part_of_a_run_sees_smaller_views(make: Make) -> None:
+    config = ViewsConfig(
+        *(32, "simclr"), small_views=1, small_side_pixels=10, early_side=0.7, early_share=0.5
+    )
+    batches = make(None, config=config)
+    ahead = batches.prefetched(range(4), total_steps=lambda: 4)
+    for step, batch in enumerate(ahead):
+        side = 24 if step < 2 else 32
+        assert [view.shape[-1] for view in batch.views] == [side, side, 10]
+        # A run that has this side from the start to the end would see the same.
+        plain = replace(config, side_pixels=side, early_side=1.0)
+        wanted = make(None, config=plain).at(step).views
+        for found in (batch.views, batches.sized_for(step, total_steps=4).at(step).views):
+            assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_the_side_of_the_first_part_is_a_multiple_of_eight_and_never_larger() -> None:
+    sides = {
+        (side, share): ViewsConfig(side_pixels=side, early_side=share).early_side_pixels
+        for side, share in [(32, 0.75), (32, 0.1), (224, 0.5), (20, 0.9), (8, 0.5), (30, 1.0)]
+    }
+    assert list(sides.values()) == [24, 8, 112, 16, 8, 30]
+    views = ViewsConfig(side_pixels=32, early_side=0.75, early_share=0.75)
+    found = [views.side_at(step, total_steps=10) for step in range(10)]
+    assert found == [24] * 8 + [32] * 2
+    assert ViewsConfig(early_side=0.75, early_share=0.0).side_at(0, total_steps=10) == 32
 
 
 def test_a_batch_goes_to_a_device_whole(make: Make) -> None:

@@ -80,6 +80,11 @@ def _require_consistent_distillation(config: RunConfig) -> None:
         "distillation takes views of one size: leave out views.small_views",
         config.views.small_views,
     )
+    require(
+        config.views.early_side == 1.0,
+        "distillation takes views of one size: leave out views.early_side",
+        config.views.early_side,
+    )
 
 
 def _require_own_structure(encoder: EncoderConfig) -> None:

@@ -160,6 +160,12 @@ class ViewsConfig:
     """Height and width of a small view. Three sevenths of `side_pixels` when not given."""
     small_policy: str | None = None
     """Of the small views. `policy` with crops of 5 to 14% of the area when not given."""
+    early_side: float = 1.0
+    """Side of the full-sized views in the first part of a run, as a share of `side_pixels`, to the
+    nearest multiple of 8 pixels (progressive resizing): steps on smaller ones take less time. 1 is
+    no such part."""
+    early_share: float = 0.75
+    """Of `early_side` below 1: how much of the steps that part has."""
     applier: Literal["auto", "cpu", "device"] = "auto"
     """Who makes the pixels: compiled loops on the `cpu`, or tensor operations on the training
     `device`. `auto` takes the device where it is a CUDA one."""
@@ -179,6 +185,8 @@ class ViewsConfig:
         check.between(8, MOST_SIDE_PIXELS, "side_pixels", "small_side_pixels")
         check.between(0, 10, "strength")
         check.between(0, 16, "small_views")
+        check.must("early_side", lambda share: 0 < share <= 1, "be above 0 and at most 1")
+        check.between(0, 1, "early_share")
         check.must("pixel_std", lambda std: min(std) > 0, "be positive")
         for name in ("policy", "second", "small_policy"):
             text = getattr(self, name)
@@ -217,6 +225,30 @@ class ViewsConfig:
                 low, high = crop.aspect
                 sides.append(side / min(1.0, math.sqrt(crop.area[0] * min(low, 1 / high))))
         return math.ceil(max(sides))
+
+    @property
+    def early_side_pixels(self) -> int:
+        """Height and width of the full-sized views in the first part of a run.
+
+        >>> ViewsConfig(side_pixels=32, early_side=0.7).early_side_pixels
+        24
+        """
+        if self.early_side == 1.0:
+            return self.side_pixels
+        return min(self.side_pixels, max(8, 8 * round(self.early_side * self.side_pixels / 8)))
+
+    def side_at(self, step: int, *, total_steps: int) -> int:
+        """Height and width of the full-sized views of a step, counted from 0."""
+        early = step < self.early_share * total_steps
+        return self.early_side_pixels if early else self.side_pixels
+
+    @property
+    def smaller_sides(self) -> dict[str, int]:
+        """Sides that an encoder has to take besides ``side_pixels``, by the setting of each."""
+        sides = {"views.small_side_pixels": self.small_side} if self.small_views else {}
+        if self.early_side_pixels < self.side_pixels:
+            sides["views.early_side"] = self.early_side_pixels
+        return sides
 
     @property
     def small_side(self) -> int:

@@ -12,7 +12,7 @@ from diptych.config.run import RunConfig
 from diptych.methods.anchor import Anchor
 from diptych.methods.grad_cache import Views, encode_in_chunks
 from diptych.methods.method import HALF_TYPES, autocast_to
-from diptych.models.encoders import build_encoder, count_features, require_small_side
+from diptych.models.encoders import build_encoder, count_features, require_side
 from diptych.models.heads import build_head, build_predictor, output_dim
 from diptych.models.norms import frozen_statistics, use_norm
 from diptych.models.parts import batch_norms, hold_statistics
@@ -50,17 +50,17 @@ def build_networks(config: RunConfig, *, encoder: nn.Module | None = None) -> Ne
     require_consistent(config)
     channels, side = config.images.channels, config.views.side_pixels
     norm = norm_of_batch(config)
-    small_side = config.views.small_side if config.views.small_views else None
+    smaller = config.views.smaller_sides
     if encoder is None:
         encoder = build_encoder(
             config.encoder,
             channels=channels,
             side_pixels=side,
             seed=config.seed,
-            small_side=small_side,
+            several_sides=bool(smaller),
         )
-    if small_side is not None:
-        require_small_side(encoder, channels=channels, small_side=small_side)
+    for setting, smaller_side in smaller.items():
+        require_side(encoder, channels=channels, side_pixels=smaller_side, setting=setting)
     features = count_features(encoder, channels=channels, side_pixels=side)
     dim = output_dim(config.head, features)
     # A seed for each part: another encoder leaves the weights of head and predictor as they are.

@@ -31,7 +31,7 @@ def build_encoder(
     channels: int,
     side_pixels: int,
     seed: int,
-    small_side: int | None = None,
+    several_sides: bool = False,
     computed: bool = True,
 ) -> nn.Module:
     """Builds a backbone with random weights that follow from the seed; downloads nothing.
@@ -46,8 +46,8 @@ def build_encoder(
         channels: of the images, 1 or more.
         side_pixels: height and width of the images, which vision transformers are built for.
         seed: of the initial weights; the global generator is left as it was.
-        small_side: height and width of small views of the same images, if there are any; timm's
-            vision transformers interpolate their position embeddings for them.
+        several_sides: whether there are smaller views too; timm's vision transformers interpolate
+            their position embeddings for them.
         computed: see ``count_features``.
 
     Returns:
@@ -63,7 +63,7 @@ def build_encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with _blamed_on(config.name, channels, side_pixels):
-            network = _network(config, channels, side_pixels, several_sides=small_side is not None)
+            network = _network(config, channels, side_pixels, several_sides=several_sides)
         _require_whole_patches(config.name, network, side_pixels)
         if config.freeze_patches:
             _freeze_patches(config.name, network)
@@ -148,20 +148,33 @@ def _of_blank_image(
     return encoder(reference.new_zeros(shape))
 
 
-def require_small_side(encoder: nn.Module, *, channels: int, small_side: int) -> None:
-    """Refuses a network that takes images of one size only, where there are small views.
+_WITHOUT: Final = {
+    "views.small_side_pixels": ("a side that is", "views.small_views = 0"),
+    "views.early_side": ("a share that gives", "views.early_side = 1"),
+}
+"""Of each setting that asks for smaller views: what to choose, and how to have none."""
+
+
+def require_side(encoder: nn.Module, *, channels: int, side_pixels: int, setting: str) -> None:
+    """Refuses a network that takes images of one size only, where there are smaller views.
+
+    Args:
+        encoder: that was built for larger ones.
+        channels: of the images.
+        side_pixels: height and width of the smaller views.
+        setting: that asks for them, of ``ViewsConfig.smaller_sides``.
 
     Raises:
         ConfigError: says which networks take both.
     """
     try:
-        count_features(encoder, channels=channels, side_pixels=small_side)
+        count_features(encoder, channels=channels, side_pixels=side_pixels)
     except (RuntimeError, ValueError, AssertionError) as error:
+        choice, without = _WITHOUT[setting]
         raise ConfigError(
-            f"the encoder cannot take small views of {small_side} pixels ({error}). Set "
-            "views.small_side_pixels to a multiple of its patches, choose a network that takes any "
-            "size, as ResNets and timm's vision transformers (timm:NAME) do, or set "
-            "views.small_views = 0."
+            f"the encoder cannot take views of {side_pixels} pixels ({error}), for which {setting} "
+            f"asks. Choose {choice} a multiple of its patches, or a network that takes any size, "
+            f"as ResNets and timm's vision transformers (timm:NAME) do, or set {without}."
         ) from error
 
 

@@ -170,7 +170,7 @@ def load_start(file: Path, config: RunConfig) -> nn.Module:
         channels=config.images.channels,
         side_pixels=config.views.side_pixels,
         seed=config.seed,
-        small_side=config.views.small_side if config.views.small_views else None,
+        several_sides=bool(config.views.smaller_sides),
     )
     # Not strictly: norms that have no statistics come later, in the place of these. The state
     # has been compared with the whole network by then.

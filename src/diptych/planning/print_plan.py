@@ -73,13 +73,19 @@ def _head(plan: Plan) -> str:
     run, machine = plan.run, plan.machine
     how = "measured here" if plan.measured else f"by the rates of {machine.name!r}"
     rate = run.config.training.batch_size / plan.step_seconds
+    views, faster = run.config.views, ""
+    if views.early_side_pixels < views.side_pixels:
+        faster = (
+            f" The first {views.early_share:.0%} of them are on views of {views.early_side_pixels} "
+            "pixels and take less time than is planned here."
+        )
     return (
         f"{run.config.recipe}, {run.config.encoder.name} ({plan.weights:,} weights) on views of "
         f"{run.config.views.side_pixels} pixels: {run.image_count:,} images, batch "
         f"{run.config.training.batch_size:,}, {run.config.training.epochs} epochs, "
         f"{run.processes} process{'es' * (run.processes > 1)} of {run.images:,} images each.\n"
         f"{time_text(plan.days * 86400)} for {run.steps:,} steps, {rate:,.0f} images a second, "
-        f"{how}."
+        f"{how}.{faster}"
     )
 
 

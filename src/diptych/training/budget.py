@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -155,16 +156,20 @@ class Speed:
     """How fast this machine is at a config.
 
     Attributes:
-        image_seconds: of one image's share of a step, on all processes together.
+        image_seconds: of one image's share of a step, on all processes together, in the mean of a
+            run.
         encode_seconds: of one image by the frozen encoder.
         slowdown: how much longer work of one core takes, as other programs want the cores too.
         features: of an image, which classifiers are fitted on.
+        early_cost: seconds of a step on the views of the first part of a run over those of one on
+            views of full size.
     """
 
     image_seconds: float
     encode_seconds: float
     slowdown: float = 1.0
     features: int = _FEATURES
+    early_cost: float = 1.0
 
     def with_views(self, slower: float) -> "Speed":
         """The same with views that take so many times as long."""
@@ -330,22 +335,28 @@ def measure_speed(
         device=views_device(config.views.applier, device),
     )
 
-    def step() -> None:
+    def step(batches: ViewBatches) -> None:
         # Always the same batch: its images are decoded once, as in all epochs but the first.
-        output = train_step(
-            method, optimizer, batches.at(0).to(device), rate=1e-6, momentum=0.99, config=config
-        )
+        batch = batches.at(0).to(device)
+        output = train_step(method, optimizer, batch, rate=1e-6, momentum=0.99, config=config)
         float(output.loss)  # waits for the device
 
     def encoded() -> Tensor:
         return encode(method.encoder, sample, config.views, executor)
 
     features = encoded().shape[1]
-    measured = (_seconds_of(step), _seconds_of(encoded), _slowdown())
-    step_seconds, encode_seconds, slowdown = (
+    views = config.views
+    full = _seconds_of(partial(step, batches))
+    has_early = views.early_side_pixels < views.side_pixels
+    early = _seconds_of(partial(step, batches.early)) if has_early else full
+    measured = (full, early, _seconds_of(encoded), _slowdown())
+    full, early, encode_seconds, slowdown = (
         one / 1e9 for one in largest_over_processes(*(int(1e9 * one) for one in measured))
     )
-    return Speed(step_seconds / batch, encode_seconds / len(sample), slowdown, features)
+    step_seconds = views.early_share * early + (1 - views.early_share) * full
+    return Speed(
+        *(step_seconds / batch, encode_seconds / len(sample), slowdown, features), early / full
+    )
 
 
 def length_in_words(config: RunConfig, speed: Speed, collection: Collection) -> str:

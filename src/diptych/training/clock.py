@@ -26,9 +26,12 @@ class TimeBudget:
     Attributes:
         seconds: of all commands of the run together, report included.
         reserve_seconds: for evaluation and report, after the last step.
-        step_seconds: of one step; as measured before training, then as seen.
+        step_seconds: of one step, in the mean of the run; as measured before training, then as
+            seen.
         begun: when this command began, by ``now``.
         earlier_seconds: spent by earlier commands of the run, until their last checkpoint.
+        early_share: of the steps, that come first and see smaller views.
+        early_cost: seconds of one of them over those of a later one.
         now: a clock in seconds that nobody sets.
     """
 
@@ -37,11 +40,16 @@ class TimeBudget:
     step_seconds: float
     begun: float
     earlier_seconds: float = 0.0
+    early_share: float = 0.0
+    early_cost: float = 1.0
     now: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         self._measured_seconds = self.step_seconds
         self._pause_seconds = 0.0
+        # Of an early step and of a later one, in mean steps.
+        self._later = 1 / (self.early_cost * self.early_share + 1 - self.early_share)
+        self._early = self.early_cost * self._later
 
     def spent_seconds(self) -> float:
         """By all commands of the run so far."""
@@ -71,7 +79,7 @@ class TimeBudget:
         passed = self.spent_seconds() - self._planned_at
         if passed < self._interval:
             return None
-        seen = passed / (step - self._planned_step)
+        seen = passed / (self._mean_steps(step) - self._mean_steps(self._planned_step))
         # Half of what was known before: a slow stretch, as images that are decoded for the first
         # time, is not the pace of all that comes.
         self.step_seconds = (self.step_seconds + seen) / 2
@@ -94,7 +102,18 @@ class TimeBudget:
         return datetime.now() + timedelta(seconds=self.seconds - self.spent_seconds())
 
     def _planned(self, step: int) -> int:
-        return step + max(1, round(self.training_seconds_left() / self.step_seconds))
+        left = self.training_seconds_left() / self.step_seconds
+        # All steps of a run take what as many mean ones do, and the early ones come first.
+        total = left + self._early * step
+        if step >= self.early_share * total:
+            total = step + left / self._later
+        self._total = max(step + 1, round(total))
+        return self._total
+
+    def _mean_steps(self, step: int) -> float:
+        """How many mean steps take as long as those up to a step, by the last plan."""
+        early = min(float(step), self.early_share * self._total)
+        return self._early * early + self._later * (step - early)
 
 
 def plan_in_words(config: RunConfig, budget: TimeBudget, order: Order, total_steps: int) -> str:

@@ -295,13 +295,15 @@ class _Run:
         if device.type == "cpu":  # views and network share the cores: nothing to gain ahead
             while self.state.step < self.total_steps:
                 with watch("views"):
-                    batch = self.batches.at(self.state.step)
+                    sized = self.batches.sized_for(self.state.step, total_steps=self.total_steps)
+                    batch = sized.at(self.state.step)
                 yield batch
             return
         # The clock may end a run early, or late: then batches are made ahead until it ends.
         end = self.total_steps if self.budget is None else _NO_END
+        steps, pin = range(self.state.step, end), device.type == "cuda"
         with closing(
-            self.batches.prefetched(range(self.state.step, end), pin=device.type == "cuda")
+            self.batches.prefetched(steps, total_steps=lambda: self.total_steps, pin=pin)
         ) as ahead:
             while self.state.step < self.total_steps:
                 with watch("data_wait"):

@@ -4,8 +4,8 @@ The order of images is a pure function of the seed and the step. So the position
 data is one integer, the step, and a resumed run meets the images that the unbroken one would have.
 """
 
-from collections.abc import Generator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Generator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -181,26 +181,54 @@ class ViewBatches:
         small = self._make(indices, epoch, range(self.view_count, self._all_views))
         return (*(view for made in large for view in made), *small)
 
-    def prefetched(self, steps: range, *, pin: bool = False) -> Generator[Batch]:
+    def sized_for(self, step: int, *, total_steps: int) -> "ViewBatches":
+        """The same, or with the smaller views of the first part of a run that has such a part.
+
+        Args:
+            step: counted from 0.
+            total_steps: of the run.
+        """
+        side = self.config.side_at(step, total_steps=total_steps)
+        return self if side == self.config.side_pixels else self.early
+
+    @cached_property
+    def early(self) -> "ViewBatches":
+        """The same with the views of the first part of a run, of which small ones stay as they are.
+
+        Parameters are drawn as for the full side: these are the same crops, resized to fewer
+        pixels.
+        """
+        side, small = self.config.early_side_pixels, self.config.small_side
+        views = replace(self.config, side_pixels=side, small_side_pixels=small, early_side=1.0)
+        return replace(self, config=views)
+
+    def prefetched(
+        self, steps: range, *, total_steps: Callable[[], int], pin: bool = False
+    ) -> Generator[Batch]:
         """The batch of each step, made one ahead while an accelerator works on the last.
 
         Args:
             steps: to make the batches of.
+            total_steps: of the run, as they are planned by now.
             pin: copy them to pinned memory, for a CUDA device.
         """
 
-        def make(step: int) -> Batch:
-            batch = self.at(step)
+        def make(batches: ViewBatches, step: int) -> Batch:
+            batch = batches.at(step)
             return batch.pinned() if pin else batch
+
+        def begin(step: int) -> Future[Batch]:
+            # The plan is read here and not in the thread, so that all processes read the same.
+            return ahead.submit(make, self.sized_for(step, total_steps=total_steps()), step)
 
         # One thread and one batch ahead: more would only hold more batches in memory.
         with ThreadPoolExecutor(1, thread_name_prefix="diptych-prefetch") as ahead:
-            waiting = ahead.submit(make, steps.start) if len(steps) else None
+            waiting = begin(steps.start) if len(steps) else None
             for step in steps:
                 assert waiting is not None
                 batch = waiting.result()
                 # Before the yield, at which this stands still while the network works.
-                waiting = ahead.submit(make, step + 1) if step + 1 in steps else None
+                waiting = begin(step + 1) if step + 1 in steps else None
                 yield batch
 
     @cached_property
