@@ -307,6 +307,17 @@ def test_what_no_run_could_be_is_not_planned(
     assert words in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_plan_says_that_steps_on_smaller_views_take_less(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = ["plan", *SMALL, "--images-count", "5000", "--image-side", "32", "--on", "cpu"]
+    words = "The first 75% of them are on views of 24 pixels and take less time"
+    for recipe in ("simclr", "simclr_fast"):
+        assert main([*given, "--recipe", recipe]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert (words in said) == (recipe == "simclr_fast")
+
+
 def test_windows_are_images_of_a_bank(capsys: pytest.CaptureFixture[str]) -> None:
     given = ["plan", "--recipe", "memory_bank", "--images-count", "20", "--image-side", "480"]
     assert main([*given, "--measure"]) == 0

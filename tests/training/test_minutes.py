@@ -183,6 +183,32 @@ def test_the_steps_are_planned_anew_when_the_pace_changes(later: float, ends: in
     assert step == pytest.approx(400 + (ends - 400) / later, rel=0.05)
 
 
+def test_a_run_of_minutes_that_begins_on_smaller_views_takes_its_minutes(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Half of the steps take half as long as the others, and the mean of all is a second.
+    clock, sides, original = Clock(), list[int](), ViewBatches.at
+
+    def at(self: ViewBatches, step: int) -> Batch:
+        sides.append(self.config.side_pixels)
+        clock.seconds += 4 / 3 if sides[-1] == 16 else 2 / 3
+        return original(self, step)
+
+    monkeypatch.setattr(ViewBatches, "at", at)
+    _measure_as(
+        monkeypatch, lambda config: Speed(1 / config.training.batch_size, 0, early_cost=0.5)
+    )
+    begun = clock.seconds
+    early = {"views.early_side": 0.5, "views.early_share": 0.5}
+    notes = run(images, tmp_path / "run", clock, **early)
+    assert clock.seconds - begun == pytest.approx(20, abs=4 / 3)
+    assert sides == [8] * 10 + [16] * (len(sides) - 10)
+    assert len(sides) in (19, 20, 21)
+    assert any("on 16 pixels (8 at first), batch 16" in said for said in notes.said)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert lines[-1]["learning_rate"] < 0.02 * max(line["learning_rate"] for line in lines)
+
+
 @pytest.mark.parametrize("cost", [0.4, 0.6])
 @pytest.mark.parametrize("pace", [1.0, 1.3])
 def test_steps_that_are_faster_at_first_are_planned_so(cost: float, pace: float) -> None:

@@ -237,6 +237,11 @@ class ViewsConfig:
             return self.side_pixels
         return min(self.side_pixels, max(8, 8 * round(self.early_side * self.side_pixels / 8)))
 
+    @property
+    def has_early_part(self) -> bool:
+        """Whether the first part of a run sees smaller views."""
+        return self.early_side_pixels < self.side_pixels and self.early_share > 0
+
     def side_at(self, step: int, *, total_steps: int) -> int:
         """Height and width of the full-sized views of a step, counted from 0."""
         early = step < self.early_share * total_steps
@@ -246,7 +251,7 @@ class ViewsConfig:
     def smaller_sides(self) -> dict[str, int]:
         """Sides that an encoder has to take besides ``side_pixels``, by the setting of each."""
         sides = {"views.small_side_pixels": self.small_side} if self.small_views else {}
-        if self.early_side_pixels < self.side_pixels:
+        if self.has_early_part:
             sides["views.early_side"] = self.early_side_pixels
         return sides
 

@@ -74,7 +74,7 @@ def _head(plan: Plan) -> str:
     how = "measured here" if plan.measured else f"by the rates of {machine.name!r}"
     rate = run.config.training.batch_size / plan.step_seconds
     views, faster = run.config.views, ""
-    if views.early_side_pixels < views.side_pixels:
+    if views.has_early_part:
         faster = (
             f" The first {views.early_share:.0%} of them are on views of {views.early_side_pixels} "
             "pixels and take less time than is planned here."

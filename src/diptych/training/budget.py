@@ -347,8 +347,7 @@ def measure_speed(
     features = encoded().shape[1]
     views = config.views
     full = _seconds_of(partial(step, batches))
-    has_early = views.early_side_pixels < views.side_pixels
-    early = _seconds_of(partial(step, batches.early)) if has_early else full
+    early = _seconds_of(partial(step, batches.early)) if views.has_early_part else full
     measured = (full, early, _seconds_of(encoded), _slowdown())
     full, early, encode_seconds, slowdown = (
         one / 1e9 for one in largest_over_processes(*(int(1e9 * one) for one in measured))

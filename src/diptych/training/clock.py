@@ -121,7 +121,8 @@ def plan_in_words(config: RunConfig, budget: TimeBudget, order: Order, total_ste
     training, epochs = config.training, total_steps / order.steps_per_epoch
     minutes, threads = budget.seconds / 60, training.threads or 1
     where = f"{threads} thread{'s' * (threads > 1)}" if training.device == "cpu" else "the GPU"
-    few = ""
+    few, views = "", config.views
+    first = f" ({views.early_side_pixels} at first)" if views.has_early_part else ""
     if config.encoder.weights is None and total_steps < _FEW_STEPS:
         few = (
             f" These are {total_steps:,} steps, too few to learn much: give more minutes or fewer "
@@ -129,7 +130,7 @@ def plan_in_words(config: RunConfig, budget: TimeBudget, order: Order, total_ste
         )
     return (
         f"{minutes:g} minute{'s' * (minutes != 1)} on {where}: "
-        f"{config.encoder.name} on {config.views.side_pixels} pixels, batch {training.batch_size}, "
+        f"{config.encoder.name} on {views.side_pixels} pixels{first}, batch {training.batch_size}, "
         f"about {_count(epochs)} epochs of {order.image_count:,} images, ending at about "
         f"{budget.ends_at():%H:%M}.{few}"
     )

@@ -113,9 +113,12 @@ def test_it_says_nothing_where_nothing_happens(
 
 @pytest.mark.parametrize("policy", [*PRESETS, "crop(interpolation=bicubic) + noise"])
 def test_the_toml_reads_back_as_the_same_views(policy: str) -> None:
-    config = ViewsConfig(side_pixels=64, policy=policy, strength=0.5, small_views=2)
+    config = ViewsConfig(
+        *(64, policy), strength=0.5, small_views=2, early_side=0.5, early_share=0.3
+    )
     again = ViewsConfig(**tomllib.loads(policy_as_toml(config))["views"])
     assert again.branches == config.branches
+    assert (again.early_side_pixels, again.early_share) == (32, 0.3)
     assert again.small_branch == config.small_branch
     assert branches_in_words(again, 3) == branches_in_words(config, 3)
 

@@ -102,7 +102,7 @@ def policy_as_toml(config: ViewsConfig) -> str:
             f"small_side_pixels = {config.small_side}",
             f'small_policy = "{as_text(config.small_branch)}"',
         ]
-    if config.early_side_pixels < config.side_pixels:
+    if config.has_early_part:
         lines += [
             f"early_side = {config.early_side!r}",
             f"early_share = {config.early_share!r}",
