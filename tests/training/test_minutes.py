@@ -199,7 +199,7 @@ def test_a_run_of_minutes_that_begins_on_smaller_views_takes_its_minutes(
         monkeypatch, lambda config: Speed(1 / config.training.batch_size, 0, early_cost=0.5)
     )
     begun = clock.seconds
-    early = {"views.early_side": 0.5, "views.early_share": 0.5}
+    early: dict[str, Any] = {"views.early_side": 0.5, "views.early_share": 0.5}
     notes = run(images, tmp_path / "run", clock, **early)
     assert clock.seconds - begun == pytest.approx(20, abs=4 / 3)
     assert sides == [8] * 10 + [16] * (len(sides) - 10)
