@@ -11,7 +11,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from diptych.config.consistency import require_consistent
+from diptych.config.data import ViewsConfig
 from diptych.config.files import nest
+from diptych.config.method import DistillationConfig
+from diptych.config.run import RunConfig
 from diptych.errors import ConfigError, RunFolderError
 from diptych.evaluation.protocols import evaluate
 from diptych.images.collection import balanced_share, spread_indices
@@ -122,6 +126,15 @@ def test_the_speed_of_a_student_is_measured_whatever_classes_a_sample_has(
     collection = open_images(config.images, executor)
     assert collection.train.classes == ("0", "1", "2")
     assert measure_speed(config, collection, executor, NOTHING_OWN).image_seconds > 0
+
+
+@pytest.mark.parametrize(
+    "views", [ViewsConfig(small_views=1), ViewsConfig(side_pixels=32, early_side=0.5)]
+)
+def test_a_student_sees_views_of_one_size(views: ViewsConfig) -> None:
+    config = RunConfig(views=views, distillation=DistillationConfig(teacher="runs/teacher"))
+    with pytest.raises(ConfigError, match="distillation takes views of one size"):
+        require_consistent(config)
 
 
 def test_a_student_needs_its_teachers_views_and_labels(

@@ -311,7 +311,7 @@ def test_a_plan_says_that_steps_on_smaller_views_take_less(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = ["plan", *SMALL, "--images-count", "5000", "--image-side", "32", "--on", "cpu"]
-    words = "The first 75% of them are on views of 24 pixels and take less time"
+    words = "The first 75% of the steps are on views of 24 pixels and take less time"
     for recipe in ("simclr", "simclr_fast"):
         assert main([*given, "--recipe", recipe]) == 0
         said = " ".join(capsys.readouterr().out.split())

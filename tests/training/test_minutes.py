@@ -522,6 +522,38 @@ def test_measuring_takes_real_steps_and_leaves_no_trace(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_step_is_measured_on_the_views_of_both_parts_of_a_run(
+    images: Path, executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diptych.images.open import open_images
+    from diptych.resolve import resolve
+
+    sides, original = list[int](), ViewBatches.at
+
+    def at(self: ViewBatches, step: int) -> Batch:
+        sides.append(self.config.side_pixels)
+        return original(self, step)
+
+    def by_side(work: Callable[[], object]) -> float:
+        before = len(sides)
+        work()
+        return float(sides[-1]) if len(sides) > before else 1.0
+
+    monkeypatch.setattr(ViewBatches, "at", at)
+    monkeypatch.setattr(budget_module, "_seconds_of", by_side)
+    settings = {"images.path": str(images), "images.cache": "none", **TINY}
+    settings |= {"views.early_side": 0.5, "views.early_share": 0.25}
+    config, _ = resolve(
+        overrides_of(nest(settings), None), image_count=64, median_side_pixels=32, channels=3
+    )
+    collection = open_images(config.images, executor)
+    speed = budget_module.measure_speed(config, collection, executor, NOTHING_OWN)
+    assert sides == [16, 8]
+    assert speed.early_cost == 0.5
+    batch = config.training.batch_size
+    assert speed.image_seconds == pytest.approx((0.25 * 8 + 0.75 * 16) / batch)
+
+
 def test_evaluation_leaves_time_to_train_whatever_the_number_of_images() -> None:
     def reserved(count: int, minutes: float | None, features: int = 512) -> float:
         images = photographs(count, 32).train

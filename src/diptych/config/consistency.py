@@ -82,7 +82,7 @@ def _require_consistent_distillation(config: RunConfig) -> None:
     )
     require(
         config.views.early_side == 1.0,
-        "distillation takes views of one size: leave out views.early_side",
+        "distillation takes views of one size: set views.early_side = 1, or take the recipe simclr",
         config.views.early_side,
     )
 

@@ -221,10 +221,9 @@ def simclr(scale: Scale) -> RunConfig:
 def simclr_fast(scale: Scale) -> RunConfig:
     """SimCLR for short runs: smaller views for three quarters of the steps, and a linear head.
 
-    Steps on three quarters of the side take two thirds of the time or less, and the last quarter
-    learns at the side that the encoder is used at (progressive resizing). A linear head is learned
-    sooner than an MLP; in long runs the MLP is better (section 4.2). docs/experiments.md has the
-    trials.
+    Steps on three quarters of the side take about two thirds of the time, and the last quarter
+    learns at the side that the encoder is used at (progressive resizing). In the paper's long runs
+    an MLP is better (section 4.2). docs/decisions/0036-short-runs.md has the trials.
     """
     config = simclr(scale)
     views = replace(config.views, early_side=0.75, early_share=0.75)

@@ -76,8 +76,8 @@ def _head(plan: Plan) -> str:
     views, faster = run.config.views, ""
     if views.has_early_part:
         faster = (
-            f" The first {views.early_share:.0%} of them are on views of {views.early_side_pixels} "
-            "pixels and take less time than is planned here."
+            f" The first {views.early_share:.0%} of the steps are on views of "
+            f"{views.early_side_pixels} pixels and take less time than is planned here."
         )
     return (
         f"{run.config.recipe}, {run.config.encoder.name} ({plan.weights:,} weights) on views of "
