@@ -319,7 +319,7 @@ def recipe_config(recipe: str, scale: str) -> RunConfig:
         raise ConfigError(f"there is no scale {scale!r}; wanted one of {', '.join(SCALES)}.")
     if scale == "cifar10" and recipe not in HAVE_CIFAR10:
         raise ConfigError(
-            f"{recipe} has no scale cifar10, as its paper gives no settings for it; wanted "
+            f"{recipe} has no scale cifar10, as no paper gives settings for it; wanted "
             f"{', '.join(one for one in SCALES if one != scale)}."
         )
     return RECIPES[recipe](scale)
