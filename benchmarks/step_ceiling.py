@@ -7,10 +7,11 @@ eager, channels last. For SimCLR that is the encoder and head over both views; f
 network forward and backward and the key network forward. The two alternate in one process: the
 loop reports every few steps, and there the same number of bare steps is timed. The figure is the
 median over these blocks of bare time over whole time, that is, views per second of the step over
-those of the network.
+those of the network. Each is measured as runs are by default, and with `training.compile`, for
+which a C++ compiler has to be there; the bare network is eager in both.
 
-    python benchmarks/step_ceiling.py            # about eight minutes on two cores
-    python benchmarks/step_ceiling.py --quick    # under two minutes
+    python benchmarks/step_ceiling.py            # about twenty minutes on two cores
+    python benchmarks/step_ceiling.py --quick    # about five
 """
 
 import statistics
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from diptych.runtime.devices import shorten_spinning, use_threads
+from diptych.runtime.devices import require_compiler, shorten_spinning, use_threads
 
 shorten_spinning()  # as the command line does, before torch is imported
 
@@ -33,6 +34,7 @@ from measuring import Figure, parse_arguments, publish
 from diptych.config.model import EncoderConfig
 from diptych.config.run import RunConfig
 from diptych.methods.contrastive import build_contrastive
+from diptych.errors import ConfigError
 from diptych.images.collection import Collection
 from diptych.images.open import from_array
 from diptych.config.recipes import recipe_config
@@ -94,7 +96,7 @@ class Interleave(Silent):
         self.begun = time.perf_counter()
 
 
-def measure(recipe: str, encoder: str, blocks: int) -> float:
+def measure(recipe: str, encoder: str, blocks: int, *, compiled: bool) -> float:
     """The median ratio for one recipe with one encoder at 32 pixels."""
     steps, config = BLOCK_STEPS[encoder], recipe_config(recipe, "tiny")
     batch = BATCHES[encoder]
@@ -102,7 +104,13 @@ def measure(recipe: str, encoder: str, blocks: int) -> float:
     config = replace(
         config,
         encoder=ENCODERS[encoder],
-        training=replace(config.training, epochs=1, batch_size=batch, threads=use_threads(None)),
+        training=replace(
+            config.training,
+            epochs=1,
+            batch_size=batch,
+            threads=use_threads(None),
+            compile=compiled,
+        ),
         checkpoint=replace(config.checkpoint, every_seconds=1e9),
         probe=replace(config.probe, log_every_steps=steps, images=16),
     )
@@ -120,14 +128,27 @@ def measure(recipe: str, encoder: str, blocks: int) -> float:
     return statistics.median(watcher.ratios)
 
 
+def has_compiler() -> bool:
+    """Whether `training.compile` can be measured here."""
+    try:
+        require_compiler(torch.device("cpu"))
+    except ConfigError as error:
+        print(error)
+        return False
+    return True
+
+
 def main() -> None:
     arguments = parse_arguments(__doc__)
     blocks = BLOCKS_QUICK if arguments.quick else BLOCKS
-    figures = [
-        Figure(f"{recipe}, {encoder}", measure(recipe, encoder, blocks[encoder]), GOAL)
-        for encoder in ENCODERS
-        for recipe in ("simclr", "moco_v2")
-    ]
+    figures = []
+    for encoder in ENCODERS:
+        for recipe in ("simclr", "moco_v2"):
+            for compiled in (False, True) if has_compiler() else (False,):
+                name = f"{recipe}, {encoder}{', compiled' * compiled}"
+                value = measure(recipe, encoder, blocks[encoder], compiled=compiled)
+                print(f"{name}: {value:.3f}", flush=True)
+                figures.append(Figure(name, value, GOAL))
     title = "Views per second of a whole training step over those of the bare network"
     publish(figures, title, arguments.json)
 

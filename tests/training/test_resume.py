@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
-from diptych.errors import ImagesError, Interrupted, RunFolderError, TrainingError
+from diptych.errors import ConfigError, ImagesError, Interrupted, RunFolderError, TrainingError
 from diptych.logging.metrics import read_metrics
 from diptych.pretraining import pretrain
 
@@ -158,6 +159,41 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     )
     assert_same_bits(unbroken, broken)
     assert losses(unbroken) == losses(broken)
+
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX") or "g++") is None, reason="no C++ compiler is there"
+)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_compiled_run_is_near_a_plain_one_and_resumes_bit_for_bit(
+    images: Path, tmp_path: Path
+) -> None:
+    few = {"encoder.stage_blocks": (1,), "views.small_views": 0, "optimizer.learning_rate": 0.01}
+    compiled = {**SIMCLR, **few, "training.compile": True}
+    plain = run(images, tmp_path / "plain", **{**compiled, "training.compile": False})
+    unbroken = run(images, tmp_path / "unbroken", **compiled)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Interrupted):
+            run(images, tmp_path / "broken", **compiled)
+    broken = run(images, tmp_path / "broken", resume=True, **compiled)
+    assert_same_bits(unbroken, broken)
+    assert losses(unbroken) == losses(broken)
+    ours, theirs = (load_file(one / "encoder.safetensors") for one in (unbroken, plain))
+    assert any(not torch.equal(value, theirs[name]) for name, value in ours.items())
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-4)
+
+
+def test_compiling_without_a_compiler_says_what_to_install(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match="no-such-compiler is not there"):
+        run(images, tmp_path / "run", **{"training.compile": True})
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ calls ``shorten_spinning``, which must come before the first import of torch.
 import ctypes
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -229,6 +230,21 @@ def _require_device(wanted: str, setting: str) -> None:
         f"{setting} = {wanted!r}, but {why}. Use --{setting.removeprefix('--')} auto, which takes "
         "what there is, or cpu."
     )
+
+
+def require_compiler(device: "torch.device") -> None:
+    """Of ``training.compile``, which writes C++ for a CPU.
+
+    Raises:
+        ConfigError: the device is a CPU, and no compiler for it is there.
+    """
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")  # torch takes the same
+    wanted = os.environ.get("CXX") or usual
+    if device.type == "cpu" and shutil.which(wanted) is None:
+        raise ConfigError(
+            f"training.compile needs a C++ compiler on a CPU, and {wanted} is not there. Install "
+            "it, name another one by the variable CXX, or leave out training.compile."
+        )
 
 
 _TRIM_THRESHOLD: Final = -1  # numbers from malloc.h
