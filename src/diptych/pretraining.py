@@ -54,7 +54,6 @@ from diptych.runtime.world import World, advice_on_restarts, stop_with_launcher
 from diptych.training.budget import (
     Speed,
     choose_for_minutes,
-    length_in_words,
     measure_speed,
     reserve_seconds,
 )
@@ -297,10 +296,10 @@ def _pretrain_together(
             if config.training.minutes is not None:
                 speed = speed or measure_speed(config, collection, executor, own)
                 budget = clock.budget(config, speed, collection)
-            elif earlier is None and not _is_length_asked(layers):
-                speed = measure_speed(config, collection, executor, own)
-                watcher.say(length_in_words(config, speed, collection))
-            state = train(config, collection, folder, executor, watcher, health, own, budget)
+            state = train(
+                *(config, collection, folder, executor, watcher, health, own, budget),
+                says_length=budget is None and earlier is None and not _is_length_asked(layers),
+            )
         except ConfigError:
             if earlier is None and here.is_first:
                 remove_failed_start(folder, checkpoint_location(config.checkpoint, folder))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from diptych.pretraining import run_pretraining
 from diptych.resolve import overrides_of
 from diptych.training import budget as budget_module
 from diptych.training.budget import Speed, choose_for_minutes, evaluation_limits
-from diptych.training.clock import TimeBudget
+from diptych.training.clock import TimeBudget, length_in_words
 from diptych.views.batches import Batch, ViewBatches
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
@@ -645,3 +646,56 @@ def test_a_measurement_of_health_is_not_the_pace_of_steps() -> None:
         clock.seconds += 300.0
     clock.seconds += 60.0  # for 60 steps
     assert budget.planned_after(60) == 60 + (900 - 360 - 300)  # the last step has another
+
+
+class EndOfTest(Exception):
+    """Ends a long run once it has said how long it is."""
+
+
+class Listener(Notes):
+    def say(self, sentence: str) -> None:
+        super().say(sentence)
+        if "which take about" in sentence:
+            raise EndOfTest
+
+
+@pytest.mark.parametrize(("side", "minutes"), [(1.0, 33), (0.5, 58)])
+def test_how_long_a_run_is_that_nobody_gave_a_length_is_told_by_its_first_steps(
+    side: float,
+    minutes: int,
+    images: Path,
+    tmp_path: Path,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("diptych.training.loop.time", SimpleNamespace(monotonic=clock))
+    settings = {"images.path": str(images), **TINY, "views.early_side": side}
+    notes = Listener()
+    with pytest.raises(EndOfTest):
+        run_pretraining(
+            nest(settings), out=tmp_path / "run", config_file=None, resume=False, watcher=notes
+        )
+    # A second a step, of which a quarter are on 16 pixels and cost four times as much as on 8.
+    assert notes.said[-1] == (
+        f"500 epochs are 2,000 steps, which take about {minutes} minutes; --epochs or --minutes "
+        "asks for another length."
+    )
+    assert clock.seconds == 1004.0
+
+
+def test_of_a_run_with_a_length_that_was_asked_for_nothing_is_told(
+    images: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diptych.training.loop.time", SimpleNamespace(monotonic=clock))
+    settings = {"images.path": str(images), **TINY, "training.epochs": 2}
+    run_pretraining(
+        nest(settings), out=tmp_path / "run", config_file=None, resume=False, watcher=Listener()
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "seconds", "words"),
+    [(100, 0.5, "about 50 seconds"), (100, 1.2, "about 2 minutes"), (30_000, 7.0, "3,500 minutes")],
+)
+def test_short_lengths_are_in_seconds(steps: int, seconds: float, words: str) -> None:
+    assert words in length_in_words(RunConfig(), steps, seconds)

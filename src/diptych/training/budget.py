@@ -358,18 +358,6 @@ def measure_speed(
     )
 
 
-def length_in_words(config: RunConfig, speed: Speed, collection: Collection) -> str:
-    """How long a run of so many epochs takes, roughly, in one sentence."""
-    training, count = config.training, len(collection.train) * config.images.windows**2
-    steps = training.epochs * (count // training.batch_size)
-    minutes = steps * training.batch_size * speed.image_seconds / 60
-    about = f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds"
-    return (
-        f"{training.epochs:,} epochs are {steps:,} steps, which take about {about}; --epochs or "
-        "--minutes asks for another length."
-    )
-
-
 def _seconds_of(work: Callable[[], object]) -> float:
     """The mean of some calls, the first of which does not count."""
     work()

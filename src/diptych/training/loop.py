@@ -46,7 +46,7 @@ from diptych.runtime.devices import choose_device, keep_freed_memory, views_devi
 from diptych.runtime.distributed import largest_over_processes, process_count, process_rank
 from diptych.runtime.rendezvous import name_missing, run_on_first, wait_for_all
 from diptych.runtime.stopwatch import Stopwatch, watch
-from diptych.training.clock import TimeBudget, plan_in_words, taken_in_words
+from diptych.training.clock import TimeBudget, length_in_words, plan_in_words, taken_in_words
 from diptych.training.setup import (
     build_state,
     frozen_parts,
@@ -63,6 +63,7 @@ from diptych.training.step import require_synchronized, train_step
 from diptych.views.batches import Batch, Order, ViewBatches, learned_images
 
 _NO_END: Final = 2**40  # steps
+_PACE_SECONDS: Final = 2.0  # after which it is said how long the run takes
 
 
 class Health(Protocol):
@@ -93,6 +94,8 @@ def train(
     health: Health,
     own: OwnParts = NOTHING_OWN,
     budget: TimeBudget | None = None,
+    *,
+    says_length: bool = False,
 ) -> RunState:
     """Trains until the last epoch ends, or the time, from the newest good checkpoint if any.
 
@@ -107,6 +110,8 @@ def train(
         health: measures the encoder now and then.
         own: parts of the method that are given in the place of those that the config names.
         budget: of ``training.minutes``; None where epochs say how long the run is.
+        says_length: whether to say how long that is, as soon as a few steps tell: where nobody
+            asked for it.
 
     Returns:
         The state at the end, which is also the newest checkpoint.
@@ -148,7 +153,10 @@ def train(
     )
     # After restore: a checkpoint may be of a time when they were no longer frozen.
     frozen = frozen_parts(state.method, config.encoder)
-    run = _Run(config, folder, batches, health, state, watcher, place, fingerprint, frozen, budget)
+    run = _Run(
+        *(config, folder, batches, health, state, watcher, place, fingerprint, frozen, budget),
+        says_length=says_length,
+    )
     run.plan()
     if health.words:
         watcher.say(health.words)
@@ -195,6 +203,9 @@ class _Run:
     fingerprint: str
     frozen: FrozenParts | None
     budget: TimeBudget | None = None
+    says_length: bool = False
+    # The step from which the length is told, and when it ended.
+    paced_from: tuple[int, float] | None = None
     # Losses by step, not yet read: reading one waits for the device.
     unchecked: list[tuple[int, Tensor]] = field(default_factory=list)
     symptoms: set[str] = field(default_factory=set)
@@ -252,6 +263,8 @@ class _Run:
             now = time.monotonic()
             state.seconds = earlier + now - begun
             last = state.step >= self.total_steps
+            if self.says_length:
+                self._say_length(now)
             if self._is_due(self.config.probe.log_every_steps) or last or self._health_is_due():
                 self._check_losses()
                 steps = state.step - line_step
@@ -289,6 +302,17 @@ class _Run:
                     stop,
                 )
             step_ended()
+
+    def _say_length(self, now: float) -> None:
+        """Once, by steps after the second: the first is slow, and measured before the next one."""
+        step = self.state.step
+        if self.paced_from is None and step > 1:
+            self.paced_from = (step, now)
+        elif self.paced_from is not None and now - self.paced_from[1] >= _PACE_SECONDS:
+            begun, then = self.paced_from
+            seconds = (now - then) / (step - begun)
+            self.watcher.say(length_in_words(self.config, self.total_steps, seconds))
+            self.says_length = False
 
     def _batches(self) -> Iterator[Batch]:
         device = next(self.state.method.parameters()).device
