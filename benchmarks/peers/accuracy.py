@@ -152,7 +152,8 @@ def after_minutes(settings: Settings) -> Iterator[Row]:
             one.title: [last_of(settings, one, minutes, seed) for seed in range(settings.seeds)]
             for one in some
         }
-        case = f"small_resnet, {minutes:g} minutes, {settings.seeds} seeds"
+        seeds = f"{settings.seeds} seed{'s' * (settings.seeds != 1)}"
+        case = f"small_resnet, {minutes:g} minutes, {seeds}"
         knn = {name: [one.knn for one in last] for name, last in ends.items()}
         linear = {name: [one.linear or 0.0 for one in last] for name, last in ends.items()}
         epochs = {one.title: one.lasting(60 * minutes, 0).epochs for one in some}

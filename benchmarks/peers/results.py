@@ -1,6 +1,7 @@
 """What a figure found: rows of a table, as JSON and as Markdown."""
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -159,7 +160,7 @@ def _table(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         values = [_number(row.peers[name]) if name in row.peers else "-" for name in names]
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        ratio = "" if row.ratio is None or math.isinf(row.ratio) else f"{row.ratio:.2f}"
         cells = (f"{row.figure}, {row.case}", row.unit, _number(row.ours), *values, ratio)
         lines.append("| " + " | ".join((*cells, _goal(row))) + " |")
     return "\n".join(lines) + "\n"
@@ -172,4 +173,6 @@ def _goal(row: Row) -> str:
 
 
 def _number(value: float) -> str:
+    if math.isinf(value):
+        return "not reached"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

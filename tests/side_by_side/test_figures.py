@@ -47,6 +47,14 @@ def test_every_figure_has_a_table_of_its_own() -> None:
     assert "kornia" not in second
 
 
+def test_what_was_not_reached_is_said_in_words_and_misses_its_goal() -> None:
+    never = float("inf")
+    row = Row("time", "to 60%", "min", never, {"lightly": 2.0}, never, 0.5, "at most")
+    assert markdown([row]).splitlines()[2] == (
+        "| time, to 60% | min | not reached | 2 |  | at most 0.5, missed |"
+    )
+
+
 def test_ours_alone_has_no_ratio_and_no_goal(tmp_path: Path) -> None:
     row = compared("peak memory", "a case", "MB", {OURS: [3.0, 1.0, 2.0]}, 0.7, "at most")
 
