@@ -13,22 +13,22 @@ from diptych.config.consistency import require_consistent
 from diptych.config.files import flatten, nest, overlay, read_config_file
 from diptych.config.method import SIAMESE
 from diptych.config.model import EncoderConfig
-from diptych.config.recipes import (
+from diptych.config.recipes import recipe_config
+from diptych.config.run import OWN, RunConfig
+from diptych.config.scales import following
+from diptych.config.suited import (
     choose_scale,
     fitted_batch,
     fitted_queue,
     fitting_stem,
     health_interval,
     learning_on,
-    recipe_config,
     suited_batch,
     suited_epochs,
     suited_pool,
     suited_side,
     suited_windows,
 )
-from diptych.config.run import OWN, RunConfig
-from diptych.config.scales import following
 from diptych.errors import ConfigError
 from diptych.images.open import from_any_folder
 from diptych.images.sources.known_sets import PHOTOGRAPHS_NAME

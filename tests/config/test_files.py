@@ -30,8 +30,9 @@ from diptych.config.files import (
 )
 from diptych.config.model import EncoderConfig
 from diptych.config.policies import branches
-from diptych.config.recipes import RECIPES, choose_scale, fitted_batch, recipe_config
+from diptych.config.recipes import RECIPES, recipe_config
 from diptych.config.run import RunConfig
+from diptych.config.suited import choose_scale, fitted_batch
 from diptych.errors import ConfigError
 from diptych.methods.losses import require_fitting_loss
 

@@ -10,16 +10,10 @@ from diptych.config.data import ViewsConfig
 from diptych.config.files import overlay, parse_toml, to_toml
 from diptych.config.method import KeyEncoderConfig
 from diptych.config.policies import Crop, as_text, branches
-from diptych.config.recipes import (
-    HAVE_CIFAR10,
-    RECIPES,
-    fitted_batch,
-    learning_on,
-    recipe_config,
-    suited_side,
-)
+from diptych.config.recipes import HAVE_CIFAR10, RECIPES, recipe_config
 from diptych.config.run import OptimizerConfig, RunConfig
 from diptych.config.scales import SCALES
+from diptych.config.suited import fitted_batch, learning_on, suited_side
 from diptych.errors import ConfigError
 from diptych.logging.metrics import task_accuracy
 from diptych.methods.build import METHODS, build_with_keys

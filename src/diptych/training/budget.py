@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from diptych.config.files import nest
-from diptych.config.recipes import (
+from diptych.config.run import OWN, RunConfig
+from diptych.config.suited import (
     PHOTOGRAPH_SIDE_PIXELS,
     SMALL_BATCH,
     health_interval,
     whole_patches,
 )
-from diptych.config.run import OWN, RunConfig
 from diptych.errors import ConfigError
 from diptych.evaluation.features import encode
 from diptych.evaluation.linear import FEW
