@@ -311,6 +311,24 @@ def test_a_run_that_fails_is_a_result_that_says_so(
     text = (plan.out / "index.md").read_text()
     assert "the loss is nan" in text
     assert "1 of 2 runs are done" in text
+    assert "- Seed 0." in text
+
+
+def test_a_page_says_how_many_runs_there_are_where_cells_have_other_numbers_of_seeds(
+    finished: StudyRun, tmp_path: Path
+) -> None:
+    plan = planned(Path(finished.data), tmp_path / "out", seeds=2)
+    for cell in ("still/seed-0", "still/seed-1", "crop/seed-0"):
+        run_cells(plan, cell=cell)
+    write_study(plan)
+    text = (plan.out / "index.md").read_text()
+    assert "3 of 4 runs are done." in text
+    assert (
+        "- Seeds 0 to 1; 3 of 4 runs, as many seeds of each cell as the table below says." in text
+    )
+    run_cells(plan)
+    write_study(plan)
+    assert "- Seeds 0 to 1; 4 runs." in (plan.out / "index.md").read_text()
 
 
 def test_wrong_numbers_and_cells_are_refused(finished: StudyRun) -> None:

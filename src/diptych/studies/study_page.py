@@ -207,7 +207,10 @@ def _value(results: StudyResults, cell: str, measure: str) -> str:
 def _setting(run: StudyRun, results: StudyResults, cell_runs: Sequence[CellRun]) -> list[str]:
     """Data, network, length, seeds and how intervals are made."""
     protocol: dict[str, Any] = next((dict(r.protocol) for r in results.all if r.protocol), {})
-    found = [f"Seeds 0 to {run.seeds - 1}; {len(cell_runs)} runs." if run.seeds > 1 else "Seed 0."]
+    runs = f"{len(cell_runs)} runs"
+    if len(results.all) < len(cell_runs):
+        runs = f"{len(results.all)} of {runs}, as many seeds of each cell as the table below says"
+    found = [f"Seeds 0 to {run.seeds - 1}; {runs}." if run.seeds > 1 else "Seed 0."]
     if protocol:
         found.append(
             f"The frozen encoder is measured by {protocol['knn_neighbours']} nearest neighbours "
