@@ -45,6 +45,12 @@ install_import_hook(
     "beartype.beartype",
 )
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first: at the end one of them would be waited for by the other workers."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 # A shell ignores SIGINT for what it starts in the background, and nohup SIGHUP; all that these
 # tests start would inherit that, and could not be interrupted.
 for _number, _handler in (
