@@ -142,10 +142,10 @@ def has_compiler() -> bool:
 def main() -> None:
     arguments = parse_arguments(__doc__)
     blocks = BLOCKS_QUICK if arguments.quick else BLOCKS
-    figures = []
+    figures, kinds = [], (False, True) if has_compiler() else (False,)
     for encoder in ENCODERS:
         for recipe in ("simclr", "moco_v2"):
-            for compiled in (False, True) if has_compiler() else (False,):
+            for compiled in kinds:
                 name = f"{recipe}, {encoder}{', compiled' * compiled}"
                 value = measure(recipe, encoder, blocks[encoder], compiled=compiled)
                 print(f"{name}: {value:.3f}", flush=True)

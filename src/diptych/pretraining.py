@@ -18,7 +18,7 @@ from diptych.checkpoints.state import RunState
 from diptych.checkpoints.stores import checkpoint_location
 from diptych.config.consistency import require_equal_parts
 from diptych.config.files import SHORT_NAMES, load_run_config, nest
-from diptych.config.run import OWN, RunConfig
+from diptych.config.run import OWN, RunConfig, TrainingConfig
 from diptych.diagnostics.health import build_health
 from diptych.diagnostics.keep_encoder import keep_encoder
 from diptych.errors import ConfigError, saving
@@ -42,7 +42,7 @@ from diptych.models.weights import save_head
 from diptych.resolve import Overrides, is_asked, overrides_of
 from diptych.runs.folder import RunFolder
 from diptych.runtime.console import safe_stream
-from diptych.runtime.devices import choose_device, divided, use_threads
+from diptych.runtime.devices import choose_device, divided, require_compiler, use_threads
 from diptych.runtime.rendezvous import (
     describe_process,
     process_group,
@@ -170,7 +170,7 @@ def run_pretraining(
     # Before the processes meet, as device and time-out of their meeting are settings.
     asked = requested_config(earlier, layers, own)
     training = asked.training
-    choose_device(training.device)  # before any work is done
+    _require_device(training)  # before any work is done
     require_tracker(asked.probe)
     with process_group(
         device=training.device, timeout_seconds=training.process_timeout_seconds
@@ -221,12 +221,18 @@ def check_before_start(
     located = json.loads(find_run_folder(out, True, layers))
     earlier = load_run_config(RunFolder(out).config) if located["begun"] else None
     asked = requested_config(earlier, layers)
-    choose_device(asked.training.device)
+    _require_device(asked.training)
     require_there(asked.images)
     require_tracker(asked.probe)
     chosen = any("batch_size" in given.get("training", {}) for given, _ in layers)
     if processes is not None and (earlier is not None or chosen):
         require_equal_parts(asked.training.batch_size, processes)
+
+
+def _require_device(training: TrainingConfig) -> None:
+    device = choose_device(training.device)
+    if training.compile:
+        require_compiler(device)
 
 
 def _pretrain_together(

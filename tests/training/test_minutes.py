@@ -668,6 +668,10 @@ def test_how_long_a_run_is_that_nobody_gave_a_length_is_told_by_its_first_steps(
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def measured(config: RunConfig) -> Speed:
+        raise AssertionError("a start does not wait for steps that are only measured")
+
+    _measure_as(monkeypatch, measured)
     monkeypatch.setattr("diptych.training.loop.time", SimpleNamespace(monotonic=clock))
     settings = {"images.path": str(images), **TINY, "views.early_side": side}
     notes = Listener()
@@ -697,5 +701,7 @@ def test_of_a_run_with_a_length_that_was_asked_for_nothing_is_told(
     ("steps", "seconds", "words"),
     [(100, 0.5, "about 50 seconds"), (100, 1.2, "about 2 minutes"), (30_000, 7.0, "3,500 minutes")],
 )
-def test_short_lengths_are_in_seconds(steps: int, seconds: float, words: str) -> None:
+def test_short_lengths_are_in_seconds_and_long_ones_in_minutes(
+    steps: int, seconds: float, words: str
+) -> None:
     assert words in length_in_words(RunConfig(), steps, seconds)

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
 from diptych.errors import ConfigError, ImagesError, Interrupted, RunFolderError, TrainingError
 from diptych.logging.metrics import read_metrics
 from diptych.pretraining import pretrain
+from diptych.runtime.devices import require_compiler
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
@@ -188,12 +190,21 @@ def test_a_compiled_run_is_near_a_plain_one_and_resumes_bit_for_bit(
         torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-4)
 
 
-def test_compiling_without_a_compiler_says_what_to_install(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("command", ["no-such-compiler", "no-such-cache g++"])
+def test_compiling_without_a_compiler_is_refused_before_images_are_opened(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("CXX", command)
+    with pytest.raises(ConfigError, match=f"{re.escape(command)} is not there. Install"):
+        run(tmp_path / "no images", tmp_path / "run", **{"training.compile": True})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_compiler_may_be_a_command_of_several_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", f"{sys.executable} -m compiler")
+    require_compiler(torch.device("cpu"))
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ConfigError, match="no-such-compiler is not there"):
-        run(images, tmp_path / "run", **{"training.compile": True})
+    require_compiler(torch.device("cuda"))  # which needs none
 
 
 @pytest.mark.slow

@@ -239,8 +239,10 @@ def require_compiler(device: "torch.device") -> None:
         ConfigError: the device is a CPU, and no compiler for it is there.
     """
     usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")  # torch takes the same
-    wanted = os.environ.get("CXX") or usual
-    if device.type == "cpu" and shutil.which(wanted) is None:
+    wanted = os.environ.get("CXX", "").strip() or usual
+    # A command, as "ccache g++" is one; of Windows the path of a program, which may have spaces.
+    program = wanted if sys.platform == "win32" else wanted.split()[0]
+    if device.type == "cpu" and shutil.which(program) is None:
         raise ConfigError(
             f"training.compile needs a C++ compiler on a CPU, and {wanted} is not there. Install "
             "it, name another one by the variable CXX, or leave out training.compile."

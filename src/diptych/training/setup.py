@@ -30,7 +30,7 @@ from diptych.optimization.optimizers import build_optimizer
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import Identity, RunFolder, RunRecord, write_record
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors
-from diptych.runtime.devices import choose_device, require_compiler
+from diptych.runtime.devices import choose_device
 from diptych.training.begin_from import load_begin_from
 
 
@@ -69,7 +69,6 @@ def build_state(
             "use --training.precision fp32, or bf16, which many CPUs do."
         )
     if training.compile:
-        require_compiler(device)
         for network in method.networks:
             # In place: torch.compile(network) would wrap it and rename its weights in checkpoints.
             # Each side of views has code of its own, whichever a run or its resumption saw first.
