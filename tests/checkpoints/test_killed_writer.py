@@ -22,7 +22,7 @@ from diptych.checkpoints.state import RunState
 from diptych.config.run import CheckpointConfig
 from diptych.runs.folder import Identity
 
-KILLS = 16
+KILLS = 24
 
 RUN = Identity("0" * 32, "runs/test")
 

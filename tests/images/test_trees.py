@@ -94,9 +94,9 @@ def test_a_hundred_random_trees(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_thousand_random_trees(tmp_path: Path) -> None:
-    ends = check_many(range(100, 1100), tmp_path)
-    assert ends["opened"] > 400
+def test_five_thousand_random_trees(tmp_path: Path) -> None:
+    ends = check_many(range(100, 5100), tmp_path)
+    assert ends["opened"] > 2000
     assert {"a part or a class", "two for one purpose", "shards and images"} <= ends.keys()
 
 
