@@ -194,11 +194,15 @@ def _report(name: str, out: Path, watched: Watched) -> tuple[float, float]:
 
 
 def draw(curves: Mapping[str, Curve], file: Path) -> None:
-    """Time and memory over each size, both axes logarithmic, as SVG."""
+    """Time and memory over each size, both axes logarithmic, as SVG.
+
+    Each height is a decade at least, so that what hardly grows looks as if it did not.
+    """
     import matplotlib as mpl
 
     mpl.use("svg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, places = pyplot.subplots(2, len(curves), figsize=(3 * len(curves), 5), squeeze=False)
     for column, (name, curve) in enumerate(curves.items()):
@@ -206,7 +210,16 @@ def draw(curves: Mapping[str, Curve], file: Path) -> None:
         parts: Sequence[tuple[str, int]] = (("seconds", 0), ("MB", 1))
         for unit, row in parts:
             place = places[row][column]
-            place.loglog(sizes, [curve[size][row] for size in sizes], marker="o", color="black")
+            values = [curve[size][row] for size in sizes]
+            place.loglog(sizes, values, marker="o", color="black")
+            place.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=30)
+            middle = math.sqrt(min(values) * max(values))
+            spread = max(math.sqrt(10), 1.2 * max(values) / middle)
+            place.set_ylim(middle / spread, middle * spread)
+            place.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            place.yaxis.set_major_formatter("{x:g}")
+            for axis in (place.xaxis, place.yaxis):
+                axis.set_minor_formatter(NullFormatter())
             place.set_xlabel(name.partition(",")[0])
             place.set_ylabel(unit)
     figure.tight_layout()
