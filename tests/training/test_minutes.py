@@ -659,10 +659,29 @@ class Listener(Notes):
             raise EndOfTest
 
 
-@pytest.mark.parametrize(("side", "minutes"), [(1.0, 33), (0.5, 58)])
+FIRST = " at the pace of the first epoch, in which images are decoded"
+
+
+@pytest.mark.parametrize(
+    ("more", "told_at", "words"),
+    [
+        # Of the line at step 10 some steps are of the first epoch, of the next one none.
+        ({}, 20, "500 epochs are 2,000 steps, which take about 33 minutes"),
+        ({"images.cache": "none"}, 10, "500 epochs are 2,000 steps, which take about 33 minutes"),
+        # A second a step, of which a quarter are on 16 pixels and cost four times as much as on 8.
+        ({"views.early_side": 0.5}, 20, "500 epochs are 2,000 steps, which take about 58 minutes"),
+        # An epoch of 32 steps, in which half a minute passes.
+        (
+            {"training.batch_size": 2},
+            40,
+            f"63 epochs are 2,016 steps, which take about 34 minutes{FIRST}",
+        ),
+    ],
+)
 def test_how_long_a_run_is_that_nobody_gave_a_length_is_told_by_its_first_steps(
-    side: float,
-    minutes: int,
+    more: dict[str, Any],
+    told_at: int,
+    words: str,
     images: Path,
     tmp_path: Path,
     clock: Clock,
@@ -673,18 +692,14 @@ def test_how_long_a_run_is_that_nobody_gave_a_length_is_told_by_its_first_steps(
 
     _measure_as(monkeypatch, measured)
     monkeypatch.setattr("diptych.training.loop.time", SimpleNamespace(monotonic=clock))
-    settings = {"images.path": str(images), **TINY, "views.early_side": side}
+    settings = {"images.path": str(images), **TINY, **more}
     notes = Listener()
     with pytest.raises(EndOfTest):
         run_pretraining(
             nest(settings), out=tmp_path / "run", config_file=None, resume=False, watcher=notes
         )
-    # A second a step, of which a quarter are on 16 pixels and cost four times as much as on 8.
-    assert notes.said[-1] == (
-        f"500 epochs are 2,000 steps, which take about {minutes} minutes; --epochs or --minutes "
-        "asks for another length."
-    )
-    assert clock.seconds == 1004.0
+    assert notes.said[-1] == f"{words}; --epochs or --minutes asks for another length."
+    assert clock.seconds == 1000.0 + told_at
 
 
 def test_of_a_run_with_a_length_that_was_asked_for_nothing_is_told(

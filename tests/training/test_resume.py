@@ -195,7 +195,7 @@ def test_compiling_without_a_compiler_is_refused_before_images_are_opened(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", command)
-    with pytest.raises(ConfigError, match=f"{re.escape(command)} is not there. Install"):
+    with pytest.raises(ConfigError, match=f"{re.escape(repr(command))} is not there. Install"):
         run(tmp_path / "no images", tmp_path / "run", **{"training.compile": True})
     assert not (tmp_path / "run").exists()
 

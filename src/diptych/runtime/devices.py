@@ -244,7 +244,7 @@ def require_compiler(device: "torch.device") -> None:
     program = wanted if sys.platform == "win32" else wanted.split()[0]
     if device.type == "cpu" and shutil.which(program) is None:
         raise ConfigError(
-            f"training.compile needs a C++ compiler on a CPU, and {wanted} is not there. Install "
+            f"training.compile needs a C++ compiler on a CPU, and {wanted!r} is not there. Install "
             "it, name another one by the variable CXX, or leave out training.compile."
         )
 

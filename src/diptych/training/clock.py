@@ -136,21 +136,25 @@ def plan_in_words(config: RunConfig, budget: TimeBudget, order: Order, total_ste
     )
 
 
-def length_in_words(config: RunConfig, steps: int, step_seconds: float) -> str:
+def length_in_words(
+    config: RunConfig, steps: int, step_seconds: float, *, settled: bool = True
+) -> str:
     """How long a run of so many epochs takes, roughly, in one sentence.
 
     Args:
         config: of the run.
         steps: of all of it.
         step_seconds: of one of its first steps.
+        settled: whether later steps are as fast.
     """
     views = config.views
     if views.has_early_part:  # a view costs as its area does, or less
         step_seconds *= views.early_share + (1 - views.early_share) / views.early_side**2
     minutes = steps * step_seconds / 60
     about = f"{minutes:,.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds"
+    first = "" if settled else " at the pace of the first epoch, in which images are decoded"
     return (
-        f"{config.training.epochs:,} epochs are {steps:,} steps, which take about {about}; "
+        f"{config.training.epochs:,} epochs are {steps:,} steps, which take about {about}{first}; "
         "--epochs or --minutes asks for another length."
     )
 

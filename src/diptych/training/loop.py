@@ -63,7 +63,7 @@ from diptych.training.step import require_synchronized, train_step
 from diptych.views.batches import Batch, Order, ViewBatches, learned_images
 
 _NO_END: Final = 2**40  # steps
-_PACE_SECONDS: Final = 2.0  # after which it is said how long the run takes
+_PATIENCE_SECONDS: Final = 30.0  # of a first epoch, before its steps say how long the run takes
 
 
 class Health(Protocol):
@@ -110,8 +110,8 @@ def train(
         health: measures the encoder now and then.
         own: parts of the method that are given in the place of those that the config names.
         budget: of ``training.minutes``; None where epochs say how long the run is.
-        says_length: whether to say how long that is, as soon as a few steps tell: where nobody
-            asked for it.
+        says_length: whether to say how long that takes, as soon as steps tell: where nobody asked
+            for a length.
 
     Returns:
         The state at the end, which is also the newest checkpoint.
@@ -204,8 +204,6 @@ class _Run:
     frozen: FrozenParts | None
     budget: TimeBudget | None = None
     says_length: bool = False
-    # The step from which the length is told, and when it ended.
-    paced_from: tuple[int, float] | None = None
     # Losses by step, not yet read: reading one waits for the device.
     unchecked: list[tuple[int, Tensor]] = field(default_factory=list)
     symptoms: set[str] = field(default_factory=set)
@@ -263,11 +261,10 @@ class _Run:
             now = time.monotonic()
             state.seconds = earlier + now - begun
             last = state.step >= self.total_steps
-            if self.says_length:
-                self._say_length(now)
             if self._is_due(self.config.probe.log_every_steps) or last or self._health_is_due():
                 self._check_losses()
                 steps = state.step - line_step
+                self._say_length((now - line_time) / steps, steps)
                 line = self._line(output, now - line_time, steps)
                 line |= time_metrics(stopwatch.read(), steps)
                 # Read anew: what this line took to measure does not lower the rate of the next one.
@@ -303,15 +300,20 @@ class _Run:
                 )
             step_ended()
 
-    def _say_length(self, now: float) -> None:
-        """Once, by steps after the second: the first is slow, and measured before the next one."""
-        step = self.state.step
-        if self.paced_from is None and step > 1:
-            self.paced_from = (step, now)
-        elif self.paced_from is not None and now - self.paced_from[1] >= _PACE_SECONDS:
-            begun, then = self.paced_from
-            seconds = (now - then) / (step - begun)
-            self.watcher.say(length_in_words(self.config, self.total_steps, seconds))
+    def _say_length(self, step_seconds: float, steps: int) -> None:
+        """Says once how long the run takes, by the last so many steps.
+
+        Images may be decoded in the first epoch alone, so that later ones are faster: only where
+        that takes long is the length told by its steps. The very first step is slower than any.
+        """
+        state = self.state
+        if not self.says_length or state.step == 1:
+            return
+        settled = state.step - steps >= self.batches.order.steps_per_epoch
+        settled |= self.config.images.cache == "none"
+        if settled or state.seconds > _PATIENCE_SECONDS:
+            words = length_in_words(self.config, self.total_steps, step_seconds, settled=settled)
+            self.watcher.say(words)
             self.says_length = False
 
     def _batches(self) -> Iterator[Batch]:
