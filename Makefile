@@ -9,6 +9,9 @@ WANTED := $(shell { $(PYTHON) --version; cat pyproject.toml; } | cksum | cut -d'
 WORKERS ?= logical
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
+# Hundreds of processes are started by the tests, and would compile every module of ours anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 RENDERER := src/diptych/gallery/page/renderer.js
 
 .PHONY: help setup renderer demo test lint check slow bench bench-peers docs site site-links fix clean

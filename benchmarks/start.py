@@ -43,6 +43,8 @@ PEER_GOAL = 1.0
 FILES, FILES_QUICK = 10_000, 1_000
 STARTS, STARTS_QUICK = 5, 3
 SIDE, BATCH, CLASSES = 32, 128, 10
+WORKERS = max(1, len(os.sched_getaffinity(0)) - 1)
+"""Processes that load images, of libraries that have them, as in `peers/`."""
 
 _OURS = """
 import os, sys, time
@@ -82,7 +84,7 @@ side = int(sys.argv[4])
 lightly_train.pretrain(
     out=sys.argv[2], data=sys.argv[1], model="torchvision/resnet18", method="simclr", epochs=1,
     batch_size=int(sys.argv[3]), transform_args={"image_size": (side, side)},
-    accelerator="cpu", devices=1, num_workers=len(os.sched_getaffinity(0)),
+    accelerator="cpu", devices=1, num_workers=int(sys.argv[5]),
 )
 """
 _RUN = """
@@ -144,14 +146,14 @@ def start(python: str, program: str, images: Path, out: Path, *flags: str) -> li
 def start_of(name: str, python: str, images: Path, out: Path) -> list[Mark]:
     """The first step of another library."""
     if name == _LIGHTLY_TRAIN:
-        return start(python, _FIRST_STEP + _TRAIN, images, out)
+        return start(python, _FIRST_STEP + _TRAIN, images, out, str(WORKERS))
     job = Run(
         images=str(images),
         out=str(out),
         network="resnet18",
         side=SIDE,
         batch=BATCH,
-        workers=len(os.sched_getaffinity(0)),
+        workers=WORKERS,
     )
     words = (_RUNNERS[name], json.dumps(asdict(job)))
     return start(python, _FIRST_STEP + _RUN, images, out, *words)

@@ -83,6 +83,8 @@ def runner_environment() -> dict[str, str]:
     # How ours keeps threads that wait from taking the cores of those that work: for all, then.
     waiting = {"GOMP_SPINCOUNT": "20000"}
     offline = {"LIGHTLY_TRAIN_EVENTS_DISABLED": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
-    # Each library sets its threads itself; what the caller's shell says would bind only some.
-    own = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    # Each library sets its threads itself; what the caller's shell says would bind only some. And
+    # a checkout may keep its compiled modules, as those of installed libraries are kept.
+    left_out = ("OMP_NUM_THREADS", "PYTHONDONTWRITEBYTECODE")
+    own = {name: value for name, value in os.environ.items() if name not in left_out}
     return {**own, "PYTHONPATH": path, **waiting, **offline}

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from diptych.config.consistency import require_consistent
@@ -38,7 +37,7 @@ from diptych.models.encoders import patch_side
 from diptych.models.parts import encoder_parts
 from diptych.models.start import StartWeights, read_start
 from diptych.models.weight_files import absolute_source
-from diptych.models.weights import untrained_encoder
+from diptych.models.weights import encoder_structure
 from diptych.runtime.devices import available_threads, choose_device
 
 DEFAULT_RECIPE = "simclr"
@@ -340,8 +339,7 @@ def _structure(config: RunConfig) -> nn.Module:
         images=replace(config.images, color="rgb"),
         views=replace(config.views, side_pixels=_USUAL_SIDE),
     )
-    with torch.device("meta"):
-        return untrained_encoder(usual)
+    return encoder_structure(usual)
 
 
 def _with_asked_encoder(base: RunConfig, overrides: Overrides) -> RunConfig:

@@ -207,7 +207,7 @@ def test_timms_weights_load_without_the_classifier() -> None:
 
 
 def test_the_prefix_chooses_timm() -> None:
-    assert isinstance(built("resnet18"), torchvision.models.ResNet)
+    assert isinstance(built("resnext50_32x4d"), torchvision.models.ResNet)
     assert isinstance(built("timm:resnet18"), timm.models.ResNet)
 
 

@@ -51,10 +51,26 @@ def test_sizes_are_the_published_ones(
 def test_without_a_multiplier_it_is_torchvisions(name: str) -> None:
     theirs = torchvision.models.get_model(name, weights=None)
     theirs.fc = nn.Identity()
-    ours = ResNet(name, channels=3, stem="imagenet")
+    ours = ResNet(name)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     images = torch.randn(2, 3, 48, 48)
     assert torch.equal(ours.eval()(images), theirs.eval()(images))
+    assert torch.equal(ours.train()(images), theirs.train()(images))
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
+def test_a_seed_gives_torchvisions_weights(name: str) -> None:
+    torch.manual_seed(3)
+    theirs = torchvision.models.get_model(name, weights=None)
+    theirs.fc = nn.Identity()
+    config = EncoderConfig(name=name, stem="imagenet")
+    ours = build_encoder(config, channels=3, side_pixels=64, seed=3).state_dict()
+    assert list(ours) == list(theirs.state_dict())
+    for key, value in theirs.state_dict().items():
+        assert torch.equal(ours[key], value), key
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet101", "resnet152"])
@@ -62,7 +78,7 @@ def test_every_channel_is_multiplied(name: str) -> None:
     with torch.device("meta"):
         usual = torchvision.models.get_model(name, weights=None)
         usual.fc = nn.Identity()
-        wider = ResNet(name, channels=3, stem="imagenet", width_multiplier=2)
+        wider = ResNet(name, width_multiplier=2)
     wide = wider.state_dict()
     assert list(wide) == list(usual.state_dict())
     for key, value in usual.state_dict().items():
@@ -74,7 +90,7 @@ def test_every_channel_is_multiplied(name: str) -> None:
 
 
 def test_initial_weights_have_torchvisions_spread() -> None:
-    wider = ResNet("resnet18", channels=3, stem="imagenet", width_multiplier=2)
+    wider = ResNet("resnet18", width_multiplier=2)
     for module in wider.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.out_channels * module.kernel_size[0] ** 2
@@ -86,9 +102,11 @@ def test_initial_weights_have_torchvisions_spread() -> None:
 @pytest.mark.parametrize("selective", [False, True])
 def test_the_small_stem_is_one_convolution(selective: bool) -> None:
     with torch.device("meta"):
-        encoder = ResNet(
-            "resnet50", channels=1, stem="small", width_multiplier=2, selective_kernels=selective
+        config = EncoderConfig(
+            name="resnet50", stem="small", width_multiplier=2, selective_kernels=selective
         )
+        encoder = build_encoder(config, channels=1, side_pixels=32, seed=0)
+        assert isinstance(encoder, ResNet)
         maps = encoder.maxpool(encoder.conv1(torch.zeros(2, 1, 32, 32)))
         assert encoder(torch.zeros(2, 1, 33, 33)).shape == (2, 4096)
     assert maps.shape == (2, 128, 32, 32)
@@ -96,7 +114,7 @@ def test_the_small_stem_is_one_convolution(selective: bool) -> None:
 
 
 def test_gradients_reach_every_weight_of_selective_kernels() -> None:
-    encoder = ResNet("resnet50", channels=3, stem="imagenet", selective_kernels=True)
+    encoder = ResNet("resnet50", selective_kernels=True)
     torch.autograd.backward(encoder(torch.randn(4, 3, 32, 32)).square().sum())
     for name, weight in encoder.named_parameters():
         assert weight.grad is not None, name

@@ -100,12 +100,22 @@ def test_a_peer_that_hangs_is_named_with_the_step(images: Path) -> None:
     patience = ("--training.process-timeout-seconds", "12")
     with Job(images, images.with_name("hung"), options=options, flags=[*EPOCHS, *patience]) as job:
         job.until_step(3)
-        os.kill(job.workers()[1], signal.SIGSTOP)
+        hung = job.workers()[1]
+        os.kill(hung, signal.SIGSTOP)
+        job.until(lambda: is_asked_to_end(hung), "what torchrun sends to the others")
+        os.kill(hung, signal.SIGKILL)  # as torchrun does half a minute later
         assert job.wait() == 1
     assert (
         f"process 1 of 2 did not take part in step {last_step(job.out) + 1}: gone, or silent for "
         "the 12 seconds of training.process_timeout_seconds."
     ) in job.said()
+
+
+def is_asked_to_end(pid: int) -> bool:
+    """Whether a stopped process would find a SIGTERM if it went on."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    pending = next(line for line in lines if line.startswith("ShdPnd"))
+    return bool(int(pending.split()[1], 16) & 1 << (signal.SIGTERM - 1))
 
 
 def ip(*arguments: str) -> None:

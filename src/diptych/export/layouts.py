@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diptych.export.source import ExportSource, contiguous_state, require
+from diptych.models.meta import without_memory
 from diptych.models.resnets import STAGE_BLOCKS
 from diptych.models.weights import PretrainedEncoder, difference, load_encoder, save_encoder
 
@@ -234,7 +235,7 @@ def _built_by_timm(
 ) -> tuple[nn.Module, bool]:
     """The network of timm on the meta device, and whether it is built for a side of the images."""
     options: dict[str, Any] = {"num_classes": 0, **arguments}
-    with torch.device("meta"):
+    with without_memory():
         try:
             return timm.create_model(name, img_size=source.side, **options), True
         except TypeError as error:

@@ -9,7 +9,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import torch
 from torch import Tensor, nn
 
 from diptych.config.files import flatten
@@ -33,7 +32,7 @@ from diptych.methods.siamese.swav import SwAV
 from diptych.methods.siamese.vicreg import VICReg
 from diptych.models.encoders import own_encoder
 from diptych.models.norms import use_norm
-from diptych.models.weights import difference, untrained_encoder
+from diptych.models.weights import difference, encoder_structure
 
 
 @dataclass(frozen=True)
@@ -272,8 +271,7 @@ def _require_known_encoder(method: Method, config: RunConfig, own: OwnParts) -> 
         what = "the module given as encoder="
     else:
         # Names, shapes and types are all that is compared: this second network takes no memory.
-        with torch.device("meta"):
-            wanted = untrained_encoder(config)
+        wanted = encoder_structure(config)
         what = f"the network that encoder.name = {config.encoder.name!r} means"
     found = difference(wanted.state_dict(), method.encoder.state_dict())
     if found is not None:

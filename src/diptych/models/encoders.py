@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
@@ -14,14 +15,17 @@ from torch.nn.parameter import is_lazy
 from diptych.config.model import EncoderConfig
 from diptych.config.run import OWN
 from diptych.errors import ConfigError
+from diptych.models.meta import without_memory
 from diptych.models.parts import in_evaluation
-from diptych.models.resnets import BOTTLENECKS, STAGE_BLOCKS, ResNet, SmallResNet, first_convolution
+from diptych.models.resnets import BOTTLENECKS, STAGE_BLOCKS, ResNet, SmallResNet, small_stem
 
 SMALL_RESNET: Final = "small_resnet"
 TIMM: Final = "timm:"
 _TORCHVISION_RESNETS = ("resnet", "resnext", "wide_resnet")
 WHITENING: Final = "whitening."
 """Begins the names of a whitening's tensors in the file of an encoder."""
+_COMPUTED_AT_MOST: Final = 64 * 64 * 4
+"""Numbers of an image that is encoded whatever file says how large it is: its maps are small."""
 _CLASSIFIERS = ("fc", "classifier", "head", "heads")
 
 
@@ -32,7 +36,7 @@ def build_encoder(
     side_pixels: int,
     seed: int,
     several_sides: bool = False,
-    computed: bool = True,
+    checked: bool = True,
 ) -> nn.Module:
     """Builds a backbone with random weights that follow from the seed; downloads nothing.
 
@@ -48,7 +52,8 @@ def build_encoder(
         seed: of the initial weights; the global generator is left as it was.
         several_sides: whether there are smaller views too; timm's vision transformers interpolate
             their position embeddings for them.
-        computed: see ``count_features``.
+        checked: whether a blank image is encoded to see that the network takes images of this size.
+            Of one that is loaded, names and shapes are compared instead.
 
     Returns:
         A module from (batch, channels, side, side) to (batch, features).
@@ -67,8 +72,9 @@ def build_encoder(
         _require_whole_patches(config.name, network, side_pixels)
         if config.freeze_patches:
             _freeze_patches(config.name, network)
-    with _blamed_on(config.name, channels, side_pixels):
-        count_features(network, channels=channels, side_pixels=side_pixels, computed=computed)
+    if checked:
+        with _blamed_on(config.name, channels, side_pixels):
+            count_features(network, channels=channels, side_pixels=side_pixels)
     return network
 
 
@@ -111,8 +117,8 @@ def count_features(
             the mode that it was in, part by part.
         channels: of the image.
         side_pixels: height and width of the image.
-        computed: False for a side that a file says, which may be any: no memory is taken for it.
-            That imports what a small network takes less time without.
+        computed: False for a side that a file says, which may be any: beyond 64 pixels no memory
+            is taken for it. That imports ``torch._dynamo``, which takes two seconds.
 
     Raises:
         ConfigError: the module gives something else.
@@ -141,7 +147,8 @@ def _of_blank_image(
     state = (*encoder.parameters(), *encoder.buffers())
     reference = next((one for one in encoder.parameters() if not is_lazy(one)), torch.zeros(()))
     shape = (1, channels, side_pixels, side_pixels)
-    if not computed and not any(map(is_lazy, state)):
+    is_large = math.prod(shape) > _COMPUTED_AT_MOST
+    if not computed and is_large and not any(map(is_lazy, state)):
         with suppress(RuntimeError, TypeError, ValueError, AssertionError, IndexError):
             without_memory = {id(one): one.to("meta") for one in state}
             return copy.deepcopy(encoder, without_memory)(reference.new_empty(shape, device="meta"))
@@ -183,17 +190,15 @@ def _network(
 ) -> nn.Module:
     if config.name in ENCODERS:
         return ENCODERS[config.name](config, channels, side_pixels)
-    if config.width_multiplier > 1 or config.selective_kernels:
-        return ResNet(
+    if config.name in STAGE_BLOCKS:
+        network = ResNet(
             config.name,
-            channels=channels,
-            stem=config.stem,
             width_multiplier=config.width_multiplier,
             selective_kernels=config.selective_kernels,
-            pool=config.pool,
         )
+        return _fitted(network, config, channels)
     if config.name in torchvision_names():
-        return _from_torchvision(config, channels, side_pixels)
+        return _fitted(_from_torchvision(config, side_pixels), config, channels)
     return _from_timm(config, channels, side_pixels, several_sides=several_sides)
 
 
@@ -225,7 +230,7 @@ def torchvision_names() -> list[str]:
     return names
 
 
-def _from_torchvision(config: EncoderConfig, channels: int, side_pixels: int) -> nn.Module:
+def _from_torchvision(config: EncoderConfig, side_pixels: int) -> nn.Module:
     import torchvision.models
 
     options: dict[str, Any] = {}
@@ -239,9 +244,15 @@ def _from_torchvision(config: EncoderConfig, channels: int, side_pixels: int) ->
         options = {"aux_logits": False, "init_weights": True}
     network: nn.Module = torchvision.models.get_model(config.name, weights=None, **options)
     _remove_classifier(config.name, network)
+    return network
+
+
+def _fitted(network: nn.Module, config: EncoderConfig, channels: int) -> nn.Module:
+    """A network with the stem, the channels and the pooling of the config, in its own tensors."""
     if config.stem != "imagenet":  # of ResNets only: SimCLR, appendix B.9
         width = int(network.get_submodule("bn1").num_features)  # type: ignore[arg-type]
-        network.conv1 = first_convolution(channels, width, 3, stride=1, stem=config.stem)
+        border = 2 if config.stem == "small_padded" else 1
+        network.conv1 = small_stem(channels, width, border=border)
         network.maxpool = nn.Identity()
     elif channels != 3:
         _replace_first_convolution(network, channels)
@@ -323,7 +334,7 @@ def _from_timm(
 def _require_fitting_heads(heads: int, name: str) -> None:
     import timm
 
-    with torch.device("meta"):
+    with without_memory():
         width: int = timm.create_model(name, pretrained=False).num_features  # type: ignore
     if width % heads:
         fitting = ", ".join(str(one) for one in range(1, 17) if width % one == 0)
@@ -385,7 +396,7 @@ def _freeze_patches(name: str, network: nn.Module) -> None:
 
 
 def _require_known(name: str) -> None:
-    if name in ENCODERS or name in torchvision_names():
+    if name in ENCODERS or name in STAGE_BLOCKS or name in torchvision_names():
         return
     if name == OWN:
         raise ConfigError(
@@ -434,7 +445,9 @@ def _require_settings_that_apply(config: EncoderConfig) -> None:
         )
     if name == SMALL_RESNET:
         return
-    is_resnet = name.startswith(_TORCHVISION_RESNETS) and name in torchvision_names()
+    is_resnet = name in STAGE_BLOCKS or (
+        name.startswith(_TORCHVISION_RESNETS) and name in torchvision_names()
+    )
     if config.stem != "imagenet" and not is_resnet:
         raise ConfigError(
             f"encoder.stem = {config.stem!r} goes with {SMALL_RESNET} and torchvision's ResNets; "

@@ -1,7 +1,6 @@
-"""ResNets that torchvision does not have: k times as wide, and with selective kernels."""
+"""ResNets: torchvision's, k times as wide, with selective kernels, and one for tiny images."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,74 +13,131 @@ STAGE_BLOCKS = {
     "resnet152": (3, 8, 36, 3),
 }
 BOTTLENECKS = ("resnet50", "resnet101", "resnet152")
+_TORCHVISIONS_CLASSES = 1000
 _SQUEEZE_RATIO = 16  # channels of a branch to each hidden feature of its attention
 _SQUEEZED_FEATURES_AT_LEAST = 32
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut (He et al. 2015, 1512.03385, figure 5, left).
+
+    Args:
+        features: channels in.
+        inner: channels of the convolutions, and out.
+        stride: of the first convolution.
+        downsample: the shortcut; the identity when None.
+    """
+
+    expansion = 1
+    """Channels out for each inner one."""
+
+    def __init__(
+        self, features: int, inner: int, stride: int, downsample: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, inner, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(inner, inner, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.downsample = downsample
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(batch, features, height, width) to (batch, inner, height / stride, width / stride)."""
+        shortcut = maps if self.downsample is None else self.downsample(maps)
+        inner = self.relu(self.bn1(self.conv1(maps)))
+        joined: Tensor = self.relu(self.bn2(self.conv2(inner)).add_(shortcut))
+        return joined
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions around a shortcut (He et al. 2015, figure 5, right).
+
+    The stride is that of the 3x3 convolution, as in torchvision and SimCLR, and not of the first.
+
+    Args:
+        features: channels in.
+        inner: channels of the first two convolutions; four times as many come out.
+        stride: of the second convolution.
+        downsample: the shortcut; the identity when None.
+    """
+
+    expansion = 4
+    """Channels out for each inner one."""
+
+    def __init__(
+        self, features: int, inner: int, stride: int, downsample: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2: nn.Module = nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False)
+        self.bn2: nn.Module = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, inner * self.expansion, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(inner * self.expansion)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(batch, features, height, width) to (batch, 4 x inner, height / stride, ...)."""
+        shortcut = maps if self.downsample is None else self.downsample(maps)
+        inner = self.relu(self.bn1(self.conv1(maps)))
+        inner = self.relu(self.bn2(self.conv2(inner)))
+        joined: Tensor = self.relu(self.bn3(self.conv3(inner)).add_(shortcut))
+        return joined
 
 
 class ResNet(nn.Module):
     """A ResNet under torchvision's attribute names, of any width, with or without SK.
 
-    All channels are multiplied, the stem's and the output's as well (SimCLR, section 4.1 and
-    figure 7); torchvision's ``width_per_group`` widens the inside of bottlenecks only. Blocks,
-    initial weights and state-dict names are torchvision's, so that width is the only difference.
+    Of one width and without SK it is torchvision's, weights of a seed included; importing
+    torchvision takes longer than a small network its first step. All channels are multiplied, the
+    stem's and the output's as well (SimCLR, section 4.1 and figure 7); torchvision's
+    ``width_per_group`` widens the inside of bottlenecks only.
 
     With selective kernels it is SimCLR v2's network (section 2, in the form of its published code):
-    each bottleneck's 3x3 convolution is a ``SelectiveKernels``, the ImageNet stem is three 3x3
+    each bottleneck's 3x3 convolution is a ``SelectiveKernels``, the stem is three 3x3
     convolutions and a shortcut averages before its 1x1 convolution (ResNet-D).
     Without the classifier it has as many millions of parameters as the papers say: ResNet-50 24,
     94, 375 (1x, 2x, 4x); with SK 35 (1x), 140 (2x), ResNet-152 89 (1x), 795 (3x).
 
     Args:
         name: of resnet18 to resnet152; selective kernels need a network of bottlenecks.
-        channels: of the images.
-        stem: ``small`` (3x3, no max-pool; SimCLR, B.9), ``small_padded`` or ``imagenet``.
         width_multiplier: k.
         selective_kernels: whether bottlenecks choose their kernels.
-        pool: cells along each side in which the last maps are averaged.
     """
 
     def __init__(
-        self,
-        name: str,
-        *,
-        channels: int,
-        stem: Literal["small", "small_padded", "imagenet"],
-        width_multiplier: int = 1,
-        selective_kernels: bool = False,
-        pool: int = 1,
+        self, name: str, *, width_multiplier: int = 1, selective_kernels: bool = False
     ) -> None:
-        # Here and not above: importing it takes longer than a small network its first step.
-        from torchvision.models.resnet import BasicBlock, Bottleneck
-
         super().__init__()
         width = 64 * width_multiplier
         self.selective_kernels = selective_kernels
         self.block = Bottleneck if name in BOTTLENECKS else BasicBlock
         self.conv1: nn.Module
-        self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
-        if stem != "imagenet":
-            self.conv1 = first_convolution(channels, width, 3, stride=1, stem=stem)
-            self.maxpool = nn.Identity()
-        elif selective_kernels:
-            self.conv1 = _three_convolutions(channels, width)
+        if selective_kernels:
+            self.conv1 = _three_convolutions(3, width)
         else:
-            self.conv1 = first_convolution(channels, width, 7, stride=2)
+            self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
+        self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
         one, two, three, four = STAGE_BLOCKS[name]
         expansion = self.block.expansion
         self.layer1 = self._stage(width, width, one, stride=1)
         self.layer2 = self._stage(width * expansion, width * 2, two, stride=2)
         self.layer3 = self._stage(width * expansion * 2, width * 4, three, stride=2)
         self.layer4 = self._stage(width * expansion * 4, width * 8, four, stride=2)
-        self.avgpool = nn.AdaptiveAvgPool2d(pool)
-        self.fc = nn.Identity()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        # Torchvision draws a classifier before the weights that stay.
+        self.fc: nn.Module = nn.Linear(width * expansion * 8, _TORCHVISIONS_CLASSES)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.fc = nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(batch, channels, side, side) to (batch, 512 x expansion x width_multiplier x pool^2)."""
+        """(batch, channels, side, side) to (batch, 512 x expansion x width_multiplier)."""
         maps = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
         features: Tensor = self.fc(torch.flatten(self.avgpool(maps), 1))
@@ -154,12 +210,9 @@ class SelectiveKernels(nn.Module):
         return scores.softmax(dim=1)
 
 
-def first_convolution(
-    channels: int, width: int, kernel: int, stride: int, stem: str = ""
-) -> nn.Conv2d:
-    """A stem's convolution, with torchvision's initial weights."""
-    border = 2 if stem == "small_padded" else kernel // 2
-    convolution = nn.Conv2d(channels, width, kernel, stride, padding=border, bias=False)
+def small_stem(channels: int, width: int, *, border: int) -> nn.Conv2d:
+    """One 3x3 convolution for the stem (SimCLR, B.9), with torchvision's initial weights."""
+    convolution = nn.Conv2d(channels, width, 3, padding=border, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return convolution
 

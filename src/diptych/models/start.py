@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import torch
 from torch import nn
 
 from diptych.config.data import ImagesConfig, ViewsConfig
@@ -29,6 +28,7 @@ from diptych.models.weight_files import (
 )
 from diptych.models.weights import (
     PretrainedEncoder,
+    encoder_structure,
     load_encoder,
     load_state,
     save_encoder,
@@ -115,8 +115,7 @@ def fit_start(start: StartWeights, config: RunConfig) -> StartEncoder:
     Raises:
         ConfigError: they do not fit it, or are not finite.
     """
-    with torch.device("meta"):  # weights of another network must not take memory first
-        room = untrained_encoder(config)
+    room = encoder_structure(config)  # weights of another network must not take memory first
     origin = start.file.origin
     fitted = fit_weights(start.file.content, room, config.views, origin)
     network = untrained_encoder(config)
@@ -319,8 +318,7 @@ def _words_on_heads(attention_heads: int | None) -> str:
 
 def _channels(start: StartWeights) -> int:
     """Channels of the images that the first convolution sees."""
-    with torch.device("meta"):
-        network = untrained_encoder(start.applied_to(RunConfig(views=ViewsConfig(side_pixels=224))))
+    network = encoder_structure(start.applied_to(RunConfig(views=ViewsConfig(side_pixels=224))))
     name, shape = stem_of(network), network.state_dict()[stem_of(network)].shape
     for one in candidates(start.file.content):
         if name in one.tensors and one.tensors[name].shape[2:] == shape[2:]:

@@ -24,6 +24,7 @@ from diptych.images.groups import among
 from diptych.models.encoders import WHITENING, build_encoder, count_features, own_encoder
 from diptych.models.final_features import MOST_CELLS, IntermediateLayer, Whitening, WithIntermediate
 from diptych.models.heads import build_head, first_layers
+from diptych.models.meta import without_memory
 from diptych.models.norms import use_norm
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder
@@ -149,7 +150,7 @@ def load_encoder(
         network = _own_network(encoder, config, weights, file)
     else:
         _require_room(config, weights, file)
-        network = untrained_encoder(config, computed=False)
+        network = untrained_encoder(config, checked=False)
     _fill(network, weights, file)
     layer = _layer_in(texts, network, file)
     if head_layers:
@@ -256,21 +257,27 @@ def untrained_head(config: RunConfig, encoder: nn.Module) -> nn.Module:
     return use_norm(build_head(config.head, features=features, seed=config.seed + 1), config.norm)
 
 
-def untrained_encoder(config: RunConfig, *, computed: bool = True) -> nn.Module:
+def untrained_encoder(config: RunConfig, *, checked: bool = True) -> nn.Module:
     """The encoder as the run began with it: random weights from its seed.
 
     Args:
         config: of the run.
-        computed: see ``count_features``.
+        checked: see ``build_encoder``.
     """
     encoder = build_encoder(
         config.encoder,
         channels=config.images.channels,
         side_pixels=config.views.side_pixels,
         seed=config.seed,
-        computed=computed,
+        checked=checked,
     )
     return use_norm(encoder, config.norm).to(memory_format=torch.channels_last)
+
+
+def encoder_structure(config: RunConfig) -> nn.Module:
+    """The encoder of a run with the names, shapes and types of its tensors, and no memory."""
+    with without_memory():
+        return untrained_encoder(config, checked=False)
 
 
 @dataclass(frozen=True)
@@ -400,7 +407,7 @@ def _load_head(file: Path, encoder: nn.Module, config: RunConfig) -> nn.Module:
         side_pixels=config.views.side_pixels,
         computed=False,
     )
-    with torch.device("meta"):  # a hostile config must not take memory before it is compared
+    with without_memory():  # a hostile config must not take memory before it is compared
         room = use_norm(build_head(config.head, features=features, seed=config.seed), config.norm)
     _require_alike(room, weights, file)
     head = use_norm(build_head(config.head, features=features, seed=config.seed), config.norm)
@@ -418,8 +425,7 @@ def _require_room(config: RunConfig, weights: dict[str, Tensor], file: Path) -> 
     ):  # three: of other networks than ours
         raise RunFolderError(_misfit(file, "more blocks than tensors"))
     try:
-        with torch.device("meta"):
-            network = untrained_encoder(config)
+        network = encoder_structure(config)
     except (RuntimeError, TypeError, ValueError) as error:
         raise RunFolderError(_misfit(file, str(error).partition("\n")[0])) from error
     _require_alike(network, weights, file)

@@ -25,6 +25,7 @@ from diptych.methods.contrastive import Contrastive, Vectors
 from diptych.methods.dense import DenseContrastive
 from diptych.methods.method import StepOutput
 from diptych.models.activations import recompute_stages
+from diptych.models.meta import without_memory
 from diptych.planning.planned_run import PlannedRun
 from diptych.training.setup import frozen_parts
 from diptych.views.batches import Batch
@@ -122,7 +123,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def build_on_meta(config: RunConfig, image_count: int) -> Contrastive:
     """The method of a run without memory: its tensors have shapes only."""
-    with torch.device("meta"):
+    with without_memory():
         method = build_with_keys(config, image_count=image_count).train()
     freeze_for_ever(method, config)
     return method.to(memory_format=memory_format(config))
