@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diptych.export.source import ExportSource, contiguous_state, require
-from diptych.models.meta import without_memory
+from diptych.models.parts import without_memory
 from diptych.models.resnets import STAGE_BLOCKS
 from diptych.models.weights import PretrainedEncoder, difference, load_encoder, save_encoder
 

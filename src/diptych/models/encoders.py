@@ -15,8 +15,7 @@ from torch.nn.parameter import is_lazy
 from diptych.config.model import EncoderConfig
 from diptych.config.run import OWN
 from diptych.errors import ConfigError
-from diptych.models.meta import without_memory
-from diptych.models.parts import in_evaluation
+from diptych.models.parts import in_evaluation, without_memory
 from diptych.models.resnets import BOTTLENECKS, STAGE_BLOCKS, ResNet, SmallResNet, small_stem
 
 SMALL_RESNET: Final = "small_resnet"

@@ -1,13 +1,17 @@
-"""The parts of any encoder, from the input on; how some are kept from training; the last map."""
+"""The parts of any encoder, from the input on; how some are kept from training; the last map.
+
+And networks that have shapes and no memory.
+"""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from diptych.errors import ConfigError
 from diptych.models.activations import stages_of
@@ -115,6 +119,17 @@ def in_evaluation(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """What is built inside takes no memory, and no random numbers are drawn for it.
+
+    torch knows the shape that ``normal_`` gives without help, but asks ``torch._dynamo`` for it,
+    whose import takes two seconds of each command that reads an encoder.
+    """
+    with torch.device("meta"), _NothingDrawn():
+        yield
+
+
 def last_map(encoder: nn.Module, blank: Tensor) -> tuple[str, torch.Size] | None:
     """The layer that gives a map with more than one place last, before it is averaged.
 
@@ -205,6 +220,22 @@ def _patches(encoder: nn.Module, tokens: Tensor) -> Tensor:
     side = math.isqrt(patches.shape[2])
     square = side * side == patches.shape[2]
     return patches.reshape(*patches.shape[:2], *((side, side) if square else (-1, 1)))
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves a tensor without memory as it is where normal numbers would be drawn into it."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Iterable[type],
+        arguments: tuple[Any, ...] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> Any:
+        del types
+        if function is Tensor.normal_ and arguments[0].is_meta:
+            return arguments[0]
+        return function(*arguments, **(options or {}))
 
 
 def _stay(mode: bool = True) -> None:

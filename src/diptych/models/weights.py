@@ -24,8 +24,8 @@ from diptych.images.groups import among
 from diptych.models.encoders import WHITENING, build_encoder, count_features, own_encoder
 from diptych.models.final_features import MOST_CELLS, IntermediateLayer, Whitening, WithIntermediate
 from diptych.models.heads import build_head, first_layers
-from diptych.models.meta import without_memory
 from diptych.models.norms import use_norm
+from diptych.models.parts import without_memory
 from diptych.runs.atomic import atomic_write
 from diptych.runs.folder import RunFolder
 from diptych.runs.tensor_files import UnreadableTensors, read_tensors, read_tensors_and_text

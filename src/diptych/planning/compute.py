@@ -25,7 +25,7 @@ from diptych.methods.contrastive import Contrastive, Vectors
 from diptych.methods.dense import DenseContrastive
 from diptych.methods.method import StepOutput
 from diptych.models.activations import recompute_stages
-from diptych.models.meta import without_memory
+from diptych.models.parts import without_memory
 from diptych.planning.planned_run import PlannedRun
 from diptych.training.setup import frozen_parts
 from diptych.views.batches import Batch
