@@ -173,7 +173,9 @@ def effective_rank_of(values: Float[Tensor, " rank"]) -> float:
 def singular_values(features: Float[Tensor, "images dim"]) -> Float[Tensor, " rank"]:
     """Singular values of the features less their mean, falling, in float64."""
     # In float32 rounding would fill the directions that features do not use, and raise the rank.
-    values: Tensor = torch.linalg.svdvals(features.double() - features.double().mean(dim=0))
+    centred = features.to(torch.float64, copy=True)
+    centred -= centred.mean(dim=0)
+    values: Tensor = torch.linalg.svdvals(centred)
     return values
 
 
