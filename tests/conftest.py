@@ -10,6 +10,8 @@ import signal
 # have the machine's cores each. Set before a library that counts them is imported; processes that
 # tests start take it over.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# As diptych's commands do, where a test asks for two threads.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Runs a function of a test file in several processes that talk by gloo on the loopback device.
+"""Processes of tests: a command to be killed, or several that talk by gloo on the loopback device.
 
 They are forked from one process that has imported what is slow to import and nothing else, and has
 no threads: torch takes seconds to load, in each of several processes and for each of many tests.
@@ -6,12 +6,14 @@ no threads: torch takes seconds to load, in each of several processes and for ea
 
 import importlib.util
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -24,7 +26,16 @@ LONGEST_SECONDS = 280
 
 _FORKED = get_context("forkserver")
 # What pytest itself is: multiprocessing imports the main module of this process in each.
-_FORKED.set_forkserver_preload(["pytest", "torch._dynamo", "torchvision", "diptych.methods.build"])
+_FORKED.set_forkserver_preload(
+    ["pytest", "torch._dynamo", "torchvision", "diptych.methods.build", "diptych.pretraining"]
+)
+
+
+def start_command(*words: str) -> BaseProcess:
+    """`diptych` with these words, begun in a process of its own."""
+    process = _FORKED.Process(target=_command, args=(words, dict(os.environ)), daemon=True)
+    process.start()
+    return process
 
 
 def run_processes(function: Callable[[int, int], Results], count: int) -> list[Results]:
@@ -56,6 +67,14 @@ def run_processes(function: Callable[[int, int], Results], count: int) -> list[R
             text = (Path(folder) / f"{rank}.txt").read_text(errors="replace")
             assert worker.exitcode == 0, f"process {rank} of {count} failed:\n{text}"
         return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(count)]
+
+
+def _command(words: tuple[str, ...], environment: dict[str, str]) -> None:
+    from diptych.cli.main import main
+
+    os.environ.clear()
+    os.environ |= environment
+    sys.exit(main(words))
 
 
 def _wait_for(ends: list[int]) -> None:

@@ -7,12 +7,12 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from diptych.errors import ConfigError, ImagesError, Interrupted, RunFolderError
 from diptych.logging.metrics import read_metrics
 from diptych.pretraining import pretrain
 from diptych.runtime.devices import require_compiler
+from processes import start_command
 
 Stripes = Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
@@ -379,12 +380,15 @@ def test_killed_at_random_moments(recipe: str, images: Path, tmp_path: Path) -> 
         *("--checkpoint.every-seconds", "0.1", "--probe.health-every-epochs", "20"),
     ]
 
-    def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "diptych", "pretrain", str(images), "--out", str(out)]
-        return subprocess.Popen([*command, *flags, *more])
+    def start(out: Path, *more: str) -> BaseProcess:
+        return start_command("pretrain", str(images), "--out", str(out), *flags, *more)
+
+    def ended(process: BaseProcess) -> int | None:
+        process.join()
+        return process.exitcode
 
     whole = tmp_path / "unbroken"
-    assert start(whole).wait() == 0
+    assert ended(start(whole)) == 0
     moments, out = random.Random(recipe), tmp_path / "broken"
     for delay in [0.0, *(moments.uniform(0.0, 0.7) for _ in range(5))]:
         begun = time.time_ns()
@@ -392,12 +396,12 @@ def test_killed_at_random_moments(recipe: str, images: Path, tmp_path: Path) -> 
         while not (out / "metrics.jsonl").exists() or (
             (out / "metrics.jsonl").stat().st_mtime_ns < begun
         ):  # until it trains
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.005)
         time.sleep(delay)
         process.kill()
-        assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
-    assert start(out, "--resume").wait() == 0
+        assert ended(process) == -signal.SIGKILL, "the run ended before it was killed"
+    assert ended(start(out, "--resume")) == 0
     assert_same_bits(whole, out)
     assert losses(whole) == losses(out)
 
