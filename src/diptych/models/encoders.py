@@ -24,7 +24,7 @@ _TORCHVISION_RESNETS = ("resnet", "resnext", "wide_resnet")
 WHITENING: Final = "whitening."
 """Begins the names of a whitening's tensors in the file of an encoder."""
 _COMPUTED_AT_MOST: Final = 64 * 64 * 4
-"""Numbers of an image that is encoded whatever file says how large it is: its maps are small."""
+"""Numbers of an image so small that its maps take little memory, whatever file names its side."""
 _CLASSIFIERS = ("fc", "classifier", "head", "heads")
 
 
