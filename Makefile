@@ -69,8 +69,8 @@ slow: setup
 	$(PYTEST) -m slow
 
 # Not by a flag alone: these need a GPU, the environment of another library, photographs with boxes,
-# or sets to learn from; and scale_tables.py measures nothing.
-ALONE := $(addprefix benchmarks/,gpu.py peer_own_photographs.py dense.py verdict_population.py scale_tables.py)
+# sets to learn from, or a run that has ended; and scale_tables.py measures nothing.
+ALONE := $(addprefix benchmarks/,gpu.py peer_own_photographs.py dense.py verdict_population.py course.py scale_tables.py)
 
 bench: setup
 	@for script in $(filter-out $(ALONE),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script --quick || exit 1; done
