@@ -10,7 +10,7 @@ from torch.nn.functional import conv2d
 
 from diptych.config.model import EncoderConfig
 from diptych.models.encoders import build_encoder
-from diptych.models.resnets import ResNet, SelectiveKernels
+from diptych.models.resnets import Convolution3x3, ResNet, SelectiveKernels
 
 
 @pytest.fixture(autouse=True)
@@ -53,11 +53,64 @@ def test_without_a_multiplier_it_is_torchvisions(name: str) -> None:
     theirs.fc = nn.Identity()
     ours = ResNet(name)
     ours.load_state_dict(theirs.state_dict(), strict=True)
-    images = torch.randn(2, 3, 48, 48)
-    assert torch.equal(ours.eval()(images), theirs.eval()(images))
+    images = torch.randn(2, 3, 128, 128)
+    for side in (32, 48, 128):
+        seen = images[..., :side, :side]
+        assert torch.equal(ours.eval()(seen), theirs.eval()(seen))
+    # No map is as small as three places, where training sums in another order.
     assert torch.equal(ours.train()(images), theirs.train()(images))
     for name, value in theirs.state_dict().items():
         assert torch.equal(ours.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("side", [32, 64, 96])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_on_small_maps_it_learns_as_torchvisions_does(name: str, side: int) -> None:
+    theirs = torchvision.models.get_model(name, weights=None).double().train()
+    theirs.fc = nn.Identity()
+    ours = ResNet(name).double().train()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    images = torch.randn(6, 3, side, side, dtype=torch.float64)
+    for network in (ours, theirs):
+        network(images).square().mean().backward()
+    for (key, mine), (_, value) in zip(
+        ours.named_parameters(), theirs.named_parameters(), strict=True
+    ):
+        assert mine.grad is not None
+        assert value.grad is not None
+        torch.testing.assert_close(mine.grad, value.grad, rtol=1e-8, atol=1e-10, msg=key)
+    for key, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-10, atol=1e-12, msg=key)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (2, 2), (3, 3), (4, 3), (5, 6), (9, 9)])
+def test_a_small_map_is_convolved_as_any_other(
+    size: tuple[int, int], stride: int, layout: torch.memory_format
+) -> None:
+    usual = nn.Conv2d(5, 256, 3, stride, padding=1, bias=False).double().to(memory_format=layout)
+    ours = Convolution3x3(5, 256, stride).double().to(memory_format=layout)
+    ours.load_state_dict(usual.state_dict())
+    maps = torch.randn(3, 5, *size, dtype=torch.float64).to(memory_format=layout)
+    inputs = [maps.clone().requires_grad_() for _ in range(2)]
+    found, wanted = ours(inputs[0]), usual(inputs[1])
+    weight = torch.randn_like(wanted)
+    (found * weight).sum().backward()
+    (wanted * weight).sum().backward()
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+    torch.testing.assert_close(ours.weight.grad, usual.weight.grad)
+    assert torch.equal(ours.eval()(maps), usual.eval()(maps))
+
+
+def test_lower_precision_and_compiling_leave_small_maps_to_the_library() -> None:
+    ours = Convolution3x3(8, 8)
+    maps = torch.randn(3, 8, 2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(maps).dtype == torch.bfloat16
+    assert "PlaceByPlace" in type(ours(maps).grad_fn).__name__
+    assert "PlaceByPlace" not in type(ours.eval()(maps).grad_fn).__name__
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What the runners share; it runs in the environments of the peers.
 
-Of diptych only the networks are used, so that both sides train the very same one.
+Of diptych only the networks for tiny images and the initial weights are used, so that both sides
+train the same; a ResNet of theirs is torchvision's.
 """
 
 import json
@@ -66,6 +67,14 @@ def network_of(job: Job) -> tuple[nn.Module, int]:
     """The network and how many features it gives."""
     config = EncoderConfig(name=job.network, stem="small" if "small" in job.network else "imagenet")
     network = build_encoder(config, channels=3, side_pixels=job.side, seed=job.seed)
+    if config.stem == "imagenet":
+        # A user of a peer takes torchvision's; here with the same weights.
+        import torchvision
+
+        theirs = torchvision.models.get_model(job.network, weights=None)
+        theirs.fc = nn.Identity()
+        theirs.load_state_dict(network.state_dict(), strict=True)
+        network = theirs
     return network, count_features(network, channels=3, side_pixels=job.side)
 
 

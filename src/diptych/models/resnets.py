@@ -1,9 +1,11 @@
 """ResNets: torchvision's, k times as wide, with selective kernels, and one for tiny images."""
 
 from collections.abc import Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 STAGE_BLOCKS = {
     "resnet18": (2, 2, 2, 2),
@@ -16,6 +18,90 @@ BOTTLENECKS = ("resnet50", "resnet101", "resnet152")
 _TORCHVISIONS_CLASSES = 1000
 _SQUEEZE_RATIO = 16  # channels of a branch to each hidden feature of its attention
 _SQUEEZED_FEATURES_AT_LEAST = 32
+_WIDE: Final = 256
+"""Channels of a convolution whose maps of 3 x 3 are small, too; narrower ones gain to 2 x 2."""
+
+
+class Convolution3x3(nn.Conv2d):
+    """A 3x3 convolution with a border of one pixel, which learns fast on maps of a few places.
+
+    On a map of 2 x 2 more than half of the weights meet the border alone, and on a single place
+    eight of nine. Libraries for CPUs multiply by it all the same, and one image at a time. Here
+    each place of the output is one product of matrices over the batch: training ResNet-18 at 32
+    pixels takes two thirds of the time (`benchmarks/small_maps.py`). Sums are rounded in another
+    order. Encoders are used, compared and exported as the convolution that they are.
+
+    Args:
+        features: channels in.
+        outer: channels out.
+        stride: 1 or 2.
+    """
+
+    def __init__(self, features: int, outer: int, stride: int = 1) -> None:
+        super().__init__(features, outer, 3, stride, padding=1, bias=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(batch, features, height, width) to (batch, outer, height / stride, width / stride)."""
+        if self.training and maps.device.type == "cpu" and self._is_small(maps):
+            convolved: Tensor = _PlaceByPlace.apply(maps, self.weight, self.stride[0])
+            return convolved
+        return super().forward(maps)
+
+    def _get_name(self) -> str:
+        return "Conv2d"  # as which it is printed, and built by code that others run
+
+    def _is_small(self, maps: Tensor) -> bool:
+        """Whether products are faster, as measured; lower precision is left to the library."""
+        most = 3 if self.out_channels >= _WIDE else 2
+        places = -(-max(maps.shape[-2:]) // self.stride[0])
+        lower = torch.is_autocast_enabled("cpu") or maps.dtype != self.weight.dtype
+        return places <= most and not lower and not torch.compiler.is_compiling()
+
+
+class _PlaceByPlace(torch.autograd.Function):
+    """A 3x3 convolution as one product for each place of the output.
+
+    Of the weights only those take part that meet a pixel there, and not the border.
+    """
+
+    @staticmethod
+    def forward(context: Any, maps: Tensor, weight: Tensor, stride: int) -> Tensor:
+        """(batch, in, height, width) and (out, in, 3, 3) to (batch, out, ...), channels last."""
+        context.save_for_backward(maps, weight)
+        context.stride = stride
+        pixels, kernel = maps.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)
+        rows, columns = (_windows(size, stride) for size in pixels.shape[1:3])
+        found = pixels.new_empty(len(pixels), len(rows), len(columns), len(kernel))
+        for row, (height, over) in enumerate(rows):
+            for column, (width, across) in enumerate(columns):
+                met = kernel[:, over, across].flatten(1)
+                found[:, row, column] = pixels[:, height, width].flatten(1) @ met.T
+        return found.permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Those of the maps and of the weights."""
+        maps, weight = context.saved_tensors
+        pixels, kernel = maps.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)
+        of_pixels, of_kernel = torch.zeros_like(pixels), torch.zeros_like(kernel)
+        rows, columns = (_windows(size, context.stride) for size in pixels.shape[1:3])
+        for row, (height, over) in enumerate(rows):
+            for column, (width, across) in enumerate(columns):
+                gradient = gradients[0][:, :, row, column]
+                seen, met = pixels[:, height, width], kernel[:, over, across]
+                of_pixels[:, height, width] += (gradient @ met.flatten(1)).view(seen.shape)
+                of_kernel[:, over, across] += (gradient.T @ seen.flatten(1)).view(met.shape)
+        return of_pixels.permute(0, 3, 1, 2), of_kernel.permute(0, 3, 1, 2), None
+
+
+def _windows(size: int, stride: int) -> list[tuple[slice, slice]]:
+    """Along one side, for each place of the output: the pixels in reach, and their weights."""
+    found = []
+    for place in range(0, size, stride):
+        first, end = max(0, place - 1), min(size, place + 2)
+        found.append((slice(first, end), slice(first - place + 1, end - place + 1)))
+    return found
 
 
 class BasicBlock(nn.Module):
@@ -35,10 +121,10 @@ class BasicBlock(nn.Module):
         self, features: int, inner: int, stride: int, downsample: nn.Module | None
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(features, inner, 3, stride, padding=1, bias=False)
+        self.conv1 = Convolution3x3(features, inner, stride)
         self.bn1 = nn.BatchNorm2d(inner)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(inner, inner, 3, padding=1, bias=False)
+        self.conv2 = Convolution3x3(inner, inner)
         self.bn2 = nn.BatchNorm2d(inner)
         self.downsample = downsample
 
@@ -71,7 +157,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(features, inner, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2: nn.Module = nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False)
+        self.conv2: nn.Module = Convolution3x3(inner, inner, stride)
         self.bn2: nn.Module = nn.BatchNorm2d(inner)
         self.conv3 = nn.Conv2d(inner, inner * self.expansion, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(inner * self.expansion)
@@ -189,7 +275,7 @@ class SelectiveKernels(nn.Module):
     def __init__(self, features: int, stride: int) -> None:
         super().__init__()
         squeezed = max(features // _SQUEEZE_RATIO, _SQUEEZED_FEATURES_AT_LEAST)
-        self.conv = nn.Conv2d(features, 2 * features, 3, stride, padding=1, bias=False)
+        self.conv = Convolution3x3(features, 2 * features, stride)
         self.bn = nn.BatchNorm2d(2 * features)
         self.relu = nn.ReLU(inplace=True)
         self.squeeze = nn.Linear(features, squeezed, bias=False)
@@ -283,9 +369,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, features: int, wider: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(features, wider, 3, stride, padding=1, bias=False)
+        self.conv1 = Convolution3x3(features, wider, stride)
         self.bn1 = nn.BatchNorm2d(wider)
-        self.conv2 = nn.Conv2d(wider, wider, 3, padding=1, bias=False)
+        self.conv2 = Convolution3x3(wider, wider)
         self.bn2 = nn.BatchNorm2d(wider)
         self.relu = nn.ReLU(inplace=True)
         self.shortcut: nn.Module = nn.Identity()
