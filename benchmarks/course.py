@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
 from diptych.config.files import load_run_config
 from diptych.config.run import RunConfig
+from diptych.errors import DiptychError
 from diptych.evaluation.features import encode
 from diptych.evaluation.knn import accuracy, knn_predict
 from diptych.evaluation.linear import fit_linear
@@ -88,6 +89,7 @@ class Protocol:
 def course_of(folder: RunFolder, executor: Executor) -> list[Point]:
     """All that the run kept, in order of time; the encoder that it ended with comes last."""
     config = load_run_config(folder.config)
+    last = load_encoder(folder)  # first: a run that has not ended is refused before the work
     protocol = Protocol(config, executor)
     found, spent, epochs = list[Point](), 0.0, 0.0
     for place in reversed(list_checkpoints(folder.checkpoints)):
@@ -105,7 +107,6 @@ def course_of(folder: RunFolder, executor: Executor) -> list[Point]:
         epochs = state["step"] / max(1, protocol.images // config.training.batch_size)
         found.append(Point(spent, epochs, *protocol.accuracies(network)))
         print(found[-1], file=sys.stderr, flush=True)
-    last = load_encoder(folder)
     found.append(Point(spent, epochs, *protocol.accuracies(last)))
     return found
 
@@ -141,8 +142,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the points here")
     parser.add_argument("--drawing", type=Path, metavar="FILE", help="also draw them, as SVG")
     arguments = parser.parse_args()
-    with ThreadPoolExecutor(use_threads(None)) as executor:
-        points = course_of(RunFolder(arguments.run), executor)
+    try:
+        with ThreadPoolExecutor(use_threads(None)) as executor:
+            points = course_of(RunFolder(arguments.run), executor)
+    except DiptychError as error:
+        raise SystemExit(str(error)) from None
     table = Table(title=f"Accuracy over the run {arguments.run}, in %", title_justify="left")
     for column in ("minutes", "epochs", "20-NN", "200-NN", "linear"):
         table.add_column(column, justify="right")

@@ -104,12 +104,17 @@ def test_a_small_map_is_convolved_as_any_other(
     assert torch.equal(ours.eval()(maps), usual.eval()(maps))
 
 
-def test_lower_precision_and_compiling_leave_small_maps_to_the_library() -> None:
+def test_lower_precision_and_compiling_leave_small_maps_to_the_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ours = Convolution3x3(8, 8)
     maps = torch.randn(3, 8, 2, 2)
     with torch.autocast("cpu", torch.bfloat16):
         assert ours(maps).dtype == torch.bfloat16
     assert "PlaceByPlace" in type(ours(maps).grad_fn).__name__
+    with monkeypatch.context() as compiling:
+        compiling.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert "PlaceByPlace" not in type(ours(maps).grad_fn).__name__
     assert "PlaceByPlace" not in type(ours.eval()(maps).grad_fn).__name__
 
 

@@ -1,9 +1,12 @@
 """What `benchmarks/course.py` says of a run: each checkpoint kept, on all test images."""
 
+import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import course
+import matplotlib as mpl
 import pytest
 
 import diptych
@@ -43,11 +46,26 @@ def test_a_run_without_a_test_part_is_refused(tmp_path: Path) -> None:
         course.course_of(run, executor)
 
 
-def test_its_drawing_marks_the_last_encoder(tmp_path: Path) -> None:
+def test_its_drawing_marks_the_last_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(mpl.rcParams, "svg.hashsalt", "same")
     points = [course.Point(minutes, minutes, 50 + minutes, 50.0, 51.0) for minutes in range(3)]
+    drawn = []
+    for knn in (50.5, 50.5, 51.0):
+        course.draw([*points, points[-1]._replace(knn=knn)], tmp_path / "course.svg")
+        drawn.append((tmp_path / "course.svg").read_text())
 
-    course.draw(points, tmp_path / "course.svg")
+    assert "<!-- minutes -->" in drawn[0]
+    assert drawn[0] == drawn[1]
+    assert drawn[1] != drawn[2]
 
-    text = (tmp_path / "course.svg").read_text()
-    assert "<!-- minutes -->" in text
-    assert text.count("linear classifier") == 1
+
+def test_a_run_that_has_not_ended_is_refused_in_words(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("encoder.*"))
+    monkeypatch.setattr(sys, "argv", ["course.py", str(tmp_path / "run")])
+
+    with pytest.raises(SystemExit, match="encoder"):
+        course.main()
