@@ -14,24 +14,18 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from measuring import machine
+from peers.knn import Protocol
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from diptych.checkpoints.save_and_load import list_checkpoints, load_checkpoint
 from diptych.config.files import load_run_config
-from diptych.config.run import RunConfig
 from diptych.errors import DiptychError
-from diptych.evaluation.features import encode
-from diptych.evaluation.knn import accuracy, knn_predict
-from diptych.evaluation.linear import fit_linear
-from diptych.images.open import open_images
 from diptych.models.encoders import build_encoder
 from diptych.models.weights import load_encoder
 from diptych.runs.folder import RunFolder
@@ -59,38 +53,11 @@ class Point(NamedTuple):
     linear: float
 
 
-class Protocol:
-    """All images of a run, opened once."""
-
-    def __init__(self, config: RunConfig, executor: Executor) -> None:
-        found = open_images(config.images, executor)
-        train, test = found.train, found.test
-        if test is None or train.labels is None or test.labels is None:
-            raise SystemExit(f"{config.images.path}: wanted train/CLASS/ and test/CLASS/")
-        self._config, self._parts, self._executor = config, (train, test), executor
-        self._labels, self._truth = torch.as_tensor(train.labels), torch.as_tensor(test.labels)
-        self.images = len(found.train)
-
-    def accuracies(self, network: nn.Module) -> tuple[float, float, float]:
-        """By 20 neighbours, by 200, and by a linear classifier, in per cent."""
-        views = self._config.views
-        train, test = (encode(network, one, views, self._executor) for one in self._parts)
-
-        def percent(predicted: Tensor) -> float:
-            return 100 * accuracy(predicted, self._truth)
-
-        return (
-            percent(knn_predict(train, self._labels, test)),
-            percent(knn_predict(train, self._labels, test, k=200, temperature=0.1)),
-            percent(fit_linear(train, self._labels).predict(test)),
-        )
-
-
-def course_of(folder: RunFolder, executor: Executor) -> list[Point]:
+def course_of(folder: RunFolder) -> list[Point]:
     """All that the run kept, in order of time; the encoder that it ended with comes last."""
     config = load_run_config(folder.config)
     last = load_encoder(folder)  # first: a run that has not ended is refused before the work
-    protocol = Protocol(config, executor)
+    protocol = Protocol(config.images, config.views)
     found, spent, epochs = list[Point](), 0.0, 0.0
     for place in reversed(list_checkpoints(folder.checkpoints)):
         tensors, state = load_checkpoint(place)
@@ -105,10 +72,17 @@ def course_of(folder: RunFolder, executor: Executor) -> list[Point]:
         network.load_state_dict(weights)
         spent = state.get("minutes", {}).get("spent_seconds", state["seconds"]) / 60
         epochs = state["step"] / max(1, protocol.images // config.training.batch_size)
-        found.append(Point(spent, epochs, *protocol.accuracies(network)))
+        found.append(Point(spent, epochs, *_accuracies(protocol, network)))
         print(found[-1], file=sys.stderr, flush=True)
-    found.append(Point(spent, epochs, *protocol.accuracies(last)))
+    found.append(Point(spent, epochs, *_accuracies(protocol, last)))
     return found
+
+
+def _accuracies(protocol: Protocol, network: nn.Module) -> tuple[float, float, float]:
+    """By 20 neighbours, by 200, and by a linear classifier."""
+    encoded = protocol.encode(network)
+    of_200 = protocol.knn(encoded, k=200, temperature=0.1)
+    return protocol.knn(encoded), of_200, protocol.linear(encoded)
 
 
 def draw(points: Sequence[Point], file: Path) -> None:
@@ -142,10 +116,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the points here")
     parser.add_argument("--drawing", type=Path, metavar="FILE", help="also draw them, as SVG")
     arguments = parser.parse_args()
+    use_threads(None)
     try:
-        with ThreadPoolExecutor(use_threads(None)) as executor:
-            points = course_of(RunFolder(arguments.run), executor)
-    except DiptychError as error:
+        points = course_of(RunFolder(arguments.run))
+    except (DiptychError, RuntimeError) as error:
         raise SystemExit(str(error)) from None
     table = Table(title=f"Accuracy over the run {arguments.run}, in %", title_justify="left")
     for column in ("minutes", "epochs", "20-NN", "200-NN", "linear"):

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from diptych.config.data import ImagesConfig, ViewsConfig
 from diptych.config.model import EncoderConfig
 from diptych.evaluation.features import encode
-from diptych.evaluation.knn import accuracy, knn_predict
+from diptych.evaluation.knn import NEIGHBOURS, TEMPERATURE, accuracy, knn_predict
 from diptych.evaluation.linear import fit_linear
-from diptych.images.collection import ImageSet
 from diptych.images.open import open_images
 from diptych.models.encoders import build_encoder
 from diptych.runs.tensor_files import read_tensors
@@ -58,51 +58,71 @@ def course(name: str, run: Run, begun: float, seconds: float) -> Course:
         raise RuntimeError(f"{name} left no snapshot in {run.out}")
     ages = {file: file.stat().st_mtime - begun for file in files}
     counted = [file for file in files if ages[file] <= seconds]
-    protocol = Protocol(run)
-    found = [
-        Snapshot(ages[file], *protocol.measure(file, contender.prefix, linear=file == counted[-1]))
-        for file in counted
-    ]
+    images = ImagesConfig(path=str(Path(run.images).parent))
+    protocol = Protocol(images, ViewsConfig(side_pixels=run.side))
+    found = []
+    for file in counted:
+        encoded = protocol.encode(_network_of(run, file, contender.prefix))
+        linear = protocol.linear(encoded) if file == counted[-1] else None
+        found.append(Snapshot(ages[file], protocol.knn(encoded), linear))
     return Course(found, len(files) - len(counted))
 
 
+def _network_of(run: Run, file: Path, prefix: str) -> nn.Module:
+    config = EncoderConfig(name=run.network, stem=run.stem)
+    network = build_encoder(config, channels=3, side_pixels=run.side, seed=0)
+    weights = {
+        name.removeprefix(prefix): value
+        for name, value in read_tensors(file).items()
+        if name.startswith(prefix)
+    }
+    network.load_state_dict(weights, strict=True)
+    return network
+
+
+class Encoded(NamedTuple):
+    """Features of the images that are fitted on, and of those that are measured on."""
+
+    train: Tensor
+    test: Tensor
+
+
 class Protocol:
-    """Images opened once; the test part is found among the neighbours in the part learned from.
+    """Images opened once: those learned from are fitted on, and the held-out ones measured on.
 
     Args:
-        run: its `images` lie beside the held-out ones: `train/CLASS` and `test/CLASS`.
+        images: with class folders and a test part: `train/CLASS` and `test/CLASS`.
+        views: give the side and the normalisation.
+
+    Raises:
+        RuntimeError: there is no test part, or there are no classes.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._views = ViewsConfig(side_pixels=run.side)
-        config = ImagesConfig(path=str(Path(run.images).parent))
+    def __init__(self, images: ImagesConfig, views: ViewsConfig) -> None:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor:
-            found = open_images(config, executor)
-        if not isinstance(found.test, ImageSet) or not isinstance(found.train, ImageSet):
-            raise RuntimeError(f"{config.path} has no test part")
-        self._train, self._test = found.train, found.test
+            found = open_images(images, executor)
+        train, test = found.train, found.test
+        if test is None or train.labels is None or test.labels is None:
+            raise RuntimeError(f"{images.path}: wanted train/CLASS/ and test/CLASS/")
+        self._views, self._parts = views, (train, test)
+        self._labels, self._truth = torch.as_tensor(train.labels), torch.as_tensor(test.labels)
+        self.images = len(train)
 
-    def measure(
-        self, file: Path, prefix: str, *, linear: bool = False
-    ) -> tuple[float, float | None]:
-        """Per cent of the held-out images, by neighbours and, where asked for, linearly."""
-        config = EncoderConfig(name=self._run.network, stem=self._run.stem)
-        network = build_encoder(config, channels=3, side_pixels=self._run.side, seed=0)
-        tensors = read_tensors(file)
-        weights = {
-            name.removeprefix(prefix): value
-            for name, value in tensors.items()
-            if name.startswith(prefix)
-        }
-        network.load_state_dict(weights, strict=True)
+    def encode(self, network: nn.Module) -> Encoded:
+        """Of all images."""
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor:
-            train, test = (
-                encode(network, images, self._views, executor)
-                for images in (self._train, self._test)
-            )
-        labels, truth = (torch.as_tensor(one.labels) for one in (self._train, self._test))
-        knn = 100 * accuracy(knn_predict(train, labels, test), truth)
-        if not linear:
-            return knn, None
-        return knn, 100 * accuracy(fit_linear(train, labels).predict(test), truth)
+            return Encoded(*(encode(network, one, self._views, executor) for one in self._parts))
+
+    def knn(
+        self, encoded: Encoded, *, k: int = NEIGHBOURS, temperature: float = TEMPERATURE
+    ) -> float:
+        """Per cent that a vote of so many neighbours gets right."""
+        predicted = knn_predict(
+            encoded.train, self._labels, encoded.test, k=k, temperature=temperature
+        )
+        return 100 * accuracy(predicted, self._truth)
+
+    def linear(self, encoded: Encoded) -> float:
+        """Per cent that a linear classifier gets right."""
+        predicted = fit_linear(encoded.train, self._labels).predict(encoded.test)
+        return 100 * accuracy(predicted, self._truth)

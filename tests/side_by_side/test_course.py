@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import course
@@ -26,8 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 def test_a_course_ends_with_what_evaluation_says_of_the_run(run: RunFolder) -> None:
-    with ThreadPoolExecutor(1) as executor:
-        *checkpoints, last = course.course_of(run, executor)
+    *checkpoints, last = course.course_of(run)
 
     said = diptych.evaluate(run.path, threads=1)
 
@@ -42,8 +40,8 @@ def test_a_run_without_a_test_part_is_refused(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     run = RunFolder(finished_run(three_classes(tmp_path / "images"), tmp_path / "run"))
 
-    with ThreadPoolExecutor(1) as executor, pytest.raises(SystemExit, match="test/CLASS"):
-        course.course_of(run, executor)
+    with pytest.raises(RuntimeError, match="test/CLASS"):
+        course.course_of(run)
 
 
 def test_its_drawing_marks_the_last_encoder(
