@@ -1,4 +1,4 @@
-"""What a folder gets from `diptych pretrain FOLDER --minutes 10`, from nothing and from weights.
+"""What a folder gets from `diptych pretrain FOLDER --minutes 10`, from scratch and from weights.
 
 Every set, seed and start is a command of its own with defaults, as a user would type it. Beside the
 trained encoder stand raw pixels, the untrained encoder and the frozen start, the last one also at

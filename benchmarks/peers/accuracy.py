@@ -20,6 +20,10 @@ from peers.results import Row
 from peers.settings import IMAGES, IMAGES_QUICK, Settings, do, images_for, limited, once
 from peers.timing import EPOCHS_QUICK, Times, times_of, warm_up
 
+MINUTES: Final = (10.0, 60.0)
+"""After which accuracies are compared, where no others are asked for."""
+TIME_MINUTES: Final = (20.0,)
+"""Of runs whose time to an accuracy is measured, and of a record, likewise."""
 LENGTHS: Final = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 """Of our runs in the search for the time to an accuracy, as shares of the peers' minutes."""
 TIME_GOAL: Final = 0.5
@@ -147,7 +151,7 @@ def last_of(settings: Settings, one: Learner, minutes: float, seed: int) -> Snap
 def after_minutes(settings: Settings) -> Iterator[Row]:
     """Accuracy at the end of the minutes, by neighbours and linearly, means over seeds."""
     some = learners(settings)
-    for minutes in settings.minutes:
+    for minutes in settings.minutes or MINUTES:
         ends = {
             one.title: [last_of(settings, one, minutes, seed) for seed in range(settings.seeds)]
             for one in some
@@ -179,7 +183,7 @@ def time_to_accuracy(settings: Settings) -> Iterator[Row]:
         print("time-to-accuracy: left out, as no other library was asked for")
         return
     found = learners(settings)
-    for minutes in settings.minutes:
+    for minutes in settings.minutes or TIME_MINUTES:
         yield soonest(settings, found, minutes)
 
 
@@ -215,7 +219,7 @@ def record(settings: Settings) -> Iterator[Row]:
     The length of the run (`--minutes`) is the record's own choice.
     """
     for one in learners(settings):
-        for length in settings.minutes:
+        for length in settings.minutes or TIME_MINUTES:
             minutes = [
                 reached(learn(settings, one, length, seed), settings.target) / 60
                 for seed in range(settings.seeds)

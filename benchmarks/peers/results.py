@@ -132,11 +132,16 @@ def save(
 
 
 def serves(file: Path, versions: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Whether a file has a whole figure that was measured with these settings and versions."""
+    """Whether a file has a whole figure, measured here with these settings and versions."""
     if not file.exists():
         return False
     found = json.loads(file.read_text())
-    wanted = {"complete": True, "settings": settings, "environments": versions}
+    wanted = {
+        "complete": True,
+        "settings": settings,
+        "environments": versions,
+        "machine": machine()["machine"],
+    }
     return wanted == {name: found.get(name) for name in wanted}
 
 

@@ -32,7 +32,8 @@ class Settings:
         out: where results go.
         quick: a toy size that only shows that all works.
         rounds: turns of each contender.
-        minutes: of runs that learn for some minutes, each length a case of its own.
+        minutes: of runs that learn for some minutes, each length a case of its own; those of the
+            figure when empty.
         seeds: of such runs.
         only: contenders to run; all when empty.
         workers: processes that load images, of peers that have them: one less than there are cores,

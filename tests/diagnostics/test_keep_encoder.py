@@ -419,7 +419,7 @@ def test_where_nothing_is_clear_features_are_whitened_if_that_was_better_at_all(
     assert chosen_of(white("start" + INTERMEDIATE, 0.49)) == "start"
     assert chosen_of(white("start" + INTERMEDIATE, 0.52, 0.49)) == "start"  # loses by the linear
     assert chosen_of(white("last" + INTERMEDIATE, 0.52)) == "start"
-    # From nothing the mean of both decides.
+    # From scratch the mean of both decides.
     for linear, wanted in ((0.49, "last, whitened"), (0.47, "last")):
         found = [candidate("last"), white("last, whitened", 0.52, linear)]
         assert choose_with_labels(found) == wanted

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,15 +21,15 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 
 from diptych.errors import FeaturesError, TrainingError
-from diptych.evaluation import finetune
-from diptych.evaluation.finetune import (
+from diptych.evaluation.labelled import Labelled, open_labelled
+from diptych.evaluation.protocols import evaluate
+from diptych.evaluation.sgd import finetune, linear_sgd
+from diptych.evaluation.sgd.finetune import (
     FineTuningSchedule,
     _Tuned,
     _with_intervals,
     baseline_schedule,
 )
-from diptych.evaluation.labelled import Labelled, open_labelled
-from diptych.evaluation.protocols import evaluate
 from diptych.evaluation.subject import Subject
 from diptych.images.open import open_images
 from diptych.models.weights import load_encoder
@@ -68,11 +69,11 @@ def runtime() -> Iterator[Runtime]:
 class Trainings:
     """Counts the classifiers that are trained, and ends the command before one of them."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, name: str) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, module: ModuleType, name: str) -> None:
         self.count = 0
         self.last: int | None = None
-        self.original = getattr(finetune, name)
-        patch.setattr(finetune, name, self)
+        self.original = getattr(module, name)
+        patch.setattr(module, name, self)
 
     def __call__(self, *given: Any, **named: Any) -> Any:
         if self.count == self.last:
@@ -91,7 +92,7 @@ def test_an_interrupted_command_given_again_gives_the_same_figures(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = Path(shutil.copytree(run, tmp_path / "other"))
-    trainings = Trainings(monkeypatch, "fine_tune")
+    trainings = Trainings(monkeypatch, finetune, "fine_tune")
     given = {**GIVEN, "seeds": 2, "finetune_shares": (1.0, 0.1)}
     whole = evaluate(other, ["finetune"], **given)
     assert trainings.count == 11  # two encoders with two seeds on each share; three schedules
@@ -110,7 +111,7 @@ def test_an_interrupted_linear_classifier_by_sgd_leaves_the_others(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = Path(shutil.copytree(run, tmp_path / "other"))
-    trainings = Trainings(monkeypatch, "fit_linear_sgd")
+    trainings = Trainings(monkeypatch, linear_sgd, "fit_linear_sgd")
     whole = evaluate(other, ["linear_sgd"], threads=1, sgd_epochs=2)
     trainings.count, trainings.last = 0, 1
     with pytest.raises(KeyboardInterrupt):
@@ -136,7 +137,7 @@ def test_shares_of_several_commands_stand_side_by_side(run: Path) -> None:
 def test_only_what_is_new_is_trained(
     run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainings = Trainings(monkeypatch, "fine_tune")
+    trainings = Trainings(monkeypatch, finetune, "fine_tune")
     asked = partial(evaluate, run, ["finetune"], **FEW)
     assert trainings.of(partial(asked, seeds=1)) == 2
     assert trainings.of(partial(asked, seeds=2)) == 2
@@ -176,7 +177,7 @@ def damaged(file: Path, others: bytes) -> Iterator[None]:
 
 
 def test_damaged_answers_are_made_anew(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainings = Trainings(monkeypatch, "fine_tune")
+    trainings = Trainings(monkeypatch, finetune, "fine_tune")
     asked = partial(evaluate, run, ["finetune"], **FEW, seeds=1)
     whole = asked()
     first, second = sorted((run / "finetune").iterdir())

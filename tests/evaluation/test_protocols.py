@@ -20,20 +20,16 @@ from sklearn.metrics import f1_score, roc_auc_score
 import diptych
 from diptych.config.model import NormConfig
 from diptych.errors import ConfigError, FeaturesError, ImagesError, RunFolderError, TrainingError
-from diptych.evaluation import finetune, supervised
-from diptych.evaluation.finetune import (
-    SGD_PROBES,
-    FineTuningSchedule,
-    baseline_schedule,
-    fine_tune,
-    fit_linear_sgd,
-)
+from diptych.evaluation import supervised_encoder
 from diptych.evaluation.knn_and_linear import _judge_classes, _judge_labels, find_tags
 from diptych.evaluation.labelled import open_labelled
 from diptych.evaluation.predictions import read_predictions
 from diptych.evaluation.protocols import PROTOCOLS, evaluate, merged
+from diptych.evaluation.sgd import finetune
+from diptych.evaluation.sgd.finetune import FineTuningSchedule, baseline_schedule, fine_tune
+from diptych.evaluation.sgd.linear_sgd import SGD_PROBES, fit_linear_sgd
 from diptych.evaluation.subject import Subject
-from diptych.evaluation.supervised import Classifier, predict
+from diptych.evaluation.train_on_labels import Classifier, predict
 from diptych.images.open import open_images
 from diptych.models.encoders import count_features
 from diptych.models.final_features import IntermediateLayer, Whitening
@@ -283,13 +279,13 @@ def test_rivals_are_measured_beside_the_run(run: Path, finished: Path) -> None:
 
 def test_the_supervised_rival_is_trained_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[int] = []
-    original = supervised.train_supervised
+    original = supervised_encoder.train_supervised
 
     def counted(*arguments: Any, epochs: int) -> torch.nn.Module:
         trained.append(epochs)
         return original(*arguments, epochs=epochs)
 
-    monkeypatch.setattr(supervised, "train_supervised", counted)
+    monkeypatch.setattr(supervised_encoder, "train_supervised", counted)
     first = evaluate(run, ["knn"], threads=1, supervised=True)
     assert evaluate(run, ["knn"], threads=1, supervised=True)["knn"] == first["knn"]
     # The run took 4 steps of 72 images; 57 labelled ones make 3 a pass, so 2 passes.
@@ -337,7 +333,7 @@ def test_the_supervised_rival_sees_whole_groups(run: Path, runtime: Runtime) -> 
     labelled = open_labelled(config.images, runtime.executor)
     assert len(labelled.train) % 4 == 1
     encoder = untrained_encoder(config)
-    supervised.train_supervised(encoder, config, labelled, runtime, epochs=1)
+    supervised_encoder.train_supervised(encoder, config, labelled, runtime, epochs=1)
     assert encoder.state_dict()["bn1.num_batches_tracked"] == 2  # one step, two views
 
 

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,13 @@ def loss(positive: Tensor, logsumexp: Tensor, settings: object) -> Tensor:
     return nn.functional.softplus(logsumexp - positive).mean()
 
 
-def test_it_resumes_bitwise_and_is_evaluated(images: Path, train: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("pull", [0.0, 3.0])
+def test_it_resumes_bitwise_and_is_evaluated(
+    images: Path, train: Callable[..., Path], pull: float
+) -> None:
+    """Also where weights are pulled to those that the run began with, by a module with others."""
     pictures, encoder = Pictures(images), network()
+    train = partial(train, **{"optimizer.pull_to_start": pull})
     whole = train(pictures, "whole", encoder=encoder, loss=loss)
     calls: list[int] = []
 

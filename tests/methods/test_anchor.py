@@ -194,7 +194,8 @@ def test_a_step_goes_against_the_gradient_of_loss_and_anchor_and_leaves_the_star
     assert output.penalty is not None
     torch.autograd.backward(2.0 * output.loss + output.penalty)
     optimizer = build_optimizer(config.optimizer, method)
-    train_step(method, optimizer, batch, rate=0.1, momentum=0.9, config=config)
+    done = train_step(method, optimizer, batch, rate=0.1, momentum=0.9, config=config)
+    assert done.penalty is None  # its graph, and images with it, are free
     for (name, parameter), (_, other) in zip(
         method.named_parameters(), twin.named_parameters(), strict=True
     ):

@@ -1,12 +1,16 @@
 """Wider ResNets and selective kernels: published sizes, torchvision's weights, NumPy's loop."""
 
+import copy
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 import torchvision.models
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import conv2d
+from torchvision.models import feature_extraction
 
 from diptych.config.model import EncoderConfig
 from diptych.models.encoders import build_encoder
@@ -111,11 +115,124 @@ def test_lower_precision_and_compiling_leave_small_maps_to_the_library(
     maps = torch.randn(3, 8, 2, 2)
     with torch.autocast("cpu", torch.bfloat16):
         assert ours(maps).dtype == torch.bfloat16
-    assert "PlaceByPlace" in type(ours(maps).grad_fn).__name__
+    assert not is_the_librarys(ours(maps))
     with monkeypatch.context() as compiling:
         compiling.setattr(torch.compiler, "is_compiling", lambda: True)
-        assert "PlaceByPlace" not in type(ours(maps).grad_fn).__name__
-    assert "PlaceByPlace" not in type(ours.eval()(maps).grad_fn).__name__
+        assert is_the_librarys(ours(maps))
+    assert is_the_librarys(ours.eval()(maps))
+
+
+def is_the_librarys(convolved: Tensor) -> bool:
+    return "Convolution" in type(convolved.grad_fn).__name__
+
+
+def pair(features: int = 4, outer: int = 6, stride: int = 1) -> tuple[Convolution3x3, nn.Conv2d]:
+    """Ours and the library's, of the same weights, in double precision."""
+    usual = nn.Conv2d(features, outer, 3, stride, padding=1, bias=False).double()
+    ours = Convolution3x3(features, outer, stride).double()
+    ours.load_state_dict(usual.state_dict())
+    return ours, usual
+
+
+def dilate(convolution: nn.Conv2d) -> None:
+    convolution.stride = (1, 1)
+    convolution.dilation = convolution.padding = (2, 2)
+
+
+def give_bias(convolution: nn.Conv2d) -> None:
+    convolution.bias = nn.Parameter(torch.ones(6, dtype=torch.float64))
+
+
+def surround_by_the_other_side(convolution: nn.Conv2d) -> None:
+    convolution.padding_mode = "circular"
+    convolution._reversed_padding_repeated_twice = [1, 1, 1, 1]
+
+
+def stride_along_one_side(convolution: nn.Conv2d) -> None:
+    convolution.stride = (2, 1)
+
+
+@pytest.mark.parametrize(
+    "change", [dilate, give_bias, surround_by_the_other_side, stride_along_one_side]
+)
+def test_a_convolution_that_was_changed_is_computed_as_it_is_now(
+    change: Callable[[nn.Conv2d], None],
+) -> None:
+    both = pair(stride=2)
+    for one in both:
+        change(one)
+    maps = torch.randn(3, 4, 2, 2, dtype=torch.float64)
+    torch.testing.assert_close(both[0](maps), both[1](maps))
+
+
+def test_small_maps_have_second_gradients_and_gradients_of_each_image() -> None:
+    ours, usual = pair()
+    maps = torch.randn(3, 4, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(ours, maps)
+    assert torch.autograd.gradgradcheck(ours, maps)
+
+    def of_image(network: nn.Module) -> Tensor:
+        def loss(weights: dict[str, Tensor], image: Tensor) -> Tensor:
+            found: Tensor = torch.func.functional_call(network, weights, (image[None],))
+            return found.square().sum()
+
+        weights = {"weight": network.get_parameter("weight").detach()}
+        gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(
+            weights, maps.detach()
+        )
+        return gradients["weight"]
+
+    torch.testing.assert_close(of_image(ours), of_image(usual))
+
+
+def test_small_maps_may_be_changed_in_place_and_come_without_a_batch() -> None:
+    ours, usual = pair()
+    maps = torch.randn(3, 4, 2, 2, dtype=torch.float64)
+    for one in (ours, usual):
+        one(maps).relu_().sum().backward()
+    torch.testing.assert_close(ours.weight.grad, usual.weight.grad)
+    torch.testing.assert_close(ours(maps[0]), usual(maps[0]))
+
+
+def test_frozen_weights_of_small_maps_get_no_gradient() -> None:
+    ours, usual = pair()
+    for one in (ours, usual):
+        one.requires_grad_(False)
+    inputs = [torch.ones(2, 4, 2, 2, dtype=torch.float64).requires_grad_() for _ in range(2)]
+    ours(inputs[0]).sum().backward()
+    usual(inputs[1]).sum().backward()
+    assert ours.weight.grad is None
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+
+
+def test_gradients_of_small_maps_keep_their_precision_under_autocast() -> None:
+    ours = Convolution3x3(64, 64)
+    maps = torch.randn(8, 64, 2, 2)
+    ours(maps).square().sum().backward()
+    wanted = ours.weight.grad
+    ours.weight.grad = None
+    found = ours(maps).square().sum()
+    with torch.autocast("cpu", torch.bfloat16):
+        found.backward()
+    assert wanted is not None
+    torch.testing.assert_close(ours.weight.grad, wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_a_norm_of_the_weight_is_computed_once_for_small_maps() -> None:
+    ours = Convolution3x3(4, 6)
+    nn.utils.parametrizations.spectral_norm(ours)
+    usual = copy.deepcopy(ours)
+    ours(torch.ones(2, 4, 2, 2))
+    usual(torch.ones(2, 4, 9, 9))  # the library's
+    steps = [one.get_buffer("parametrizations.weight.0._u") for one in (ours, usual)]
+    assert torch.equal(*steps)
+
+
+def test_layers_of_a_network_that_trains_can_be_taken_by_name() -> None:
+    config = EncoderConfig(name="resnet18", stem="imagenet")
+    network = build_encoder(config, channels=3, side_pixels=32, seed=0)
+    layers = feature_extraction.create_feature_extractor(network, ["layer3", "layer4"])
+    assert layers(torch.randn(2, 3, 32, 32))["layer4"].shape == (2, 512, 1, 1)
 
 
 @pytest.mark.slow

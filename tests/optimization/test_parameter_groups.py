@@ -1,5 +1,7 @@
 """Rates of single parameters against a table; decay towards the start against its closed form."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -139,6 +141,21 @@ def test_lars_scales_gradient_and_pull_together() -> None:
     change = gradient + PULL * (before - start)
     wanted = before - RATE * 0.5 * before.norm() / change.norm() * change
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "parametrize",
+    [nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm],
+)
+def test_a_weight_that_is_computed_decays_by_what_it_is_computed_from(
+    parametrize: Callable[[nn.Module], nn.Module],
+) -> None:
+    layer = nn.Sequential(parametrize(nn.Linear(3, 4)))
+    decayed, spared = build_optimizer(OptimizerConfig(weight_decay=0.1), layer).param_groups[:2]
+    assert decayed["weight_decay"] == 0.1
+    names = {id(one): name for name, one in layer.named_parameters()}
+    assert [names[id(one)] for one in spared["params"]] == ["0.bias"]
+    assert len(decayed["params"]) == len(names) - 1
 
 
 def test_norms_and_biases_are_not_pulled_and_what_has_no_gradient_stays() -> None:

@@ -293,7 +293,7 @@ PLANNED = [n for n in RECIPES if recipe_config(n, "tiny").method.kind in ("contr
         (["--batch-size", "4096"], "needs at least that many images"),
         (
             ["--weights", "pretrained", "--encoder", "resnet18"],
-            "Plan the same network from nothing",
+            "Plan the same network from scratch",
         ),
         (["--begin-from", "runs/photos"], "by --config RUN/config.toml"),
         (["--machine.host-gigabytes", "64"], "give machine.memory_gigabytes"),

@@ -136,6 +136,20 @@ def test_every_number_of_minutes_has_its_rows(
     assert "20 minutes" in rows[2].case
 
 
+def test_where_no_minutes_are_asked_for_each_figure_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up(monkeypatch, tmp_path)
+    settings = toy_settings(tmp_path, minutes=())
+
+    cases = [row.case for row in (*after_minutes(settings), *time_to_accuracy(settings))]
+
+    assert [text in case for text, case in zip(
+        ("10 minutes", "10 minutes", "60 minutes", "60 minutes", "after 20 minutes"),
+        cases, strict=True,
+    )] == [True] * 5  # fmt: skip
+
+
 def test_ours_alone_is_a_figure_without_a_ratio(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

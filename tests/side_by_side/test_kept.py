@@ -93,7 +93,9 @@ def test_settings_are_equal_but_for_places(tmp_path: Path) -> None:
     assert one.kept() != replace(one, data=None).kept()
 
 
-def test_a_file_serves_where_it_is_whole_and_of_equal_settings(tmp_path: Path) -> None:
+def test_a_file_serves_where_it_is_whole_and_of_equal_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, asked = tmp_path / "accuracy.json", toy_settings(tmp_path, minutes=(10.0, 60.0)).kept()
     versions = {"diptych": {"torch": "2"}}
 
@@ -103,6 +105,8 @@ def test_a_file_serves_where_it_is_whole_and_of_equal_settings(tmp_path: Path) -
     assert load(file) == [ROW]
     assert not serves(file, {"diptych": {"torch": "3"}}, asked)
     assert not serves(file, versions, asked | {"rounds": 9})
+    monkeypatch.setattr("peers.results.machine", lambda: {"machine": {"processor": "another"}})
+    assert not serves(file, versions, asked)
 
 
 def test_rows_of_a_figure_that_was_stopped_are_there_and_do_not_serve(tmp_path: Path) -> None:

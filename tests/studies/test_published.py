@@ -1,11 +1,13 @@
 """The pages of docs/studies follow from the tables beside them."""
 
+import math
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from diptych.studies.cell_results import CellResult, StudyResults, from_table
@@ -71,3 +73,26 @@ def test_the_page_is_the_one_that_is_written_today(study: Study) -> None:
     assert [line for line in page if not SPLIT.match(line)] == [
         line for line in written if not SPLIT.match(line)
     ]
+
+
+def test_what_is_known_of_batches_of_as_many_steps_follows_from_the_table() -> None:
+    """One slope for each number of steps, their levels left free, by least squares."""
+    table = (PAGES / "batch" / "table.csv").read_text()
+    cells = {f"batch-{size}-epochs-{epochs}": (size, epochs)
+             for size in (64, 128, 256, 512) for epochs in (2, 4, 8)}  # fmt: skip
+    rows = [(*cells[row.cell], 100 * row.measures["knn"])
+            for row in from_table(table) if row.cell in cells]  # fmt: skip
+
+    def slope(level_of: Callable[[int, int], int], wanted: set[int]) -> float:
+        some = [(level_of(size, epochs), math.log2(size), knn) for size, epochs, knn in rows]
+        some = [one for one in some if one[0] in wanted]
+        levels = sorted({one[0] for one in some})
+        design = np.array([[x, *(level == one for one in levels)] for level, x, _ in some])
+        return float(np.linalg.lstsq(design, np.array([knn for *_, knn in some]))[0][0])
+
+    as_many_steps = slope(lambda size, epochs: epochs * 512 // size, {2, 4, 8, 16, 32})
+    in_eight_epochs = slope(lambda size, epochs: epochs, {8})
+
+    page = (PAGES / "batch" / "index.md").read_text()
+    assert f"they win by {as_many_steps:.1f} points per doubling" in page
+    assert f"they still lose {-in_eight_epochs:.1f} (" in page

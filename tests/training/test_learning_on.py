@@ -147,6 +147,12 @@ def test_parts_that_are_frozen_at_first_train_later(images: Path, tmp_path: Path
     assert named <= moved(out)[0]
 
 
+def test_epochs_in_which_nothing_learns_are_refused(images: Path, tmp_path: Path) -> None:
+    way = {"encoder.frozen_parts": 3, "encoder.frozen_epochs": 1.5, "head.layers": 0}
+    with pytest.raises(ConfigError, match=r"first 1\.5 epochs would change nothing.*head\.layers"):
+        run(images, tmp_path / "run", way)
+
+
 def test_a_strong_pull_keeps_kernels_at_the_start(images: Path, tmp_path: Path) -> None:
     start = module().state_dict()
     apart = {}

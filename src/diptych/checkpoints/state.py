@@ -66,9 +66,6 @@ class RunState:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     named[f"optimizer/{name}/{key}"] = value
-        named["generator/cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            named["generator/cuda"] = torch.cuda.get_rng_state()
         return {name: value.detach() for name, value in named.items()}
 
     def tensors(self, whole: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -100,9 +97,6 @@ class RunState:
             self.method.load_state_dict(saved, strict=True)
             for name, parameter in self._optimized():
                 self._restore_optimizer(parameter, _below(f"optimizer/{name}/", tensors))
-            torch.set_rng_state(tensors["generator/cpu"])
-            if "generator/cuda" in tensors and torch.cuda.is_available():
-                torch.cuda.set_rng_state(tensors["generator/cuda"])
             if "loss_scale" in scalars:
                 self.scale.restore(scalars["loss_scale"])
             if scalars.get("minutes") is not None:
@@ -133,7 +127,7 @@ class RunState:
         for name, value in _below("method/", tensors).items():
             if name in held and held[name].dtype != value.dtype:
                 raise DamagedCheckpoint(f"{name} is {value.dtype}, not {held[name].dtype}")
-        known = {"generator/cpu", "generator/cuda"}
+        known = {"generator/cpu", "generator/cuda"}  # in those of earlier versions
         for name, parameter in self._optimized():
             saved = _below(f"optimizer/{name}/", tensors)
             known |= {f"optimizer/{name}/{key}" for key in saved}

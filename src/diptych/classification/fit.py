@@ -37,7 +37,6 @@ from diptych.config.downstream import ClassifierSettings
 from diptych.errors import ConfigError, ImagesError, saving
 from diptych.escaping import HANDLER
 from diptych.evaluation.features import encode, require_finite
-from diptych.evaluation.finetune import RATE, FineTuningSchedule, fine_tune
 from diptych.evaluation.labelled import Labelled, open_labelled
 from diptych.evaluation.linear import LinearClassifier, fit_linear, fit_with_strength
 from diptych.evaluation.predictions import (
@@ -47,7 +46,8 @@ from diptych.evaluation.predictions import (
     softmax,
     write_predictions,
 )
-from diptych.evaluation.supervised import Classifier
+from diptych.evaluation.sgd.finetune import RATE, FineTuningSchedule, fine_tune
+from diptych.evaluation.train_on_labels import Classifier
 from diptych.images.collection import ImageSet
 from diptych.images.groups import stratified_group_split
 from diptych.images.sources.handed_over import path_of

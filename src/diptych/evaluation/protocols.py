@@ -11,12 +11,13 @@ from typing import Any, Final
 from torch import nn
 
 from diptych.errors import ConfigError
-from diptych.evaluation.finetune import measure_finetune, measure_linear_sgd
 from diptych.evaluation.geometry import measure_geometry
 from diptych.evaluation.knn_and_linear import measure_knn, measure_linear, measure_transfer
 from diptych.evaluation.labelled import open_labelled
 from diptych.evaluation.operations.of_run import measure_views
 from diptych.evaluation.predictions import PREDICTIONS, write_predictions
+from diptych.evaluation.sgd.finetune import measure_finetune
+from diptych.evaluation.sgd.linear_sgd import measure_linear_sgd
 from diptych.evaluation.subject import EvaluationOptions, Subject
 from diptych.evaluation.transformations import measure_transformations
 from diptych.images.open import open_images

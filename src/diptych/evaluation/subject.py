@@ -19,7 +19,7 @@ from diptych.evaluation.features import (
 )
 from diptych.evaluation.knn import NEIGHBOURS, TEMPERATURE
 from diptych.evaluation.labelled import Labelled
-from diptych.evaluation.supervised import supervised_encoder
+from diptych.evaluation.supervised_encoder import supervised_encoder
 from diptych.images.collection import Collection, ImageSet
 from diptych.models.start import load_compared
 from diptych.models.weights import (

@@ -5,7 +5,6 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 STAGE_BLOCKS = {
     "resnet18": (2, 2, 2, 2),
@@ -20,6 +19,11 @@ _SQUEEZE_RATIO = 16  # channels of a branch to each hidden feature of its attent
 _SQUEEZED_FEATURES_AT_LEAST = 32
 _WIDE: Final = 256
 """Channels of a convolution whose maps of 3 x 3 are small, too; narrower ones gain to 2 x 2."""
+_GEOMETRY: Final = ((3, 3), (1, 1), (1, 1), 1, "zeros")
+"""Kernel, padding, dilation, groups and what the border holds."""
+_STRIDES: Final = ((1, 1), (2, 2))
+_BATCHED: Final = 4  # dimensions; an image without a batch has three
+_Window = tuple[slice, slice]
 
 
 class Convolution3x3(nn.Conv2d):
@@ -40,63 +44,90 @@ class Convolution3x3(nn.Conv2d):
     def __init__(self, features: int, outer: int, stride: int = 1) -> None:
         super().__init__(features, outer, 3, stride, padding=1, bias=False)
 
-    def forward(self, maps: Tensor) -> Tensor:
+    def _conv_forward(self, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(batch, features, height, width) to (batch, outer, height / stride, width / stride)."""
-        if self.training and maps.device.type == "cpu" and self._is_small(maps):
-            convolved: Tensor = _PlaceByPlace.apply(maps, self.weight, self.stride[0])
-            return convolved
-        return super().forward(maps)
+        if self.training and self._is_small(maps, weight) and self._is_as_built(bias):
+            stride = self.stride[0]
+            places: Tensor = _PlaceByPlace.apply(
+                maps.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1), stride
+            )
+            sides = [-(-side // stride) for side in maps.shape[-2:]]
+            return places.view(len(maps), *sides, self.out_channels).permute(0, 3, 1, 2)
+        return super()._conv_forward(maps, weight, bias)
 
     def _get_name(self) -> str:
         return "Conv2d"  # as which it is printed, and built by code that others run
 
-    def _is_small(self, maps: Tensor) -> bool:
-        """Whether products are faster, as measured; lower precision is left to the library."""
+    def _is_as_built(self, bias: Tensor | None) -> bool:
+        """Whether nobody has dilated it, given it a bias, or made it another convolution."""
+        geometry = self.kernel_size, self.padding, self.dilation, self.groups, self.padding_mode
+        return bias is None and geometry == _GEOMETRY and self.stride in _STRIDES
+
+    def _is_small(self, maps: Tensor, weight: Tensor) -> bool:
+        """Whether products are faster, as measured.
+
+        Lower precision is left to the library, and so is what only counts or traces the network,
+        for which there are tensors of other classes.
+        """
+        if type(maps) is not Tensor or maps.device.type != "cpu" or maps.ndim != _BATCHED:
+            return False
         most = 3 if self.out_channels >= _WIDE else 2
         places = -(-max(maps.shape[-2:]) // self.stride[0])
-        lower = torch.is_autocast_enabled("cpu") or maps.dtype != self.weight.dtype
+        lower = torch.is_autocast_enabled("cpu") or maps.dtype != weight.dtype
         return places <= most and not lower and not torch.compiler.is_compiling()
 
 
 class _PlaceByPlace(torch.autograd.Function):
     """A 3x3 convolution as one product for each place of the output.
 
-    Of the weights only those take part that meet a pixel there, and not the border.
+    Of the weights only those take part that meet a pixel there, and not the border. Channels are
+    last in all tensors here. Gradients have gradients, and ``torch.func`` may map over it.
     """
 
-    @staticmethod
-    def forward(context: Any, maps: Tensor, weight: Tensor, stride: int) -> Tensor:
-        """(batch, in, height, width) and (out, in, 3, 3) to (batch, out, ...), channels last."""
-        context.save_for_backward(maps, weight)
-        context.stride = stride
-        pixels, kernel = maps.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)
-        rows, columns = (_windows(size, stride) for size in pixels.shape[1:3])
-        found = pixels.new_empty(len(pixels), len(rows), len(columns), len(kernel))
-        for row, (height, over) in enumerate(rows):
-            for column, (width, across) in enumerate(columns):
-                met = kernel[:, over, across].flatten(1)
-                found[:, row, column] = pixels[:, height, width].flatten(1) @ met.T
-        return found.permute(0, 3, 1, 2)
+    generate_vmap_rule = True
 
     @staticmethod
-    @once_differentiable
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Those of the maps and of the weights."""
-        maps, weight = context.saved_tensors
-        pixels, kernel = maps.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)
-        of_pixels, of_kernel = torch.zeros_like(pixels), torch.zeros_like(kernel)
-        rows, columns = (_windows(size, context.stride) for size in pixels.shape[1:3])
-        for row, (height, over) in enumerate(rows):
-            for column, (width, across) in enumerate(columns):
-                gradient = gradients[0][:, :, row, column]
-                seen, met = pixels[:, height, width], kernel[:, over, across]
-                of_pixels[:, height, width] += (gradient @ met.flatten(1)).view(seen.shape)
-                of_kernel[:, over, across] += (gradient.T @ seen.flatten(1)).view(met.shape)
-        return of_pixels.permute(0, 3, 1, 2), of_kernel.permute(0, 3, 1, 2), None
+    def forward(pixels: Tensor, kernel: Tensor, stride: int) -> Tensor:
+        """(batch, height, width, in) and (out, 3, 3, in) to (batch, places, out)."""
+        places = [
+            pixels[:, *reach].flatten(1) @ kernel[:, *met].flatten(1).T
+            for reach, met in _places(pixels, stride)
+        ]
+        return torch.stack(places, dim=1)
+
+    @staticmethod
+    def setup_context(context: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keeps what gradients are computed from."""
+        pixels, kernel, context.stride = inputs
+        context.save_for_backward(pixels, kernel)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """Those of the pixels and of the kernel, as far as they are asked for."""
+        pixels, kernel = context.saved_tensors
+        to_pixels, to_kernel, _ = context.needs_input_grad
+        of_pixels = gradients[0].new_zeros(pixels.shape) if to_pixels else None
+        of_kernel = gradients[0].new_zeros(kernel.shape) if to_kernel else None
+        # A caller may have autocast on here that was off in the forward pass.
+        with torch.autocast("cpu", enabled=False):
+            for place, (reach, met) in enumerate(_places(pixels, context.stride)):
+                gradient = gradients[0][:, place]
+                seen, weights = pixels[:, *reach], kernel[:, *met]
+                if of_pixels is not None:
+                    of_pixels[:, *reach] += (gradient @ weights.flatten(1)).view(seen.shape)
+                if of_kernel is not None:
+                    of_kernel[:, *met] += (gradient.T @ seen.flatten(1)).view(weights.shape)
+        return of_pixels, of_kernel, None
+
+
+def _places(pixels: Tensor, stride: int) -> list[tuple[_Window, _Window]]:
+    """For each place of the output, row by row: the pixels in reach, and the weights they meet."""
+    rows, columns = (_windows(size, stride) for size in pixels.shape[1:3])
+    return [((height, width), (over, across)) for height, over in rows for width, across in columns]
 
 
 def _windows(size: int, stride: int) -> list[tuple[slice, slice]]:
-    """Along one side, for each place of the output: the pixels in reach, and their weights."""
+    """The same along one side."""
     found = []
     for place in range(0, size, stride):
         first, end = max(0, place - 1), min(size, place + 2)

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from diptych.config.method import KeyEncoderConfig
 from diptych.config.run import OptimizerConfig, ScheduleConfig
@@ -157,10 +158,14 @@ def decayed_weights(network: nn.Module) -> Iterator[nn.Parameter]:
         for name, parameter in module.named_parameters()
         if name in named()
     }
-    for module in network.modules():
+    for place, module in network.named_modules():
         if isinstance(module, nn.Embedding):
             continue
         for name, parameter in module.named_parameters(recurse=False):
+            # What a weight is computed from, as its direction and length, is kept in a list under
+            # the weight's name.
+            if isinstance(module, ParametrizationList):
+                name = place.rpartition(".")[2]
             if "weight" in name and parameter.ndim > 1 and id(parameter) not in spared:
                 yield parameter
 

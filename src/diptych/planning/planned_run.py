@@ -212,7 +212,7 @@ def resolve_run(
     if is_asked(layers, "encoder.weights"):
         raise ConfigError(
             "a plan does not count what a run from weights leaves frozen, nor the pass that holds "
-            "it near its start. Plan the same network from nothing: --encoder NAME, without "
+            "it near its start. Plan the same network from scratch: --encoder NAME, without "
             "--weights."
         )
     given = overlay_all(RunConfig(images=ImagesConfig(path=_NO_PATH)), layers).images

@@ -313,5 +313,9 @@ BATCH: Final = Study(
         _few_steps,
         "That the gap between batches closes with length has something to close only where larger "
         "batches are better in the short run.",
+        "Known of larger batches, which lose here: on 10,000 images of CIFAR-10 they win by 1.1 "
+        "points per doubling (interval 0.8 to 1.3) in about as many steps, as those of 128, 256 "
+        "and 512 in 2, 4 and 8 epochs, as they see more images. In as many epochs they still lose "
+        "0.8 (0.6 to 1.0) in 8 epochs.",
     ),
 )

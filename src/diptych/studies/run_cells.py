@@ -34,7 +34,7 @@ from diptych.evaluation.knn import NEIGHBOURS, TEMPERATURE, accuracy, knn_predic
 from diptych.evaluation.labelled import Labelled, labelled_parts
 from diptych.evaluation.linear import fit_linear
 from diptych.evaluation.split import groups_of_parts, units_of
-from diptych.evaluation.supervised import supervised_encoder
+from diptych.evaluation.supervised_encoder import supervised_encoder
 from diptych.evaluation.transformations import probe_layers
 from diptych.images.collection import Collection
 from diptych.images.open import open_images

@@ -116,7 +116,7 @@ _CANDIDATES: Final = {  # by: on a CPU, of photographs
 }
 """The smallest first: the last one before one that cannot see its images in the time is taken."""
 
-_PASSES: Final = 10  # of a large set that a candidate from nothing should make,
+_PASSES: Final = 10  # of a large set that a candidate from scratch should make,
 _PASSES_RAISE: Final = 4  # which raises the images it should see by this factor at most
 _MEASURED_IMAGES: Final = 32  # in a step that is measured, of each process
 _MEASURED_STEPS: Final = 2
@@ -124,10 +124,10 @@ _SLOWDOWN_SECONDS: Final = 0.05
 _MEASURING_SHARE: Final = 0.05  # of the time: no further candidate is measured after that
 
 # Of evaluation and report, in seconds of one idle core: two encoders see every image once, and the
-# rest (kNN, the linear classifiers, the pages) grows with the images and, from nothing, with their
+# rest (kNN, the linear classifiers, the pages) grows with the images and, from scratch, with their
 # features, or does not.
 _ENCODERS: Final = 2
-_FEATURES: Final = 512  # of which the seconds from nothing are
+_FEATURES: Final = 512  # of which the seconds from scratch are
 _SECONDS_PER_IMAGE: Final = 1.2e-3
 _SECONDS_PER_IMAGE_FROM_WEIGHTS: Final = 5e-3  # of more features, by one encoder more
 # The same for each image that a linear classifier is fitted on, where five fifths choose.
@@ -141,7 +141,7 @@ _SHOWN_IMAGES: Final = 2_500  # by the report, of neighbours and the map, where 
 COMPARED_WEIGHTS: Final = 3
 COMPARED_VIEWS: Final = 1024
 _CHOICE_SECONDS: Final = 5e-3
-_WHITENING_SECONDS: Final = 2e-3  # the same from nothing, of one encoder and itself whitened
+_WHITENING_SECONDS: Final = 2e-3  # the same from scratch, of one encoder and itself whitened
 _EIGEN_SECONDS: Final = 4e-10  # of whitening, times the third power of the features,
 _NARROW: Final = 1_280  # beyond so many, whose time is in the seconds above
 _EVALUATED: Final = {"fit_images": (1_000, 500), "test_images": (500, 200)}
@@ -472,7 +472,7 @@ def _ratio(candidates: Sequence[tuple[dict[str, Any], int]], place: int, side: i
 
 
 def _wanted(images: int, config: RunConfig, train: ImageSet) -> int:
-    """How many images a candidate should see on this set from nothing: more where it is large."""
+    """How many images a candidate should see on this set from scratch: more where it is large."""
     count = _count(config, train)
     return max(images, min(_PASSES * count, _PASSES_RAISE * images))
 

@@ -16,7 +16,7 @@ PLANNED_EVERY: Final = 0.05
 """Share of the training time after which the steps are planned anew: often enough to end within
 the time when the pace changes late, and with enough steps between to know the pace."""
 _MOST_SLOWDOWN: Final = 2.0  # that is set aside for
-_FEW_STEPS: Final = 100  # from nothing; fewer hardly move the weights from their random start
+_FEW_STEPS: Final = 100  # from scratch; fewer hardly move the weights from their random start
 
 
 @dataclass

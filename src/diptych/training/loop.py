@@ -48,6 +48,7 @@ from diptych.runtime.rendezvous import name_missing, run_on_first, wait_for_all
 from diptych.runtime.stopwatch import Stopwatch, watch
 from diptych.training.clock import TimeBudget, length_in_words, plan_in_words, taken_in_words
 from diptych.training.setup import (
+    begun_before,
     build_state,
     frozen_parts,
     keep_config,
@@ -131,9 +132,10 @@ def train(
     device = choose_device(config.training.device)
     collection = replace(collection, train=images)
     order = Order(config.seed, len(images), config.training.batch_size)
-    torch.manual_seed(config.seed)  # for what a network may draw itself, as dropout does
+    torch.manual_seed(config.seed)  # for what parts given in Python draw where they are built
     place = checkpoint_location(config.checkpoint, folder)
     start = start_file(config, folder, place)
+    own = begun_before(own, folder, config)
     state = build_state(config, collection, executor, watcher, own, start)
     if state.method.needs_labels:
         require_labels(images, config)

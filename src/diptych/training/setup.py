@@ -1,14 +1,15 @@
 """The state of a run at its start or resumption, and files that its folder must have."""
 
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diptych.checkpoints.save_and_load import list_checkpoints, load_newest, steps_in
-from diptych.checkpoints.state import RunState, require_same_images
+from diptych.checkpoints.state import RunState, require_same_images, trainable
 from diptych.checkpoints.stores import CheckpointLocation
 from diptych.config.files import flatten, to_toml
 from diptych.config.model import EncoderConfig
@@ -22,6 +23,7 @@ from diptych.logging.trackers import TrackedRun, Tracking
 from diptych.methods.build import OwnParts, build_method
 from diptych.methods.method import Method
 from diptych.models.activations import offload, recompute_stages
+from diptych.models.encoders import own_encoder
 from diptych.models.parts import FrozenParts, encoder_parts
 from diptych.models.start import load_start
 from diptych.models.weights import require_built_alike, save_encoder
@@ -97,10 +99,19 @@ def frozen_parts(method: Method, config: EncoderConfig) -> FrozenParts | None:
     found = FrozenParts(
         method.encoder, config.frozen_parts, [one for one in copies if one is not None]
     )
+    all_of_it = f"encoder.frozen_parts = {config.frozen_parts} are all that the encoder has"
     if config.frozen_epochs is None and not found.leaves_some:
         raise ConfigError(
-            f"encoder.frozen_parts = {config.frozen_parts} are all that the encoder has, so that "
-            "nothing of it would learn. Freeze fewer, or give encoder.frozen_epochs."
+            f"{all_of_it}, so that nothing of it would learn. Freeze fewer, or give "
+            "encoder.frozen_epochs."
+        )
+    of_encoder = {id(one) for one in method.encoder.parameters()}
+    beside = [one for _, one in trainable(method) if id(one) not in of_encoder]
+    if not beside and not found.leaves_some:
+        raise ConfigError(
+            f"{all_of_it}, and nothing else of the method learns, so that the first "
+            f"{config.frozen_epochs:g} epochs would change nothing. Freeze fewer, or give "
+            "head.layers."
         )
     return found
 
@@ -170,6 +181,29 @@ def keep_config(folder: RunFolder, config: RunConfig, record: RunRecord) -> None
         atomic_write(folder.config, to_toml(config).encode())
 
 
+def begun_before(own: OwnParts, folder: RunFolder, config: RunConfig) -> OwnParts:
+    """An encoder given in Python with the weights that the run began with, where it has begun.
+
+    A module that is built anew may have other random weights, and ``pull_to_start`` needs those
+    which the run began with. What does not fit is left to ``keep_untrained`` to refuse.
+
+    Raises:
+        RunFolderError: the file of these weights is damaged.
+    """
+    if own.encoder is None or not folder.untrained.exists():
+        return own
+    channels, side = config.images.channels, config.views.side_pixels
+    encoder = own_encoder(own.encoder, channels=channels, side_pixels=side)
+    held = encoder.state_dict()
+    fitting = {
+        name: weight
+        for name, weight in _read_untrained(folder).items()
+        if name in held and held[name].shape == weight.shape
+    }
+    encoder.load_state_dict(fitting, strict=False)
+    return replace(own, encoder=encoder)
+
+
 def keep_untrained(folder: RunFolder, encoder: nn.Module, config: RunConfig) -> str:
     """Writes an encoder given in Python as it is before the run, unless that is there.
 
@@ -181,15 +215,18 @@ def keep_untrained(folder: RunFolder, encoder: nn.Module, config: RunConfig) -> 
         NotSaved: it cannot be written.
     """
     if folder.untrained.exists():
-        try:
-            weights = read_tensors(folder.untrained)
-        except UnreadableTensors as error:
-            raise RunFolderError(f"{folder.untrained} is damaged: {error}. Restore it.") from error
-        require_built_alike(encoder, weights, folder.untrained)
+        require_built_alike(encoder, _read_untrained(folder), folder.untrained)
         return ""
     with saving(f"{folder.untrained} cannot be written", "begin again"):
         save_encoder(folder.untrained, encoder, config)
     return ""
+
+
+def _read_untrained(folder: RunFolder) -> dict[str, Tensor]:
+    try:
+        return read_tensors(folder.untrained)
+    except UnreadableTensors as error:
+        raise RunFolderError(f"{folder.untrained} is damaged: {error}. Restore it.") from error
 
 
 def restore(

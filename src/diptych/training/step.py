@@ -70,8 +70,7 @@ def train_step(
         was skipped.
     """
     optimizer.zero_grad(set_to_none=True)
-    if process_count() > 1:  # else every process would drop the same units
-        seed_generators(config.seed, batch.step)
+    seed_generators(config.seed, batch.step)
 
     with watch("forward"):
         output: StepOutput = method(batch)
@@ -117,10 +116,11 @@ def synchronize_step(method: nn.Module, output: StepOutput) -> StepOutput:
         output: of this process's queries.
 
     Returns:
-        The loss and every metric over the queries of all processes, without gradient.
+        The loss and every metric over the queries of all processes, without gradient; no penalty,
+        whose graph would keep the images of the step until the next one has ended.
     """
     if process_count() == 1:
-        return replace(output, loss=output.loss.detach())
+        return replace(output, loss=output.loss.detach(), penalty=None)
     # Copies: averaging is in place, and the method may still hold these tensors.
     loss = output.loss.detach().clone()
     metrics = {name: value.detach().clone() for name, value in output.metrics.items()}
@@ -128,13 +128,14 @@ def synchronize_step(method: nn.Module, output: StepOutput) -> StepOutput:
     gradients = [p.grad for p in method.parameters() if p.grad is not None]
     averaged = [*gradients, *local_statistics(method), loss, *metrics.values()]
     average_over_processes(averaged)
-    return replace(output, loss=loss, metrics=metrics)
+    return replace(output, loss=loss, metrics=metrics, penalty=None)
 
 
 def seed_generators(seed: int, step: int) -> None:
     """Sets torch's generators, as dropout uses them: a function of seed, step and rank.
 
-    Checkpoints need no generator states, and a run can go on with another number of processes.
+    So checkpoints need no states of generators, whatever the device, no two processes drop the same
+    units, and a run can go on with another number of them.
     """
     stream = np.random.SeedSequence([seed, DRAW_STREAM, step, process_rank()])
     torch.manual_seed(int(stream.generate_state(1, np.uint64)[0] >> 1))

@@ -1,6 +1,5 @@
-"""Classifiers trained by SGD: fine-tuning with the encoder, and a linear one on the frozen encoder.
+"""Fine-tuning: encoder and classifier trained together, on all or some of the labels.
 
-Fine-tuning is of encoder and classifier together, on all, a tenth or a hundredth of the labels.
 SimCLR, section 4 and appendix B.5: Nesterov's momentum 0.9, rate 0.05 x batch / 256, no weight
 decay, crop and flip, 60 epochs of 1% of the labels and 30 of 10%. Ours differ for small sets, where
 so few and so small steps would move nothing: a batch is a tenth of the images, 16 at least and 256
@@ -11,29 +10,19 @@ schedules and other rates are tried too, and the one that is best on a part of i
 so that a gain is not due to a schedule that is too short for the baseline. With three seeds that
 baseline takes five times as long as a pretrained encoder, and all of fine-tuning three times as
 long as without it.
-
-What each classifier answers is kept in a file of its own, so that an interrupted command goes on
-with the next one. Nothing in these files is ever unpickled.
 """
 
-import copy
 import hashlib
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from diptych.config.files import to_toml
-from diptych.config.run import RunConfig, ScheduleConfig, StepConfig
-from diptych.errors import FeaturesError, TrainingError
+from diptych.config.run import RunConfig, ScheduleConfig
 from diptych.evaluation.confidence import (
     BootstrapEstimate,
     Interval,
@@ -42,29 +31,15 @@ from diptych.evaluation.confidence import (
     over_seeds,
 )
 from diptych.evaluation.knn import accuracy
-from diptych.evaluation.knn_and_linear import common_settings, compared
+from diptych.evaluation.knn_and_linear import common_settings
 from diptych.evaluation.labelled import Labelled
+from diptych.evaluation.sgd.kept_answers import ASTRAY, kept_answers
+from diptych.evaluation.sgd.train_by_sgd import SgdSettings, train_by_sgd
 from diptych.evaluation.subject import TRAINED, UNTRAINED, Subject
-from diptych.evaluation.supervised import (
-    REFERENCE_BATCH,
-    crop_and_flip,
-    in_whole_groups,
-    predict,
-    train_on_labels,
-    with_linear_head,
-)
+from diptych.evaluation.train_on_labels import REFERENCE_BATCH, in_whole_groups, predict
 from diptych.images.collection import ImageSet, balanced_share
 from diptych.images.groups import stratified_group_split
-from diptych.images.index import decoders
 from diptych.models.weights import PretrainedEncoder
-from diptych.optimization.optimizers import learning_rate
-from diptych.runs.atomic import atomic_write
-from diptych.runs.tensor_files import (
-    UnreadableTensors,
-    hash_network,
-    read_tensors_and_text,
-    tensor_bytes,
-)
 from diptych.runtime.devices import Runtime
 
 FEW_EPOCHS: Final = 60  # of 1% of the labels and less
@@ -73,12 +48,10 @@ RATE: Final = 0.05  # of a batch of 256
 LEAST_BATCH: Final = 16
 LONGER: Final = 3  # times as many epochs, of the encoder that begins from nothing
 BASELINE_RATES: Final = (0.2, 0.05)  # that it is tried with, of a batch of 256
-ASTRAY: Final = (FeaturesError, TrainingError)  # the first where the last step alone overflows
 SHARES_OF_RATE: Final = (1.0, 0.25, 0.0625)  # tried in turn, where a seed goes astray
 OVER: Final = "seeds and test images"
 """What intervals of fine-tuning are over; those of earlier versions are over seeds alone."""
 
-_MOMENTUM: Final = 0.9
 _LEAST_OF_A_CLASS: Final = 5  # labelled images or groups; of fewer, none can choose a schedule
 
 
@@ -94,23 +67,6 @@ class FineTuningSchedule(NamedTuple):
     epochs: int
     rate: float
     tried: int = 1
-
-
-@dataclass(frozen=True)
-class SgdSettings:
-    """How a classifier is trained by SGD; no weight decay.
-
-    Attributes:
-        rate: highest learning rate; in ``SGD_PROBES`` of a batch of 256.
-        nesterov: Nesterov's momentum instead of the plain one.
-        schedule: of the rate.
-        epochs: passes over the training images.
-    """
-
-    rate: float
-    nesterov: bool
-    schedule: ScheduleConfig
-    epochs: int
 
 
 def measure_finetune(subject: Subject) -> dict[str, Any]:
@@ -222,7 +178,7 @@ def fine_tune(
     batch_size = _batch_size(encoder.config, len(images))
     peak = schedule.rate * math.sqrt(batch_size / REFERENCE_BATCH)
     settings = SgdSettings(peak, True, ScheduleConfig(kind="cosine"), schedule.epochs)
-    return _train_by_sgd(encoder, labelled, images, batch_size, runtime, settings, seed=seed)
+    return train_by_sgd(encoder, labelled, images, batch_size, runtime, settings, seed=seed)
 
 
 def _batch_size(config: RunConfig, images: int) -> int:
@@ -301,7 +257,7 @@ def _fine_tuned_answers(
     schedule: FineTuningSchedule,
     seed: int,
 ) -> Tensor:
-    """The class that an encoder gives each of some images, fine-tuned on others; see ``_kept``."""
+    """The class that an encoder, fine-tuned on some images, gives others; see ``kept_answers``."""
 
     def learned() -> Tensor:
         classifier = fine_tune(encoder, labelled, rows, subject.runtime, schedule, seed=seed)
@@ -315,7 +271,7 @@ def _fine_tuned_answers(
         "seed": seed,
     }
     name = f"{len(rows)}-images-seed{seed}"
-    return _kept(subject, encoder, labelled, judged, name, settings, learned)
+    return kept_answers(subject, encoder, labelled, judged, name, settings, learned)
 
 
 def _with_intervals(
@@ -369,213 +325,3 @@ def _wider(seeds: Interval, images: BootstrapEstimate) -> Interval:
     below = math.hypot(seeds.value - seeds.low, drawn.value - drawn.low)
     above = math.hypot(seeds.high - seeds.value, drawn.high - drawn.value)
     return Interval(seeds.value, seeds.value - below, seeds.value + above)
-
-
-# --- a linear classifier by SGD, the encoder frozen -----------------------------------------------
-
-
-SGD_PROBES: Final = {
-    # MoCo, section 4.1: rate 30, drops at epochs 60 and 80 of 100.
-    "moco": SgdSettings(
-        30.0, False, ScheduleConfig(kind="step", step=StepConfig(drops=(0.6, 0.8))), 100
-    ),
-    # SimCLR, appendix B.6: rate 0.1 x batch / 256, 90 epochs.
-    "simclr": SgdSettings(0.1, True, ScheduleConfig(kind="cosine"), 90),
-}
-
-
-def measure_linear_sgd(subject: Subject) -> dict[str, Any]:
-    """A linear classifier by SGD on every encoder; pixels have none, as they are no network."""
-    options, labelled = subject.options, subject.labelled
-    probe, epochs = SGD_PROBES[options.sgd], options.sgd_epochs
-    predicted = {
-        name: _linear_answers(subject, encoder, probe, epochs)
-        for name, encoder in subject.encoders.items()
-    }
-    found, details = compared(predicted, labelled.test_labels, labelled.test_units)
-    settings = common_settings(subject) | {
-        "setting": options.sgd,
-        "epochs": epochs or probe.epochs,
-        "learning_rate": probe.rate,
-        "batch_size": REFERENCE_BATCH,
-    }
-    table = {"settings": settings, "metrics": details, "split": labelled.as_resampled()}
-    return {"linear_sgd": found, "details": {"linear_sgd": table}}
-
-
-def _linear_answers(
-    subject: Subject, encoder: PretrainedEncoder, probe: SgdSettings, epochs: int | None
-) -> Tensor:
-    """The class that the classifier on an encoder gives each test image; see ``_kept``."""
-    labelled = subject.labelled_for(encoder)
-
-    def learned() -> Tensor:
-        classifier = fit_linear_sgd(encoder, labelled, probe, subject.runtime, epochs=epochs)
-        return predict(classifier, labelled.test, encoder.config.views, subject.runtime)
-
-    settings = {"probe": asdict(probe), "epochs": epochs or probe.epochs}
-    name = "linear-sgd"
-    return _kept(subject, encoder, labelled, labelled.test, name, settings, learned)
-
-
-def fit_linear_sgd(
-    encoder: PretrainedEncoder,
-    labelled: Labelled,
-    probe: SgdSettings,
-    runtime: Runtime,
-    *,
-    epochs: int | None = None,
-    seed: int = 0,
-) -> nn.Module:
-    """The frozen encoder with a classifier, from images to logits.
-
-    Args:
-        encoder: stays as it is, in evaluation mode.
-        labelled: its training part is learned from.
-        probe: its rate is scaled in proportion to the batch.
-        runtime: to train it on.
-        epochs: instead of the probe's own.
-        seed: of initial weights, order and views.
-    """
-    batch_size = min(REFERENCE_BATCH, len(labelled.train))
-    peak = probe.rate * batch_size / REFERENCE_BATCH
-    settings = replace(probe, rate=peak, epochs=epochs or probe.epochs)
-    return _train_by_sgd(
-        encoder, labelled, labelled.train, batch_size, runtime, settings, frozen=True, seed=seed
-    )
-
-
-def _train_by_sgd(
-    encoder: PretrainedEncoder,
-    labelled: Labelled,
-    images: ImageSet,
-    batch_size: int,
-    runtime: Runtime,
-    settings: SgdSettings,
-    *,
-    frozen: bool = False,
-    seed: int,
-) -> nn.Module:
-    """A linear classifier on a copy of an encoder, which is frozen or learns too."""
-    views = encoder.config.views
-    batches = crop_and_flip(images, views, runtime, batch_size=batch_size, seed=seed)
-    steps = settings.epochs * batches.order.steps_per_epoch
-    # A copy: freezing sets requires_grad, and learning moves the weights and batch-norm statistics.
-    # Frozen it is the encoder that is kept, with its layer and whitening; the network alone learns.
-    network = copy.deepcopy(encoder if frozen else encoder.network)
-    classifier = with_linear_head(
-        network, encoder.config, len(labelled.classes), frozen=frozen, seed=seed
-    ).to(next(network.parameters()).device)
-    learning = [one for one in classifier.parameters() if one.requires_grad]
-    optimizer = torch.optim.SGD(learning, lr=0.0, momentum=_MOMENTUM, nesterov=settings.nesterov)
-
-    def rate(step: int) -> float:
-        return learning_rate(
-            settings.schedule, peak=settings.rate, step=step, steps_per_epoch=1, total_steps=steps
-        )
-
-    what = "Training a linear classifier by SGD" if frozen else "Fine-tuning"
-    told = runtime.counting(what)
-    train_on_labels(classifier, batches, optimizer, rate, steps=steps, on_images=told)
-    return classifier
-
-
-# --- files of answers -----------------------------------------------------------------------------
-
-
-_FORMAT: Final = 1  # another one also where training changes by more than the settings in a key
-_PREDICTED: Final = "predicted"
-
-
-def _kept(
-    subject: Subject,
-    encoder: PretrainedEncoder,
-    labelled: Labelled,
-    judged: ImageSet,
-    name: str,
-    settings: Mapping[str, Any],
-    learned: Callable[[], Tensor],
-) -> Tensor:
-    """What a classifier answers: from its file, or by training it.
-
-    Args:
-        subject: in whose folder the file is.
-        encoder: that it is trained on.
-        labelled: that it is trained with.
-        judged: the images that it says the classes of.
-        name: of the file, before the hash of all that its answers depend on.
-        settings: what of these is not in the arguments before.
-        learned: trains it; (judged images,).
-
-    Returns:
-        (judged images,), classes.
-
-    Raises:
-        TrainingError, FeaturesError: it went astray, now or when that was kept.
-        OSError: the file cannot be written.
-    """
-    key = _key(subject, encoder, labelled, settings)
-    file = subject.folder.finetune_cells / f"{name}-{key[:16]}.safetensors"
-    predicted = _read_answers(file, key, images=len(judged), classes=len(labelled.classes))
-    if predicted is None:
-        try:
-            predicted = learned()
-        except ASTRAY:
-            # That takes as long as learning does, and comes out the same again.
-            _write_answers(file, key, torch.zeros(0, dtype=torch.int64))
-            raise
-        _write_answers(file, key, predicted)
-    if not len(predicted):
-        raise TrainingError(
-            f"learning from labels went astray, as an earlier command wrote to {file}. Remove that "
-            "file to try once more."
-        )
-    return predicted
-
-
-def _key(
-    subject: Subject,
-    encoder: PretrainedEncoder,
-    labelled: Labelled,
-    settings: Mapping[str, Any],
-) -> str:
-    """64 hexadecimal digits that change with whatever answers depend on."""
-    opened = subject.config.images  # by the subject's run, whichever run the encoder is of
-    about = {
-        "format": _FORMAT,
-        "versions": decoders(),
-        "run": to_toml(encoder.config),
-        "layer": str(encoder.layer),
-        "color": opened.color,
-        "bits": opened.bits,
-        "labelled": labelled.fingerprint,
-        "classes": len(labelled.classes),
-        **settings,
-    }
-    digest = hash_network(encoder)
-    digest.update(json.dumps(about, sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def _write_answers(file: Path, key: str, predicted: Tensor) -> None:
-    """Writes answers; a reader sees all of them or nothing."""
-    header = {"key": key, "sum": _sum(predicted)}
-    atomic_write(file, save({_PREDICTED: predicted.contiguous()}, metadata=header))
-
-
-def _read_answers(file: Path, key: str, *, images: int, classes: int) -> Tensor | None:
-    """Reads answers; None where there are none, or damaged or foreign ones: these are made anew."""
-    try:
-        tensors, header = read_tensors_and_text(file)
-    except UnreadableTensors:
-        return None
-    found = tensors.get(_PREDICTED)
-    if found is None or header != {"key": key, "sum": _sum(found)}:
-        return None
-    if found.dtype != torch.int64 or found.shape not in ((images,), (0,)):
-        return None
-    return found if bool(((found >= 0) & (found < classes)).all()) else None
-
-
-def _sum(predicted: Tensor) -> str:
-    return hashlib.sha256(tensor_bytes(predicted)).hexdigest()
