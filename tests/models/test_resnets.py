@@ -9,6 +9,7 @@ import torch
 import torchvision.models
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import conv2d
 from torchvision.models import feature_extraction
 
@@ -120,6 +121,12 @@ def test_lower_precision_and_compiling_leave_small_maps_to_the_library(
         compiling.setattr(torch.compiler, "is_compiling", lambda: True)
         assert is_the_librarys(ours(maps))
     assert is_the_librarys(ours.eval()(maps))
+
+
+def test_what_only_counts_a_network_counts_the_whole_convolution() -> None:
+    with FakeTensorMode():
+        found = Convolution3x3(8, 8)(torch.empty(3, 8, 2, 2))
+    assert is_the_librarys(found)
 
 
 def is_the_librarys(convolved: Tensor) -> bool:
